@@ -1,0 +1,1 @@
+"""Entry points: absl-flag scripts around the package."""

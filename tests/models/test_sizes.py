@@ -1,0 +1,145 @@
+"""The published networks have exactly the published sizes, layer order and initial connectivity."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from tests.models.table import LAYERS, SIZES
+from tf_robust_sparse import layers, models
+
+
+@pytest.fixture
+def shapes_only(monkeypatch):
+    """Kernel layers that remember the shape of their kernel and create no variable: wrn34_10 in a second."""
+
+    class Shape:
+        def add_kernel(self, shape):
+            self.kernel_shape = shape
+
+        def compute_effective_kernel(self):
+            return np.zeros(self.kernel_shape, "float32")
+
+    class ShapeDense(Shape, layers.DenseOperation):
+        pass
+
+    class ShapeConv2D(Shape, layers.Conv2DOperation):
+        pass
+
+    class Initial:
+        def __init__(self, *args, initial_connectivity, seed, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.initial_connectivity = initial_connectivity
+
+    class InitialDense(Initial, ShapeDense):
+        pass
+
+    class InitialConv2D(Initial, ShapeConv2D):
+        pass
+
+    monkeypatch.setitem(layers.KERNELS, "plain", (ShapeDense, ShapeConv2D))
+    monkeypatch.setitem(layers.KERNELS, "rewiring", (InitialDense, InitialConv2D))
+
+
+def other_trainables(network):
+    return sum(math.prod(variable.shape) for variable in network.trainable_variables)
+
+
+@pytest.mark.parametrize("num_classes", [10, 100])
+@pytest.mark.parametrize("name", SIZES)
+def test_layers_and_entries(name, num_classes, shapes_only):
+    count, entries, others, budgets = SIZES[name]
+    network = models.build(name, num_classes=num_classes)
+    sizes = [math.prod(layer.kernel_shape) for layer in layers.kernel_layers(network)]
+    assert len(sizes) == count
+    assert sum(sizes) == entries[num_classes]
+    assert other_trainables(network) == others + num_classes - 10
+    if num_classes == 10:
+        assert {p: int(sum(sizes) * p) for p in budgets} == {p: budget for p, (budget, _) in budgets.items()}
+    if num_classes == 10 and name == "vgg16":
+        assert sum(sizes) + other_trainables(network) == 15_311_818
+    if num_classes == 10 and name in LAYERS:
+        assert sizes == [size for size, _ in LAYERS[name]]
+
+
+@pytest.mark.parametrize("connectivity", [0.1, 0.01, 0.005])
+@pytest.mark.parametrize("name", SIZES)
+def test_connections_at_the_start(name, connectivity, shapes_only):
+    network = models.build(name, kernel="rewiring", connectivity=connectivity)
+    # The very expression that the rewiring layers evaluate.
+    counts = [
+        int(layer.initial_connectivity * math.prod(layer.kernel_shape)) for layer in layers.kernel_layers(network)
+    ]
+    assert sum(counts) == SIZES[name][3][connectivity][1]
+    if connectivity == 0.01 and name in LAYERS:
+        assert counts == [count for _, count in LAYERS[name]]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "wrn28_4"])
+def test_rewiring_network_connects_what_the_table_says(name):
+    network = models.build(name, kernel="rewiring", connectivity=0.01, seed=1)
+    counts = [np.count_nonzero(layer.theta.numpy() > 0) for layer in layers.kernel_layers(network)]
+    assert counts == [count for _, count in LAYERS[name]]
+    assert sum(counts) == SIZES[name][3][0.01][1]
+    if name == "vgg16":
+        conv8 = network.get_layer("conv8")
+        kernel = conv8.effective_kernel.numpy()
+        # Truncated at two standard deviations and rescaled, He-normal keeps the standard deviation sqrt(2 / fan_in).
+        assert np.std(kernel[kernel != 0]) == pytest.approx(math.sqrt(2 / 2304), rel=0.03)
+        for layer in layers.kernel_layers(network):
+            sign = layer.sign.numpy()
+            assert abs(sign.mean()) < 4 / math.sqrt(sign.size)
+            assert set(np.unique(sign)) == {-1, 1}
+
+
+def test_order_of_the_budget_is_forward_with_the_shortcut_after_its_block():
+    expected = [
+        "stem",
+        *[f"stage1_block{i}_conv{j}" for i in (1, 2) for j in (1, 2)],
+        *[
+            f"stage{stage}_{name}"
+            for stage in (2, 3, 4)
+            for name in ("block1_conv1", "block1_conv2", "block1_shortcut", "block2_conv1", "block2_conv2")
+        ],
+        "classifier",
+    ]
+    network = models.resnet18(seed=0)
+    assert [layer.name for layer in layers.kernel_layers(network)] == expected
+    copies = (
+        keras.models.clone_model(network),
+        keras.Model.from_config(network.get_config()),
+        models.resnet18(padding_mode="symmetric"),
+    )
+    for copy in copies:
+        assert [layer.name for layer in layers.kernel_layers(copy)] == expected
+
+
+def test_order_of_the_budget_in_bottlenecks_and_wide_blocks(shapes_only):
+    names = [layer.name for layer in layers.kernel_layers(models.resnet50())]
+    assert names[:6] == [
+        "stem",
+        "stage1_block1_conv1",
+        "stage1_block1_conv2",
+        "stage1_block1_conv3",
+        "stage1_block1_shortcut",
+        "stage1_block2_conv1",
+    ]
+    names = [layer.name for layer in layers.kernel_layers(models.wrn28_2())]
+    assert names[:5] == [
+        "stem",
+        "group1_block1_conv1",
+        "group1_block1_conv2",
+        "group1_block1_shortcut",
+        "group1_block2_conv1",
+    ]
+
+
+def test_weight_decayed_small_networks_start_within_their_budget():
+    for name in ("lenet5_caffe", "dense_300_100", "small_cnn"):
+        for connectivity in (0.01, 0.05, 0.1, 0.5):
+            network = models.build(name, kernel="rewiring", connectivity=connectivity)
+            thetas = [layer.theta.numpy() for layer in layers.kernel_layers(network)]
+            connected = sum(np.count_nonzero(theta > 0) for theta in thetas)
+            assert 0.4 * connectivity <= connected / sum(theta.size for theta in thetas) <= connectivity
+            assert all(np.count_nonzero(theta > 0) >= theta.shape[-1] - 1 for theta in thetas)

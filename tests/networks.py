@@ -1,0 +1,41 @@
+"""Tiny networks and images that tests of several folders share."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+
+
+def tiny_network(kernel="rewiring", batch_norm=True, connectivity=0.2, seed=1, classes=10, synchronized=False):
+    """A convolutional network of 2,744 kernel entries on 12x12x1 images."""
+    dense, conv = layers.KERNELS[kernel]
+
+    def arguments(name):
+        if kernel == "rewiring":
+            return {"initial_connectivity": connectivity, "seed": seed, "name": name}
+        return {"kernel_initializer": keras.initializers.HeNormal(seed), "name": name}
+
+    x = inputs = keras.Input((12, 12, 1))
+    x = conv(8, 3, strides=2, padding="same", use_bias=not batch_norm, **arguments("conv1"))(x)
+    if batch_norm:
+        x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized, name="bn1")(x)
+    x = keras.layers.ReLU(name="relu1")(x)
+    x = conv(16, 3, strides=2, padding="same", activation="relu", **arguments("conv2"))(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    outputs = dense(classes, **arguments("classifier"))(x)
+    return keras.Model(inputs, outputs, name="tiny")
+
+
+def tiny_images(count=64, classes=10, seed=0):
+    """Images of class-dependent brightness patterns, learnable in a few steps: x in [0, 1], integer y."""
+    generator = np.random.default_rng(seed)
+    y = generator.integers(0, classes, count)
+    patterns = np.random.default_rng(99).random((classes, 12, 12, 1))
+    x = 0.7 * patterns[y] + 0.3 * generator.random((count, 12, 12, 1))
+    return x.astype(np.float32), y.astype(np.int64)
+
+
+def tiny_dataset(count=64, batch_size=16, classes=10, seed=0):
+    """The images above as batches."""
+    return tf.data.Dataset.from_tensor_slices(tiny_images(count, classes, seed)).batch(batch_size)

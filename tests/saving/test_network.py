@@ -1,0 +1,220 @@
+"""Networks survive the disk, damaged files are told apart, and a SavedModel needs nothing of this package."""
+
+import json
+import resource
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.saving.networks import IMAGE, images, residual_network
+from tf_robust_sparse import layers, models, saving
+
+
+def names(path):
+    return sorted(each.name for each in path.iterdir())
+
+
+@pytest.fixture
+def small_files():
+    """Lets files grow to 4 KiB only, as on a disk that is almost full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("kernel", layers.KERNELS)
+def test_round_trip_is_exact(kernel, tmp_path):
+    network = residual_network(kernel)
+    file = saving.save_network(network, tmp_path / "run")
+    assert file == tmp_path / "run" / "network.keras"
+    for path in (tmp_path / "run", str(file)):
+        loaded = saving.load_network(path)
+        for a, b in zip(network.variables, loaded.variables, strict=True):
+            assert (a.path, a.dtype) == (b.path, b.dtype)
+            np.testing.assert_array_equal(a.numpy(), b.numpy())
+        np.testing.assert_array_equal(network(images(4)), loaded(images(4)))
+        orders = [[layer.name for layer in layers.kernel_layers(each)] for each in (network, loaded)]
+        assert orders[0] == orders[1]
+        assert orders[0] == ["stem", "conv1", "conv2", "shortcut", "hidden", "classifier"]
+    assert not loaded.compiled
+
+
+def test_file_name_is_free(tmp_path):
+    file = saving.save_network(residual_network(), tmp_path / "a" / "best.keras")
+    assert file == tmp_path / "a" / "best.keras"
+    assert saving.load_network(file).name == "residual"
+    assert names(tmp_path / "a") == ["best.keras"]
+
+
+def test_every_architecture_loads_in_the_same_layer_order(tmp_path):
+    network = models.wrn28_2(kernel="rewiring", connectivity=0.1, seed=0)
+    saving.save_network(network, tmp_path)
+    loaded = saving.load_network(tmp_path)
+    assert [layer.name for layer in layers.kernel_layers(loaded)] == [
+        layer.name for layer in layers.kernel_layers(network)
+    ]
+
+
+def test_full_disk_leaves_the_old_network(tmp_path, small_files):
+    network = residual_network()
+    saving.save_network(network, tmp_path)
+    before = (tmp_path / "network.keras").read_bytes()
+    small_files()
+    with pytest.raises(OSError, match="too large"):
+        saving.save_network(residual_network(seed=9), tmp_path)
+    assert names(tmp_path) == ["network.keras"]
+    assert (tmp_path / "network.keras").read_bytes() == before
+
+
+def damage(path, kind):
+    content = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    elif kind == "text":
+        path.write_text("not a network")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "flipped", "text"])
+def test_damaged_file(kind, tmp_path):
+    file = saving.save_network(residual_network(), tmp_path)
+    damage(file, kind)
+    with pytest.raises(ValueError, match=r"network\.keras is damaged or not a \.keras file"):
+        saving.load_network(tmp_path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ValueError, match=r"There is no network at .*network\.keras.*Received: path="):
+        saving.load_network(tmp_path)
+
+
+def test_zip_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(ValueError, match=r"no \.keras file.*readme\.txt"):
+        saving.load_network(tmp_path / "a.keras")
+
+
+def rewrite_config(file, change):
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    change(config)
+    members["config.json"] = json.dumps(config)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def test_unknown_layer(tmp_path):
+    file = saving.save_network(residual_network(), tmp_path)
+
+    def change(config):
+        entry = config["config"]["layers"][1]
+        entry.update(module="elsewhere", class_name="Odd", registered_name="elsewhere>Odd")
+
+    rewrite_config(file, change)
+    with pytest.raises(ValueError, match="cannot be rebuilt; if it has layers of your own, register them"):
+        saving.load_network(tmp_path)
+
+
+def test_code_in_the_file_is_refused(tmp_path):
+    x = keras.Input((3,))
+    network = keras.Model(x, keras.layers.Lambda(lambda x: x + 1, output_shape=(3,))(x))
+    saving.save_network(network, tmp_path)
+    with pytest.raises(ValueError, match="cannot be rebuilt"):
+        saving.load_network(tmp_path)
+
+
+def test_wrong_architecture_of_weights(tmp_path):
+    file = saving.save_network(residual_network(), tmp_path)
+    rewrite_config(file, lambda config: config["config"]["layers"][-1]["config"].update(units=6))
+    with pytest.raises(ValueError, match="cannot be rebuilt"):
+        saving.load_network(tmp_path)
+
+
+_CONSUMER = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+loaded = tf.saved_model.load(sys.argv[1])
+x = tf.constant(np.load(sys.argv[2]))
+with tf.GradientTape() as tape:
+    tape.watch(x)
+    logits = loaded.serve(x)
+    total = tf.reduce_sum(logits * tf.range(logits.shape[1], dtype=tf.float32))
+signature = loaded.signatures["serving_default"]
+(name,) = signature.structured_input_signature[1]
+(output,) = signature(**{name: x}).values()
+np.savez(sys.argv[3], logits=logits, gradient=tape.gradient(total, x), output=output, one=loaded.serve(x[:1]))
+assert not [name for name in sys.modules if name.startswith("tf_robust_sparse")], "it must not need this package"
+print(name, signature.structured_input_signature[1][name].shape)
+"""
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_saved_model_is_free_of_this_package(policy, tmp_path, capfd):
+    keras.config.set_dtype_policy(policy)
+    try:
+        network = residual_network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    capfd.readouterr()
+    assert saving.export_network(network, tmp_path / "serve") == tmp_path / "serve"
+    assert capfd.readouterr().out == ""
+    assert names(tmp_path) == ["serve"]
+    x = images(6)
+    np.save(tmp_path / "x.npy", x)
+    arguments = [tmp_path / "serve", tmp_path / "x.npy", tmp_path / "out.npz"]
+    done = subprocess.run(
+        [sys.executable, "-c", _CONSUMER, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["pixels", "(None,", "8,", "8,", "3)"]
+    results = np.load(tmp_path / "out.npz")
+    same = residual_network()
+    same.set_weights(network.get_weights())
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        logits = same(x, training=False)
+        total = tf.reduce_sum(logits * tf.range(5, dtype=tf.float32))
+    np.testing.assert_allclose(results["logits"], logits, atol=1e-5)
+    np.testing.assert_allclose(results["output"], results["logits"], atol=1e-6)
+    np.testing.assert_allclose(results["one"], logits[:1], atol=1e-5)
+    np.testing.assert_allclose(results["gradient"], tape.gradient(total, x), atol=1e-4)
+    assert results["logits"].dtype == np.float32
+
+
+def test_export_replaces_a_directory_as_a_whole(tmp_path, monkeypatch):
+    first, second = residual_network(), residual_network(seed=8)
+    saving.export_network(first, tmp_path / "serve")
+    (tmp_path / "serve" / "note.txt").write_text("from the first export")
+
+    def failing(self, path, **kwargs):
+        Path(path).mkdir()
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "export", failing)
+        with pytest.raises(OSError, match="No space"):
+            saving.export_network(second, tmp_path / "serve")
+    loaded = tf.saved_model.load(str(tmp_path / "serve"))
+    np.testing.assert_allclose(loaded.serve(images(2)), first(images(2)), atol=1e-5)
+    saving.export_network(second, tmp_path / "serve")
+    loaded = tf.saved_model.load(str(tmp_path / "serve"))
+    np.testing.assert_allclose(loaded.serve(images(2)), second(images(2)), atol=1e-5)
+    assert names(tmp_path) == ["serve"]
+    assert "note.txt" not in names(tmp_path / "serve")
+    assert loaded.serve(np.zeros((3, *IMAGE), "float32")).shape == (3, 5)

@@ -1,0 +1,112 @@
+"""A stripped network is plain Keras and computes the same."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.saving.networks import images, residual_network
+from tf_robust_sparse import layers, models, saving
+
+LOGIT_TOLERANCE = 1e-5  # the two networks multiply in the same order; only rounding of the kernel's product is left
+
+
+@pytest.fixture
+def float32_policy():
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def non_zeros(network):
+    """Counts the non-zero kernel entries of a plain network."""
+    return sum(
+        np.count_nonzero(layer.kernel.numpy())
+        for layer in network.layers
+        if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D))
+    )
+
+
+def connected(network):
+    """Counts the connected entries of a network of this package, from its own state."""
+    count = 0
+    for layer in layers.kernel_layers(network):
+        if hasattr(layer, "theta"):
+            count += np.count_nonzero(layer.theta.numpy() > 0)
+        elif hasattr(layer, "kernel_mask"):
+            count += np.count_nonzero(layer.kernel_mask.numpy())
+        else:
+            count += layer.kernel.numpy().size
+    return count
+
+
+@pytest.mark.parametrize("kernel", layers.KERNELS)
+@pytest.mark.parametrize("name", ["residual", "wrn28_2", "vgg16", "small_cnn"])
+def test_logits_and_connections_are_equal(name, kernel):
+    if name == "residual":
+        network, x = residual_network(kernel), images(256)
+    elif name == "vgg16" and kernel != "rewiring":
+        pytest.skip("one form is enough for fifteen million weights")
+    else:
+        network = models.build(name, kernel=kernel, connectivity=0.1, seed=0)
+        x = images(256 if name == "small_cnn" else 16, shape=(32, 32, 3))
+    stripped = saving.strip(network)
+    assert np.abs(network.predict(x, verbose=0) - stripped.predict(x, verbose=0)).max() <= LOGIT_TOLERANCE
+    assert non_zeros(stripped) == connected(network)
+    assert {type(layer).__module__.partition(".")[0] for layer in stripped.layers} == {"keras"}
+    assert [layer.name for layer in stripped.layers] == [layer.name for layer in network.layers]
+    assert stripped.name == network.name
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_stripped_network_is_float32(policy, float32_policy):
+    keras.config.set_dtype_policy(policy)
+    network = residual_network()
+    stripped = saving.strip(network)
+    assert {layer.dtype_policy.name for layer in (stripped, *stripped.layers)} == {"float32"}
+    assert keras.config.dtype_policy().name == policy
+    keras.config.set_dtype_policy("float32")
+    same = residual_network()
+    same.set_weights(network.get_weights())
+    np.testing.assert_allclose(stripped(images(8)), same(images(8)), atol=LOGIT_TOLERANCE)
+
+
+def test_stripping_leaves_the_network_alone():
+    network = residual_network()
+    before = network.get_weights()
+    stripped = saving.strip(network)
+    for layer in stripped.layers:
+        layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
+    for a, b in zip(before, network.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nested_and_sequential_networks():
+    inner = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.MaskedConv2D(4, 3, name="conv"),
+            layers.BatchNormalization(name="bn"),
+        ],
+        name="features",
+    )
+    x = keras.Input((8, 8, 3))
+    network = keras.Model(x, layers.RewiringDense(3, name="out")(keras.layers.Flatten(name="flat")(inner(x))))
+    stripped = saving.strip(network)
+    assert type(stripped.get_layer("features").get_layer("conv")) is keras.layers.Conv2D
+    np.testing.assert_allclose(stripped(images(4)), network(images(4)), atol=LOGIT_TOLERANCE)
+    np.testing.assert_allclose(saving.strip(inner)(images(4)), inner(images(4)), atol=LOGIT_TOLERANCE)
+
+
+def test_subclassed_models_and_foreign_layers_are_refused():
+    class Trainer(keras.Model):
+        pass
+
+    with pytest.raises(ValueError, match=r"pass the network itself.*Received: Trainer"):
+        saving.strip(Trainer())
+
+    class Odd(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    x = keras.Input((3,))
+    with pytest.raises(ValueError, match="The layer odd is not part of Keras"):
+        saving.strip(keras.Model(x, Odd(name="odd")(x)))

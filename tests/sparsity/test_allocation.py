@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+from tf_robust_sparse.sparsity import draw_layers, global_budget, set_random_dormant, top_k_mask
+
+
+def seeds(n):
+    return [tf.constant([n, i]) for i in range(n)]
+
+
+def test_budget_is_the_truncated_product():
+    assert global_budget([1_000, 528], 0.01) == 15
+    assert global_budget([15_302_848], 0.1) == 1_530_284
+
+
+@pytest.mark.parametrize("connectivity", [0, -0.1, 1.5, float("nan"), "0.1", True, None])
+def test_connectivity_outside_its_range_is_named(connectivity):
+    with pytest.raises(ValueError, match=r"`connectivity` is the fraction .* in \(0, 1\]"):
+        global_budget([1_000], connectivity)
+
+
+def test_budget_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"leaves none of the 100 kernel entries; pass at least 0\.01"):
+        global_budget([100], 0.001)
+
+
+def test_layers_are_drawn_in_proportion_to_their_size():
+    sizes = [1_000, 3_000, 6_000]
+    counts = draw_layers(tf.constant(100_000, tf.int64), sizes, tf.constant([10**6] * 3, tf.int64), tf.constant([1, 2]))
+    assert int(tf.reduce_sum(counts)) == 100_000
+    expected = 100_000 * np.array(sizes) / sum(sizes)
+    assert scipy.stats.chisquare(counts.numpy(), expected).pvalue > 0.001
+
+
+def test_overflow_is_drawn_again_among_layers_with_room():
+    for seed in seeds(20):
+        counts = draw_layers(tf.constant(100, tf.int64), [0.5, 0.5], tf.constant([2, 1000], tf.int64), seed)
+        np.testing.assert_array_equal(counts, [2, 98])
+
+
+def test_drawing_stops_when_no_layer_has_room():
+    counts = draw_layers(tf.constant(100, tf.int64), [1.0, 9.0], tf.constant([3, 4], tf.int64), tf.constant([0, 0]))
+    np.testing.assert_array_equal(counts, [3, 4])
+
+
+def test_pairs_of_layers_have_multinomial_probabilities():
+    # The worked example of the method: N = (4, 12), two draws: (A, A) 1/16, one each 6/16, (B, B) 9/16.
+    draw = tf.function(lambda s: draw_layers(tf.constant(2, tf.int64), [4.0, 12.0], tf.constant([9, 9], tf.int64), s))
+    in_a = np.array([int(draw(seed)[0]) for seed in seeds(1_600)])
+    observed = np.bincount(in_a, minlength=3)
+    assert scipy.stats.chisquare(observed, 1_600 * np.array([9, 6, 1]) / 16).pvalue > 0.001
+
+
+@pytest.mark.parametrize("count", [10, 70])  # by rejection, and by shuffling
+def test_dormant_positions_are_drawn_uniformly(count):
+    theta = np.full(150, 0.5, np.float32)
+    dormant = np.random.default_rng(0).choice(150, 100, replace=False)
+    theta[dormant] = np.where(np.arange(100) % 2, 0.0, -0.3)
+    rewire = tf.function(lambda seed: set_random_dormant(tf.constant(theta), tf.constant(count, tf.int64), 1e-12, seed))
+    hits = np.zeros(150)
+    for seed in seeds(2_000):
+        new = rewire(seed).numpy()
+        changed = new != theta
+        assert changed.sum() == count
+        assert set(new[changed]) == {np.float32(1e-12)}
+        hits += changed
+    assert hits[theta > 0].sum() == 0
+    # Counts of draws without replacement have variance n p (1 - p); chi-square assumes n p.
+    expected = 2_000 * count / 100
+    statistic = ((hits[dormant] - expected) ** 2 / (expected * (1 - count / 100))).sum() * 99 / 100
+    assert scipy.stats.chi2.sf(statistic, 99) > 0.001
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_layer_can_be_filled(count):
+    theta = tf.constant([0.1, 0.0, -1.0, 0.0, 0.0, 0.2, 0.0])
+    new = set_random_dormant(theta, tf.constant(count, tf.int64), 1e-12, tf.constant([0, 1]))
+    assert int(tf.math.count_nonzero(new > 0)) == 2 + count
+
+
+def test_top_k_keeps_exactly_k_despite_ties():
+    scores = tf.constant([[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
+    np.testing.assert_array_equal(top_k_mask(scores, tf.constant(3)), [[True, False, True], [True, False, False]])
+    assert int(tf.math.count_nonzero(top_k_mask(tf.zeros((4, 5)), tf.constant(7)))) == 7
+    assert not bool(tf.reduce_any(top_k_mask(scores, tf.constant(0))))

@@ -1,0 +1,102 @@
+import itertools
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.networks import tiny_dataset, tiny_network
+from tf_robust_sparse import layers, objectives
+from tf_robust_sparse.sparsity import MagnitudePruning, schedules, slots
+from tf_robust_sparse.training import RobustModel
+
+
+def trained(sparsifier, optimizer=None, epochs=3, callbacks=()):
+    network = tiny_network("masked")
+    model = RobustModel(network, objectives.Natural(), sparsifier)
+    model.compile(optimizer or keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3))
+    model.fit(tiny_dataset(), epochs=epochs, verbose=0, callbacks=list(callbacks))
+    return model
+
+
+def counts(network):
+    return [int(tf.math.count_nonzero(layer.effective_kernel)) for layer in layers.kernel_layers(network)]
+
+
+def test_one_shot_keeps_the_largest_entries_of_each_kernel():
+    network = tiny_network("masked")
+    before = [np.array(layer.kernel) for layer in layers.kernel_layers(network)]
+    MagnitudePruning(0.1).attach(network)
+    for layer, old in zip(layers.kernel_layers(network), before, strict=True):
+        kept = np.array(layer.kernel_mask)
+        assert kept.sum() == int(0.1 * old.size)
+        assert np.abs(old[kept]).min() >= np.abs(old[~kept]).max()
+        np.testing.assert_array_equal(layer.effective_kernel, np.where(kept, old, 0))
+
+
+def test_global_allocation_compares_all_kernels():
+    network = tiny_network("masked")
+    before = [np.array(layer.kernel) for layer in layers.kernel_layers(network)]
+    MagnitudePruning(0.1, allocation="global").attach(network)
+    masks = [np.array(layer.kernel_mask) for layer in layers.kernel_layers(network)]
+    assert sum(mask.sum() for mask in masks) == 266
+    kept = min(np.abs(old[mask]).min() for old, mask in zip(before, masks, strict=True))
+    dropped = max(np.abs(old[~mask]).max() for old, mask in zip(before, masks, strict=True))
+    assert kept >= dropped
+
+
+@pytest.mark.parametrize("optimizer", [lambda: keras.optimizers.Adam(0.01), lambda: None])
+def test_pruned_entries_stay_at_zero_under_momentum_and_decay(optimizer):
+    model = trained(MagnitudePruning(0.1), optimizer())
+    assert counts(model.network) == [7, 115, 144]
+    for layer in layers.kernel_layers(model.network):
+        off = ~np.array(layer.kernel_mask)
+        assert (np.array(layer.kernel)[off] == 0).all()
+        for slot in slots(model.optimizer, layer.kernel):
+            assert (np.array(slot)[off] == 0).all()
+    model.sparsifier.check(model.network)
+
+
+def test_gradual_schedule_falls_to_the_target():
+    seen = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(sum(counts(look.model.network)))
+    )
+    trained(MagnitudePruning(0.1, schedules.polynomial(0.1, end_step=8, frequency=2)), epochs=3, callbacks=[look])
+    assert seen[0] > seen[-1] and all(a >= b for a, b in itertools.pairwise(seen))
+    assert seen[-1] == 7 + 115 + 144
+
+
+def test_schedules_are_those_of_the_library():
+    import tensorflow_model_optimization as tfmot
+
+    ours = schedules.polynomial(0.05, end_step=1_000, initial_connectivity=0.8, begin_step=100, frequency=50)
+    theirs = tfmot.sparsity.keras.PolynomialDecay(0.2, 0.95, 100, 1_000, frequency=50)
+    for step in (0, 99, 100, 130, 150, 700, 1_000, 1_050):
+        now, connectivity = ours(tf.constant(step, tf.int64))
+        expected_now, sparsity = theirs(tf.constant(step, tf.int64))
+        assert bool(now) == bool(expected_now)
+        assert float(connectivity) == pytest.approx(1 - float(sparsity), abs=1e-6)
+    now, connectivity = schedules.constant(0.3, begin_step=10, frequency=5)(tf.constant(15, tf.int64))
+    assert bool(now) and float(connectivity) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_the_library_leaves_keras_and_the_environment_alone():
+    code = (
+        "import os; import tf_robust_sparse as trs; trs.sparsity.schedules.constant(0.1); import tensorflow as tf;"
+        "assert 'TF_USE_LEGACY_KERAS' not in os.environ; assert tf.keras.__version__.startswith('3.')"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match='`allocation` must be "uniform" or "global"'):
+        MagnitudePruning(0.1, allocation="erk")
+    with pytest.raises(ValueError, match="before `end_step`"):
+        schedules.polynomial(0.1, end_step=5, begin_step=5)
+    with pytest.raises(ValueError, match='kernel="masked"'):
+        MagnitudePruning(0.1).attach(tiny_network("rewiring"))

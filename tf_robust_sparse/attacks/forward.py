@@ -1,0 +1,57 @@
+"""One way to ask any model for its logits."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Forward = Callable[[tf.Tensor], tf.Tensor]
+
+
+def inference_forward(model: Callable[..., Any]) -> Forward:
+    """A function from images to float32 logits, with batch norm and dropout in inference mode.
+
+    Args:
+        model: A Keras model or layer, which is called with `training=False`; or any other callable (a plain function,
+            the `serve` or a signature of a SavedModel), which is called with the images only. An output that is a
+            dictionary or a list of one tensor stands for this tensor.
+
+    Returns:
+        Callable from `(batch, ...)` images in `[0, 1]` to `(batch, classes)` logits, float32.
+
+    Raises:
+        TypeError: if the model cannot be called.
+        ValueError: when called, if the output is not one tensor of shape `(batch, classes)`.
+    """
+    if not callable(model):
+        raise TypeError(
+            "`model` is a Keras model or any callable from images to logits; for a SavedModel directory pass "
+            f"evaluation.load_saved_model(path). Received: model={model!r}"
+        )
+    call = functools.partial(model, training=False) if isinstance(model, keras.layers.Layer) else model
+
+    def forward(x: tf.Tensor) -> tf.Tensor:
+        logits = tf.cast(_single_tensor(call(x)), tf.float32)
+        if logits.shape.rank not in (None, 2):
+            raise ValueError(
+                "The model returns logits of shape (batch, classes); flatten or pool the features before the last "
+                f"layer. Received: output of shape {logits.shape}"
+            )
+        return logits
+
+    return forward
+
+
+def _single_tensor(output: Any) -> Any:
+    """The one tensor in a model's output."""
+    if isinstance(output, dict | list | tuple):
+        if len(output) != 1:
+            names = list(output) if isinstance(output, dict) else len(output)
+            raise ValueError(
+                "The model returns one tensor of logits; wrap it in a function that picks the logits. "
+                f"Received outputs: {names}"
+            )
+        return next(iter(output.values() if isinstance(output, dict) else output))
+    return output

@@ -1,0 +1,281 @@
+"""The one loop that all gradient attacks share."""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tf_robust_sparse.attacks.forward import Forward, inference_forward
+from tf_robust_sparse.attacks.losses import cross_entropy
+from tf_robust_sparse.attacks.noise import as_seed, fold_in, normal_like
+
+LossFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+# Starting points. "gaussian" is the one of TRADES and MART; its noise is so small that it is no matter of epsilon.
+STARTS = ("uniform", "gaussian", "none")
+GAUSSIAN_STDDEV = 0.001
+
+
+class GradientAttack:
+    """Steps along the normalised input gradient of a loss, projecting back into a ball around the image.
+
+    `x_adv <- project(x_adv + step_size * normalise(gradient))`, `num_steps` times; the last iterate is returned, in the
+    ball and in `[0, 1]`. The gradient is taken with respect to the images only, with the network in inference mode, so
+    no weight and no batch-norm statistic changes. A subclass is a norm: it writes the three hooks `uniform_start`,
+    `normalise` and `project`.
+
+    The attack is a function of its arguments: equal calls give equal answers. Pass another `seed`
+    in each training step.
+
+    Args:
+        epsilon: Radius of the ball in pixels of `[0, 1]`, at least 0.
+        step_size: Length of one step in the norm of the ball, in pixels of `[0, 1]`; `None` for
+            `2.5 * epsilon / num_steps`.
+        num_steps: Number of steps, at least 0; with 0 the starting point is returned.
+        random_start: Whether to start at a uniformly drawn point of the ball; else at the image.
+        restarts: Number of runs from different starting points, at least 1. Of several runs each example keeps the one
+            with the highest loss among those that fool the network, or among all if none does.
+        targeted: Whether `y` is the class to reach; the loss is then descended.
+        seed: Integer, the seed of the starting points when a call passes none.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Madry et al., 2018](https://arxiv.org/abs/1706.06083), section 2.1.
+    """
+
+    norm = "none"
+    max_epsilon = math.inf
+
+    def __init__(
+        self,
+        epsilon: float,
+        step_size: float | None = None,
+        num_steps: int = 10,
+        random_start: bool = True,
+        restarts: int = 1,
+        targeted: bool = False,
+        seed: int = 0,
+    ) -> None:
+        _check_number("epsilon", epsilon, "the radius in pixels of [0, 1]", "for 8/255 pass epsilon=8/255")
+        if epsilon > self.max_epsilon:
+            raise ValueError(
+                f"`epsilon` is the radius in pixels of [0, 1], at most {self.max_epsilon:g} in the {self.norm} norm; "
+                f"for 8/255 pass epsilon=8/255. Received: epsilon={epsilon}"
+            )
+        _check_integer("num_steps", num_steps, 0, "pass num_steps=0 to get the starting point")
+        if step_size is None:
+            step_size = 2.5 * epsilon / num_steps if num_steps else 0.0
+        _check_number("step_size", step_size, "the length of a step in pixels of [0, 1]", "for 2/255 pass 2/255")
+        _check_integer("restarts", restarts, 1, "pass restarts=1 for a single run")
+        _check_integer("seed", seed, None, "pass an integer such as seed=0")
+        if restarts > 1 and not random_start:
+            raise ValueError(
+                "`restarts` above 1 repeats the attack from other random starting points; pass random_start=True, or "
+                f"restarts=1. Received: restarts={restarts}, random_start={random_start}"
+            )
+        self.epsilon = float(epsilon)
+        self.step_size = float(step_size)
+        self.num_steps = int(num_steps)
+        self.random_start = bool(random_start)
+        self.restarts = int(restarts)
+        self.targeted = bool(targeted)
+        self.seed = int(seed)
+
+    def uniform_start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """A random point of the ball around each image, in `[0, 1]`: `(batch, ...)`, float32."""
+        raise NotImplementedError
+
+    def normalise(self, gradient: tf.Tensor) -> tf.Tensor:
+        """The steepest direction of length 1 in the norm of the ball: `(batch, ...)`; zero where the gradient is."""
+        raise NotImplementedError
+
+    def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """Brings `(batch, ...)` images back into the ball around `x` and into `[0, 1]`."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        x: tf.Tensor,
+        y: tf.Tensor,
+        loss_fn: LossFn | None = None,
+        seed: int | tf.Tensor | None = None,
+        start: str | None = None,
+    ) -> tf.Tensor:
+        """Finds adversarial examples.
+
+        Args:
+            model: Keras model, or any callable from images to logits.
+            x: `(batch, ...)`, floating, in `[0, 1]`.
+            y: `(batch,)`, integers: the true classes, or the classes to reach if the attack is targeted.
+            loss_fn: `loss_fn(y, logits)`, from float32 logits `(batch, classes)` to the `(batch,)` losses of the
+                examples; `None` for the cross entropy.
+            seed: Integer, integers of shape `(2,)`, or `(batch, 2)` for one seed per example; `None` for the seed given
+                to the constructor.
+            start: `"uniform"` (in the ball), `"gaussian"` (`x + 0.001 * N(0, 1)`, not clipped before the first step),
+                `"none"` (at `x`), or `None` for what the constructor says.
+
+        Returns:
+            `(batch, ...)`, float32, of the shape of `x`; not differentiable.
+
+        Raises:
+            ValueError: if `x` is not floating, `start` or `seed` is none of the above, `loss_fn` does not return one
+                loss per example, or the logits do not depend differentiably on the images.
+        """
+        x = _as_images(x)
+        if start is None:
+            start = "uniform" if self.random_start else "none"
+        if start not in STARTS:
+            raise ValueError(f"`start` is one of {STARTS}, or None. Received: start={start!r}")
+        loss_fn = cross_entropy if loss_fn is None else loss_fn
+        forward = inference_forward(model)
+        seed = as_seed(self.seed if seed is None else seed)
+
+        def run(restart: int | tf.Tensor) -> tf.Tensor:
+            return self._run(forward, x, y, loss_fn, fold_in(seed, restart), start)
+
+        x_adv = run(0) if self.restarts == 1 else self._best_of_restarts(run, forward, x, y, loss_fn)
+        return tf.stop_gradient(x_adv)
+
+    def _run(
+        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn, seed: tf.Tensor, start: str
+    ) -> tf.Tensor:
+        """One run of the loop from one starting point."""
+        if start == "uniform":
+            x_start = self.uniform_start(x, seed)
+        elif start == "gaussian":
+            x_start = x + normal_like(x, seed, GAUSSIAN_STDDEV)
+        else:
+            x_start = x
+        if self.num_steps == 0:
+            return self.project(x_start, x)
+        direction = -self.step_size if self.targeted else self.step_size
+
+        def step(index: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            gradient = _input_gradient(forward, x_adv, y, loss_fn)
+            x_adv = self.project(x_adv + direction * self.normalise(gradient), x)
+            return index + 1, tf.ensure_shape(x_adv, x.shape)
+
+        # Not a loop over tf.range: train_step is traced without AutoGraph.
+        _, x_adv = tf.while_loop(
+            lambda index, _: index < self.num_steps,
+            step,
+            (tf.constant(0), x_start),
+            maximum_iterations=self.num_steps,
+            parallel_iterations=1,
+        )
+        return x_adv
+
+    def _best_of_restarts(
+        self, run: Callable[[tf.Tensor], tf.Tensor], forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn
+    ) -> tf.Tensor:
+        """Keeps, for each example, the run that fools the network with the highest loss, or else the highest loss."""
+
+        def step(
+            restart: tf.Tensor, best: tf.Tensor, best_fools: tf.Tensor, best_gain: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            x_adv = run(restart)
+            logits = forward(x_adv)
+            hit = tf.argmax(logits, axis=-1) == tf.cast(y, tf.int64)
+            fools = hit if self.targeted else tf.logical_not(hit)
+            loss = loss_fn(y, logits)
+            gain = -loss if self.targeted else loss
+            better = (fools & ~best_fools) | ((fools == best_fools) & (gain > best_gain))
+            chosen = tf.reshape(better, tf.concat([tf.shape(better), tf.ones(x.shape.rank - 1, tf.int32)], axis=0))
+            return (
+                restart + 1,
+                tf.ensure_shape(tf.where(chosen, x_adv, best), x.shape),
+                best_fools | fools,
+                tf.where(better, gain, best_gain),
+            )
+
+        batch = tf.shape(x)[:1]
+        state = (tf.constant(0), x, tf.ensure_shape(tf.zeros(batch, tf.bool), x.shape[:1]))
+        lowest = tf.ensure_shape(tf.fill(batch, -math.inf), x.shape[:1])
+        return tf.while_loop(
+            lambda restart, *_: restart < self.restarts,
+            step,
+            (*state, lowest),
+            maximum_iterations=self.restarts,
+            parallel_iterations=1,
+        )[1]
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, as plain values."""
+        return {
+            "epsilon": self.epsilon,
+            "step_size": self.step_size,
+            "num_steps": self.num_steps,
+            "random_start": self.random_start,
+            "restarts": self.restarts,
+            "targeted": self.targeted,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "GradientAttack":
+        """The attack whose `get_config` this is."""
+        return cls(**config)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines the attack, as plain values for a results file."""
+        return {
+            "attack": type(self).__name__,
+            "norm": self.norm,
+            "epsilon": self.epsilon,
+            "step_size": self.step_size,
+            "num_steps": self.num_steps,
+            "random_start": self.random_start,
+            "restarts": self.restarts,
+            "targeted": self.targeted,
+            "seed": self.seed,
+        }
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def _input_gradient(forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn) -> tf.Tensor:
+    """Gradient of each example's loss with respect to its pixels, `(batch, ...)`."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        loss = loss_fn(y, forward(x))
+    if loss.shape.rank not in (None, 1):
+        raise ValueError(
+            "`loss_fn(y, logits)` returns one loss per example, of shape (batch,); leave out the mean or the sum over "
+            f"the batch. Received: loss of shape {loss.shape}"
+        )
+    gradient = tape.gradient(loss, x)
+    if gradient is None:
+        raise ValueError(
+            "The attack needs the gradient of the logits with respect to the images, and the model gives none; "
+            "remove NumPy code, integer casts and tf.stop_gradient between the images and the logits."
+        )
+    return gradient
+
+
+def _as_images(x: tf.Tensor) -> tf.Tensor:
+    """The images as float32, refusing integers, which would be 0..255."""
+    x = tf.convert_to_tensor(x)
+    if not x.dtype.is_floating or x.shape.rank in (None, 0, 1):
+        raise ValueError(
+            "`x` holds floating images in [0, 1] of shape (batch, ...) and known rank; for uint8 images pass "
+            f"tf.cast(x, tf.float32) / 255. Received: x of shape {x.shape} and dtype {x.dtype.name}"
+        )
+    return tf.cast(x, tf.float32)
+
+
+def _check_number(name: str, value: Any, meaning: str, advice: str) -> None:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"`{name}` is {meaning}, at least 0; {advice}. Received: {name}={value}")
+
+
+def _check_integer(name: str, value: Any, minimum: int | None, advice: str) -> None:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or (minimum is not None and value < minimum):
+        limit = "" if minimum is None else f", at least {minimum}"
+        raise ValueError(f"`{name}` is an integer{limit}; {advice}. Received: {name}={value}")

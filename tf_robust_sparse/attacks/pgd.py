@@ -1,0 +1,67 @@
+"""Projected gradient attacks in the l-infinity and the l2 ball."""
+
+import tensorflow as tf
+
+from tf_robust_sparse.attacks.gradient_attack import GradientAttack
+from tf_robust_sparse.attacks.noise import fold_in, normal_like, uniform_like
+from tf_robust_sparse.attacks.projections import l2_ball, l2_norm, linf_ball, pixel_range
+
+
+class LinfPGD(GradientAttack):
+    """Projected gradient attack in the l-infinity ball, stepping by `step_size * sign(gradient)`.
+
+    The random start is `clip(x + U(-epsilon, epsilon), 0, 1)`. The arguments are those of `GradientAttack`, with
+    `epsilon` at most 1.
+
+    Example: `LinfPGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)`.
+
+    Reference: [Madry et al., 2018](https://arxiv.org/abs/1706.06083), section 2.1.
+    """
+
+    norm = "linf"
+    max_epsilon = 1.0
+
+    def uniform_start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Each pixel uniform within `epsilon`, then clipped to `[0, 1]`."""
+        return self.project(x + uniform_like(x, seed, -self.epsilon, self.epsilon), x)
+
+    def normalise(self, gradient: tf.Tensor) -> tf.Tensor:
+        """The sign of each entry."""
+        return tf.sign(gradient)
+
+    def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """See `projections.linf_ball`."""
+        return linf_ball(x_adv, x, self.epsilon)
+
+
+class L2PGD(GradientAttack):
+    """Projected gradient attack in the l2 ball of each image, stepping by `step_size * gradient / |gradient|`.
+
+    The random start is uniform in the ball, then clipped to `[0, 1]`. The arguments are those of `GradientAttack`.
+
+    Example: `L2PGD(epsilon=0.5, step_size=0.1, num_steps=10)`.
+
+    Reference: [Madry et al., 2018](https://arxiv.org/abs/1706.06083), section 2.1, with the l2 ball.
+    """
+
+    norm = "l2"
+
+    def uniform_start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """A uniform direction, and a length `epsilon * u ** (1 / pixels)` that makes the volume density even."""
+        direction = self.normalise(normal_like(x, fold_in(seed, 0)))
+        per_example = tf.reshape(x, tf.concat([tf.shape(x)[:1], [-1]], axis=0))[:, :1]
+        u = uniform_like(per_example, fold_in(seed, 1), 0.0, 1.0)
+        pixels = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), tf.float32)
+        length = tf.reshape(self.epsilon * u ** (1.0 / pixels), tf.shape(l2_norm(x)))
+        return pixel_range(x + length * direction)
+
+    def normalise(self, gradient: tf.Tensor) -> tf.Tensor:
+        """Each example's gradient divided by its length; zero stays zero."""
+        # Divided by the largest entry first: the square of a tiny gradient would be zero in float32.
+        largest = tf.reduce_max(tf.abs(gradient), axis=list(range(1, gradient.shape.rank)), keepdims=True)
+        scaled = tf.math.divide_no_nan(gradient, largest)
+        return tf.math.divide_no_nan(scaled, l2_norm(scaled))
+
+    def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """See `projections.l2_ball`."""
+        return l2_ball(x_adv, x, self.epsilon)

@@ -1,0 +1,40 @@
+"""Data sets in memory, their readers, and tf.data pipelines with pixels in [0, 1]."""
+
+from tf_robust_sparse.data import restricted_pickle
+from tf_robust_sparse.data.augment import random_crop_and_flip, random_shift_and_flip
+from tf_robust_sparse.data.catalogue import DATASETS, load
+from tf_robust_sparse.data.pipeline import auxiliary_batch_size, steps_per_epoch, test_dataset, train_dataset
+from tf_robust_sparse.data.pseudo_labels import load_pseudo_labels
+from tf_robust_sparse.data.ready_made import (
+    cifar10,
+    cifar100,
+    fashion_mnist,
+    fashion_mnist_sample,
+    from_folder,
+    from_npz,
+    mnist,
+    svhn,
+)
+from tf_robust_sparse.data.source import ImageDataset
+
+__all__ = [
+    "DATASETS",
+    "ImageDataset",
+    "auxiliary_batch_size",
+    "cifar10",
+    "cifar100",
+    "fashion_mnist",
+    "fashion_mnist_sample",
+    "from_folder",
+    "from_npz",
+    "load",
+    "load_pseudo_labels",
+    "mnist",
+    "random_crop_and_flip",
+    "random_shift_and_flip",
+    "restricted_pickle",
+    "steps_per_epoch",
+    "svhn",
+    "test_dataset",
+    "train_dataset",
+]

@@ -1,0 +1,138 @@
+"""From a name to a data set: the known sets, wherever their files lie, and a user's own."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tf_robust_sparse.data.embedded import sample
+from tf_robust_sparse.data.readers import cifar, folder, idx, npz, svhn, tfds
+from tf_robust_sparse.data.source import ImageDataset
+
+DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "fashion_mnist_sample")
+
+_CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_SUBFOLDERS = {
+    "mnist": ("mnist", "MNIST/raw", "MNIST"),
+    "fashion_mnist": ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "FashionMNIST"),
+    "cifar10": ("cifar10", "cifar-10", "CIFAR10"),
+    "cifar100": ("cifar100", "cifar-100", "CIFAR100"),
+    "svhn": ("svhn", "SVHN"),
+}
+_OFFICIAL_FILES = {
+    "mnist": tuple(f"{name}.gz" for name in idx.NAMES),
+    "fashion_mnist": tuple(f"{name}.gz" for name in idx.NAMES),
+    "cifar10": cifar.official_files(10)[:1],
+    "cifar100": cifar.official_files(100)[:1],
+    "svhn": svhn.NAMES,
+}
+_SYSTEM_FOLDERS = {"fashion_mnist": (Path("/usr/share/datasets/fashion-mnist"),)}  # Debian: dataset-fashion-mnist
+
+
+def load(
+    name: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> ImageDataset:
+    """Reads a data set into memory.
+
+    Looks in sub-folders of `data_dir` named after the set, then in `data_dir` itself, for the official files (packed
+    or not) or a set prepared by TensorFlow Datasets. Without `data_dir` it looks where the system and TensorFlow
+    Datasets keep such sets, and last tries a download, which gives up within seconds if the host does not answer.
+
+    Args:
+        name: One of `DATASETS`, or the path of a user's own: an `.npz` file with the keys x_train, y_train, x_test
+            and y_test, or a folder with `train/<class>/` and `test/<class>/` images.
+        data_dir: Folder with the files of a set named in `DATASETS`; nothing is downloaded if it is given.
+            `fashion_mnist_sample` comes with this package and needs none.
+        image_size: For a folder of images: height and width to resize to, or one number for both.
+
+    Raises:
+        FileNotFoundError: if the files are nowhere; lists the places looked at.
+        ValueError: if the name is unknown, or a file is damaged.
+    """
+    name = os.fspath(name)
+    if image_size is not None and name in DATASETS:
+        raise ValueError(f"`image_size` resizes a folder of images; leave it out for {name!r}. Received: {image_size}")
+    if name == "fashion_mnist_sample":
+        return sample.load()
+    if name in DATASETS:
+        return _load_known(name, Path(data_dir).expanduser() if data_dir is not None else None)
+    if name.endswith(".npz"):
+        if image_size is not None:
+            raise ValueError(f"`image_size` resizes a folder of images; resize the arrays of {name} before saving them")
+        return npz.read(Path(name).expanduser())
+    if Path(name).expanduser().is_dir():
+        return folder.read(Path(name).expanduser(), image_size=image_size)
+    raise ValueError(
+        f"unknown data set; expected one of {', '.join(DATASETS)}, the path of an .npz file or of a folder of images. "
+        f"Received: {name!r}"
+    )
+
+
+def _load_known(name: str, data_dir: Path | None) -> ImageDataset:
+    if data_dir is not None:
+        places = [*(data_dir / sub for sub in _SUBFOLDERS[name]), data_dir]
+        prepared = data_dir
+    else:
+        places = list(_SYSTEM_FOLDERS.get(name, ()))
+        prepared = tfds.default_folder()
+    for place in places:
+        dataset = _read_official(name, place)
+        if dataset is not None:
+            return dataset
+    version = tfds.find(prepared, name)
+    if version is None and data_dir is None and tfds.reachable(name):
+        version = tfds.download(name)
+    if version is not None:
+        return _dataset(name, *tfds.read(version), origin=version)
+    places.append(prepared / tfds.SOURCES[name][0])
+    tried = "" if data_dir is not None else " (its host did not answer either)"
+    raise FileNotFoundError(
+        f"no files of {name} found{tried}; get the official {', '.join(_OFFICIAL_FILES[name])} and pass their folder "
+        f"as `data_dir`. Looked in: {', '.join(str(place) for place in places)}"
+    )
+
+
+def _read_official(name: str, place: Path) -> ImageDataset | None:
+    if name in ("mnist", "fashion_mnist"):
+        paths = idx.find(place)
+        if paths is None:
+            return None
+        arrays = idx.read(paths)
+        _check_is_digits(arrays[1], name, place)
+        return _dataset(name, *arrays, origin=place)
+    if name == "svhn":
+        paths = svhn.find(place)
+        return _dataset(name, *svhn.read(paths), origin=place) if paths is not None else None
+    found = cifar.find(place, 10 if name == "cifar10" else 100)
+    if found is None:
+        return None
+    *arrays, class_names = cifar.read(found)
+    return _dataset(name, *arrays, origin=found.place, class_names=class_names)
+
+
+def _dataset(
+    name: str, train_images, train_labels, test_images, test_labels, *, origin: Path, class_names=None
+) -> ImageDataset:
+    known = {"fashion_mnist": sample.CLASS_NAMES, "cifar10": _CIFAR10_CLASSES}
+    return ImageDataset(
+        name=name,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        num_classes=100 if name == "cifar100" else 10,
+        class_names=class_names or known.get(name),
+        flip=name not in ("mnist", "svhn"),
+        origin=str(origin),
+    )
+
+
+def _check_is_digits(train_labels: np.ndarray, name: str, place: Path) -> None:
+    """Tells the two sets apart whose files bear the same names: only Fashion-MNIST has 6,000 of each class."""
+    if len(train_labels) != 60_000:
+        return
+    actual = "fashion_mnist" if (np.bincount(train_labels, minlength=10) == 6_000).all() else "mnist"
+    if actual != name:
+        raise ValueError(f"{place}: expected the files of {name}; pass another `data_dir`. Received: those of {actual}")

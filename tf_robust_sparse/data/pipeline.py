@@ -1,0 +1,270 @@
+"""tf.data pipelines in which every batch is a function of (seed, epoch, position in the epoch).
+
+So a resumed run sees what the uninterrupted run saw, and replicas share one global batch however it is divided: the
+random numbers of an example travel with its index, and the batch operation stands outermost, where tf.distribute looks
+for it.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.data import augment
+from tf_robust_sparse.data.source import check_examples
+
+_AUGMENTATIONS: dict[str, Callable] = {"shift": augment.shift_and_flip, "crop": augment.crop_and_flip}
+
+# Each epoch has one key of its own for each of these draws.
+_SHUFFLE, _AUGMENT, _AUXILIARY, _NUM_STREAMS = 0, 1, 2, 4
+
+
+def train_dataset(
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    augmentation: str | None = "shift",
+    flip: bool = True,
+    epochs: int | None = None,
+    first_epoch: int = 0,
+    drop_remainder: bool = True,
+    auxiliary: tuple[np.ndarray, np.ndarray] | None = None,
+    auxiliary_fraction: float = 0.5,
+) -> tf.data.Dataset:
+    """Returns shuffled, augmented batches `(x, y)` for training.
+
+    With `epochs`, one pass goes through the epochs `first_epoch, ..., epochs - 1`: pass
+    `steps_per_epoch=steps_per_epoch(...)` to `fit`. A run resumed at epoch e with `first_epoch=e` sees exactly what
+    the uninterrupted run saw from there. Without `epochs`, one pass is one epoch and every further pass is another
+    one, for a plain `fit(train, epochs=200)`; the passes then also depend on `tf.random.set_seed`.
+
+    With `auxiliary`, every batch holds `int(batch_size * auxiliary_fraction)` auxiliary examples, spread evenly among
+    the labelled ones, and an epoch is one pass over the labelled examples. The auxiliary examples go on from epoch to
+    epoch in passes of their own, each shuffled anew.
+
+    Args:
+        images: `(n, height, width, channels)`, uint8, or floats in [0, 1].
+        labels: `(n,)`, integers.
+        batch_size: Number of examples in a global batch.
+        seed: Seed of the order and of the augmentation.
+        augmentation: `"shift"` for `random_shift_and_flip`, `"crop"` for `random_crop_and_flip`, or `None`.
+        flip: Whether the augmentation mirrors images; wrong for digits.
+        epochs: Number of the last epoch plus one, or `None` for one epoch per pass.
+        first_epoch: Epoch to begin with, if `epochs` is given.
+        drop_remainder: Whether an epoch drops its last, partial batch.
+        auxiliary: More images and labels, such as pseudo-labelled ones, in the same form.
+        auxiliary_fraction: Share of auxiliary examples in a batch, in (0, 1).
+
+    Returns:
+        A dataset of `x` float32 `(batch, height, width, channels)` in [0, 1] and `y` int64 `(batch,)`, of known
+        cardinality.
+
+    Raises:
+        ValueError: if the examples or the settings do not fit this description.
+    """
+    images, labels = check_examples(images, labels, where="train_dataset")
+    n = len(labels)
+    auxiliary_batch = 0
+    if auxiliary is not None:
+        auxiliary = check_examples(*auxiliary, where="train_dataset, auxiliary examples")
+        if auxiliary[0].shape[1:] != images.shape[1:]:
+            raise ValueError(
+                f"auxiliary images must have the (height, width, channels) of the labelled ones, {images.shape[1:]}; "
+                f"resize them. Received: {auxiliary[0].shape[1:]}"
+            )
+        auxiliary_batch = auxiliary_batch_size(batch_size, auxiliary_fraction)
+        if not drop_remainder:
+            raise ValueError("with `auxiliary` every batch is full; leave drop_remainder=True")
+    if augmentation is not None and augmentation not in _AUGMENTATIONS:
+        raise ValueError(
+            f"`augmentation` must be None or one of {', '.join(map(repr, _AUGMENTATIONS))}. "
+            f"Received: augmentation={augmentation!r}"
+        )
+    if epochs is not None and not 0 <= first_epoch <= epochs:
+        raise ValueError(
+            f"`first_epoch` must be in 0..`epochs`; epochs are counted from 0. "
+            f"Received: first_epoch={first_epoch}, epochs={epochs}"
+        )
+    if epochs is None and first_epoch != 0:
+        raise ValueError(
+            f"`first_epoch` means nothing without `epochs`; pass `epochs` too. Received: first_epoch={first_epoch}"
+        )
+    if epochs is not None and not drop_remainder and n % batch_size:
+        raise ValueError(
+            "a batch would reach from one epoch into the next; pass drop_remainder=True, or a batch size that divides "
+            f"the number of examples, or leave `epochs` out. Received: {n} examples, batch_size={batch_size}"
+        )
+    steps = steps_per_epoch(n, batch_size, auxiliary_batch, drop_remainder=drop_remainder)
+    per_epoch = steps * batch_size if drop_remainder else n
+
+    def epoch_stream(key):
+        if auxiliary is None:
+            index = _permutation(n, _key(seed, key, _SHUFFLE))[:per_epoch]
+        else:
+            labelled_batch = batch_size - auxiliary_batch
+            labelled = _permutation(n, _key(seed, key, _SHUFFLE))[: steps * labelled_batch]
+            extra = _endless_permutations(len(auxiliary[1]), key, steps * auxiliary_batch, seed)
+            rows = tf.reshape(labelled, [steps, labelled_batch]), tf.reshape(extra + n, [steps, auxiliary_batch])
+            mixed = tf.gather(tf.concat(rows, axis=1), _interleaving(batch_size, auxiliary_batch), axis=1)
+            index = tf.reshape(mixed, [-1])
+        return tf.data.Dataset.from_tensor_slices((index, augment.uniforms(per_epoch, _key(seed, key, _AUGMENT))))
+
+    if epochs is None:
+        keys = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
+        num_epochs = 1
+    else:
+        keys = tf.data.Dataset.range(first_epoch, epochs)
+        num_epochs = epochs - first_epoch
+    stream = keys.flat_map(epoch_stream)
+    stream = stream.apply(tf.data.experimental.assert_cardinality(num_epochs * per_epoch))
+
+    gather = _gather(images, labels, auxiliary)
+    move = functools.partial(_AUGMENTATIONS[augmentation], flip=flip) if augmentation is not None else None
+
+    def make_batch(index, uniform):
+        x, y = gather(index)
+        return (move(x, uniform) if move is not None else x), y
+
+    return _batched(stream, batch_size, make_batch, drop_remainder=drop_remainder)
+
+
+def test_dataset(images: np.ndarray, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """Returns all examples in order, unaugmented; the last batch may be smaller.
+
+    Args:
+        images: `(n, height, width, channels)`, uint8, or floats in [0, 1].
+        labels: `(n,)`, integers.
+        batch_size: Number of examples in a global batch.
+
+    Returns:
+        A dataset of `x` float32 `(batch, height, width, channels)` in [0, 1] and `y` int64 `(batch,)`.
+
+    Raises:
+        ValueError: if the examples do not fit this description.
+    """
+    images, labels = check_examples(images, labels, where="test_dataset")
+    _check_batch_size(batch_size)
+    return _batched(tf.data.Dataset.range(len(labels)), batch_size, _gather(images, labels, None), drop_remainder=False)
+
+
+# pytest would otherwise take the function for a test wherever a test module imports it.
+test_dataset.__test__ = False  # type: ignore[attr-defined]
+
+
+def steps_per_epoch(
+    num_examples: int, batch_size: int, auxiliary_batch: int = 0, *, drop_remainder: bool = True
+) -> int:
+    """Returns the number of batches in an epoch.
+
+    Args:
+        num_examples: Number of labelled examples.
+        batch_size: Number of examples in a global batch, labelled and auxiliary ones together.
+        auxiliary_batch: How many of a batch are auxiliary.
+        drop_remainder: Whether the last, partial batch is dropped.
+
+    Raises:
+        ValueError: if there is not one full batch, or no room for labelled examples in it.
+    """
+    _check_batch_size(batch_size)
+    labelled_batch = batch_size - auxiliary_batch
+    if auxiliary_batch < 0 or labelled_batch < 1:
+        raise ValueError(
+            f"`auxiliary_batch` must leave room for labelled examples, 0..{batch_size - 1}. "
+            f"Received: auxiliary_batch={auxiliary_batch}, batch_size={batch_size}"
+        )
+    if not drop_remainder:
+        return -(-num_examples // labelled_batch)
+    if num_examples < labelled_batch:
+        raise ValueError(
+            f"an epoch needs at least one full batch, {labelled_batch} labelled examples; make `batch_size` smaller. "
+            f"Received: {num_examples} examples, batch_size={batch_size}"
+        )
+    return num_examples // labelled_batch
+
+
+def auxiliary_batch_size(batch_size: int, auxiliary_fraction: float) -> int:
+    """Returns how many examples of a batch are auxiliary: `int(batch_size * auxiliary_fraction)`.
+
+    Raises:
+        ValueError: if that leaves no auxiliary or no labelled examples.
+    """
+    _check_batch_size(batch_size)
+    size = int(batch_size * auxiliary_fraction)
+    if not 0 < size < batch_size:
+        raise ValueError(
+            "`auxiliary_fraction` is the share of auxiliary examples in a batch, in (0, 1), and both kinds need at "
+            f"least one. Received: auxiliary_fraction={auxiliary_fraction}, batch_size={batch_size}"
+        )
+    return size
+
+
+def _batched(stream: tf.data.Dataset, batch_size: int, make_batch, *, drop_remainder: bool) -> tf.data.Dataset:
+    dataset = stream.batch(batch_size, drop_remainder=drop_remainder)
+    dataset = dataset.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    options = tf.data.Options()
+    # There are no files to divide among workers; each takes its part of every global batch.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _gather(images: np.ndarray, labels: np.ndarray, auxiliary) -> Callable:
+    """Returns the function from indices `(batch,)` to scaled images and labels; the auxiliary ones count on."""
+    with tf.device("CPU:0"):  # beside tf.data's threads: an accelerator's copy would be copied back for every batch
+        parts = [tuple(map(tf.constant, part)) for part in ((images, labels), auxiliary) if part is not None]
+
+    def take(part, index):
+        x = tf.gather(part[0], index)
+        return (tf.cast(x, tf.float32) / 255.0 if x.dtype == tf.uint8 else x), tf.gather(part[1], index)
+
+    def gather(index):
+        if len(parts) == 1:
+            return take(parts[0], index)
+        n = len(labels)
+        is_auxiliary = index >= n
+        x, y = take(parts[0], tf.where(is_auxiliary, tf.zeros_like(index), index))
+        other_x, other_y = take(parts[1], tf.where(is_auxiliary, index - n, tf.zeros_like(index)))
+        return tf.where(is_auxiliary[:, None, None, None], other_x, x), tf.where(is_auxiliary, other_y, y)
+
+    return gather
+
+
+def _key(seed: int, epoch, stream: int):
+    return tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64) * _NUM_STREAMS + stream])
+
+
+def _permutation(n: int, key):
+    """Returns 0..n-1 in random order, int64, the same for the same key."""
+    draws = tf.random.stateless_uniform([n], key, minval=None, maxval=None, dtype=tf.int64, alg="philox")
+    return tf.cast(tf.argsort(draws, stable=True), tf.int64)
+
+
+def _endless_permutations(n: int, epoch, count: int, seed: int):
+    """Returns part number `epoch`, of `count` numbers, of the concatenation of ever new permutations of 0..n-1."""
+    start = tf.cast(epoch, tf.int64) * count
+    first_pass, offset = start // n, start % n
+    num_passes = -(-(n - 1 + count) // n)  # enough for the largest offset
+    permutations = tf.map_fn(
+        lambda number: _permutation(n, _key(seed, number, _AUXILIARY)),
+        first_pass + tf.range(num_passes, dtype=tf.int64),
+    )
+    return tf.reshape(permutations, [-1])[offset : offset + count]
+
+
+def _interleaving(batch_size: int, auxiliary_batch: int) -> np.ndarray:
+    """Returns the order that spreads the auxiliary examples, last in the batch so far, evenly over it.
+
+    Otherwise one replica would get the labelled half and the other one the auxiliary half.
+    """
+    is_auxiliary = np.diff(np.arange(batch_size + 1) * auxiliary_batch // batch_size) == 1
+    order = np.empty(batch_size, np.int64)
+    order[~is_auxiliary] = np.arange(batch_size - auxiliary_batch)
+    order[is_auxiliary] = np.arange(batch_size - auxiliary_batch, batch_size)
+    return order
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if not (isinstance(batch_size, (int, np.integer)) and batch_size >= 1):
+        raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")

@@ -1,0 +1,5 @@
+"""Readers of data files: one module a format, each with `find(folder)` and `read(...)`."""
+
+from tf_robust_sparse.data.readers import cifar, folder, idx, npz, svhn, tfds
+
+__all__ = ["cifar", "folder", "idx", "npz", "svhn", "tfds"]

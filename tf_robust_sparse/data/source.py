@@ -1,0 +1,165 @@
+"""A data set held in memory: two labelled splits of images."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Train and test images of one classification problem, checked once when it is made.
+
+    Args:
+        name: What to call it in messages and reports.
+        train_images: `(n, height, width, channels)`, uint8, or floats in [0, 1] (kept as float32).
+        train_labels: `(n,)`, integers in `[0, num_classes)`; kept as int64.
+        test_images: As `train_images`, with the same height, width and channels.
+        test_labels: As `train_labels`.
+        num_classes: Number of classes, at least 2.
+        class_names: One name per class, or `None`.
+        flip: Whether a mirrored image still shows its class: true of objects, false of digits.
+        origin: Where the files were found.
+
+    Raises:
+        ValueError: if a split is empty, has the wrong rank or type, holds floats outside [0, 1] or that are not
+            finite, or labels that are not class numbers, or if the splits do not fit together.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+    flip: bool = False
+    origin: str = ""
+
+    def __post_init__(self):
+        if self.num_classes < 2:
+            raise ValueError(f"{self.name}: `num_classes` must be at least 2. Received: num_classes={self.num_classes}")
+        for split in ("train", "test"):
+            images, labels = check_examples(
+                getattr(self, f"{split}_images"),
+                getattr(self, f"{split}_labels"),
+                num_classes=self.num_classes,
+                where=f"{self.name}, {split} split",
+            )
+            object.__setattr__(self, f"{split}_images", images)
+            object.__setattr__(self, f"{split}_labels", labels)
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise ValueError(
+                f"{self.name}, test split: expected images of the train split's (height, width, channels), "
+                f"{self.train_images.shape[1:]}; resize them first. Received: {self.test_images.shape[1:]}"
+            )
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"{self.name}: expected one entry of `class_names` for each of the {self.num_classes} classes; "
+                f"pass them all or None. Received: {len(self.class_names)} names"
+            )
+
+    def take(
+        self, train_examples: int | None = None, test_examples: int | None = None, seed: int = 0
+    ) -> "ImageDataset":
+        """Returns a smaller data set: a random part of train, the first part of test.
+
+        Args:
+            train_examples: Size of the train subset, drawn without replacement; `None` keeps all in order.
+            test_examples: Number of leading test examples; `None` keeps all.
+            seed: Seed of the draw; the same seed gives the same subset.
+
+        Raises:
+            ValueError: if a count is not positive or is more than there are.
+        """
+        images, labels = self.train_images, self.train_labels
+        if train_examples is not None:
+            _check_count("train_examples", train_examples, len(labels), self.name)
+            chosen = np.random.default_rng(seed).permutation(len(labels))[:train_examples]
+            images, labels = images[chosen], labels[chosen]
+        if test_examples is not None:
+            _check_count("test_examples", test_examples, len(self.test_labels), self.name)
+        return dataclasses.replace(
+            self,
+            train_images=images,
+            train_labels=labels,
+            test_images=self.test_images[:test_examples],
+            test_labels=self.test_labels[:test_examples],
+        )
+
+    def split_validation(self, num_examples: int, seed: int = 0) -> tuple["ImageDataset", np.ndarray, np.ndarray]:
+        """Holds out a random part of the train split.
+
+        Args:
+            num_examples: Size of the held-out part, less than the train split.
+            seed: Seed of the draw; the same seed gives the same part.
+
+        Returns:
+            The data set without the held-out examples (the others keep their order), the held-out images and
+            their labels.
+
+        Raises:
+            ValueError: if `num_examples` is not positive or leaves nothing to train on.
+        """
+        _check_count("num_examples", num_examples, len(self.train_labels) - 1, self.name)
+        order = np.random.default_rng(seed).permutation(len(self.train_labels))
+        held_out, kept = order[:num_examples], np.sort(order[num_examples:])
+        rest = dataclasses.replace(self, train_images=self.train_images[kept], train_labels=self.train_labels[kept])
+        return rest, self.train_images[held_out], self.train_labels[held_out]
+
+
+def check_examples(images, labels, *, num_classes: int | None = None, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images as uint8 or float32 and labels as int64, or says in one line what is wrong with them.
+
+    Args:
+        images: `(n, height, width, channels)`, uint8, or floats in [0, 1].
+        labels: `(n,)`, integers.
+        num_classes: Bound of the labels; `None` asks only that they are not negative.
+        where: Opening words of the messages, such as `"cifar10, train split"`.
+
+    Raises:
+        ValueError: if the two do not have these shapes, types and ranges.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"{where}: expected at least one image, as an array of shape (n, height, width, channels); "
+            f"add a channel axis to grey images. Received: shape {images.shape}"
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        low, high = images.min(), images.max()
+        if not (low >= 0 and high <= 1):  # written so that a NaN fails
+            raise ValueError(
+                f"{where}: expected finite pixels in [0, 1]; divide by 255 or undo the normalisation. "
+                f"Received: pixels from {low} to {high}"
+            )
+        images = images.astype(np.float32, copy=False)
+    elif images.dtype != np.uint8:
+        raise ValueError(
+            f"{where}: expected pixels as uint8 in 0..255 or floats in [0, 1]; convert them. "
+            f"Received: dtype {images.dtype}"
+        )
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{where}: expected one integer label per image, shape (n,); turn one-hot labels into class numbers "
+            f"with argmax. Received: shape {labels.shape}, dtype {labels.dtype}"
+        )
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{where}: expected as many labels as images; check that both come from the same file. "
+            f"Received: {len(images)} images, {len(labels)} labels"
+        )
+    low, high = labels.min(), labels.max()
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        expected = f"[0, {num_classes})" if num_classes is not None else "0, 1, 2, ..."
+        raise ValueError(
+            f"{where}: expected labels in {expected}; renumber the classes or raise `num_classes`. "
+            f"Received: labels from {low} to {high}"
+        )
+    return images, labels.astype(np.int64, copy=False)
+
+
+def _check_count(argument: str, count: int, available: int, name: str) -> None:
+    if not 1 <= count <= available:
+        raise ValueError(
+            f"{name}: `{argument}` must be between 1 and the {available} examples at hand. Received: {argument}={count}"
+        )

@@ -1,0 +1,88 @@
+"""What a network says about the images as they are."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.attacks.forward import Forward
+from tf_robust_sparse.evaluation.survivors import padded_batches
+
+PROBABILITY_TOLERANCE = 1e-3  # rows of a float16 softmax sum to 1 within this
+PROBABILITIES = (
+    "the outputs look like probabilities (in [0, 1], rows sum to 1), but attacks expect logits: their gradients vanish "
+    "in a softmax, and the robust accuracy may come out too high"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanAnswers:
+    """Which images a network classifies correctly.
+
+    Attributes:
+        correct: `(images,)`, bool.
+        num_classes: Number of logits.
+        flags: What a reader of the result should know, as sentences.
+    """
+
+    correct: np.ndarray
+    num_classes: int
+    flags: list[str]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images classified correctly."""
+        return float(self.correct.mean())
+
+
+def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: int) -> CleanAnswers:
+    """Classifies the images, and checks the logits and the labels.
+
+    Args:
+        forward: From images to float32 logits.
+        x: `(images, ...)`, float32.
+        y: `(images,)`, int64.
+        batch_size: Number of images in one call; the last batch is padded to it.
+
+    Returns:
+        The answers, with a flag (also raised as a `UserWarning`) when the outputs look like probabilities.
+
+    Raises:
+        ValueError: if a logit is not finite, if there are fewer than two logits, or if a label has no logit.
+    """
+    step = tf.function(forward, input_signature=[tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32)])
+    rows = np.arange(len(x))
+    logits = np.concatenate([step(x[padded]).numpy()[:count] for padded, count in padded_batches(rows, batch_size)])
+    check_finite(np.isfinite(logits).all(axis=-1), "the clean images")
+    num_classes = logits.shape[-1]
+    if num_classes < 2:
+        raise ValueError(f"The network returns one logit per class, at least two. Received: {num_classes} logit")
+    if y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(
+            f"Labels are integers in [0, {num_classes}), for the network has {num_classes} logits; pick the data set "
+            f"it was trained on. Received: labels from {y.min()} to {y.max()}"
+        )
+    flags = []
+    sums = logits.sum(axis=-1)
+    if logits.min() >= 0 and logits.max() <= 1 and np.abs(sums - 1).max() < PROBABILITY_TOLERANCE:
+        warnings.warn(f"Suspicious network: {PROBABILITIES}.", stacklevel=3)
+        flags.append(PROBABILITIES)
+    return CleanAnswers(logits.argmax(axis=-1) == y, num_classes, flags)
+
+
+def check_finite(finite: np.ndarray, where: str) -> None:
+    """Refuses logits that are NaN or infinite.
+
+    Args:
+        finite: `(images,)`, bool, whether all logits of an image are finite.
+        where: The images these logits belong to, for the message.
+
+    Raises:
+        ValueError: if one is not finite.
+    """
+    if not finite.all():
+        raise ValueError(
+            f"The network returns NaN or infinite logits on {where} ({int((~finite).sum())} of {finite.size} images); "
+            "look for a diverged training run, or an overflow in float16."
+        )

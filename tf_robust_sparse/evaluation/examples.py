@@ -1,0 +1,132 @@
+"""The images and labels an evaluation runs on, checked before any work is done."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier
+
+DEFAULT_BATCH_SIZE = 128
+
+
+def collect_examples(dataset: Any, max_examples: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Reads a data set into memory.
+
+    Args:
+        dataset: Batched `tf.data.Dataset` of `(x, y)`, or any iterable of such batches, or a tuple `(x, y)` of arrays.
+        max_examples: How many of the first examples to take; `None` for all.
+
+    Returns:
+        Images `(images, ...)`, float32, in `[0, 1]`; labels `(images,)`, int64; and the size of the first batch, or
+        `DEFAULT_BATCH_SIZE` for arrays.
+
+    Raises:
+        ValueError: if there are no examples, or an endless number of them, or if images or labels are malformed.
+    """
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(
+            f"`max_examples` is at least 1; pass None for all examples. Received: max_examples={max_examples}"
+        )
+    if isinstance(dataset, tuple):
+        batches, batch_size = [dataset], DEFAULT_BATCH_SIZE
+    else:
+        endless = isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+        if endless and max_examples is None:
+            raise ValueError("The data set is endless; pass max_examples, or leave out dataset.repeat().")
+        batches, batch_size = dataset, 0
+    images, labels, count = [], [], 0
+    for batch in batches:
+        x, y = _checked_batch(batch)
+        batch_size = batch_size or len(x)
+        images.append(x)
+        labels.append(y)
+        count += len(x)
+        if max_examples is not None and count >= max_examples:
+            break
+    if count == 0:
+        raise ValueError("The data set is empty; pass at least one batch of images and labels.")
+    return np.concatenate(images)[:max_examples], np.concatenate(labels)[:max_examples], batch_size
+
+
+def check_image_shape(model: Callable[..., Any], x: np.ndarray) -> None:
+    """Compares the images with the input shape of the model, where it has one.
+
+    Args:
+        model: Any callable; its `input_shape`, if any, is `(batch, ...)` with `None` for what may vary.
+        x: `(images, ...)`.
+
+    Raises:
+        ValueError: if the model takes images of another shape.
+    """
+    expected = getattr(model, "input_shape", None)
+    if not isinstance(expected, tuple) or not expected or isinstance(expected[0], tuple):
+        return
+    sizes = expected[1:]
+    if len(sizes) != x.ndim - 1 or any(want not in (None, have) for want, have in zip(sizes, x.shape[1:], strict=True)):
+        name = "SavedModel" if isinstance(model, SavedModelClassifier) else "network"
+        raise ValueError(
+            f"The {name} takes images of {as_size(sizes)}, the data has {as_size(x.shape[1:])}; "
+            "evaluate it on the data set it was trained on."
+        )
+
+
+def fixed_batch_size(model: Callable[..., Any], wanted: int, images: int) -> int:
+    """The one batch size of an evaluation.
+
+    Args:
+        model: Any callable; some SavedModels have a batch size in their `input_shape`.
+        wanted: Batch size to use where the model leaves it open.
+        images: Number of images in the data set.
+
+    Returns:
+        The batch size the model was fixed to, or else the wanted one, no larger than the data set.
+
+    Raises:
+        ValueError: if the wanted batch size is below 1.
+    """
+    if wanted < 1:
+        raise ValueError(f"`batch_size` is at least 1; pass None for that of the data set. Received: {wanted}")
+    shape = getattr(model, "input_shape", None)
+    fixed = shape[0] if isinstance(shape, tuple) and shape else None
+    return fixed if isinstance(fixed, int) else min(wanted, images)
+
+
+def as_size(shape: tuple[int | None, ...]) -> str:
+    """A shape for people: `(32, 32, 3)` becomes `32x32x3`, and `None` becomes `?`."""
+    return "x".join("?" if size is None else str(size) for size in shape)
+
+
+def _checked_batch(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    """One batch as arrays, images in [0, 1] and integer labels of shape `(batch,)`."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        parts = len(batch) if isinstance(batch, tuple | list) else type(batch).__name__
+        raise ValueError(
+            "The data set yields batches `(x, y)` of images and integer labels; map it to such pairs. "
+            f"Received: elements of {parts if isinstance(parts, str) else f'{parts} parts'}"
+        )
+    x, y = np.asarray(batch[0]), np.asarray(batch[1])
+    if y.ndim == 0:
+        raise ValueError("The data set yields batches; call dataset.batch(128) first. Received: single examples")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or y.dtype.kind not in "iu" or x.ndim < 2 or len(x) != len(y):
+        raise ValueError(
+            "A batch holds images (batch, ...) and integer labels (batch,); for one-hot labels pass "
+            f"tf.argmax(y, axis=-1). Received: images {x.shape} of {x.dtype}, labels {y.shape} of {y.dtype}"
+        )
+    if x.dtype.kind != "f":
+        raise ValueError(
+            "Images are floats in [0, 1]; for uint8 images map x to tf.cast(x, tf.float32) / 255. "
+            f"Received: images of {x.dtype}"
+        )
+    x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError("Images are finite numbers in [0, 1]; the data holds NaN or infinite pixels.")
+    if x.size and (x.min() < 0 or x.max() > 1):
+        raise ValueError(
+            "Images lie in [0, 1], unnormalised: put a mean and standard deviation into the network, and divide bytes "
+            f"by 255. Received: pixels from {x.min():g} to {x.max():g}"
+        )
+    return x, y.astype(np.int64)

@@ -1,0 +1,32 @@
+"""A progress bar on standard error."""
+
+from types import TracebackType
+
+import tqdm
+
+
+class Progress:
+    """Counts images on standard error, as a context manager.
+
+    Args:
+        title: What is being done.
+        total: Number of images to count.
+        shown: Whether to print anything.
+    """
+
+    def __init__(self, title: str, total: int, shown: bool) -> None:
+        self._bar = tqdm.tqdm(total=total, desc=title, unit="image", disable=not shown, leave=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def advance(self, images: int, robust: float | None = None) -> None:
+        """Counts images on, and shows the robust accuracy so far, in [0, 1]."""
+        if robust is not None:
+            self._bar.set_postfix(robust=f"{robust:.2%}", refresh=False)
+        self._bar.update(images)

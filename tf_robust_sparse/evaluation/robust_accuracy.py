@@ -1,0 +1,171 @@
+"""Clean and robust accuracy under the attacks of this package."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.attacks import GradientAttack, fold_in, inference_forward
+from tf_robust_sparse.attacks.forward import Forward
+from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
+from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
+from tf_robust_sparse.evaluation.progress import Progress
+from tf_robust_sparse.evaluation.survivors import attack_survivors
+
+Attacks = GradientAttack | Sequence[GradientAttack] | Mapping[str, GradientAttack]
+
+
+def robust_accuracy(
+    network: Callable[..., Any],
+    dataset: Any,
+    attack: GradientAttack | None = None,
+    restarts: int | None = None,
+    max_examples: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> float:
+    """Share of the images that are classified correctly, and stay so under every restart of an attack.
+
+    Args:
+        network: Keras model, or any callable from images to logits.
+        dataset: Batched `tf.data.Dataset` of `(x, y)`, or a tuple of arrays; images in `[0, 1]`, integer labels.
+        attack: Untargeted attack; `None` for the clean accuracy.
+        restarts: Number of restarts; `None` for those of the attack.
+        max_examples: How many of the first images to use; `None` for all.
+        batch_size: Number of images attacked at a time; `None` for that of the data set.
+        progress: Whether to show a bar on standard error.
+
+    Returns:
+        Accuracy in `[0, 1]`.
+
+    Raises:
+        ValueError: if the data, the logits or the attack are malformed.
+    """
+    if restarts is not None and attack is not None:
+        attack = type(attack).from_config({**attack.get_config(), "restarts": restarts})
+    attacks = [] if attack is None else [attack]
+    return evaluate_robustness(network, dataset, attacks, max_examples, batch_size, progress)["robust_accuracy"]
+
+
+def evaluate_robustness(
+    model: Callable[..., Any],
+    dataset: Any,
+    attacks: Attacks,
+    max_examples: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measures the clean accuracy of a model, and its accuracy under each of several attacks.
+
+    An image counts against the model if it is misclassified as it is, or after any restart of the attack. The restarts
+    of an attack run from outside, so that each attacks only the images that are still standing. Each image has its own
+    starting points, drawn from the seed of the attack, the restart and the place of the image in the data set; they do
+    not depend on the batch size, nor on which other images are left. So more restarts never give a higher accuracy.
+
+    Args:
+        model: Keras model, or any callable from images to logits, such as `load_saved_model(path)`.
+        dataset: Batched `tf.data.Dataset` of `(x, y)`, or a tuple of arrays; images `(batch, ...)`, floating, in
+            `[0, 1]`; labels `(batch,)`, integers.
+        attacks: Untargeted attack, a sequence of them, or a mapping from names to them. Without a mapping an attack is
+            named as in `LinfPGD-50x10`, by its steps and restarts.
+        max_examples: How many of the first images to use; `None` for all.
+        batch_size: Number of images attacked at a time; `None` for that of the data set.
+        progress: Whether to show a bar on standard error.
+
+    Returns:
+        Plain values, ready for a results file: `images`, `clean_accuracy`, `clean_errors`, `robust_accuracy` (under all
+        attacks together, so at most the lowest), `seconds`, `images_per_second`, `flags` (warnings about the model),
+        and `attacks`, a dictionary from the name of each attack to what defines it with its `robust_accuracy`,
+        `robust_accuracy_after_restart`, `seconds` and `images_per_second`. Accuracies are in `[0, 1]`; seconds include
+        tracing; `images_per_second` is the number of images in the data set divided by the seconds.
+
+    Raises:
+        ValueError: if the data set is empty, an image or a label out of range, a logit not finite, the model made for
+            other images, or an attack targeted.
+    """
+    named = _named(attacks)
+    begin = time.perf_counter()
+    forward = inference_forward(model)
+    x, y, data_batch_size = collect_examples(dataset, max_examples)
+    check_image_shape(model, x)
+    batch_size = fixed_batch_size(model, batch_size or data_batch_size, len(x))
+    clean = clean_answers(forward, x, y, batch_size)
+    standing_under_all = clean.correct
+    results = {}
+    for name, attack in named.items():
+        attack_begin = time.perf_counter()
+        survives = _compiled_attack(forward, attack, x, y, batch_size)
+        with Progress(name, len(x) * attack.restarts, progress) as bar:
+            standing, history = attack_survivors(clean.correct, attack.restarts, batch_size, survives, bar)
+        standing_under_all = standing_under_all & standing
+        results[name] = {
+            **attack.describe(),
+            "robust_accuracy": history[-1],
+            "robust_accuracy_after_restart": history,
+            **_speed(len(x), attack_begin),
+        }
+    return {
+        "images": len(x),
+        "clean_accuracy": clean.accuracy,
+        "clean_errors": int((~clean.correct).sum()),
+        "robust_accuracy": float(standing_under_all.mean()),
+        **_speed(len(x), begin),
+        "flags": clean.flags,
+        "attacks": results,
+    }
+
+
+def _compiled_attack(
+    forward: Forward, attack: GradientAttack, x: np.ndarray, y: np.ndarray, batch_size: int
+) -> Callable[[np.ndarray, int], np.ndarray]:
+    """A function from rows of the data set and a restart to whether these images survive, traced once."""
+    # Restarts are counted outside, and every image brings its own seed.
+    single = type(attack).from_config({**attack.get_config(), "restarts": 1})
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32),
+            tf.TensorSpec((batch_size,), tf.int64),
+            tf.TensorSpec((batch_size,), tf.int64),
+            tf.TensorSpec((), tf.int64),
+        ]
+    )
+    def step(images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, restart: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        seeds = fold_in(fold_in(attack.seed, restart), rows)
+        logits = forward(single(forward, images, labels, seed=seeds))
+        return tf.argmax(logits, axis=-1) == labels, tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+
+    def survives(rows: np.ndarray, restart: int) -> np.ndarray:
+        correct, finite = step(x[rows], y[rows], rows, restart)
+        check_finite(finite.numpy(), f"images attacked by {type(attack).__name__}")
+        return correct.numpy()
+
+    return survives
+
+
+def _named(attacks: Attacks) -> dict[str, GradientAttack]:
+    """The attacks by name, checked."""
+    if isinstance(attacks, GradientAttack):
+        attacks = [attacks]
+    if isinstance(attacks, Mapping):
+        named = dict(attacks)
+    else:
+        named = {}
+        for attack in attacks:
+            name = f"{type(attack).__name__}-{getattr(attack, 'num_steps', 0)}x{getattr(attack, 'restarts', 0)}"
+            named[name if name not in named else f"{name}-{len(named) + 1}"] = attack
+    for attack in named.values():
+        if not isinstance(attack, GradientAttack) or attack.targeted:
+            raise ValueError(
+                "`attacks` are untargeted attack objects; pass for example attacks.LinfPGD(epsilon=8 / 255, "
+                f"num_steps=50, restarts=10). Received: {attack!r}"
+            )
+    return named
+
+
+def _speed(images: int, begin: float) -> dict[str, float]:
+    """Seconds since `begin` on the performance counter, and images in a second."""
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "images_per_second": images / seconds}

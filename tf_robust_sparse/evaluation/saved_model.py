@@ -1,0 +1,126 @@
+"""SavedModel directories as callables from images to logits."""
+
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tf_robust_sparse.attacks import inference_forward
+
+
+class SavedModelClassifier:
+    """A loaded SavedModel, called with images and returning logits.
+
+    It holds the loaded object: `tf.saved_model.load(path).serve` alone fails at its first call, because the variables
+    are gone by then.
+
+    Args:
+        loaded: What `tf.saved_model.load` returned.
+        path: Directory it came from, for messages.
+
+    Attributes:
+        path: As given.
+        input_shape: `(batch, ...)` with `None` for what may vary, or `None` where the SavedModel does not say.
+        num_classes: Number of logits, or `None` where the SavedModel does not say.
+
+    Raises:
+        ValueError: if there is nothing in it to call with one tensor of images.
+    """
+
+    def __init__(self, loaded: Any, path: str | Path) -> None:
+        self.path = str(path)
+        self._loaded = loaded
+        signature = getattr(loaded, "signatures", {}).get("serving_default")
+        images = _only(signature.structured_input_signature[1], self.path, "input") if signature else None
+        logits = _only(signature.structured_outputs, self.path, "output") if signature else None
+        self.input_shape = _shape(images)
+        self.num_classes = None if _shape(logits) is None else _shape(logits)[-1]  # type: ignore[index]
+        self._dtype = tf.float32 if images is None else images.dtype
+        if not self._dtype.is_floating:
+            raise ValueError(
+                "The SavedModel takes floating images in [0, 1], for an attack needs their gradient; export it without "
+                f"the step that decodes {self._dtype.name} images. Received: {self.path}"
+            )
+        if callable(getattr(loaded, "serve", None)):
+            self._forward = inference_forward(loaded.serve)
+        elif signature is not None:
+            name = next(iter(signature.structured_input_signature[1]))
+            self._forward = inference_forward(lambda x: signature(**{name: x}))
+        elif callable(loaded):
+            self._forward = inference_forward(loaded)
+        else:
+            raise ValueError(
+                "The SavedModel has no `serve`, no signature `serving_default` and cannot be called; export it with "
+                f"keras.Model.export. Received: {self.path}"
+            )
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """Logits of images.
+
+        Args:
+            x: `(batch, ...)`, floating, in `[0, 1]`.
+
+        Returns:
+            `(batch, classes)`, float32.
+
+        Raises:
+            ValueError: if the SavedModel takes images of another shape.
+        """
+        x = tf.cast(x, self._dtype)
+        if self.input_shape is not None and not x.shape.is_compatible_with((None, *self.input_shape[1:])):
+            raise ValueError(
+                f"The SavedModel takes images of shape {self.input_shape}. Received: images of shape {tuple(x.shape)}"
+            )
+        return self._forward(x)
+
+
+def load_saved_model(path: str | Path) -> SavedModelClassifier:
+    """Loads a SavedModel directory, exported by `keras.Model.export` or by anything else.
+
+    A SavedModel is a program: load only what you trust.
+
+    Args:
+        path: Directory that holds `saved_model.pb`.
+
+    Returns:
+        Callable from `(batch, ...)` images in `[0, 1]` to `(batch, classes)` float32 logits. It uses `serve` where
+        there is one, else the signature `serving_default`, else the loaded object itself.
+
+    Raises:
+        FileNotFoundError: if there is no such directory.
+        ValueError: if it is not a SavedModel, is damaged, or does not go from one tensor to one tensor.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"No SavedModel at {path}: there is no such directory; check the path.")
+    if not path.is_dir():
+        raise ValueError(
+            f"A SavedModel is a directory; a .keras file is for keras.saving.load_model. Received: the file {path}"
+        )
+    if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
+        raise ValueError(
+            f"{path} is not a SavedModel, for it holds no saved_model.pb; pass the directory that "
+            "keras.Model.export wrote."
+        )
+    try:
+        loaded = tf.saved_model.load(str(path))
+    # TensorFlow raises a different error for each damaged file: of protobuf, of the operating system, its own.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"The SavedModel at {path} is damaged, export or copy it again: {reason}") from error
+    return SavedModelClassifier(loaded, path)
+
+
+def _only(specs: Any, path: str, what: str) -> Any:
+    """The one tensor specification among a signature's inputs or outputs."""
+    if len(specs) != 1:
+        raise ValueError(
+            f"The SavedModel has one {what} tensor; export a model from images to logits. "
+            f"Received: {sorted(specs)} in {path}"
+        )
+    return next(iter(specs.values()))
+
+
+def _shape(spec: Any) -> tuple[int | None, ...] | None:
+    """Static shape of a tensor specification, or `None` where not even the rank is known."""
+    return None if spec is None or spec.shape.rank in (None, 0) else tuple(spec.shape)

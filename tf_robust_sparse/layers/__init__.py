@@ -1,0 +1,42 @@
+"""Kernels as Keras layers: what is connected is held here and decided by `tf_robust_sparse.sparsity`."""
+
+from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
+from tf_robust_sparse.layers.kernel_seam import (
+    convolve,
+    folded_batch_norm,
+    kernel_layers,
+    multiply,
+    settled_kernels,
+)
+from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
+from tf_robust_sparse.layers.normalization import BatchNormalization
+from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
+from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
+from tf_robust_sparse.layers.topology import graph
+
+# Kernel form -> its dense and convolutional layer; a network builder takes the name as `kernel=`.
+KERNELS = {
+    "plain": (PlainDense, PlainConv2D),
+    "masked": (MaskedDense, MaskedConv2D),
+    "rewiring": (RewiringDense, RewiringConv2D),
+}
+
+__all__ = [
+    "KERNELS",
+    "BatchNormalization",
+    "Conv2DOperation",
+    "DenseOperation",
+    "KernelLayer",
+    "MaskedConv2D",
+    "MaskedDense",
+    "PlainConv2D",
+    "PlainDense",
+    "RewiringConv2D",
+    "RewiringDense",
+    "convolve",
+    "folded_batch_norm",
+    "graph",
+    "kernel_layers",
+    "multiply",
+    "settled_kernels",
+]

@@ -1,0 +1,140 @@
+"""The one seam through which every kernel, convolution and matrix product of the toolkit passes.
+
+Adversarial training reads each kernel a dozen times per optimisation step (ten attack steps, one or two training
+passes) while the weights stand still. `settled_kernels` computes every effective kernel (mask, `sign * relu(theta)`,
+cast to the compute dtype) once and hands the result to all forward passes inside the block. `folded_batch_norm` goes
+one step further for the attack, whose batch norm runs in inference mode: it multiplies the batch norm scale into the
+preceding kernel, so that the normalisation costs nothing in the attack's loop.
+
+What is settled lives in thread-local storage, not on the layers: the replica threads of `tf.distribute` interleave
+while they trace, and each must see its own tensors.
+
+A faster kernel (a sparse convolution, say) replaces `convolve` or `multiply` and reaches every layer at once.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse.layers.topology import chains
+
+
+class Settled(NamedTuple):
+    """A layer's effective kernel and bias, in the compute dtype of the layer; `bias` may be `None`."""
+
+    kernel: tf.Tensor
+    bias: tf.Tensor | None
+
+
+class _Block(threading.local):
+    """What is settled in this thread: float32 kernels, their compute form, and folded batch norm layers, by layer."""
+
+    def __init__(self) -> None:
+        self.kernels: dict[int, tf.Tensor] = {}
+        self.settled: dict[int, Settled] = {}
+        self.folded: frozenset[int] = frozenset()
+
+
+_block = _Block()
+
+
+def convolve(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str) -> tf.Tensor:
+    """Returns the 2-D convolution of `x` `(batch, height, width, channels)` with an HWIO `kernel`."""
+    return tf.nn.conv2d(x, kernel, strides=list(strides), padding=padding.upper())
+
+
+def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Returns the matrix product of `x` `(batch, input_dim)` and `kernel` `(input_dim, units)`."""
+    return tf.matmul(x, kernel)
+
+
+def kernel_layers(network: keras.Model) -> list[Any]:
+    """Returns the layers of `network` that hold an effective kernel, in forward order, nested models included."""
+    found: dict[int, Any] = {}
+    for layer in network.layers:
+        inner = kernel_layers(layer) if isinstance(layer, keras.Model) else [layer]
+        found.update({id(each): each for each in inner if hasattr(each, "compute_effective_kernel")})
+    return list(found.values())
+
+
+def effective_kernel(layer: Any) -> tf.Tensor:
+    """Returns the float32 effective kernel of `layer`, the settled one inside `settled_kernels`."""
+    kernel = _block.kernels.get(id(layer))
+    return layer.compute_effective_kernel() if kernel is None else kernel
+
+
+def kernel_and_bias(layer: Any) -> Settled:
+    """Returns what the forward pass of `layer` multiplies and adds, in its compute dtype."""
+    settled = _block.settled.get(id(layer))
+    return _compute_form(layer, effective_kernel(layer)) if settled is None else settled
+
+
+def is_folded(layer: Any) -> bool:
+    """Tells whether the batch norm `layer` is part of the preceding kernel at present."""
+    return id(layer) in _block.folded
+
+
+@contextlib.contextmanager
+def settled_kernels(network: keras.Model) -> Iterator[None]:
+    """Computes every effective kernel of `network` once, for all forward passes inside the block.
+
+    Gradients flow through the settled kernels to the variables if a `tf.GradientTape` records when the block is
+    entered. A variable changed inside the block takes effect only after it.
+    """
+    layers = kernel_layers(network)
+    kernels = {id(layer): layer.compute_effective_kernel() for layer in layers}
+    settled = {id(layer): _compute_form(layer, kernels[id(layer)]) for layer in layers}
+    with _installed(kernels=_block.kernels | kernels, settled=_block.settled | settled):
+        yield
+
+
+@contextlib.contextmanager
+def folded_batch_norm(network: keras.Model) -> Iterator[None]:
+    """Folds every inference-mode batch norm into the kernel before it, for forward passes inside the block.
+
+    A batch norm is folded where the kernel's output goes nowhere else and has no activation of its own; the others
+    stay as they are. Inside the block the network must be called with `training=False`.
+    """
+    settled, folded = {}, set()
+    for layer, normalisation in foldable_pairs(network):
+        scale, shift = normalisation.inference_scale_and_shift()
+        if layer.bias is not None:
+            shift += layer.bias * scale
+        dtype = layer.compute_dtype
+        settled[id(layer)] = Settled(tf.cast(effective_kernel(layer) * scale, dtype), tf.cast(shift, dtype))
+        folded.add(id(normalisation))
+    with _installed(settled=_block.settled | settled, folded=_block.folded | folded):
+        yield
+
+
+def foldable_pairs(network: keras.Model) -> list[tuple[Any, Any]]:
+    """Returns the (kernel layer, batch norm) pairs of `network` in which the one feeds nothing but the other."""
+    return [
+        (layer, follower)
+        for layer, follower in chains(network)
+        if hasattr(layer, "compute_effective_kernel")
+        and layer.activation is keras.activations.linear
+        and hasattr(follower, "inference_scale_and_shift")
+        and follower.folds_into_last_axis
+    ]
+
+
+def _compute_form(layer: Any, kernel: tf.Tensor) -> Settled:
+    bias = None if layer.bias is None else tf.cast(layer.bias, layer.compute_dtype)
+    return Settled(tf.cast(kernel, layer.compute_dtype), bias)
+
+
+@contextlib.contextmanager
+def _installed(**values: Any) -> Iterator[None]:
+    before = {name: getattr(_block, name) for name in values}
+    for name, value in values.items():
+        setattr(_block, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(_block, name, value)

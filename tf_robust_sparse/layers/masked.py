@@ -1,0 +1,93 @@
+"""Kernels gated by a binary mask, which a sparsifier writes."""
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
+
+
+class MaskedKernel:
+    """Kernel form: a trainable kernel and a mask that is not trainable."""
+
+    prunable = True
+
+    def add_kernel(self, shape):
+        """Creates `kernel` and `kernel_mask`."""
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=shape,
+            initializer=self.kernel_initializer,
+            dtype="float32",
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+        # Without an aggregation an assignment in a replica context lets the replicas drift apart.
+        self.kernel_mask = self.add_weight(
+            name="kernel_mask",
+            shape=shape,
+            initializer="ones",
+            dtype="bool",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def compute_effective_kernel(self) -> tf.Tensor:
+        """Returns `kernel` where the mask is on, exactly 0 elsewhere; the gradient is masked alike."""
+        return tf.where(self.kernel_mask, self.kernel, 0.0)
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class MaskedDense(MaskedKernel, DenseOperation):
+    """Densely-connected layer whose kernel is gated by a binary mask.
+
+    `output = activation(input @ (kernel * kernel_mask) + bias)`. A masked-out entry has zero gradient, but momentum
+    and weight decay still move it unless a sparsifier holds it at zero.
+
+    Args:
+        units: Positive integer, size of the output space.
+        activation: Activation of the output; `None` for logits.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer of the kernel.
+
+    Input shape: `(batch, input_dim)`. Output shape: `(batch, units)`.
+
+    Weights:
+        kernel: `(input_dim, units)`, float32, trainable.
+        kernel_mask: as `kernel`, boolean, not trainable; a sparsifier writes it. All `True` at first.
+        bias: `(units,)`, trainable, never masked.
+
+    Raises:
+        ValueError: if `units` is not a positive integer.
+
+    Reference: [Han et al., 2015](https://arxiv.org/abs/1506.02626), section 3.
+    """
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class MaskedConv2D(MaskedKernel, Conv2DOperation):
+    """2-D convolution, channels last, whose kernel is gated by a binary mask.
+
+    `output = activation(convolution(input, kernel * kernel_mask) + bias)`.
+
+    Args:
+        filters: Positive integer, number of output channels.
+        kernel_size: Integer or pair.
+        strides: Integer or pair.
+        padding: `"valid"` or `"same"`.
+        activation: Activation of the output.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer of the kernel.
+
+    Input shape: `(batch, height, width, channels)`. Output shape: `(batch, new_height, new_width, filters)`.
+
+    Weights:
+        kernel: `(kernel_height, kernel_width, channels, filters)`, float32, trainable.
+        kernel_mask: as `kernel`, boolean, not trainable; a sparsifier writes it. All `True` at first.
+        bias: `(filters,)`, trainable, never masked.
+
+    Raises:
+        ValueError: if a size is not positive or the padding is unknown.
+
+    Reference: [Han et al., 2015](https://arxiv.org/abs/1506.02626), section 3.
+    """

@@ -1,0 +1,142 @@
+"""Kernels of DEEP R: a magnitude that may cross zero and a sign that never changes."""
+
+import math
+import random
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
+
+
+class RewiringKernel:
+    """Kernel form: `sign * theta` where `theta > 0`, exactly 0 elsewhere."""
+
+    prunable = True
+
+    def __init__(self, *args: Any, initial_connectivity: float = 1.0, seed: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not (isinstance(initial_connectivity, (int, float)) and 0 < initial_connectivity <= 1):
+            raise ValueError(
+                "`initial_connectivity` is the fraction of kernel entries connected at the start, in (0, 1]. "
+                f"Received: initial_connectivity={initial_connectivity!r}"
+            )
+        self.initial_connectivity = float(initial_connectivity)
+        self.seed = seed
+
+    def add_kernel(self, shape):
+        """Creates `theta` and `sign` and connects `int(initial_connectivity * entries)` uniform positions."""
+        seed = random.randrange(2**31) if self.seed is None else self.seed
+        generator = np.random.default_rng([seed, 0x5EED])
+        size = math.prod(shape)
+        # Signs are drawn for dormant entries too: one that is connected later uses its original sign.
+        sign = (2 * generator.integers(0, 2, shape) - 1).astype(np.int8)
+        connected = np.zeros(size, bool)
+        count = int(self.initial_connectivity * size)
+        connected[generator.choice(size, count, replace=False, shuffle=False)] = True
+        initializer = _reseeded(self.kernel_initializer, int(generator.integers(2**31)))
+        theta = np.where(connected.reshape(shape), np.abs(np.asarray(initializer(shape, dtype="float32"))), 0.0)
+        # Without an aggregation an assignment in a replica context lets the replicas drift apart.
+        self.theta = self.add_weight(
+            name="theta",
+            shape=shape,
+            initializer=lambda shape, dtype: tf.constant(theta, dtype),
+            dtype="float32",  # a newborn connection has 1e-12, which is 0 in half precision
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+        self.sign = self.add_weight(
+            name="sign",
+            shape=shape,
+            initializer=lambda shape, dtype: tf.constant(sign, dtype),
+            dtype="int8",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def compute_effective_kernel(self) -> tf.Tensor:
+        """Returns `sign * theta` where `theta > 0`, exactly 0 elsewhere.
+
+        The gradient with respect to `theta` is `sign * dL/dW` on connected entries and exactly 0 on dormant ones.
+        """
+        theta = tf.convert_to_tensor(self.theta)
+        return tf.where(theta > 0, theta * tf.cast(self.sign, theta.dtype), 0.0)
+
+    def kernel_config(self) -> dict[str, Any]:
+        """Returns `initial_connectivity` and `seed`."""
+        return {**super().kernel_config(), "initial_connectivity": self.initial_connectivity, "seed": self.seed}
+
+
+def _reseeded(initializer: Any, seed: int) -> Any:
+    """Returns the initializer with its own seed; Keras' are stateless and would repeat their values otherwise."""
+    config = initializer.get_config()
+    if config.get("seed", 0) is None or "seed" not in config:
+        return initializer if "seed" not in config else initializer.__class__.from_config({**config, "seed": seed})
+    return initializer
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class RewiringDense(RewiringKernel, DenseOperation):
+    """Densely-connected layer whose connections can be rewired while it trains.
+
+    `output = activation(input @ W + bias)` with `W = sign * theta` where `theta > 0` and 0 elsewhere. An entry with
+    `theta > 0` is connected, every other one dormant. A sparsifier decides which dormant entries are connected next.
+
+    Args:
+        units: Positive integer, size of the output space.
+        initial_connectivity: Fraction of the entries connected at first, in (0, 1]; `int(fraction * entries)`
+            positions are drawn uniformly without replacement.
+        seed: Integer that fixes magnitudes, signs and positions; `None` draws one from Python's generator.
+        activation: Activation of the output; `None` for logits.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer whose absolute values become the magnitudes of connected entries; the fan is
+            that of the dense kernel.
+
+    Input shape: `(batch, input_dim)`. Output shape: `(batch, units)`.
+
+    Weights:
+        theta: `(input_dim, units)`, float32 under every dtype policy, trainable.
+        sign: as `theta`, int8 in {-1, 1}, fixed at creation.
+        bias: `(units,)`, trainable, always present.
+
+    Raises:
+        ValueError: if `units` is not a positive integer or `initial_connectivity` is outside (0, 1].
+
+    Reference: [Bellec et al., 2018](https://arxiv.org/abs/1711.05136), section 2;
+        Özdenizci and Legenstein, ICML 2021, section 3.
+    """
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class RewiringConv2D(RewiringKernel, Conv2DOperation):
+    """2-D convolution, channels last, whose connections can be rewired while it trains.
+
+    `output = activation(convolution(input, W) + bias)` with `W = sign * theta` where `theta > 0` and 0 elsewhere.
+
+    Args:
+        filters: Positive integer, number of output channels.
+        kernel_size: Integer or pair.
+        strides: Integer or pair.
+        padding: `"valid"` or `"same"`.
+        initial_connectivity: Fraction of the entries connected at first, in (0, 1].
+        seed: Integer that fixes magnitudes, signs and positions; `None` draws one from Python's generator.
+        activation: Activation of the output.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer whose absolute values become the magnitudes of connected entries.
+
+    Input shape: `(batch, height, width, channels)`. Output shape: `(batch, new_height, new_width, filters)`.
+
+    Weights:
+        theta: `(kernel_height, kernel_width, channels, filters)`, float32 under every dtype policy, trainable.
+        sign: as `theta`, int8 in {-1, 1}, fixed at creation.
+        bias: `(filters,)`, trainable, always present.
+
+    Raises:
+        ValueError: if a size is not positive, the padding is unknown or `initial_connectivity` is outside (0, 1].
+
+    Reference: [Bellec et al., 2018](https://arxiv.org/abs/1711.05136), section 2;
+        Özdenizci and Legenstein, ICML 2021, section 3.
+    """

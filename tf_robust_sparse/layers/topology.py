@@ -1,0 +1,72 @@
+"""Which layer of a network feeds which, read from the public configuration of the model."""
+
+from typing import Any, NamedTuple
+
+import keras
+
+
+class Node(NamedTuple):
+    """One call of a layer: the layer and the names of the layers whose outputs it takes, in order."""
+
+    layer: Any
+    inputs: tuple[str, ...]
+
+
+def graph(network: keras.Model) -> list[Node]:
+    """Returns the calls of the layers of a functional or sequential `network` in the order of its configuration.
+
+    A layer called twice appears twice. Nested models appear as one layer.
+
+    Raises:
+        ValueError: if `network` is a subclassed model, whose graph Keras does not record.
+    """
+    if isinstance(network, keras.Sequential):
+        layers = network.layers
+        return [Node(layer, (layers[i - 1].name,) if i else ()) for i, layer in enumerate(layers)]
+    config = network.get_config()
+    if "layers" not in config or not hasattr(network, "operations"):
+        raise ValueError(
+            "The graph of a network can be read only from a functional or sequential keras.Model. "
+            f"Received: {type(network).__name__}"
+        )
+    operations = {operation.name: operation for operation in network.operations}
+    nodes = []
+    for entry in config["layers"]:
+        for call in entry["inbound_nodes"] or [{"args": (), "kwargs": {}}]:
+            nodes.append(Node(operations[entry["name"]], tuple(_tensor_origins((call["args"], call["kwargs"])))))
+    return nodes
+
+
+def chains(network: keras.Model) -> list[tuple[Any, Any]]:
+    """Returns the pairs (layer, follower) in which `layer` is called once and its output feeds `follower` alone."""
+    try:
+        nodes = graph(network)
+    except ValueError:
+        return []
+    calls: dict[str, int] = {}
+    consumers: dict[str, list[Node]] = {}
+    for node in nodes:
+        calls[node.layer.name] = calls.get(node.layer.name, 0) + 1
+        for name in node.inputs:
+            consumers.setdefault(name, []).append(node)
+    outputs = set(network.output_names)
+    layers = {node.layer.name: node.layer for node in nodes}
+    return [
+        (layer, consumers[name][0].layer)
+        for name, layer in layers.items()
+        if calls[name] == 1
+        and len(consumers.get(name, ())) == 1
+        and calls[consumers[name][0].layer.name] == 1
+        and name not in outputs
+    ]
+
+
+def _tensor_origins(config: Any) -> list[str]:
+    """Returns the names of the layers whose outputs stand anywhere in a serialized call."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "__keras_tensor__":
+            return [config["config"]["keras_history"][0]]
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        return [name for item in config for name in _tensor_origins(item)]
+    return []

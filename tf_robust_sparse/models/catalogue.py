@@ -1,0 +1,44 @@
+"""The networks by name, for command lines and configurations."""
+
+from typing import Any
+
+import keras
+
+from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe
+from tf_robust_sparse.models.resnet import resnet18, resnet34, resnet50
+from tf_robust_sparse.models.small_cnn import small_cnn
+from tf_robust_sparse.models.vgg import vgg16
+from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
+
+# Name -> builder; all take the same keyword arguments.
+NETWORKS = {
+    "vgg16": vgg16,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "wrn28_2": wrn28_2,
+    "wrn28_4": wrn28_4,
+    "wrn28_10": wrn28_10,
+    "wrn34_10": wrn34_10,
+    "lenet5_caffe": lenet5_caffe,
+    "dense_300_100": dense_300_100,
+    "small_cnn": small_cnn,
+}
+
+
+def build(name: str, **kwargs: Any) -> keras.Model:
+    """Builds the network called `name`.
+
+    Args:
+        name: A key of `NETWORKS`.
+        **kwargs: Passed to the builder, `num_classes=100` or `kernel="rewiring"` for example.
+
+    Returns:
+        A functional model from images to logits.
+
+    Raises:
+        ValueError: if there is no such network, or an argument is out of its range.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"`name` must be one of {', '.join(NETWORKS)}. Received: name={name!r}")
+    return NETWORKS[name](**kwargs)

@@ -1,0 +1,170 @@
+"""What all networks share: their kernels in the chosen form, batch norm, and the checks of their arguments.
+
+Arguments common to every builder:
+
+- num_classes: number of logits, at least 1.
+- input_shape: `(height, width, channels)` of the images, values in [0, 1].
+- kernel: a key of `tf_robust_sparse.layers.KERNELS`. Only the class of the kernel layers depends on it: the dense and
+  the sparse twin have the same layers under the same names.
+- connectivity: fraction of all kernel entries to be connected, in (0, 1]. `kernel="rewiring"` needs it to choose how
+  many entries of each layer are connected at the start; the other forms start dense and leave it unread.
+- padding_mode: `"tf_same"` pads a strided convolution as TensorFlow does (3x3, stride 2, even size: 0 before, 1
+  after), `"symmetric"` as PyTorch's `padding=1` does (1 and 1). Weights do not carry over between the two.
+- seed: integer from which each layer derives a seed of its own, so that equal seeds give equal networks; `None` draws
+  from the generators that `keras.utils.set_random_seed` sets.
+- synchronized_batch_norm: whether batch statistics are taken over all replicas.
+- name: name of the network; layer names do not depend on it.
+
+The last layer computes in float32 under every dtype policy, so logits are float32.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_robust_sparse import layers
+
+PADDING_MODES = ("tf_same", "symmetric")
+
+
+class Construction:
+    """A network under construction: makes its layers, in forward order.
+
+    Args:
+        network: Name of the architecture, for messages.
+        smallest: Least height and width of the images.
+        num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm: see the module.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        smallest: int,
+        num_classes: int,
+        input_shape: Sequence[int],
+        kernel: str,
+        connectivity: float | None,
+        padding_mode: str,
+        seed: int | None,
+        synchronized_batch_norm: bool,
+    ) -> None:
+        if kernel not in layers.KERNELS:
+            raise ValueError(f"`kernel` must be one of {', '.join(layers.KERNELS)}. Received: kernel={kernel!r}")
+        if padding_mode not in PADDING_MODES:
+            options = ", ".join(PADDING_MODES)
+            raise ValueError(f"`padding_mode` must be one of {options}. Received: padding_mode={padding_mode!r}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
+            raise ValueError(f"`seed` must be a non-negative integer or None. Received: seed={seed!r}")
+        self.num_classes = _num_classes(num_classes)
+        self.inputs = keras.Input(_image_shape(network, smallest, input_shape), name="pixels")
+        self.connectivity = _connectivity(kernel, connectivity)
+        self._dense, self._conv = layers.KERNELS[kernel]
+        self._is_rewired = kernel == "rewiring"
+        self._symmetric = padding_mode == "symmetric"
+        self._seed = seed
+        self._synchronized = bool(synchronized_batch_norm)
+        self._made = 0
+
+    @property
+    def half(self) -> float:
+        """Half of the global connectivity: where the large layers of the published networks start."""
+        return 0.5 * self.connectivity
+
+    def conv(
+        self,
+        x: keras.KerasTensor,
+        filters: int,
+        size: int,
+        name: str,
+        initial_connectivity: float,
+        strides: int = 1,
+        padding: str = "same",
+        **kwargs: Any,
+    ) -> keras.KerasTensor:
+        """Convolves `x` `(batch, height, width, channels)`; without a bias unless `use_bias=True`."""
+        if padding == "same" and strides > 1 and self._symmetric:
+            x = keras.layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_padding")(x)
+            padding = "valid"
+        kwargs.setdefault("use_bias", False)
+        form = self._form(initial_connectivity)
+        return self._conv(filters, size, strides=strides, padding=padding, name=name, **form, **kwargs)(x)
+
+    def dense(
+        self, x: keras.KerasTensor, units: int, name: str, initial_connectivity: float, **kwargs: Any
+    ) -> keras.KerasTensor:
+        """Multiplies `x` `(batch, input_dim)` and adds a bias."""
+        return self._dense(units, name=name, **self._form(initial_connectivity), **kwargs)(x)
+
+    def classifier(self, x: keras.KerasTensor, initial_connectivity: float) -> keras.KerasTensor:
+        """Returns the logits `(batch, num_classes)` of the features `x`, in float32 under every dtype policy."""
+        return self.dense(x, self.num_classes, "classifier", initial_connectivity, dtype="float32")
+
+    def batch_norm(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """Normalises `x`; the moving statistics keep 0.9 of their value at each step."""
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=self._synchronized, name=name)(x)
+
+    def relu(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """Returns `max(x, 0)`."""
+        return keras.layers.ReLU(name=name)(x)
+
+    def average_pool(self, x: keras.KerasTensor, size: int) -> keras.KerasTensor:
+        """Averages windows of `size` x `size`, or the whole map where it is smaller, and flattens."""
+        window = tuple(min(size, length) for length in x.shape[1:3])
+        x = keras.layers.AveragePooling2D(window, strides=window, name="pool")(x)
+        return keras.layers.Flatten(name="flatten")(x)
+
+    def model(self, logits: keras.KerasTensor, name: str) -> keras.Model:
+        """Returns the finished network."""
+        return keras.Model(self.inputs, logits, name=name)
+
+    def _form(self, initial_connectivity: float) -> dict[str, Any]:
+        """Returns the arguments that depend on the kernel form."""
+        seed = None
+        if self._seed is not None:
+            seed = int(np.random.SeedSequence([int(self._seed), self._made]).generate_state(1)[0]) >> 1
+        self._made += 1
+        if self._is_rewired:
+            return {"seed": seed, "initial_connectivity": initial_connectivity}
+        return {"kernel_initializer": keras.initializers.HeNormal(seed=seed)}
+
+
+def _num_classes(num_classes: Any) -> int:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, (int, np.integer)) or num_classes < 1:
+        raise ValueError(f"`num_classes` must be a positive integer. Received: num_classes={num_classes!r}")
+    return int(num_classes)
+
+
+def _image_shape(network: str, smallest: int, shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    if len(sizes) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
+        raise ValueError(
+            "`input_shape` must be the (height, width, channels) of the images, three positive integers. "
+            f"Received: input_shape={shape!r}"
+        )
+    if min(sizes[:2]) < smallest:
+        raise ValueError(
+            f"{network} needs images of at least {smallest}x{smallest} pixels; choose a smaller network or resize "
+            f"the images. Received: input_shape={shape!r}"
+        )
+    return tuple(int(size) for size in sizes)
+
+
+def _connectivity(kernel: str, connectivity: Any) -> float:
+    if connectivity is None:
+        if kernel == "rewiring":
+            raise ValueError(
+                '`connectivity` is needed with kernel="rewiring", for it sets how many entries of each layer are '
+                "connected at the start; for 99% sparsity pass connectivity=0.01. Received: connectivity=None"
+            )
+        return 1.0
+    if isinstance(connectivity, bool) or not isinstance(connectivity, (int, float)) or not 0 < connectivity <= 1:
+        raise ValueError(
+            "`connectivity` is the fraction of kernel entries connected, in (0, 1]; for 99% sparsity pass "
+            f"connectivity=0.01. Received: connectivity={connectivity!r}"
+        )
+    return float(connectivity)

@@ -1,0 +1,116 @@
+"""ResNet-18, 34 and 50 for small images: a 3x3 stem and no pool before the stages."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+
+from tf_robust_sparse.models.construction import Construction
+
+_WIDTHS = (64, 128, 256, 512)
+
+
+def resnet18(
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    name: str = "resnet18",
+) -> keras.Model:
+    """Builds ResNet-18: four stages of two basic blocks, widths 64 to 512, an average-pool 4x4, the classifier.
+
+    From images of another size than 32x32 the pool makes one feature of each 4x4 window, or of the whole map where
+    it is smaller.
+
+    Args: see `tf_robust_sparse.models.construction`. Images have at least 8x8 pixels.
+
+    Returns:
+        A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [He et al., 2016](https://arxiv.org/abs/1512.03385); the initial connectivity is that of Özdenizci and
+        Legenstein, ICML 2021.
+    """
+    build = Construction(
+        "resnet18", 8, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+    )
+    return _resnet(build, _basic, (2, 2, 2, 2), name)
+
+
+def resnet34(
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    name: str = "resnet34",
+) -> keras.Model:
+    """Builds ResNet-34: as `resnet18`, with 3, 4, 6 and 3 basic blocks."""
+    build = Construction(
+        "resnet34", 8, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+    )
+    return _resnet(build, _basic, (3, 4, 6, 3), name)
+
+
+def resnet50(
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    name: str = "resnet50",
+) -> keras.Model:
+    """Builds ResNet-50: as `resnet18`, with 3, 4, 6 and 3 bottleneck blocks, four times as wide at their ends."""
+    build = Construction(
+        "resnet50", 8, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+    )
+    return _resnet(build, _bottleneck, (3, 4, 6, 3), name)
+
+
+def _resnet(build: Construction, block: Callable, blocks: Sequence[int], name: str) -> keras.Model:
+    x = build.conv(build.inputs, 64, 3, "stem", 0.6)
+    x = build.relu(build.batch_norm(x, "stem_bn"), "stem_relu")
+    for stage, (width, count) in enumerate(zip(_WIDTHS, blocks, strict=True), start=1):
+        initial = 0.2 if stage == 1 else build.half
+        for i in range(count):
+            strides = 2 if stage > 1 and i == 0 else 1
+            x = block(build, x, width, strides, f"stage{stage}_block{i + 1}", initial)
+    return build.model(build.classifier(build.average_pool(x, 4), 0.6), name)
+
+
+def _basic(build, x, width, strides, name, initial):
+    h = build.conv(x, width, 3, f"{name}_conv1", initial, strides=strides)
+    h = build.relu(build.batch_norm(h, f"{name}_bn1"), f"{name}_relu1")
+    h = build.conv(h, width, 3, f"{name}_conv2", initial)
+    h = build.batch_norm(h, f"{name}_bn2")
+    return _joined(build, h, _shortcut(build, x, width, strides, name, initial), name)
+
+
+def _bottleneck(build, x, width, strides, name, initial):
+    h = build.conv(x, width, 1, f"{name}_conv1", initial, padding="valid")
+    h = build.relu(build.batch_norm(h, f"{name}_bn1"), f"{name}_relu1")
+    h = build.conv(h, width, 3, f"{name}_conv2", initial, strides=strides)
+    h = build.relu(build.batch_norm(h, f"{name}_bn2"), f"{name}_relu2")
+    h = build.conv(h, 4 * width, 1, f"{name}_conv3", initial, padding="valid")
+    h = build.batch_norm(h, f"{name}_bn3")
+    return _joined(build, h, _shortcut(build, x, 4 * width, strides, name, initial), name)
+
+
+def _shortcut(build, x, width, strides, name, initial):
+    if strides == 1 and x.shape[-1] == width:
+        return x
+    x = build.conv(x, width, 1, f"{name}_shortcut", initial, strides=strides, padding="valid")
+    return build.batch_norm(x, f"{name}_shortcut_bn")
+
+
+def _joined(build, h, shortcut, name):
+    # Main branch first: Keras orders layers of equal depth by it, and `kernel_layers` follows that order.
+    return build.relu(keras.layers.Add(name=f"{name}_add")([h, shortcut]), f"{name}_relu")

@@ -1,0 +1,20 @@
+"""Divergences between the predictions for two versions of a batch."""
+
+import tensorflow as tf
+
+
+def kl_divergence(logits_p: tf.Tensor, logits_q: tf.Tensor) -> tf.Tensor:
+    """`KL(softmax(logits_p) || softmax(logits_q))` of each example, differentiable in both.
+
+    Computed from log-probabilities in float32, so that extreme logits give no NaN.
+
+    Args:
+        logits_p: `(batch, classes)`, any floating type.
+        logits_q: `(batch, classes)`, any floating type.
+
+    Returns:
+        `(batch,)`, float32, at least 0 up to rounding, in nats.
+    """
+    log_p = tf.nn.log_softmax(tf.cast(logits_p, tf.float32))
+    log_q = tf.nn.log_softmax(tf.cast(logits_q, tf.float32))
+    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)

@@ -1,0 +1,86 @@
+"""What training minimises, as two methods."""
+
+from typing import Any, TypeAlias
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse.attacks import GradientAttack
+
+Seed: TypeAlias = int | tf.Tensor | None
+
+
+class Objective:
+    """What training minimises.
+
+    A training step calls `perturb` first, which leaves the network as it is, and then `loss` under a gradient tape.
+    This base class perturbs nothing.
+    """
+
+    def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
+        """The images to train on, found with the network in inference mode.
+
+        Args:
+            network: Network that returns logits.
+            x: `(batch, ...)`, floating, in `[0, 1]`.
+            y: `(batch,)`, integer labels.
+            seed: Integer, or integers of shape `(2,)`, another one in each step; `None` for the attack's own, which is
+                the same in each step.
+
+        Returns:
+            `(batch, ...)`, in the order of `x`.
+        """
+        del network, y, seed
+        return x
+
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The loss of each example, with the network in training mode.
+
+        Args:
+            network: Network that returns logits.
+            x: `(batch, ...)`, floating, in `[0, 1]`.
+            y: `(batch,)`, integer labels.
+            x_adv: `(batch, ...)`, what `perturb` returned.
+
+        Returns:
+            The losses `(batch,)` and the logits `(batch, classes)` that training accuracy is measured on, both float32
+            and in the order of `y`.
+        """
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines the objective, as plain values for a results file."""
+        return {"objective": type(self).__name__}
+
+
+class AttackObjective(Objective):
+    """An objective that attacks the network it trains.
+
+    Args:
+        attack: Untargeted attack, such as `LinfPGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)`.
+
+    Raises:
+        ValueError: if `attack` is not an untargeted attack.
+    """
+
+    def __init__(self, attack: GradientAttack) -> None:
+        if not isinstance(attack, GradientAttack):
+            raise ValueError(
+                "`attack` is an attack object; pass for example attacks.LinfPGD(epsilon=8 / 255, step_size=2 / 255, "
+                f"num_steps=10). Received: attack={attack!r}"
+            )
+        if attack.targeted:
+            raise ValueError(
+                "`attack` raises the loss of the true label in training; pass an attack with targeted=False. "
+                f"Received: attack={attack!r}"
+            )
+        self.attack = attack
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines the objective, as plain values for a results file."""
+        return {**super().describe(), "attack": self.attack.describe()}
+
+
+def training_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
+    """Logits with batch norm and dropout in training mode: `(batch, classes)`, float32 also in mixed precision."""
+    return tf.cast(network(x, training=True), tf.float32)

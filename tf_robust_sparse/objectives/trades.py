@@ -1,0 +1,60 @@
+"""TRADES: clean accuracy traded against stability of the prediction."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse.attacks import GradientAttack, cross_entropy, inference_forward
+from tf_robust_sparse.objectives.divergences import kl_divergence
+from tf_robust_sparse.objectives.objective import AttackObjective, Seed, training_logits
+
+
+class TRADES(AttackObjective):
+    """`CE(f(x), y) + beta * KL(p(x) || p(x_adv))`, where the attack raises the divergence.
+
+    The gradient flows through both predictions. Clean and attacked images pass through the network as two batches,
+    clean first, so batch norm gets two updates in each step. RST
+    ([Carmon et al., 2019](https://arxiv.org/abs/1905.13736)) is this objective on data with pseudo-labels mixed in.
+
+    Args:
+        attack: Untargeted attack. It starts at `x + 0.001 * N(0, 1)` whatever its own `random_start`: at `x` itself the
+            divergence has no gradient.
+        beta: Weight of the divergence, at least 0.
+
+    Raises:
+        ValueError: if `attack` is not an untargeted attack, or `beta` is negative.
+
+    Reference: [Zhang et al., 2019](https://arxiv.org/abs/1901.08573), section 3.3 and algorithm 1.
+    """
+
+    def __init__(self, attack: GradientAttack, beta: float = 6.0) -> None:
+        super().__init__(attack)
+        self.beta = checked_beta(beta)
+
+    def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
+        """Images whose prediction differs most from the clean one: `(batch, ...)`, float32."""
+        clean = tf.stop_gradient(inference_forward(network)(x))
+        return self.attack(
+            network, x, y, loss_fn=lambda _, logits: kl_divergence(clean, logits), seed=seed, start="gaussian"
+        )
+
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Losses `(batch,)` and clean logits `(batch, classes)`."""
+        logits = training_logits(network, x)
+        logits_adv = training_logits(network, x_adv)
+        return cross_entropy(y, logits) + self.beta * kl_divergence(logits, logits_adv), logits
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines the objective, as plain values for a results file."""
+        return {**super().describe(), "beta": self.beta}
+
+
+def checked_beta(beta: float) -> float:
+    """`beta` as a float, refused unless finite and at least 0."""
+    if not 0 <= beta < float("inf"):
+        raise ValueError(
+            "`beta` is the weight of the robust term, at least 0; pass beta=6.0 for the published setting. "
+            f"Received: beta={beta}"
+        )
+    return float(beta)

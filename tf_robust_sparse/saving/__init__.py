@@ -1,0 +1,20 @@
+"""Files: networks, checkpoints of a run, SavedModels for everyone else, and published weights."""
+
+from tf_robust_sparse.saving.atomic import replace_directory, replace_file
+from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from tf_robust_sparse.saving.network import export_network, load_network, save_network
+from tf_robust_sparse.saving.reference_weights import import_reference_weights
+from tf_robust_sparse.saving.strip import strip
+
+__all__ = [
+    "export_network",
+    "import_reference_weights",
+    "load_checkpoint",
+    "load_network",
+    "read_metadata",
+    "replace_directory",
+    "replace_file",
+    "save_checkpoint",
+    "save_network",
+    "strip",
+]

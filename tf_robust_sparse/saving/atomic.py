@@ -1,0 +1,138 @@
+"""Files and directories that are either the old ones or the new ones, whatever happens while they are written.
+
+The new content is written beside the old under a temporary name, `.<name>.tmp-<process id>`, flushed to the disk and
+put in place by one rename. A full disk or an error leaves the old content and no temporary file; a killed process
+leaves the old content and a temporary file, which the next save of the same path removes.
+"""
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path in the directory of `path`; on success the file written there becomes `path`.
+
+    Args:
+        path: The file to replace or create; its directory is created. The temporary path has the same suffix.
+
+    Raises:
+        IsADirectoryError: if `path` is a directory.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"A file was to be written, but there is a directory of that name: {path}")
+    with _temporary(path) as temporary:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+
+
+@contextlib.contextmanager
+def replace_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success the directory made there becomes `path`.
+
+    Args:
+        path: The directory to replace or create. One that exists stays whole until the new one takes its place.
+
+    Raises:
+        NotADirectoryError: if `path` is a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"A directory was to be written, but there is a file of that name: {path}")
+    with _temporary(path) as temporary:
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for name in files:
+                _flush(Path(folder, name))
+            _flush(Path(folder))
+        if path.exists():
+            _swap(temporary, path)
+        else:
+            temporary.rename(path)
+        _flush(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}{path.suffix}")
+    _remove(temporary)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+
+
+def _swap(new: Path, old: Path) -> None:
+    """Gives `new` the name `old`, and the old directory the name of `new`."""
+    if _exchange(new, old):
+        return
+    # Two renames where the system cannot do it in one; between them the old directory has its temporary name.
+    aside = new.with_name(f"{new.name}-old")
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    aside.rename(new)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchanges two names in one step, or returns False where the operating or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+def _flush(path: Path) -> None:
+    """Waits until the content of a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes what killed processes left of earlier saves of `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.tmp-(\d+)(\D.*)?")
+    for each in path.parent.iterdir():
+        match = pattern.fullmatch(each.name)
+        if match is None or _is_running(int(match[1])):
+            continue
+        if each.name.endswith("-old") and not path.exists():
+            each.rename(path)  # killed between the two renames
+        else:
+            _remove(each)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs under another user
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,211 @@
+"""Everything a run needs to go on: all variables, bit by bit, and a JSON of its state, in one file.
+
+The file is HDF5. Each variable of the model and of its optimizer (iterations, slots, loss scale) is a data set under
+`variables/`, named after the path of the variable. Names that Keras numbers by process (`sgd_1`, `dense_3`) lose the
+number, and variables that then share a name are numbered in the order of the model, so the names depend on the
+model alone. A SHA-256 of all of it tells a damaged file apart.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.saving.atomic import replace_file
+
+_FORMAT = "tf_robust_sparse checkpoint 1"
+_RESTORE = "pass the flags of the run that wrote it"
+
+
+class _Content(NamedTuple):
+    """What a file holds: its metadata, and type and value of each variable."""
+
+    metadata: dict[str, Any]
+    variables: dict[str, tuple[str, np.ndarray]]
+
+
+def save_checkpoint(path: str | os.PathLike, model: keras.Model, metadata: Mapping[str, Any]) -> None:
+    """Saves every variable of `model` and its optimizer, and `metadata`.
+
+    Args:
+        path: The file, `run.weights.h5` for example. What was there stays until the new file is complete.
+        model: A built model; its optimizer is included if it is compiled.
+        metadata: What JSON can hold; NumPy numbers and arrays become numbers and lists.
+
+    Raises:
+        ValueError: if the model has no variables yet.
+        TypeError: if `metadata` holds what JSON cannot.
+        OSError: if the file cannot be written.
+    """
+    text = json.dumps(dict(metadata), default=_plain)
+    variables = _variables(model)
+    # HDF5 crashes the process when the disk is full, so it writes to memory.
+    image, digest = io.BytesIO(), hashlib.sha256(text.encode())
+    with h5py.File(image, "w") as file:
+        file.attrs["format"] = _FORMAT
+        file.create_dataset("metadata", data=np.frombuffer(text.encode(), np.uint8))
+        group = file.create_group("variables")
+        for key in sorted(variables):
+            value, dtype = _to_storage(variables[key]), variables[key].dtype
+            group.create_dataset(key, data=value).attrs["dtype"] = dtype
+            _add(digest, key, dtype, value)
+        file.attrs["sha256"] = digest.hexdigest()
+    with replace_file(path) as temporary:
+        temporary.write_bytes(image.getbuffer())
+
+
+def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict[str, Any]:
+    """Restores every variable of `model` and its optimizer from a file that `save_checkpoint` wrote.
+
+    Nothing is assigned unless everything fits: same variables, same shapes, same types, checksum right.
+
+    Args:
+        path: The file.
+        model: A model built and compiled as the one that was saved; variables mirrored over replicas are set on all.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        ValueError: if there is no such file, it is damaged, or it is of another network; names the first mismatch.
+    """
+    content = _read(path)
+    with model.distribute_strategy.scope():
+        variables = _variables(model)
+        for key, variable in variables.items():
+            _check(key, variable, content.variables)
+        for key in content.variables:
+            if key not in variables:
+                raise ValueError(f"the checkpoint holds {key}, which the network does not have; {_RESTORE}")
+        for key, variable in variables.items():
+            variable.assign(_from_storage(content.variables[key][1], variable.dtype))
+    return content.metadata
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads the metadata alone; the variables are neither read nor verified.
+
+    Args:
+        path: A file that `save_checkpoint` wrote.
+
+    Raises:
+        ValueError: if there is no such file or it is damaged.
+    """
+    return _read(path, metadata_only=True).metadata
+
+
+def _variables(model: keras.Model) -> dict[str, Any]:
+    """Returns the variables of `model` and its optimizer by names that depend on the model alone."""
+    if not model.variables:
+        raise ValueError(
+            "The model has no variables yet; build it, with model.build or by calling it once, before its checkpoint "
+            f"is saved or loaded. Received: {model.name}"
+        )
+    named = [(_name(variable.path, model.name), variable) for variable in model.variables]
+    optimizer, place = getattr(model, "optimizer", None), "optimizer"
+    if optimizer is not None:
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        own: dict[int, str] = {}
+        while optimizer is not None:  # a loss scale optimizer contains another
+            inner = getattr(optimizer, "inner_optimizer", None)
+            of_inner = {id(variable) for variable in inner.variables} if inner is not None else set()
+            for variable in optimizer.variables:
+                if id(variable) not in of_inner:
+                    own[id(variable)] = f"{place}/{_name(variable.path, optimizer.name)}"
+                    named.append((own[id(variable)], variable))
+            optimizer, place = inner, f"{place}/inner"
+    counts: dict[str, int] = {}
+    for name, _ in named:
+        counts[name] = counts.get(name, 0) + 1
+    seen: dict[str, int] = {}
+    variables = {}
+    for name, variable in named:
+        seen[name] = seen.get(name, -1) + 1
+        variables[name if counts[name] == 1 else f"{name}#{seen[name]}"] = variable
+    return variables
+
+
+def _name(path: str, owner: str) -> str:
+    """Returns the path of a variable without its owner's name and without the numbers Keras gives by process."""
+    return re.sub(r"_\d+(?=[_/]|$)", "", path.removeprefix(f"{owner}/"))
+
+
+def _check(key: str, variable: Any, stored: Mapping[str, tuple[str, np.ndarray]]) -> None:
+    if key not in stored:
+        raise ValueError(f"the checkpoint does not hold {key}, which the network needs; {_RESTORE}")
+    dtype, value = stored[key]
+    if value.shape != tuple(variable.shape):
+        raise ValueError(
+            f"the checkpoint holds {key} of shape {value.shape}, the network needs {tuple(variable.shape)}; {_RESTORE}"
+        )
+    if dtype != variable.dtype:
+        raise ValueError(f"the checkpoint holds {key} of type {dtype}, the network needs {variable.dtype}; {_RESTORE}")
+
+
+def _to_storage(variable: Any) -> np.ndarray:
+    value = np.asarray(keras.ops.convert_to_numpy(variable))
+    return value.view(np.uint16) if variable.dtype == "bfloat16" else value
+
+
+def _from_storage(value: np.ndarray, dtype: str) -> np.ndarray:
+    return value.view(tf.bfloat16.as_numpy_dtype) if dtype == "bfloat16" else value
+
+
+def _add(digest: Any, key: str, dtype: str, value: np.ndarray) -> None:
+    digest.update(f"{key} {dtype} {value.shape} {value.dtype.str}".encode())
+    digest.update(np.ascontiguousarray(value))
+
+
+def _read(path: str | os.PathLike, metadata_only: bool = False) -> _Content:
+    """Reads and verifies a file; without its variables if `metadata_only`."""
+    if not Path(path).is_file():
+        raise ValueError(f"There is no checkpoint at {os.fspath(path)!r}; pass the file that `save_checkpoint` wrote.")
+    variables: dict[str, tuple[str, np.ndarray]] = {}
+
+    def visit(key, item):
+        if isinstance(item, h5py.Dataset):
+            variables[key] = (item.attrs["dtype"], item[()])
+
+    try:
+        with h5py.File(path, "r") as file:
+            is_ours = file.attrs.get("format") == _FORMAT
+            if is_ours:
+                text = file["metadata"][()].tobytes()
+                metadata = json.loads(text)
+                if not metadata_only:
+                    file["variables"].visititems(visit)
+                    digest = hashlib.sha256(text)
+                    for key in sorted(variables):
+                        _add(digest, key, *variables[key])
+                    if file.attrs["sha256"] != digest.hexdigest():
+                        raise ValueError("its content does not match its checksum")
+    # HDF5 reports damage as whatever fails first.
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        raise ValueError(
+            f"The checkpoint {os.fspath(path)!r} is damaged; go on from an earlier one. Reason: {error}"
+        ) from error
+    if not is_ours:
+        raise ValueError(
+            f"{os.fspath(path)!r} is an HDF5 file but no checkpoint of this package; pass the file that "
+            "`save_checkpoint` wrote."
+        )
+    return _Content(metadata, variables)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(
+        "`metadata` must consist of what JSON can hold: dicts, lists, strings, numbers, booleans, None. "
+        f"Received: {value!r} of type {type(value).__name__}"
+    )

@@ -1,0 +1,114 @@
+"""A network on disk: `.keras` for further work with this package, a SavedModel for everything else."""
+
+import os
+import warnings
+import zipfile
+from pathlib import Path
+
+import keras
+
+from tf_robust_sparse.saving.atomic import replace_directory, replace_file
+from tf_robust_sparse.saving.strip import strip
+
+_FILE_NAME = "network.keras"
+
+
+def save_network(network: keras.Model, path: str | os.PathLike) -> Path:
+    """Saves `network` with its masks, signs and batch norm statistics.
+
+    Args:
+        network: The network, not the model that trains it.
+        path: A directory, in which `network.keras` is written, or a file ending in `.keras`. What was there stays
+            until the new file is complete.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    file = _file(path)
+    with replace_file(file) as temporary:
+        network.save(temporary)
+    return file
+
+
+def load_network(path: str | os.PathLike) -> keras.Model:
+    """Loads a network that `save_network` wrote. No code from the file is run.
+
+    Args:
+        path: The directory or the `.keras` file.
+
+    Returns:
+        The network, not compiled, under the dtype policy it was saved with.
+
+    Raises:
+        ValueError: if there is no such file, if it is damaged, or if it holds layers of code unknown here.
+    """
+    file = _file(path)
+    if not file.is_file():
+        raise ValueError(
+            f"There is no network at {file}; pass the directory or the .keras file that `save_network` wrote. "
+            f"Received: path={os.fspath(path)!r}"
+        )
+    _check_archive(file)
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns where it leaves layers with fresh weights.
+            warnings.filterwarnings("error", message="(?s).*freshly-initialized", category=UserWarning)
+            return keras.saving.load_model(file, compile=False, safe_mode=True)
+    # Keras raises TypeError for unknown classes, ValueError for code or wrong weights, KeyError for odd files.
+    except (TypeError, ValueError, KeyError, UserWarning) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"The network in {file} cannot be rebuilt; if it has layers of your own, register them with "
+            f"keras.saving.register_keras_serializable and import them first. Keras says: {reason}"
+        ) from error
+
+
+def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
+    """Writes `network` as a SavedModel that any TensorFlow loads without this package.
+
+    `tf.saved_model.load(path).serve` maps pixels `(batch, height, width, channels)`, float32 in [0, 1], to logits
+    `(batch, num_classes)`, float32, for every batch size; gradients with respect to the pixels work. Keep the loaded
+    object in a variable: its variables go with it.
+
+    Args:
+        network: A functional or sequential model; it is stripped first.
+        path: The directory to write. One that exists is replaced when the new one is complete.
+
+    Returns:
+        The path of the directory.
+
+    Raises:
+        ValueError: if the network cannot be stripped.
+        OSError: if it cannot be written, or `path` is a file.
+    """
+    stripped = strip(network)
+    path = Path(path)
+    with replace_directory(path) as temporary:
+        stripped.export(str(temporary), format="tf_saved_model", verbose=False)
+    return path
+
+
+def _file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".keras" else path / _FILE_NAME
+
+
+def _check_archive(file: Path) -> None:
+    damage = None
+    try:
+        with zipfile.ZipFile(file) as archive:
+            member = archive.testzip()
+            damage = None if member is None else f"{member} does not match its checksum"
+            names = archive.namelist()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        damage = str(error)
+    if damage is not None:
+        raise ValueError(f"{file} is damaged or not a .keras file; restore it from a copy or save again: {damage}")
+    if "config.json" not in names:
+        raise ValueError(
+            f"{file} is a zip archive but no .keras file; pass what `save_network` wrote. It holds: "
+            f"{', '.join(names[:5])}"
+        )

@@ -1,0 +1,147 @@
+"""Weights published with "Training Adversarially Robust Sparse Networks via Bayesian Connectivity Sampling".
+
+The files (IGITUGraz/SparseAdversarialTraining, named `*_weights.pickle`) hold `{"param_list": [...]}`, a flat list of
+variables without names or optimizer state. The list follows the forward pass; in a residual block the shortcut comes
+after all layers of the main branch. Each layer gives
+
+- sparse kernel: theta, sign (both float32), then the bias where the layer has one (dense layers only);
+- kernel of a network trained dense: kernel, then the bias;
+- batch norm: gamma, beta, moving mean, moving variance. It follows the convolution it normalises; one that stands
+  before its convolution, as in wide residual networks, comes first.
+
+Weights, strides and paddings are those of `tf_robust_sparse.models` with `padding_mode="tf_same"`.
+"""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.saving import variable_pickle
+
+
+class _Slot(NamedTuple):
+    """One entry of the list: where it belongs and what shape it has."""
+
+    layer: Any
+    role: str
+    shape: tuple[int, ...]
+
+
+def import_reference_weights(path: str | os.PathLike, network: keras.Model) -> None:
+    """Assigns published weights to `network`.
+
+    A network of `kernel="rewiring"` takes theta and sign; one of another form takes the effective kernel, and its mask
+    if it has one. A file of a network trained dense can be assigned to each form as well. Nothing is assigned unless
+    everything fits. The file is a pickle; it is read without calling anything that it names.
+
+    Args:
+        path: The pickle.
+        network: The same architecture with the same number of classes, from `tf_robust_sparse.models`.
+
+    Raises:
+        ValueError: if there is no such file, it is not such a list, or an array does not fit; names the first one.
+    """
+    arrays = _read(path)
+    sparse, dense = _layout(network, is_sparse=True), _layout(network, is_sparse=False)
+    if len(arrays) not in (len(sparse), len(dense)):
+        raise ValueError(
+            f"The file holds {len(arrays)} arrays; {network.name} takes {len(sparse)} of a sparse network or "
+            f"{len(dense)} of a dense one. Build the network that the file is of. Received: path={os.fspath(path)!r}"
+        )
+    slots = sparse if len(arrays) == len(sparse) else dense
+    for i, (slot, array) in enumerate(zip(slots, arrays, strict=True)):
+        if array.shape != slot.shape:
+            raise ValueError(
+                f"Array {i} of the file has shape {array.shape}, but {slot.role} of {slot.layer.name} in "
+                f"{network.name} has {slot.shape}; build the network and number of classes that the file is of. "
+                f"Received: path={os.fspath(path)!r}"
+            )
+        if array.dtype.kind not in "fi" or not np.isfinite(array).all():
+            raise ValueError(f"Array {i} of the file ({slot.role} of {slot.layer.name}) is not of finite numbers.")
+        if slot.role == "sign" and not np.isin(array, (-1, 0, 1)).all():
+            raise ValueError(f"Array {i} of the file, the sign of {slot.layer.name}, has other values than -1 and 1.")
+    values: dict[int, dict[str, np.ndarray]] = {}
+    for slot, array in zip(slots, arrays, strict=True):
+        values.setdefault(id(slot.layer), {})[slot.role] = array
+    for layer in dict.fromkeys(slot.layer for slot in slots):
+        _assign(layer, values[id(layer)])
+
+
+def _read(path: str | os.PathLike) -> list[np.ndarray]:
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {os.fspath(path)!r}; pass a published *_weights.pickle, unzipped.")
+    try:
+        content = variable_pickle.load(path)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{os.fspath(path)!r} is not a published list of weights: {error}") from error
+    arrays = content.get("param_list") if isinstance(content, dict) else content
+    if not isinstance(arrays, (list, tuple)) or not all(isinstance(array, np.ndarray) for array in arrays):
+        raise ValueError(
+            f'Published weights are a list of arrays, alone or as {{"param_list": [...]}}. Received: '
+            f"{type(content).__name__} in {os.fspath(path)!r}"
+        )
+    return list(arrays)
+
+
+def _layout(network: keras.Model, is_sparse: bool) -> list[_Slot]:
+    """Returns what the list of `network` consists of."""
+    slots = []
+    for layer in _layers_in_list_order(network):
+        if hasattr(layer, "compute_effective_kernel"):
+            shape = tuple(layer.effective_kernel.shape)
+            slots += [_Slot(layer, role, shape) for role in (("theta", "sign") if is_sparse else ("kernel",))]
+            if layer.bias is not None:
+                slots.append(_Slot(layer, "bias", tuple(layer.bias.shape)))
+        else:
+            roles = ("gamma", "beta", "moving_mean", "moving_variance")
+            slots += [_Slot(layer, role, tuple(getattr(layer, role).shape)) for role in roles]
+    return slots
+
+
+def _layers_in_list_order(network: keras.Model) -> list[Any]:
+    """Returns kernel layers in forward order, each batch norm after the kernel it normalises or else in its place.
+
+    Keras orders layers by depth, so the layers of a shortcut stand between those of the main branch.
+    """
+    norms = {}
+    ordered = []
+    nodes = layers.graph(network)
+    kernels = {node.layer.name for node in nodes if hasattr(node.layer, "compute_effective_kernel")}
+    for node in nodes:
+        if isinstance(node.layer, keras.layers.BatchNormalization) and node.inputs and node.inputs[0] in kernels:
+            norms[node.inputs[0]] = node.layer
+    for node in nodes:
+        if node.layer.name in kernels:
+            ordered.append(node.layer)
+            if node.layer.name in norms:
+                ordered.append(norms[node.layer.name])
+        elif isinstance(node.layer, keras.layers.BatchNormalization) and node.layer not in norms.values():
+            ordered.append(node.layer)
+    return ordered
+
+
+def _assign(layer: Any, values: dict[str, np.ndarray]) -> None:
+    if "theta" in values:
+        connected = (values["theta"] > 0) & (values["sign"] != 0)
+        kernel = np.where(connected, values["theta"] * values["sign"], 0)
+        theta, sign = np.where(values["sign"] != 0, values["theta"], 0), np.where(values["sign"] < 0, -1, 1)
+    elif "kernel" in values:
+        kernel = values["kernel"]
+        connected, theta, sign = kernel != 0, np.abs(kernel), np.where(kernel < 0, -1, 1)
+    if not hasattr(layer, "compute_effective_kernel"):
+        pass
+    elif hasattr(layer, "theta"):
+        layer.theta.assign(theta.astype("float32"))
+        layer.sign.assign(sign.astype("int8"))
+    else:
+        layer.kernel.assign(kernel.astype("float32"))
+        if hasattr(layer, "kernel_mask"):
+            layer.kernel_mask.assign(connected)
+    for role in ("bias", "gamma", "beta", "moving_mean", "moving_variance"):
+        if role in values:
+            getattr(layer, role).assign(values[role].astype("float32"))

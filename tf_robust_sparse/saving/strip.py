@@ -1,0 +1,77 @@
+"""From a network of this toolkit to the same network in plain Keras layers."""
+
+from typing import Any
+
+import keras
+
+from tf_robust_sparse import layers
+
+
+def strip(network: keras.Model) -> keras.Model:
+    """Clones `network` to plain Keras layers that hold the effective kernels.
+
+    Every kernel layer becomes a `keras.layers.Dense` or `keras.layers.Conv2D` whose kernel is the effective kernel,
+    zeros where nothing is connected; every batch norm becomes that of Keras. All other weights are copied by layer
+    name. The clone computes in float32 under every dtype policy, needs nothing of this package, and its logits equal
+    those of a float32 `network`.
+
+    Args:
+        network: A functional or sequential model.
+
+    Returns:
+        A model with the same layer names and number of non-zero kernel entries; compiled if `network` is.
+
+    Raises:
+        ValueError: if `network` is not functional or sequential, or holds a layer that is not part of Keras.
+    """
+    if not isinstance(network, keras.Sequential) and not hasattr(network, "operations"):
+        raise ValueError(
+            "Only a functional or sequential keras.Model can be stripped; pass the network itself, not the model that "
+            f"trains it. Received: {type(network).__name__}"
+        )
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")  # that of the input layers and of the model itself
+    try:
+        inputs = None if isinstance(network, keras.Sequential) else _inputs(network)
+        stripped = keras.models.clone_model(network, input_tensors=inputs, clone_function=_plain_layer, recursive=True)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    _copy_weights(network, stripped)
+    return stripped
+
+
+def _inputs(network: keras.Model) -> Any:
+    """Returns new input tensors of the same names, in the same structure; Keras would rename unnamed ones."""
+    names = {id(layer.output): layer.name for layer in network.layers if isinstance(layer, keras.layers.InputLayer)}
+    return keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=names[id(x)]), network.input
+    )
+
+
+def _plain_layer(layer: Any) -> Any:
+    if hasattr(layer, "compute_effective_kernel"):
+        plain_class, config = layer.plain_class, layer.plain_config()
+    elif isinstance(layer, layers.BatchNormalization):
+        plain_class, config = keras.layers.BatchNormalization, layer.get_config()
+    else:
+        plain_class, config = type(layer), layer.get_config()
+        if plain_class.__module__.partition(".")[0] != "keras":
+            raise ValueError(
+                f"The layer {layer.name} is not part of Keras, so a stripped network would need its code; replace it "
+                f"by Keras layers or give it `compute_effective_kernel`. Received: {plain_class.__name__}"
+            )
+    return plain_class.from_config({**config, "dtype": "float32"})
+
+
+def _copy_weights(network: keras.Model, stripped: keras.Model) -> None:
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        plain = stripped.get_layer(layer.name)
+        if isinstance(layer, keras.Model):
+            _copy_weights(layer, plain)
+        elif hasattr(layer, "compute_effective_kernel"):
+            bias = [] if layer.bias is None else [layer.bias]
+            plain.set_weights([keras.ops.convert_to_numpy(value) for value in (layer.effective_kernel, *bias)])
+        else:
+            plain.set_weights(layer.get_weights())

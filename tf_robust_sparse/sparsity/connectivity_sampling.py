@@ -1,0 +1,251 @@
+"""Bayesian connectivity sampling: DEEP R with one budget for the whole network."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.sparsity.allocation import draw_layers
+from tf_robust_sparse.sparsity.masks import set_random_dormant
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
+from tf_robust_sparse.sparsity.sparsifier import Sparsifier
+
+NEWBORN = 1e-12  # theta of a connection that was just made: present, yet without any influence
+
+
+class _Before(NamedTuple):
+    """What must be known of the state before the update: step, learning rate, flat positions of connections."""
+
+    step: tf.Tensor
+    learning_rate: tf.Tensor
+    connected: list[tf.Tensor]
+
+
+class ConnectivitySampling(Sparsifier):
+    """Keeps a global number of connections and moves them by random search while the network trains.
+
+    After each update every connected `theta` receives Gaussian noise; a connection whose `theta` is no longer
+    positive is lost; as many new ones as are missing from the budget `K = int(entries * connectivity)` are drawn,
+    first the layers with probability proportional to their size, then dormant positions uniformly. A new connection
+    starts at `theta = 1e-12` and survives only if its next gradient pushes it up.
+
+    Every draw is a function of `seed` and the step alone: replicas agree, and a resumed run repeats them.
+
+    Args:
+        connectivity: Fraction of the kernel entries connected in the whole network, in (0, 1].
+        noise_scaling: Standard deviation of the noise in units of the learning rate.
+        l1: Strength of the L1 prior: connected `theta` lose `learning_rate * l1` per step.
+        dormant_policy: `"freeze"` holds dormant entries and their momentum at 0, so that the count is exactly `K`
+            after each step; `"reference"` lets momentum and weight decay go on moving them, as the original does.
+        init_policy: `"reference"` takes the network's initial connections as they are, `"exact"` removes or adds
+            random ones until there are `K`.
+        layer_prior: New connections are drawn over layers in proportion to `"size"` or to `"target"`, the size times
+            the layer's initial connectivity.
+        check_invariants: Whether to assert the counts inside the step; for tests and debugging.
+        seed: Integer that fixes all draws.
+
+    Raises:
+        ValueError: if an argument is out of range or a policy unknown.
+
+    Reference: Özdenizci and Legenstein, ICML 2021, section 3 and algorithm 1;
+        [Bellec et al., 2018](https://arxiv.org/abs/1711.05136), algorithm 1.
+    """
+
+    needs = ("theta", "sign")
+    kernel_form = "rewiring"
+
+    def __init__(
+        self,
+        connectivity: float,
+        noise_scaling: float = 1e-6,
+        l1: float = 0.0,
+        dormant_policy: str = "freeze",
+        init_policy: str = "reference",
+        layer_prior: str = "size",
+        check_invariants: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(connectivity)
+        for name, value in (("noise_scaling", noise_scaling), ("l1", l1)):
+            if not value >= 0:
+                raise ValueError(f"`{name}` must be at least 0. Received: {name}={value!r}")
+        for name, value, choices in (
+            ("dormant_policy", dormant_policy, ("freeze", "reference")),
+            ("init_policy", init_policy, ("reference", "exact")),
+            ("layer_prior", layer_prior, ("size", "target")),
+        ):
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}")
+        self.noise_scaling = float(noise_scaling)
+        self.l1 = float(l1)
+        self.dormant_policy = dormant_policy
+        self.init_policy = init_policy
+        self.layer_prior = layer_prior
+        self.check_invariants = bool(check_invariants)
+        self.seed = int(seed)
+        self.births: Any = None
+        self.deaths: Any = None
+
+    def attach(self, network: keras.Model) -> None:
+        """Binds the sparsifier to the rewiring layers of `network` and applies the initial policy.
+
+        Raises:
+            ValueError: if the network has other prunable layers or no rewiring layer.
+        """
+        super().attach(network)
+        if self.layer_prior == "target":
+            self._weights = [
+                size * layer.initial_connectivity for size, layer in zip(self.sizes, self.layers, strict=True)
+            ]
+        else:
+            self._weights = [float(size) for size in self.sizes]
+        for name in ("births", "deaths"):
+            counter = tf.Variable(
+                tf.zeros(len(self.layers), tf.int64),
+                trainable=False,
+                name=name,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+            setattr(self, name, counter)
+        if self.dormant_policy == "freeze":
+            for layer in self.layers:
+                layer.theta.assign(tf.nn.relu(layer.theta))
+        if self.init_policy == "exact":
+            self._connect_exactly()
+
+    def before_update(self, optimizer: keras.optimizers.Optimizer) -> _Before:
+        """Notes step, learning rate and connections, all of them before the update."""
+        return _Before(
+            step=tf.cast(optimizer.iterations, tf.int32),
+            learning_rate=tf.cast(optimizer.learning_rate, tf.float32),
+            connected=[tf.where(_flat(layer.theta) > 0)[:, 0] for layer in self.layers],
+        )
+
+    def after_update(self, state: _Before, optimizer: keras.optimizers.Optimizer) -> None:
+        """Adds noise, lets connections die and draws new ones."""
+        noise_seed, layer_seed, position_seed = tf.unstack(
+            tf.random.experimental.stateless_split(tf.stack([self.seed, state.step]), 3)
+        )
+        updates, thetas = [], []
+        for index, (layer, connected) in enumerate(zip(self.layers, state.connected, strict=True)):
+            seed = tf.random.experimental.stateless_fold_in(noise_seed, index)
+            thetas.append(self._diffused(_flat(layer.theta), connected, state.learning_rate, seed))
+            if self.dormant_policy == "freeze":
+                alive = tf.reshape(thetas[-1] > 0, layer.theta.shape)
+                updates += [(slot, tf.where(alive, slot, 0.0)) for slot in slots(optimizer, layer.theta)]
+        counts = tf.stack([tf.math.count_nonzero(theta > 0) for theta in thetas])
+        missing = tf.maximum(self.budget - tf.reduce_sum(counts), 0)
+        room = tf.constant(self.sizes, tf.int64) - counts
+        births = draw_layers(missing, self._weights, room, layer_seed)
+        for index, layer in enumerate(self.layers):
+            seed = tf.random.experimental.stateless_fold_in(position_seed, index)
+            rewired = set_random_dormant(thetas[index], births[index], NEWBORN, seed)
+            updates.append((layer.theta, tf.reshape(rewired, layer.theta.shape)))
+        before = tf.stack([tf.size(connected, tf.int64) for connected in state.connected])
+        # Under the reference policy momentum may revive a connection: the difference counts what was lost on balance.
+        updates += [(self.births, self.births + births), (self.deaths, self.deaths + before - counts)]
+        with tf.control_dependencies(self._assertions(before, counts, births)):
+            assign_everywhere([(variable, tf.identity(value)) for variable, value in updates])
+
+    def check(self, network: keras.Model) -> None:
+        """Checks that there are no more connections than the budget allows, or than the network started with.
+
+        Raises:
+            RuntimeError: if there are more.
+        """
+        counts = self.count()
+        for layer, count in zip(self.layers, counts, strict=True):
+            if count == 0:
+                warnings.warn(f"{layer.name} has lost all its connections.", stacklevel=2)
+        if self.dormant_policy == "freeze":
+            for layer in self.layers:
+                stray = int(tf.math.count_nonzero(layer.theta < 0))
+                if stray:
+                    raise RuntimeError(f"{stray} dormant entries of {layer.name} are not zero.")
+            if sum(counts) > max(self.budget, self._initial_count):
+                raise RuntimeError(f"The network has {sum(counts)} connections, more than the budget {self.budget}.")
+
+    def turnover(self) -> dict[str, Any]:
+        """Returns births and deaths per layer since the last call and the connections at present, and starts anew."""
+        births, deaths = (np.asarray(counter).tolist() for counter in (self.births, self.deaths))
+        self.births.assign(tf.zeros_like(self.births))
+        self.deaths.assign(tf.zeros_like(self.deaths))
+        return {
+            "births": dict(zip([layer.name for layer in self.layers], births, strict=True)),
+            "deaths": dict(zip([layer.name for layer in self.layers], deaths, strict=True)),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the name and the settings, ready for JSON."""
+        return {
+            **super().describe(),
+            "noise_scaling": self.noise_scaling,
+            "l1": self.l1,
+            "dormant_policy": self.dormant_policy,
+            "init_policy": self.init_policy,
+            "layer_prior": self.layer_prior,
+            "budget": self.budget,
+        }
+
+    def _diffused(self, theta: tf.Tensor, connected: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns flat `theta` after prior and noise on what was connected, and after deaths if they are frozen.
+
+        Only connected entries are touched: noise for every entry would cost a hundred times as much at 1 %.
+        """
+        values = tf.gather(theta, connected)
+        noise = tf.random.stateless_normal(tf.shape(values), seed)
+        values += rate * (self.noise_scaling * noise - self.l1)
+        if self.dormant_policy == "freeze":
+            values = tf.nn.relu(values)
+        return tf.tensor_scatter_nd_update(theta, connected[:, tf.newaxis], values)
+
+    def _assertions(self, before: tf.Tensor, counts: tf.Tensor, births: tf.Tensor) -> list[Any]:
+        if not self.check_invariants:
+            return []
+        total, after = tf.reduce_sum(counts), tf.reduce_sum(counts + births)
+        assertions = [
+            tf.debugging.assert_equal(after, tf.maximum(total, self.budget), "the budget was not filled"),
+            tf.debugging.assert_less_equal(
+                after, tf.constant(sum(self.sizes), tf.int64), "more connections than entries"
+            ),
+        ]
+        if self.dormant_policy == "freeze":
+            assertions.append(tf.debugging.assert_less_equal(counts, before, "a dormant entry came back by itself"))
+        return assertions
+
+    def _connect_exactly(self) -> None:
+        """Removes or adds random connections until the network has as many as the budget, outside any replica."""
+        generator = np.random.default_rng([self.seed, 0xE8AC7])
+        thetas = [np.array(layer.theta) for layer in self.layers]
+        counts = np.array([np.count_nonzero(theta > 0) for theta in thetas])
+        surplus = int(counts.sum()) - self.budget
+        if surplus > 0:
+            drop = generator.choice(int(counts.sum()), surplus, replace=False)
+            for index, theta in enumerate(thetas):
+                first = counts[:index].sum()
+                mine = drop[(drop >= first) & (drop < first + counts[index])] - first
+                theta.flat[np.flatnonzero(theta > 0)[mine]] = 0.0
+        elif surplus < 0:
+            missing = draw_layers(
+                tf.constant(-surplus, tf.int64),
+                self._weights,
+                tf.constant(self.sizes, tf.int64) - tf.constant(counts, tf.int64),
+                tf.constant([self.seed, 0xE8AC7]),
+            )
+            for theta, count in zip(thetas, np.asarray(missing), strict=True):
+                chosen = generator.choice(np.flatnonzero(theta <= 0), int(count), replace=False)
+                fresh = keras.initializers.HeNormal(int(generator.integers(2**31)))(theta.shape)
+                theta.flat[chosen] = np.abs(np.asarray(fresh)).flat[chosen]
+        for layer, theta in zip(self.layers, thetas, strict=True):
+            layer.theta.assign(theta)
+
+    @property
+    def _initial_count(self) -> int:
+        """How many connections the network was given at the start, which may exceed the budget for a while."""
+        return sum(int(size * layer.initial_connectivity) for size, layer in zip(self.sizes, self.layers, strict=True))
+
+
+def _flat(variable: Any) -> tf.Tensor:
+    return tf.reshape(tf.convert_to_tensor(variable), (-1,))

@@ -1,0 +1,65 @@
+"""The optimizer's memory of a variable (momentum, second moments), found through public names alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def slots(optimizer: keras.optimizers.Optimizer, variable: Any) -> list[Any]:
+    """Returns the optimizer variables that remember `variable`, such as its velocity.
+
+    Keras names a slot `<path of the variable with underscores>_<slot>`.
+
+    Args:
+        optimizer: A built Keras optimizer, possibly a `keras.optimizers.LossScaleOptimizer`.
+        variable: One of the trainable variables it was built for.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    prefix = variable.path.replace("/", "_") + "_"
+    return [
+        slot
+        for slot in optimizer.variables
+        if tuple(slot.shape) == tuple(variable.shape) and slot.path.rsplit("/", 1)[-1].startswith(prefix)
+    ]
+
+
+def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
+    """Checks that the optimizer does not change weights behind the back of a sparsifier.
+
+    Raises:
+        ValueError: if it averages weights or accumulates gradients.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if optimizer.use_ema:
+        raise ValueError(
+            "A sparsifier needs an optimizer with use_ema=False: averaging overwrites the zeros of dormant "
+            f"connections. Received: {type(optimizer).__name__}(use_ema=True)"
+        )
+    if optimizer.gradient_accumulation_steps:
+        raise ValueError(
+            "A sparsifier needs an optimizer without gradient accumulation, for it acts after every step. Received: "
+            f"{type(optimizer).__name__}(gradient_accumulation_steps={optimizer.gradient_accumulation_steps})"
+        )
+
+
+def assign_everywhere(updates: Sequence[tuple[Any, tf.Tensor]]) -> None:
+    """Assigns each (variable, value) pair, inside a replica context too.
+
+    Every replica must have computed the same value. Optimizer slots have no aggregation, so that a plain assignment
+    in a replica context is refused or leaves the replicas apart; through `merge_call` each replica's copy is written.
+    """
+    variables = [v.value if isinstance(v, keras.Variable) else v for v, _ in updates]
+    values = [value for _, value in updates]
+
+    def assign(strategy, values):
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(variable, lambda v, new: v.assign(new), args=(value,), group=False)
+
+    context = tf.distribute.get_replica_context()
+    if context is None or not tf.distribute.has_strategy():
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+    else:
+        context.merge_call(assign, args=(values,))

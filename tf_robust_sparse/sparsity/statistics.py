@@ -1,0 +1,70 @@
+"""How sparse a network is, read from its effective kernels."""
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+
+
+class KernelStatistics(NamedTuple):
+    """Connections of one kernel: `connectivity` is `nonzero / entries`."""
+
+    name: str
+    nonzero: int
+    entries: int
+    prunable: bool
+
+    @property
+    def connectivity(self) -> float:
+        """Fraction of the entries that are not zero."""
+        return self.nonzero / self.entries
+
+
+def kernel_statistics(network: keras.Model) -> list[KernelStatistics]:
+    """Returns the statistics of every kernel of `network`, in forward order."""
+    found = []
+    for layer in layers.kernel_layers(network):
+        kernel = layer.effective_kernel
+        nonzero = int(tf.math.count_nonzero(kernel))
+        found.append(KernelStatistics(layer.name, nonzero, int(tf.size(kernel)), layer.prunable))
+    return found
+
+
+def nonzero(network: keras.Model) -> int:
+    """Returns the number of non-zero entries of all kernels of `network`."""
+    return sum(each.nonzero for each in kernel_statistics(network))
+
+
+def connectivity(network: keras.Model) -> float:
+    """Returns the fraction of non-zero entries over all kernels of `network`.
+
+    Raises:
+        ValueError: if `network` has no kernel of this toolkit.
+    """
+    return summary(network)["connectivity"]
+
+
+def summary(network: keras.Model) -> dict[str, Any]:
+    """Returns `connectivity`, `nonzero`, `prunable` (entries of all kernels) and `layers`, ready for JSON.
+
+    Raises:
+        ValueError: if `network` has no kernel of this toolkit.
+    """
+    found = kernel_statistics(network)
+    entries = sum(each.entries for each in found)
+    if not entries:
+        raise ValueError(
+            "The network has no kernel layer of tf_robust_sparse.layers; build it with tf_robust_sparse.models or "
+            f"from these layers. Received a network of: {sorted({type(layer).__name__ for layer in network.layers})}"
+        )
+    total = sum(each.nonzero for each in found)
+    return {
+        "connectivity": total / entries,
+        "nonzero": total,
+        "prunable": entries,
+        "layers": [
+            {"name": e.name, "nonzero": e.nonzero, "entries": e.entries, "connectivity": e.connectivity} for e in found
+        ],
+    }

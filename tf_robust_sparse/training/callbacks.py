@@ -1,0 +1,215 @@
+"""What happens beside the steps: stop on NaN, record every epoch, write checkpoints."""
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse import saving
+from tf_robust_sparse.layers import settled_kernels
+from tf_robust_sparse.sparsity import Sparsifier, statistics
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends training as soon as the loss is not finite, before a checkpoint is overwritten.
+
+    Raises:
+        FloatingPointError: naming the epoch, the batch and what to try.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks at the running loss."""
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"The training loss became {loss} in epoch {self._epoch + 1}, batch {batch + 1}. Try a smaller "
+                "learning rate, a smaller beta or weight decay, and check that images lie in [0, 1]; the last "
+                "checkpoint is unharmed, so --resume goes on from there with other flags."
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes the epoch."""
+        self._epoch = epoch
+
+
+class Connections(keras.callbacks.Callback):
+    """Adds connectivity to the logs of each epoch and keeps the statistics of every kernel.
+
+    Must stand before the callbacks that record.
+    """
+
+    def __init__(self, network: keras.Model, sparsifier: Sparsifier | None) -> None:
+        super().__init__()
+        self._network = network
+        self._sparsifier = sparsifier
+        self.latest: dict[str, Any] = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Counts."""
+        self.latest = statistics.summary(self._network)
+        logs["connectivity"] = self.latest["connectivity"]
+        logs["nonzero"] = self.latest["nonzero"]
+        if self._sparsifier is not None:
+            turnover = self._sparsifier.turnover()
+            for name, per_layer in turnover.items():
+                logs[name] = sum(per_layer.values())
+            self.latest |= turnover
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Writes the state of training after every epoch, and copies of the best ones.
+
+    In `directory`: `last.weights.h5`, from which training resumes bit by bit; a file per entry of `best`; and
+    `history.csv`, `history.json` and `connections.jsonl`, written anew from the state each time, so that a resumed run
+    leaves no doubled lines.
+
+    Args:
+        directory: Where to write; made if it is missing.
+        best: File stem -> name of the logged quantity of which the highest value is kept.
+        config: Plain dict stored with the state.
+        connections: The callback that counts connections, or `None`.
+        sparsifier: Its `check` runs before anything is written.
+        writes: Whether this process writes; only one of several workers does.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        best: dict[str, str],
+        config: dict[str, Any],
+        connections: Connections | None = None,
+        sparsifier: Sparsifier | None = None,
+        writes: bool = True,
+    ) -> None:
+        super().__init__()
+        self.directory = Path(directory)
+        self.best_names = best
+        self.config = config
+        self._connections = connections
+        self._sparsifier = sparsifier
+        self._writes = writes
+        self.state: dict[str, Any] = {
+            "epoch": 0,
+            "history": [],
+            "best": {},
+            "connections": [],
+            "seconds": 0.0,
+            "training_seconds": 0.0,
+        }
+
+    def restore(self, model: keras.Model) -> int:
+        """Loads `last.weights.h5` into `model` and returns the number of finished epochs.
+
+        Raises:
+            ValueError: if the file is damaged, of another network, or of a run with another `config`.
+        """
+        path = self.directory / "last.weights.h5"
+        written = saving.read_metadata(path)["config"]
+        for name, value in self.config.items():
+            if written.get(name) != value:
+                raise ValueError(
+                    f"The run in {self.directory} was begun with {name}={written.get(name)!r}, which --resume cannot "
+                    f"change; pass the flags of its run.flags. Received: {name}={value!r}"
+                )
+        self.state = saving.load_checkpoint(path, model)["state"]
+        return self.state["epoch"]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock."""
+        self._begin = self._trained = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Notes when the last training step ended; what follows is validation."""
+        self._trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the best states first, then the last one: a kill in between repeats this epoch."""
+        self.state["seconds"] += time.perf_counter() - self._begin
+        self.state["training_seconds"] += self._trained - self._begin
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        self.state["epoch"] = epoch + 1
+        self.state["history"].append({"epoch": epoch + 1, **logs})
+        if self._connections is not None:
+            self.state["connections"].append({"epoch": epoch + 1, **self._connections.latest})
+        if self._sparsifier is not None:
+            self._sparsifier.check(self.model.network)
+        improved = []
+        for stem, name in self.best_names.items():
+            value = logs.get(name)
+            if value is not None and value > self.state["best"].get(stem, {"value": -math.inf})["value"]:
+                self.state["best"][stem] = {"epoch": epoch + 1, "monitor": name, "value": value}
+                improved.append(stem)
+        if self._writes:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for stem in [*improved, "last"]:
+                self.write(stem)
+            self._write_history()
+
+    def write(self, stem: str) -> None:
+        """Writes the present state to `<stem>.weights.h5`."""
+        metadata = {"state": self.state, "config": self.config}
+        saving.save_checkpoint(self.directory / f"{stem}.weights.h5", self.model, metadata)
+
+    def _write_history(self) -> None:
+        history = self.state["history"]
+        with saving.replace_file(self.directory / "history.json") as path:
+            path.write_text(json.dumps(history, indent=1) + "\n")
+        with saving.replace_file(self.directory / "connections.jsonl") as path:
+            path.write_text("".join(json.dumps(line) + "\n" for line in self.state["connections"]))
+        with saving.replace_file(self.directory / "history.csv") as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in history for name in row)))
+            writer.writeheader()
+            writer.writerows(history)
+
+
+class ReferenceSelection(keras.callbacks.Callback):
+    """Selects as the original does: by clean accuracy on the test images after the first update of each epoch.
+
+    Kept for comparison with published numbers only: it looks at the test images.
+
+    Args:
+        checkpoints: The callback whose `reference.weights.h5` is written when the accuracy rises.
+        images: `tf.data.Dataset` of (x, y) batches.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, images: tf.data.Dataset) -> None:
+        super().__init__()
+        self._checkpoints = checkpoints
+        self._images = images
+        self._correct: Callable[..., tf.Tensor] | None = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Measures after the first update."""
+        if self._epoch == getattr(self, "_measured", None):
+            return
+        self._measured = self._epoch
+        accuracy = clean_accuracy(self.model.network, self._images)
+        best = self._checkpoints.state["best"]
+        if accuracy > best.get("reference", {"value": -math.inf})["value"]:
+            best["reference"] = {"epoch": self._epoch + 1, "monitor": "test_accuracy", "value": accuracy}
+            self._checkpoints.write("reference")
+
+
+def clean_accuracy(network: keras.Model, images: Iterable[tuple[Any, Any]]) -> float:
+    """Returns the fraction of `images`, batches of (x, y), that `network` classifies correctly."""
+
+    @tf.function(reduce_retracing=True)
+    def correct(x, y):
+        with settled_kernels(network):
+            return tf.math.count_nonzero(tf.argmax(network(x, training=False), -1) == tf.cast(y, tf.int64))
+
+    right, total = 0, 0
+    for x, y in images:
+        right += int(correct(x, y))
+        total += len(y)
+    return right / total

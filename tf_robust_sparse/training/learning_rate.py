@@ -1,0 +1,69 @@
+"""Learning rate schedules and the optimizer of the connectivity-sampling paper."""
+
+from typing import Any
+
+import keras
+
+
+def tenfold_drops(initial: float, total_steps: int) -> keras.optimizers.schedules.PiecewiseConstantDecay:
+    """Returns `initial`, a tenth of it after half of the steps, a hundredth after three quarters.
+
+    The boundaries are `int(0.5 * total_steps)` and `int(0.75 * total_steps)`; at the boundary step itself the value
+    before it still holds.
+
+    Args:
+        initial: Learning rate of the first step, positive.
+        total_steps: Number of optimisation steps of the whole run.
+
+    Raises:
+        ValueError: if an argument is not positive.
+    """
+    if initial <= 0 or total_steps < 1:
+        raise ValueError(
+            "A learning rate schedule needs a positive initial value and at least one step. "
+            f"Received: initial={initial}, total_steps={total_steps}"
+        )
+    boundaries = [int(total_steps * 0.5), int(total_steps * 0.75)]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, [initial, initial / 10, initial / 100])
+
+
+def sgdw(
+    learning_rate: float,
+    weight_decay: float,
+    total_steps: int | None = None,
+    momentum: float = 0.9,
+    decay_bias_and_bn: bool = True,
+) -> keras.optimizers.SGD:
+    """Returns SGD with momentum and decoupled weight decay, both falling tenfold at half and three quarters.
+
+    One step is `v <- momentum * v - eta * g; theta <- theta - wd * theta + v`, where `wd` follows the same schedule as
+    `eta`. Keras multiplies its `weight_decay` by the learning rate, so it is given the constant ratio
+    `weight_decay / learning_rate`.
+
+    Args:
+        learning_rate: Initial `eta`, positive.
+        weight_decay: Initial `wd`, at least 0, as a fraction of a weight per step (not multiplied by `eta`).
+        total_steps: Steps of the whole run, for the schedule; `None` keeps both constant.
+        momentum: In [0, 1).
+        decay_bias_and_bn: Whether biases and batch norm parameters decay too, as in the original.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Reference: [Loshchilov and Hutter, 2019](https://arxiv.org/abs/1711.05101), algorithm 1.
+    """
+    for name, value, fits in (
+        ("learning_rate", learning_rate, learning_rate > 0),
+        ("weight_decay", weight_decay, weight_decay >= 0),
+        ("momentum", momentum, 0 <= momentum < 1),
+    ):
+        if not fits:
+            raise ValueError(f"`{name}` is out of range. Received: {name}={value!r}")
+    schedule: Any = learning_rate if total_steps is None else tenfold_drops(learning_rate, total_steps)
+    optimizer = keras.optimizers.SGD(
+        schedule, momentum=momentum, weight_decay=weight_decay / learning_rate if weight_decay else None
+    )
+    if weight_decay and not decay_bias_and_bn:
+        # A pattern is searched in names such as "classifier/bias" or, on this backend, "classifier/bias:0".
+        optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|gamma|beta)(:\d+)?$"])
+    return optimizer

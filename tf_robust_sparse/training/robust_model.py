@@ -1,0 +1,227 @@
+"""The one training step of the toolkit, as a Keras model around a network."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in
+from tf_robust_sparse.objectives import Objective
+from tf_robust_sparse.sparsity import Sparsifier
+
+_VALIDATION = 1 << 30  # the seeds of validation attacks stand apart from those of training steps
+
+
+class RobustModel(keras.Model):
+    """Trains `network` under `objective`, with connections decided by `sparsifier`.
+
+    Used like any Keras model: `compile`, `fit`, `evaluate`, `predict`. The network itself stays an ordinary Keras
+    model, which is what is saved and exported.
+
+    One step: effective kernels are computed once; adversarial inputs are found with batch norm in inference mode,
+    folded into the kernels; the objective's loss is taken with batch norm in training mode, averaged over the global
+    batch; the optimizer updates; the sparsifier rewires. All random draws are functions of `seed` and the number of
+    the step, so that a resumed run repeats what the uninterrupted one did.
+
+    Args:
+        network: `keras.Model` from images `(batch, height, width, channels)` in [0, 1] to logits `(batch, classes)`.
+        objective: An `Objective` of `tf_robust_sparse.objectives`.
+        sparsifier: A `Sparsifier` of `tf_robust_sparse.sparsity`, or `None`.
+        validation_attack: An attack of `tf_robust_sparse.attacks`; with it `evaluate` and the validation of `fit` also
+            report `robust_accuracy`.
+        seed: Integer in [0, 2**31).
+
+    Raises:
+        ValueError: if an argument is of the wrong kind or the network does not fit the sparsifier.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        objective: Objective,
+        sparsifier: Sparsifier | None = None,
+        validation_attack: GradientAttack | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_kind("network", network, keras.Model, "a built keras.Model, such as tf_robust_sparse.models.resnet18()")
+        _check_kind("objective", objective, Objective, "an objective, such as tf_robust_sparse.objectives.Natural()")
+        if not network.built or len(network.output_shape) != 2:
+            raise ValueError(
+                "`network` must be built and return logits of shape (batch, classes). Received: a network with "
+                f"output_shape={getattr(network, 'output_shape', None)}"
+            )
+        if sparsifier is not None:
+            _check_kind("sparsifier", sparsifier, Sparsifier, "a sparsifier of tf_robust_sparse.sparsity, or None")
+            sparsifier.attach(network)
+        if validation_attack is not None:
+            _check_kind("validation_attack", validation_attack, GradientAttack, "an attack, or None")
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed!r}")
+        self.network = network
+        self.objective = objective
+        self.sparsifier = sparsifier
+        self.validation_attack = validation_attack
+        self.seed = int(seed)
+        self._robust_accuracy = (
+            keras.metrics.SparseCategoricalAccuracy(name="robust_accuracy") if validation_attack else None
+        )
+        self.build(network.input_shape)
+
+    def build(self, input_shape):
+        """Nothing to create: the network is built."""
+        self.built = True
+
+    def call(self, inputs, training=None):
+        """Returns the logits of the network."""
+        return self.network(inputs, training=training)
+
+    def compile(self, optimizer: Any = "sgd", loss: Any = None, metrics: Any = None, **kwargs: Any) -> None:
+        """Configures training.
+
+        Args:
+            optimizer: A Keras optimizer.
+            loss: `None` or `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. The objective decides what
+                training minimises; this loss can only be the cross-entropy that validation reports.
+            metrics: As in Keras, computed on the logits that the objective names and the labels.
+            **kwargs: As in Keras. `jit_compile` defaults to `False`, for the draws of a sparsifier have dynamic sizes
+                and XLA is slower for convolutions on CPUs.
+
+        Raises:
+            ValueError: if the loss is another one or the optimizer does not get along with the sparsifier.
+        """
+        if loss is not None and not _is_cross_entropy_of_logits(loss):
+            raise ValueError(
+                "`loss` must be keras.losses.SparseCategoricalCrossentropy(from_logits=True) or None: the objective "
+                f"decides what training minimises. Received: loss={loss!r}"
+            )
+        kwargs.setdefault("jit_compile", False)
+        super().compile(optimizer, loss=None, metrics=metrics, **kwargs)
+        if self.sparsifier is not None:
+            self.sparsifier.check_optimizer(self.optimizer)
+        # Everything is built here: Keras would otherwise build from the first batch, which fails on several workers
+        # (keras-team/keras issue 20585), and a checkpoint could not be loaded before training.
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.network.trainable_variables)
+        tf.function(self.distribute_strategy.run)(self._build_metrics)
+        self.reset_metrics()
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, after a look at the images and labels.
+
+        Raises:
+            ValueError: if images leave [0, 1], labels are out of range or shapes do not fit the network.
+        """
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # a tf.data pipeline shuffles itself; Keras warns otherwise
+            for batch in x.take(1).as_numpy_iterator():
+                self._check_batch(*_images_and_labels(batch))
+        elif isinstance(x, np.ndarray):
+            self._check_batch(x, np.asarray(y))
+        return super().fit(x, y, **kwargs)
+
+    def train_step(self, data):
+        """Does one optimisation step; see the class."""
+        x, y = _images_and_labels(data)
+        seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+        with tf.GradientTape() as tape, layers.settled_kernels(self.network):
+            with tape.stop_recording(), layers.folded_batch_norm(self.network):
+                x_adv = self.objective.perturb(self.network, x, y, seed=seed)
+            per_example, logits = self.objective.loss(self.network, x, y, x_adv)
+            # Divided by the global batch: the optimizer sums gradients over replicas.
+            loss = self.optimizer.scale_loss(tf.nn.compute_average_loss(per_example))
+        weights = self.network.trainable_variables
+        gradients = tape.gradient(loss, weights)
+        if self.sparsifier is None:
+            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        else:
+            state = self.sparsifier.before_update(self.optimizer)
+            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+            self.sparsifier.after_update(state, self.optimizer)
+        logs = self._update_metrics(per_example, x, y, logits)
+        logs.pop("robust_accuracy", None)  # measured in validation only
+        return logs
+
+    def test_step(self, data):
+        """Reports loss and metrics on clean images, and the accuracy under the validation attack if there is one."""
+        x, y = _images_and_labels(data)
+        with layers.settled_kernels(self.network), layers.folded_batch_norm(self.network):
+            logits = tf.cast(self.network(x, training=False), tf.float32)
+            if self.validation_attack is not None:
+                seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
+                x_adv = self.validation_attack(self.network, x, y, seed=seed)
+                self._robust_accuracy.update_state(y, self.network(x_adv, training=False))
+        per_example = cross_entropy(y, logits)
+        return self._update_metrics(per_example, x, y, logits)
+
+    def predict_step(self, data):
+        """Returns the logits of a batch of images."""
+        with layers.settled_kernels(self.network), layers.folded_batch_norm(self.network):
+            return super().predict_step(data)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: the wrapper trains, the network is what is saved.
+
+        Raises:
+            ValueError: always, naming what to call instead.
+        """
+        raise ValueError(
+            "A RobustModel is not saved; save its network with tf_robust_sparse.save_network(model.network, path), or "
+            "a state to resume from with tf_robust_sparse.saving.save_checkpoint."
+        )
+
+    def _update_metrics(self, per_example, x, y, logits):
+        self._loss_metric.update_state(per_example)
+        logs = self.compute_metrics(x, y, logits)
+        if self._spans_workers:
+            # Keras averages logs over their first axis there, which scalars lack (keras-team/keras issue 20585).
+            logs = {name: tf.reshape(value, (1,)) for name, value in logs.items()}
+        return logs
+
+    @property
+    def _loss_metric(self):
+        return next(metric for metric in self.metrics if metric.name == "loss")
+
+    @property
+    def _spans_workers(self) -> bool:
+        return isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+    def _build_metrics(self):
+        y = tf.zeros((1,), tf.int64)
+        logits = tf.zeros((1, self.network.output_shape[-1]))
+        self.compute_metrics(logits, y, logits)
+
+    def _check_batch(self, x: np.ndarray, y: np.ndarray) -> None:
+        shape, classes = self.network.input_shape[1:], self.network.output_shape[-1]
+        if x.ndim != len(shape) + 1 or any(a not in (None, b) for a, b in zip(shape, x.shape[1:], strict=True)):
+            raise ValueError(f"The network takes images of shape {shape}. Received: x.shape={x.shape}")
+        if x.dtype.kind != "f" or not (x.min() >= 0 and x.max() <= 1):
+            raise ValueError(
+                "Images must be floats in [0, 1]; divide bytes by 255. "
+                f"Received: dtype={x.dtype}, range [{x.min()}, {x.max()}]"
+            )
+        if y.ndim != 1 or y.dtype.kind not in "iu" or not (y.min() >= 0 and y.max() < classes):
+            raise ValueError(
+                f"Labels must be integers in [0, {classes}) of shape (batch,), for the network has {classes} outputs. "
+                f"Received: dtype={y.dtype}, shape={y.shape}, range [{y.min()}, {y.max()}]"
+            )
+
+
+def _images_and_labels(data: Any) -> tuple[Any, Any]:
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3) or (len(data) == 3 and data[2] is not None):
+        raise ValueError(
+            "A RobustModel trains on pairs (images, labels) without sample weights. "
+            f"Received: {len(data) if isinstance(data, (tuple, list)) else type(data).__name__} elements"
+        )
+    return data[0], data[1]
+
+
+def _check_kind(name: str, value: Any, kind: type, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
+
+
+def _is_cross_entropy_of_logits(loss: Any) -> bool:
+    return isinstance(loss, keras.losses.SparseCategoricalCrossentropy) and loss.get_config()["from_logits"]
