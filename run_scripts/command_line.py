@@ -1,22 +1,64 @@
 """What every entry point does around its work: parse flags, turn bad input into one line, and end with a clear code."""
 
+import contextlib
 import fractions
-import os
+import inspect
 import sys
-from collections.abc import Callable
-from typing import Any
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from run_scripts import tensorflow_log  # noqa: F401  # isort: skip
 
 from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_bool("traceback", False, "Show where an error arose, beside the line that explains it.")
+_HELP = ("--help", "-help", "--helpshort", "-helpshort", "--helpfull", "-helpfull", "-h", "-?")
+_sections: dict[str, list[str]] = {}  # title -> names of its flags, in the order of their definition
+_aliases: dict[str, str] = {}
 
 
 class BadFlag(ValueError):
     """A flag, or a combination of flags, that cannot be served."""
+
+
+class BadInput(ValueError):
+    """A file or directory that a flag names and that does not hold what it should."""
+
+
+@contextlib.contextmanager
+def section(title: str) -> Iterator[None]:
+    """Collects the flags that are defined inside under `title`; a context manager or a decorator.
+
+    The flags of a section are listed by `--help` and recorded in `run.flags`; others are not.
+    """
+    before = set(FLAGS)
+    yield
+    _sections.setdefault(title, []).extend(
+        name for name in FLAGS if name not in before and name not in _aliases and FLAGS[name].name == name
+    )
+
+
+def names() -> list[str]:
+    """Returns the names of the flags of all sections, without aliases."""
+    return [name for found in _sections.values() for name in found]
+
+
+@contextlib.contextmanager
+def about(*flag_names: str) -> Iterator[None]:
+    """Puts the flags and their values in front of the message of an error that arises inside.
+
+    Raises:
+        BadInput: in place of a `ValueError` or `OSError`.
+    """
+    try:
+        yield
+    except (BadFlag, BadInput):
+        raise
+    except (ValueError, OSError) as error:
+        given = " ".join(f"--{name}={FLAGS[name].value}" for name in flag_names if FLAGS[name].value is not None)
+        raise BadInput(f"{given}: {error}") from error
 
 
 class _Fraction(flags.ArgumentParser):
@@ -32,16 +74,22 @@ class _Fraction(flags.ArgumentParser):
         text = str(argument).strip()
         try:
             value = float(fractions.Fraction(text)) if "/" in text else float(text)
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f"expected {self.syntactic_help}") from None
-        if not self.lower <= value <= self.upper or value == self.excluded:
-            left = "(" if self.excluded == self.lower else "["
-            right = ")" if self.excluded == self.upper else "]"
-            raise ValueError(f"expected a number in {left}{self.lower:g}, {self.upper:g}{right}")
+        if not self.lower <= value <= self.upper or value in (self.excluded, float("inf")):
+            raise ValueError(f"expected a number {self.range()}")
         return value
 
+    def range(self) -> str:
+        """Returns the bounds in words."""
+        if self.upper == float("inf"):
+            return f"above {self.lower:g}" if self.excluded == self.lower else f"of at least {self.lower:g}"
+        left = "(" if self.excluded == self.lower else "["
+        right = ")" if self.excluded == self.upper else "]"
+        return f"in {left}{self.lower:g}, {self.upper:g}{right}"
+
     def flag_type(self) -> str:
-        """Returns the name of the type for `--help`."""
+        """Returns the name of the type."""
         return "number"
 
 
@@ -64,24 +112,73 @@ class _NumberSerializer(flags.ArgumentSerializer):
 
 def define_aliases(aliases: dict[str, str]) -> None:
     """Makes old names work: alias -> name."""
+    _aliases.update(aliases)
     for alias, name in aliases.items():
         flags.DEFINE_alias(alias, name)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], if_interrupted: str = "nothing was written") -> None:
     """Parses the flags, calls `main` and ends the process.
 
     Exit codes: 0 done, 1 bad input, missing or damaged files, or training that came to nothing, 2 bad flags, 130
     interrupted. Bad input becomes one line on standard error; `--traceback` shows the rest.
+
+    Args:
+        main: The work.
+        if_interrupted: What to tell a user who pressed Ctrl-C.
     """
-    app.run(lambda argv: _guarded(main), flags_parser=_parse)
+    if any(word in _HELP for word in sys.argv[1:]):
+        print_help(main)
+        sys.exit(0)
+    app.run(lambda argv: _guarded(main, if_interrupted), flags_parser=_parse)
+
+
+def print_help(main: Callable[[], None]) -> None:
+    """Prints what the script does, and every flag with its choices, its default and its other names."""
+    print(inspect.getdoc(inspect.getmodule(main)))
+    for title, found in _sections.items():
+        print(f"\n{title}:")
+        for name in found:
+            text = _describe(name)
+            indent = " " * 26
+            head = f"  --{name}".ljust(25) + " "
+            print(textwrap.fill(text, 110, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False))
+    print("\nA flag --x=value may also be written -x value or --x value; --flagfile=FILE reads flags from a file.")
+
+
+def _describe(name: str) -> str:
+    flag = FLAGS[name]
+    words = [flag.help]
+    if isinstance(flag.parser, flags.EnumParser):
+        words.append(f"One of {', '.join(flag.parser.enum_values)}.")
+    elif isinstance(flag.parser, _Fraction):
+        words.append(f"A number {flag.parser.range()}.")
+    others = [flag.short_name] if flag.short_name else []
+    others += [alias for alias, meant in _aliases.items() if meant == name]
+    if others:
+        words.append(f"Also {', '.join(('-' if len(other) == 1 else '--') + other for other in others)}.")
+    if flag.default is not None and flag.default is not False:
+        words.append(f"[{flag.default_as_str.strip(chr(39))}]")
+    return " ".join(words)
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = FLAGS(_with_underscores(argv))
+    except flags.UnrecognizedFlagError as error:
+        _, hint, close = str(error).partition("Did you mean:")
+        _fail(f"--{error.flagname}: expected a flag that --help lists{'; did you mean' + close if hint else ''}", 2)
+    except flags.CantOpenFlagFileError as error:
+        file = error.__context__
+        _fail(
+            f"--flagfile={getattr(file, 'filename', '')}: expected a file of flags, one to a line. "
+            f"Received: {getattr(file, 'strerror', error)}",
+            2,
+        )
+    except UnicodeDecodeError as error:
+        _fail(f"--flagfile: expected a file of flags, one to a line. Received: a file that is no text, {error}", 2)
     except flags.Error as error:
-        _fail(str(error), 2)
+        _fail(str(error).removeprefix("flag "), 2)
     if rest[1:]:
         _fail(
             f"unexpected arguments: {' '.join(rest[1:])}; flags begin with -- and take their value after = or a space",
@@ -101,21 +198,23 @@ def _with_underscores(argv: list[str]) -> list[str]:
     return words
 
 
-def _guarded(main: Callable[[], None]) -> None:
+def _guarded(main: Callable[[], None], if_interrupted: str) -> None:
     logging.set_verbosity(logging.WARNING)  # saving and exporting are chatty
     try:
         main()
-    except BadFlag as error:
-        _fail(str(error), 2)
     except (ValueError, OSError, FloatingPointError) as error:
         if FLAGS.traceback:
             raise
-        _fail(str(error) or type(error).__name__, 1)
+        _fail(str(error) or type(error).__name__, 2 if isinstance(error, BadFlag) else 1)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing before the last finished epoch is lost, run again with --resume to go on", 130)
+        _fail(f"interrupted; {if_interrupted}", 130)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
     print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+with section("Help"):
+    flags.DEFINE_bool("traceback", False, "Show where an error arose, beside the line that explains it.")

@@ -66,7 +66,7 @@ def cifar_files(num_classes, binary, per_file=3):
 def write_files(folder, content, pack_xz=False):
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in content.items():
-        if pack_xz and "meta" not in name:
+        if pack_xz and "meta" not in name and not name.endswith(".txt"):
             (folder / f"{name}.xz").write_bytes(lzma.compress(data, preset=0))
         else:
             (folder / name).write_bytes(data)

@@ -39,10 +39,10 @@ def test_a_sub_folder_of_that_name_comes_first(tmp_path):
 
 def test_tells_mnist_from_fashion_mnist():
     balanced = np.repeat(np.arange(10), 6000)
-    with pytest.raises(ValueError, match="expected the files of mnist.*those of fashion_mnist"):
+    with pytest.raises(ValueError, match=r"expected the files of mnist.*those of fashion_mnist"):
         catalogue._check_is_digits(balanced, "mnist", "somewhere")
     digits = np.concatenate([balanced[1:], [9]])
-    with pytest.raises(ValueError, match="expected the files of fashion_mnist.*those of mnist"):
+    with pytest.raises(ValueError, match=r"expected the files of fashion_mnist.*those of mnist"):
         catalogue._check_is_digits(digits, "fashion_mnist", "somewhere")
     catalogue._check_is_digits(digits, "mnist", "somewhere")
 

@@ -31,7 +31,7 @@ def test_refuses_a_changed_file(tmp_path, monkeypatch):
     changed = tmp_path / "a.npz"
     changed.write_bytes(sample.PATH.read_bytes()[:-1])
     monkeypatch.setattr(sample, "PATH", changed)
-    with pytest.raises(ValueError, match="sha256 .*install the package again.*4373409 bytes"):
+    with pytest.raises(ValueError, match=r"sha256 .*install the package again.*4373409 bytes"):
         data.load("fashion_mnist_sample")
     monkeypatch.setattr(sample, "PATH", tmp_path / "none.npz")
     with pytest.raises(FileNotFoundError, match="install it again"):

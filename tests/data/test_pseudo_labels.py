@@ -58,7 +58,7 @@ def test_damaged(tmp_path, name):
     whole = path.read_bytes()
     for part in (whole[: len(whole) // 2], b"", b"<html>"):
         path.write_bytes(part)
-        with pytest.raises(ValueError, match="expected a complete .*download it again"):
+        with pytest.raises(ValueError, match=r"expected a complete .*download it again"):
             data.load_pseudo_labels(path)
     write(path, {"data": IMAGES})
     with pytest.raises(ValueError, match="extrapolated_targets"):

@@ -245,7 +245,7 @@ def test_damaged_npz(tmp_path):
         data.load(path)
     np.save(tmp_path / "b.npy", np.zeros(2))
     (tmp_path / "b.npy").rename(path)
-    with refuses(path, "a complete .npz.*one array"):
+    with pytest.raises(ValueError, match=r"one array, as np\.save writes"):
         data.load(path)
     with pytest.raises(FileNotFoundError, match="check the path"):
         data.load(tmp_path / "none.npz")
@@ -301,7 +301,7 @@ def test_folder_refuses(tmp_path):
     (tmp_path / "test" / "bird").rmdir()
     for path in (tmp_path / "test").rglob("*.*"):
         path.unlink()
-    with pytest.raises(ValueError, match="expected .png, .jpg or .bmp images"):
+    with pytest.raises(ValueError, match=r"expected \.png, \.jpg or .bmp images"):
         data.load(tmp_path)
 
 

@@ -36,7 +36,7 @@ def test_cifar10():
     counts = [1005, 974, 1032, 1016, 999, 937, 1030, 1001, 1025, 981]
     np.testing.assert_array_equal(np.bincount(dataset.train_labels[:10_000]), counts)
     assert dataset.class_names[:2] == ("airplane", "automobile")
-    train, _ = data.cifar10(128, ROOT)
+    train = data.train_dataset(dataset.train_images, dataset.train_labels, 128)
     assert train.cardinality().numpy() == 390
 
 

@@ -4,13 +4,15 @@ An augmentation is a plain function of images and of three uniform numbers per i
 numbers comes out the same in whatever batch, on whatever replica.
 """
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
 NUM_UNIFORMS = 3  # vertical, horizontal, flip
 
 
-def random_shift_and_flip(images, seed, flip: bool = True, max_shift: float = 0.1):
+def random_shift_and_flip(images: tf.Tensor, seed: Any, flip: bool = True, max_shift: float = 0.1) -> tf.Tensor:
     """Shifts each image by a random fraction of a pixel grid and mirrors half of them.
 
     The two shifts are independent and uniform in `[-max_shift, max_shift]` of the height and of the width. Pixels are
@@ -25,12 +27,12 @@ def random_shift_and_flip(images, seed, flip: bool = True, max_shift: float = 0.
     Returns:
         Images of the same shape, float32 in [0, 1].
 
-    Reference: [Ozdenizci & Legenstein, 2021](https://arxiv.org/abs/2107.04295), the augmentation of CIFAR and SVHN.
+    Reference: Ozdenizci & Legenstein, ICML 2021: their augmentation of CIFAR and SVHN.
     """
     return shift_and_flip(images, uniforms(tf.shape(images)[0], seed), flip=flip, max_shift=max_shift)
 
 
-def random_crop_and_flip(images, seed, flip: bool = True, padding: int = 4):
+def random_crop_and_flip(images: tf.Tensor, seed: Any, flip: bool = True, padding: int = 4) -> tf.Tensor:
     """Pads each image with zeros, crops it back at a random place, and mirrors half of them.
 
     Args:
@@ -47,7 +49,7 @@ def random_crop_and_flip(images, seed, flip: bool = True, padding: int = 4):
     return crop_and_flip(images, uniforms(tf.shape(images)[0], seed), flip=flip, padding=padding)
 
 
-def uniforms(num_images, seed):
+def uniforms(num_images: Any, seed: Any) -> tf.Tensor:
     """Returns `(num_images, 3)` float32 in [0, 1) for the two functions below; the same for the same seed."""
     seed = tf.cast(tf.convert_to_tensor(seed), tf.int64)
     if seed.shape.rank == 0:
@@ -55,7 +57,7 @@ def uniforms(num_images, seed):
     return tf.random.stateless_uniform([num_images, NUM_UNIFORMS], seed, alg="philox")
 
 
-def shift_and_flip(images, uniform, flip: bool = True, max_shift: float = 0.1):
+def shift_and_flip(images: tf.Tensor, uniform: tf.Tensor, flip: bool = True, max_shift: float = 0.1) -> tf.Tensor:
     """As `random_shift_and_flip`, by given numbers.
 
     Args:
@@ -77,7 +79,7 @@ def shift_and_flip(images, uniform, flip: bool = True, max_shift: float = 0.1):
     return tf.clip_by_value(moved, 0.0, 1.0)
 
 
-def crop_and_flip(images, uniform, flip: bool = True, padding: int = 4):
+def crop_and_flip(images: tf.Tensor, uniform: tf.Tensor, flip: bool = True, padding: int = 4) -> tf.Tensor:
     """As `random_crop_and_flip`, by given numbers.
 
     Args:
@@ -96,7 +98,9 @@ def crop_and_flip(images, uniform, flip: bool = True, padding: int = 4):
     return tf.clip_by_value(moved, 0.0, 1.0)
 
 
-def _resample(images, shift, mirror, flip: bool, *, interpolation: str, fill: str):
+def _resample(
+    images: tf.Tensor, shift: tf.Tensor, mirror: tf.Tensor, flip: bool, *, interpolation: str, fill: str
+) -> tf.Tensor:
     """Mirrors and moves every image in one operation: output pixel (x, y) is read at (a * x + b, y + c)."""
     down, right = shift[:, 0], shift[:, 1]
     zero, one = tf.zeros_like(down), tf.ones_like(down)

@@ -108,12 +108,19 @@ def _read_official(name: str, place: Path) -> ImageDataset | None:
     found = cifar.find(place, 10 if name == "cifar10" else 100)
     if found is None:
         return None
-    *arrays, class_names = cifar.read(found)
-    return _dataset(name, *arrays, origin=found.place, class_names=class_names)
+    *examples, class_names = cifar.read(found)
+    return _dataset(name, *examples, origin=found.place, class_names=class_names)
 
 
 def _dataset(
-    name: str, train_images, train_labels, test_images, test_labels, *, origin: Path, class_names=None
+    name: str,
+    train_images: np.ndarray,
+    train_labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    origin: Path,
+    class_names: tuple[str, ...] | None = None,
 ) -> ImageDataset:
     known = {"fashion_mnist": sample.CLASS_NAMES, "cifar10": _CIFAR10_CLASSES}
     return ImageDataset(

@@ -7,6 +7,7 @@ for it.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -92,7 +93,7 @@ def train_dataset(
         raise ValueError(
             f"`first_epoch` means nothing without `epochs`; pass `epochs` too. Received: first_epoch={first_epoch}"
         )
-    if epochs is not None and not drop_remainder and n % batch_size:
+    if epochs is not None and epochs - first_epoch > 1 and not drop_remainder and n % batch_size:
         raise ValueError(
             "a batch would reach from one epoch into the next; pass drop_remainder=True, or a batch size that divides "
             f"the number of examples, or leave `epochs` out. Received: {n} examples, batch_size={batch_size}"
@@ -201,7 +202,9 @@ def auxiliary_batch_size(batch_size: int, auxiliary_fraction: float) -> int:
     return size
 
 
-def _batched(stream: tf.data.Dataset, batch_size: int, make_batch, *, drop_remainder: bool) -> tf.data.Dataset:
+def _batched(
+    stream: tf.data.Dataset, batch_size: int, make_batch: Callable, *, drop_remainder: bool
+) -> tf.data.Dataset:
     dataset = stream.batch(batch_size, drop_remainder=drop_remainder)
     dataset = dataset.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()
@@ -210,7 +213,7 @@ def _batched(stream: tf.data.Dataset, batch_size: int, make_batch, *, drop_remai
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def _gather(images: np.ndarray, labels: np.ndarray, auxiliary) -> Callable:
+def _gather(images: np.ndarray, labels: np.ndarray, auxiliary: tuple[np.ndarray, np.ndarray] | None) -> Callable:
     """Returns the function from indices `(batch,)` to scaled images and labels; the auxiliary ones count on."""
     with tf.device("CPU:0"):  # beside tf.data's threads: an accelerator's copy would be copied back for every batch
         parts = [tuple(map(tf.constant, part)) for part in ((images, labels), auxiliary) if part is not None]
@@ -231,17 +234,17 @@ def _gather(images: np.ndarray, labels: np.ndarray, auxiliary) -> Callable:
     return gather
 
 
-def _key(seed: int, epoch, stream: int):
+def _key(seed: int, epoch: Any, stream: int) -> tf.Tensor:
     return tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64) * _NUM_STREAMS + stream])
 
 
-def _permutation(n: int, key):
+def _permutation(n: int, key: tf.Tensor) -> tf.Tensor:
     """Returns 0..n-1 in random order, int64, the same for the same key."""
     draws = tf.random.stateless_uniform([n], key, minval=None, maxval=None, dtype=tf.int64, alg="philox")
     return tf.cast(tf.argsort(draws, stable=True), tf.int64)
 
 
-def _endless_permutations(n: int, epoch, count: int, seed: int):
+def _endless_permutations(n: int, epoch: tf.Tensor, count: int, seed: int) -> tf.Tensor:
     """Returns part number `epoch`, of `count` numbers, of the concatenation of ever new permutations of 0..n-1."""
     start = tf.cast(epoch, tf.int64) * count
     first_pass, offset = start // n, start % n

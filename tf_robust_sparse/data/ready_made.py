@@ -9,35 +9,40 @@ from tf_robust_sparse.data.pipeline import test_dataset, train_dataset
 from tf_robust_sparse.data.readers import folder, npz
 from tf_robust_sparse.data.source import ImageDataset
 
+PathLike = str | os.PathLike | None
 Pair = tuple[tf.data.Dataset, tf.data.Dataset]
 
 
-def mnist(batch_size: int, data_dir=None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
+def mnist(batch_size: int, data_dir: PathLike = None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
     """Returns `(train, test)` of MNIST: see `load` for where it looks, `train_dataset` for what comes out."""
     return _pair(load("mnist", data_dir), batch_size, seed, augmentation)
 
 
-def fashion_mnist(batch_size: int, data_dir=None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
+def fashion_mnist(
+    batch_size: int, data_dir: PathLike = None, seed: int = 0, *, augmentation: str | None = "shift"
+) -> Pair:
     """Returns `(train, test)` of Fashion-MNIST: see `load` and `train_dataset`."""
     return _pair(load("fashion_mnist", data_dir), batch_size, seed, augmentation)
 
 
-def cifar10(batch_size: int, data_dir=None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
+def cifar10(batch_size: int, data_dir: PathLike = None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
     """Returns `(train, test)` of CIFAR-10: see `load` and `train_dataset`."""
     return _pair(load("cifar10", data_dir), batch_size, seed, augmentation)
 
 
-def cifar100(batch_size: int, data_dir=None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
+def cifar100(batch_size: int, data_dir: PathLike = None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
     """Returns `(train, test)` of CIFAR-100 with its 100 fine labels: see `load` and `train_dataset`."""
     return _pair(load("cifar100", data_dir), batch_size, seed, augmentation)
 
 
-def svhn(batch_size: int, data_dir=None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
+def svhn(batch_size: int, data_dir: PathLike = None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
     """Returns `(train, test)` of SVHN, the cropped digits without `extra`: see `load` and `train_dataset`."""
     return _pair(load("svhn", data_dir), batch_size, seed, augmentation)
 
 
-def fashion_mnist_sample(batch_size: int, data_dir=None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
+def fashion_mnist_sample(
+    batch_size: int, data_dir: PathLike = None, seed: int = 0, *, augmentation: str | None = "shift"
+) -> Pair:
     """Returns `(train, test)` of the 8,000 and 2,000 images that come with the package; `data_dir` is not used."""
     return _pair(load("fashion_mnist_sample"), batch_size, seed, augmentation)
 

@@ -13,7 +13,7 @@ import pickle
 import pickletools
 import re
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -134,7 +134,7 @@ class _Array:
         self.value = _build_array(data, dtype.value, shape, "F" if fortran_order else "C")
 
 
-def _build_array(data, dtype: np.dtype, shape, order: str) -> np.ndarray:
+def _build_array(data: Any, dtype: np.dtype, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
     shape = tuple(shape)
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"expected sizes of axes, received {shape!r:.60}")
@@ -206,11 +206,11 @@ for _module in ("numpy.core", "numpy._core"):  # the spelling changed with NumPy
     _ALLOWED[_module + ".numeric", "_frombuffer"] = _Callable(_frombuffer)
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     return value.decode("ascii") if isinstance(value, bytes) else value
 
 
-def _resolve(value, seen: set[int]):
+def _resolve(value: Any, seen: set[int]) -> Any:
     """Puts the finished arrays in the place of what stood for them. Containers are changed in place."""
     if isinstance(value, _Array):
         if value.value is None:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,7 +108,9 @@ class ImageDataset:
         return rest, self.train_images[held_out], self.train_labels[held_out]
 
 
-def check_examples(images, labels, *, num_classes: int | None = None, where: str) -> tuple[np.ndarray, np.ndarray]:
+def check_examples(
+    images: npt.ArrayLike, labels: npt.ArrayLike, *, num_classes: int | None = None, where: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns images as uint8 or float32 and labels as int64, or says in one line what is wrong with them.
 
     Args:

@@ -54,10 +54,7 @@ def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 def kernel_layers(network: keras.Model) -> list[Any]:
     """Returns the layers of `network` that hold an effective kernel, in forward order, nested models included."""
-    found: dict[int, Any] = {}
-    for layer in network.layers:
-        inner = kernel_layers(layer) if isinstance(layer, keras.Model) else [layer]
-        found.update({id(each): each for each in inner if hasattr(each, "compute_effective_kernel")})
+    found = {id(layer): layer for layer in _all_layers(network) if hasattr(layer, "compute_effective_kernel")}
     return list(found.values())
 
 
@@ -83,12 +80,13 @@ def settled_kernels(network: keras.Model) -> Iterator[None]:
     """Computes every effective kernel of `network` once, for all forward passes inside the block.
 
     Gradients flow through the settled kernels to the variables if a `tf.GradientTape` records when the block is
-    entered. A variable changed inside the block takes effect only after it.
+    entered. A variable changed inside the block takes effect only after it. A fold around the block is suspended.
     """
     layers = kernel_layers(network)
     kernels = {id(layer): layer.compute_effective_kernel() for layer in layers}
     settled = {id(layer): _compute_form(layer, kernels[id(layer)]) for layer in layers}
-    with _installed(kernels=_block.kernels | kernels, settled=_block.settled | settled):
+    folded = _block.folded - {id(layer) for layer in _all_layers(network)}  # these kernels have no scale in them
+    with _installed(kernels=_block.kernels | kernels, settled=_block.settled | settled, folded=folded):
         yield
 
 
@@ -121,6 +119,14 @@ def foldable_pairs(network: keras.Model) -> list[tuple[Any, Any]]:
         and hasattr(follower, "inference_scale_and_shift")
         and follower.folds_into_last_axis
     ]
+
+
+def _all_layers(network: keras.Model) -> Iterator[Any]:
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            yield from _all_layers(layer)
+        else:
+            yield layer
 
 
 def _compute_form(layer: Any, kernel: tf.Tensor) -> Settled:

@@ -27,12 +27,12 @@ class RewiringKernel:
         self.seed = seed
 
     def add_kernel(self, shape):
-        """Creates `theta` and `sign` and connects `int(initial_connectivity * entries)` uniform positions."""
+        """Creates `theta` and `positive` and connects `int(initial_connectivity * entries)` uniform positions."""
         seed = random.randrange(2**31) if self.seed is None else self.seed
         generator = np.random.default_rng([seed, 0x5EED])
         size = math.prod(shape)
         # Signs are drawn for dormant entries too: one that is connected later uses its original sign.
-        sign = (2 * generator.integers(0, 2, shape) - 1).astype(np.int8)
+        positive = generator.integers(0, 2, shape).astype(bool)
         connected = np.zeros(size, bool)
         count = int(self.initial_connectivity * size)
         connected[generator.choice(size, count, replace=False, shuffle=False)] = True
@@ -47,15 +47,20 @@ class RewiringKernel:
             autocast=False,
             aggregation="only_first_replica",
         )
-        self.sign = self.add_weight(
-            name="sign",
+        self.positive = self.add_weight(
+            name="positive",
             shape=shape,
-            initializer=lambda shape, dtype: tf.constant(sign, dtype),
-            dtype="int8",
+            initializer=lambda shape, dtype: tf.constant(positive, dtype),
+            dtype="bool",  # int8 could not be broadcast to the other workers of a cluster
             trainable=False,
             autocast=False,
             aggregation="only_first_replica",
         )
+
+    @property
+    def sign(self) -> tf.Tensor:
+        """The sign of each entry, int8 in {-1, 1}."""
+        return tf.where(self.positive, tf.constant(1, tf.int8), tf.constant(-1, tf.int8))
 
     def compute_effective_kernel(self) -> tf.Tensor:
         """Returns `sign * theta` where `theta > 0`, exactly 0 elsewhere.
@@ -63,18 +68,18 @@ class RewiringKernel:
         The gradient with respect to `theta` is `sign * dL/dW` on connected entries and exactly 0 on dormant ones.
         """
         theta = tf.convert_to_tensor(self.theta)
-        return tf.where(theta > 0, theta * tf.cast(self.sign, theta.dtype), 0.0)
+        return tf.where(theta > 0, tf.where(self.positive, theta, -theta), 0.0)
 
     def kernel_config(self) -> dict[str, Any]:
         """Returns `initial_connectivity` and `seed`."""
-        return {**super().kernel_config(), "initial_connectivity": self.initial_connectivity, "seed": self.seed}
+        return {"initial_connectivity": self.initial_connectivity, "seed": self.seed}
 
 
 def _reseeded(initializer: Any, seed: int) -> Any:
     """Returns the initializer with its own seed; Keras' are stateless and would repeat their values otherwise."""
     config = initializer.get_config()
-    if config.get("seed", 0) is None or "seed" not in config:
-        return initializer if "seed" not in config else initializer.__class__.from_config({**config, "seed": seed})
+    if "seed" in config and config["seed"] is None:
+        return type(initializer).from_config({**config, "seed": seed})
     return initializer
 
 
@@ -99,7 +104,7 @@ class RewiringDense(RewiringKernel, DenseOperation):
 
     Weights:
         theta: `(input_dim, units)`, float32 under every dtype policy, trainable.
-        sign: as `theta`, int8 in {-1, 1}, fixed at creation.
+        positive: as `theta`, boolean, fixed at creation; `sign` is 1 where it is `True` and -1 elsewhere.
         bias: `(units,)`, trainable, always present.
 
     Raises:
@@ -131,7 +136,7 @@ class RewiringConv2D(RewiringKernel, Conv2DOperation):
 
     Weights:
         theta: `(kernel_height, kernel_width, channels, filters)`, float32 under every dtype policy, trainable.
-        sign: as `theta`, int8 in {-1, 1}, fixed at creation.
+        positive: as `theta`, boolean, fixed at creation; `sign` is 1 where it is `True` and -1 elsewhere.
         bias: `(filters,)`, trainable, always present.
 
     Raises:

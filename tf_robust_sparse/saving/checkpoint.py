@@ -136,8 +136,14 @@ def _variables(model: keras.Model) -> dict[str, Any]:
 
 
 def _name(path: str, owner: str) -> str:
-    """Returns the path of a variable without its owner's name and without the numbers Keras gives by process."""
-    return re.sub(r"_\d+(?=[_/]|$)", "", path.removeprefix(f"{owner}/"))
+    """Returns the path of a variable from its owner on, without the numbers Keras gives by process.
+
+    What stands before the owner depends on where the variables were created: inside of another object's call or not.
+    """
+    parts = path.split("/")
+    if owner in parts[:-1]:
+        parts = parts[len(parts) - parts[::-1].index(owner) :]
+    return re.sub(r"_\d+(?=[_/]|$)", "", "/".join(parts))
 
 
 def _check(key: str, variable: Any, stored: Mapping[str, tuple[str, np.ndarray]]) -> None:

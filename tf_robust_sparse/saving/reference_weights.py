@@ -137,7 +137,7 @@ def _assign(layer: Any, values: dict[str, np.ndarray]) -> None:
         pass
     elif hasattr(layer, "theta"):
         layer.theta.assign(theta.astype("float32"))
-        layer.sign.assign(sign.astype("int8"))
+        layer.positive.assign(sign > 0)
     else:
         layer.kernel.assign(kernel.astype("float32"))
         if hasattr(layer, "kernel_mask"):

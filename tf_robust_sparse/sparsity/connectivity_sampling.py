@@ -71,13 +71,13 @@ class ConnectivitySampling(Sparsifier):
         for name, value in (("noise_scaling", noise_scaling), ("l1", l1)):
             if not value >= 0:
                 raise ValueError(f"`{name}` must be at least 0. Received: {name}={value!r}")
-        for name, value, choices in (
+        for name, choice, choices in (
             ("dormant_policy", dormant_policy, ("freeze", "reference")),
             ("init_policy", init_policy, ("reference", "exact")),
             ("layer_prior", layer_prior, ("size", "target")),
         ):
-            if value not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}")
+            if choice not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={choice!r}")
         self.noise_scaling = float(noise_scaling)
         self.l1 = float(l1)
         self.dormant_policy = dormant_policy

@@ -108,19 +108,24 @@ class RobustModel(keras.Model):
         tf.function(self.distribute_strategy.run)(self._build_metrics)
         self.reset_metrics()
 
-    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Trains as `keras.Model.fit` does, after a look at the images and labels.
 
+        Of a `tf.data.Dataset` the first batch is looked at, of arrays everything; validation data likewise.
+
         Raises:
-            ValueError: if images leave [0, 1], labels are out of range or shapes do not fit the network.
+            ValueError: if images leave [0, 1], labels are out of range, shapes do not fit the network, there are
+                weights of samples or classes, or batches do not divide evenly over the replicas.
         """
+        for name in ("sample_weight", "class_weight"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"A RobustModel trains without weights of samples or classes. Received: {name}")
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # a tf.data pipeline shuffles itself; Keras warns otherwise
-            for batch in x.take(1).as_numpy_iterator():
-                self._check_batch(*_images_and_labels(batch))
-        elif isinstance(x, np.ndarray):
-            self._check_batch(x, np.asarray(y))
-        return super().fit(x, y, **kwargs)
+        self._check_data(x if y is None else (x, y), batch_size)
+        if kwargs.get("validation_data") is not None:
+            self._check_data(kwargs["validation_data"])
+        return super().fit(x, y, batch_size, **kwargs)
 
     def train_step(self, data):
         """Does one optimisation step; see the class."""
@@ -172,6 +177,13 @@ class RobustModel(keras.Model):
             "a state to resume from with tf_robust_sparse.saving.save_checkpoint."
         )
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Does nothing: `compile` has built everything.
+
+        The only private method of Keras that is overridden. Keras' own averages the first batch over the replicas,
+        which fails on several workers (keras-team/keras issue 20585) and for replicas with unequal parts.
+        """
+
     def _update_metrics(self, per_example, x, y, logits):
         self._loss_metric.update_state(per_example)
         logs = self.compute_metrics(x, y, logits)
@@ -186,12 +198,36 @@ class RobustModel(keras.Model):
 
     @property
     def _spans_workers(self) -> bool:
-        return isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return False
+        tasks = self.distribute_strategy.cluster_resolver.cluster_spec().as_dict()
+        return len(tasks.get("chief", ())) + len(tasks.get("worker", ())) > 1
 
     def _build_metrics(self):
         y = tf.zeros((1,), tf.int64)
         logits = tf.zeros((1, self.network.output_shape[-1]))
         self.compute_metrics(logits, y, logits)
+
+    def _check_data(self, data: Any, batch_size: int | None = None) -> None:
+        if isinstance(data, tf.data.Dataset):
+            for batch in data.take(1).as_numpy_iterator():
+                x, y = _images_and_labels(batch)
+                self._check_batch(x, y)
+                batch_size = len(x)
+        elif isinstance(data, (tuple, list)):
+            x, y = _images_and_labels(data)
+            if not isinstance(x, (np.ndarray, tf.Tensor)):
+                return
+            self._check_batch(np.asarray(x), np.asarray(y))
+            batch_size = min(batch_size or 32, len(x))  # 32 is the default of Keras
+        else:
+            return  # a generator, say, of which a look would take the first batch away
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if batch_size is not None and batch_size % replicas:
+            raise ValueError(
+                f"The batch size must be a multiple of the number of replicas, {replicas}, for each takes an equal "
+                f"part of a batch. Received: batches of {batch_size}"
+            )
 
     def _check_batch(self, x: np.ndarray, y: np.ndarray) -> None:
         shape, classes = self.network.input_shape[1:], self.network.output_shape[-1]

@@ -34,7 +34,7 @@ def make(folder: Path | str, output: Path | str) -> str:
     if paths is None:
         raise FileNotFoundError(f"{folder}: expected {', '.join(idx.NAMES)} there, gzip'd or not")
     train_images, train_labels, test_images, test_labels = idx.read(paths)
-    random = np.random.RandomState(_SEED)  # noqa: NPY002  its stream is frozen for good, a Generator's is not
+    random = np.random.RandomState(_SEED)  # its stream is frozen for good, a Generator's is not
     train = draw(train_labels, _TRAIN_PER_CLASS, random)
     test = draw(test_labels, _TEST_PER_CLASS, random)
     arrays = {

@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -153,7 +154,7 @@ def _channels_last(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def _unpickle(data: bytes, where: str):
+def _unpickle(data: bytes, where: str) -> Any:
     try:
         return restricted_pickle.load(data, encoding="bytes")
     except pickle.UnpicklingError as error:

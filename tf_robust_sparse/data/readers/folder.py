@@ -1,5 +1,6 @@
 """A user's own data as image files, one folder a class."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 from tf_robust_sparse.data.readers import files
 from tf_robust_sparse.data.source import ImageDataset
 
+ImageSize = int | tuple[int, int] | None
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
@@ -20,7 +22,7 @@ def find(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def read(folder: Path | str, image_size: int | tuple[int, int] | None = None, channels: int = 3) -> ImageDataset:
+def read(folder: str | os.PathLike, image_size: ImageSize = None, channels: int = 3) -> ImageDataset:
     """Reads `train/<class>/*.png` and `test/<class>/*.png` (or `val/<class>/...`); JPEG and BMP files too.
 
     Classes are the sub-folders of `train`, numbered in alphabetical order; images may lie deeper inside them.
@@ -56,7 +58,7 @@ def read(folder: Path | str, image_size: int | tuple[int, int] | None = None, ch
     )
 
 
-def _read_split(place: Path, classes: list[str], image_size, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_split(place: Path, classes: list[str], image_size: ImageSize, channels: int) -> tuple[np.ndarray, np.ndarray]:
     unknown = sorted({path.name for path in place.iterdir() if path.is_dir()} - set(classes))
     if unknown:
         raise ValueError(
@@ -81,7 +83,7 @@ def _read_split(place: Path, classes: list[str], image_size, channels: int) -> t
     return np.stack(images), np.array(labels, np.int64)
 
 
-def _decode(path: Path, image_size, channels: int) -> np.ndarray:
+def _decode(path: Path, image_size: ImageSize, channels: int) -> np.ndarray:
     data = path.read_bytes()
     try:
         image = tf.io.decode_image(data, channels=channels, expand_animations=False)

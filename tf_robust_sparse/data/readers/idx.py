@@ -25,10 +25,11 @@ def read(paths: dict[str, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     Raises:
         ValueError: if a file is damaged or cut short.
     """
-    train_images, train_labels, test_images, test_labels = (read_array(paths[name]) for name in NAMES)
-    for name, array, rank in zip(NAMES, (train_images, train_labels, test_images, test_labels), (3, 1, 3, 1)):
+    arrays = [read_array(paths[name]) for name in NAMES]
+    for name, array, rank in zip(NAMES, arrays, (3, 1, 3, 1), strict=True):
         if array.ndim != rank:
             raise files.damaged(paths[name], f"an array of {rank} axes", f"one of shape {array.shape}")
+    train_images, train_labels, test_images, test_labels = arrays
     return train_images[..., None], train_labels, test_images[..., None], test_labels
 
 

@@ -1,5 +1,6 @@
 """A user's own data in one NumPy archive."""
 
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ from tf_robust_sparse.data.source import ImageDataset
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def read(path: Path | str) -> ImageDataset:
+def read(path: str | os.PathLike) -> ImageDataset:
     """Reads a file written by `np.savez_compressed(path, x_train=..., y_train=..., x_test=..., y_test=...)`.
 
     Images are `(n, height, width[, channels])`, uint8 or floats in [0, 1]; labels `(n,)` or `(n, 1)`, integers.
