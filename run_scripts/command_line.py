@@ -107,7 +107,8 @@ def define_number(
 
 class _NumberSerializer(flags.ArgumentSerializer):
     def serialize(self, value: float) -> str:
-        return repr(value)
+        level = f"{round(value * 255)}/255"  # 8/255 rather than 0.03137254901960784
+        return level if len(repr(value)) > len(level) + 4 and float(fractions.Fraction(level)) == value else repr(value)
 
 
 def define_aliases(aliases: dict[str, str]) -> None:
@@ -127,29 +128,34 @@ def run(main: Callable[[], None], if_interrupted: str = "nothing was written") -
         main: The work.
         if_interrupted: What to tell a user who pressed Ctrl-C.
     """
+    with section("Errors"):
+        flags.DEFINE_bool("traceback", False, "Show where an error arose, beside the line that explains it.")
     if any(word in _HELP for word in sys.argv[1:]):
-        print_help(main)
+        print(help_text(main))
         sys.exit(0)
     app.run(lambda argv: _guarded(main, if_interrupted), flags_parser=_parse)
 
 
-def print_help(main: Callable[[], None]) -> None:
-    """Prints what the script does, and every flag with its choices, its default and its other names."""
-    print(inspect.getdoc(inspect.getmodule(main)))
+def help_text(main: Callable[[], None]) -> str:
+    """Returns what the script does, and every flag with its choices, its default and its other names."""
+    lines = [inspect.getdoc(inspect.getmodule(main)) or ""]
     for title, found in _sections.items():
-        print(f"\n{title}:")
+        lines.append(f"\n{title}:")
         for name in found:
-            text = _describe(name)
-            indent = " " * 26
-            head = f"  --{name}".ljust(25) + " "
-            print(textwrap.fill(text, 110, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False))
-    print("\nA flag --x=value may also be written -x value or --x value; --flagfile=FILE reads flags from a file.")
+            prefix = "[no]" if FLAGS[name].default is True else ""
+            head = f"  --{prefix}{name} ".ljust(26)
+            lines.append(textwrap.fill(head + _describe(name), 110, subsequent_indent=" " * 26, break_on_hyphens=False))
+    lines.append(
+        "\nA flag --x=value may also be written --x value or -x value; --flagfile=FILE reads flags from a file."
+    )
+    return "\n".join(lines)
 
 
 def _describe(name: str) -> str:
     flag = FLAGS[name]
     words = [flag.help]
     if isinstance(flag.parser, flags.EnumParser):
+        words = [flag.help.partition(">: ")[2]]  # absl puts the choices in front
         words.append(f"One of {', '.join(flag.parser.enum_values)}.")
     elif isinstance(flag.parser, _Fraction):
         words.append(f"A number {flag.parser.range()}.")
@@ -157,7 +163,7 @@ def _describe(name: str) -> str:
     others += [alias for alias, meant in _aliases.items() if meant == name]
     if others:
         words.append(f"Also {', '.join(('-' if len(other) == 1 else '--') + other for other in others)}.")
-    if flag.default is not None and flag.default is not False:
+    if flag.default is not None and not isinstance(flag.default, bool):
         words.append(f"[{flag.default_as_str.strip(chr(39))}]")
     return " ".join(words)
 
@@ -166,8 +172,9 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = FLAGS(_with_underscores(argv))
     except flags.UnrecognizedFlagError as error:
-        _, hint, close = str(error).partition("Did you mean:")
-        _fail(f"--{error.flagname}: expected a flag that --help lists{'; did you mean' + close if hint else ''}", 2)
+        close = str(error).partition("Did you mean:")[2].strip(" ?")
+        hint = f", such as {close}" if close else ""
+        _fail(f"--{error.flagname}: expected a flag that --help lists{hint}. Received: an unknown one", 2)
     except flags.CantOpenFlagFileError as error:
         file = error.__context__
         _fail(
@@ -214,7 +221,3 @@ def _fail(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
     print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-with section("Help"):
-    flags.DEFINE_bool("traceback", False, "Show where an error arose, beside the line that explains it.")

@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts.command_line import BadFlag, define_aliases, define_number
+from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
 
@@ -22,100 +22,94 @@ OBJECTIVES = {
     "rst": trs.objectives.TRADES,  # on labelled and pseudo-labelled images
 }
 SPARSIFIERS = {"none": "plain", "connectivity_sampling": "rewiring", "magnitude": "masked"}  # -> kernel form
+SPARSIFIER_FLAGS = {
+    "connectivity_sampling": ("noise_scaling", "l1", "dormant_policy", "init_policy", "layer_prior"),
+    "magnitude": ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation"),
+}
 ATTACKS = {"linf": trs.attacks.LinfPGD, "l2": trs.attacks.L2PGD}
 
 
+@section("Data")
 def define_data() -> None:
     """Defines which images are used."""
     flags.DEFINE_string(
-        "data", "cifar10", f"One of {', '.join(trs.data.DATASETS)}; or a path: an .npz file, a folder of images."
+        "data", "cifar10", f"Images: {', '.join(trs.data.DATASETS)}, or a path of an .npz file or a folder of images."
     )
-    flags.DEFINE_string("data_dir", None, "Folder that holds the official files of the data set.")
-    flags.DEFINE_integer("image_size", None, "Height and width to which a folder of images is resized.", lower_bound=1)
-    flags.DEFINE_integer("test_examples", None, "Use the first N test images only.", lower_bound=1)
-    flags.DEFINE_integer("n_classes", None, "Checked against the data, which know it.", lower_bound=2)
-    flags.DEFINE_integer("batch_size", 128, "Images per step, over all replicas.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Fixes every random draw.", lower_bound=0, upper_bound=2**31 - 1)
+    flags.DEFINE_string(
+        "data_dir", None, "Folder that holds the official files of the data set, or a folder of its name with them."
+    )
+    flags.DEFINE_integer("image_size", None, "Pixels of height and width to resize a folder of images to.", 1)
+    flags.DEFINE_integer("test_examples", None, "Use only the first N test images.", 1)
+    flags.DEFINE_integer("n_classes", None, "Not needed, for the data know it; checked if given.", 2)
+    flags.DEFINE_integer("batch_size", 128, "Images per step, over all replicas.", 1)
+    flags.DEFINE_integer("seed", 0, "Integer that fixes every random draw.", 0, 2**31 - 1)
     define_aliases({"batch": "batch_size", "b": "batch_size"})
 
 
+@section("Network")
 def define_network() -> None:
     """Defines the network and how sparse it is: together with the data, what a run is called."""
-    flags.DEFINE_enum("model", "vgg16", sorted(trs.models.NETWORKS), "Architecture.")
-    flags.DEFINE_enum("objective", "at", sorted(OBJECTIVES), "What training minimises.")
+    flags.DEFINE_enum("model", "vgg16", list(trs.models.NETWORKS), "Architecture.")
+    flags.DEFINE_enum("objective", "at", list(OBJECTIVES), "What training minimises; rst needs --pseudo_labels.")
     flags.DEFINE_bool("sparse_train", False, "Train sparse from the first step, by --sparsifier.", short_name="s")
     flags.DEFINE_enum(
         "sparsifier",
         None,
-        sorted(SPARSIFIERS),
-        "How connections are chosen; connectivity_sampling with --sparse_train.",
+        list(SPARSIFIERS),
+        "How connections are chosen; by default connectivity_sampling with --sparse_train and none without.",
     )
-    define_number("connectivity", 0.01, "Fraction of the kernel entries kept.", 0, 1, excluded=0)
+    define_number("connectivity", 0.01, "Fraction of the kernel entries kept; 0.01 is 99 % sparse.", 0, 1, excluded=0)
+    flags.DEFINE_enum(
+        "padding_mode",
+        "tf_same",
+        ["tf_same", "symmetric"],
+        "How strided convolutions pad: as TensorFlow and the original do, or symmetric as PyTorch does.",
+    )
     define_aliases({"pc": "connectivity"})
 
 
+@section("Test attack")
 def define_evaluation() -> None:
     """Defines the attack that the reported robust accuracy is measured with."""
-    define_number(
-        "pgd_epsilon", None, "Radius of the test attack in pixels of [0, 1]; by default --epsilon, or 8/255.", 0, 1
-    )
-    flags.DEFINE_integer("pgd_iters", 50, "Steps of the test attack, each 2.5 * epsilon / steps long.", lower_bound=1)
-    flags.DEFINE_integer("pgd_restarts", 10, "Random starts of the test attack.", lower_bound=1)
+    define_number("pgd_epsilon", None, "Its radius, in pixels of [0, 1]; by default --epsilon, or else 8/255.")
+    flags.DEFINE_integer("pgd_iters", 50, "Its steps, each 2.5 * epsilon / steps long.", 1)
+    flags.DEFINE_integer("pgd_restarts", 10, "Its random starts; an image is robust if it withstands all.", 1)
 
 
 def define_training() -> None:
     """Defines how a network is trained."""
-    flags.DEFINE_integer("epochs", 200, "Passes over the training images.", lower_bound=1)
-    flags.DEFINE_integer("train_examples", None, "Use N random training images only.", lower_bound=1)
+    _define_optimisation()
+    _define_training_attack()
+    _define_augmentation()
+    _define_connectivity_sampling()
+    _define_magnitude_pruning()
+    _define_machines()
+
+
+@section("Training")
+def _define_optimisation() -> None:
+    flags.DEFINE_integer("epochs", 200, "Passes over the training images.", 1)
+    flags.DEFINE_integer("train_examples", None, "Use only N training images, drawn at random.", 1)
     flags.DEFINE_integer(
-        "validation_examples", None, "Training images held out for selection; 1000, or a tenth if fewer.", lower_bound=1
+        "validation_examples",
+        None,
+        "Training images held out, by which the best epoch is chosen; by default 1000, or a tenth if that is less.",
+        1,
     )
     define_number(
-        "learning_rate", 0.1, "Initial learning rate; falls tenfold after 1/2 and 3/4 of the steps.", excluded=0
+        "learning_rate", 0.1, "Initial learning rate; falls tenfold after 1/2 and 3/4 of all steps.", excluded=0
     )
-    define_number("weight_decay", 5e-4, "Initial weight decay per step, not multiplied by the learning rate.")
+    define_number(
+        "weight_decay", 5e-4, "Initial share of each weight taken off per step; falls as the learning rate does.", 0, 1
+    )
     define_number("momentum", 0.9, "Momentum of SGD.", 0, 1, excluded=1)
-    flags.DEFINE_bool("decay_bias_and_bn", True, "Whether biases and batch norm parameters decay too.")
-    flags.DEFINE_enum("norm", "linf", sorted(ATTACKS), "Norm of the training attack and of the test attack.")
-    define_number("epsilon", 8 / 255, "Radius of the training attack in pixels of [0, 1].")
-    define_number("step_size", 2 / 255, "Step of the training attack in pixels of [0, 1].")
-    flags.DEFINE_integer("num_steps", 10, "Steps of the training attack.", lower_bound=0)
-    define_number("beta", 6.0, "Weight of the robust term of TRADES and MART.")
-    flags.DEFINE_string("pseudo_labels", None, "File of pseudo-labelled images for --objective=rst, .npz or pickle.")
+    flags.DEFINE_bool("decay_bias_and_bn", True, "Let biases and batch norm parameters decay too.")
+    define_number("beta", 6.0, "Weight of the robust term of trades, rst and mart.")
+    flags.DEFINE_string(
+        "pseudo_labels", None, "File of pseudo-labelled images for --objective=rst: an .npz or the published pickle."
+    )
     define_number("rst_frac", 0.5, "Share of pseudo-labelled images in a batch.", 0, 1, excluded=0)
-    flags.DEFINE_enum(
-        "augmentation",
-        "shift",
-        ["shift", "crop", "none"],
-        "Random shifts of up to a tenth; or crops after padding by 4.",
-    )
-    flags.DEFINE_bool("flip", None, "Mirror training images at random; by default unless they are digits.")
-    define_number("noise_scaling", 1e-6, "Connectivity sampling: noise in units of the learning rate.")
-    define_number("l1", 0.0, "Connectivity sampling: strength of the L1 prior.")
-    flags.DEFINE_enum(
-        "dormant_policy", "freeze", ["freeze", "reference"], "Connectivity sampling: whether dormant entries may drift."
-    )
-    flags.DEFINE_enum(
-        "init_policy", "reference", ["reference", "exact"], "Connectivity sampling: connections at the start."
-    )
-    flags.DEFINE_enum("layer_prior", "size", ["size", "target"], "Connectivity sampling: which layers grow.")
-    flags.DEFINE_enum(
-        "pruning_schedule", "polynomial", ["polynomial", "one_shot"], "Magnitude pruning: gradual, or at once."
-    )
-    define_number("pruning_begin", 0.0, "Magnitude pruning: begin, as a fraction of all steps.", 0, 1, excluded=1)
-    define_number("pruning_end", 0.5, "Magnitude pruning: end, as a fraction of all steps.", 0, 1, excluded=0)
-    flags.DEFINE_integer("pruning_frequency", 100, "Magnitude pruning: steps between two prunings.", lower_bound=1)
-    flags.DEFINE_enum(
-        "allocation", "uniform", ["uniform", "global"], "Magnitude pruning: per kernel, or over all kernels."
-    )
-    flags.DEFINE_enum(
-        "padding_mode", "tf_same", ["tf_same", "symmetric"], "How convolutions pad; symmetric as in PyTorch."
-    )
     flags.DEFINE_bool("mixed_precision", False, "Compute in float16; theta, masks and logits stay float32.")
-    flags.DEFINE_enum("strategy", "none", ["none", "mirrored", "multi_worker"], "tf.distribute strategy.")
-    flags.DEFINE_integer(
-        "num_replicas", None, "Replicas of --strategy=mirrored; on a CPU, that many parts of it.", lower_bound=1
-    )
     define_aliases(
         {
             "n_epochs": "epochs",
@@ -124,10 +118,64 @@ def define_training() -> None:
             "lr": "learning_rate",
             "w_decay": "weight_decay",
             "wd": "weight_decay",
-            "eps_iter": "step_size",
-            "num_iter": "num_steps",
         }
     )
+
+
+@section("Training attack")
+def _define_training_attack() -> None:
+    flags.DEFINE_enum("norm", "linf", list(ATTACKS), "Norm of the training attack and of the test attack.")
+    define_number("epsilon", 8 / 255, "Radius in pixels of [0, 1]; at most 1 with --norm=linf.")
+    define_number("step_size", 2 / 255, "Length of a step in pixels of [0, 1].")
+    flags.DEFINE_integer("num_steps", 10, "Number of steps; 0 trains on the random starts.", 0)
+    define_aliases({"eps_iter": "step_size", "num_iter": "num_steps"})
+
+
+@section("Augmentation")
+def _define_augmentation() -> None:
+    flags.DEFINE_enum(
+        "augmentation",
+        "shift",
+        ["shift", "crop", "none"],
+        "Random shifts of up to a tenth of the size; or random crops after padding by 4 pixels.",
+    )
+    flags.DEFINE_bool("flip", None, "Mirror training images at random; by default unless the data are digits.")
+
+
+@section("Connectivity sampling")
+def _define_connectivity_sampling() -> None:
+    define_number("noise_scaling", 1e-6, "Standard deviation of the noise, in units of the learning rate.")
+    define_number("l1", 0.0, "Strength of the L1 prior, in units of the learning rate.")
+    flags.DEFINE_enum(
+        "dormant_policy",
+        "freeze",
+        ["freeze", "reference"],
+        "Dormant entries rest, or drift as in the original.",
+    )
+    flags.DEFINE_enum(
+        "init_policy", "reference", ["reference", "exact"], "Connections at the start: the original's, or the budget."
+    )
+    flags.DEFINE_enum(
+        "layer_prior",
+        "size",
+        ["size", "target"],
+        "Layers grow by their size, or by their share at the start.",
+    )
+
+
+@section("Magnitude pruning")
+def _define_magnitude_pruning() -> None:
+    flags.DEFINE_enum("pruning_schedule", "polynomial", ["polynomial", "one_shot"], "Prune gradually, or at once.")
+    define_number("pruning_begin", 0.0, "Where pruning begins, as a fraction of all steps.", 0, 1, excluded=1)
+    define_number("pruning_end", 0.5, "Where pruning ends, as a fraction of all steps.", 0, 1, excluded=0)
+    flags.DEFINE_integer("pruning_frequency", 100, "Steps between two prunings.", 1)
+    flags.DEFINE_enum("allocation", "uniform", ["uniform", "global"], "Keep the largest of each kernel, or of all.")
+
+
+@section("Machines")
+def _define_machines() -> None:
+    flags.DEFINE_enum("strategy", "none", ["none", "mirrored", "multi_worker"], "tf.distribute strategy.")
+    flags.DEFINE_integer("num_replicas", None, "Replicas of --strategy=mirrored; on a CPU, parts of it.", 1)
 
 
 def check() -> None:
@@ -138,46 +186,68 @@ def check() -> None:
     """
     if FLAGS.sparse_train and FLAGS.sparsifier == "none":
         raise BadFlag(
-            "--sparse_train asks for a sparse network and --sparsifier=none for a dense one; drop one of them"
+            "--sparse_train asks for a sparse network, --sparsifier=none for a dense one; drop one. Received: both"
         )
-    if "sparsifier" in FLAGS and sparsifier_name() == "none" and FLAGS["connectivity"].present:
+    if sparsifier_name() == "none" and FLAGS["connectivity"].present:
         raise BadFlag(
-            f"--connectivity={FLAGS.connectivity:g} is given but the network is dense; add --sparse_train, or "
-            "--sparsifier"
+            f"--connectivity={FLAGS.connectivity:g}: expected --sparse_train or --sparsifier with it. "
+            "Received: the flags of a dense network"
         )
-    check_data_name()
-    if "strategy" not in FLAGS:
-        return
+    _check_data_name()
+    if "pgd_epsilon" in FLAGS:
+        _check_radius("pgd_epsilon")
+    if "epochs" in FLAGS:
+        _check_training()
+
+
+def _check_training() -> None:
+    _check_radius("epsilon")
     if (FLAGS.pseudo_labels is None) == (FLAGS.objective == "rst"):
         raise BadFlag(
             "--objective=rst and --pseudo_labels=FILE go together. "
             f"Received: --objective={FLAGS.objective} --pseudo_labels={FLAGS.pseudo_labels}"
         )
     if FLAGS.objective == "rst" and not 1 <= int(FLAGS.batch_size * FLAGS.rst_frac) < FLAGS.batch_size:
-        raise BadFlag(f"--rst_frac={FLAGS.rst_frac:g} leaves no image of one kind in a batch of {FLAGS.batch_size}")
-    if FLAGS.norm == "linf" and FLAGS.epsilon > 1:
-        raise BadFlag(f"--epsilon={FLAGS.epsilon:g}: expected pixels of [0, 1], such as 8/255")
+        raise BadFlag(
+            f"--rst_frac={FLAGS.rst_frac:g}: expected images of both kinds in a batch. "
+            f"Received: --batch_size={FLAGS.batch_size}, of which {int(FLAGS.batch_size * FLAGS.rst_frac)} are "
+            "pseudo-labelled"
+        )
     if sparsifier_name() == "magnitude" and not FLAGS.pruning_begin < FLAGS.pruning_end:
-        raise BadFlag(f"--pruning_begin={FLAGS.pruning_begin:g} must be before --pruning_end={FLAGS.pruning_end:g}")
-    for name, needed in (
-        *(
-            (name, "connectivity_sampling")
-            for name in ("noise_scaling", "l1", "dormant_policy", "init_policy", "layer_prior")
-        ),
-        *((name, "magnitude") for name in ("pruning_schedule", "pruning_begin", "pruning_end", "allocation")),
-    ):
-        if FLAGS[name].present and sparsifier_name() not in (needed, "none"):
-            raise BadFlag(f"--{name} belongs to --sparsifier={needed}. Received: --sparsifier={sparsifier_name()}")
+        raise BadFlag(
+            f"--pruning_begin={FLAGS.pruning_begin:g}: expected less than --pruning_end. "
+            f"Received: --pruning_end={FLAGS.pruning_end:g}"
+        )
+    for sparsifier, names in SPARSIFIER_FLAGS.items():
+        for name in names:
+            if FLAGS[name].present and sparsifier_name() not in (sparsifier, "none"):
+                raise BadFlag(
+                    f"--{name} belongs to --sparsifier={sparsifier}. Received: --sparsifier={sparsifier_name()}"
+                )
     if FLAGS.strategy == "multi_worker" and "TF_CONFIG" not in os.environ:
         raise BadFlag(
             "--strategy=multi_worker needs the environment variable TF_CONFIG on every machine, such as "
-            '\'{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}\''
+            '\'{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}\'. '
+            "Received: no such variable"
         )
     if FLAGS.num_replicas is not None and FLAGS.strategy != "mirrored":
         raise BadFlag(f"--num_replicas belongs to --strategy=mirrored. Received: --strategy={FLAGS.strategy}")
 
 
-def check_data_name() -> None:
+def _check_radius(name: str) -> None:
+    norm = FLAGS.norm if "norm" in FLAGS else "linf"
+    if norm == "linf" and (FLAGS[name].value or 0) > 1:
+        raise BadFlag(f"--{name}={FLAGS[name].value:g}: expected pixels of [0, 1], such as 8/255")
+
+
+def unused() -> set[str]:
+    """Returns the names of flags that mean nothing to the chosen sparsifier."""
+    name = sparsifier_name()
+    others = {each for sparsifier, names in SPARSIFIER_FLAGS.items() if sparsifier != name for each in names}
+    return others | ({"connectivity"} if name == "none" else set())
+
+
+def _check_data_name() -> None:
     """Checks that --data names a data set or something on disk.
 
     Raises:
@@ -200,21 +270,31 @@ def run_name() -> str:
     sparsifier = sparsifier_name()
     how = {"none": "dense", "connectivity_sampling": "sparse"}.get(sparsifier, sparsifier)
     degree = "" if sparsifier == "none" else repr(FLAGS.connectivity)
-    return f"{Path(FLAGS.data).stem}_{FLAGS.model}_{FLAGS.objective}_{how}{degree}"
+    data = Path(FLAGS.data).expanduser().resolve().stem
+    return f"{data}_{FLAGS.model}_{FLAGS.objective}_{how}{degree}"
 
 
 def default_directory() -> Path:
-    """Returns where a run with these flags is written unless --output_dir says otherwise."""
+    """Returns where a run with these flags is written, relative to the working directory."""
     return Path("saved_models") / run_name()
 
 
 def dataset() -> trs.data.ImageDataset:
     """Reads the data set of --data, cut down to --train_examples and --test_examples."""
-    found = trs.data.load(FLAGS.data, FLAGS.data_dir, FLAGS.image_size)
+    with about("data", "data_dir", "image_size"):
+        found = trs.data.load(FLAGS.data, FLAGS.data_dir, FLAGS.image_size)
     if FLAGS.n_classes is not None and FLAGS.n_classes != found.num_classes:
-        raise BadFlag(f"--n_classes={FLAGS.n_classes}: {FLAGS.data} has {found.num_classes} classes; drop the flag")
+        raise BadFlag(f"--n_classes={FLAGS.n_classes}: expected {found.num_classes}, the classes of {FLAGS.data}")
+    for name, available in (("train_examples", len(found.train_labels)), ("test_examples", len(found.test_labels))):
+        if name in FLAGS and (FLAGS[name].value or 0) > available:
+            raise BadFlag(f"--{name}={FLAGS[name].value}: expected at most the {available} that {FLAGS.data} has")
     train_examples = FLAGS.train_examples if "train_examples" in FLAGS else None
     return found.take(train_examples, FLAGS.test_examples, seed=FLAGS.seed)
+
+
+def test_batches(images: trs.data.ImageDataset) -> tf.data.Dataset:
+    """Returns the test images in batches."""
+    return trs.data.test_dataset(images.test_images, images.test_labels, FLAGS.batch_size)
 
 
 def attack() -> trs.attacks.GradientAttack:
@@ -231,16 +311,17 @@ def network(images: trs.data.ImageDataset, synchronized: bool = False) -> keras.
     """Builds the network of --model for the data, with the kernel form its sparsifier needs."""
     kernel = SPARSIFIERS[sparsifier_name()]
     arguments: dict[str, Any] = {"connectivity": FLAGS.connectivity} if kernel == "rewiring" else {}
-    return trs.models.build(
-        FLAGS.model,
-        num_classes=images.num_classes,
-        input_shape=images.train_images.shape[1:],
-        kernel=kernel,
-        padding_mode=FLAGS.padding_mode,
-        seed=FLAGS.seed,
-        synchronized_batch_norm=synchronized,
-        **arguments,
-    )
+    with about("model", "data"):
+        return trs.models.build(
+            FLAGS.model,
+            num_classes=images.num_classes,
+            input_shape=images.train_images.shape[1:],
+            kernel=kernel,
+            padding_mode=FLAGS.padding_mode,
+            seed=FLAGS.seed,
+            synchronized_batch_norm=synchronized,
+            **arguments,
+        )
 
 
 def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:

@@ -10,26 +10,32 @@ from typing import Any
 
 from absl import flags
 
+from run_scripts import command_line, common_flags
 from run_scripts.command_line import BadFlag
 from tf_robust_sparse import saving
 
 FLAGS = flags.FLAGS
 
 # Everything a run writes; --overwrite removes these and nothing else.
-ARTEFACTS = ("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard")
+ARTEFACTS = ("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard", "foolbox.json")
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
+# What says where and how to begin, and not what the run is.
+_NOT_RECORDED = {"overwrite", "resume", "load_model", "output_dir", "traceback"}
 
 
+@command_line.section("Output")
 def define() -> None:
-    """Defines the flags of this module."""
-    flags.DEFINE_string(
-        "output_dir", None, "Where the run is written; by default a name made of the flags, in saved_models/."
-    )
-    flags.DEFINE_bool("overwrite", False, "Begin anew in a directory that holds a run already, removing what it wrote.")
-    flags.DEFINE_bool("resume", False, "Go on with the run in the directory, from its last finished epoch.")
+    """Defines where a run is written."""
+    flags.DEFINE_string("output_dir", None, "Where to write; by default saved_models/ and a name made of the flags.")
+    flags.DEFINE_bool("overwrite", False, "Begin anew in a directory that holds a run, removing what that wrote.")
 
 
-def check(directory: Path) -> bool:
+def chosen() -> Path:
+    """Returns the directory of --output_dir, or the one that the flags stand for."""
+    return Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else common_flags.default_directory()
+
+
+def check(directory: Path, resume: bool = False) -> bool:
     """Decides whether the run may use `directory`; nothing is written yet.
 
     Returns:
@@ -38,48 +44,47 @@ def check(directory: Path) -> bool:
     Raises:
         BadFlag: if the directory is in use and neither --resume nor --overwrite says what to do.
     """
-    if FLAGS.resume and FLAGS.overwrite:
-        raise BadFlag("--resume goes on with a run and --overwrite removes it; pass one of them")
+    if resume and FLAGS.overwrite:
+        raise BadFlag("--resume goes on with a run and --overwrite removes it; pass one of them. Received: both")
     if directory.exists() and not directory.is_dir():
-        raise BadFlag(f"--output_dir={directory}: expected a directory, found a file")
-    present = [name for name in ARTEFACTS if (directory / name).exists()]
-    if not present:
-        strangers = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+        raise BadFlag(f"--output_dir={directory}: expected a directory or nothing. Received: a file of that name")
+    found = [path.name for path in directory.iterdir()] if directory.exists() else []
+    if not any(name in ARTEFACTS for name in found):
+        strangers = sorted(name for name in found if not name.startswith("."))  # a killed save leaves hidden files
         if strangers:
             raise BadFlag(
-                f"--output_dir={directory} holds files of something else, such as {strangers[0]}; name another"
+                f"--output_dir={directory}: expected a new or empty directory, or that of a run. "
+                f"Received: one with other files, such as {strangers[0]}"
             )
         return False
-    if not (FLAGS.resume or FLAGS.overwrite):
+    if not (resume or FLAGS.overwrite):
         state = "a finished run" if (directory / "results.json").exists() else "an unfinished run"
-        raise BadFlag(f"--output_dir={directory} holds {state}; pass --resume, --overwrite or another directory")
-    return FLAGS.resume and (directory / "checkpoints" / "last.weights.h5").exists()
+        raise BadFlag(
+            f"--output_dir={directory}: expected a new directory, or --resume or --overwrite. Received: one that "
+            f"holds {state}"
+        )
+    return resume and (directory / "checkpoints" / "last.weights.h5").exists()
 
 
-def begin(directory: Path, resuming: bool) -> None:
+def begin(directory: Path, resuming: bool = False) -> None:
     """Makes the directory, empty of an older run unless this one goes on with it, and records the flags."""
-    if not resuming:
+    if resuming:
+        _tell_changes(directory / "run.flags")
+    else:
         for name in ARTEFACTS:
             path = directory / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
     with saving.replace_file(directory / "run.flags") as path:
-        path.write_text(flags_text())
+        head = f"# Written on {datetime.date.today()}; repeat with --flagfile=<this file> and another --output_dir."
+        path.write_text("\n".join([head, *recorded_flags()]) + "\n")
 
 
-def flags_text() -> str:
-    """Returns a flagfile that repeats this run: every flag of this project that has a value."""
-    lines = [f"# Written on {datetime.date.today()}; repeat with --flagfile=<this file>."]
-    ours = {
-        flag.name: flag for module, found in FLAGS.flags_by_module_dict().items() if _is_ours(module) for flag in found
-    }
-    for name in sorted(ours):
-        flag = FLAGS[name]
-        is_alias = flag.name != name
-        if flag.value is None or is_alias or name in ("overwrite", "resume", "traceback", "output_dir"):
-            continue
-        lines.append(flag.serialize())
-    return "\n".join(line for line in lines if line) + "\n"
+def recorded_flags() -> list[str]:
+    """Returns the lines of a flagfile that repeats this run: every flag with a value that the run depends on."""
+    left_out = _NOT_RECORDED | common_flags.unused()
+    chosen = [FLAGS[name] for name in sorted(command_line.names()) if name not in left_out]
+    return [flag.serialize() for flag in chosen if flag.value is not None]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -101,5 +106,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _is_ours(module: str) -> bool:
-    return "run_scripts" in module or Path(module).name.startswith(("run_", "common_flags", "__main__"))
+def _tell_changes(record: Path) -> None:
+    """Says which flags differ from those the run was begun with; the essential ones cannot."""
+    if not record.is_file():
+        return
+    before = [line for line in record.read_text().splitlines() if not line.startswith("#")]
+    changed = [line for line in recorded_flags() if line not in before]
+    if changed:
+        print(f"Changed:   {' '.join(changed)}, unlike the flags this run was begun with")

@@ -1,10 +1,10 @@
-"""Measures the robust accuracy of any SavedModel from pixels to logits with Foolbox: PGD, ours or not.
+"""Measures the robust accuracy of any SavedModel from pixels to logits with Foolbox's l-infinity PGD.
 
-    python run_scripts/run_foolbox_eval.py --saved_model=saved_models/quickstart/serve --data=fashion_mnist_sample \
+    python run_scripts/run_foolbox_eval.py --saved_model=saved_models/quickstart/serve --data=fashion_mnist_sample \\
         --pgd_epsilon=0.1 --pgd_iters=50 --pgd_restarts=10
 
-Without --saved_model the run is found by the flags it was trained with (--data, --model, --objective, --sparse_train,
---connectivity).
+Without --saved_model the run is found by the flags it was trained with: --data, --model, --objective, --sparse_train,
+--connectivity. Writes the numbers as JSON.
 """
 
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, report, run_directory  # isort: skip
 
 from absl import flags
 
@@ -23,42 +23,54 @@ FLAGS = flags.FLAGS
 common_flags.define_data()
 common_flags.define_network()
 common_flags.define_evaluation()
-flags.DEFINE_string("saved_model", None, "Directory of a SavedModel from images in [0, 1] to logits.")
-flags.DEFINE_string(
-    "results_file", None, "Where to write the numbers as JSON; by default foolbox.json beside the SavedModel."
-)
+with command_line.section("Files"):
+    flags.DEFINE_string("saved_model", None, "Directory of a SavedModel from images in [0, 1] to logits.")
+    flags.DEFINE_string("results_file", None, "Where to write; by default foolbox.json beside the SavedModel.")
 
 
 def main() -> None:
     """Loads, attacks, reports."""
     common_flags.check()
-    path = Path(FLAGS.saved_model) if FLAGS.saved_model else common_flags.default_directory() / "serve"
-    model = trs.evaluation.load_saved_model(path)
+    path = Path(FLAGS.saved_model).expanduser() if FLAGS.saved_model else common_flags.default_directory() / "serve"
+    file = Path(FLAGS.results_file).expanduser() if FLAGS.results_file else path.parent / "foolbox.json"
+    if file.is_dir():
+        raise command_line.BadFlag(f"--results_file={file}: expected a file. Received: a directory of that name")
+    if not path.exists():
+        raise command_line.BadFlag(
+            "--saved_model: expected the directory of a SavedModel, or the flags that a finished run was trained with. "
+            f"Received: {path}, which does not exist"
+        )
+    with command_line.about("saved_model"):
+        model = trs.evaluation.load_saved_model(path)
     images = common_flags.dataset()
-    test = trs.data.test_dataset(images.test_images, images.test_labels, FLAGS.batch_size)
-    report = trs.evaluation.foolbox_linf_pgd(
-        model,
-        test,
-        epsilon=common_flags.pgd_epsilon(),
-        num_steps=FLAGS.pgd_iters,
-        restarts=FLAGS.pgd_restarts,
-        seed=FLAGS.seed,
+    with command_line.about("saved_model", "data"):
+        results = trs.evaluation.foolbox_linf_pgd(
+            model,
+            common_flags.test_batches(images),
+            epsilon=common_flags.pgd_epsilon(),
+            num_steps=FLAGS.pgd_iters,
+            restarts=FLAGS.pgd_restarts,
+            seed=FLAGS.seed,
+        )
+    run_directory.write_json(
+        file,
+        {
+            **results,
+            "saved_model": str(path),
+            "data": {"name": images.name, "origin": images.origin},
+            "versions": run_directory.versions(),
+        },
     )
-    results = {
-        **report,
-        "saved_model": str(path),
-        "data": {"name": images.name, "origin": images.origin},
-        "versions": run_directory.versions(),
-    }
-    file = Path(FLAGS.results_file) if FLAGS.results_file else path.parent / "foolbox.json"
-    run_directory.write_json(file, results)
+    show(results, file)
+
+
+def show(results: dict, file: Path) -> None:
+    """Prints the two accuracies and where they were written."""
+    attack = report.words(results, ("attack", "epsilon", "num_steps", "restarts"))
     print()
-    print(f"Clean accuracy      {100 * report['clean_accuracy']:6.2f} %   on {report['images']} test images")
-    print(
-        f"Robust accuracy     {100 * report['robust_accuracy']:6.2f} %   {report['attack']}, epsilon "
-        f"{report['epsilon']:.4f}, {report['num_steps']} steps, {report['restarts']} restarts"
-    )
-    for warning in report["flags"]:
+    print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['images']} test images")
+    print(f"Robust accuracy     {100 * results['robust_accuracy']:6.2f} %   {attack}")
+    for warning in results["flags"]:
         print(f"Warning: {warning}")
     print(f"Record              {file}")
 

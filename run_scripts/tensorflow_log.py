@@ -1,7 +1,7 @@
 """Loads TensorFlow without the lines its C++ side logs while it starts; import this before anything that needs it.
 
-TensorFlow 2.21 logs through a library that ignores TF_CPP_MIN_LOG_LEVEL until it is initialised, so these lines are held
-back at the file descriptor. Everything else passes, and all of it does if TF_CPP_MIN_LOG_LEVEL is set.
+TensorFlow 2.21 logs through a library that ignores TF_CPP_MIN_LOG_LEVEL until it is initialised, so these lines are
+held back at the file descriptor. Everything else passes, and all of it does if TF_CPP_MIN_LOG_LEVEL is set.
 """
 
 import contextlib

@@ -1,5 +1,7 @@
 """Tiny networks and images that tests of several folders share."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -39,3 +41,9 @@ def tiny_images(count=64, classes=10, seed=0):
 def tiny_dataset(count=64, batch_size=16, classes=10, seed=0):
     """The images above as batches."""
     return tf.data.Dataset.from_tensor_slices(tiny_images(count, classes, seed)).batch(batch_size)
+
+
+@functools.cache
+def mirrored():
+    """The one MirroredStrategy over the two logical CPUs: a second one would reuse the collective keys of the first."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

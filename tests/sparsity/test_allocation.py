@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from tf_robust_sparse.sparsity import draw_layers, global_budget, set_random_dormant, top_k_mask
+from tf_robust_sparse.sparsity import draw_dormant, draw_layers, global_budget, top_k_mask
 
 
 def seeds(n):
@@ -58,14 +58,14 @@ def test_dormant_positions_are_drawn_uniformly(count):
     theta = np.full(150, 0.5, np.float32)
     dormant = np.random.default_rng(0).choice(150, 100, replace=False)
     theta[dormant] = np.where(np.arange(100) % 2, 0.0, -0.3)
-    rewire = tf.function(lambda seed: set_random_dormant(tf.constant(theta), tf.constant(count, tf.int64), 1e-12, seed))
+    draw = tf.function(
+        lambda seed: draw_dormant(tf.constant(theta), tf.constant(count, tf.int64), tf.constant(100, tf.int64), seed)
+    )
     hits = np.zeros(150)
     for seed in seeds(2_000):
-        new = rewire(seed).numpy()
-        changed = new != theta
-        assert changed.sum() == count
-        assert set(new[changed]) == {np.float32(1e-12)}
-        hits += changed
+        positions = draw(seed).numpy()
+        assert len(set(positions)) == count
+        hits[positions] += 1
     assert hits[theta > 0].sum() == 0
     # Counts of draws without replacement have variance n p (1 - p); chi-square assumes n p.
     expected = 2_000 * count / 100
@@ -76,8 +76,9 @@ def test_dormant_positions_are_drawn_uniformly(count):
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_a_layer_can_be_filled(count):
     theta = tf.constant([0.1, 0.0, -1.0, 0.0, 0.0, 0.2, 0.0])
-    new = set_random_dormant(theta, tf.constant(count, tf.int64), 1e-12, tf.constant([0, 1]))
-    assert int(tf.math.count_nonzero(new > 0)) == 2 + count
+    positions = draw_dormant(theta, tf.constant(count, tf.int64), tf.constant(5, tf.int64), tf.constant([0, 1]))
+    assert len(set(positions.numpy())) == count
+    assert set(positions.numpy()) <= {1, 2, 3, 4, 6}
 
 
 def test_top_k_keeps_exactly_k_despite_ties():

@@ -1,18 +1,20 @@
 """Clean and robust accuracy under the attacks of this package."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.attacks import GradientAttack, fold_in, inference_forward
-from tf_robust_sparse.attacks.forward import Forward
 from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import attack_survivors
+from tf_robust_sparse.layers import settled_kernels
 
 Attacks = GradientAttack | Sequence[GradientAttack] | Mapping[str, GradientAttack]
 
@@ -96,7 +98,7 @@ def evaluate_robustness(
     results = {}
     for name, attack in named.items():
         attack_begin = time.perf_counter()
-        survives = _compiled_attack(forward, attack, x, y, batch_size)
+        survives = _compiled_attack(model, attack, x, y, batch_size)
         with Progress(name, len(x) * attack.restarts, progress) as bar:
             standing, history = attack_survivors(clean.correct, attack.restarts, batch_size, survives, bar)
         standing_under_all = standing_under_all & standing
@@ -118,9 +120,10 @@ def evaluate_robustness(
 
 
 def _compiled_attack(
-    forward: Forward, attack: GradientAttack, x: np.ndarray, y: np.ndarray, batch_size: int
+    model: Callable[..., Any], attack: GradientAttack, x: np.ndarray, y: np.ndarray, batch_size: int
 ) -> Callable[[np.ndarray, int], np.ndarray]:
     """A function from rows of the data set and a restart to whether these images survive, traced once."""
+    forward = inference_forward(model)
     # Restarts are counted outside, and every image brings its own seed.
     single = type(attack).from_config({**attack.get_config(), "restarts": 1})
 
@@ -134,7 +137,8 @@ def _compiled_attack(
     )
     def step(images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, restart: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         seeds = fold_in(fold_in(attack.seed, restart), rows)
-        logits = forward(single(forward, images, labels, seed=seeds))
+        with settled_kernels(model) if isinstance(model, keras.Model) else contextlib.nullcontext():
+            logits = forward(single(forward, images, labels, seed=seeds))
         return tf.argmax(logits, axis=-1) == labels, tf.reduce_all(tf.math.is_finite(logits), axis=-1)
 
     def survives(rows: np.ndarray, restart: int) -> np.ndarray:

@@ -10,10 +10,17 @@ from tf_robust_sparse.layers import kernel_seam
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, skipped where `folded_batch_norm` made it part of the preceding kernel.
 
-    Arguments, weights and results are those of the Keras layer.
+    Arguments, weights and results are those of the Keras layer. On several replicas the moving statistics are the mean
+    over the replicas, also if the layer is not synchronized; those of the Keras layer drift apart.
 
     Reference: [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
     """
+
+    def add_weight(self, *args, **kwargs):
+        """Creates a weight; the moving statistics with an aggregation, without which the replicas drift apart."""
+        if not kwargs.get("trainable", True):
+            kwargs["aggregation"] = "mean"
+        return super().add_weight(*args, **kwargs)
 
     @property
     def folds_into_last_axis(self) -> bool:

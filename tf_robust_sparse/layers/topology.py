@@ -49,7 +49,7 @@ def chains(network: keras.Model) -> list[tuple[Any, Any]]:
         calls[node.layer.name] = calls.get(node.layer.name, 0) + 1
         for name in node.inputs:
             consumers.setdefault(name, []).append(node)
-    outputs = set(network.output_names)
+    outputs = set(getattr(network, "output_names", ()))  # the last layer of a sequential model feeds nothing anyway
     layers = {node.layer.name: node.layer for node in nodes}
     return [
         (layer, consumers[name][0].layer)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.sparsity.allocation import draw_layers
-from tf_robust_sparse.sparsity.masks import set_random_dormant
+from tf_robust_sparse.sparsity.masks import draw_dormant
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
@@ -128,26 +128,35 @@ class ConnectivitySampling(Sparsifier):
         noise_seed, layer_seed, position_seed = tf.unstack(
             tf.random.experimental.stateless_split(tf.stack([self.seed, state.step]), 3)
         )
-        updates, thetas = [], []
+        before = tf.stack([tf.size(connected, tf.int64) for connected in state.connected])
+        counts: list[tf.Tensor] = []
+        done: list[Any] = []
         for index, (layer, connected) in enumerate(zip(self.layers, state.connected, strict=True)):
             seed = tf.random.experimental.stateless_fold_in(noise_seed, index)
-            thetas.append(self._diffused(_flat(layer.theta), connected, state.learning_rate, seed))
-            if self.dormant_policy == "freeze":
-                alive = tf.reshape(thetas[-1] > 0, layer.theta.shape)
-                updates += [(slot, tf.where(alive, slot, 0.0)) for slot in slots(optimizer, layer.theta)]
-        counts = tf.stack([tf.math.count_nonzero(theta > 0) for theta in thetas])
-        missing = tf.maximum(self.budget - tf.reduce_sum(counts), 0)
-        room = tf.constant(self.sizes, tf.int64) - counts
+            with tf.control_dependencies(done):  # one layer after the other, to hold the copies of one layer only
+                theta = self._diffused(_flat(layer.theta), connected, state.learning_rate, seed)
+                counts.append(tf.cast(tf.reduce_sum(tf.cast(theta > 0, tf.int32)), tf.int64))
+                updates = [(layer.theta, tf.reshape(theta, layer.theta.shape))]
+                if self.dormant_policy == "freeze":
+                    alive = tf.reshape(theta > 0, layer.theta.shape)
+                    updates += [(slot, tf.where(alive, slot, 0.0)) for slot in slots(optimizer, layer.theta)]
+                done = assign_everywhere(updates)
+        living = tf.stack(counts)
+        missing = tf.maximum(self.budget - tf.reduce_sum(living), 0)
+        room = tf.constant(self.sizes, tf.int64) - living
         births = draw_layers(missing, self._weights, room, layer_seed)
+        done += self._assertions(before, living, births)
         for index, layer in enumerate(self.layers):
             seed = tf.random.experimental.stateless_fold_in(position_seed, index)
-            rewired = set_random_dormant(thetas[index], births[index], NEWBORN, seed)
-            updates.append((layer.theta, tf.reshape(rewired, layer.theta.shape)))
-        before = tf.stack([tf.size(connected, tf.int64) for connected in state.connected])
+            with tf.control_dependencies(done):
+                theta = _flat(layer.theta)
+                positions = draw_dormant(theta, births[index], room[index], seed)
+                theta = tf.tensor_scatter_nd_update(
+                    theta, positions[:, tf.newaxis], tf.fill(tf.shape(positions), NEWBORN)
+                )
+                done = assign_everywhere([(layer.theta, tf.reshape(theta, layer.theta.shape))])
         # Under the reference policy momentum may revive a connection: the difference counts what was lost on balance.
-        updates += [(self.births, self.births + births), (self.deaths, self.deaths + before - counts)]
-        with tf.control_dependencies(self._assertions(before, counts, births)):
-            assign_everywhere([(variable, tf.identity(value)) for variable, value in updates])
+        assign_everywhere([(self.births, self.births + births), (self.deaths, self.deaths + before - living)])
 
     def check(self, network: keras.Model) -> None:
         """Checks that there are no more connections than the budget allows, or than the network started with.

@@ -20,32 +20,41 @@ def top_k_mask(scores: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
     return tf.reshape(mask, tf.shape(scores))
 
 
-def set_random_dormant(flat: tf.Tensor, count: tf.Tensor, value: float, seed: tf.Tensor) -> tf.Tensor:
-    """Returns `flat` with `count` of its entries that are not positive, drawn uniformly, set to `value`.
+# One graph for all layers, not inlined: traced for each of fifty layers it would cost more memory than a kernel.
+@tf.function(
+    input_signature=[
+        tf.TensorSpec([None], tf.float32),
+        tf.TensorSpec([], tf.int64),
+        tf.TensorSpec([], tf.int64),
+        tf.TensorSpec([2], tf.int32),
+    ],
+    autograph=False,
+    experimental_attributes={"_noinline": True},
+)
+def draw_dormant(flat: tf.Tensor, count: tf.Tensor, dormant: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws positions of `flat` whose entries are not positive, uniformly and without replacement.
 
-    The draw is exactly uniform without replacement. Positions are drawn among all entries and those already positive
-    are rejected, which costs little while most entries are dormant; where more than half of the dormant entries are
-    wanted, the list of dormant entries is shuffled instead.
+    Positions are drawn among all entries and those of positive entries are rejected, which costs little while most
+    entries are dormant; where more than half of the dormant entries are wanted, the list of dormant entries is shuffled
+    instead. Both are exactly uniform.
 
     Args:
         flat: Float tensor `(entries,)`.
-        count: Scalar int64, at most the number of entries that are not positive.
-        value: Positive number.
+        count: Scalar int64, how many to draw, at most `dormant`.
+        dormant: Scalar int64, how many entries are not positive.
         seed: Stateless seed, `(2,)`.
+
+    Returns:
+        Positions, int64 `(count,)`, all different.
     """
     entries = tf.shape(flat, tf.int64)[0]
-    dormant = entries - tf.math.count_nonzero(flat > 0)
-
-    def connect(flat, positions):
-        return tf.tensor_scatter_nd_update(
-            flat, positions[:, tf.newaxis], tf.fill(tf.shape(positions), tf.constant(value, flat.dtype))
-        )
 
     def by_rejection():
         # A fifth more than is needed on average, so that a second round is rare.
         oversampling = 1.2 * tf.cast(entries, tf.float64) / tf.cast(tf.maximum(dormant, 1), tf.float64)
 
-        def draw(flat, left, round_):
+        def draw(positions, round_):
+            left = count - tf.size(positions, tf.int64)
             size = tf.cast(tf.cast(left, tf.float64) * oversampling, tf.int64) + 8
             drawn = tf.random.stateless_uniform(
                 [tf.minimum(size, entries)],
@@ -56,15 +65,17 @@ def set_random_dormant(flat: tf.Tensor, count: tf.Tensor, value: float, seed: tf
             )
             drawn = tf.boolean_mask(drawn, tf.gather(flat, drawn) <= 0)
             # tf.unique keeps the order of first appearance, so these are the first distinct ones of the stream.
-            positions = tf.unique(drawn).y[:left]
-            return connect(flat, positions), left - tf.size(positions, tf.int64), round_ + 1
+            return tf.unique(tf.concat([positions, drawn], 0)).y[:count], round_ + 1
 
         return tf.while_loop(
-            lambda flat, left, round_: left > 0, draw, (flat, count, tf.constant(0)), parallel_iterations=1
+            lambda positions, round_: tf.size(positions, tf.int64) < count,
+            draw,
+            (tf.zeros((0,), tf.int64), tf.constant(0)),
+            shape_invariants=(tf.TensorShape([None]), tf.TensorShape([])),
+            parallel_iterations=1,
         )[0]
 
     def by_shuffle():
-        positions = tf.where(flat <= 0)[:, 0]
-        return connect(flat, tf.random.experimental.stateless_shuffle(positions, seed)[:count])
+        return tf.random.experimental.stateless_shuffle(tf.where(flat <= 0)[:, 0], seed)[:count]
 
     return tf.cond(2 * count > dormant, by_shuffle, by_rejection)

@@ -44,8 +44,10 @@ def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
-def assign_everywhere(updates: Sequence[tuple[Any, tf.Tensor]]) -> None:
+def assign_everywhere(updates: Sequence[tuple[Any, tf.Tensor]]) -> list[tf.Operation]:
     """Assigns each (variable, value) pair, inside a replica context too.
+
+    Returns the operations that assign, for `tf.control_dependencies`; none in eager execution or among replicas.
 
     Every replica must have computed the same value. Optimizer slots have no aggregation, so that a plain assignment
     in a replica context is refused or leaves the replicas apart; through `merge_call` each replica's copy is written.
@@ -59,7 +61,8 @@ def assign_everywhere(updates: Sequence[tuple[Any, tf.Tensor]]) -> None:
 
     context = tf.distribute.get_replica_context()
     if context is None or not tf.distribute.has_strategy():
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-    else:
-        context.merge_call(assign, args=(values,))
+        pairs = zip(variables, values, strict=True)
+        operations = [variable.assign(value, read_value=False) for variable, value in pairs]
+        return [] if tf.executing_eagerly() else operations
+    context.merge_call(assign, args=(values,))
+    return []

@@ -145,14 +145,16 @@ class Checkpoints(keras.callbacks.Callback):
             if value is not None and value > self.state["best"].get(stem, {"value": -math.inf})["value"]:
                 self.state["best"][stem] = {"epoch": epoch + 1, "monitor": name, "value": value}
                 improved.append(stem)
+        for stem in [*improved, "last"]:
+            self.write(stem)
         if self._writes:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for stem in [*improved, "last"]:
-                self.write(stem)
             self._write_history()
 
     def write(self, stem: str) -> None:
-        """Writes the present state to `<stem>.weights.h5`."""
+        """Writes the present state to `<stem>.weights.h5`, if this process is the one that writes."""
+        if not self._writes:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
         metadata = {"state": self.state, "config": self.config}
         saving.save_checkpoint(self.directory / f"{stem}.weights.h5", self.model, metadata)
 
@@ -182,34 +184,44 @@ class ReferenceSelection(keras.callbacks.Callback):
         super().__init__()
         self._checkpoints = checkpoints
         self._images = images
-        self._correct: Callable[..., tf.Tensor] | None = None
+        self._to_measure = False
+
+    def on_train_begin(self, logs=None):
+        """Compiles the measurement, once for all epochs."""
+        self._count_correct = correct_counter(self.model.network)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Notes the epoch."""
         self._epoch = epoch
+        self._to_measure = True
 
     def on_train_batch_end(self, batch, logs=None):
         """Measures after the first update."""
-        if self._epoch == getattr(self, "_measured", None):
+        if not self._to_measure:
             return
-        self._measured = self._epoch
-        accuracy = clean_accuracy(self.model.network, self._images)
+        self._to_measure = False
+        accuracy = clean_accuracy(self._count_correct, self._images)
         best = self._checkpoints.state["best"]
         if accuracy > best.get("reference", {"value": -math.inf})["value"]:
             best["reference"] = {"epoch": self._epoch + 1, "monitor": "test_accuracy", "value": accuracy}
             self._checkpoints.write("reference")
 
 
-def clean_accuracy(network: keras.Model, images: Iterable[tuple[Any, Any]]) -> float:
-    """Returns the fraction of `images`, batches of (x, y), that `network` classifies correctly."""
+def correct_counter(network: keras.Model) -> Callable[[Any, Any], tf.Tensor]:
+    """Returns the compiled function from a batch (x, y) to how many images `network` classifies correctly."""
 
     @tf.function(reduce_retracing=True)
-    def correct(x, y):
+    def count_correct(x, y):
         with settled_kernels(network):
             return tf.math.count_nonzero(tf.argmax(network(x, training=False), -1) == tf.cast(y, tf.int64))
 
+    return count_correct
+
+
+def clean_accuracy(count_correct: Callable[[Any, Any], tf.Tensor], images: Iterable[tuple[Any, Any]]) -> float:
+    """Returns the fraction of `images`, batches of (x, y), that are classified correctly."""
     right, total = 0, 0
     for x, y in images:
-        right += int(correct(x, y))
+        right += int(count_correct(x, y))
         total += len(y)
     return right / total

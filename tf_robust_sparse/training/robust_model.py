@@ -122,7 +122,13 @@ class RobustModel(keras.Model):
                 raise ValueError(f"A RobustModel trains without weights of samples or classes. Received: {name}")
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # a tf.data pipeline shuffles itself; Keras warns otherwise
-        self._check_data(x if y is None else (x, y), batch_size)
+        size = self._check_data(x if y is None else (x, y), batch_size)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if size is not None and size % replicas:
+            raise ValueError(
+                f"The batch size must be a multiple of the number of replicas, {replicas}, for each takes an equal "
+                f"part of a batch. Received: a batch of {size}"
+            )
         if kwargs.get("validation_data") is not None:
             self._check_data(kwargs["validation_data"])
         return super().fit(x, y, batch_size, **kwargs)
@@ -208,26 +214,19 @@ class RobustModel(keras.Model):
         logits = tf.zeros((1, self.network.output_shape[-1]))
         self.compute_metrics(logits, y, logits)
 
-    def _check_data(self, data: Any, batch_size: int | None = None) -> None:
+    def _check_data(self, data: Any, batch_size: int | None = None) -> int | None:
+        """Checks the images and labels that can be looked at and returns the size of the first batch."""
         if isinstance(data, tf.data.Dataset):
             for batch in data.take(1).as_numpy_iterator():
                 x, y = _images_and_labels(batch)
                 self._check_batch(x, y)
-                batch_size = len(x)
+                return len(x)
         elif isinstance(data, (tuple, list)):
             x, y = _images_and_labels(data)
-            if not isinstance(x, (np.ndarray, tf.Tensor)):
-                return
-            self._check_batch(np.asarray(x), np.asarray(y))
-            batch_size = min(batch_size or 32, len(x))  # 32 is the default of Keras
-        else:
-            return  # a generator, say, of which a look would take the first batch away
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        if batch_size is not None and batch_size % replicas:
-            raise ValueError(
-                f"The batch size must be a multiple of the number of replicas, {replicas}, for each takes an equal "
-                f"part of a batch. Received: batches of {batch_size}"
-            )
+            if isinstance(x, (np.ndarray, tf.Tensor)):
+                self._check_batch(np.asarray(x), np.asarray(y))
+                return min(batch_size or 32, len(x))  # 32 is the default of Keras
+        return None  # a generator, say, of which a look would take the first batch away
 
     def _check_batch(self, x: np.ndarray, y: np.ndarray) -> None:
         shape, classes = self.network.input_shape[1:], self.network.output_shape[-1]

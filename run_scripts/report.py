@@ -1,0 +1,81 @@
+"""What is measured of a finished network, and the lines that tell it."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+from absl import flags
+
+import tf_robust_sparse as trs
+from run_scripts import common_flags
+
+FLAGS = flags.FLAGS
+
+
+def evaluate(network: keras.Model, images: trs.data.ImageDataset, attacked: bool = True) -> dict[str, Any]:
+    """Returns the entries of `results.json` that are measured on the network.
+
+    Args:
+        network: What was trained or imported.
+        images: Its test images are used.
+        attacked: Whether the robust accuracy is measured too, under the attack of the flags.
+    """
+    attacks = [common_flags.test_attack(FLAGS.norm)] if attacked else []
+    report = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_flags.test_batches(images), attacks)
+    results = {"clean_accuracy": report["clean_accuracy"]}
+    for name, details in report["attacks"].items():
+        results["robust_accuracy"] = report["robust_accuracy"]
+        results["attack"] = {"name": name, **details, "images": report["images"]}
+    statistics = trs.sparsity.statistics.summary(network)
+    return {
+        **results,
+        "test_images": report["images"],
+        "warnings": report["flags"],
+        **{name: statistics[name] for name in ("connectivity", "nonzero", "prunable", "layers")},
+    }
+
+
+def save(network: keras.Model, directory: Path) -> None:
+    """Writes `network.keras` and `serve/`."""
+    trs.save_network(network, directory)
+    trs.export_network(network, directory / "serve")
+
+
+def show(results: dict[str, Any], directory: Path) -> None:
+    """Prints the robustness table and where everything is."""
+    print()
+    print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['test_images']} test images")
+    if "attack" in results:
+        print(f"Robust accuracy     {100 * results['robust_accuracy']:6.2f} %   {words(results['attack'], _SHOWN)}")
+    print(
+        f"Connectivity        {100 * results['connectivity']:6.2f} %   {results['nonzero']} of {results['prunable']} "
+        "kernel entries"
+    )
+    if "images_per_second" in results:
+        print(f"Training speed      {results['images_per_second']:6.0f} images/s")
+    for warning in results["warnings"]:
+        print(f"Warning: {warning}")
+    print(f"Network to train on {directory / 'network.keras'}")
+    print(f"SavedModel          {directory / 'serve'}")
+    print(f"Records             {directory}: {', '.join(_records(directory))}", flush=True)
+
+
+_SHOWN = ("name", "epsilon", "num_steps", "restarts")
+_HIDDEN = ("norm", "random_start", "restarts", "targeted", "seed")  # of an attack in training
+
+
+def words(description: dict[str, Any], shown: tuple[str, ...] | None = None) -> str:
+    """Returns a description as words: the first value, then names and values, those of `shown` if it is given."""
+    wanted = shown or tuple(name for name in description if name not in _HIDDEN)
+    first, *others = [(name, value) for name, value in description.items() if name in wanted]
+    return ", ".join([_word(first[1]), *(f"{name} {_word(value)}" for name, value in others)])
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({words(value)})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _records(directory: Path) -> list[str]:
+    return [name for name in ("results.json", "run.flags", "checkpoints/") if (directory / name).exists()]

@@ -1,0 +1,232 @@
+"""One training run from its flags to its results: what every training script shares around building its model."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import tf_robust_sparse as trs
+from run_scripts import command_line, common_flags, report, run_directory
+
+FLAGS = flags.FLAGS
+
+IF_INTERRUPTED = "no finished epoch is lost, run the same command with --resume to go on"
+# What --resume cannot change, for the run would no longer be one run.
+_IDENTITY = (
+    *("data", "train_examples", "validation_examples", "batch_size", "augmentation", "flip", "rst_frac", "seed"),
+    *("model", "padding_mode", "mixed_precision", "objective", "connectivity", "epochs"),
+)
+
+
+class TrainingRun(NamedTuple):
+    """What is settled before the model is built."""
+
+    directory: Path
+    images: trs.data.ImageDataset
+    validation: tuple[np.ndarray, np.ndarray]
+    auxiliary: tuple[np.ndarray, np.ndarray] | None
+    strategy: tf.distribute.Strategy
+    steps_per_epoch: int
+    resuming: bool
+
+    @property
+    def total_steps(self) -> int:
+        """Optimisation steps of the whole run."""
+        return self.steps_per_epoch * FLAGS.epochs
+
+
+@command_line.section("Run")
+def define() -> None:
+    """Defines how a run goes on and ends."""
+    flags.DEFINE_bool("resume", False, "Go on with the run in the directory, after its last finished epoch.")
+    flags.DEFINE_bool("load_model", False, "Do not train; evaluate the finished run in the directory again.")
+    flags.DEFINE_enum(
+        "select",
+        "best_robust",
+        ["best_robust", "best_clean", "last", "reference"],
+        "Which epoch becomes the network: the best robust or clean accuracy on held-out training images, the last, or, "
+        "as in the original, the best clean accuracy on the test images.",
+    )
+    flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard logs; needs the extra tensorboard.")
+
+
+def prepare(directory: Path) -> TrainingRun | None:
+    """Reads the data and counts the steps; writes nothing. Returns `None` if the run is finished already."""
+    # Worker 0 alone checks and writes the directory.
+    resuming = run_directory.check(directory, FLAGS.resume) if _is_chief() else _has_checkpoint(directory)
+    if resuming and (directory / "results.json").exists():
+        print(f"{directory} holds the finished run; there is nothing to resume.")
+        return None
+    keras.utils.set_random_seed(FLAGS.seed)
+    if FLAGS.mixed_precision:
+        keras.mixed_precision.set_global_policy("mixed_float16")
+    strategy = common_flags.strategy()
+    images = common_flags.dataset()
+    auxiliary = None
+    if FLAGS.pseudo_labels:
+        with command_line.about("pseudo_labels"):
+            auxiliary = trs.data.load_pseudo_labels(FLAGS.pseudo_labels, images.num_classes)
+    images, *validation = images.split_validation(_held_out(images), seed=FLAGS.seed)
+    return TrainingRun(
+        directory, images, (validation[0], validation[1]), auxiliary, strategy, _steps_per_epoch(images), resuming
+    )
+
+
+def train(run: TrainingRun, model: trs.RobustModel) -> dict[str, Any]:
+    """Trains to the last epoch, from the last finished one if the run resumes.
+
+    Returns:
+        The state of the run: `epoch`, `best`, `seconds` and more.
+    """
+    connections = trs.training.Connections(model.network, model.sparsifier)
+    checkpoints = trs.training.Checkpoints(
+        run.directory / "checkpoints",
+        {"best_robust": "val_robust_accuracy", "best_clean": "val_accuracy"},
+        config={**{name: FLAGS[name].value for name in _IDENTITY}, "sparsifier": common_flags.sparsifier_name()},
+        connections=connections,
+        sparsifier=model.sparsifier,
+        writes=_is_chief(),
+    )
+    callbacks = [trs.training.StopOnNaN(), connections, checkpoints]
+    if FLAGS.select == "reference":
+        callbacks.append(trs.training.ReferenceSelection(checkpoints, common_flags.test_batches(run.images)))
+    if FLAGS.tensorboard and _is_chief():
+        callbacks.append(_tensorboard(run.directory))
+    first_epoch = 0
+    if run.resuming:
+        with command_line.about("resume"):
+            first_epoch = checkpoints.restore(model)
+    train_images = _train_batches(run, first_epoch)
+    if _is_chief():
+        run_directory.begin(run.directory, run.resuming)
+        _describe(run, model, first_epoch)
+    if first_epoch < FLAGS.epochs:
+        model.fit(
+            train_images,
+            validation_data=trs.data.test_dataset(*run.validation, FLAGS.batch_size),
+            epochs=FLAGS.epochs,
+            initial_epoch=first_epoch,
+            steps_per_epoch=run.steps_per_epoch,
+            callbacks=callbacks,
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    return checkpoints.state
+
+
+def finish(run: TrainingRun, model: trs.RobustModel, state: dict[str, Any]) -> None:
+    """Selects an epoch, saves its network, evaluates it on the test images and writes `results.json`."""
+    if _is_chief():
+        stem = FLAGS.select if FLAGS.select in state["best"] else "last"
+        trs.saving.load_checkpoint(_checkpoint(run.directory, stem), model)
+        report.save(model.network, run.directory)
+        results = {
+            **report.evaluate(model.network, run.images),
+            "epochs": state["epoch"],
+            "seconds": state["seconds"],
+            "images_per_second": state["epoch"] * run.steps_per_epoch * FLAGS.batch_size / state["training_seconds"],
+            "seed": FLAGS.seed,
+            "selected": {"by": FLAGS.select, **state["best"].get(stem, {"epoch": state["epoch"]})},
+            "data": {"name": run.images.name, "origin": run.images.origin, "train": len(run.images.train_labels)},
+            "model": FLAGS.model,
+            "objective": model.objective.describe(),
+            "sparsifier": model.sparsifier.describe() if model.sparsifier else None,
+            "versions": run_directory.versions(),
+        }
+        run_directory.write_json(run.directory / "results.json", results)
+        report.show(results, run.directory)
+    if FLAGS.strategy == "multi_worker":  # a worker that leaves early would take the others down
+        run.strategy.reduce("SUM", run.strategy.run(lambda: tf.constant(1.0)), axis=None)
+
+
+def evaluate_again(directory: Path) -> None:
+    """Evaluates the network of a finished run and prints the table; `results.json` stays as it is."""
+    if not (directory / "network.keras").is_file():
+        raise command_line.BadFlag(
+            f"--load_model: expected the directory of a finished run, named by --output_dir or by the flags it was "
+            f"trained with. Received: {directory}, which holds no network.keras"
+        )
+    with command_line.about("load_model"):
+        network = trs.load_network(directory)
+    report.show(report.evaluate(network, common_flags.dataset()), directory)
+
+
+def _is_chief() -> bool:
+    if FLAGS.strategy != "multi_worker":
+        return True
+    return json.loads(os.environ["TF_CONFIG"]).get("task", {}).get("index", 0) == 0
+
+
+def _checkpoint(directory: Path, stem: str) -> Path:
+    return directory / "checkpoints" / f"{stem}.weights.h5"
+
+
+def _has_checkpoint(directory: Path) -> bool:
+    return FLAGS.resume and _checkpoint(directory, "last").exists()
+
+
+def _held_out(images: trs.data.ImageDataset) -> int:
+    """Returns how many training images the best epoch is chosen by."""
+    available = len(images.train_labels)
+    number = FLAGS.validation_examples or min(1000, available // 10)
+    if not 1 <= number < available:
+        raise command_line.BadFlag(
+            f"--validation_examples={number}: expected at least 1 and fewer than the {available} training images"
+        )
+    return number
+
+
+def _steps_per_epoch(images: trs.data.ImageDataset) -> int:
+    """Returns the number of full batches of labelled images in an epoch."""
+    available = len(images.train_labels)
+    auxiliary = trs.data.auxiliary_batch_size(FLAGS.batch_size, FLAGS.rst_frac) if FLAGS.pseudo_labels else 0
+    with command_line.about("batch_size"):
+        return trs.data.steps_per_epoch(available, FLAGS.batch_size, auxiliary)
+
+
+def _train_batches(run: TrainingRun, first_epoch: int) -> tf.data.Dataset:
+    return trs.data.train_dataset(
+        run.images.train_images,
+        run.images.train_labels,
+        FLAGS.batch_size,
+        seed=FLAGS.seed,
+        augmentation=None if FLAGS.augmentation == "none" else FLAGS.augmentation,
+        flip=run.images.flip if FLAGS.flip is None else FLAGS.flip,
+        epochs=FLAGS.epochs,
+        first_epoch=first_epoch,
+        auxiliary=run.auxiliary,
+        auxiliary_fraction=FLAGS.rst_frac,
+    )
+
+
+def _tensorboard(directory: Path) -> keras.callbacks.Callback:
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        raise command_line.BadFlag(
+            "--tensorboard: expected pip install 'tf_robust_sparse[tensorboard]'. Received: no package tensorboard"
+        ) from None
+    return keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False)
+
+
+def _describe(run: TrainingRun, model: trs.RobustModel, first_epoch: int) -> None:
+    """Says what is about to happen."""
+    images, statistics = run.images, trs.sparsity.statistics.summary(model.network)
+    size = "x".join(str(length) for length in images.train_images.shape[1:])
+    sparsity = report.words(model.sparsifier.describe()) if model.sparsifier else "none, a dense network"
+    left = f", {FLAGS.epochs - first_epoch} of them left" if first_epoch else ""
+    print(f"Data:      {images.name}, images of {size}, {images.num_classes} classes, from {images.origin}")
+    print(
+        f"Split:     {len(images.train_labels)} images to train on, {len(run.validation[1])} to select by, "
+        f"{len(images.test_labels)} to test"
+    )
+    print(f"Network:   {FLAGS.model}, {statistics['nonzero']} of {statistics['prunable']} kernel entries connected")
+    print(f"Sparsity:  {sparsity}")
+    print(f"Objective: {report.words(model.objective.describe())}")
+    print(f"Training:  {FLAGS.epochs} epochs of {run.steps_per_epoch} steps{left}; after Ctrl-C, --resume goes on")
+    print(f"Output:    {run.directory}", flush=True)

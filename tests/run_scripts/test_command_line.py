@@ -1,0 +1,103 @@
+"""Help, both ways to start a script, a quiet start, and the codes a script ends with."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from run_scripts import command_line, tensorflow_log
+from tests.run_scripts.conftest import EVALUATE, IMPORT, ROOT, TINY, TRAIN, run_script
+
+SCRIPTS = (TRAIN, EVALUATE, IMPORT)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("word", ["--help", "--helpshort", "--helpfull", "-h"])
+def test_help_tells_every_flag_in_a_sentence(script, word):
+    done = run_script(script, word).expect()
+    assert done.err == ""
+    assert done.out.startswith(("Trains", "Measures", "Turns"))
+    shown = re.findall(r"^  --(?:\[no\])?(\w+) +(\S.*)", done.out, re.MULTILINE)
+    assert len(shown) >= 15
+    assert {"data", "model", "connectivity", "seed"} <= {name for name, _ in shown}
+    assert max(map(len, done.out.splitlines())) <= 120
+    assert "Also --pc." in " ".join(done.out.split())
+    assert "%s" not in done.out
+
+
+def test_help_shows_choices_ranges_defaults_and_other_names():
+    text = " ".join(run_script(TRAIN, "--help").out.split())
+    assert "--connectivity Fraction of the kernel entries kept; 0.01 is 99 % sparse. A number in (0, 1]." in text
+    assert "One of freeze, reference. [freeze]" in text
+    assert "Also --batch, -b. [128]" in text
+    assert "Also --eps_iter. [2/255]" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_start_as_files_and_as_modules_without_a_word_of_tensorflow(script):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    for how in ([f"run_scripts/{script}.py"], ["-m", f"run_scripts.{script}"]):
+        done = subprocess.run(
+            [sys.executable, *how, "--data=nothing"], cwd=ROOT, capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert re.fullmatch(r"error: --data=nothing: expected one of mnist, [^\n]*\n", done.stderr)
+
+
+def test_only_noise_is_held_back():
+    noise = (
+        b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n",
+        b"I0000 00:00:1795249422.793559   21208 port.cc:153] oneDNN custom operations are on.\n",
+        b"W0000 00:00:1795249422.793559   21208 anything.cc:1] a warning\n",
+    )
+    assert all(tensorflow_log._is_noise(line) for line in noise)
+    for line in (b"F0000 00:00:17 1 cpu.cc:1] needs AVX\n", b"E0000 00:00:17 1 x.cc:1] broken\n", b"Traceback\n"):
+        assert not tensorflow_log._is_noise(line)
+
+
+def test_what_is_no_noise_comes_out_after_the_start(capfd):
+    with tensorflow_log._without_noise():
+        os.write(2, b"I0000 00:00:17 1 port.cc:153] oneDNN\nE0000 00:00:17 1 x.cc:1] broken\n")
+        os.write(2, b"Traceback\n")
+    assert capfd.readouterr().err == "E0000 00:00:17 1 x.cc:1] broken\nTraceback\n"
+
+
+def test_numbers_are_written_as_they_are_read():
+    serialize = command_line._NumberSerializer().serialize
+    for value, text in (
+        (8 / 255, "8/255"),
+        (0.1, "0.1"),
+        (1e-6, "1e-06"),
+        (0.0, "0.0"),
+        (0.12345678901, "0.12345678901"),
+    ):
+        assert serialize(value) == text
+        assert command_line._Fraction(0, 1, None).parse(text) == value
+
+
+@pytest.mark.slow
+def test_interrupt_ends_with_130_and_what_to_do(tmp_path):
+    command = [sys.executable, "run_scripts/run_connectivity_sampling.py", *TINY, "--epochs=2000"]
+    process = subprocess.Popen(
+        [*command, f"--output_dir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoints/last.weights.h5").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert err.splitlines()[-1] == (
+        "error: interrupted; no finished epoch is lost, run the same command with --resume to go on"
+    )
+    assert "Traceback" not in err

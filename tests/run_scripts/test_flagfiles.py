@@ -1,0 +1,153 @@
+"""Every flagfile, and the command lines of the original, mean what they say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from run_scripts import common_flags
+from tests.run_scripts.conftest import EVALUATE, ROOT, TRAIN
+
+# name -> data, model, objective, connectivity (None: dense)
+RECIPES = {
+    "quickstart": ("fashion_mnist_sample", "small_cnn", "at", 0.1),
+    "quickstart_dense": ("fashion_mnist_sample", "small_cnn", "at", None),
+    "cifar10_resnet50_at_0.01": ("cifar10", "resnet50", "at", 0.01),
+    "cifar10_resnet50_at_0.1": ("cifar10", "resnet50", "at", 0.1),
+    "cifar10_resnet50_at_dense": ("cifar10", "resnet50", "at", None),
+    "cifar100_vgg16_trades_0.01": ("cifar100", "vgg16", "trades", 0.01),
+    "cifar100_vgg16_trades_0.1": ("cifar100", "vgg16", "trades", 0.1),
+    "cifar100_vgg16_trades_dense": ("cifar100", "vgg16", "trades", None),
+    "cifar10_vgg16_rst_0.1": ("cifar10", "vgg16", "rst", 0.1),
+    "cifar10_vgg16_rst_0.01": ("cifar10", "vgg16", "rst", 0.01),
+    "cifar100_resnet18_trades_0.1": ("cifar100", "resnet18", "trades", 0.1),
+    "cifar100_resnet18_trades_0.01": ("cifar100", "resnet18", "trades", 0.01),
+    "svhn_wrn28_4_trades_0.1": ("svhn", "wrn28_4", "trades", 0.1),
+    "svhn_wrn28_4_trades_0.01": ("svhn", "wrn28_4", "trades", 0.01),
+    "cifar10_vgg16_at_0.1": ("cifar10", "vgg16", "at", 0.1),
+    "cifar10_vgg16_at_0.01": ("cifar10", "vgg16", "at", 0.01),
+    "cifar10_vgg16_at_0.005": ("cifar10", "vgg16", "at", 0.005),
+    "cifar10_resnet18_at_0.01": ("cifar10", "resnet18", "at", 0.01),
+    "cifar10_resnet34_at_0.01": ("cifar10", "resnet34", "at", 0.01),
+}
+EVALUATIONS = {"quickstart_foolbox"}
+
+
+def meaning(flags):
+    sparse = common_flags.sparsifier_name() == "connectivity_sampling"
+    return flags.data, flags.model, flags.objective, flags.connectivity if sparse else None
+
+
+def test_every_flagfile_is_in_the_table():
+    assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == set(RECIPES) | EVALUATIONS
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_flagfiles_parse(name, parse):
+    more = ["--pseudo_labels=FILE"] if "_rst_" in name else []
+    flags = parse(TRAIN, f"--flagfile=flags/{name}.flags", *more)
+    common_flags.check()
+    assert meaning(flags) == RECIPES[name]
+    if not name.startswith("quickstart"):
+        assert (flags.epsilon, flags.step_size, flags.num_steps) == (8 / 255, 2 / 255, 10)
+        assert (flags.epochs, flags.batch_size, flags.learning_rate) == (200, 128, 0.1)
+        assert flags.weight_decay == (1e-3 if flags.objective == "at" else 5e-4)
+        assert bool(flags.flip) == (flags.data == "svhn")
+        assert common_flags.run_name() in (name, name.replace("_0.", "_sparse0."))
+
+
+def test_the_evaluation_of_the_quick_start_finds_what_it_wrote(parse):
+    trained = parse(TRAIN, "--flagfile=flags/quickstart.flags")
+    directory, data, epsilon = trained.output_dir, trained.data, trained.epsilon
+    flags = parse(EVALUATE, "--flagfile=flags/quickstart_foolbox.flags")
+    common_flags.check()
+    assert (flags.saved_model, flags.data, flags.pgd_epsilon) == (f"{directory}/serve", data, epsilon)
+    assert (flags.pgd_iters, flags.pgd_restarts) == (50, 10)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "flags").rglob("*.flags")), ids=lambda path: path.stem)
+def test_flagfiles_have_a_head_with_their_command(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ") and lines[0].endswith(".")
+    assert all(line.startswith(("#", "--")) and line == line.rstrip() for line in lines)
+    assert not any("#" in line for line in lines if line.startswith("--"))  # it would be part of the value
+    if path.parent.name != "base":
+        (command,) = [line for line in lines if line.startswith("# Run: python run_scripts/")]
+        assert f"--flagfile={path.relative_to(ROOT)}" in command
+    for nested in re.findall(r"^--flagfile=(.*)$", path.read_text(), re.MULTILINE):
+        assert Path(ROOT, nested).is_file()
+
+
+def test_the_original_command_lines_translate(parse):
+    for connectivity in ("0.01", "0.1", None):
+        sparse = ["-s", "-pc", connectivity] if connectivity else []
+        number = float(connectivity) if connectivity else None
+        common = ["--data", "cifar10", "--model", "resnet50", "--n_classes", "10"]
+        flags = parse(TRAIN, *common, *sparse, *["-wd", "1e-3", "--objective", "at"])
+        common_flags.check()
+        assert meaning(flags) == ("cifar10", "resnet50", "at", number)
+        assert (flags.weight_decay, flags.n_classes, flags.epochs, flags.batch_size) == (1e-3, 10, 200, 128)
+        written = common_flags.default_directory()
+        parse(EVALUATE, *common, *sparse, "--objective", "at")
+        common_flags.check()
+        assert common_flags.default_directory() == written
+
+
+def test_the_original_evaluation_command_finds_the_run(parse):
+    command = "--data cifar10 --n_classes 10 --model resnet50 --objective at --sparse_train --connectivity 0.01"
+    flags = parse(EVALUATE, *command.split(), *["--pgd_iters", "50", "--pgd_restarts", "10"])
+    common_flags.check()
+    assert (flags.pgd_iters, flags.pgd_restarts, common_flags.pgd_epsilon()) == (50, 10, 8 / 255)
+    assert str(common_flags.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
+    parse(
+        TRAIN,
+        *[
+            "--data",
+            "cifar10",
+            "--model",
+            "resnet50",
+            "--n_classes",
+            "10",
+            "-s",
+            "-pc",
+            "0.01",
+            "-wd",
+            "1e-3",
+            "--objective",
+            "at",
+        ],
+    )
+    assert str(common_flags.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
+
+
+def test_close_connectivities_have_their_own_directories(parse):
+    names = set()
+    for connectivity in ("0.01", "0.015", "0.29", "0.28", "0.005", "1e-2", "1/100"):
+        parse(TRAIN, "-s", "-pc", connectivity)
+        names.add(common_flags.run_name())
+    assert len(names) == 5
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [
+        ("--eps_iter", "step_size", 0.01),
+        ("--num_iter", "num_steps", 7),
+        ("--n_epochs", "epochs", 3),
+        ("-e", "epochs", 3),
+        ("--batch", "batch_size", 32),
+        ("-b", "batch_size", 32),
+        ("--l_rate", "learning_rate", 0.2),
+        ("-lr", "learning_rate", 0.2),
+        ("--w_decay", "weight_decay", 0.001),
+        ("-wd", "weight_decay", 0.001),
+        ("-pc", "connectivity", 0.25),
+        ("--noise-scaling", "noise_scaling", 1e-5),
+        ("--batch-size", "batch_size", 16),
+        ("--rst_frac", "rst_frac", 0.25),
+    ],
+)
+def test_other_names_of_flags(alias, name, value, parse):
+    assert parse(TRAIN, alias, value)[name].value == value
+    if alias.startswith("--"):
+        assert parse(TRAIN, f"{alias}={value}")[name].value == value

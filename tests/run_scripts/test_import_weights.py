@@ -1,0 +1,61 @@
+"""Weights in the layout of the original's pickles become a network, a SavedModel and a record."""
+
+import pickle
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_robust_sparse as trs
+from tests.run_scripts.conftest import EVALUATE, IMPORT, TINY, TRAIN, results, run_script
+
+WHICH = ("--data=fashion_mnist_sample", "--model=small_cnn", "--test_examples=64")
+
+
+def published(path, kernel):
+    """Writes such a file and returns the network it is of."""
+    arguments = {"connectivity": 0.1} if kernel == "rewiring" else {}
+    network = trs.models.small_cnn(num_classes=10, input_shape=(28, 28, 1), kernel=kernel, seed=3, **arguments)
+    values = []
+    for layer in trs.layers.kernel_layers(network):
+        values += [layer.theta, layer.sign] if kernel == "rewiring" else [layer.kernel]
+        layer.bias.assign(np.random.default_rng(0).normal(size=layer.bias.shape))
+        values.append(layer.bias)
+    variables = [tf.Variable(tf.cast(value, tf.float32)) for value in values]
+    path.write_bytes(pickle.dumps({"param_list": variables}, protocol=4))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("kernel", "flags"), [("rewiring", ("--sparse_train", "--connectivity=0.1")), ("plain", ()), ("rewiring", ())]
+)
+def test_published_weights_are_imported_and_evaluated(kernel, flags, tmp_path):
+    source = published(tmp_path / "best_weights.pickle", kernel)
+    directory = tmp_path / "run"
+    command = (*WHICH, *flags, f"--weights={tmp_path / 'best_weights.pickle'}", f"--output_dir={directory}")
+    done = run_script(IMPORT, *command).expect()
+    x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
+    expected = source(x, training=False)
+    np.testing.assert_allclose(trs.load_network(directory)(x, training=False), expected, atol=1e-5)
+    served = tf.saved_model.load(str(directory / "serve"))
+    np.testing.assert_allclose(served.serve(x), expected, atol=1e-5)
+    found = results(directory)
+    statistics = trs.sparsity.statistics.summary(source)
+    assert (found["nonzero"], found["prunable"]) == (statistics["nonzero"], statistics["prunable"])
+    assert f"{100 * found['clean_accuracy']:6.2f} %" in done.out and "Robust" not in done.out
+    # What evaluates a trained run evaluates this one too.
+    attack = ("--pgd_epsilon=0.02", "--pgd_iters=2", "--pgd_restarts=1")
+    run_script(EVALUATE, *WHICH, f"--saved_model={directory / 'serve'}", *attack).expect()
+    again = run_script(TRAIN, *TINY, "--load_model", f"--output_dir={directory}").expect()
+    assert f"Clean accuracy      {100 * found['clean_accuracy']:6.2f} %" in again.out
+    assert run_script(IMPORT, *command).code == 2  # holds a finished run
+    run_script(IMPORT, *command, "--overwrite").expect()
+
+
+def test_the_evaluation_finds_imported_weights_by_their_flags(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    published(tmp_path / "best_weights.pickle", "rewiring")
+    flags = (*WHICH, "--objective=rst", "--sparse_train", "--connectivity=0.005")
+    run_script(IMPORT, *flags, "--weights=best_weights.pickle").expect()
+    run_script(EVALUATE, *flags, "--pgd_iters=1", "--pgd_restarts=1").expect()
+    assert (tmp_path / "saved_models/fashion_mnist_sample_small_cnn_rst_sparse0.005/foolbox.json").is_file()

@@ -1,0 +1,135 @@
+"""A run that is interrupted, killed, out of disk or diverging goes on, and ends as if nothing had happened."""
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tf_robust_sparse as trs
+from tests.run_scripts.conftest import ROOT, TINY, TRAIN, results, run_script
+from tests.run_scripts.test_runs import assert_same_weights
+
+SPARSE = (*TINY, "-s", "--connectivity=0.1")
+KILLS = int(os.environ.get("TRS_KILLS", "3"))
+
+
+def interrupt_after_first_epoch(monkeypatch, directory):
+    """Runs until one epoch is finished."""
+    with monkeypatch.context() as patched:
+        original = trs.training.Checkpoints.on_epoch_end
+
+        def interrupted(self, epoch, logs=None):
+            original(self, epoch, logs)
+            raise KeyboardInterrupt
+
+        patched.setattr(trs.training.Checkpoints, "on_epoch_end", interrupted)
+        done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}").expect(130)
+    assert done.err == "error: interrupted; no finished epoch is lost, run the same command with --resume to go on\n"
+    return directory / "checkpoints" / "last.weights.h5"
+
+
+def assert_resumes_to(finished, directory):
+    done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", "--resume").expect()
+    assert_same_weights(finished, directory)
+    for name in ("clean_accuracy", "robust_accuracy", "epochs", "nonzero", "selected"):
+        assert results(directory)[name] == results(finished)[name]
+    history = json.loads((directory / "checkpoints/history.json").read_text())
+    assert [row["epoch"] for row in history] == [1, 2]
+    return done
+
+
+def test_interrupted_run_goes_on_bit_by_bit(finished, tmp_path, monkeypatch):
+    interrupt_after_first_epoch(monkeypatch, tmp_path / "run")
+    assert "1 of them left" in assert_resumes_to(finished, tmp_path / "run").out
+
+
+def test_diverging_run_leaves_the_last_checkpoint(finished, tmp_path, monkeypatch):
+    checkpoint = interrupt_after_first_epoch(monkeypatch, tmp_path / "run")
+    before = checkpoint.read_bytes()
+    done = run_script(TRAIN, *SPARSE, "--learning_rate=1e20", f"--output_dir={tmp_path / 'run'}", "--resume").expect(1)
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: The training loss became") and "smaller learning rate" in line and "epoch 2" in line
+    assert "Changed:   --learning_rate=1e+20" in done.out
+    assert checkpoint.read_bytes() == before
+    assert_resumes_to(finished, tmp_path / "run")
+
+
+def test_full_disk_leaves_the_previous_checkpoint(finished, tmp_path, monkeypatch):
+    checkpoint = interrupt_after_first_epoch(monkeypatch, tmp_path / "run")
+    before = checkpoint.read_bytes()
+    write = Path.write_bytes
+
+    def full(self, data):
+        if ".weights.h5" in self.name:
+            write(self, bytes(data[: len(data) // 2]))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return write(self, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        done = run_script(TRAIN, *SPARSE, f"--output_dir={tmp_path / 'run'}", "--resume").expect(1)
+    assert "No space left on device" in done.err.splitlines()[-1]
+    assert checkpoint.read_bytes() == before
+    assert trs.saving.read_metadata(checkpoint)["state"]["epoch"] == 1
+    assert not list(checkpoint.parent.glob(".*"))
+    assert_resumes_to(finished, tmp_path / "run")
+
+
+def test_resume_begins_where_nothing_is(finished, tmp_path):
+    directory = tmp_path / "run"
+    (directory / "checkpoints").mkdir(parents=True)  # killed before the first epoch was over
+    (directory / ".run.flags.tmp-1.flags").touch()
+    assert_resumes_to(finished, directory)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_run_goes_on_bit_by_bit(tmp_path):
+    """Kills at the start, at random moments in between, and while results are written; TRS_KILLS sets how often."""
+    epochs = max(6, KILLS)
+    command = (*SPARSE, f"--epochs={epochs}", "--tensorboard")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_script(TRAIN, *command, f"--output_dir={whole}").expect()
+    random_ = random.Random(0)
+    moments = []
+    for kill in range(KILLS):
+        target = round(kill * epochs / max(1, KILLS - 1))
+        process = start(command, killed)
+        wait_until(process, lambda target=target: finished_epochs(killed) >= target)
+        time.sleep(random_.uniform(0, 5 if target == 0 else 0.6))
+        process.kill()
+        moments.append((target, process.wait(), finished_epochs(killed)))
+        print(f"killed after epoch {finished_epochs(killed)}, leaving", sorted(p.name for p in killed.rglob("*")))
+    assert sum(code == -9 for _, code, _ in moments) >= KILLS - 1, moments  # the last may come too late
+    process = start(command, killed)
+    assert process.wait(timeout=300) == 0
+    assert_same_weights(whole, killed)
+    for name in ("clean_accuracy", "robust_accuracy", "epochs", "selected"):
+        assert results(killed)[name] == results(whole)[name]
+    assert not [path for path in killed.rglob(".*") if "weights" in path.name]
+
+
+def start(command, directory):
+    script = [sys.executable, "run_scripts/run_connectivity_sampling.py"]
+    return subprocess.Popen(
+        [*script, *command, f"--output_dir={directory}", "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+
+
+def wait_until(process, condition):
+    deadline = time.monotonic() + 300
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def finished_epochs(directory):
+    try:
+        return len(json.loads((directory / "checkpoints/history.json").read_text()))
+    except FileNotFoundError:
+        return 0

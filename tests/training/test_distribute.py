@@ -1,0 +1,145 @@
+"""Training on several replicas: they agree with each other, and with one device at the same global batch."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.networks import mirrored, tiny_images, tiny_network
+from tf_robust_sparse import data, layers, objectives, sparsity
+from tf_robust_sparse.attacks import LinfPGD
+from tf_robust_sparse.training import Checkpoints, Connections, RobustModel, StopOnNaN, sgdw
+
+ATTACK = LinfPGD(epsilon=0.1, step_size=0.05, num_steps=2)
+OBJECTIVES = {"natural": objectives.Natural(), "at": objectives.AT(ATTACK), "trades": objectives.TRADES(ATTACK)}
+
+# Halves of a batch are summed in another order than the whole: units in the last place of float32, which eight steps of
+# learning rate 0.1 and the steep divergence of TRADES bring up to 5e-6.
+ROUNDING = 2e-5
+
+# Without noise a connection dies by its gradient alone, which rounding cannot turn around unless it is itself of the
+# size of rounding: the sets of connections must be equal, not nearly so.
+SPARSIFIERS = {
+    "rewiring": lambda: sparsity.ConnectivitySampling(0.1, noise_scaling=0.0, check_invariants=True),
+    "masked": lambda: sparsity.MagnitudePruning(0.1, sparsity.schedules.polynomial(0.1, end_step=6, frequency=2)),
+    "plain": lambda: None,
+}
+
+
+def compiled(strategy, kernel="rewiring", objective="at", **arguments):
+    with strategy.scope():
+        network = tiny_network(kernel, connectivity=0.05, **arguments)
+        model = RobustModel(network, OBJECTIVES[objective], SPARSIFIERS[kernel](), validation_attack=ATTACK)
+        model.compile(sgdw(0.1, 5e-4), metrics=["accuracy"])
+    return model
+
+
+def train(model, epochs=2, callbacks=(), validation=16, **arguments):
+    return model.fit(
+        data.train_dataset(*tiny_images(64), batch_size=16, epochs=epochs, **arguments),
+        validation_data=data.test_dataset(*tiny_images(validation, seed=1), batch_size=8),
+        epochs=epochs,
+        initial_epoch=arguments.get("first_epoch", 0),
+        steps_per_epoch=4,
+        verbose=0,
+        callbacks=[StopOnNaN(), *callbacks],
+    ).history
+
+
+def variables(model):
+    return [*model.network.variables, *model.optimizer.variables]
+
+
+def copies(strategy, variable):
+    return [np.array(copy) for copy in strategy.experimental_local_results(variable.value)]
+
+
+def connections(model):
+    return [np.array(layer.effective_kernel) != 0 for layer in layers.kernel_layers(model.network)]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "objective", "synchronized"),
+    [("rewiring", "at", False), ("rewiring", "trades", True), ("masked", "trades", False), ("plain", "at", True)],
+)
+def test_replicas_stay_identical(kernel, objective, synchronized):
+    """theta, sign, masks, momentum and batch norm statistics, whether or not batch norm is synchronized."""
+    strategy = mirrored()
+    model = compiled(strategy, kernel, objective, synchronized=synchronized)
+    before = [np.array(v) for v in model.network.variables]
+    train(model)
+    for variable in variables(model):
+        first, second = copies(strategy, variable)
+        np.testing.assert_array_equal(first, second, err_msg=variable.path)
+    assert any((a != np.array(v)).any() for a, v in zip(before, model.network.variables, strict=True))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("kernel", SPARSIFIERS)
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_two_replicas_equal_one_device(kernel, objective, batch_norm):
+    arguments = {"kernel": kernel, "objective": objective, "batch_norm": batch_norm}
+    one = compiled(tf.distribute.get_strategy(), **arguments)
+    expected = train(one)
+    strategy = mirrored()
+    two = compiled(strategy, synchronized=True, **arguments)
+    history = train(two)
+    for a, b in zip(variables(one), variables(two), strict=True):
+        np.testing.assert_allclose(a, b, atol=ROUNDING, err_msg=a.path)
+    for a, b in zip(connections(one), connections(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name, values in expected.items():
+        np.testing.assert_allclose(values, history[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("kernel", ["rewiring", "masked"])
+def test_connections_do_move_in_these_runs(kernel):
+    model = compiled(mirrored(), kernel)
+    before = connections(model)
+    log = Connections(model.network, model.sparsifier)
+    history = train(model, callbacks=[log])
+    assert any((a != b).any() for a, b in zip(before, connections(model), strict=True))
+    if kernel == "rewiring":
+        assert history["nonzero"] == [266, 266]
+        assert all(births > 0 for births in history["births"])
+        assert int(0.05 * 72) + int(0.05 * 1_152) + int(0.05 * 1_440) + sum(history["births"]) - sum(
+            history["deaths"]
+        ) == pytest.approx(266)
+
+
+@pytest.mark.parametrize("examples", [21, 17, 3, 1])
+def test_an_uneven_or_empty_part_of_the_last_batch_is_evaluated_rightly(examples):
+    """21 = 8 + 8 + 5: one replica gets 3 images, the other 2; of a last image alone, one replica gets none."""
+    model = compiled(mirrored(), synchronized=True)
+    history = train(model, epochs=1, validation=examples)
+    x, y = tiny_images(examples, seed=1)
+    logits = np.array(model.network(x, training=False))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(y, logits)
+    assert history["val_accuracy"] == [pytest.approx(np.mean(logits.argmax(-1) == y))]
+    assert history["val_loss"] == [pytest.approx(float(loss), abs=1e-5)]
+    assert 0 <= history["val_robust_accuracy"][0] <= history["val_accuracy"][0]
+    np.testing.assert_allclose(model.predict(x, batch_size=8, verbose=0), logits, atol=1e-5)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_on_replicas(tmp_path):
+    """With batch norm that is not synchronized, which would drift apart between the replicas if it were let."""
+
+    def run(directory, stops):
+        for first, last in zip([0, *stops], [*stops, 3], strict=True):
+            model = compiled(mirrored(), "rewiring", "trades")
+            checkpoints = Checkpoints(directory, {}, {}, sparsifier=model.sparsifier)
+            assert (checkpoints.restore(model) if first else 0) == first
+            train(model, last, [checkpoints], first_epoch=first)
+        return [np.array(v) for v in variables(model)]
+
+    for a, b in zip(run(tmp_path / "whole", []), run(tmp_path / "parts", [1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    model = compiled(mirrored())
+    with pytest.raises(ValueError, match=r"multiple of the number of replicas, 2, .*a batch of 15"):
+        model.fit(data.train_dataset(*tiny_images(64), batch_size=15), verbose=0)
+    with pytest.raises(ValueError, match="a batch of 15"):
+        model.fit(*tiny_images(64), 15, verbose=0)
+    model.fit(*tiny_images(64), verbose=0)

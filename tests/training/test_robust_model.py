@@ -1,0 +1,384 @@
+"""RobustModel as a Keras model: what a step does, what fit, evaluate and predict report, what is refused."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.networks import tiny_dataset, tiny_images, tiny_network
+from tf_robust_sparse import layers, objectives, saving
+from tf_robust_sparse.attacks import LinfPGD
+from tf_robust_sparse.sparsity import ConnectivitySampling, MagnitudePruning, slots
+from tf_robust_sparse.training import RobustModel, StopOnNaN, sgdw
+
+ATTACK = LinfPGD(epsilon=0.05, step_size=0.03, num_steps=2)
+OBJECTIVES = {
+    "natural": objectives.Natural(),
+    "at": objectives.AT(ATTACK),
+    "mat": objectives.MAT(ATTACK),
+    "trades": objectives.TRADES(ATTACK, beta=1.0),
+    "mart": objectives.MART(ATTACK, beta=1.0),
+}
+# Name -> (kernel form, sparsifier). "dense" is the twin of the other two.
+SPARSIFIERS = {
+    "dense": ("plain", lambda seed=0: None),
+    "connectivity_sampling": ("rewiring", lambda seed=0: ConnectivitySampling(0.3, init_policy="exact", seed=seed)),
+    "magnitude": ("masked", lambda seed=0: MagnitudePruning(0.3)),
+}
+
+X, Y = tiny_images(16)
+
+# Attacked images, and sums over a batch, go through other kernels of the library in eager mode than in a graph.
+ROUNDING = 1e-5
+
+
+def compiled(objective="natural", sparsifier="connectivity_sampling", seed=0, optimizer=None, **arguments):
+    kernel, make = SPARSIFIERS[sparsifier]
+    network = tiny_network(kernel)
+    model = RobustModel(network, OBJECTIVES[objective], make(seed), seed=seed, **arguments)
+    model.compile(optimizer or sgdw(0.05, 5e-4), metrics=["accuracy"])
+    return model
+
+
+def state(model):
+    return [np.array(v) for v in [*model.network.variables, *model.optimizer.variables]]
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def moving_statistics(network):
+    return np.concatenate([np.array(v).ravel() for v in network.non_trainable_variables if "moving" in v.path])
+
+
+@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_with_every_sparsifier(objective, sparsifier):
+    model = compiled(objective, sparsifier)
+    loss = model.fit(tiny_dataset(), epochs=8, verbose=0).history["loss"]
+    assert loss[-1] < 0.9 * loss[0]
+    kept = sum(int(tf.math.count_nonzero(layer.effective_kernel)) for layer in layers.kernel_layers(model.network))
+    budget = {"dense": 2_664, "connectivity_sampling": 799, "magnitude": 21 + 345 + 432}[sparsifier]
+    assert kept == budget
+
+
+def test_plain_keras_use():
+    model = compiled("at", validation_attack=ATTACK)
+    x, y = tiny_images(48)
+    history = model.fit(x, y, 16, epochs=2, validation_data=tiny_images(20, seed=1), verbose=0).history
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "val_robust_accuracy"}
+    assert all(isinstance(value, float) for values in history.values() for value in values)
+    report = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert set(report) == {"loss", "accuracy", "robust_accuracy"}
+    assert len(model.evaluate(tiny_dataset(), verbose=0)) == 3
+    logits = model.predict(x, verbose=0)
+    np.testing.assert_allclose(logits, model.network(x, training=False), atol=ROUNDING)
+    np.testing.assert_array_equal(model.predict(tiny_dataset(48), verbose=0).argmax(-1), logits.argmax(-1))
+    assert set(model.train_on_batch(x[:16], y[:16], return_dict=True)) == {"loss", "accuracy"}
+    assert set(model.test_on_batch(x[:16], y[:16], return_dict=True)) == {"loss", "accuracy", "robust_accuracy"}
+
+
+def test_reported_numbers_equal_a_hand_written_evaluation():
+    model = compiled("at", "dense", validation_attack=ATTACK)
+    model.fit(tiny_dataset(), epochs=6, verbose=0)
+    x, y = tiny_images(24, seed=2)
+    report = model.evaluate(x, y, batch_size=24, verbose=0, return_dict=True)
+    logits = model.network(x, training=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(y, logits)
+    assert report["loss"] == pytest.approx(float(loss), abs=ROUNDING)
+    assert report["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == y))
+    strong = LinfPGD(epsilon=0.05, step_size=0.03, num_steps=2, random_start=False)
+    model = RobustModel(model.network, OBJECTIVES["at"], validation_attack=strong)
+    model.compile(metrics=["accuracy"])
+    report = model.evaluate(x, y, batch_size=24, verbose=0, return_dict=True)
+    x_adv = strong(model.network, x, y)
+    robust = np.mean(np.argmax(model.network(x_adv, training=False), -1) == y)
+    assert report["robust_accuracy"] == pytest.approx(robust)
+    assert report["robust_accuracy"] < report["accuracy"]
+
+
+@pytest.mark.parametrize(("objective", "updates"), [("natural", 1), ("at", 1), ("mat", 1), ("trades", 2), ("mart", 2)])
+def test_batch_norm_statistics_move_in_the_loss_only(objective, updates):
+    """The attack sees batch norm in inference mode; the loss updates it once per training-mode batch."""
+    model = compiled(objective)
+    x, y = tiny_images(16)
+    before, weights = moving_statistics(model.network), model.network.get_weights()
+    seen = []
+    original = model.objective.perturb, model.objective.loss
+    calls = []
+
+    class Spy(objectives.Objective):
+        def perturb(self, network, x, y, seed=None):
+            x_adv = original[0](network, x, y, seed=seed)
+            np.testing.assert_array_equal(moving_statistics(network), before)
+            return x_adv
+
+        def loss(self, network, x, y, x_adv):
+            def counted(inputs, training):
+                assert training is True
+                calls.append(np.array(inputs))
+                return network(inputs, training=training)
+
+            result = original[1](counted, x, y, x_adv)
+            seen.append(moving_statistics(network))
+            return result
+
+    model.objective = Spy()
+    model.run_eagerly = True
+    model.train_on_batch(x, y)
+    assert len(calls) == updates
+    network = tiny_network()
+    network.set_weights(weights)
+    for inputs in calls:
+        network(inputs, training=True)
+    np.testing.assert_allclose(seen[0], moving_statistics(network), atol=ROUNDING)
+    assert (seen[0] != before).any()
+    assert_same([moving_statistics(model.network)], seen)
+
+
+@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
+def test_kernels_are_settled_once_per_step_and_nothing_is_traced_again(sparsifier, monkeypatch):
+    model = compiled("trades", sparsifier)
+    calls, traces = {}, []
+    for layer in layers.kernel_layers(model.network):
+
+        def counted(layer=layer, original=layer.compute_effective_kernel):
+            calls[layer.name] = calls.get(layer.name, 0) + 1
+            return original()
+
+        monkeypatch.setattr(layer, "compute_effective_kernel", counted)
+    monkeypatch.setattr(model, "train_step", lambda data, step=model.train_step: traces.append(1) or step(data))
+    model.fit(tiny_dataset(), epochs=1, verbose=0)
+    assert calls == dict.fromkeys(("conv1", "conv2", "classifier"), 1)
+    model.fit(tiny_dataset(), epochs=3, initial_epoch=1, verbose=0)
+    assert len(traces) == 1
+    assert set(calls.values()) == {1}
+
+
+def test_gradients_do_not_flow_through_the_attack():
+    """The images depend on a bias here; as the tape stands still during `perturb`, the bias does not learn from it."""
+
+    class Dependent(objectives.Natural):
+        def perturb(self, network, x, y, seed=None):
+            return x + tf.reduce_sum(network.get_layer("classifier").bias)
+
+        def loss(self, network, x, y, x_adv):
+            per_example, logits = super().loss(network, x, y, x_adv)
+            return tf.reduce_mean(x_adv, (1, 2, 3)) + 0.0 * per_example, logits
+
+    model = RobustModel(tiny_network("plain"), Dependent())
+    model.compile(keras.optimizers.SGD(0.1))
+    before = model.network.get_weights()
+    model.train_on_batch(X, Y)
+    trained = [np.array(v) for v in model.network.trainable_variables]
+    assert_same(trained, [w for w, v in zip(before, model.network.weights, strict=True) if v.trainable])
+
+
+def test_seeds_decide_everything():
+    def trained(seed):
+        keras.utils.set_random_seed(0)
+        model = compiled("at", seed=seed)
+        model.fit(tiny_dataset(), epochs=3, verbose=0)
+        return state(model)
+
+    first = trained(1)
+    assert_same(first, trained(1))
+    assert any((a != b).any() for a, b in zip(first, trained(2), strict=True))
+
+
+def test_a_step_by_hand():
+    """One dense layer, x -> logits, SGDW with momentum: two steps against NumPy."""
+    x, y = tiny_images(8)
+    rate, decay = 0.1, 5e-4
+    network = keras.Sequential(
+        [keras.Input((12, 12, 1)), keras.layers.Flatten(), layers.RewiringDense(10, seed=3, initial_connectivity=0.5)]
+    )
+    layer = network.layers[-1]
+    sign, theta, bias = np.array(layer.sign, np.float64), np.array(layer.theta, np.float64), np.zeros(10)
+    model = RobustModel(network, objectives.Natural(), ConnectivitySampling(0.5, noise_scaling=0.0))
+    model.compile(sgdw(rate, decay))
+    flat, labels = x.reshape(8, -1).astype(np.float64), np.eye(10)[y]
+    velocity, bias_velocity = np.zeros_like(theta), np.zeros(10)
+    born = np.zeros(theta.shape, bool)
+    for _ in range(2):
+        model.train_on_batch(x, y)
+        connected = theta > 0
+        logits = flat @ np.where(connected, sign * theta, 0) + bias
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        error = (p / p.sum(1, keepdims=True) - labels) / 8
+        velocity = 0.9 * velocity - rate * np.where(connected, sign * (flat.T @ error), 0)
+        bias_velocity = 0.9 * bias_velocity - rate * error.sum(0)
+        theta = theta - decay * theta + velocity
+        bias = bias - decay * bias + bias_velocity
+        dead = theta <= 0
+        theta[dead], velocity[dead] = 0, 0
+        born = np.array(layer.theta) == np.float32(1e-12)
+        assert born.sum() == 720 - (theta > 0).sum()
+        theta[born] = 1e-12
+    np.testing.assert_allclose(layer.theta, theta, atol=1e-6)
+    np.testing.assert_allclose(layer.bias, bias, atol=1e-6)
+    assert born.any()
+
+
+@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
+def test_a_restored_step_is_bit_exact(sparsifier, tmp_path):
+    model = compiled("at", sparsifier)
+    model.fit(tiny_dataset(), epochs=2, verbose=0)
+    saving.save_checkpoint(tmp_path / "a.weights.h5", model, {})
+    other = compiled("at", sparsifier)
+    saving.load_checkpoint(tmp_path / "a.weights.h5", other)
+    x, y = tiny_images(16, seed=5)
+    for each in (model, other):
+        each.train_on_batch(x, y)
+    assert_same(state(model), state(other))
+
+
+@pytest.mark.parametrize("arguments", [{"steps_per_execution": 3}, {"run_eagerly": True}])
+def test_other_ways_to_run_give_the_same_weights(arguments):
+    def trained(**arguments):
+        model = RobustModel(tiny_network(), OBJECTIVES["at"], ConnectivitySampling(0.2), validation_attack=ATTACK)
+        model.compile(sgdw(0.05, 5e-4), metrics=["accuracy"], **arguments)
+        history = model.fit(
+            tiny_dataset(48), epochs=2, validation_data=tiny_dataset(20), verbose=0, callbacks=[StopOnNaN()]
+        ).history
+        assert "val_robust_accuracy" in history
+        return model
+
+    expected, model = trained(), trained(**arguments)
+    for a, b in zip(state(expected), state(model), strict=True):
+        np.testing.assert_allclose(a, b, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("loss", [None, keras.losses.SparseCategoricalCrossentropy(from_logits=True)])
+def test_the_cross_entropy_of_logits_is_an_accepted_loss(loss):
+    model = RobustModel(tiny_network("plain"), objectives.Natural())
+    model.compile("sgd", loss=loss)
+    assert list(model.fit(tiny_dataset(16), verbose=0).history) == ["loss"]
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy(), "mse"])
+def test_another_loss_is_refused(loss):
+    model = RobustModel(tiny_network("plain"), objectives.Natural())
+    with pytest.raises(ValueError, match=r"`loss` must be .*from_logits=True.*Received"):
+        model.compile("sgd", loss=loss)
+
+
+BAD_DATA = {
+    "bytes": ((255 * X).astype(np.uint8), Y, r"floats in \[0, 1\]; divide bytes by 255"),
+    "too bright": (X * 2, Y, r"floats in \[0, 1\].*range"),
+    "negative": (X - 0.5, Y, r"floats in \[0, 1\].*range"),
+    "not a number": (np.full_like(X, np.nan), Y, r"floats in \[0, 1\].*nan"),
+    "label too large": (X, Y + 5, r"Labels must be integers in \[0, 10\)"),
+    "negative label": (X, Y - 5, r"Labels must be integers in \[0, 10\)"),
+    "one-hot": (X, np.eye(10, dtype=np.int64)[Y], r"of shape \(batch,\)"),
+    "float labels": (X, Y.astype(np.float32), "Labels must be integers"),
+    "another size": (X[:, :8], Y, r"images of shape \(12, 12, 1\). Received: x.shape=\(\d+, 8, 12, 1\)"),
+    "no channels": (X[..., 0], Y, r"images of shape \(12, 12, 1\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+@pytest.mark.parametrize("form", ["arrays", "dataset", "validation arrays", "validation dataset"])
+def test_bad_data_is_refused_before_training(case, form):
+    x, y, message = BAD_DATA[case]
+    model = compiled("natural", "dense")
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8) if "dataset" in form else (x, y)
+    if "validation" in form:
+        arguments = {"x": tiny_dataset(), "validation_data": data}
+    else:
+        arguments = {"x": data} if "dataset" in form else {"x": x, "y": y}
+    with pytest.raises(ValueError, match=message):
+        model.fit(**arguments, verbose=0)
+    assert int(model.optimizer.iterations) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"x": X, "y": Y, "sample_weight": np.ones(16)},
+        {"x": X, "y": Y, "class_weight": {0: 2.0}},
+        {"x": tf.data.Dataset.from_tensor_slices((X, Y, np.ones(16))).batch(8)},
+        {"x": X, "y": Y, "validation_data": (X, Y, np.ones(16))},
+        {"x": tf.data.Dataset.from_tensor_slices(X).batch(8)},
+    ],
+)
+def test_weights_of_samples_are_refused(arguments):
+    with pytest.raises(ValueError, match="without (sample )?weights"):
+        compiled("natural", "dense").fit(**arguments, verbose=0)
+
+
+def test_weights_of_samples_are_refused_in_evaluation_too():
+    with pytest.raises(ValueError, match="without sample weights"):
+        compiled("natural", "dense").evaluate(X, Y, sample_weight=np.ones(16), verbose=0)
+
+
+def test_saving_the_wrapper_is_refused_with_a_hint(tmp_path):
+    with pytest.raises(ValueError, match=r"save_network\(model.network, path\)"):
+        compiled("natural", "dense").save(tmp_path / "model.keras")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": keras.Sequential([keras.layers.Dense(3)])}, "must be built"),
+        ({"network": "resnet18"}, "`network` must be a built keras.Model"),
+        ({"objective": "trades"}, "`objective` must be an objective"),
+        ({"sparsifier": 0.1}, "`sparsifier` must be a sparsifier"),
+        ({"validation_attack": "pgd"}, "`validation_attack` must be an attack"),
+        ({"seed": -1}, "`seed` must be an integer"),
+        ({"sparsifier": MagnitudePruning(0.1)}, 'kernel="masked"'),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RobustModel(**{"network": tiny_network(), "objective": objectives.Natural(), **arguments})
+
+
+def test_mixed_precision_keeps_theta_and_the_learning_rate():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = compiled("at", optimizer=keras.optimizers.LossScaleOptimizer(sgdw(0.05, 5e-4), initial_scale=2.0**8))
+        kinds = {layer.compute_dtype for layer in layers.kernel_layers(model.network)}
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert kinds == {"float16"}
+    rates = []
+    original = model.sparsifier.before_update
+    model.sparsifier.before_update = lambda optimizer: rates.append(original(optimizer)) or rates[-1]
+    model.run_eagerly = True
+    model.train_on_batch(X, Y)
+    assert float(rates[0].learning_rate) == pytest.approx(0.05)
+    model.run_eagerly = False
+    model.make_train_function(force=True)
+    loss = model.fit(tiny_dataset(), epochs=8, verbose=0, callbacks=[StopOnNaN()]).history["loss"]
+    assert loss[-1] < 0.9 * loss[0]
+    assert int(model.optimizer.iterations) == 33
+    for layer in layers.kernel_layers(model.network):
+        assert layer.theta.dtype == "float32"
+        (velocity,) = slots(model.optimizer, layer.theta)
+        assert velocity.dtype == "float32"
+    assert sum(model.sparsifier.count()) == model.sparsifier.budget
+
+
+def test_keras_scales_the_loss_by_itself_and_an_overflow_only_skips_the_update():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = compiled("natural", "dense")
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        before = [np.array(v) for v in model.network.trainable_variables]
+        model.optimizer.dynamic_scale.assign(2.0**40)
+        model.train_on_batch(X, Y)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert float(model.optimizer.dynamic_scale) < 2.0**40
+    assert_same([np.array(v) for v in model.network.trainable_variables], before)
+
+
+def test_training_that_diverges_stops_with_advice():
+    model = RobustModel(tiny_network("plain", batch_norm=False), objectives.Natural())
+    model.compile(keras.optimizers.SGD(1e30))
+    with pytest.raises(FloatingPointError, match=r"became (nan|inf) in epoch 1, batch \d+\. Try a smaller learning rate"):
+        model.fit(tiny_dataset(), epochs=3, verbose=0, callbacks=[StopOnNaN()])
