@@ -12,6 +12,7 @@ import os
 import pickle
 import pickletools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -36,12 +37,17 @@ _REFUSED_OPCODES = {
 _DTYPE_CODE = re.compile(r"[?biufcSUO]\d*")
 
 
-def load(file: str | os.PathLike | bytes | BinaryIO, encoding: str = "ASCII") -> Any:
+def load(
+    file: str | os.PathLike | bytes | BinaryIO,
+    encoding: str = "ASCII",
+    stand_ins: Mapping[tuple[str, str], "StandIn"] | None = None,
+) -> Any:
     """Reads a pickle of plain containers, numbers, strings and NumPy arrays.
 
     Args:
         file: Path, bytes, or a binary file open for reading.
         encoding: How strings written by Python 2 are decoded: `"ASCII"`, `"bytes"` or `"latin1"`.
+        stand_ins: What further names, `(module, name)`, resolve to; nothing is imported for them.
 
     Returns:
         The object. Arrays are writable copies of their own. Arrays of objects hold such plain values again.
@@ -60,7 +66,7 @@ def load(file: str | os.PathLike | bytes | BinaryIO, encoding: str = "ASCII") ->
             if opcode.name in _REFUSED_OPCODES:
                 what = f"{_REFUSED_OPCODES[opcode.name]} ({opcode.name} {argument!r:.60})"
                 raise pickle.UnpicklingError(f"this pickle tries to {what}; {_ONLY}")
-        return _resolve(_Unpickler(io.BytesIO(data), encoding=encoding).load(), set())
+        return _resolve(_Unpickler(io.BytesIO(data), encoding, stand_ins or {}).load(), set())
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a damaged pickle can fail in any of its opcodes
@@ -68,15 +74,23 @@ def load(file: str | os.PathLike | bytes | BinaryIO, encoding: str = "ASCII") ->
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, encoding: str, stand_ins: Mapping[tuple[str, str], "StandIn"]) -> None:
+        super().__init__(file, encoding=encoding)
+        self._known = {**_ALLOWED, **stand_ins}
+
     def find_class(self, module, name):
         try:
-            return _ALLOWED[module, name]
+            return self._known[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"this pickle tries to import {module}.{name}; {_ONLY}") from None
 
 
-class _Callable:
-    """What a pickle gets for a name: something it can call, and can neither change nor look into."""
+class StandIn:
+    """What a pickle gets for a name: something it can call, and can neither change nor look into.
+
+    Args:
+        function: What a call does; its arguments come from the file and must be checked.
+    """
 
     __slots__ = ("_function",)
 
@@ -84,6 +98,7 @@ class _Callable:
         object.__setattr__(self, "_function", function)
 
     def __call__(self, *args):
+        """Does what stands behind the name."""
         return self._function(*args)
 
     def __setattr__(self, name, value):
@@ -189,21 +204,21 @@ def _refuse_ndarray(*args):
     raise pickle.UnpicklingError(f"this pickle tries to call numpy.ndarray; {_ONLY}")
 
 
-_NDARRAY = _Callable(_refuse_ndarray)
+_NDARRAY = StandIn(_refuse_ndarray)
 _ALLOWED = {
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Callable(_DType),
-    ("_codecs", "encode"): _Callable(_encode),
-    ("collections", "OrderedDict"): _Callable(collections.OrderedDict),
+    ("numpy", "dtype"): StandIn(_DType),
+    ("_codecs", "encode"): StandIn(_encode),
+    ("collections", "OrderedDict"): StandIn(collections.OrderedDict),
 }
 for _module in ("builtins", "__builtin__"):
-    _ALLOWED[_module, "bytes"] = _Callable(_empty_bytes)
-    _ALLOWED[_module, "set"] = _Callable(set)
-    _ALLOWED[_module, "frozenset"] = _Callable(frozenset)
+    _ALLOWED[_module, "bytes"] = StandIn(_empty_bytes)
+    _ALLOWED[_module, "set"] = StandIn(set)
+    _ALLOWED[_module, "frozenset"] = StandIn(frozenset)
 for _module in ("numpy.core", "numpy._core"):  # the spelling changed with NumPy 2
-    _ALLOWED[_module + ".multiarray", "_reconstruct"] = _Callable(_reconstruct)
-    _ALLOWED[_module + ".multiarray", "scalar"] = _Callable(_scalar)
-    _ALLOWED[_module + ".numeric", "_frombuffer"] = _Callable(_frombuffer)
+    _ALLOWED[_module + ".multiarray", "_reconstruct"] = StandIn(_reconstruct)
+    _ALLOWED[_module + ".multiarray", "scalar"] = StandIn(_scalar)
+    _ALLOWED[_module + ".numeric", "_frombuffer"] = StandIn(_frombuffer)
 
 
 def _text(value: Any) -> str:
@@ -218,7 +233,7 @@ def _resolve(value: Any, seen: set[int]) -> Any:
         value = value.value
     if isinstance(value, _DType):
         return value.value
-    if isinstance(value, _Callable):
+    if isinstance(value, StandIn):
         raise pickle.UnpicklingError(f"this pickle keeps a constructor as data; {_ONLY}")
     if isinstance(value, tuple):
         items = [_resolve(item, seen) for item in value]

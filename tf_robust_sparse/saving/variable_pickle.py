@@ -4,14 +4,12 @@ A pickled variable is `functools.partial(ResourceVariable, initial_value=<array>
 these names resolve to stand-ins: a variable becomes its initial value, every other name is an error.
 """
 
-import io
 import os
 import pickle
-import pickletools
-from pathlib import Path
 from typing import Any
 
 from tf_robust_sparse.data import restricted_pickle
+from tf_robust_sparse.data.restricted_pickle import StandIn
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -20,23 +18,7 @@ def load(path: str | os.PathLike) -> Any:
     Raises:
         pickle.UnpicklingError: if the pickle asks for anything else, or is damaged or cut short.
     """
-    data = Path(path).read_bytes()
-    try:
-        for opcode, _, _ in pickletools.genops(data):
-            if opcode.name in restricted_pickle._REFUSED_OPCODES:
-                what = restricted_pickle._REFUSED_OPCODES[opcode.name]
-                raise pickle.UnpicklingError(f"this pickle tries to {what}; only arrays and variables are allowed")
-        return restricted_pickle._resolve(_Unpickler(io.BytesIO(data)).load(), set())
-    except pickle.UnpicklingError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any of its opcodes
-        raise pickle.UnpicklingError(f"not a complete, plain pickle: {type(error).__name__}: {error}") from error
-
-
-class _Unpickler(restricted_pickle._Unpickler):
-    def find_class(self, module, name):
-        stand_in = _STAND_INS.get((module, name))
-        return super().find_class(module, name) if stand_in is None else stand_in
+    return restricted_pickle.load(path, stand_ins=_STAND_INS)
 
 
 class _Partial:
@@ -59,9 +41,9 @@ def _refuse(*args):
     raise pickle.UnpicklingError("this pickle holds a variable in a form that is not known")
 
 
-_RESOURCE_VARIABLE = restricted_pickle._Callable(_refuse)
+_RESOURCE_VARIABLE = StandIn(_refuse)
 _STAND_INS = {
-    ("functools", "partial"): restricted_pickle._Callable(_Partial),
+    ("functools", "partial"): StandIn(_Partial),
     ("tensorflow.python.ops.resource_variable_ops", "ResourceVariable"): _RESOURCE_VARIABLE,
-    ("tensorflow.python.framework.dtypes", "as_dtype"): restricted_pickle._Callable(str),
+    ("tensorflow.python.framework.dtypes", "as_dtype"): StandIn(str),
 }
