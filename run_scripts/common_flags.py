@@ -372,7 +372,9 @@ def strategy() -> tf.distribute.Strategy:
         devices = [device.name for device in tf.config.list_logical_devices(kind)][:number]
         if number is not None and len(devices) < number:
             raise BadFlag(f"--num_replicas={number}: this machine has {len(devices)} devices of type {kind}")
-        return tf.distribute.MirroredStrategy([name.replace("/device:", "") for name in devices])
+        # Parts of one CPU that wait for each other in collective operations may starve each other of threads.
+        reduction = tf.distribute.ReductionToOneDevice() if kind == "CPU" else None
+        return tf.distribute.MirroredStrategy([name.replace("/device:", "") for name in devices], reduction)
     return tf.distribute.get_strategy()
 
 

@@ -1,7 +1,7 @@
 """Loads TensorFlow without the lines its C++ side logs while it starts; import this before anything that needs it.
 
 TensorFlow 2.21 logs through a library that ignores TF_CPP_MIN_LOG_LEVEL until it is initialised, so these lines are
-held back at the file descriptor. Everything else passes, and all of it does if TF_CPP_MIN_LOG_LEVEL is set.
+held back at the file descriptor. Everything else passes, and all of it does with TF_CPP_MIN_LOG_LEVEL=0.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ def _without_noise() -> Iterator[None]:
                     os.write(2, line)
 
 
-if "tensorflow" not in sys.modules and "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # errors only, once it is initialised
+# Once TensorFlow is initialised, errors only.
+if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") >= "2" and "tensorflow" not in sys.modules:
     with _without_noise():
         import tensorflow as tf
 

@@ -67,6 +67,10 @@ def prepare(directory: Path) -> TrainingRun | None:
     if FLAGS.mixed_precision:
         keras.mixed_precision.set_global_policy("mixed_float16")
     strategy = common_flags.strategy()
+    if FLAGS.batch_size % strategy.num_replicas_in_sync:
+        raise command_line.BadFlag(
+            f"--batch_size={FLAGS.batch_size}: expected a multiple of the {strategy.num_replicas_in_sync} replicas"
+        )
     images = common_flags.dataset()
     auxiliary = None
     if FLAGS.pseudo_labels:

@@ -45,5 +45,9 @@ def tiny_dataset(count=64, batch_size=16, classes=10, seed=0):
 
 @functools.cache
 def mirrored():
-    """The one MirroredStrategy over the two logical CPUs: a second one would reuse the collective keys of the first."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    """The one MirroredStrategy over the two logical CPUs.
+
+    It adds up without collective operations: those of a second strategy would mix with those of the first, and on few
+    cores the replicas may starve each other while they wait.
+    """
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice())

@@ -30,6 +30,7 @@ RECIPES = {
     "cifar10_resnet18_at_0.01": ("cifar10", "resnet18", "at", 0.01),
     "cifar10_resnet34_at_0.01": ("cifar10", "resnet34", "at", 0.01),
 }
+RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
 EVALUATIONS = {"quickstart_foolbox"}
 
 
@@ -82,41 +83,23 @@ def test_the_original_command_lines_translate(parse):
     for connectivity in ("0.01", "0.1", None):
         sparse = ["-s", "-pc", connectivity] if connectivity else []
         number = float(connectivity) if connectivity else None
-        common = ["--data", "cifar10", "--model", "resnet50", "--n_classes", "10"]
-        flags = parse(TRAIN, *common, *sparse, *["-wd", "1e-3", "--objective", "at"])
+        flags = parse(TRAIN, *RESNET50, *sparse, "-wd", "1e-3", "--objective", "at")
         common_flags.check()
         assert meaning(flags) == ("cifar10", "resnet50", "at", number)
         assert (flags.weight_decay, flags.n_classes, flags.epochs, flags.batch_size) == (1e-3, 10, 200, 128)
         written = common_flags.default_directory()
-        parse(EVALUATE, *common, *sparse, "--objective", "at")
+        parse(EVALUATE, *RESNET50, *sparse, "--objective", "at")
         common_flags.check()
         assert common_flags.default_directory() == written
 
 
 def test_the_original_evaluation_command_finds_the_run(parse):
     command = "--data cifar10 --n_classes 10 --model resnet50 --objective at --sparse_train --connectivity 0.01"
-    flags = parse(EVALUATE, *command.split(), *["--pgd_iters", "50", "--pgd_restarts", "10"])
+    flags = parse(EVALUATE, *command.split(), "--pgd_iters", "50", "--pgd_restarts", "10")
     common_flags.check()
     assert (flags.pgd_iters, flags.pgd_restarts, common_flags.pgd_epsilon()) == (50, 10, 8 / 255)
     assert str(common_flags.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
-    parse(
-        TRAIN,
-        *[
-            "--data",
-            "cifar10",
-            "--model",
-            "resnet50",
-            "--n_classes",
-            "10",
-            "-s",
-            "-pc",
-            "0.01",
-            "-wd",
-            "1e-3",
-            "--objective",
-            "at",
-        ],
-    )
+    parse(TRAIN, *RESNET50, "-s", "-pc", "0.01", "-wd", "1e-3", "--objective", "at")
     assert str(common_flags.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
 
 

@@ -92,20 +92,20 @@ def test_resume_begins_where_nothing_is(finished, tmp_path):
 @pytest.mark.timeout(1200)
 def test_killed_run_goes_on_bit_by_bit(tmp_path):
     """Kills at the start, at random moments in between, and while results are written; TRS_KILLS sets how often."""
-    epochs = max(6, KILLS)
+    epochs = 5 * KILLS
     command = (*SPARSE, f"--epochs={epochs}", "--tensorboard")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_script(TRAIN, *command, f"--output_dir={whole}").expect()
     random_ = random.Random(0)
     moments = []
     for kill in range(KILLS):
-        target = round(kill * epochs / max(1, KILLS - 1))
+        target = 0 if kill == 0 else epochs if kill == KILLS - 1 else finished_epochs(killed) + 1
         process = start(command, killed)
         wait_until(process, lambda target=target: finished_epochs(killed) >= target)
-        time.sleep(random_.uniform(0, 5 if target == 0 else 0.6))
+        time.sleep(random_.uniform(0, 5 if target == 0 else 0.4))
         process.kill()
         moments.append((target, process.wait(), finished_epochs(killed)))
-        print(f"killed after epoch {finished_epochs(killed)}, leaving", sorted(p.name for p in killed.rglob("*")))
+        print("waited for epoch {}, exit code {}, finished epochs {}".format(*moments[-1]))
     assert sum(code == -9 for _, code, _ in moments) >= KILLS - 1, moments  # the last may come too late
     process = start(command, killed)
     assert process.wait(timeout=300) == 0

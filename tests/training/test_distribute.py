@@ -7,15 +7,18 @@ import tensorflow as tf
 
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import data, layers, objectives, sparsity
-from tf_robust_sparse.attacks import LinfPGD
+from tf_robust_sparse.attacks import L2PGD
 from tf_robust_sparse.training import Checkpoints, Connections, RobustModel, StopOnNaN, sgdw
 
-ATTACK = LinfPGD(epsilon=0.1, step_size=0.05, num_steps=2)
+# In the l2 norm an attack is a continuous function of the gradient; sign() would turn a rounding error around zero into
+# a whole step.
+ATTACK = L2PGD(epsilon=0.5, step_size=0.25, num_steps=2)
 OBJECTIVES = {"natural": objectives.Natural(), "at": objectives.AT(ATTACK), "trades": objectives.TRADES(ATTACK)}
 
-# Halves of a batch are summed in another order than the whole: units in the last place of float32, which eight steps of
-# learning rate 0.1 and the steep divergence of TRADES bring up to 5e-6.
-ROUNDING = 2e-5
+# Halves of a batch are summed in another order than the whole: a few units in the last place of float32 per step. The
+# attack of TRADES starts where the divergence is almost 0, so that the rounding error of its gradient is large beside
+# the gradient, which is then normalised. A loss averaged wrongly moves weights by 6e-3.
+ROUNDING = {"natural": 2e-6, "at": 2e-6, "trades": 1e-4}
 
 # Without noise a connection dies by its gradient alone, which rounding cannot turn around unless it is itself of the
 # size of rounding: the sets of connections must be equal, not nearly so.
@@ -74,9 +77,18 @@ def test_replicas_stay_identical(kernel, objective, synchronized):
     assert any((a != np.array(v)).any() for a, v in zip(before, model.network.variables, strict=True))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("kernel", SPARSIFIERS)
-@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "objective", "batch_norm"),
+    [
+        ("rewiring", "natural", True),
+        ("rewiring", "at", True),
+        ("rewiring", "trades", True),
+        ("rewiring", "at", False),
+        ("masked", "at", True),
+        ("masked", "trades", False),
+        ("plain", "at", True),
+    ],
+)
 def test_two_replicas_equal_one_device(kernel, objective, batch_norm):
     arguments = {"kernel": kernel, "objective": objective, "batch_norm": batch_norm}
     one = compiled(tf.distribute.get_strategy(), **arguments)
@@ -85,7 +97,7 @@ def test_two_replicas_equal_one_device(kernel, objective, batch_norm):
     two = compiled(strategy, synchronized=True, **arguments)
     history = train(two)
     for a, b in zip(variables(one), variables(two), strict=True):
-        np.testing.assert_allclose(a, b, atol=ROUNDING, err_msg=a.path)
+        np.testing.assert_allclose(a, b, atol=ROUNDING[objective], err_msg=a.path)
     for a, b in zip(connections(one), connections(two), strict=True):
         np.testing.assert_array_equal(a, b)
     for name, values in expected.items():
@@ -107,9 +119,9 @@ def test_connections_do_move_in_these_runs(kernel):
         ) == pytest.approx(266)
 
 
-@pytest.mark.parametrize("examples", [21, 17, 3, 1])
+@pytest.mark.parametrize("examples", [21, 17])
 def test_an_uneven_or_empty_part_of_the_last_batch_is_evaluated_rightly(examples):
-    """21 = 8 + 8 + 5: one replica gets 3 images, the other 2; of a last image alone, one replica gets none."""
+    """21 = 8 + 8 + 5: one replica gets 3 images, the other 2. Of 17 = 8 + 8 + 1 one replica gets none."""
     model = compiled(mirrored(), synchronized=True)
     history = train(model, epochs=1, validation=examples)
     x, y = tiny_images(examples, seed=1)
@@ -121,6 +133,7 @@ def test_an_uneven_or_empty_part_of_the_last_batch_is_evaluated_rightly(examples
     np.testing.assert_allclose(model.predict(x, batch_size=8, verbose=0), logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one_on_replicas(tmp_path):
     """With batch norm that is not synchronized, which would drift apart between the replicas if it were let."""
 

@@ -258,7 +258,9 @@ def test_the_cross_entropy_of_logits_is_an_accepted_loss(loss):
     assert list(model.fit(tiny_dataset(16), verbose=0).history) == ["loss"]
 
 
-@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy(), "mse"])
+@pytest.mark.parametrize(
+    "loss", ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy(), "mse"]
+)
 def test_another_loss_is_refused(loss):
     model = RobustModel(tiny_network("plain"), objectives.Natural())
     with pytest.raises(ValueError, match=r"`loss` must be .*from_logits=True.*Received"):
@@ -305,7 +307,7 @@ def test_bad_data_is_refused_before_training(case, form):
     ],
 )
 def test_weights_of_samples_are_refused(arguments):
-    with pytest.raises(ValueError, match="without (sample )?weights"):
+    with pytest.raises(ValueError, match=r"without (sample )?weights"):
         compiled("natural", "dense").fit(**arguments, verbose=0)
 
 
@@ -380,5 +382,7 @@ def test_keras_scales_the_loss_by_itself_and_an_overflow_only_skips_the_update()
 def test_training_that_diverges_stops_with_advice():
     model = RobustModel(tiny_network("plain", batch_norm=False), objectives.Natural())
     model.compile(keras.optimizers.SGD(1e30))
-    with pytest.raises(FloatingPointError, match=r"became (nan|inf) in epoch 1, batch \d+\. Try a smaller learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"became (nan|inf) in epoch 1, batch \d+\. Try a smaller learning rate"
+    ):
         model.fit(tiny_dataset(), epochs=3, verbose=0, callbacks=[StopOnNaN()])

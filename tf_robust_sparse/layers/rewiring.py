@@ -67,12 +67,22 @@ class RewiringKernel:
 
         The gradient with respect to `theta` is `sign * dL/dW` on connected entries and exactly 0 on dormant ones.
         """
-        theta = tf.convert_to_tensor(self.theta)
-        return tf.where(theta > 0, tf.where(self.positive, theta, -theta), 0.0)
+        return _signed(tf.convert_to_tensor(self.theta), tf.convert_to_tensor(self.positive))
 
     def kernel_config(self) -> dict[str, Any]:
         """Returns `initial_connectivity` and `seed`."""
         return {"initial_connectivity": self.initial_connectivity, "seed": self.seed}
+
+
+@tf.custom_gradient
+def _signed(theta: tf.Tensor, positive: tf.Tensor) -> Any:
+    kernel = tf.where(theta > 0, tf.where(positive, theta, -theta), 0.0)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        # The kernel knows its sign and where it is 0, so that no mask need be kept until the backward pass.
+        return tf.sign(kernel) * upstream, None
+
+    return kernel, gradient
 
 
 def _reseeded(initializer: Any, seed: int) -> Any:

@@ -63,7 +63,7 @@ def draw_dormant(flat: tf.Tensor, count: tf.Tensor, dormant: tf.Tensor, seed: tf
                 entries,
                 tf.int64,
             )
-            drawn = tf.boolean_mask(drawn, tf.gather(flat, drawn) <= 0)
+            drawn = tf.boolean_mask(drawn, ~(tf.gather(flat, drawn) > 0))  # NaN is dormant too, or this would not end
             # tf.unique keeps the order of first appearance, so these are the first distinct ones of the stream.
             return tf.unique(tf.concat([positions, drawn], 0)).y[:count], round_ + 1
 
@@ -76,6 +76,6 @@ def draw_dormant(flat: tf.Tensor, count: tf.Tensor, dormant: tf.Tensor, seed: tf
         )[0]
 
     def by_shuffle():
-        return tf.random.experimental.stateless_shuffle(tf.where(flat <= 0)[:, 0], seed)[:count]
+        return tf.random.experimental.stateless_shuffle(tf.where(~(flat > 0))[:, 0], seed)[:count]
 
     return tf.cond(2 * count > dormant, by_shuffle, by_rejection)

@@ -158,19 +158,22 @@ class RobustModel(keras.Model):
     def test_step(self, data):
         """Reports loss and metrics on clean images, and the accuracy under the validation attack if there is one."""
         x, y = _images_and_labels(data)
+        (some_x, some_y), number = _at_least_one(x, y), tf.shape(y)[0]
         with layers.settled_kernels(self.network), layers.folded_batch_norm(self.network):
-            logits = tf.cast(self.network(x, training=False), tf.float32)
+            logits = tf.cast(self.network(some_x, training=False), tf.float32)[:number]
             if self.validation_attack is not None:
                 seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
-                x_adv = self.validation_attack(self.network, x, y, seed=seed)
-                self._robust_accuracy.update_state(y, self.network(x_adv, training=False))
+                x_adv = self.validation_attack(self.network, some_x, some_y, seed=seed)
+                self._robust_accuracy.update_state(y, self.network(x_adv, training=False)[:number])
         per_example = cross_entropy(y, logits)
         return self._update_metrics(per_example, x, y, logits)
 
     def predict_step(self, data):
         """Returns the logits of a batch of images."""
+        x = data[0] if isinstance(data, (tuple, list)) else data
+        (some_x,) = _at_least_one(x)
         with layers.settled_kernels(self.network), layers.folded_batch_norm(self.network):
-            return super().predict_step(data)
+            return self.network(some_x, training=False)[: tf.shape(x)[0]]
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Refuses: the wrapper trains, the network is what is saved.
@@ -251,6 +254,17 @@ def _images_and_labels(data: Any) -> tuple[Any, Any]:
             f"Received: {len(data) if isinstance(data, (tuple, list)) else type(data).__name__} elements"
         )
     return data[0], data[1]
+
+
+def _at_least_one(*parts: Any) -> list[Any]:
+    """Puts a row of zeros into an empty batch, a replica's part of a last batch: no convolution takes an empty one."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return list(parts)
+    return [tf.cond(tf.shape(part)[0] > 0, lambda p=part: p, lambda p=part: _one_row(p)) for part in parts]
+
+
+def _one_row(part: Any) -> tf.Tensor:
+    return tf.zeros((1, *part.shape[1:]), part.dtype)
 
 
 def _check_kind(name: str, value: Any, kind: type, expected: str) -> None:

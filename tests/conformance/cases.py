@@ -1,0 +1,81 @@
+"""One table of every public class: a new layer, attack, objective or sparsifier joins it and inherits every check."""
+
+import keras
+
+from tf_robust_sparse import attacks, layers, objectives, sparsity
+
+IMAGE = (6, 6, 3)
+VECTOR = (12,)
+
+# Row -> (how to make the layer, the shape of one input). Several rows may show several sides of one class.
+LAYERS = {
+    "BatchNormalization": (lambda: layers.BatchNormalization(momentum=0.9, epsilon=1e-5), IMAGE),
+    "BatchNormalization, without scale": (lambda: layers.BatchNormalization(scale=False, center=False), IMAGE),
+    "MaskedConv2D": (lambda: layers.MaskedConv2D(5, 3, strides=2, padding="same"), IMAGE),
+    "MaskedDense": (lambda: layers.MaskedDense(7, activation="relu"), VECTOR),
+    "PlainConv2D": (lambda: layers.PlainConv2D(5, (3, 2), use_bias=False), IMAGE),
+    "PlainDense": (lambda: layers.PlainDense(7), VECTOR),
+    "RewiringConv2D": (lambda: layers.RewiringConv2D(5, 3, initial_connectivity=0.4, padding="same", seed=1), IMAGE),
+    "RewiringDense": (lambda: layers.RewiringDense(7, initial_connectivity=0.4, activation="tanh"), VECTOR),
+}
+
+ATTACKS = {
+    "L2FGSM": lambda: attacks.L2FGSM(0.5),
+    "L2PGD": lambda: attacks.L2PGD(0.5, 0.2, 3, seed=2),
+    "L2PGD, targeted restarts": lambda: attacks.L2PGD(0.5, 0.2, 2, restarts=2, targeted=True),
+    "LinfFGSM": lambda: attacks.LinfFGSM(8 / 255),
+    "LinfFGSM, random start": lambda: attacks.LinfFGSM(8 / 255, random_start=True, step_size=10 / 255),
+    "LinfPGD": lambda: attacks.LinfPGD(8 / 255, 2 / 255, 3),
+    "LinfPGD, restarts": lambda: attacks.LinfPGD(8 / 255, num_steps=2, restarts=3),
+}
+
+OBJECTIVES = {
+    "AT": lambda: objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)),
+    "MART": lambda: objectives.MART(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=5.0),
+    "MAT": lambda: objectives.MAT(attacks.L2PGD(0.5, 0.2, 2)),
+    "Natural": lambda: objectives.Natural(),
+    "TRADES": lambda: objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=6.0),
+}
+
+# Row -> (how to make the sparsifier, the kernel form it works on).
+SPARSIFIERS = {
+    "ConnectivitySampling": (lambda: sparsity.ConnectivitySampling(0.1, seed=4, check_invariants=True), "rewiring"),
+    "ConnectivitySampling, exact start": (
+        lambda: sparsity.ConnectivitySampling(0.1, init_policy="exact", layer_prior="target", l1=1e-4),
+        "rewiring",
+    ),
+    "MagnitudePruning": (lambda: sparsity.MagnitudePruning(0.1), "masked"),
+    "MagnitudePruning, gradual": (
+        lambda: sparsity.MagnitudePruning(0.1, sparsity.schedules.polynomial(0.1, end_step=4, frequency=1)),
+        "masked",
+    ),
+    "MagnitudePruning, global": (lambda: sparsity.MagnitudePruning(0.1, allocation="global"), "masked"),
+}
+
+# Public classes without a row, each with its reason.
+ABSTRACT = {
+    "KernelLayer": "an operation and a kernel form are mixed into it",
+    "DenseOperation": "lacks a kernel form",
+    "Conv2DOperation": "lacks a kernel form",
+    "GradientAttack": "lacks a norm",
+    "Objective": "lacks a loss",
+    "AttackObjective": "lacks a loss",
+    "Sparsifier": "decides nothing",
+}
+
+# Folder -> (its module, its rows as factories).
+TABLES = {
+    "layers": (layers, {name: make for name, (make, _) in LAYERS.items()}),
+    "attacks": (attacks, ATTACKS),
+    "objectives": (objectives, OBJECTIVES),
+    "sparsity": (sparsity, {name: make for name, (make, _) in SPARSIFIERS.items()}),
+}
+
+
+def network_of(layer, shape, classes=4):
+    """A network that ends in logits around one layer."""
+    x = inputs = keras.Input(shape)
+    x = layer(x)
+    if len(x.shape) > 2:
+        x = keras.layers.Flatten(name="flatten")(x)
+    return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(x), name="around")

@@ -1,0 +1,113 @@
+"""Two processes on loopback that train one network, as two machines would."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.training import cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# Halves of a batch are summed in another order than the whole: units in the last place of float32 over eight steps.
+ROUNDING = 2e-6
+
+
+def test_two_workers_equal_one_process(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for directory, workers in ((one, 1), (two, 2)):
+        directory.mkdir()
+        cluster.run(["-W", "error::UserWarning", "-m", "tests.training.worker", directory], workers)
+    first, second, alone = (np.load(path) for path in (two / "worker0.npz", two / "worker1.npz", one / "worker0.npz"))
+    assert set(first) == set(second) == set(alone)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+        np.testing.assert_allclose(first[name].astype(float), alone[name].astype(float), atol=ROUNDING)
+        np.testing.assert_array_equal(first[name] > 0, alone[name] > 0)  # the same connections, no less
+    logs = [json.loads(path.read_text()) for path in (two / "worker0.json", two / "worker1.json", one / "worker0.json")]
+    assert logs[0] == logs[1]
+    for line, expected in zip(logs[0], logs[2], strict=True):
+        # In the last line the last batch is uneven: an attack starts elsewhere there, all else is the same.
+        names = set(line) - ({"robust_accuracy"} if "epoch" not in line else set())
+        assert set(line) == set(expected)
+        assert {name: line[name] for name in names} == pytest.approx({name: expected[name] for name in names}, rel=1e-4)
+    assert logs[0][0]["births"] > 0
+    assert (two / "checkpoints0" / "last.weights.h5").exists()
+    assert not (two / "checkpoints1").exists()  # worker 0 alone writes
+
+
+def weights(path):
+    """The variables of a checkpoint by name."""
+    found = {}
+    with h5py.File(path) as file:
+        file["variables"].visititems(
+            lambda name, item: found.update({name: item[()]} if hasattr(item, "dtype") else {})
+        )
+    return found
+
+
+def arguments(output_dir, *more):
+    return [
+        "run_scripts/run_connectivity_sampling.py",
+        "--data=fashion_mnist_sample",
+        "--model=small_cnn",
+        "--train_examples=256",
+        "--test_examples=64",
+        "--validation_examples=32",
+        "--batch_size=32",
+        "--epochs=2",
+        "--objective=at",
+        "--num_steps=2",
+        "--sparse_train",
+        "--connectivity=0.1",
+        "--pgd_iters=2",
+        "--pgd_restarts=1",
+        f"--output_dir={output_dir}",
+        *more,
+    ]
+
+
+def test_the_script_trains_on_two_workers_and_goes_on_after_a_stop(tmp_path):
+    """Worker 0 alone writes. A run stopped after its first epoch ends like the one that was not stopped."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    outputs = cluster.run(arguments(whole, "--strategy=multi_worker"), workers=2)
+    assert "Robust accuracy" in outputs[0] and "Robust accuracy" not in outputs[1]
+    results = json.loads((whole / "results.json").read_text())
+    assert results["epochs"] == 2 and results["nonzero"] <= int(0.1 * results["prunable"])
+    assert {path.name for path in whole.iterdir()} >= {"network.keras", "serve", "run.flags", "checkpoints"}
+    assert len(json.loads((whole / "checkpoints" / "history.json").read_text())) == 2
+
+    stopper = tmp_path / "stopper.py"
+    stopper.write_text(STOPPER)
+    cluster.run([stopper, *arguments(parts, "--strategy=multi_worker")], workers=2)
+    assert len(json.loads((parts / "checkpoints" / "history.json").read_text())) == 1
+    assert not (parts / "results.json").exists()
+    cluster.run(arguments(parts, "--strategy=multi_worker", "--resume"), workers=2)
+    expected, found = (weights(each / "checkpoints" / "last.weights.h5") for each in (whole, parts))
+    assert set(expected) == set(found)
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], found[name], err_msg=name)
+    assert len(json.loads((parts / "checkpoints" / "history.json").read_text())) == 2
+
+
+# Runs the script and leaves it, on both workers alike, as soon as the first epoch is on disk.
+STOPPER = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.getcwd())
+import tensorflow as tf
+from tf_robust_sparse import training
+
+original = training.Checkpoints.on_epoch_end
+
+def stop(self, epoch, logs=None):
+    original(self, epoch, logs)
+    sys.stdout.flush()
+    strategy = self.model.distribute_strategy
+    strategy.reduce("SUM", strategy.run(lambda: tf.constant(1.0)), axis=None)  # neither leaves before the other
+    os._exit(0)
+
+training.Checkpoints.on_epoch_end = stop
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
