@@ -9,8 +9,8 @@ Contenders, each in a process of its own, one after the other, `--rounds` times 
 - keras: the same architecture of plain Keras layers, the whole step in one `tf.function`;
 - torch: the same architecture and step in PyTorch, eager (the extra `benchmark`).
 
-Printed are the medians, the ratios to torch and to keras, the share of a sparse step that noise and rewiring take (their
-own compiled function timed alone), the number of times the step was traced, and the peak memory of each process.
+Printed are the medians, the ratios to torch and to keras, the share of a sparse step that noise and rewiring take
+(their own compiled function timed alone), how often the step was traced, and the peak memory of each process.
 """
 
 import json

@@ -49,6 +49,10 @@ def draw_dormant(flat: tf.Tensor, count: tf.Tensor, dormant: tf.Tensor, seed: tf
     """
     entries = tf.shape(flat, tf.int64)[0]
 
+    def is_dormant(values):
+        # NaN counts as dormant too, or the search would not end; TensorFlow turns `~(x > 0)` into `x <= 0`.
+        return tf.logical_or(values <= 0, tf.math.is_nan(values))
+
     def by_rejection():
         # A fifth more than is needed on average, so that a second round is rare.
         oversampling = 1.2 * tf.cast(entries, tf.float64) / tf.cast(tf.maximum(dormant, 1), tf.float64)
@@ -63,7 +67,7 @@ def draw_dormant(flat: tf.Tensor, count: tf.Tensor, dormant: tf.Tensor, seed: tf
                 entries,
                 tf.int64,
             )
-            drawn = tf.boolean_mask(drawn, ~(tf.gather(flat, drawn) > 0))  # NaN is dormant too, or this would not end
+            drawn = tf.boolean_mask(drawn, is_dormant(tf.gather(flat, drawn)))
             # tf.unique keeps the order of first appearance, so these are the first distinct ones of the stream.
             return tf.unique(tf.concat([positions, drawn], 0)).y[:count], round_ + 1
 
@@ -76,6 +80,6 @@ def draw_dormant(flat: tf.Tensor, count: tf.Tensor, dormant: tf.Tensor, seed: tf
         )[0]
 
     def by_shuffle():
-        return tf.random.experimental.stateless_shuffle(tf.where(~(flat > 0))[:, 0], seed)[:count]
+        return tf.random.experimental.stateless_shuffle(tf.where(is_dormant(flat))[:, 0], seed)[:count]
 
     return tf.cond(2 * count > dormant, by_shuffle, by_rejection)
