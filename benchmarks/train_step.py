@@ -66,9 +66,7 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> None:
     speed = {
         name: statistics.median(FLAGS.batch_size / run["seconds"] for run in found) for name, found in runs.items()
     }
-    print(
-        f"\n{FLAGS.model}, batch {FLAGS.batch_size}, PGD-{NUM_STEPS}, connectivity {FLAGS.connectivity}, {os.cpu_count()} cores"
-    )
+    print(f"\n{FLAGS.model}, batch {FLAGS.batch_size}, PGD-{NUM_STEPS}, connectivity {FLAGS.connectivity}")
     peers = [name for name in ("torch", "keras", "dense") if name in speed]
     print(f"{'':8s} images/s  peak MiB  traces" + "".join(f"  x {name}" for name in peers))
     for name, found in runs.items():
