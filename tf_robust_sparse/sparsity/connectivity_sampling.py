@@ -1,6 +1,7 @@
 """Bayesian connectivity sampling: DEEP R with one budget for the whole network."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -85,6 +86,9 @@ class ConnectivitySampling(Sparsifier):
         self.layer_prior = layer_prior
         self.check_invariants = bool(check_invariants)
         self.seed = int(seed)
+        # Whoever falls below zero is frozen there, or goes on drifting.
+        lowest = 0.0 if dormant_policy == "freeze" else -float("inf")
+        self._diffuse = _diffusion(self.noise_scaling, self.l1, lowest)
         self.births: Any = None
         self.deaths: Any = None
 
@@ -129,34 +133,32 @@ class ConnectivitySampling(Sparsifier):
             tf.random.experimental.stateless_split(tf.stack([self.seed, state.step]), 3)
         )
         before = tf.stack([tf.size(connected, tf.int64) for connected in state.connected])
+        noise_seeds, position_seeds = (
+            tf.random.stateless_uniform((len(self.layers), 2), seed, None, None, tf.int32)
+            for seed in (noise_seed, position_seed)
+        )
         counts: list[tf.Tensor] = []
         done: list[Any] = []
         for index, (layer, connected) in enumerate(zip(self.layers, state.connected, strict=True)):
-            seed = tf.random.experimental.stateless_fold_in(noise_seed, index)
             with tf.control_dependencies(done):  # one layer after the other, to hold the copies of one layer only
-                theta = self._diffused(_flat(layer.theta), connected, state.learning_rate, seed)
-                counts.append(tf.cast(tf.reduce_sum(tf.cast(theta > 0, tf.int32)), tf.int64))
+                theta, living = self._diffuse(_flat(layer.theta), connected, state.learning_rate, noise_seeds[index])
+                counts.append(living)
                 updates = [(layer.theta, tf.reshape(theta, layer.theta.shape))]
                 if self.dormant_policy == "freeze":
                     alive = tf.reshape(theta > 0, layer.theta.shape)
                     updates += [(slot, tf.where(alive, slot, 0.0)) for slot in slots(optimizer, layer.theta)]
                 done = assign_everywhere(updates)
-        living = tf.stack(counts)
-        missing = tf.maximum(self.budget - tf.reduce_sum(living), 0)
-        room = tf.constant(self.sizes, tf.int64) - living
+        after = tf.stack(counts)
+        missing = tf.maximum(self.budget - tf.reduce_sum(after), 0)
+        room = tf.constant(self.sizes, tf.int64) - after
         births = draw_layers(missing, self._weights, room, layer_seed)
-        done += self._assertions(before, living, births)
+        done += self._assertions(before, after, births)
         for index, layer in enumerate(self.layers):
-            seed = tf.random.experimental.stateless_fold_in(position_seed, index)
             with tf.control_dependencies(done):
-                theta = _flat(layer.theta)
-                positions = draw_dormant(theta, births[index], room[index], seed)
-                theta = tf.tensor_scatter_nd_update(
-                    theta, positions[:, tf.newaxis], tf.fill(tf.shape(positions), NEWBORN)
-                )
+                theta = _with_newborn(_flat(layer.theta), births[index], room[index], position_seeds[index])
                 done = assign_everywhere([(layer.theta, tf.reshape(theta, layer.theta.shape))])
         # Under the reference policy momentum may revive a connection: the difference counts what was lost on balance.
-        assign_everywhere([(self.births, self.births + births), (self.deaths, self.deaths + before - living)])
+        assign_everywhere([(self.births, self.births + births), (self.deaths, self.deaths + before - after)])
 
     def check(self, network: keras.Model) -> None:
         """Checks that there are no more connections than the budget allows, or than the network started with.
@@ -197,18 +199,6 @@ class ConnectivitySampling(Sparsifier):
             "layer_prior": self.layer_prior,
             "budget": self.budget,
         }
-
-    def _diffused(self, theta: tf.Tensor, connected: tf.Tensor, rate: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Returns flat `theta` after prior and noise on what was connected, and after deaths if they are frozen.
-
-        Only connected entries are touched: noise for every entry would cost a hundred times as much at 1 %.
-        """
-        values = tf.gather(theta, connected)
-        noise = tf.random.stateless_normal(tf.shape(values), seed)
-        values += rate * (self.noise_scaling * noise - self.l1)
-        if self.dormant_policy == "freeze":
-            values = tf.nn.relu(values)
-        return tf.tensor_scatter_nd_update(theta, connected[:, tf.newaxis], values)
 
     def _assertions(self, before: tf.Tensor, counts: tf.Tensor, births: tf.Tensor) -> list[Any]:
         if not self.check_invariants:
@@ -258,3 +248,40 @@ class ConnectivitySampling(Sparsifier):
 
 def _flat(variable: Any) -> tf.Tensor:
     return tf.reshape(tf.convert_to_tensor(variable), (-1,))
+
+
+def _one_graph(*signature: tf.TensorSpec) -> Callable[..., Any]:
+    """Traces a function once for all layers: fifty copies of its graph would take more memory than their kernels.
+
+    Only tensors that are not constant may be passed, or the graph optimizer makes a copy for each call after all.
+    """
+    return tf.function(input_signature=signature, autograph=False, experimental_attributes={"_noinline": True})
+
+
+_FLAT, _FLOAT = tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.float32)
+_NUMBERS, _NUMBER = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int64)
+_SEED = tf.TensorSpec([2], tf.int32)
+
+
+def _diffusion(noise_scaling: float, l1: float, lowest: float) -> Callable[..., Any]:
+    """Returns the function that moves the connections of one layer, flat, by prior and noise.
+
+    Only connected entries are touched: noise for every entry would cost a hundred times as much at 1 %.
+    """
+
+    @_one_graph(_FLAT, _NUMBERS, _FLOAT, _SEED)
+    def diffused(theta, connected, learning_rate, seed):
+        values = tf.gather(theta, connected)
+        noise = tf.random.stateless_normal(tf.shape(values), seed)
+        values = tf.maximum(values + learning_rate * (noise_scaling * noise - l1), lowest)
+        theta = tf.tensor_scatter_nd_update(theta, connected[:, tf.newaxis], values)
+        return theta, tf.cast(tf.reduce_sum(tf.cast(theta > 0, tf.int32)), tf.int64)
+
+    return diffused
+
+
+@_one_graph(_FLAT, _NUMBER, _NUMBER, _SEED)
+def _with_newborn(theta, count, dormant, seed):
+    """Returns flat `theta` with `count` new connections among its `dormant` entries."""
+    positions = draw_dormant(theta, count, dormant, seed)
+    return tf.tensor_scatter_nd_update(theta, positions[:, tf.newaxis], tf.fill(tf.shape(positions), NEWBORN))

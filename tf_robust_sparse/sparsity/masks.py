@@ -20,17 +20,6 @@ def top_k_mask(scores: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
     return tf.reshape(mask, tf.shape(scores))
 
 
-# One graph for all layers, not inlined: traced for each of fifty layers it would cost more memory than a kernel.
-@tf.function(
-    input_signature=[
-        tf.TensorSpec([None], tf.float32),
-        tf.TensorSpec([], tf.int64),
-        tf.TensorSpec([], tf.int64),
-        tf.TensorSpec([2], tf.int32),
-    ],
-    autograph=False,
-    experimental_attributes={"_noinline": True},
-)
 def draw_dormant(flat: tf.Tensor, count: tf.Tensor, dormant: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Draws positions of `flat` whose entries are not positive, uniformly and without replacement.
 
