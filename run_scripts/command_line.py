@@ -209,7 +209,7 @@ def _guarded(main: Callable[[], None], if_interrupted: str) -> None:
     logging.set_verbosity(logging.WARNING)  # saving and exporting are chatty
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if FLAGS.traceback:
             raise
         _fail(str(error) or type(error).__name__, 2 if isinstance(error, BadFlag) else 1)

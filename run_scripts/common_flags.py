@@ -93,8 +93,9 @@ def _define_optimisation() -> None:
     flags.DEFINE_integer(
         "validation_examples",
         None,
-        "Training images held out, by which the best epoch is chosen; by default 1000, or a tenth if that is less.",
-        1,
+        "Training images held out, by which the best epoch is chosen; by default 1000, or a tenth if that is less; 0 "
+        "trains on all of them, with --select=last or reference.",
+        0,
     )
     define_number(
         "learning_rate", 0.1, "Initial learning rate; falls tenfold after 1/2 and 3/4 of all steps.", excluded=0
@@ -139,7 +140,11 @@ def _define_augmentation() -> None:
         ["shift", "crop", "none"],
         "Random shifts of up to a tenth of the size; or random crops after padding by 4 pixels.",
     )
-    flags.DEFINE_bool("flip", None, "Mirror training images at random; by default unless the data are digits.")
+    flags.DEFINE_bool(
+        "flip",
+        None,
+        "Mirror training images at random; by default for fashion_mnist and cifar, not for digits and your own images.",
+    )
 
 
 @section("Connectivity sampling")
@@ -220,7 +225,7 @@ def _check_training() -> None:
         )
     for sparsifier, names in SPARSIFIER_FLAGS.items():
         for name in names:
-            if FLAGS[name].present and sparsifier_name() not in (sparsifier, "none"):
+            if FLAGS[name].present and sparsifier_name() != sparsifier:
                 raise BadFlag(
                     f"--{name} belongs to --sparsifier={sparsifier}. Received: --sparsifier={sparsifier_name()}"
                 )

@@ -20,7 +20,8 @@ IF_INTERRUPTED = "no finished epoch is lost, run the same command with --resume 
 # What --resume cannot change, for the run would no longer be one run.
 _IDENTITY = (
     *("data", "train_examples", "validation_examples", "batch_size", "augmentation", "flip", "rst_frac", "seed"),
-    *("model", "padding_mode", "mixed_precision", "objective", "connectivity", "epochs"),
+    *("model", "padding_mode", "mixed_precision", "objective", "connectivity", "epochs", "pseudo_labels"),
+    *("dormant_policy", "init_policy", "layer_prior", "pruning_schedule", "allocation"),
 )
 
 
@@ -29,7 +30,7 @@ class TrainingRun(NamedTuple):
 
     directory: Path
     images: trs.data.ImageDataset
-    validation: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray] | None
     auxiliary: tuple[np.ndarray, np.ndarray] | None
     strategy: tf.distribute.Strategy
     steps_per_epoch: int
@@ -76,10 +77,11 @@ def prepare(directory: Path) -> TrainingRun | None:
     if FLAGS.pseudo_labels:
         with command_line.about("pseudo_labels"):
             auxiliary = trs.data.load_pseudo_labels(FLAGS.pseudo_labels, images.num_classes)
-    images, *validation = images.split_validation(_held_out(images), seed=FLAGS.seed)
-    return TrainingRun(
-        directory, images, (validation[0], validation[1]), auxiliary, strategy, _steps_per_epoch(images), resuming
-    )
+    validation = None
+    if _held_out(images):
+        images, *held_out = images.split_validation(_held_out(images), seed=FLAGS.seed)
+        validation = (held_out[0], held_out[1])
+    return TrainingRun(directory, images, validation, auxiliary, strategy, _steps_per_epoch(images), resuming)
 
 
 def train(run: TrainingRun, model: trs.RobustModel) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def train(run: TrainingRun, model: trs.RobustModel) -> dict[str, Any]:
     if first_epoch < FLAGS.epochs:
         model.fit(
             train_images,
-            validation_data=trs.data.test_dataset(*run.validation, FLAGS.batch_size),
+            validation_data=trs.data.test_dataset(*run.validation, FLAGS.batch_size) if run.validation else None,
             epochs=FLAGS.epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=run.steps_per_epoch,
@@ -135,7 +137,7 @@ def finish(run: TrainingRun, model: trs.RobustModel, state: dict[str, Any]) -> N
             "seconds": state["seconds"],
             "images_per_second": state["epoch"] * run.steps_per_epoch * FLAGS.batch_size / state["training_seconds"],
             "seed": FLAGS.seed,
-            "selected": {"by": FLAGS.select, **state["best"].get(stem, {"epoch": state["epoch"]})},
+            "selected": {"by": stem, **state["best"].get(stem, {"epoch": state["epoch"]})},
             "data": {"name": run.images.name, "origin": run.images.origin, "train": len(run.images.train_labels)},
             "model": FLAGS.model,
             "objective": model.objective.describe(),
@@ -144,6 +146,8 @@ def finish(run: TrainingRun, model: trs.RobustModel, state: dict[str, Any]) -> N
         }
         run_directory.write_json(run.directory / "results.json", results)
         report.show(results, run.directory)
+        if stem != FLAGS.select:
+            print(f"Note: no epoch was within the budget for --select={FLAGS.select}; the network is that of the last")
     if FLAGS.strategy == "multi_worker":  # a worker that leaves early would take the others down
         run.strategy.reduce("SUM", run.strategy.run(lambda: tf.constant(1.0)), axis=None)
 
@@ -163,7 +167,10 @@ def evaluate_again(directory: Path) -> None:
 def _is_chief() -> bool:
     if FLAGS.strategy != "multi_worker":
         return True
-    return json.loads(os.environ["TF_CONFIG"]).get("task", {}).get("index", 0) == 0
+    cluster = json.loads(os.environ["TF_CONFIG"])
+    task = cluster.get("task", {})
+    first = "chief" if cluster.get("cluster", {}).get("chief") else "worker"
+    return task.get("type", "worker") == first and task.get("index", 0) == 0
 
 
 def _checkpoint(directory: Path, stem: str) -> Path:
@@ -177,10 +184,15 @@ def _has_checkpoint(directory: Path) -> bool:
 def _held_out(images: trs.data.ImageDataset) -> int:
     """Returns how many training images the best epoch is chosen by."""
     available = len(images.train_labels)
-    number = FLAGS.validation_examples or min(1000, available // 10)
-    if not 1 <= number < available:
+    number = min(1000, available // 10) if FLAGS.validation_examples is None else FLAGS.validation_examples
+    if number >= available:
         raise command_line.BadFlag(
-            f"--validation_examples={number}: expected at least 1 and fewer than the {available} training images"
+            f"--validation_examples={number}: expected fewer than the training images. Received: {available} of them"
+        )
+    if number == 0 and FLAGS.select.startswith("best"):
+        raise command_line.BadFlag(
+            f"--validation_examples=0: expected --select=last or --select=reference with it, or more than 10 training "
+            f"images. Received: --select={FLAGS.select}, {available} training images"
         )
     return number
 
@@ -226,7 +238,7 @@ def _describe(run: TrainingRun, model: trs.RobustModel, first_epoch: int) -> Non
     left = f", {FLAGS.epochs - first_epoch} of them left" if first_epoch else ""
     print(f"Data:      {images.name}, images of {size}, {images.num_classes} classes, from {images.origin}")
     print(
-        f"Split:     {len(images.train_labels)} images to train on, {len(run.validation[1])} to select by, "
+        f"Split:     {len(images.train_labels)} images to train on, {len(run.validation[1]) if run.validation else 0} to select by, "
         f"{len(images.test_labels)} to test"
     )
     print(f"Network:   {FLAGS.model}, {statistics['nonzero']} of {statistics['prunable']} kernel entries connected")

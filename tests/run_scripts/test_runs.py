@@ -188,7 +188,8 @@ def test_sparse_beats_chance_and_its_dense_twin_trains_under_the_same_flags(tmp_
     common = (*TINY, "--train_examples=1024", "--test_examples=500", "--epochs=4", "--learning_rate=0.05")
     for twin in (("-s", "--connectivity=0.05"), ()):
         directory = tmp_path / f"run{len(twin)}"
-        run_script(TRAIN, *common, *twin, "--augmentation=none", f"--output_dir={directory}").expect()
+        strong = ("--pgd_iters=50", "--pgd_restarts=2", "--augmentation=none")
+        run_script(TRAIN, *common, *twin, *strong, f"--output_dir={directory}").expect()
         chance = 0.1 + 3 * (0.1 * 0.9 / 500) ** 0.5
         assert results(directory)["robust_accuracy"] > chance
 

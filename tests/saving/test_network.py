@@ -1,5 +1,6 @@
 """Networks survive the disk, damaged files are told apart, and a SavedModel needs nothing of this package."""
 
+import contextlib
 import json
 import resource
 import subprocess
@@ -20,12 +21,15 @@ def names(path):
     return sorted(each.name for each in path.iterdir())
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """Lets files grow to 4 KiB only, as on a disk that is almost full."""
+    """Lets files grow to 4 KiB only, as on a disk that is almost full; not for long: pytest's own log is a file too."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("kernel", layers.KERNELS)
@@ -61,12 +65,11 @@ def test_every_architecture_loads_in_the_same_layer_order(tmp_path):
     ]
 
 
-def test_full_disk_leaves_the_old_network(tmp_path, small_files):
+def test_full_disk_leaves_the_old_network(tmp_path):
     network = residual_network()
     saving.save_network(network, tmp_path)
     before = (tmp_path / "network.keras").read_bytes()
-    small_files()
-    with pytest.raises(OSError, match="too large"):
+    with small_files(), pytest.raises(OSError, match="too large"):
         saving.save_network(residual_network(seed=9), tmp_path)
     assert names(tmp_path) == ["network.keras"]
     assert (tmp_path / "network.keras").read_bytes() == before

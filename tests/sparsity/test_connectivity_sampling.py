@@ -268,3 +268,12 @@ def test_optimizers_that_would_undo_the_sparsity_are_refused(arguments):
     model = RobustModel(tiny_network(), objectives.Natural(), ConnectivitySampling(0.1))
     with pytest.raises(ValueError, match=next(iter(arguments))):
         model.compile(keras.optimizers.SGD(0.1, **arguments))
+
+
+def test_a_trained_network_can_be_made_sparser():
+    network = tiny_network(connectivity=0.1)
+    model, _ = compiled(network, connectivity=0.2)
+    model.fit(tiny_dataset(), epochs=2, verbose=0)
+    _, sparser = compiled(network, connectivity=0.1)
+    assert sum(sparser.count()) > sparser.budget and not sparser.within_budget()
+    sparser.check(network)  # above its budget, but not above what it was given

@@ -100,3 +100,18 @@ def test_bad_settings_are_named():
         schedules.polynomial(0.1, end_step=5, begin_step=5)
     with pytest.raises(ValueError, match='kernel="masked"'):
         MagnitudePruning(0.1).attach(tiny_network("rewiring"))
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("gradual", [False, True])
+def test_large_kernels_keep_exactly_the_truncated_product(allocation, gradual):
+    network = keras.Sequential([keras.Input((1_536,)), layers.MaskedDense(1_536)])  # 2,359,296 entries
+    schedule = schedules.polynomial(0.01, end_step=1, frequency=1) if gradual else None
+    sparsifier = MagnitudePruning(0.01, schedule, allocation)
+    sparsifier.attach(network)
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(network.trainable_variables)
+    for _ in range(3):
+        optimizer.apply_gradients([(tf.zeros_like(v), v) for v in network.trainable_variables])
+        sparsifier.after_update(sparsifier.before_update(optimizer), optimizer)
+    assert counts(network) == [23_592] == [sparsifier.budget]

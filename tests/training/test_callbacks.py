@@ -10,7 +10,7 @@ import pytest
 from tests.networks import tiny_dataset, tiny_images, tiny_network
 from tf_robust_sparse import data, objectives, saving
 from tf_robust_sparse.attacks import LinfPGD
-from tf_robust_sparse.sparsity import ConnectivitySampling
+from tf_robust_sparse.sparsity import ConnectivitySampling, MagnitudePruning, schedules
 from tf_robust_sparse.training import Checkpoints, Connections, ReferenceSelection, RobustModel, StopOnNaN, sgdw
 from tf_robust_sparse.training.callbacks import clean_accuracy, correct_counter
 
@@ -236,3 +236,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_checkpoint_is_overwritten(lo
     with pytest.raises(FloatingPointError, match=r"became (nan|inf) in epoch 2, batch 4\. Try .*--resume"):
         stop.on_train_batch_end(3, {"loss": loss})
     assert (tmp_path / "last.weights.h5").read_bytes() == before
+
+
+def test_no_epoch_before_the_budget_is_reached_becomes_the_best(tmp_path):
+    network = tiny_network("masked")
+    schedule = schedules.polynomial(0.1, end_step=2 * STEPS, frequency=1)
+    model = RobustModel(network, objectives.Natural(), MagnitudePruning(0.1, schedule))
+    model.compile(sgdw(0.1, 5e-4))
+    checkpoints = Checkpoints(tmp_path, {"best": "falling"}, CONFIG, sparsifier=model.sparsifier)
+    falling = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(falling=-epoch))
+    train(model, [falling, checkpoints])
+    assert checkpoints.state["best"]["best"]["epoch"] == 3  # pruning ends with the first step of the third epoch
+    saving.load_checkpoint(tmp_path / "best.weights.h5", model)
+    assert model.sparsifier.within_budget()

@@ -115,7 +115,7 @@ class RewiringDense(RewiringKernel, DenseOperation):
     Weights:
         theta: `(input_dim, units)`, float32 under every dtype policy, trainable.
         positive: as `theta`, boolean, fixed at creation; `sign` is 1 where it is `True` and -1 elsewhere.
-        bias: `(units,)`, trainable, always present.
+        bias: `(units,)`, trainable, never rewired.
 
     Raises:
         ValueError: if `units` is not a positive integer or `initial_connectivity` is outside (0, 1].
@@ -147,7 +147,7 @@ class RewiringConv2D(RewiringKernel, Conv2DOperation):
     Weights:
         theta: `(kernel_height, kernel_width, channels, filters)`, float32 under every dtype policy, trainable.
         positive: as `theta`, boolean, fixed at creation; `sign` is 1 where it is `True` and -1 elsewhere.
-        bias: `(filters,)`, trainable, always present.
+        bias: `(filters,)`, trainable, never rewired.
 
     Raises:
         ValueError: if a size is not positive, the padding is unknown or `initial_connectivity` is outside (0, 1].

@@ -118,6 +118,7 @@ class ConnectivitySampling(Sparsifier):
                 layer.theta.assign(tf.nn.relu(layer.theta))
         if self.init_policy == "exact":
             self._connect_exactly()
+        self._count_at_first = sum(self.count())  # may exceed the budget for a while
 
     def before_update(self, optimizer: keras.optimizers.Optimizer) -> _Before:
         """Notes step, learning rate and connections, all of them before the update."""
@@ -175,11 +176,11 @@ class ConnectivitySampling(Sparsifier):
                 stray = int(tf.math.count_nonzero(layer.theta < 0))
                 if stray:
                     raise RuntimeError(f"{stray} dormant entries of {layer.name} are not zero.")
-            if sum(counts) > max(self.budget, self._initial_count):
+            if sum(counts) > max(self.budget, self._count_at_first):
                 raise RuntimeError(f"The network has {sum(counts)} connections, more than the budget {self.budget}.")
 
     def turnover(self) -> dict[str, Any]:
-        """Returns births and deaths per layer since the last call and the connections at present, and starts anew."""
+        """Returns births and deaths per layer since the last call, and starts anew."""
         births, deaths = (np.asarray(counter).tolist() for counter in (self.births, self.deaths))
         self.births.assign(tf.zeros_like(self.births))
         self.deaths.assign(tf.zeros_like(self.deaths))
@@ -239,11 +240,6 @@ class ConnectivitySampling(Sparsifier):
                 theta.flat[chosen] = np.abs(np.asarray(fresh)).flat[chosen]
         for layer, theta in zip(self.layers, thetas, strict=True):
             layer.theta.assign(theta)
-
-    @property
-    def _initial_count(self) -> int:
-        """How many connections the network was given at the start, which may exceed the budget for a while."""
-        return sum(int(size * layer.initial_connectivity) for size, layer in zip(self.sizes, self.layers, strict=True))
 
 
 def _flat(variable: Any) -> tf.Tensor:

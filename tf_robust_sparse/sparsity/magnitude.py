@@ -85,18 +85,21 @@ class MagnitudePruning(Sparsifier):
             yield layer.kernel, tf.where(mask, layer.kernel, 0.0)
 
     def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the masks that keep exactly `int(entries * connectivity)` entries per kernel or in all."""
+        """Returns the masks that keep `int(entries * connectivity)` entries per kernel or in all."""
         scores = [self.scores(layer) for layer in self.layers]
         if self.allocation == "uniform":
             return [
-                top_k_mask(score, _fraction(size, connectivity)) for score, size in zip(scores, self.sizes, strict=True)
+                top_k_mask(score, self._number(size, connectivity))
+                for score, size in zip(scores, self.sizes, strict=True)
             ]
         flat = tf.concat([tf.reshape(score, (-1,)) for score in scores], 0)
-        mask = top_k_mask(flat, _fraction(sum(self.sizes), connectivity))
+        mask = top_k_mask(flat, self._number(sum(self.sizes), connectivity))
         parts = tf.split(mask, self.sizes)
         return [tf.reshape(part, score.shape) for part, score in zip(parts, scores, strict=True)]
 
-
-def _fraction(size: int, connectivity: tf.Tensor) -> tf.Tensor:
-    # The schedule's sparsity is float32: the product may miss a whole number by a rounding error.
-    return tf.cast(tf.math.floor(size * connectivity + 1e-6 * size), tf.int64)
+    def _number(self, size: int, connectivity: tf.Tensor) -> tf.Tensor:
+        """Returns how many of `size` entries are kept, exactly `int(size * target)` once the target is reached."""
+        # The library computes sparsity in float32: its 1 - 0.9 is off by 1e-8, which is many entries of a large kernel.
+        at_target = tf.abs(connectivity - self.connectivity) < 1e-6
+        kept = tf.cast(tf.math.floor(size * connectivity), tf.int64)
+        return tf.where(at_target, tf.constant(int(size * self.connectivity), tf.int64), kept)

@@ -71,6 +71,14 @@ class Sparsifier:
             RuntimeError: if there are more than the sparsifier allows at present.
         """
 
+    def within_budget(self) -> bool:
+        """Tells whether the network has come down to the connections it is meant to end with.
+
+        A network that is pruned gradually, or starts above its budget, is more robust before; no such state may be
+        chosen as the best one.
+        """
+        return sum(self.count()) <= self.budget
+
     def turnover(self) -> dict[str, Any]:
         """Returns counters of what changed since the last call, ready for JSON."""
         return {}

@@ -140,9 +140,10 @@ class Checkpoints(keras.callbacks.Callback):
         if self._sparsifier is not None:
             self._sparsifier.check(self.model.network)
         improved = []
+        eligible = self._sparsifier is None or self._sparsifier.within_budget()
         for stem, name in self.best_names.items():
             value = logs.get(name)
-            if value is not None and value > self.state["best"].get(stem, {"value": -math.inf})["value"]:
+            if eligible and value is not None and value > self.state["best"].get(stem, {"value": -math.inf})["value"]:
                 self.state["best"][stem] = {"epoch": epoch + 1, "monitor": name, "value": value}
                 improved.append(stem)
         for stem in [*improved, "last"]:
