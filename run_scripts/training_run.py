@@ -233,12 +233,13 @@ def _tensorboard(directory: Path) -> keras.callbacks.Callback:
 def _describe(run: TrainingRun, model: trs.RobustModel, first_epoch: int) -> None:
     """Says what is about to happen."""
     images, statistics = run.images, trs.sparsity.statistics.summary(model.network)
+    held_out = len(run.validation[1]) if run.validation else 0
     size = "x".join(str(length) for length in images.train_images.shape[1:])
     sparsity = report.words(model.sparsifier.describe()) if model.sparsifier else "none, a dense network"
     left = f", {FLAGS.epochs - first_epoch} of them left" if first_epoch else ""
     print(f"Data:      {images.name}, images of {size}, {images.num_classes} classes, from {images.origin}")
     print(
-        f"Split:     {len(images.train_labels)} images to train on, {len(run.validation[1]) if run.validation else 0} to select by, "
+        f"Split:     {len(images.train_labels)} images to train on, {held_out} to select by, "
         f"{len(images.test_labels)} to test"
     )
     print(f"Network:   {FLAGS.model}, {statistics['nonzero']} of {statistics['prunable']} kernel entries connected")

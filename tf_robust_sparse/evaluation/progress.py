@@ -1,5 +1,6 @@
 """A progress bar on standard error."""
 
+import sys
 from types import TracebackType
 
 import tqdm
@@ -15,7 +16,10 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, shown: bool) -> None:
-        self._bar = tqdm.tqdm(total=total, desc=title, unit="image", disable=not shown, leave=True)
+        seconds = 0.1 if sys.stderr.isatty() else 20.0  # a log file needs a line now and then, not ten a second
+        self._bar = tqdm.tqdm(
+            total=total, desc=title, unit="image", disable=not shown, mininterval=seconds, maxinterval=2 * seconds
+        )
 
     def __enter__(self) -> "Progress":
         return self
