@@ -80,7 +80,7 @@ def _signed(theta: tf.Tensor, positive: tf.Tensor) -> Any:
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
         # The kernel knows its sign and where it is 0, so that no mask need be kept until the backward pass.
-        return tf.sign(kernel) * upstream, None
+        return tf.where(kernel > 0, upstream, tf.where(kernel < 0, -upstream, 0.0)), None
 
     return kernel, gradient
 
