@@ -88,7 +88,7 @@ def test_folded_network_is_the_same_network(kernel, options, policy):
     expected = logits_and_gradient()
     for enter_settled in (False, True):
         with layers.settled_kernels(network) if enter_settled else tf.name_scope("none"):
-            with layers.folded_batch_norm(network):
+            with layers.inference_kernels(network):
                 folded = logits_and_gradient()
             after = logits_and_gradient()
         np.testing.assert_allclose(folded[0], expected[0], atol=tolerance * max(1, np.abs(expected[0]).max()))
@@ -133,7 +133,7 @@ def test_subclassed_model_is_settled_and_left_unfolded():
     model = Subclassed()
     expected = model(images())
     assert len(layers.kernel_layers(model)) == 4
-    with layers.settled_kernels(model), layers.folded_batch_norm(model):
+    with layers.settled_kernels(model), layers.inference_kernels(model):
         np.testing.assert_array_equal(model(images(), training=False), expected)
 
 
@@ -141,7 +141,7 @@ def test_subclassed_model_is_settled_and_left_unfolded():
 def test_each_kernel_is_computed_once(kernel, monkeypatch):
     network = network_of(kernel)
     calls = count(monkeypatch, network)
-    with layers.settled_kernels(network), layers.folded_batch_norm(network):
+    with layers.settled_kernels(network), layers.inference_kernels(network):
         for _ in range(3):
             network(images(), training=False)
         assert [layer.effective_kernel.dtype for layer in layers.kernel_layers(network)] == ["float32"] * 4
@@ -176,7 +176,7 @@ def test_assignments_take_effect_after_the_block():
 
 def test_an_error_ends_the_block():
     network = network_of()
-    with pytest.raises(ZeroDivisionError), layers.settled_kernels(network), layers.folded_batch_norm(network):
+    with pytest.raises(ZeroDivisionError), layers.settled_kernels(network), layers.inference_kernels(network):
         raise ZeroDivisionError
     assert not kernel_seam._block.kernels
     assert not kernel_seam._block.settled
@@ -185,7 +185,7 @@ def test_an_error_ends_the_block():
 
 def test_training_mode_inside_a_fold_is_an_error():
     network = network_of()
-    with layers.folded_batch_norm(network), pytest.raises(RuntimeError, match="training=False"):
+    with layers.inference_kernels(network), pytest.raises(RuntimeError, match="training=False"):
         network(images(), training=True)
 
 
@@ -197,7 +197,7 @@ def test_blocks_nest_in_any_order(blocks):
     def enter(rest):
         np.testing.assert_allclose(network(images(), training=False), expected, atol=1e-5)
         if rest:
-            with {"f": layers.folded_batch_norm, "s": layers.settled_kernels}[rest[0]](network):
+            with {"f": layers.inference_kernels, "s": layers.settled_kernels}[rest[0]](network):
                 enter(rest[1:])
             np.testing.assert_allclose(network(images(), training=False), expected, atol=1e-5)
 
@@ -206,7 +206,7 @@ def test_blocks_nest_in_any_order(blocks):
 
 def test_settling_one_network_leaves_the_fold_of_another():
     first, second = network_of(), network_of()
-    with layers.folded_batch_norm(first), layers.settled_kernels(second):
+    with layers.inference_kernels(first), layers.settled_kernels(second):
         assert kernel_seam.is_folded(first.get_layer("bn"))
         with layers.settled_kernels(keras.Sequential([first])):
             assert not kernel_seam.is_folded(first.get_layer("bn"))
@@ -220,14 +220,14 @@ def test_each_thread_has_its_own_blocks():
 
     def other():
         seen["outside"] = network(x, training=False).numpy()
-        with layers.settled_kernels(network), layers.folded_batch_norm(network):
+        with layers.settled_kernels(network), layers.inference_kernels(network):
             seen["inside"] = network(x, training=False).numpy()
         seen["folded"] = kernel_seam.is_folded(network.get_layer("bn"))
 
     with layers.settled_kernels(network):
         for layer in layers.kernel_layers(network):
             layer.kernel.assign(2 * layer.kernel)
-        with layers.folded_batch_norm(network):
+        with layers.inference_kernels(network):
             thread = threading.Thread(target=other)
             thread.start()
             thread.join()
@@ -248,7 +248,7 @@ def test_replicas_settle_their_own_kernels():
     @tf.function
     def logits():
         def step():
-            with layers.settled_kernels(network), layers.folded_batch_norm(network):
+            with layers.settled_kernels(network), layers.inference_kernels(network):
                 first = network(x, training=False)
                 tf.distribute.get_replica_context().merge_call(lambda strategy: None)  # the threads take turns here
                 return first, network(x, training=False)
@@ -273,7 +273,7 @@ def test_compiled_attack_loop_reads_the_settled_kernels():
 
     @tf.function(autograph=False)
     def attack(x):
-        with layers.settled_kernels(network), layers.folded_batch_norm(network):
+        with layers.settled_kernels(network), layers.inference_kernels(network):
             return tf.while_loop(lambda i, x: i < 3, body, (0, x), maximum_iterations=3)[1]
 
     x = images()
@@ -294,7 +294,7 @@ def test_batch_norm_outside_a_fold_is_that_of_keras():
 
 def test_no_penalty_leaks_out_of_an_attack():
     network = network_of()
-    with layers.settled_kernels(network), layers.folded_batch_norm(network):
+    with layers.settled_kernels(network), layers.inference_kernels(network):
         network(images(), training=False)
     assert network.losses == []
 

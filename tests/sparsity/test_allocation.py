@@ -53,32 +53,47 @@ def test_pairs_of_layers_have_multinomial_probabilities():
     assert scipy.stats.chisquare(observed, 1_600 * np.array([9, 6, 1]) / 16).pvalue > 0.001
 
 
-@pytest.mark.parametrize("count", [10, 70])  # by rejection, and by shuffling
+@pytest.mark.parametrize("count", [10, 70])
 def test_dormant_positions_are_drawn_uniformly(count):
-    theta = np.full(150, 0.5, np.float32)
-    dormant = np.random.default_rng(0).choice(150, 100, replace=False)
-    theta[dormant] = np.where(np.arange(100) % 2, 0.0, -0.3)
-    draw = tf.function(
-        lambda seed: draw_dormant(tf.constant(theta), tf.constant(count, tf.int64), tf.constant(100, tf.int64), seed)
-    )
-    hits = np.zeros(150)
+    random = np.random.default_rng(0)
+    dormant = np.sort(random.choice(150, 100, replace=False))
+    connected = tf.constant(np.setdiff1d(np.arange(150), dormant))
+    full, empty = tf.range(20, dtype=tf.int64), tf.range(0, dtype=tf.int64)
+    draw = tf.function(lambda seed: draw_dormant([full, connected, empty], [20, 150, 60], counts, seed))
+    counts = tf.constant([0, count, 20], tf.int64)
+    hits, others, firsts, differences = np.zeros(150), np.zeros(60), np.zeros(150), []
     for seed in seeds(2_000):
-        positions = draw(seed).numpy()
-        assert len(set(positions)) == count
+        nothing, positions, other = (tensor.numpy() for tensor in draw(seed))
+        assert nothing.size == 0
+        assert len(set(positions)) == len(positions) == count
+        assert len(set(other)) == len(other) == 20
         hits[positions] += 1
-    assert hits[theta > 0].sum() == 0
-    # Counts of draws without replacement have variance n p (1 - p); chi-square assumes n p.
-    expected = 2_000 * count / 100
-    statistic = ((hits[dormant] - expected) ** 2 / (expected * (1 - count / 100))).sum() * 99 / 100
-    assert scipy.stats.chi2.sf(statistic, 99) > 0.001
+        others[other] += 1
+        firsts[positions[0]] += 1
+        ranks = np.searchsorted(dormant, positions[:2])
+        differences.append((ranks[1] - ranks[0]) % 100)
+    assert hits[connected.numpy()].sum() == 0
+    for seen, number, room in ((hits[dormant], count, 100), (others, 20, 60)):
+        # Counts of draws without replacement have variance n p (1 - p); chi-square assumes n p.
+        expected = 2_000 * number / room
+        statistic = ((seen - expected) ** 2 / (expected * (1 - number / room))).sum() * (room - 1) / room
+        assert scipy.stats.chi2.sf(statistic, room - 1) > 0.001
+    assert scipy.stats.chisquare(firsts[dormant]).pvalue > 0.001
+    assert scipy.stats.chisquare(np.bincount(differences, minlength=100)[1:]).pvalue > 0.001
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_a_layer_can_be_filled(count):
-    theta = tf.constant([0.1, 0.0, -1.0, 0.0, 0.0, 0.2, 0.0])
-    positions = draw_dormant(theta, tf.constant(count, tf.int64), tf.constant(5, tf.int64), tf.constant([0, 1]))
+    connected, counts = tf.constant([0, 5], tf.int64), tf.constant([count], tf.int64)
+    (positions,) = draw_dormant([connected], [7], counts, tf.constant([0, 1]))
     assert len(set(positions.numpy())) == count
     assert set(positions.numpy()) <= {1, 2, 3, 4, 6}
+
+
+def test_large_kernels_can_be_filled():
+    counts = tf.constant([300_000], tf.int64)
+    (positions,) = draw_dormant([tf.range(0, dtype=tf.int64)], [300_000], counts, tf.constant([0, 1]))
+    np.testing.assert_array_equal(np.sort(positions), np.arange(300_000))
 
 
 def test_top_k_keeps_exactly_k_despite_ties():

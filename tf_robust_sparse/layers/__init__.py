@@ -3,7 +3,7 @@
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
 from tf_robust_sparse.layers.kernel_seam import (
     convolve,
-    folded_batch_norm,
+    inference_kernels,
     kernel_layers,
     multiply,
     settled_kernels,
@@ -34,7 +34,7 @@ __all__ = [
     "RewiringConv2D",
     "RewiringDense",
     "convolve",
-    "folded_batch_norm",
+    "inference_kernels",
     "graph",
     "kernel_layers",
     "multiply",

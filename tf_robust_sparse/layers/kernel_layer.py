@@ -19,6 +19,8 @@ class KernelLayer(keras.layers.Layer):
     """
 
     prunable = False  # whether a sparsifier may change which entries of the kernel are non-zero
+    # Fraction of the kernel entries that will be non-zero, as far as the constructor knows; decides nothing but speed.
+    expected_connectivity = 1.0
 
     def __init__(
         self,
@@ -140,6 +142,7 @@ class Conv2DOperation(KernelLayer):
                 f"Received: input_shape={input_shape}"
             )
         self._add_weights((*self.kernel_size, input_shape[-1], self.filters))
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: input_shape[-1]})
 
     def call(self, inputs):
         """Returns outputs of shape `(batch, new_height, new_width, filters)`."""

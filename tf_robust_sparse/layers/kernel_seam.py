@@ -2,14 +2,15 @@
 
 Adversarial training reads each kernel a dozen times per optimisation step (ten attack steps, one or two training
 passes) while the weights stand still. `settled_kernels` computes every effective kernel (mask, `sign * relu(theta)`,
-cast to the compute dtype) once and hands the result to all forward passes inside the block. `folded_batch_norm` goes
-one step further for the attack, whose batch norm runs in inference mode: it multiplies the batch norm scale into the
-preceding kernel, so that the normalisation costs nothing in the attack's loop.
+cast to the compute dtype) once and hands the result to all forward passes inside the block. `inference_kernels` goes
+two steps further for the attack, whose batch norm runs in inference mode and which needs no gradient of the weights: it
+multiplies the batch norm scale into the preceding kernel, so that the normalisation costs nothing in the attack's loop,
+and convolves with a sparse matrix where a kernel has so few connections that this is faster.
 
 What is settled lives in thread-local storage, not on the layers: the replica threads of `tf.distribute` interleave
 while they trace, and each must see its own tensors.
 
-A faster kernel (a sparse convolution, say) replaces `convolve` or `multiply` and reaches every layer at once.
+A faster kernel put into `convolve` or `multiply` reaches every layer at once.
 """
 
 import contextlib
@@ -20,13 +21,14 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse.layers.sparse_convolution import SparseKernel, pays, sparse_convolve, sparse_kernel
 from tf_robust_sparse.layers.topology import chains
 
 
 class Settled(NamedTuple):
     """A layer's effective kernel and bias, in the compute dtype of the layer; `bias` may be `None`."""
 
-    kernel: tf.Tensor
+    kernel: tf.Tensor | SparseKernel
     bias: tf.Tensor | None
 
 
@@ -42,8 +44,10 @@ class _Block(threading.local):
 _block = _Block()
 
 
-def convolve(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str) -> tf.Tensor:
+def convolve(x: tf.Tensor, kernel: tf.Tensor | SparseKernel, strides: tuple[int, int], padding: str) -> tf.Tensor:
     """Returns the 2-D convolution of `x` `(batch, height, width, channels)` with an HWIO `kernel`."""
+    if isinstance(kernel, SparseKernel):  # made for stride 1 and padding "same" only
+        return sparse_convolve(x, kernel)
     return tf.nn.conv2d(x, kernel, strides=list(strides), padding=padding.upper())
 
 
@@ -91,20 +95,36 @@ def settled_kernels(network: keras.Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def folded_batch_norm(network: keras.Model) -> Iterator[None]:
-    """Folds every inference-mode batch norm into the kernel before it, for forward passes inside the block.
+def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterator[None]:
+    """Prepares every kernel of `network` for forward passes in inference mode inside the block.
 
-    A batch norm is folded where the kernel's output goes nowhere else and has no activation of its own; the others
-    stay as they are. Inside the block the network must be called with `training=False`.
+    Every batch norm is folded into the kernel before it, where the kernel's output goes nowhere else and has no
+    activation of its own; the others stay as they are. On CPUs, convolutions that expect few connections become sparse
+    products. Inside the block the network must be called with `training=False`, and gradients reach the inputs alone.
+
+    Args:
+        network: A network of the toolkit's layers; other layers are left alone.
+        allow_sparse: Whether sparse products are allowed; XLA cannot compile them.
     """
+    allow_sparse = allow_sparse and not tf.config.list_logical_devices("GPU")
+    normalizations = {id(layer): normalization for layer, normalization in foldable_pairs(network)}
     settled, folded = {}, set()
-    for layer, normalisation in foldable_pairs(network):
-        scale, shift = normalisation.inference_scale_and_shift()
+    for layer in kernel_layers(network):
+        sparse = allow_sparse and _sparse_pays(layer)
+        normalization = normalizations.get(id(layer))
+        if normalization is None:
+            if sparse:
+                settled[id(layer)] = Settled(sparse_kernel(effective_kernel(layer)), _compute_bias(layer))
+            continue
+        scale, shift = normalization.inference_scale_and_shift()
         if layer.bias is not None:
             shift += layer.bias * scale
-        dtype = layer.compute_dtype
-        settled[id(layer)] = Settled(tf.cast(effective_kernel(layer) * scale, dtype), tf.cast(shift, dtype))
-        folded.add(id(normalisation))
+        kernel, dtype = effective_kernel(layer) * scale, layer.compute_dtype
+        settled[id(layer)] = Settled(
+            sparse_kernel(kernel) if sparse else tf.cast(kernel, dtype),
+            tf.cast(shift, dtype),
+        )
+        folded.add(id(normalization))
     with _installed(settled=_block.settled | settled, folded=_block.folded | folded):
         yield
 
@@ -129,9 +149,23 @@ def _all_layers(network: keras.Model) -> Iterator[Any]:
             yield layer
 
 
+def _sparse_pays(layer: Any) -> bool:
+    """Tells whether `layer` is a convolution that a sparse product computes faster."""
+    return (
+        getattr(layer, "padding", None) == "same"
+        and layer.strides == (1, 1)
+        and all(side % 2 for side in layer.kernel_size)
+        and layer.compute_dtype == "float32"
+        and pays((*layer.kernel_size, layer.input_spec.axes[-1], layer.filters), layer.expected_connectivity)
+    )
+
+
 def _compute_form(layer: Any, kernel: tf.Tensor) -> Settled:
-    bias = None if layer.bias is None else tf.cast(layer.bias, layer.compute_dtype)
-    return Settled(tf.cast(kernel, layer.compute_dtype), bias)
+    return Settled(tf.cast(kernel, layer.compute_dtype), _compute_bias(layer))
+
+
+def _compute_bias(layer: Any) -> tf.Tensor | None:
+    return None if layer.bias is None else tf.cast(layer.bias, layer.compute_dtype)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from tf_robust_sparse.layers import kernel_seam
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, skipped where `folded_batch_norm` made it part of the preceding kernel.
+    """`keras.layers.BatchNormalization`, skipped where `inference_kernels` made it part of the preceding kernel.
 
     Arguments, weights and results are those of the Keras layer. On several replicas the moving statistics are the mean
     over the replicas, also if the layer is not synchronized; those of the Keras layer drift apart.
@@ -41,6 +41,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Normalises `inputs`, or returns them unchanged where the preceding kernel has done so."""
         if kernel_seam.is_folded(self):
             if training:
-                raise RuntimeError("A network inside `folded_batch_norm` must be called with training=False.")
+                raise RuntimeError("A network inside `inference_kernels` must be called with training=False.")
             return inputs
         return super().call(inputs, training=training, mask=mask)

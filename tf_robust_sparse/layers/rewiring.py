@@ -58,6 +58,11 @@ class RewiringKernel:
         )
 
     @property
+    def expected_connectivity(self) -> float:
+        """The initial connectivity: rewiring keeps the number of connections of the whole network."""
+        return self.initial_connectivity
+
+    @property
     def sign(self) -> tf.Tensor:
         """The sign of each entry, int8 in {-1, 1}."""
         return tf.where(self.positive, tf.constant(1, tf.int8), tf.constant(-1, tf.int8))

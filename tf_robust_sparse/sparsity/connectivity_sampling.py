@@ -1,7 +1,6 @@
 """Bayesian connectivity sampling: DEEP R with one budget for the whole network."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -87,8 +86,7 @@ class ConnectivitySampling(Sparsifier):
         self.check_invariants = bool(check_invariants)
         self.seed = int(seed)
         # Whoever falls below zero is frozen there, or goes on drifting.
-        lowest = 0.0 if dormant_policy == "freeze" else -float("inf")
-        self._diffuse = _diffusion(self.noise_scaling, self.l1, lowest)
+        self._lowest = 0.0 if dormant_policy == "freeze" else -float("inf")
         self.births: Any = None
         self.deaths: Any = None
 
@@ -134,29 +132,35 @@ class ConnectivitySampling(Sparsifier):
             tf.random.experimental.stateless_split(tf.stack([self.seed, state.step]), 3)
         )
         before = tf.stack([tf.size(connected, tf.int64) for connected in state.connected])
-        noise_seeds, position_seeds = (
-            tf.random.stateless_uniform((len(self.layers), 2), seed, None, None, tf.int32)
-            for seed in (noise_seed, position_seed)
-        )
-        counts: list[tf.Tensor] = []
+        # Only connected entries are touched: noise for every entry would cost a hundred times as much at 1 %.
+        noise = tf.random.stateless_normal([tf.reduce_sum(before)], noise_seed)
+        steps = state.learning_rate * (self.noise_scaling * noise - self.l1)
         done: list[Any] = []
-        for index, (layer, connected) in enumerate(zip(self.layers, state.connected, strict=True)):
+        for layer, connected, step in zip(
+            self.layers, state.connected, tf.split(steps, before, num=len(self.layers)), strict=True
+        ):
             with tf.control_dependencies(done):  # one layer after the other, to hold the copies of one layer only
-                theta, living = self._diffuse(_flat(layer.theta), connected, state.learning_rate, noise_seeds[index])
-                counts.append(living)
-                updates = [(layer.theta, tf.reshape(theta, layer.theta.shape))]
+                theta = _flat(layer.theta)
+                moved = tf.maximum(tf.gather(theta, connected) + step, self._lowest)
+                theta = tf.reshape(tf.tensor_scatter_nd_update(theta, connected[:, None], moved), layer.theta.shape)
+                updates = [(layer.theta, theta)]
                 if self.dormant_policy == "freeze":
-                    alive = tf.reshape(theta > 0, layer.theta.shape)
+                    alive = theta > 0
                     updates += [(slot, tf.where(alive, slot, 0.0)) for slot in slots(optimizer, layer.theta)]
                 done = assign_everywhere(updates)
-        after = tf.stack(counts)
+        with tf.control_dependencies(done):
+            living = [tf.where(_flat(layer.theta) > 0)[:, 0] for layer in self.layers]
+        after = tf.stack([tf.size(connected, tf.int64) for connected in living])
         missing = tf.maximum(self.budget - tf.reduce_sum(after), 0)
         room = tf.constant(self.sizes, tf.int64) - after
         births = draw_layers(missing, self._weights, room, layer_seed)
         done += self._assertions(before, after, births)
-        for index, layer in enumerate(self.layers):
+        with tf.control_dependencies(done):
+            born = draw_dormant(living, self.sizes, births, position_seed)
+        for layer, positions in zip(self.layers, born, strict=True):
             with tf.control_dependencies(done):
-                theta = _with_newborn(_flat(layer.theta), births[index], room[index], position_seeds[index])
+                newborn = tf.fill(tf.shape(positions), NEWBORN)
+                theta = tf.tensor_scatter_nd_update(_flat(layer.theta), positions[:, None], newborn)
                 done = assign_everywhere([(layer.theta, tf.reshape(theta, layer.theta.shape))])
         # Under the reference policy momentum may revive a connection: the difference counts what was lost on balance.
         assign_everywhere([(self.births, self.births + births), (self.deaths, self.deaths + before - after)])
@@ -245,39 +249,3 @@ class ConnectivitySampling(Sparsifier):
 def _flat(variable: Any) -> tf.Tensor:
     return tf.reshape(tf.convert_to_tensor(variable), (-1,))
 
-
-def _one_graph(*signature: tf.TensorSpec) -> Callable[..., Any]:
-    """Traces a function once for all layers: fifty copies of its graph would take more memory than their kernels.
-
-    Only tensors that are not constant may be passed, or the graph optimizer makes a copy for each call after all.
-    """
-    return tf.function(input_signature=signature, autograph=False, experimental_attributes={"_noinline": True})
-
-
-_FLAT, _FLOAT = tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.float32)
-_NUMBERS, _NUMBER = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int64)
-_SEED = tf.TensorSpec([2], tf.int32)
-
-
-def _diffusion(noise_scaling: float, l1: float, lowest: float) -> Callable[..., Any]:
-    """Returns the function that moves the connections of one layer, flat, by prior and noise.
-
-    Only connected entries are touched: noise for every entry would cost a hundred times as much at 1 %.
-    """
-
-    @_one_graph(_FLAT, _NUMBERS, _FLOAT, _SEED)
-    def diffused(theta, connected, learning_rate, seed):
-        values = tf.gather(theta, connected)
-        noise = tf.random.stateless_normal(tf.shape(values), seed)
-        values = tf.maximum(values + learning_rate * (noise_scaling * noise - l1), lowest)
-        theta = tf.tensor_scatter_nd_update(theta, connected[:, tf.newaxis], values)
-        return theta, tf.cast(tf.reduce_sum(tf.cast(theta > 0, tf.int32)), tf.int64)
-
-    return diffused
-
-
-@_one_graph(_FLAT, _NUMBER, _NUMBER, _SEED)
-def _with_newborn(theta, count, dormant, seed):
-    """Returns flat `theta` with `count` new connections among its `dormant` entries."""
-    positions = draw_dormant(theta, count, dormant, seed)
-    return tf.tensor_scatter_nd_update(theta, positions[:, tf.newaxis], tf.fill(tf.shape(positions), NEWBORN))

@@ -1,5 +1,7 @@
 """Selecting entries of a kernel: the largest ones, or uniformly drawn ones."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 
@@ -20,55 +22,74 @@ def top_k_mask(scores: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
     return tf.reshape(mask, tf.shape(scores))
 
 
-def draw_dormant(flat: tf.Tensor, count: tf.Tensor, dormant: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draws positions of `flat` whose entries are not positive, uniformly and without replacement.
+def draw_dormant(
+    connected: Sequence[tf.Tensor], sizes: Sequence[int], counts: tf.Tensor, seed: tf.Tensor
+) -> list[tf.Tensor]:
+    """Draws positions of each kernel that are not connected, uniformly and without replacement.
 
-    Positions are drawn among all entries and those of positive entries are rejected, which costs little while most
-    entries are dormant; where more than half of the dormant entries are wanted, the list of dormant entries is shuffled
-    instead. Both are exactly uniform.
+    Exactly uniform, for the whole network in one graph and, while few positions are drawn, in time and memory that do
+    not grow with the kernels.
 
     Args:
-        flat: Float tensor `(entries,)`.
-        count: Scalar int64, how many to draw, at most `dormant`.
-        dormant: Scalar int64, how many entries are not positive.
+        connected: Flat positions of the connections of each kernel, int64, ascending.
+        sizes: Number of entries of each kernel.
+        counts: int64 `(kernels,)`, how many to draw, at most the number of entries less that of connections.
         seed: Stateless seed, `(2,)`.
 
     Returns:
-        Positions, int64 `(count,)`, all different.
+        Flat positions for each kernel, int64, all different.
     """
-    entries = tf.shape(flat, tf.int64)[0]
+    numbers = tf.stack([tf.size(positions, tf.int64) for positions in connected])
+    ranks = _distinct_ranks(tf.constant(sizes, tf.int64) - numbers, counts, seed)
+    # The connection at place i of the list has `positions[i] - i` dormant entries before it.
+    return [
+        rank + tf.searchsorted(positions - tf.range(number), rank, side="right", out_type=tf.int64)
+        for rank, positions, number in zip(
+            tf.split(ranks, counts, num=len(sizes)), connected, tf.unstack(numbers), strict=True
+        )
+    ]
 
-    def is_dormant(values):
-        # NaN counts as dormant too, or the search would not end; TensorFlow turns `~(x > 0)` into `x <= 0`.
-        return tf.logical_or(values <= 0, tf.math.is_nan(values))
 
-    def by_rejection():
+def _distinct_ranks(rooms: tf.Tensor, counts: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Returns, kernel after kernel, `counts` different integers of `range(rooms)`.
+
+    Integers are drawn with replacement and those seen before are dropped, until there are enough: the first different
+    ones of a stream are a uniform draw without replacement.
+    """
+    kernels = rooms.shape[0]
+    offsets = tf.cumsum(rooms, exclusive=True)  # an integer of one kernel is a key of its own in the whole network
+
+    def kernel_of(keys):
+        return tf.searchsorted(offsets, keys, side="right") - 1
+
+    def numbers_of(kernel):
+        return tf.cast(tf.math.bincount(kernel, minlength=kernels, maxlength=kernels), tf.int64)
+
+    def some_left(keys, draw):
+        return tf.size(keys, tf.int64) < tf.reduce_sum(counts)
+
+    def add(keys, draw):
+        found = numbers_of(kernel_of(keys))
+        left = counts - found
         # A fifth more than is needed on average, so that a second round is rare.
-        oversampling = 1.2 * tf.cast(entries, tf.float64) / tf.cast(tf.maximum(dormant, 1), tf.float64)
+        expected = 1.2 * tf.cast(left * rooms, tf.float64) / tf.cast(tf.maximum(rooms - found, 1), tf.float64)
+        kernel = tf.repeat(tf.range(kernels), tf.where(left > 0, tf.cast(expected, tf.int64) + 8, 0))
+        room = tf.gather(rooms, kernel)
+        uniform = tf.random.stateless_uniform(
+            tf.shape(kernel), tf.random.experimental.stateless_fold_in(seed, draw), dtype=tf.float64
+        )
+        rank = tf.minimum(tf.cast(uniform * tf.cast(room, tf.float64), tf.int64), room - 1)
+        keys = tf.unique(tf.concat([keys, tf.gather(offsets, kernel) + rank], 0)).y  # in order of first appearance
+        keys = tf.gather(keys, tf.argsort(kernel_of(keys), stable=True))
+        kernel = kernel_of(keys)
+        place = tf.range(tf.size(keys, tf.int64)) - tf.gather(tf.cumsum(numbers_of(kernel), exclusive=True), kernel)
+        return tf.boolean_mask(keys, place < tf.gather(counts, kernel)), draw + 1
 
-        def draw(positions, round_):
-            left = count - tf.size(positions, tf.int64)
-            size = tf.cast(tf.cast(left, tf.float64) * oversampling, tf.int64) + 8
-            drawn = tf.random.stateless_uniform(
-                [tf.minimum(size, entries)],
-                tf.random.experimental.stateless_fold_in(seed, round_),
-                0,
-                entries,
-                tf.int64,
-            )
-            drawn = tf.boolean_mask(drawn, is_dormant(tf.gather(flat, drawn)))
-            # tf.unique keeps the order of first appearance, so these are the first distinct ones of the stream.
-            return tf.unique(tf.concat([positions, drawn], 0)).y[:count], round_ + 1
-
-        return tf.while_loop(
-            lambda positions, round_: tf.size(positions, tf.int64) < count,
-            draw,
-            (tf.zeros((0,), tf.int64), tf.constant(0)),
-            shape_invariants=(tf.TensorShape([None]), tf.TensorShape([])),
-            parallel_iterations=1,
-        )[0]
-
-    def by_shuffle():
-        return tf.random.experimental.stateless_shuffle(tf.where(is_dormant(flat))[:, 0], seed)[:count]
-
-    return tf.cond(2 * count > dormant, by_shuffle, by_rejection)
+    keys, _ = tf.while_loop(
+        some_left,
+        add,
+        (tf.zeros((0,), tf.int64), tf.constant(0)),
+        shape_invariants=(tf.TensorShape([None]), tf.TensorShape([])),
+        parallel_iterations=1,
+    )
+    return keys - tf.gather(offsets, kernel_of(keys))

@@ -138,7 +138,7 @@ class RobustModel(keras.Model):
         x, y = _images_and_labels(data)
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         with tf.GradientTape() as tape, layers.settled_kernels(self.network):
-            with tape.stop_recording(), layers.folded_batch_norm(self.network):
+            with tape.stop_recording(), self._inference_kernels():
                 x_adv = self.objective.perturb(self.network, x, y, seed=seed)
             per_example, logits = self.objective.loss(self.network, x, y, x_adv)
             # Divided by the global batch: the optimizer sums gradients over replicas.
@@ -159,7 +159,7 @@ class RobustModel(keras.Model):
         """Reports loss and metrics on clean images, and the accuracy under the validation attack if there is one."""
         x, y = _images_and_labels(data)
         (some_x, some_y), number = _at_least_one(x, y), tf.shape(y)[0]
-        with layers.settled_kernels(self.network), layers.folded_batch_norm(self.network):
+        with layers.settled_kernels(self.network), self._inference_kernels():
             logits = tf.cast(self.network(some_x, training=False), tf.float32)[:number]
             if self.validation_attack is not None:
                 seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
@@ -172,7 +172,7 @@ class RobustModel(keras.Model):
         """Returns the logits of a batch of images."""
         x = data[0] if isinstance(data, (tuple, list)) else data
         (some_x,) = _at_least_one(x)
-        with layers.settled_kernels(self.network), layers.folded_batch_norm(self.network):
+        with layers.settled_kernels(self.network), self._inference_kernels():
             return self.network(some_x, training=False)[: tf.shape(x)[0]]
 
     def save(self, *args: Any, **kwargs: Any) -> None:
@@ -192,6 +192,9 @@ class RobustModel(keras.Model):
         The only private method of Keras that is overridden. Keras' own averages the first batch over the replicas,
         which fails on several workers (keras-team/keras issue 20585) and for replicas with unequal parts.
         """
+
+    def _inference_kernels(self):
+        return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)
 
     def _update_metrics(self, per_example, x, y, logits):
         self._loss_metric.update_state(per_example)
