@@ -32,7 +32,7 @@ class RewiringKernel:
         generator = np.random.default_rng([seed, 0x5EED])
         size = math.prod(shape)
         # Signs are drawn for dormant entries too: one that is connected later uses its original sign.
-        positive = generator.integers(0, 2, shape).astype(bool)
+        positive = generator.integers(0, 2, shape, dtype=bool)
         connected = np.zeros(size, bool)
         count = int(self.initial_connectivity * size)
         connected[generator.choice(size, count, replace=False, shuffle=False)] = True

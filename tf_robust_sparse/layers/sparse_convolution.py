@@ -1,13 +1,14 @@
 """Convolution with a kernel that is mostly zeros, as a product of a sparse and a dense matrix.
 
 At 1 % connectivity a dense convolution multiplies by 99 zeros for each connection. Here the kernel is a sparse matrix
-`(filters, height * width * channels)` in compressed rows, and the shifted copies of the images are the dense matrix it
+`(filters, channels * height * width)` in compressed rows, and the shifted copies of the images are the dense matrix it
 multiplies. Building both costs time of its own, so that this pays for many channels and few connections only; `pays`
 decides. Used where one kernel serves many forward passes: in attacks and evaluation.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -15,9 +16,9 @@ class SparseKernel(NamedTuple):
     """The kernel of a stride-1 convolution with padding "same", as two matrices of compressed rows.
 
     Attributes:
-        matrix: Scalar variant, the sparse `(filters, height * width * channels)`.
+        matrix: Scalar variant, the sparse `(filters, channels * height * width)`.
         transposed: Scalar variant, the matrix of the convolution that takes gradients from outputs to inputs,
-            `(channels, height * width * filters)`.
+            `(channels, filters * height * width)`.
         shape: `(height, width, channels, filters)` of the dense kernel.
     """
 
@@ -44,14 +45,16 @@ def pays(shape: tuple[int, ...], connectivity: float) -> bool:
 def sparse_kernel(kernel: tf.Tensor) -> SparseKernel:
     """Returns the sparse form of a float32 `kernel` `(height, width, channels, filters)` with odd height and width."""
     height, width, channels, filters = shape = tuple(kernel.shape)
-    connected = tf.where(tf.not_equal(kernel, 0))
-    values = tf.gather_nd(kernel, connected)
-    row, column, channel, filter_ = tf.unstack(connected, axis=1)
-    tap = row * width + column
-    opposite_tap = height * width - 1 - tap
+    taps = height * width
+    flat = tf.reshape(kernel, (-1,))
+    connected = tf.where(tf.not_equal(flat, 0))
+    values = tf.gather_nd(flat, connected)
+    entry = tf.squeeze(connected, 1)
+    line, filter_ = entry // filters, entry % filters
+    tap, channel = line // channels, line % channels
     return SparseKernel(
-        _compressed_rows(filter_, tap * channels + channel, values, (filters, height * width * channels)),
-        _compressed_rows(channel, opposite_tap * filters + filter_, values, (channels, height * width * filters)),
+        _compressed_rows(filter_, channel * taps + tap, values, (filters, channels * taps)),
+        _compressed_rows(channel, filter_ * taps + (taps - 1 - tap), values, (channels, filters * taps)),
         shape,
     )
 
@@ -61,6 +64,8 @@ def sparse_convolve(x: tf.Tensor, kernel: SparseKernel) -> tf.Tensor:
 
     Differentiable with respect to `x` alone: the kernel stands still while it is sparse.
     """
+    if None in x.shape[1:]:
+        return tf.nn.conv2d(x, _dense(kernel), 1, "SAME")
     size = kernel.shape[:2]
 
     @tf.custom_gradient
@@ -69,29 +74,37 @@ def sparse_convolve(x: tf.Tensor, kernel: SparseKernel) -> tf.Tensor:
             back = SparseKernel(transposed, matrix, (*size, kernel.shape[3], kernel.shape[2]))
             return sparse_convolve(upstream, back), None, None
 
-        return _product(x, matrix, size, kernel.shape[3]), gradient
+        return _product(x, matrix, size), gradient
 
     return convolved(x, kernel.matrix, kernel.transposed)
 
 
 def _compressed_rows(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tuple[int, int]) -> tf.Tensor:
-    order = tf.argsort(rows * shape[1] + columns)
+    shape = tf.constant(shape, tf.int64)
+    sorted_ = tf.raw_ops.SparseReorder(
+        input_indices=tf.stack([rows, columns], 1), input_values=values, input_shape=shape
+    )
     return tf.raw_ops.SparseTensorToCSRSparseMatrix(
-        indices=tf.gather(tf.stack([rows, columns], 1), order),
-        values=tf.gather(values, order),
-        dense_shape=tf.constant(shape, tf.int64),
+        indices=sorted_.output_indices, values=sorted_.output_values, dense_shape=shape
     )
 
 
-def _product(x: tf.Tensor, matrix: tf.Tensor, size: tuple[int, int], filters: int) -> tf.Tensor:
-    """Multiplies the sparse `matrix` with the shifted copies of the images, batch last."""
-    batch, height, width, channels = tf.unstack(tf.shape(x))
+def _product(x: tf.Tensor, matrix: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Multiplies the sparse `matrix` with the shifted copies of the images, channels first and batch last."""
+    height, width, channels = x.shape[1:]
     margins = [(side // 2, side // 2) for side in size]
     padded = tf.transpose(tf.pad(x, ((0, 0), *margins, (0, 0))), (3, 1, 2, 0))
-    shifted = [
-        padded[:, row : row + height, column : column + width] for row in range(size[0]) for column in range(size[1])
-    ]
-    copies = tf.reshape(tf.stack(shifted), (size[0] * size[1] * channels, height * width * batch))
-    product = tf.raw_ops.SparseMatrixMatMul(a=matrix, b=copies)
-    product = tf.transpose(tf.reshape(product, (filters, height, width, batch)), (3, 1, 2, 0))
-    return tf.ensure_shape(product, (*x.shape[:3], filters))
+    pixels = np.arange((height + size[0] - 1) * (width + size[1] - 1), dtype=np.int32)
+    # For each tap of the kernel the pixels that it sees, image row after image row.
+    seen = np.lib.stride_tricks.sliding_window_view(pixels.reshape(height + size[0] - 1, -1), (height, width))
+    copies = tf.gather(tf.reshape(padded, (channels, len(pixels), -1)), seen.reshape(-1), axis=1)
+    product = tf.raw_ops.SparseMatrixMatMul(
+        a=matrix, b=tf.reshape(copies, (channels * size[0] * size[1], -1)), name="sparse_convolution"
+    )
+    return tf.transpose(tf.reshape(product, (-1, height, width, tf.shape(x)[0])), (3, 1, 2, 0))
+
+
+def _dense(kernel: SparseKernel) -> tf.Tensor:
+    height, width, channels, filters = kernel.shape
+    dense = tf.raw_ops.CSRSparseMatrixToDense(sparse_input=kernel.matrix, type=tf.float32)
+    return tf.transpose(tf.reshape(dense, (filters, channels, height, width)), (2, 3, 1, 0))

@@ -1,6 +1,7 @@
 """Bayesian connectivity sampling: DEEP R with one budget for the whole network."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -123,7 +124,7 @@ class ConnectivitySampling(Sparsifier):
         return _Before(
             step=tf.cast(optimizer.iterations, tf.int32),
             learning_rate=tf.cast(optimizer.learning_rate, tf.float32),
-            connected=[tf.where(_flat(layer.theta) > 0)[:, 0] for layer in self.layers],
+            connected=_connected(self.layers),
         )
 
     def after_update(self, state: _Before, optimizer: keras.optimizers.Optimizer) -> None:
@@ -135,6 +136,7 @@ class ConnectivitySampling(Sparsifier):
         # Only connected entries are touched: noise for every entry would cost a hundred times as much at 1 %.
         noise = tf.random.stateless_normal([tf.reduce_sum(before)], noise_seed)
         steps = state.learning_rate * (self.noise_scaling * noise - self.l1)
+        zero, last = tf.constant(0.0), tf.constant(-1)
         done: list[Any] = []
         for layer, connected, step in zip(
             self.layers, state.connected, tf.split(steps, before, num=len(self.layers)), strict=True
@@ -142,14 +144,15 @@ class ConnectivitySampling(Sparsifier):
             with tf.control_dependencies(done):  # one layer after the other, to hold the copies of one layer only
                 theta = _flat(layer.theta)
                 moved = tf.maximum(tf.gather(theta, connected) + step, self._lowest)
-                theta = tf.reshape(tf.tensor_scatter_nd_update(theta, connected[:, None], moved), layer.theta.shape)
+                theta = tf.tensor_scatter_nd_update(theta, tf.expand_dims(connected, last), moved)
+                theta = tf.reshape(theta, layer.theta.shape)
                 updates = [(layer.theta, theta)]
                 if self.dormant_policy == "freeze":
-                    alive = theta > 0
-                    updates += [(slot, tf.where(alive, slot, 0.0)) for slot in slots(optimizer, layer.theta)]
+                    alive = theta > zero
+                    updates += [(slot, tf.where(alive, slot, zero)) for slot in slots(optimizer, layer.theta)]
                 done = assign_everywhere(updates)
         with tf.control_dependencies(done):
-            living = [tf.where(_flat(layer.theta) > 0)[:, 0] for layer in self.layers]
+            living = _connected(self.layers)
         after = tf.stack([tf.size(connected, tf.int64) for connected in living])
         missing = tf.maximum(self.budget - tf.reduce_sum(after), 0)
         room = tf.constant(self.sizes, tf.int64) - after
@@ -160,7 +163,7 @@ class ConnectivitySampling(Sparsifier):
         for layer, positions in zip(self.layers, born, strict=True):
             with tf.control_dependencies(done):
                 newborn = tf.fill(tf.shape(positions), NEWBORN)
-                theta = tf.tensor_scatter_nd_update(_flat(layer.theta), positions[:, None], newborn)
+                theta = tf.tensor_scatter_nd_update(_flat(layer.theta), tf.expand_dims(positions, last), newborn)
                 done = assign_everywhere([(layer.theta, tf.reshape(theta, layer.theta.shape))])
         # Under the reference policy momentum may revive a connection: the difference counts what was lost on balance.
         assign_everywhere([(self.births, self.births + births), (self.deaths, self.deaths + before - after)])
@@ -249,3 +252,8 @@ class ConnectivitySampling(Sparsifier):
 def _flat(variable: Any) -> tf.Tensor:
     return tf.reshape(tf.convert_to_tensor(variable), (-1,))
 
+
+def _connected(layers: Sequence[Any]) -> list[tf.Tensor]:
+    """Returns the flat positions of the connections of each layer, ascending."""
+    zero = tf.constant(0.0)
+    return [tf.squeeze(tf.where(_flat(layer.theta) > zero), 1) for layer in layers]
