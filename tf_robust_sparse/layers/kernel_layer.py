@@ -19,8 +19,6 @@ class KernelLayer(keras.layers.Layer):
     """
 
     prunable = False  # whether a sparsifier may change which entries of the kernel are non-zero
-    # Fraction of the kernel entries that will be non-zero, as far as the constructor knows; decides nothing but speed.
-    expected_connectivity = 1.0
 
     def __init__(
         self,
@@ -39,6 +37,11 @@ class KernelLayer(keras.layers.Layer):
     def effective_kernel(self) -> tf.Tensor:
         """The float32 kernel the layer multiplies with, zeros where nothing is connected."""
         return kernel_seam.effective_kernel(self)
+
+    @property
+    def expected_connectivity(self) -> float:
+        """Fraction of the kernel entries that will be non-zero, as the constructor knows it; only speed depends on it."""
+        return 1.0
 
     def add_kernel(self, shape: tuple[int, ...]) -> None:
         """Creates the variables behind the effective kernel of the given shape."""

@@ -6,7 +6,7 @@ multiplies. Building both costs time of its own, so that this pays for many chan
 decides. Used where one kernel serves many forward passes: in attacks and evaluation.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -69,8 +69,8 @@ def sparse_convolve(x: tf.Tensor, kernel: SparseKernel) -> tf.Tensor:
     size = kernel.shape[:2]
 
     @tf.custom_gradient
-    def convolved(x: tf.Tensor, matrix: tf.Tensor, transposed: tf.Tensor):
-        def gradient(upstream: tf.Tensor):
+    def convolved(x: tf.Tensor, matrix: tf.Tensor, transposed: tf.Tensor) -> Any:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
             back = SparseKernel(transposed, matrix, (*size, kernel.shape[3], kernel.shape[2]))
             return sparse_convolve(upstream, back), None, None
 
