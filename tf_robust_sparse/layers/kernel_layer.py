@@ -40,7 +40,7 @@ class KernelLayer(keras.layers.Layer):
 
     @property
     def expected_connectivity(self) -> float:
-        """Fraction of the kernel entries that will be non-zero, as the constructor knows it; only speed depends on it."""
+        """Fraction of kernel entries expected not to be zero; known at construction, it decides nothing but speed."""
         return 1.0
 
     def add_kernel(self, shape: tuple[int, ...]) -> None:
