@@ -87,6 +87,8 @@ def test_interrupt_ends_with_130_and_what_to_do(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever is started in the background ignores the signal, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/checkpoints/last.weights.h5").exists() and time.monotonic() < deadline:
