@@ -3,6 +3,13 @@
 from tf_robust_sparse.data import restricted_pickle
 from tf_robust_sparse.data.augment import random_crop_and_flip, random_shift_and_flip
 from tf_robust_sparse.data.catalogue import DATASETS, load
+from tf_robust_sparse.data.corruptions import (
+    COMPUTED_CORRUPTIONS,
+    CORRUPTIONS,
+    corrupt,
+    find_corruptions,
+    read_corruptions,
+)
 from tf_robust_sparse.data.pipeline import auxiliary_batch_size, steps_per_epoch, test_dataset, train_dataset
 from tf_robust_sparse.data.pseudo_labels import load_pseudo_labels
 from tf_robust_sparse.data.ready_made import (
@@ -18,13 +25,17 @@ from tf_robust_sparse.data.ready_made import (
 from tf_robust_sparse.data.source import ImageDataset
 
 __all__ = [
+    "COMPUTED_CORRUPTIONS",
+    "CORRUPTIONS",
     "DATASETS",
     "ImageDataset",
     "auxiliary_batch_size",
     "cifar10",
     "cifar100",
+    "corrupt",
     "fashion_mnist",
     "fashion_mnist_sample",
+    "find_corruptions",
     "from_folder",
     "from_npz",
     "load",
@@ -32,6 +43,7 @@ __all__ = [
     "mnist",
     "random_crop_and_flip",
     "random_shift_and_flip",
+    "read_corruptions",
     "restricted_pickle",
     "steps_per_epoch",
     "svhn",

@@ -52,9 +52,36 @@ def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: in
         ValueError: if a logit is not finite, if there are fewer than two logits, or if a label has no logit.
     """
     step = tf.function(forward, input_signature=[tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32)])
+    logits = checked_logits(step, x, y, batch_size, "the clean images")
+    flags = []
+    sums = logits.sum(axis=-1)
+    if logits.min() >= 0 and logits.max() <= 1 and np.abs(sums - 1).max() < PROBABILITY_TOLERANCE:
+        warnings.warn(f"Suspicious network: {PROBABILITIES}.", stacklevel=3)
+        flags.append(PROBABILITIES)
+    return CleanAnswers(logits.argmax(axis=-1) == y, logits.shape[-1], flags)
+
+
+def checked_logits(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: int, where: str) -> np.ndarray:
+    """Logits of all images, checked against the labels.
+
+    Args:
+        forward: From `(batch_size, ...)` images to float32 logits.
+        x: `(images, ...)`, float32.
+        y: `(images,)`, int64.
+        batch_size: Number of images in one call; the last batch is padded to it.
+        where: What these images are, for the message.
+
+    Returns:
+        `(images, classes)`, float32.
+
+    Raises:
+        ValueError: if a logit is not finite, if there are fewer than two logits, or if a label has no logit.
+    """
     rows = np.arange(len(x))
-    logits = np.concatenate([step(x[padded]).numpy()[:count] for padded, count in padded_batches(rows, batch_size)])
-    check_finite(np.isfinite(logits).all(axis=-1), "the clean images")
+    logits = np.concatenate(
+        [np.asarray(forward(x[padded]))[:count] for padded, count in padded_batches(rows, batch_size)]
+    )
+    check_finite(np.isfinite(logits).all(axis=-1), where)
     num_classes = logits.shape[-1]
     if num_classes < 2:
         raise ValueError(f"The network returns one logit per class, at least two. Received: {num_classes} logit")
@@ -63,12 +90,7 @@ def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: in
             f"Labels are integers in [0, {num_classes}), for the network has {num_classes} logits; pick the data set "
             f"it was trained on. Received: labels from {y.min()} to {y.max()}"
         )
-    flags = []
-    sums = logits.sum(axis=-1)
-    if logits.min() >= 0 and logits.max() <= 1 and np.abs(sums - 1).max() < PROBABILITY_TOLERANCE:
-        warnings.warn(f"Suspicious network: {PROBABILITIES}.", stacklevel=3)
-        flags.append(PROBABILITIES)
-    return CleanAnswers(logits.argmax(axis=-1) == y, num_classes, flags)
+    return logits
 
 
 def check_finite(finite: np.ndarray, where: str) -> None:

@@ -27,7 +27,12 @@ def default_folder() -> Path:
 
 def find(folder: Path, name: str) -> Path | None:
     """Returns the newest prepared version of the set, or `None`. Does not import TensorFlow Datasets."""
-    versions = [path.parent for path in (folder / SOURCES[name][0]).glob("*/dataset_info.json")]
+    return newest_version(folder / SOURCES[name][0])
+
+
+def newest_version(folder: Path) -> Path | None:
+    """Returns the newest prepared version in the folder of a set or of a configuration of it, or `None`."""
+    versions = [path.parent for path in folder.glob("*/dataset_info.json")]
     return max(versions, key=_version, default=None)
 
 
@@ -40,18 +45,21 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         ValueError: if its files cannot be read.
     """
+    return *read_split(folder, "train"), *read_split(folder, "test")
+
+
+def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images `(n, height, width, channels)` uint8 and labels `(n,)` of one split; see `read`."""
     import tensorflow_datasets
 
     try:
-        builder = tensorflow_datasets.builder_from_directory(str(folder))
-        splits = [builder.as_dataset(split=name, batch_size=-1) for name in ("train", "test")]
-        arrays = [np.asarray(split[key]) for split in splits for key in ("image", "label")]
+        examples = tensorflow_datasets.builder_from_directory(str(folder)).as_dataset(split=split, batch_size=-1)
+        return np.asarray(examples["image"]), np.asarray(examples["label"])
     except Exception as error:  # any layer of the library may fail on a damaged folder
         raise ValueError(
             f"{folder}: expected a set prepared by TensorFlow Datasets; delete the folder and prepare it again. "
             f"Received: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         ) from error
-    return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
 def download(name: str) -> Path:

@@ -1,0 +1,376 @@
+import io
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tests.data import makers
+from tf_robust_sparse.data.corruptions import (
+    COMPUTED_CORRUPTIONS,
+    CORRUPTIONS,
+    SEVERITIES,
+    corrupt,
+    find_corruptions,
+    read_corruptions,
+)
+
+NOISES = ("gaussian_noise", "shot_noise", "impulse_noise")
+ROUNDING = 1e-6  # of float32 sums over an image
+PIXEL_LEVELS = 1.001 / 255  # a level of 256, where a reference rounds and we do not
+
+
+def smooth_images(n=20, size=32, channels=3):
+    """Blobs of all brightnesses: plain noise has nothing left after a blur, whatever its severity."""
+    x = ndimage.gaussian_filter(np.random.default_rng(0).uniform(size=(n, size, size, channels)), (0, 2, 2, 0))
+    x = (x - x.min()) / (x.max() - x.min())
+    return np.rint(x * 255).astype(np.float32) / 255
+
+
+def grey(value, shape=(50, 32, 32, 3)):
+    return np.full(shape, value, np.float32)
+
+
+def test_names():
+    assert len(set(CORRUPTIONS)) == 15 and len(COMPUTED_CORRUPTIONS) == 9
+    assert set(COMPUTED_CORRUPTIONS) < set(CORRUPTIONS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", COMPUTED_CORRUPTIONS)
+def test_range_shape_and_determinism(name, channels):
+    x = smooth_images(4, channels=channels)[:, :, :28]
+    given = x.copy()
+    for severity in SEVERITIES:
+        y = corrupt(x, name, severity, seed=3)
+        assert y.shape == x.shape and y.dtype == np.float32
+        assert np.isfinite(y).all() and y.min() >= 0 and y.max() <= 1
+        np.testing.assert_array_equal(y, corrupt(x, name, severity, seed=3))
+        # Each image for itself: its neighbours in the array do not matter.
+        np.testing.assert_allclose(y[:2], corrupt(x[:2], name, severity, seed=3), atol=ROUNDING)
+    np.testing.assert_array_equal(x, given)
+
+
+@pytest.mark.parametrize("name", COMPUTED_CORRUPTIONS)
+def test_more_severe_changes_more(name):
+    x = smooth_images()
+    distances = [np.mean((corrupt(x, name, severity) - x) ** 2) for severity in SEVERITIES]
+    assert distances[0] > 0 and (np.diff(distances) > 0).all()
+
+
+@pytest.mark.parametrize("name", COMPUTED_CORRUPTIONS)
+def test_only_noise_depends_on_the_seed(name):
+    x = smooth_images(3)
+    assert np.array_equal(corrupt(x, name, 2, seed=1), corrupt(x, name, 2, seed=2)) == (name not in NOISES)
+
+
+@pytest.mark.parametrize("name", COMPUTED_CORRUPTIONS)
+def test_bytes_are_pixels_too(name):
+    x = smooth_images(3)
+    np.testing.assert_array_equal(corrupt(np.rint(x * 255).astype(np.uint8), name, 4), corrupt(x, name, 4))
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_severities_have_noise_of_their_own(name):
+    x = grey(0.5)
+    first, second = (corrupt(x, name, severity) - x for severity in (4, 5))
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("severity, deviation", zip(SEVERITIES, [0.04, 0.06, 0.08, 0.09, 0.1], strict=True))
+def test_gaussian_noise_has_its_deviation(severity, deviation):
+    noise = corrupt(grey(0.5), "gaussian_noise", severity) - 0.5
+    assert noise.std() == pytest.approx(deviation, rel=0.02) and abs(noise.mean()) < 0.002
+
+
+@pytest.mark.parametrize("severity, photons", zip(SEVERITIES, [500, 250, 100, 75, 50], strict=True))
+def test_shot_noise_counts_photons(severity, photons):
+    y = corrupt(grey(0.4), "shot_noise", severity)
+    assert y.mean() == pytest.approx(0.4, abs=0.002)
+    assert y.var() == pytest.approx(0.4 / photons, rel=0.05)
+    np.testing.assert_allclose(y * photons, np.rint(y * photons), atol=1e-4)
+    assert (corrupt(grey(0.0), "shot_noise", severity) == 0).all()
+
+
+@pytest.mark.parametrize("severity, share", zip(SEVERITIES, [0.01, 0.02, 0.03, 0.05, 0.07], strict=True))
+def test_impulse_noise_is_half_black_half_white(severity, share):
+    y = corrupt(grey(0.4), "impulse_noise", severity)
+    assert set(np.unique(y)) == {np.float32(0), np.float32(0.4), np.float32(1)}
+    assert (y == 0).mean() == pytest.approx(share / 2, rel=0.1)
+    assert (y == 1).mean() == pytest.approx(share / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["defocus_blur", "zoom_blur", "contrast", "pixelate"])
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_plain_images_stay_as_they_are(name, severity):
+    np.testing.assert_allclose(corrupt(grey(0.3), name, severity), 0.3, atol=ROUNDING)
+
+
+def test_defocus_blur_spreads_a_dot_over_a_disk():
+    x = np.zeros((1, 9, 9, 1), np.float32)
+    x[0, 4, 4] = 1
+    for severity in SEVERITIES:
+        y = corrupt(x, "defocus_blur", severity)[0, :, :, 0]
+        assert y.sum() == pytest.approx(1, abs=ROUNDING)
+        np.testing.assert_allclose(y, y.T, atol=ROUNDING)
+        np.testing.assert_allclose(y, y[::-1], atol=ROUNDING)
+    box = np.zeros((9, 9))
+    box[3:6, 3:6] = 1 / 9
+    np.testing.assert_allclose(y, box, atol=ROUNDING)  # radius 1.5, hardly smoothed
+    # Radius 0.3 is the pixel itself, so only the Gaussian of deviation 0.4 is left.
+    tail = np.exp(-1 / (2 * 0.4**2))
+    assert corrupt(x, "defocus_blur", 1)[0, 4, 4, 0] == pytest.approx((1 + 2 * tail) ** -2)
+
+
+def test_defocus_blur_mirrors_about_the_border_pixel():
+    x = np.zeros((1, 9, 9, 1), np.float32)
+    x[0, 0] = 1
+    y = corrupt(x, "defocus_blur", 5)[0, :, 4, 0]
+    np.testing.assert_allclose(y[:3], [1 / 3, 1 / 3, 0], atol=ROUNDING)
+
+
+@pytest.mark.parametrize("size", [28, 32])
+@pytest.mark.parametrize("severity, end", zip(SEVERITIES, [1.06, 1.11, 1.16, 1.21, 1.26], strict=True))
+def test_zoom_blur_is_the_mean_of_enlargements(severity, end, size):
+    """Against scipy's zoom, image by image."""
+    x = smooth_images(2, size)
+    factors = np.arange(1, end, 0.01)
+    for image, y in zip(x, corrupt(x, "zoom_blur", severity), strict=True):
+        total = image.copy()
+        for factor in factors:
+            crop = int(np.ceil(size / factor))
+            top = (size - crop) // 2
+            large = ndimage.zoom(image[top : top + crop, top : top + crop], (factor, factor, 1), order=1)
+            top = (len(large) - size) // 2
+            total += large[top : top + size, top : top + size]
+        np.testing.assert_allclose(y, total / (len(factors) + 1), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("severity, increase", zip(SEVERITIES, [0.05, 0.1, 0.15, 0.2, 0.3], strict=True))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_brightness_of_grey_images(severity, increase, channels):
+    levels = np.linspace(0, 1, 32, dtype=np.float32)
+    x = np.broadcast_to(levels[None, None, :, None], (1, 2, 32, channels))
+    np.testing.assert_allclose(corrupt(x, "brightness", severity), np.minimum(x + increase, 1), atol=ROUNDING)
+
+
+def test_brightness_keeps_hue_and_saturation():
+    import colorsys
+
+    x = smooth_images(1, 8)
+    y = corrupt(x, "brightness", 4)
+    for before, after in zip(x.reshape(-1, 3), y.reshape(-1, 3), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*before.tolist())
+        expected = colorsys.hsv_to_rgb(hue, saturation, min(value + 0.2, 1))
+        np.testing.assert_allclose(after, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("severity, factor", zip(SEVERITIES, [0.75, 0.5, 0.4, 0.3, 0.15], strict=True))
+def test_contrast_shrinks_about_the_mean_of_each_channel(severity, factor):
+    x = smooth_images(3)
+    y = corrupt(x, "contrast", severity)
+    np.testing.assert_allclose(y.mean(axis=(1, 2)), x.mean(axis=(1, 2)), atol=1e-5)
+    np.testing.assert_allclose(y.std(axis=(1, 2)), factor * x.std(axis=(1, 2)), atol=1e-5)
+    halves = np.zeros((1, 2, 2, 1), np.float32)
+    halves[:, 1] = 1
+    np.testing.assert_allclose(corrupt(halves, "contrast", severity)[0, :, 0, 0], [0.5 - factor / 2, 0.5 + factor / 2])
+
+
+@pytest.mark.parametrize("severity, small", zip(SEVERITIES, [30, 28, 27, 24, 20], strict=True))
+def test_pixelate_has_as_many_blocks(severity, small):
+    """Each row and column of the result is one of `small` different ones, in runs."""
+    y = corrupt(np.random.default_rng(0).uniform(size=(1, 32, 32, 1)), "pixelate", severity)[0, :, :, 0]
+    assert len(np.unique(y, axis=0)) == len(np.unique(y.T, axis=0)) == small
+    for differences in (np.diff(y, axis=0), np.diff(y, axis=1).T):
+        assert (differences != 0).any(axis=1).sum() == small - 1
+
+
+def test_pixelate_of_a_ramp():
+    """20 of 32: the boxes of three rows, then of two or one, worked out by hand."""
+    x = np.broadcast_to(np.arange(32, dtype=np.float32)[None, :, None, None] / 31, (1, 32, 32, 1))
+    y = corrupt(x, "pixelate", 5)[0, :, 0, 0] * 31
+    # Boxes end at 0, 1.6, 3.2, 4.8, 6.4, 8, and hold the pixels with centres inside: 0-1, 2, 3-4, 5, 6-7.
+    np.testing.assert_allclose(y[:8], [0.5, 0.5, 2, 3.5, 3.5, 5, 6.5, 6.5], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [28, 32])
+@pytest.mark.parametrize("severity, factor", zip(SEVERITIES, [0.95, 0.9, 0.85, 0.75, 0.65], strict=True))
+def test_pixelate_is_that_of_pillow(severity, factor, size):
+    image = pytest.importorskip("PIL.Image")
+    x = makers.images(3, (size, size, 3))
+    for given, y in zip(x, corrupt(x, "pixelate", severity), strict=True):
+        small = image.fromarray(given).resize((int(size * factor),) * 2, image.BOX)
+        np.testing.assert_allclose(y, np.asarray(small.resize((size, size), image.BOX)) / 255, atol=PIXEL_LEVELS)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("severity, quality", zip(SEVERITIES, [80, 65, 58, 50, 40], strict=True))
+def test_jpeg_is_that_of_pillow(severity, quality, channels):
+    image = pytest.importorskip("PIL.Image")
+    x = smooth_images(3, channels=channels)
+    for given, y in zip(np.rint(x * 255).astype(np.uint8), corrupt(x, "jpeg_compression", severity), strict=True):
+        stream = io.BytesIO()
+        image.fromarray(given if channels == 3 else given[..., 0]).save(stream, "JPEG", quality=quality)
+        expected = np.asarray(image.open(stream)).reshape(given.shape) / 255
+        np.testing.assert_allclose(y, expected, atol=2 * PIXEL_LEVELS)  # libraries round their transforms differently
+
+
+@pytest.mark.parametrize(
+    "x, name, severity, message",
+    [
+        (grey(0.5), "fog", 1, "computed are gaussian_noise, .*read from the files of CIFAR-10-C. Received: 'fog'"),
+        (grey(0.5), "noise", 1, "Received: 'noise'"),
+        (grey(0.5), "contrast", 0, r"integers from 1 to 5, at least one. Received: \[0\]"),
+        (grey(0.5), "contrast", 6, r"Received: \[6\]"),
+        (grey(0.5), "contrast", 1.5, r"Received: \[1.5\]"),
+        (grey(2.0), "contrast", 1, r"images to corrupt: expected finite pixels in \[0, 1\]"),
+        (grey(0.5)[0], "contrast", 1, r"\(n, height, width, channels\).*Received: shape \(32, 32, 3\)"),
+        (grey(0.5)[:0], "contrast", 1, "at least one image"),
+        (0.5, "contrast", 1, r"Received: shape \(\)"),
+        (grey(0.5)[..., :2], "contrast", 1, r"1 or 3 channels. Received: shape \(50, 32, 32, 2\)"),
+    ],
+)
+def test_malformed_input_is_refused(x, name, severity, message):
+    with pytest.raises(ValueError, match=message) as error:
+        corrupt(x, name, severity)
+    assert "\n" not in str(error.value)
+
+
+def write_official(folder, names=("fog", "contrast"), n=4):
+    """Writes small files in the layout of CIFAR-10-C; returns the images by name, and the labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = np.tile(makers.labels(n), 5).astype(np.uint8)
+    np.save(folder / "labels.npy", labels)
+    content = {name: makers.images(5 * n, seed=seed) for seed, name in enumerate(names)}
+    for name, images in content.items():
+        np.save(folder / f"{name}.npy", images)
+    return content, labels
+
+
+def test_reads_official_files(tmp_path):
+    content, labels = write_official(tmp_path)
+    parts = list(read_corruptions(tmp_path, ["fog", "contrast"]))
+    assert [part[:2] for part in parts] == [(name, s) for name in ("fog", "contrast") for s in SEVERITIES]
+    for name, severity, x, y in parts:
+        rows = slice(4 * (severity - 1), 4 * severity)
+        assert x.dtype == np.float32 and y.dtype == np.int64
+        np.testing.assert_array_equal(np.rint(x * 255), content[name][rows])
+        np.testing.assert_allclose(x.max(), content[name][rows].max() / 255)
+        np.testing.assert_array_equal(y, labels[rows])
+    assert find_corruptions(tmp_path) == ("fog", "contrast")
+    assert find_corruptions(tmp_path / "nowhere") == ()
+
+
+def test_reads_only_what_is_asked_for_in_that_order(tmp_path):
+    write_official(tmp_path)
+    parts = read_corruptions(str(tmp_path), ["contrast", "fog", "fog"], severities=[5, 2])
+    assert [part[:2] for part in parts] == [("contrast", 5), ("contrast", 2), ("fog", 5), ("fog", 2)]
+
+
+def test_all_fifteen_are_the_default(tmp_path):
+    write_official(tmp_path, CORRUPTIONS, n=1)
+    assert [part[0] for part in read_corruptions(tmp_path, severities=[1])] == list(CORRUPTIONS)
+    (tmp_path / "frost.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"labels\.npy and frost\.npy of CIFAR-10-C.*name only the corruptions"):
+        read_corruptions(tmp_path)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: expected labels\.npy and fog\.npy"):
+        read_corruptions(tmp_path / "nowhere", ["fog"])
+    write_official(tmp_path)
+    (tmp_path / "labels.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected labels\.npy and fog\.npy") as error:
+        read_corruptions(tmp_path, ["fog"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"names": ["fog", "rain"]}, r"at least one of gaussian_noise, .*pass a list. Received: names=\['fog', 'rain'"),
+        ({"names": "fog"}, "Received: names='fog'"),
+        ({"names": []}, r"Received: names=\[\]"),
+        ({"severities": []}, r"at least one. Received: \[\]"),
+        ({"severities": [1, 6]}, r"Received: \[1, 6\]"),
+    ],
+)
+def test_unknown_names_and_severities(tmp_path, arguments, message):
+    write_official(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        read_corruptions(tmp_path, **arguments)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pack(path):
+    with path.open("wb") as stream:
+        np.savez(stream, images=np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "name, damage, message",
+    [
+        ("fog", truncate, "a complete .npy file of plain numbers.*bytes: "),
+        ("fog", lambda path: path.write_bytes(b""), "a complete .npy file"),
+        ("fog", lambda path: path.write_bytes(b"<html>not found</html>"), "a complete .npy file"),
+        ("fog", lambda path: np.save(path, np.array([{}] * 20), allow_pickle=True), "a complete .npy file"),
+        ("fog", pack, "a .npz archive"),
+        ("fog", lambda path: np.save(path, np.zeros((20, 8, 8, 3))), r"uint8 images of shape \(20, .*dtype float64"),
+        ("fog", lambda path: np.save(path, makers.images(19)), r"as many as there are labels.*shape \(19, 32, 32, 3\)"),
+        ("fog", lambda path: np.save(path, makers.images(20, (32, 32))), r"Received: shape \(20, 32, 32\)"),
+        ("labels", truncate, "a complete .npy file"),
+        ("labels", lambda path: np.save(path, np.zeros(20)), r"shape \(5 \* n,\).*dtype float64"),
+        ("labels", lambda path: np.save(path, np.zeros((20, 10), int)), r"Received: shape \(20, 10\)"),
+        ("labels", lambda path: np.save(path, np.zeros(19, int)), r"Received: shape \(19,\)"),
+        ("labels", lambda path: np.save(path, np.zeros(0, int)), r"Received: shape \(0,\)"),
+        ("labels", lambda path: np.save(path, 3), r"Received: shape \(\)"),
+    ],
+)
+def test_damaged_files(tmp_path, name, damage, message):
+    write_official(tmp_path)
+    path = tmp_path / f"{name}.npy"
+    damage(path)
+    with pytest.raises(ValueError, match=rf"{name}\.npy: expected .*{message}") as error:
+        list(read_corruptions(tmp_path, ["fog"]))
+    assert "download it again. Received: " in str(error.value) and "\n" not in str(error.value)
+
+
+def prepare(folder, config, images, labels):
+    """Prepares one corruption and severity as TensorFlow Datasets does."""
+    import tensorflow as tf
+    import tensorflow_datasets
+    from tensorflow_datasets.core import dataset_builders
+
+    features = {
+        "image": tensorflow_datasets.features.Image(shape=images.shape[1:]),
+        "label": tensorflow_datasets.features.ClassLabel(num_classes=10),
+    }
+    dataset_builders.AdhocBuilder(
+        name="cifar10_corrupted",
+        config=config,
+        version="1.0.0",
+        features=tensorflow_datasets.features.FeaturesDict(features),
+        split_datasets={"test": tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})},
+        data_dir=str(folder),
+    ).download_and_prepare()
+
+
+@pytest.mark.filterwarnings("ignore")  # TensorFlow Datasets warns of its own dependencies
+def test_reads_what_tensorflow_datasets_has_prepared(tmp_path):
+    sets = {"frosted_glass_blur_2": 0, "frosted_glass_blur_3": 1, "elastic_2": 2}
+    for config, seed in sets.items():
+        prepare(tmp_path, config, makers.images(3, seed=seed), makers.labels(3, seed=seed))
+    assert find_corruptions(tmp_path, [2]) == ("glass_blur", "elastic_transform")
+    assert find_corruptions(tmp_path, [2, 3]) == ("glass_blur",)
+    parts = list(read_corruptions(tmp_path, ["elastic_transform", "glass_blur"], [2]))
+    assert [part[:2] for part in parts] == [("elastic_transform", 2), ("glass_blur", 2)]
+    for (_, _, x, y), seed in zip(parts, [2, 0], strict=True):
+        assert x.dtype == np.float32 and y.dtype == np.int64
+        pairs = zip(np.rint(x * 255).astype(np.uint8), y, strict=True)
+        expected = zip(makers.images(3, seed=seed), makers.labels(3, seed=seed), strict=True)
+        # Preparing shuffles.
+        assert sorted((a.tobytes(), b) for a, b in pairs) == sorted((a.tobytes(), b) for a, b in expected)
+    with pytest.raises(FileNotFoundError, match="cifar10_corrupted/ prepared by TensorFlow Datasets"):
+        read_corruptions(tmp_path, ["glass_blur"])
