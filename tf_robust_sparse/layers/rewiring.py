@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 
-
 # Not a Python float: eager TensorFlow caches those, and hands out the -0.0 that somebody used before.
 _ZERO = np.float32(0)
 
