@@ -8,6 +8,7 @@ from tests.attacks.networks import CLASSES, batch, small_network
 from tests.attacks.toy import toy_images, toy_labels, toy_network
 from tf_robust_sparse.attacks.forward import inference_forward
 from tf_robust_sparse.attacks.losses import margin
+from tf_robust_sparse.attacks.projections import l1_ball
 from tf_robust_sparse.attacks.square import Square, pair_of_pyramids
 
 EPSILONS = {"Linf": 0.05, "L2": 0.3, "L1": 2.0}
@@ -194,6 +195,49 @@ def test_pyramid_queries_use_the_whole_radius_and_change_two_windows(norm):
             ratio = np.median(delta / np.where(start == 0, np.inf, start), axis=(1, 2), keepdims=True)
             changed = np.abs(delta - ratio * start).max(axis=(0, 3)) > 1e-5
             assert 0 < changed.sum() <= 2 * side**2
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+@pytest.mark.parametrize("query", [0, 30, 700])
+def test_pyramid_query_written_out(norm, query):
+    order, epsilon = (2, 0.8) if norm == "L2" else (1, 5.0)
+    rng = np.random.default_rng(query)
+    x = rng.uniform(0.3, 0.7, (2, 10, 9, 3)).astype("float32")
+    delta = rng.normal(size=x.shape)
+    delta *= 0.6 * epsilon / distance(delta, 0 * x, norm)[:, None, None, None]  # some of the radius is left
+    attack = Square(epsilon, norm)
+    key = tf.constant(rng.integers(0, 2, (2, 32)), tf.float32)
+    signs = attack._signs(tf.constant(query), key, x).numpy()
+    draw = attack._uniform(tf.constant(query), 0, (5,)).numpy()
+    actual = attack._pyramid_proposal(
+        tf.constant(query), attack._schedule(10, 9), key, tf.constant(x), tf.constant(x + delta, tf.float32), epsilon
+    )
+
+    def length(values):
+        return np.linalg.norm(values.ravel(), order)
+
+    side = attack.side(query, 10, 9)
+    corners = np.floor(draw[:4] * np.maximum(np.array([10, 9, 10, 9]) - side, 1)).astype(int)
+    here, there = (np.s_[row : row + side, column : column + side] for row, column in corners.reshape(2, 2))
+    pattern = pair_of_pyramids(side, norm)
+    pattern = pattern.T if draw[4] >= 0.5 else pattern
+    for image in range(2):
+        after = delta[image].copy()
+        after[here] = after[there] = 0
+        left = epsilon**order - length(delta[image]) ** order
+        for channel in range(3):
+            old = delta[image, :, :, channel]
+            new = pattern * signs[image, 0, 0, channel] + old[here] / length(old[here])
+            both = np.zeros((10, 9))
+            both[here], both[there] = old[here], old[there]
+            size = (left / 3 + length(both) ** order) ** (1 / order) * (1 if norm == "L2" else 3)
+            after[..., channel][here] = new / length(new) * size
+        start = tf.constant(x[image : image + 1] + after[np.newaxis], tf.float32)
+        if norm == "L2":
+            expected = np.clip(x[image] + after * epsilon / length(after), 0, 1)
+        else:
+            expected = l1_ball(start, tf.constant(x[image : image + 1]), epsilon)[0]
+        np.testing.assert_allclose(actual[image], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
