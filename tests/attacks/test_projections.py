@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_robust_sparse.attacks import projections
 from tf_robust_sparse.attacks.projections import l2_ball, l2_norm, linf_ball, pixel_range
 
 ROUNDING = 1e-6  # float32, pixels in [0, 1]
@@ -48,3 +49,88 @@ def test_pixel_range_and_norm():
     np.testing.assert_array_equal(pixel_range(tf.constant([-1.0, 0.5, 2.0])), [0, 0.5, 1])
     assert l2_norm(tf.ones((2, 2, 2, 1))).shape == (2, 1, 1, 1)
     np.testing.assert_allclose(l2_norm(tf.ones((2, 2, 2, 1)))[:, 0, 0, 0], 2.0)
+
+
+X4 = np.float32([0.5, 0.2, 0.9, 0.4]).reshape(1, 1, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("offset", "linf", "l2", "l1"),
+    [
+        (0.2, [-0.1, 0.1, -0.1, 0], [-0.066667, 0.133333, -0.033333, 0], [0, 0.175, 0, 0]),
+        (-1.45, [-0.5, 0.6, -0.6, 0], [-0.380952, 0.761905, -0.190476, 0], [-0.4, 0.8, 0, 0]),
+        (-1.7, [-0.5, 0.7, -0.7, 0], [-0.5, 0.8, -0.3, 0], [-0.5, 0.8, -0.3, 0]),
+        (-3.0, [-0.5, 0.8, -0.9, 0], [-0.5, 0.8, -0.9, 0], [-0.5, 0.8, -0.9, 0]),
+    ],
+)
+def test_projection_onto_a_hyperplane_has_the_tabled_values(offset, linf, l2, l1):
+    normal = np.float32([1, -2, 0.5, 0]).reshape(1, 1, 1, 4)
+    for norm, expected in (("Linf", linf), ("L2", l2), ("L1", l1)):
+        found = projections.hyperplane(tf.constant(X4), tf.constant(normal), tf.constant([offset]), norm)
+        np.testing.assert_allclose(np.ravel(found - X4), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "expected"),
+    [
+        (0.3, [0.2, -0.1, 0, 0]),
+        (0.6, [0.35, -0.2, 0, 0.05]),
+        (1.0, [0.5, -0.2, 0.025, 0.275]),
+        (2, [0.5, -0.2, 0.05, 0.3]),
+    ],
+)
+def test_projection_onto_the_l1_ball_has_the_tabled_values(epsilon, expected):
+    step = np.float32([0.6, -0.5, 0.05, 0.3]).reshape(1, 1, 1, 4)
+    found = projections.l1_ball(tf.constant(X4 + step), tf.constant(X4), epsilon)
+    np.testing.assert_allclose(np.ravel(found - X4), expected, atol=1e-5)
+
+
+def lengths(delta, norm):
+    return np.linalg.norm(delta, ord={"Linf": np.inf, "L2": 2, "L1": 1}[norm], axis=-1)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_no_point_of_the_hyperplane_is_nearer(norm):
+    random = np.random.default_rng(0)
+    x = random.random((500, 300)).astype("float32")
+    normal = random.normal(size=(500, 300)).astype("float32")
+    normal[random.random((500, 300)) < 0.1] = 0
+    offset = (normal * random.random((500, 300))).sum(1).astype("float32")
+    offset[:50] += 500  # out of reach
+    shape = (500, 10, 10, 3)
+    found = projections.hyperplane(
+        tf.constant(x.reshape(shape)), tf.constant(normal.reshape(shape)), tf.constant(offset), norm
+    )
+    found = np.reshape(found, (500, 300))
+    assert found.min() >= 0 and found.max() <= 1
+    np.testing.assert_allclose((normal * found).sum(1)[50:], offset[50:], atol=1e-4)
+    moved = np.abs(found - x)[:50]
+    room = np.where(normal[:50] > 0, 1 - x[:50], np.where(normal[:50] < 0, x[:50], 0))
+    np.testing.assert_allclose(moved, room, atol=1e-6)
+    shortest = lengths(found[50:] - x[50:], norm)
+    for _ in range(50):
+        other = random.random((450, 300))
+        # On the segment from `other` to a corner the hyperplane is met where the sign of the gap changes.
+        gap = (normal[50:] * other).sum(1) - offset[50:]
+        corner = np.where((normal[50:] > 0) == (gap > 0)[:, None], 0.0, 1.0)
+        beyond = (normal[50:] * corner).sum(1) - offset[50:]
+        share = gap / (gap - beyond)
+        meeting = other + share[:, None] * (corner - other)
+        assert (lengths(meeting - x[50:], norm) >= shortest - 1e-4).all()
+
+
+def test_no_point_of_the_l1_ball_is_nearer():
+    random = np.random.default_rng(0)
+    x = random.random((200, 300)).astype("float32")
+    wanted = x + random.normal(size=(200, 300)).astype("float32")
+    shape = (200, 10, 10, 3)
+    found = projections.l1_ball(tf.constant(wanted.reshape(shape)), tf.constant(x.reshape(shape)), 3.0)
+    found = np.reshape(found, (200, 300))
+    assert found.min() >= 0 and found.max() <= 1
+    np.testing.assert_allclose(np.abs(found - x).sum(1), 3.0, rtol=1e-5)
+    nearest = np.linalg.norm(found - wanted, axis=1)
+    for _ in range(50):
+        other = random.random((200, 300)) - x
+        other *= np.minimum(1, 3.0 / np.abs(other).sum(1))[:, None]
+        mixed = found - x + 0.1 * (other - (found - x))  # the set is convex
+        assert (np.linalg.norm(x + mixed - wanted, axis=1) >= nearest - 1e-5).all()

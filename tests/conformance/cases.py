@@ -29,6 +29,17 @@ ATTACKS = {
     "LinfPGD, restarts": lambda: attacks.LinfPGD(8 / 255, num_steps=2, restarts=3),
 }
 
+STAGED_ATTACKS = {
+    "APGD": lambda: attacks.APGD(8 / 255, num_steps=5),
+    "APGD, L1": lambda: attacks.APGD(2.0, "L1", num_steps=10),
+    "APGD, targeted L2": lambda: attacks.APGD(0.5, "L2", "targeted-dlr", num_steps=5, num_targets=2, seed=3),
+    "FAB": lambda: attacks.FAB(8 / 255, num_steps=5, num_targets=2, restarts=2),
+    "FAB, untargeted L2": lambda: attacks.FAB(0.5, "L2", targeted=False, num_steps=3),
+    "Square": lambda: attacks.Square(8 / 255, num_queries=30),
+    "Square, L1": lambda: attacks.Square(2.0, "L1", num_queries=20),
+    "Square, L2": lambda: attacks.Square(0.5, "L2", num_queries=20, seed=4),
+}
+
 OBJECTIVES = {
     "AT": lambda: objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)),
     "MART": lambda: objectives.MART(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=5.0),
@@ -58,6 +69,8 @@ ABSTRACT = {
     "DenseOperation": "lacks a kernel form",
     "Conv2DOperation": "lacks a kernel form",
     "GradientAttack": "lacks a norm",
+    "Run": "a record",
+    "StagedAttack": "lacks its steps",
     "Objective": "lacks a loss",
     "AttackObjective": "lacks a loss",
     "Sparsifier": "decides nothing",
@@ -66,7 +79,7 @@ ABSTRACT = {
 # Folder -> (its module, its rows as factories).
 TABLES = {
     "layers": (layers, {name: make for name, (make, _) in LAYERS.items()}),
-    "attacks": (attacks, ATTACKS),
+    "attacks": (attacks, ATTACKS | STAGED_ATTACKS),
     "objectives": (objectives, OBJECTIVES),
     "sparsity": (sparsity, {name: make for name, (make, _) in SPARSIFIERS.items()}),
 }

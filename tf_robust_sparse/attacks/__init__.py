@@ -1,21 +1,33 @@
 """Attacks: find a bad input in the ball around each image."""
 
+from tf_robust_sparse.attacks.apgd import APGD
+from tf_robust_sparse.attacks.fab import FAB
 from tf_robust_sparse.attacks.fgsm import L2FGSM, LinfFGSM
 from tf_robust_sparse.attacks.forward import inference_forward
 from tf_robust_sparse.attacks.gradient_attack import GradientAttack
-from tf_robust_sparse.attacks.losses import cross_entropy
+from tf_robust_sparse.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
 from tf_robust_sparse.attacks.noise import fold_in, normal_like, uniform_like
 from tf_robust_sparse.attacks.pgd import L2PGD, LinfPGD
+from tf_robust_sparse.attacks.square import Square
+from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack
 
 __all__ = [
+    "APGD",
+    "FAB",
     "L2FGSM",
     "L2PGD",
     "GradientAttack",
     "LinfFGSM",
     "LinfPGD",
+    "Run",
+    "Square",
+    "StagedAttack",
     "cross_entropy",
+    "dlr",
     "fold_in",
     "inference_forward",
+    "margin",
     "normal_like",
+    "targeted_dlr",
     "uniform_like",
 ]

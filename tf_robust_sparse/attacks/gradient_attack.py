@@ -65,12 +65,12 @@ class GradientAttack:
                 f"`epsilon` is the radius in pixels of [0, 1], at most {self.max_epsilon:g} in the {self.norm} norm; "
                 f"for 8/255 pass epsilon=8/255. Received: epsilon={epsilon}"
             )
-        _check_integer("num_steps", num_steps, 0, "pass num_steps=0 to get the starting point")
+        check_integer("num_steps", num_steps, 0, "pass num_steps=0 to get the starting point")
         if step_size is None:
             step_size = 2.5 * epsilon / num_steps if num_steps else 0.0
         _check_number("step_size", step_size, "the length of a step in pixels of [0, 1]", "for 2/255 pass 2/255")
-        _check_integer("restarts", restarts, 1, "pass restarts=1 for a single run")
-        _check_integer("seed", seed, None, "pass an integer such as seed=0")
+        check_integer("restarts", restarts, 1, "pass restarts=1 for a single run")
+        check_integer("seed", seed, None, "pass an integer such as seed=0")
         if restarts > 1 and not random_start:
             raise ValueError(
                 "`restarts` above 1 repeats the attack from other random starting points; pass random_start=True, or "
@@ -125,7 +125,7 @@ class GradientAttack:
             ValueError: if `x` is not floating, `start` or `seed` is none of the above, `loss_fn` does not return one
                 loss per example, or the logits do not depend differentiably on the images.
         """
-        x = _as_images(x)
+        x = as_images(x)
         if start is None:
             start = "uniform" if self.random_start else "none"
         if start not in STARTS:
@@ -155,7 +155,7 @@ class GradientAttack:
         direction = -self.step_size if self.targeted else self.step_size
 
         def step(index: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            gradient = _input_gradient(forward, x_adv, y, loss_fn)
+            gradient = input_gradient(forward, x_adv, y, loss_fn)
             x_adv = self.project(x_adv + direction * self.normalise(gradient), x)
             return index + 1, tf.ensure_shape(x_adv, x.shape)
 
@@ -239,7 +239,7 @@ class GradientAttack:
         return f"{type(self).__name__}({arguments})"
 
 
-def _input_gradient(forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn) -> tf.Tensor:
+def input_gradient(forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn) -> tf.Tensor:
     """Gradient of each example's loss with respect to its pixels, `(batch, ...)`."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
@@ -258,7 +258,7 @@ def _input_gradient(forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossF
     return gradient
 
 
-def _as_images(x: tf.Tensor) -> tf.Tensor:
+def as_images(x: tf.Tensor) -> tf.Tensor:
     """The images as float32, refusing integers, which would be 0..255."""
     x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating or x.shape.rank in (None, 0, 1):
@@ -274,7 +274,8 @@ def _check_number(name: str, value: Any, meaning: str, advice: str) -> None:
         raise ValueError(f"`{name}` is {meaning}, at least 0; {advice}. Received: {name}={value}")
 
 
-def _check_integer(name: str, value: Any, minimum: int | None, advice: str) -> None:
+def check_integer(name: str, value: Any, minimum: int | None, advice: str) -> None:
+    """Raises a `ValueError` that names the argument unless its value is an integer of at least `minimum`."""
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_integer or (minimum is not None and value < minimum):
         limit = "" if minimum is None else f", at least {minimum}"

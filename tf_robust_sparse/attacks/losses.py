@@ -1,4 +1,4 @@
-"""The loss that an untargeted attack climbs."""
+"""The losses that attacks climb: one value per example, higher where the network is closer to being wrong."""
 
 import tensorflow as tf
 
@@ -25,3 +25,59 @@ def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
             f"shape (batch, 1) pass tf.squeeze(y, axis=-1). Received: y of shape {y.shape} and dtype {y.dtype.name}"
         )
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=tf.cast(logits, tf.float32))
+
+
+def margin(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Logit of the true class less the largest other one, at most 0 where the network is wrong.
+
+    Args:
+        y: `(batch,)`, integer labels.
+        logits: `(batch, classes)`, float32.
+
+    Returns:
+        `(batch,)`, float32.
+    """
+    others = tf.where(tf.one_hot(y, tf.shape(logits)[-1], on_value=True, off_value=False), -float("inf"), logits)
+    return _logit_of(y, logits) - tf.reduce_max(others, axis=-1)
+
+
+def dlr(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Difference of logits ratio: the negative margin over the distance of the largest logit from the third.
+
+    Neither a shift nor a scale of the logits changes it, so that confident networks keep their gradients.
+
+    Args:
+        y: `(batch,)`, integer labels.
+        logits: `(batch, classes)`, float32, at least three classes.
+
+    Returns:
+        `(batch,)`, float32.
+
+    Reference: [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), equation 6.
+    """
+    largest, classes = tf.math.top_k(logits, 3)
+    right = tf.cast(classes[:, 0], y.dtype) == y
+    rival = tf.where(right, largest[:, 1], largest[:, 0])
+    return (rival - _logit_of(y, logits)) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+def targeted_dlr(y: tf.Tensor, logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """`dlr` towards one class: `-(z_y - z_target) / (z_1 - (z_3 + z_4) / 2)`, logits ordered from the largest.
+
+    Args:
+        y: `(batch,)`, integer labels.
+        logits: `(batch, classes)`, float32, at least four classes.
+        target: `(batch,)`, integers, the classes to reach.
+
+    Returns:
+        `(batch,)`, float32.
+
+    Reference: [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), equation 7.
+    """
+    largest = tf.math.top_k(logits, 4).values
+    scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12
+    return (_logit_of(target, logits) - _logit_of(y, logits)) / scale
+
+
+def _logit_of(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    return tf.gather(logits, y, batch_dims=1)

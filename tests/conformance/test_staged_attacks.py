@@ -1,0 +1,102 @@
+"""What every attack of AutoAttack promises."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conformance.cases import STAGED_ATTACKS
+from tests.networks import tiny_images, tiny_network
+from tf_robust_sparse.attacks.projections import distance
+
+X, Y = tiny_images(9)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return tiny_network()
+
+
+@pytest.fixture(scope="module")
+def labels(network):
+    """What the network says of the images, so that there is something to break."""
+    return np.argmax(network(X, training=False), -1).astype("int64")
+
+
+@pytest.mark.parametrize("name", STAGED_ATTACKS)
+def test_the_ball_and_the_pixel_range_are_kept_and_only_examples_differ(name, network, labels):
+    attack = STAGED_ATTACKS[name]()
+    before = network.get_weights()
+    x_adv = np.array(tf.function(lambda: attack(network, X, labels))())
+    assert x_adv.shape == X.shape and x_adv.dtype == np.float32
+    away = distance(tf.constant(x_adv), tf.constant(X), attack.norm).numpy()
+    assert away.max() <= attack.epsilon + (1e-6 if attack.norm == "Linf" else 1e-4)
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    np.testing.assert_array_equal(away > 0, np.argmax(network(x_adv, training=False), -1) != labels)
+    for a, b in zip(before, network.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", STAGED_ATTACKS)
+def test_equal_seeds_give_equal_answers(name, network, labels):
+    attack = STAGED_ATTACKS[name]()
+    compiled = tf.function(lambda seed: attack(network, X, labels, seed=seed))
+    np.testing.assert_array_equal(compiled(tf.constant([5, 0])), compiled(tf.constant([5, 0])))
+
+
+@pytest.mark.parametrize("name", STAGED_ATTACKS)
+def test_it_runs_compiled_on_batches_of_any_size(name, network, labels):
+    attack = STAGED_ATTACKS[name]()
+    compiled = tf.function(
+        lambda x, y: attack(network, x, y),
+        input_signature=[tf.TensorSpec((None, *X.shape[1:])), tf.TensorSpec((None,), tf.int64)],
+    )
+    for count in (1, 9):
+        assert compiled(X[:count], labels[:count]).shape == (count, *X.shape[1:])
+    assert compiled.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("name", STAGED_ATTACKS)
+def test_stages_cut_a_run_without_changing_it(name, network, labels):
+    attack = STAGED_ATTACKS[name]()
+    run = attack.runs(10)[0]
+    seeds = tf.stack([tf.range(9, dtype=tf.int64)] * 2, 1)
+    x, y, forward = tf.constant(X), tf.constant(labels), lambda x: network(x, training=False)
+    whole = attack.run(forward, x, y, seeds, run)
+    stages = attack.stages(run.iterations[-1])
+    assert stages == sorted(set(stages)) and stages[-1] == run.iterations[-1]
+    if len(run.epsilons) > 1:
+        return
+    radius = tf.constant(run.epsilons[0])
+    state = attack.start(forward, x, y, seeds, tf.constant(run.rank), radius)
+    for end in (2, 3, run.iterations[0]):
+        state = attack.advance(forward, x, y, state, tf.constant(end), radius)
+    np.testing.assert_array_equal(state["found"], whole["found"])
+    np.testing.assert_allclose(state["x_found"], whole["x_found"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", STAGED_ATTACKS)
+def test_configuration_round_trip(name):
+    attack = STAGED_ATTACKS[name]()
+    again = type(attack).from_config(json.loads(json.dumps(attack.get_config())))
+    assert again.get_config() == attack.get_config() and repr(again) == repr(attack)
+    assert json.loads(json.dumps(attack.describe()))["attack"] == type(attack).__name__
+
+
+def test_images_that_are_wrong_already_are_left_alone(network, labels):
+    wrong = (labels + 1) % 10
+    for make in STAGED_ATTACKS.values():
+        np.testing.assert_array_equal(make()(network, X, wrong), X)
+
+
+def test_seeds_of_the_start_differ(network, labels):
+    attack = STAGED_ATTACKS["APGD"]()
+    assert (np.array(attack(network, X, Y, seed=5)) != np.array(attack(network, X, Y, seed=6))).any() or (
+        np.argmax(network(X, training=False), -1) != Y
+    ).all()
+
+
+def test_images_without_channels_are_refused(network):
+    with pytest.raises(ValueError, match="height, width, channels"):
+        STAGED_ATTACKS["APGD"]()(network, X[..., 0], Y)

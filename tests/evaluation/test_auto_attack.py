@@ -1,0 +1,329 @@
+"""AutoAttack on a network with numbers on record, its bookkeeping, its resume and its doubts."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.attacks.toy import toy_images, toy_labels, toy_network
+from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack
+from tf_robust_sparse.evaluation import AutoAttack
+from tf_robust_sparse.evaluation.compaction import batch_sizes
+
+EPSILON = {"Linf": 0.01, "L2": 0.1, "L1": 0.4}
+SOME = 60
+
+
+@pytest.fixture(scope="module")
+def some():
+    return toy_images()[:SOME], toy_labels()[:SOME]
+
+
+def quick(model, norm="Linf", **settings):
+    """A short ensemble."""
+    epsilon = EPSILON[norm]
+    attacks = [
+        APGD(epsilon, norm, num_steps=10),
+        APGD(epsilon, norm, "targeted-dlr", num_steps=10, num_targets=2),
+        FAB(epsilon, norm, num_steps=5, num_targets=2),
+        Square(epsilon, norm, num_queries=100),
+    ]
+    settings = {"batch_size": 32, "verbose": False, "attacks": attacks, **settings}
+    return AutoAttack(model, norm, epsilon, "custom", **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("norm", "scale", "first", "final"),
+    [("Linf", 1, 0.518, 0.429), ("Linf", 1000, 0.573, 0.429), ("L2", 1, 0.555, 0.462), ("L1", 1, 0.591, 0.5365)],
+)
+def test_the_outcome_is_that_of_the_public_implementation(norm, scale, first, final):
+    attack = AutoAttack(toy_network(float(scale)), norm, EPSILON[norm], batch_size=500, verbose=False)
+    result = attack.run_standard_evaluation(toy_images(), toy_labels())
+    assert result["clean_accuracy"] == 0.95
+    after = [row["robust_accuracy"] for row in result["attacks"].values()]
+    assert after == sorted(after, reverse=True)
+    assert after[0] == pytest.approx(first, abs=0.005)
+    assert result["robust_accuracy"] == pytest.approx(final, abs=0.002 + 1e-9)
+    assert result["flag_names"] == []
+    for compiled in attack.compiled.values():
+        assert max(compiled.traces().values()) <= 8
+    if scale == 1000:  # confident networks mask the gradients of the cross-entropy
+        assert after[0] - result["robust_accuracy"] > 0.1
+
+
+@pytest.mark.parametrize("norm", EPSILON)
+def test_the_books_balance(norm, some):
+    x, y = some
+    network = toy_network()
+    result = quick(network, norm).run_standard_evaluation(x, y)
+    clean = np.argmax(network(x), -1) == y
+    broken_by = result["broken_by"]
+    assert result["clean_accuracy"] == clean.mean()
+    np.testing.assert_array_equal(broken_by == -2, ~clean)
+    assert result["robust_accuracy"] == (broken_by == -1).mean() > 0
+    assert sum(row["broken"] for row in result["attacks"].values()) == (broken_by >= 0).sum() > 0
+    answers = np.argmax(network(result["x_adv"]), -1)
+    np.testing.assert_array_equal(answers == y, broken_by == -1)
+    np.testing.assert_array_equal(answers, result["y_adv"])
+    np.testing.assert_array_equal((result["x_adv"] != x).any((1, 2, 3)), broken_by >= 0)
+    assert np.isfinite(result["x_adv"]).all() and result["x_adv"].min() >= 0 and result["x_adv"].max() <= 1
+    slack = 1 + 1e-5 if norm == "Linf" else 1 + 1e-4 / EPSILON[norm]
+    assert result["largest_perturbation"] <= EPSILON[norm] * slack
+    assert json.dumps({name: value for name, value in result.items() if not isinstance(value, np.ndarray)})
+
+
+def test_nothing_is_left_for_later_attacks_when_the_first_breaks_everything(some):
+    x, y = some
+    network = toy_network()
+    y = np.argmax(network(x), -1)
+    attack = AutoAttack(network, "Linf", 0.5, "custom", ["apgd-ce", "square"], batch_size=64, verbose=False)
+    result = attack.run_standard_evaluation(x, y)
+    assert result["robust_accuracy"] == 0 and list(attack.compiled) == ["apgd-ce"]
+    assert result["attacks"]["square"]["broken"] == 0 == result["attacks"]["square"]["seconds"]
+
+
+def test_the_batch_size_does_not_matter(some):
+    results = [quick(toy_network(), batch_size=size).run_standard_evaluation(*some) for size in (32, 60)]
+    np.testing.assert_array_equal(results[0]["broken_by"], results[1]["broken_by"])
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("batches", [1, 3, 5])
+def test_an_interrupted_run_goes_on_and_gives_the_same_answer(batches, some, tmp_path):
+    whole = quick(toy_network()).run_standard_evaluation(*some)
+    calls = []
+
+    def stop(name, standing):
+        calls.append(name)
+        if len(calls) == batches:
+            raise Stop
+
+    state = tmp_path / "state.json"
+    with pytest.raises(Stop):
+        quick(toy_network(), state_path=state).run_standard_evaluation(*some, callback=stop)
+    again = []
+    log = tmp_path / "log.txt"
+    result = quick(toy_network(), state_path=state, log_path=log).run_standard_evaluation(
+        *some, callback=lambda name, standing: again.append(name)
+    )
+    for name in ("broken_by", "x_adv", "y_adv"):
+        np.testing.assert_array_equal(result[name], whole[name])
+    assert result["robust_accuracy"] == whole["robust_accuracy"]
+    sequence = []
+    quick(toy_network()).run_standard_evaluation(*some, callback=lambda name, standing: sequence.append(name))
+    assert calls + again == sequence
+    assert "restored" in log.read_text()
+    finished = json.loads(state.read_text())
+    assert finished["run_attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert finished["robust_flags"] == (whole["broken_by"] == -1).tolist()
+
+
+@pytest.mark.parametrize("file", ["state.json", "state.json.npz"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04 no archive"])
+def test_a_damaged_state_file_is_told_of_and_left_alone(file, content, some, tmp_path):
+    state = tmp_path / "state.json"
+    quick(toy_network(), state_path=state).run_standard_evaluation(*some)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=r"state\.json .* damaged; delete both"):
+        quick(toy_network(), state_path=state).run_standard_evaluation(*some)
+    assert (tmp_path / file).read_bytes() == content
+
+
+def test_a_state_of_another_run_is_refused(some, tmp_path):
+    state = tmp_path / "state.json"
+    quick(toy_network(), state_path=state).run_standard_evaluation(*some)
+    x, y = some
+    for model, images in ((toy_network(), x * 0.99), (lambda v: toy_network()(1 - v), x)):
+        with pytest.raises(ValueError, match="belongs to another"):
+            quick(model, state_path=state).run_standard_evaluation(images, y)
+    with pytest.raises(ValueError, match="belongs to another"):
+        quick(toy_network(), state_path=state, attacks=[Square(0.01, num_queries=5)]).run_standard_evaluation(x, y)
+
+
+def test_log_lines_are_the_usual_ones(some, tmp_path, capsys):
+    log = tmp_path / "log.txt"
+    quick(toy_network(), log_path=log, verbose=True).run_standard_evaluation(*some)
+    lines = log.read_text().splitlines()
+    assert lines[0] == "using custom version including apgd-ce, apgd-t, fab-t, square."
+    assert lines[1] == "initial accuracy: 95.00%"
+    assert lines[2].startswith("apgd-ce - 1/2 - ") and lines[2].endswith(" out of 32 successfully perturbed")
+    assert any(line.startswith("robust accuracy after APGD-CE: ") and "(total time " in line for line in lines)
+    assert lines[-1].startswith("robust accuracy: ")
+    assert lines[-2].startswith("max Linf perturbation: 0.01000, nan in tensor: 0, max: ")
+    assert "robust accuracy after SQUARE" in capsys.readouterr().out
+
+
+def test_each_attack_alone(some):
+    network = toy_network()
+    alone = quick(network).run_standard_evaluation_individual(*some)
+    together = quick(network).run_standard_evaluation(*some)
+    assert list(alone) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    for result in alone.values():
+        assert together["robust_accuracy"] <= result["robust_accuracy"] < result["clean_accuracy"] == 0.95
+
+
+def test_channels_may_come_first(some):
+    x, y = some
+    first = quick(lambda v: toy_network()(tf.transpose(v, (0, 2, 3, 1))), data_format="channels_first")
+    result = first.run_standard_evaluation(np.moveaxis(x, 3, 1), y)
+    expected = quick(toy_network()).run_standard_evaluation(x, y)
+    np.testing.assert_array_equal(result["broken_by"], expected["broken_by"])
+    np.testing.assert_array_equal(result["x_adv"], np.moveaxis(expected["x_adv"], 3, 1))
+
+
+def flags(model, some, **settings):
+    return quick(model, **settings).run_standard_evaluation(*some)["flag_names"]
+
+
+def keras_network(*more):
+    network = toy_network()
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, keras.Sequential(more)(keras.layers.Lambda(network, output_shape=(10,))(inputs)))
+
+
+def test_a_randomised_network_is_flagged(some):
+    noisy = lambda x: toy_network()(x + tf.random.normal(tf.shape(x), stddev=0.1))  # noqa: E731
+    assert "randomised" in flags(noisy, some, attacks=[Square(0.01, num_queries=5)])
+
+
+def test_a_softmax_is_flagged(some):
+    assert "softmax" in flags(lambda x: tf.nn.softmax(toy_network()(x)), some)
+
+
+def test_a_network_whose_answers_depend_on_the_batch_is_flagged(some):
+    def normalised(x):
+        return toy_network()(x) - tf.reduce_mean(toy_network()(x), 0)
+
+    assert "batch_dependent" in flags(normalised, some, attacks=[Square(0.01, num_queries=5)])
+
+
+@tf.custom_gradient
+def rounded(x):
+    return tf.round(x * 64) / 64, tf.zeros_like
+
+
+def test_zero_gradients_and_a_better_black_box_are_flagged(some):
+    found = flags(
+        lambda x: toy_network()(rounded(x)),
+        some,
+        attacks=[
+            APGD(0.01, loss="ce", num_steps=5, random_start=False),
+            APGD(0.01, loss="dlr", num_steps=5),
+            Square(0.01),
+        ],
+    )
+    assert "zero_gradient" in found and "masked_gradients" in found
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_are_adapted_to(classes, some):
+    x, _ = some
+    network = lambda v: toy_network()(v)[:, :classes]  # noqa: E731
+    y = np.argmax(network(x), -1)
+    attack = AutoAttack(network, "Linf", 0.01, "custom", ["apgd-dlr", "apgd-t", "fab-t"], batch_size=60, verbose=False)
+    for one in attack.attacks:
+        one.num_steps = 10
+    result = attack.run_standard_evaluation(x, y)
+    assert 0 < result["robust_accuracy"] < 1 and result["flag_names"] == ["few_classes"]
+
+
+def test_masked_cross_entropy_is_seen_through(some):
+    """The trap of attacks on the cross-entropy alone: a network whose gradients vanish looks robust to them."""
+    x, y = some
+    confident = toy_network(1e5)
+    alone = AutoAttack(confident, "Linf", 0.01, "custom", ["apgd-ce"], batch_size=60, verbose=False)
+    both = AutoAttack(
+        confident,
+        "Linf",
+        0.01,
+        "custom",
+        [APGD(0.01), APGD(0.01, loss="targeted-dlr", num_targets=3)],
+        batch_size=60,
+        verbose=False,
+    )
+    by_ce = alone.run_standard_evaluation(x, y)["robust_accuracy"]
+    by_both = both.run_standard_evaluation(x, y)["robust_accuracy"]
+    assert by_ce > 0.9 and by_both < 0.6
+
+
+def test_versions_hold_the_published_attacks():
+    def described(version, norm="Linf"):
+        return [
+            (a.name, getattr(a, "restarts", 1), getattr(a, "num_targets", None), getattr(a, "eot_samples", 1))
+            for a in AutoAttack(toy_network(), norm, 0.1, version).attacks
+        ]
+
+    assert described("standard") == [
+        ("apgd-ce", 1, 9, 1),
+        ("apgd-t", 1, 9, 1),
+        ("fab-t", 1, 9, 1),
+        ("square", 1, None, 1),
+    ]
+    assert described("standard", "L1")[:2] == [("apgd-ce", 5, 9, 1), ("apgd-t", 1, 5, 1)]
+    assert described("plus") == [
+        ("apgd-ce", 5, 9, 1),
+        ("apgd-dlr", 5, 9, 1),
+        ("fab", 5, 9, 1),
+        ("square", 1, None, 1),
+        ("apgd-t", 1, 9, 1),
+        ("fab-t", 1, 9, 1),
+    ]
+    assert described("rand") == [("apgd-ce", 1, 9, 20), ("apgd-dlr", 1, 9, 20)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"version": "fast"}, "`version` is one of"),
+        ({"version": "custom"}, "`attacks` are given for"),
+        ({"attacks": ["square"]}, "`attacks` are given for"),
+        ({"version": "custom", "attacks": ["pgd"]}, "names among"),
+        ({"version": "custom", "attacks": [Square(0.1, "L2")]}, "of the Linf norm"),
+        ({"version": "custom", "attacks": ["square", "square"]}, "each attack once"),
+        ({"epsilon": 0}, "`epsilon` is the radius"),
+        ({"epsilon": -0.1}, "`epsilon` is the radius"),
+        ({"norm": "L3"}, "`norm` is one of"),
+        ({"batch_size": 0}, "`batch_size`"),
+        ({"data_format": "NCHW"}, "`data_format`"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AutoAttack(toy_network(), **settings)
+
+
+def test_bad_data_and_networks_are_named(some):
+    x, y = some
+    for model, images, labels, message in (
+        (toy_network(), x * 2, y, r"Images lie in \[0, 1\]"),
+        (toy_network(), x, y + 20, r"Labels are integers in \[0, 10\)"),
+        (lambda v: toy_network()(v) * np.nan, x, y, "NaN or infinite logits"),
+        (lambda v: tf.reshape(toy_network()(v), (-1, 2, 5)), x, y, "logits of shape"),
+        (lambda v: toy_network()(v)[:, :1], x, y, "at least two"),
+        (toy_network(), x[..., 0], y, "height, width, channels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quick(model).run_standard_evaluation(images, labels)
+
+
+def test_batch_sizes_halve_down_to_sixteen():
+    assert batch_sizes(250) == [250, 125, 63, 32, 16]
+    assert batch_sizes(16) == [16] and batch_sizes(5) == [5] and batch_sizes(31) == [31]
+    assert len(batch_sizes(500)) <= 6
+
+
+def test_a_keras_network_is_attacked_with_settled_kernels(some):
+    x, y = some
+    result = quick(keras_network(keras.layers.Activation("linear"))).run_standard_evaluation(x, y)
+    expected = quick(toy_network()).run_standard_evaluation(x, y)
+    np.testing.assert_array_equal(result["broken_by"], expected["broken_by"])
+
+
+def test_attacks_share_one_interface():
+    assert all(issubclass(one, StagedAttack) for one in (APGD, FAB, Square))

@@ -1,0 +1,377 @@
+"""Auto-PGD: projected gradient ascent that chooses its own step size."""
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from tf_robust_sparse.attacks.forward import Forward
+from tf_robust_sparse.attacks.gradient_attack import check_integer, input_gradient
+from tf_robust_sparse.attacks.losses import cross_entropy, dlr, targeted_dlr
+from tf_robust_sparse.attacks.noise import normal_like, uniform_like
+from tf_robust_sparse.attacks.projections import distance, l1_ball, linf_ball, per_example, pixel_range
+from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
+
+LOSSES = ("ce", "dlr", "targeted-dlr")
+MOMENTUM = 0.75
+
+
+class APGD(StagedAttack):
+    """Auto-PGD in three norms, on the cross-entropy, the DLR loss or the targeted DLR loss.
+
+    Steps of size `2 * epsilon` with momentum, halved for an image whenever its loss has oscillated or stood still since
+    the last checkpoint; it then goes on from its best point. In the L1 norm steps are sparse, and the radius comes down
+    in three phases.
+
+    Args:
+        epsilon: Radius of the ball in the norm, in pixels of [0, 1], above 0.
+        norm: `"Linf"`, `"L2"` or `"L1"`.
+        loss: `"ce"`, `"dlr"` or `"targeted-dlr"`. With fewer than four classes the targeted loss is the cross-entropy
+            of the target, with two the untargeted one is the cross-entropy.
+        num_steps: Number of steps, at least 1.
+        restarts: Number of runs (for each target), at least 1.
+        num_targets: For the targeted loss, how many classes are aimed at, from the runner-up downwards; never more than
+            there are.
+        eot_samples: How many gradients are averaged in each step, for randomised networks.
+        rho: Share of the steps of a window in which the loss must rise for the step size to be kept, in [0, 1].
+        random_start: Whether to start at a random point; else at the image.
+        shrinking_radius: Whether L1 runs go through the radii `3, 2, 1` times epsilon; `None` for whenever the norm
+            is L1.
+        seed: Integer, the seed of the starting points when a call passes none.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), algorithm 1;
+        [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 3, for L1.
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        norm: str = "Linf",
+        loss: str = "ce",
+        num_steps: int = 100,
+        restarts: int = 1,
+        num_targets: int = 9,
+        eot_samples: int = 1,
+        rho: float = 0.75,
+        random_start: bool = True,
+        shrinking_radius: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(epsilon, norm, seed)
+        if loss not in LOSSES:
+            raise ValueError(f"`loss` is one of {', '.join(LOSSES)}. Received: loss={loss!r}")
+        for name, value in (
+            ("num_steps", num_steps),
+            ("restarts", restarts),
+            ("num_targets", num_targets),
+            ("eot_samples", eot_samples),
+        ):
+            check_integer(name, value, 1, f"pass for example {name}=1")
+        if not 0 <= rho <= 1:
+            raise ValueError(f"`rho` is a share of the steps, in [0, 1]. Received: rho={rho!r}")
+        if shrinking_radius and norm != "L1":
+            raise ValueError(f'`shrinking_radius` is for norm="L1". Received: norm={norm!r}')
+        self.loss = loss
+        self.num_steps = int(num_steps)
+        self.restarts = int(restarts)
+        self.num_targets = int(num_targets)
+        self.eot_samples = int(eot_samples)
+        self.rho = float(rho)
+        self.random_start = bool(random_start)
+        self.shrinking_radius = norm == "L1" if shrinking_radius is None else bool(shrinking_radius)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """As logs call it: `apgd-ce`, `apgd-dlr` or `apgd-t`."""
+        return "apgd-t" if self.loss == "targeted-dlr" else f"apgd-{self.loss}"
+
+    def runs(self, num_classes: int) -> list[Run]:
+        """One run per restart, or per target and restart."""
+        ranks = [0]
+        if self.loss == "targeted-dlr":
+            ranks = [*range(2, 2 + min(self.num_targets, num_classes - 1))]
+        radii, lengths = self._phases()
+        return [Run(restart, rank, radii, lengths) for rank in ranks for restart in range(self.restarts)]
+
+    def stages(self, iterations: int) -> list[int]:
+        """The first ten iterations, in which most images fall, and then the checkpoints."""
+        ends = range(10, iterations, 10) if self.norm == "L1" else [10, *checkpoints(iterations)]
+        return sorted({min(end, iterations) for end in ends} | {iterations})
+
+    def gradient_passes(self) -> int:
+        """As many as gradients are averaged."""
+        return self.eot_samples
+
+    def start(self, forward, x, y, seeds, rank, epsilon):
+        """See `StagedAttack`."""
+        x_start = self._random_point(x, seeds, epsilon) if self.random_start else x
+        target = class_of_rank(forward(x), rank) if self.loss == "targeted-dlr" else y
+        everything = float(math.prod(x.shape[1:]))
+        fraction, sparsity = tf.fill(tf.shape(y), 0.2), tf.fill(tf.shape(y), everything)
+        return self._initial(forward, x, y, x_start, target, epsilon, fraction, sparsity, tf.constant(0))
+
+    def next_phase(self, forward, x, y, state, epsilon):
+        """See `StagedAttack`; the best point so far, brought into the new ball."""
+        x_start = l1_ball(state["x_best"], x, epsilon)
+        sparsity = _count_changed(x_start, x)
+        fraction = sparsity / math.prod(x.shape[1:]) / 1.5
+        return self._initial(forward, x, y, x_start, state["target"], epsilon, fraction, sparsity, state["phase"] + 1)
+
+    def advance(self, forward, x, y, state, until, epsilon):
+        """See `StagedAttack`."""
+        return while_state(until, lambda now: self._step(forward, x, y, now, epsilon), state)
+
+    def _phases(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        if not self.shrinking_radius:
+            return (self.epsilon,), (self.num_steps,)
+        first = math.ceil(0.3 * self.num_steps)
+        second = min(first, self.num_steps - first)
+        return (3 * self.epsilon, 2 * self.epsilon, self.epsilon), (first, second, self.num_steps - first - second)
+
+    def _random_point(self, x: tf.Tensor, seeds: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+        if self.norm == "Linf":
+            noise = uniform_like(x, seeds, -1.0, 1.0)
+            return pixel_range(
+                x + epsilon * noise / (per_example(distance(noise, tf.zeros_like(x), "Linf"), x) + 1e-12)
+            )
+        noise = normal_like(x, seeds)
+        if self.norm == "L2":
+            return pixel_range(x + epsilon * _unit(noise))
+        return l1_ball(x + noise, x, epsilon)
+
+    def _initial(
+        self,
+        forward: Forward,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        x_start: tf.Tensor,
+        target: tf.Tensor,
+        epsilon: tf.Tensor,
+        fraction: tf.Tensor,
+        sparsity: tf.Tensor,
+        phase: tf.Tensor,
+    ) -> State:
+        loss, gradient, wrong = self._evaluate(forward, x_start, y, target)
+        state = {
+            "iteration": tf.constant(0),
+            "counter": tf.constant(0),
+            "phase": phase,
+            "target": target,
+            "x_current": x_start,
+            "gradient": gradient,
+            "x_best": x_start,
+            "best_gradient": gradient,
+            "best_loss": loss,
+            "found": wrong,
+            "x_found": x_start,
+            "no_gradient": tf.reduce_all(tf.equal(gradient, 0), axis=list(range(1, x.shape.rank))),
+        }
+        if self.norm == "L1":
+            lengths = [max(int(0.04 * length), 1) for length in self._phases()[1]]
+            return state | {
+                "window": tf.constant(lengths)[phase],
+                "step": tf.fill(tf.shape(y), epsilon),
+                "fraction": fraction,
+                "sparsity": sparsity,
+            }
+        return state | {
+            "window": tf.constant(windows(self.num_steps)[0]),
+            "step": tf.fill(tf.shape(y), 2 * epsilon),
+            "x_previous": x_start,
+            "last_loss": tf.zeros_like(loss),  # the loss at the start is no part of the history
+            "increases": tf.zeros_like(y, tf.int32),
+            "reduced": tf.ones_like(y, tf.bool),
+            "best_loss_before": loss,
+        }
+
+    def _step(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State, epsilon: tf.Tensor) -> State:
+        x_current = state["x_current"]
+        if self.norm == "L1":
+            x_new = self._sparse_step(x, state, epsilon)
+            state = dict(state)
+        else:
+            x_new = self._momentum_step(x, state, epsilon)
+            state = state | {"x_previous": x_current}
+        loss, gradient, wrong = self._evaluate(forward, x_new, y, state["target"])
+        better = loss > state["best_loss"]
+        state |= {
+            "iteration": state["iteration"] + 1,
+            "counter": state["counter"] + 1,
+            "x_current": x_new,
+            "gradient": gradient,
+            "found": state["found"] | wrong,
+            "x_found": tf.where(per_example(wrong, x), x_new, state["x_found"]),
+            "x_best": tf.where(per_example(better, x), x_new, state["x_best"]),
+            "best_gradient": tf.where(per_example(better, x), gradient, state["best_gradient"]),
+            "best_loss": tf.where(better, loss, state["best_loss"]),
+        }
+        if self.norm != "L1":
+            state["increases"] += tf.cast(loss > state["last_loss"], tf.int32)
+            state["last_loss"] = loss
+        names = sorted(state)
+
+        def checkpoint() -> list[tf.Tensor]:
+            after = self._sparse_checkpoint(x, state, epsilon) if self.norm == "L1" else self._checkpoint(x, state)
+            return [after[name] for name in names]
+
+        due = state["counter"] >= state["window"]
+        values = tf.cond(due, checkpoint, lambda: [state[name] for name in names])
+        return dict(zip(names, values, strict=True))
+
+    def _momentum_step(self, x: tf.Tensor, state: State, epsilon: tf.Tensor) -> tf.Tensor:
+        x_current, gradient = state["x_current"], state["gradient"]
+        direction = tf.sign(gradient) if self.norm == "Linf" else _unit(gradient)
+        ahead = self._project(x_current + per_example(state["step"], x) * direction, x, epsilon)
+        share = tf.where(tf.equal(state["iteration"], 0), 1.0, MOMENTUM)
+        moved = x_current + share * (ahead - x_current) + (1 - share) * (x_current - state["x_previous"])
+        return self._project(moved, x, epsilon)
+
+    def _sparse_step(self, x: tf.Tensor, state: State, epsilon: tf.Tensor) -> tf.Tensor:
+        size = tf.reshape(tf.abs(state["gradient"]), (tf.shape(x)[0], -1))
+        pixels = tf.cast(tf.shape(size)[1], tf.float32)
+        place = tf.cast(tf.clip_by_value((1 - state["fraction"]) * pixels, 0.0, pixels - 1), tf.int32)
+        threshold = tf.gather(tf.sort(size, axis=1), place, batch_dims=1)
+        large = tf.abs(state["gradient"]) >= per_example(threshold, x)
+        direction = tf.where(large, tf.sign(state["gradient"]), 0.0)
+        length = distance(direction, tf.zeros_like(x), "L1") + 1e-10
+        return l1_ball(state["x_current"] + per_example(state["step"] / length, x) * direction, x, epsilon)
+
+    def _project(self, x_adv: tf.Tensor, x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+        if self.norm == "Linf":
+            return linf_ball(x_adv, x, epsilon)
+        delta = x_adv - x
+        return pixel_range(x + _unit(delta) * per_example(tf.minimum(distance(x_adv, x, "L2"), epsilon), x))
+
+    def _checkpoint(self, x: tf.Tensor, state: State) -> State:
+        """Halves the step size of the images whose loss has oscillated or stood still, and sends them back."""
+        window = state["window"]
+        oscillated = tf.cast(state["increases"], tf.float32) <= self.rho * tf.cast(window, tf.float32)
+        stood_still = ~state["reduced"] & (state["best_loss_before"] >= state["best_loss"])
+        reduced = oscillated | stood_still
+        smaller, smallest = max(int(0.03 * self.num_steps), 1), max(int(0.06 * self.num_steps), 1)
+        return self._back_to_best(x, state, reduced) | {
+            "counter": tf.zeros_like(state["counter"]),
+            "window": tf.maximum(window - smaller, smallest),
+            "step": tf.where(reduced, state["step"] / 2, state["step"]),
+            "increases": tf.zeros_like(state["increases"]),
+            "reduced": reduced,
+            "best_loss_before": state["best_loss"],
+        }
+
+    def _sparse_checkpoint(self, x: tf.Tensor, state: State, epsilon: tf.Tensor) -> State:
+        """Adapts the number of pixels that a step changes to the number that the best point has changed."""
+        sparsity = _count_changed(state["x_best"], x)
+        sparser = sparsity / tf.maximum(state["sparsity"], 1e-30) < 0.95
+        step = tf.where(sparser, epsilon, state["step"] / 1.5)
+        return self._back_to_best(x, state, sparser) | {
+            "counter": tf.zeros_like(state["counter"]),
+            "fraction": sparsity / math.prod(x.shape[1:]) / 1.5,
+            "step": tf.clip_by_value(step, epsilon / 10, epsilon),
+            "sparsity": sparsity,
+        }
+
+    @staticmethod
+    def _back_to_best(x: tf.Tensor, state: State, which: tf.Tensor) -> State:
+        chosen = per_example(which, x)
+        return state | {
+            "x_current": tf.where(chosen, state["x_best"], state["x_current"]),
+            "gradient": tf.where(chosen, state["best_gradient"], state["gradient"]),
+        }
+
+    def _evaluate(
+        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, target: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Loss and gradient of each image, and whether the network is wrong about it."""
+
+        def once() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            seen: list[tf.Tensor] = []
+
+            def loss_fn(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+                seen[:] = [self._loss(labels, logits, target), logits]
+                return seen[0]
+
+            gradient = input_gradient(forward, x, y, loss_fn)
+            return gradient, seen[0], tf.argmax(seen[1], axis=-1) != y
+
+        if self.eot_samples == 1:
+            gradient, loss, wrong = once()
+        else:
+
+            def add(index: tf.Tensor, total: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                gradient, loss, wrong = once()
+                return index + 1, total + gradient, loss, wrong
+
+            first = (tf.constant(0), tf.zeros_like(x), tf.zeros_like(y, tf.float32), tf.zeros_like(y, tf.bool))
+            _, total, loss, wrong = tf.while_loop(
+                lambda index, *_: index < self.eot_samples, add, first, parallel_iterations=1
+            )
+            gradient = total / self.eot_samples
+        return loss, gradient, wrong
+
+    def _loss(self, y: tf.Tensor, logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        classes = logits.shape[-1] or 4
+        if self.loss == "targeted-dlr":
+            return targeted_dlr(y, logits, target) if classes >= 4 else -cross_entropy(target, logits)
+        return dlr(y, logits) if self.loss == "dlr" and classes >= 3 else _far_cross_entropy(y, logits)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, as plain values."""
+        return {
+            **super().get_config(),
+            "loss": self.loss,
+            "num_steps": self.num_steps,
+            "restarts": self.restarts,
+            "num_targets": self.num_targets,
+            "eot_samples": self.eot_samples,
+            "rho": self.rho,
+            "random_start": self.random_start,
+            "shrinking_radius": self.shrinking_radius,
+        }
+
+
+def windows(num_steps: int) -> list[int]:
+    """Numbers of steps between checkpoints, the last perhaps cut off by the end."""
+    window = max(int(0.22 * num_steps), 1)
+    found: list[int] = []
+    while sum(found) < num_steps:
+        found.append(window)
+        window = max(window - max(int(0.03 * num_steps), 1), max(int(0.06 * num_steps), 1))
+    return found
+
+
+def checkpoints(num_steps: int) -> list[int]:
+    """Numbers of steps after which the step size is reconsidered, `[22, 41, 57, 70, 80, 87, 93, 99]` for 100."""
+    found = windows(num_steps)
+    ends = [sum(found[: i + 1]) for i in range(len(found))]
+    return [end for end in ends if end <= num_steps]
+
+
+@tf.custom_gradient
+def _far_cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> Any:
+    """The cross-entropy, its gradient times 2^24; only the direction counts here.
+
+    TensorFlow flushes denormal numbers to zero, so that the gradient of a confident network would vanish earlier than
+    in other frameworks.
+    """
+    log_probabilities = tf.nn.log_softmax(logits)
+
+    def gradient(upstream: tf.Tensor) -> tuple[None, tf.Tensor]:
+        scale = 2.0**24
+        others = tf.where(log_probabilities > -103.0, tf.exp(log_probabilities + math.log(scale)), 0.0)
+        own = scale * (tf.exp(log_probabilities) - 1)
+        is_own = tf.one_hot(y, tf.shape(logits)[-1], on_value=True, off_value=False)
+        return None, upstream[:, tf.newaxis] * tf.where(is_own, own, others)
+
+    return -tf.gather(log_probabilities, y, batch_dims=1), gradient
+
+
+def _unit(delta: tf.Tensor) -> tf.Tensor:
+    return delta / (per_example(distance(delta, tf.zeros_like(delta), "L2"), delta) + 1e-12)
+
+
+def _count_changed(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    changed = tf.cast(tf.not_equal(x_adv, x), tf.float32)
+    return tf.reduce_sum(changed, axis=list(range(1, x.shape.rank)))

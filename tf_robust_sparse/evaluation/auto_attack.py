@@ -1,0 +1,460 @@
+"""AutoAttack: the ensemble of parameter-free attacks by which robust networks are compared."""
+
+import datetime
+import hashlib
+import json
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack, fold_in, inference_forward
+from tf_robust_sparse.evaluation import safety
+from tf_robust_sparse.evaluation.clean import check_finite
+from tf_robust_sparse.evaluation.compaction import CompactedAttack, settled
+from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
+from tf_robust_sparse.evaluation.progress import Progress
+from tf_robust_sparse.evaluation.survivors import padded_batches
+from tf_robust_sparse.saving import replace_file
+
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+SECONDS_BETWEEN_SAVES = 60.0
+
+
+class AutoAttack:
+    """Robust accuracy of a network under an ensemble of attacks without parameters to tune.
+
+    Each attack runs on the images that all before it have left standing; an image counts as robust if it is classified
+    correctly and no attack has changed that. Every image has its own seeds, so that the answer depends neither on the
+    batch size nor on an interruption.
+
+    Args:
+        model: Keras model, or any callable from images in [0, 1] to logits, such as `load_saved_model(path)`.
+        norm: `"Linf"`, `"L2"` or `"L1"`.
+        epsilon: Radius of the ball in the norm, in pixels of [0, 1], above 0.
+        version: `"standard"`, `"plus"` (more restarts and losses), `"rand"` (for randomised networks: gradients are
+            averaged over 20 passes), or `"custom"`.
+        attacks: For `"custom"` the attacks to run, in order: names (`"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`, `"fab"`,
+            `"fab-t"`, `"square"`, with the settings of the standard version), or attack objects of this norm.
+        seed: Integer that fixes all random draws.
+        batch_size: Number of images attacked at a time; `None` for 250, or what a SavedModel was fixed to.
+        log_path: File that log lines are appended to, or `None`.
+        state_path: JSON file by which an interrupted run goes on, or `None`; adversarial examples lie beside it.
+        verbose: Whether to print log lines and a progress bar.
+        data_format: `"channels_last"`, or `"channels_first"` if images and network have their channels first.
+
+    Raises:
+        ValueError: if an argument is out of its range or arguments do not go together.
+
+    Reference: [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), section 4.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        norm: str = "Linf",
+        epsilon: float = 8 / 255,
+        version: str = "standard",
+        attacks: Sequence[str | StagedAttack] = (),
+        seed: int = 0,
+        batch_size: int | None = None,
+        log_path: str | Path | None = None,
+        state_path: str | Path | None = None,
+        verbose: bool = True,
+        data_format: str = "channels_last",
+    ) -> None:
+        if version not in (*VERSIONS, "custom"):
+            raise ValueError(f"`version` is one of {', '.join(VERSIONS)}, custom. Received: version={version!r}")
+        if (version == "custom") != bool(attacks):
+            raise ValueError(
+                "`attacks` are given for version='custom' and for no other. "
+                f"Received: version={version!r}, attacks={list(attacks)!r}"
+            )
+        if data_format not in ("channels_last", "channels_first"):
+            raise ValueError(f"`data_format` is channels_last or channels_first. Received: data_format={data_format!r}")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` is at least 1, or None. Received: batch_size={batch_size!r}")
+        self.model = model
+        self.norm = norm
+        self.epsilon = float(epsilon) if not isinstance(epsilon, str) else epsilon
+        self.version = version
+        self.seed = seed
+        self.batch_size = batch_size
+        self.attacks = [
+            self._named(attack) if isinstance(attack, str) else attack for attack in attacks or VERSIONS[version]
+        ]
+        for attack in self.attacks:
+            if not isinstance(attack, StagedAttack) or attack.norm != norm:
+                raise ValueError(f"`attacks` are names or attacks of the {norm} norm. Received: {attack!r}")
+        names = [attack.name for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`attacks` holds each attack once. Received: {names}")
+        self.log_path = None if log_path is None else Path(log_path)
+        self.state_path = None if state_path is None else Path(state_path)
+        self.verbose = bool(verbose)
+        self.data_format = data_format
+        self.compiled: dict[str, CompactedAttack] = {}
+        self._forward = inference_forward(model)
+
+    def clean_accuracy(self, x: Any, y: Any) -> float:
+        """Share of the images classified correctly as they are."""
+        return self._prepare(x, y).clean_accuracy
+
+    def run_standard_evaluation(
+        self, x: Any, y: Any, callback: Callable[[str, int], None] | None = None
+    ) -> dict[str, Any]:
+        """Attacks each image until one attack succeeds.
+
+        Args:
+            x: `(images, height, width, channels)`, floating, in [0, 1].
+            y: `(images,)`, integer labels.
+            callback: Called with the name of the attack and the number of images that stand, after each batch.
+
+        Returns:
+            Plain values and three arrays: `clean_accuracy`, `robust_accuracy`, `attacks` (in order, each with its
+            settings, `robust_accuracy` after it, `broken`, `seconds`, `iterations_per_image`,
+            `gradient_passes_per_image`), `flags`, and `x_adv`, `y_adv`, `broken_by` (number of the attack, -1 robust,
+            -2 wrong from the start).
+
+        Raises:
+            ValueError: if images, labels or logits are malformed, or the state file is damaged or of another run.
+        """
+        run = self._prepare(x, y)
+        self._restore(run)
+        self._log(f"using {self.version} version including {', '.join(attack.name for attack in self.attacks)}.")
+        self._log(f"initial accuracy: {run.clean_accuracy:.2%}")
+        if run.done or run.next_row:
+            self._log(f"restored after {', '.join(run.done) or 'no attack'}; robust accuracy {run.robust.mean():.2%}")
+        begin = time.perf_counter()
+        try:
+            for number, attack in enumerate(self.attacks):
+                if attack.name in run.done:
+                    continue
+                if not run.robust.any():
+                    break
+                self._attack(run, number, attack, begin, callback)
+        except BaseException:
+            self._save(run, force=True)
+            raise
+        return self._finish(run)
+
+    def run_standard_evaluation_individual(self, x: Any, y: Any) -> dict[str, dict[str, Any]]:
+        """Runs every attack alone on all images.
+
+        Returns:
+            By the name of the attack what `run_standard_evaluation` returns for it.
+        """
+        results = {}
+        for attack in self.attacks:
+            alone = AutoAttack(
+                self.model,
+                self.norm,
+                self.epsilon,
+                "custom",
+                [attack],
+                self.seed,
+                self.batch_size,
+                verbose=False,
+                data_format=self.data_format,
+            )
+            begin = time.perf_counter()
+            results[attack.name] = result = alone.run_standard_evaluation(x, y)
+            self._log(
+                f"robust accuracy by {attack.name.upper()} \t {result['robust_accuracy']:.2%} \t "
+                f"(time attack: {time.perf_counter() - begin:.1f} s)"
+            )
+        return results
+
+    def _named(self, name: str) -> StagedAttack:
+        """The attack of a name with the settings of the version."""
+        if name not in ATTACKS:
+            raise ValueError(f"`attacks` are names among {', '.join(ATTACKS)}. Received: {name!r}")
+        restarts = 5 if self.version == "plus" else 1
+        samples = 20 if self.version == "rand" else 1
+        common: dict[str, Any] = {"epsilon": self.epsilon, "norm": self.norm, "seed": self.seed}
+        if name == "apgd-t":
+            targets = 5 if self.norm == "L1" and self.version != "plus" else 9
+            return APGD(**common, loss="targeted-dlr", num_targets=targets, eot_samples=samples)
+        if name.startswith("apgd"):
+            restarts = 5 if self.norm == "L1" and self.version != "rand" else restarts
+            return APGD(**common, loss=name.removeprefix("apgd-"), restarts=restarts, eot_samples=samples)
+        if name.startswith("fab"):
+            return FAB(**common, targeted=name == "fab-t", restarts=1 if name == "fab-t" else restarts)
+        return Square(**common)
+
+    def _prepare(self, x: Any, y: Any) -> "_Run":
+        """Checks everything that can be checked before any attack."""
+        x, y, _ = collect_examples((np.asarray(x), np.asarray(y)))
+        if x.ndim != 4:
+            raise ValueError(f"Images are of shape (images, height, width, channels). Received: {x.shape}")
+        check_image_shape(self.model, x)
+        if self.data_format == "channels_first":
+            x = np.ascontiguousarray(np.moveaxis(x, 1, 3))
+        size = fixed_batch_size(self.model, self.batch_size or 250, len(x))
+        logits_of = self._compiled_logits(x, size)
+        logits = self._logits(logits_of, x, size)
+        check_finite(np.isfinite(logits).all(axis=-1), "the clean images")
+        classes = logits.shape[-1]
+        if classes < 2:
+            raise ValueError(f"The network returns one logit per class, at least two. Received: {classes} logit")
+        if y.min() < 0 or y.max() >= classes:
+            raise ValueError(
+                f"Labels are integers in [0, {classes}), for the network has {classes} logits. "
+                f"Received: labels from {y.min()} to {y.max()}"
+            )
+        flags = safety.probabilities(logits)
+        flags += safety.few_classes(classes, [attack.name for attack in self.attacks])
+        if self.version != "rand":
+            flags += safety.randomised(lambda images: self._logits(logits_of, images, size), x[:size])
+        if not isinstance(getattr(self.model, "input_shape", (None,))[0], int):
+            flags += safety.depends_on_batch(lambda images: self._logits(None, images, len(images)), x[:size])
+        return _Run(x, y, logits, size, flags, logits_of)
+
+    def _attack(
+        self,
+        run: "_Run",
+        number: int,
+        attack: StagedAttack,
+        begin: float,
+        callback: Callable[[str, int], None] | None,
+    ) -> None:
+        attack_begin = time.perf_counter()
+        seconds_before = run.seconds.get(attack.name, 0.0)
+        compacted = CompactedAttack(attack, self._static_forward(run.classes), self.model, run.classes, run.size)
+        self.compiled[attack.name] = compacted
+        rows = np.flatnonzero(run.robust)
+        rows = rows[rows >= run.next_row]
+        lowest = min([run.clean_accuracy, *run.after.values()])
+        with Progress(attack.name, len(rows), self.verbose) as bar:
+            for first in range(0, len(rows), run.size):
+                part = rows[first : first + run.size]
+                broken, x_adv = compacted(run.x[part], run.y[part], self._seeds(attack, part))
+                if broken.any():
+                    answers = self._logits(run.logits_of, x_adv[broken], run.size)
+                    check_finite(np.isfinite(answers).all(axis=-1), f"images attacked by {attack.name}")
+                    wrong = answers.argmax(-1) != run.y[part[broken]]
+                    run.count(part[broken][wrong], number, x_adv[broken][wrong], answers[wrong].argmax(-1))
+                run.next_row = int(part[-1]) + 1
+                run.seconds[attack.name] = seconds_before + time.perf_counter() - attack_begin
+                bar.advance(len(part), robust=float(run.robust.mean()))
+                self._log(
+                    f"{attack.name} - {first // run.size + 1}/{-(-len(rows) // run.size)} - {int(broken.sum())} out of "
+                    f"{len(part)} successfully perturbed",
+                    to_screen=False,
+                )
+                self._save(run)
+                if callback is not None:
+                    callback(attack.name, int(run.robust.sum()))
+        run.done.append(attack.name)
+        run.next_row = 0
+        run.after[attack.name] = float(run.robust.mean())
+        passes = compacted.iterations + compacted.starts
+        run.gradient_passes[attack.name] = passes * attack.gradient_passes() if attack.uses_gradients else 0
+        run.iterations[attack.name] = compacted.iterations
+        if attack.name.startswith("apgd") and attack.name != "apgd-ce":
+            run.flags += safety.zero_gradients(attack.name, compacted.without_gradient, len(rows))
+        if not attack.uses_gradients and number:
+            run.flags += safety.black_box_better(attack.name, lowest, float(run.robust.mean()))
+        self._save(run, force=True)
+        self._log(
+            f"robust accuracy after {attack.name.upper()}: {run.robust.mean():.2%} "
+            f"(total time {time.perf_counter() - begin:.1f} s)"
+        )
+
+    def _finish(self, run: "_Run") -> dict[str, Any]:
+        """Counts once more, in one pass of another batch size, and says what was found."""
+        size = run.size if isinstance(getattr(self.model, "input_shape", (None,))[0], int) else max(run.size // 2, 1)
+        again = self._logits(None if size != run.size else run.logits_of, run.x_adv, size).argmax(-1) == run.y
+        run.flags += safety.recounted(float(run.robust.mean()), float(again.mean()), size)
+        delta = np.abs(run.x_adv - run.x).reshape(len(run.x), -1)
+        length = {"Linf": delta.max(1), "L2": np.sqrt((delta**2).sum(1)), "L1": delta.sum(1)}[self.norm]
+        self._log(
+            f"max {self.norm} perturbation: {length.max():.5f}, nan in tensor: {int(np.isnan(run.x_adv).sum())}, "
+            f"max: {run.x_adv.max():.5f}, min: {run.x_adv.min():.5f}"
+        )
+        self._log(f"robust accuracy: {run.robust.mean():.2%}")
+        for flag in run.flags:
+            self._log(f"warning: {flag.sentence}")
+        channels_first = self.data_format == "channels_first"
+        robust = run.clean_accuracy
+        attacks = {}
+        for number, attack in enumerate(self.attacks):
+            robust = run.after.get(attack.name, robust)
+            attacks[attack.name] = {
+                **attack.describe(),
+                "robust_accuracy": robust,
+                "broken": int((run.broken_by == number).sum()),
+                "seconds": run.seconds.get(attack.name, 0.0),
+                "iterations_per_image": run.iterations.get(attack.name, 0) / len(run.x),
+                "gradient_passes_per_image": run.gradient_passes.get(attack.name, 0) / len(run.x),
+            }
+        return {
+            "norm": self.norm,
+            "epsilon": self.epsilon,
+            "version": self.version,
+            "seed": self.seed,
+            "images": len(run.x),
+            "batch_size": run.size,
+            "clean_accuracy": run.clean_accuracy,
+            "robust_accuracy": float(run.robust.mean()),
+            "attacks": attacks,
+            "largest_perturbation": float(length.max()),
+            "flags": [flag.sentence for flag in run.flags],
+            "flag_names": [flag.name for flag in run.flags],
+            "x_adv": np.moveaxis(run.x_adv, 3, 1) if channels_first else run.x_adv,
+            "y_adv": run.y_adv,
+            "broken_by": run.broken_by,
+        }
+
+    def _seeds(self, attack: StagedAttack, rows: np.ndarray) -> Callable[[int], np.ndarray]:
+        """Seeds of the images in `rows` for one attack, by restart; whichever attacks run beside it."""
+        of_attack = fold_in(attack.seed, zlib.crc32(attack.name.encode()))
+        return lambda restart: fold_in(fold_in(of_attack, restart), tf.constant(rows, tf.int64)).numpy()
+
+    def _static_forward(self, classes: int) -> Callable[[tf.Tensor], tf.Tensor]:
+        channels_first = self.data_format == "channels_first"
+
+        def forward(x: tf.Tensor) -> tf.Tensor:
+            logits = self._forward(tf.transpose(x, (0, 3, 1, 2)) if channels_first else x)
+            return tf.ensure_shape(logits, (None, classes)) if classes else logits
+
+        return forward
+
+    def _compiled_logits(self, x: np.ndarray, size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+        forward = self._static_forward(0)
+
+        @tf.function(input_signature=[tf.TensorSpec((size, *x.shape[1:]), tf.float32)], autograph=False)
+        def logits(images: tf.Tensor) -> tf.Tensor:
+            with settled(self.model):
+                return forward(images)
+
+        return logits
+
+    def _logits(self, compiled: Any, x: np.ndarray, size: int) -> np.ndarray:
+        """Logits of any number of images, in padded batches of one size."""
+        compiled = compiled or self._compiled_logits(x, size)
+        return np.concatenate(
+            [compiled(x[rows]).numpy()[:count] for rows, count in padded_batches(np.arange(len(x)), size)]
+        )
+
+    def _log(self, line: str, to_screen: bool = True) -> None:
+        if self.verbose and to_screen:
+            print(line, flush=True)
+        if self.log_path is not None:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            with self.log_path.open("a") as file:
+                file.write(line + "\n")
+
+    def _fingerprint(self, run: "_Run") -> str:
+        """Identifies data, network and settings."""
+        digest = hashlib.sha256()
+        for array in (run.x, run.y):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        if isinstance(self.model, keras.Model):
+            for weight in self.model.get_weights():
+                digest.update(np.ascontiguousarray(weight).tobytes())
+        else:
+            digest.update(run.logits.argmax(-1).tobytes())
+        settings = [attack.describe() for attack in self.attacks]
+        digest.update(json.dumps([self.version, settings], sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _examples_path(self) -> Path:
+        assert self.state_path is not None
+        return self.state_path.with_name(self.state_path.name + ".npz")
+
+    def _save(self, run: "_Run", force: bool = False) -> None:
+        """Writes the state, the adversarial examples first: what the JSON file counts is in the other one."""
+        if self.state_path is None or (not force and time.monotonic() - run.saved < SECONDS_BETWEEN_SAVES):
+            return
+        fallen = np.flatnonzero(run.broken_by >= 0)
+        with replace_file(self._examples_path()) as temporary, temporary.open("wb") as file:
+            np.savez(file, rows=fallen, x_adv=run.x_adv[fallen], y_adv=run.y_adv[fallen], by=run.broken_by[fallen])
+        state = {
+            "attacks_to_run": [attack.name for attack in self.attacks],
+            "run_attacks": run.done,
+            "robust_flags": run.robust.tolist(),
+            "clean_accuracy": run.clean_accuracy,
+            "last_saved": datetime.datetime.now(datetime.UTC).isoformat(),
+            "path": str(self.state_path),
+            "next_row": run.next_row,
+            "after": run.after,
+            "seconds": run.seconds,
+            "iterations": run.iterations,
+            "gradient_passes": run.gradient_passes,
+            "flags": [list(flag) for flag in run.flags],
+            "fingerprint": self._fingerprint(run),
+        }
+        with replace_file(self.state_path) as temporary:
+            temporary.write_text(json.dumps(state, indent=1))
+        run.saved = time.monotonic()
+
+    def _restore(self, run: "_Run") -> None:
+        """Takes up the state of an interrupted run, if there is one."""
+        if self.state_path is None or not self.state_path.exists():
+            return
+        try:
+            state = json.loads(self.state_path.read_text())
+            robust = np.array(state["robust_flags"], bool)
+            fingerprint, done = state["fingerprint"], list(state["run_attacks"])
+            with self._examples_path().open("rb") as file, np.load(file, allow_pickle=False) as examples:
+                rows, x_adv, y_adv, by = (examples[name] for name in ("rows", "x_adv", "y_adv", "by"))
+            numbers = {name: dict(state[name]) for name in ("after", "seconds", "iterations", "gradient_passes")}
+            next_row, flags = int(state["next_row"]), [safety.Flag(*flag) for flag in state["flags"]]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"The state file {self.state_path} or {self._examples_path().name} beside it is damaged; delete both "
+                f"to start anew: {type(error).__name__}"
+            ) from error
+        if fingerprint != self._fingerprint(run) or len(robust) != len(run.x):
+            raise ValueError(
+                f"The state file {self.state_path} belongs to another network, data set or list of attacks; delete it, "
+                "or pass another state_path."
+            )
+        for row, example, label, number in zip(rows, x_adv, y_adv, by, strict=True):
+            if not robust[row]:
+                run.count(np.array([row]), int(number), example[np.newaxis], np.array([label]))
+        run.done, run.next_row = done, next_row
+        run.after, run.seconds = numbers["after"], numbers["seconds"]
+        run.iterations, run.gradient_passes = numbers["iterations"], numbers["gradient_passes"]
+        names = {flag.name for flag in run.flags}
+        run.flags += [flag for flag in flags if flag.name not in names]
+
+
+class _Run:
+    """What is known of the images during one evaluation."""
+
+    def __init__(
+        self, x: np.ndarray, y: np.ndarray, logits: np.ndarray, size: int, flags: list[safety.Flag], logits_of: Any
+    ) -> None:
+        self.x, self.y, self.logits, self.size, self.flags, self.logits_of = x, y, logits, size, flags, logits_of
+        self.classes = logits.shape[-1]
+        self.y_adv = logits.argmax(-1)
+        self.robust = self.y_adv == y
+        self.clean_accuracy = float(self.robust.mean())
+        self.x_adv = x.copy()
+        self.broken_by = np.where(self.robust, -1, -2)
+        self.done: list[str] = []
+        self.next_row = 0
+        self.after: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self.iterations: dict[str, int] = {}
+        self.gradient_passes: dict[str, int] = {}
+        self.saved = time.monotonic()
+
+    def count(self, rows: np.ndarray, number: int, x_adv: np.ndarray, y_adv: np.ndarray) -> None:
+        """Counts images as broken by attack `number`."""
+        self.robust[rows] = False
+        self.broken_by[rows] = number
+        self.x_adv[rows], self.y_adv[rows] = x_adv, y_adv

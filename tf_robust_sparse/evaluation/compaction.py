@@ -1,0 +1,143 @@
+"""Staged attacks on what still stands, in batches of a few fixed sizes."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.attacks import Run, StagedAttack
+from tf_robust_sparse.attacks.forward import Forward
+from tf_robust_sparse.layers import inference_kernels, settled_kernels
+
+SMALLEST = 16
+
+
+class CompactedAttack:
+    """A staged attack against one network, compiled once per batch size.
+
+    Whenever images have fallen, those left are moved to the smallest batch size that holds them: the full one, a half,
+    a quarter and so on, not below 16. A batch size is traced once; the rows that fill it up repeat the first image.
+
+    Args:
+        attack: The attack.
+        forward: From images to float32 logits, of which the number of classes is known statically.
+        model: What `forward` calls; the kernels of a Keras model are settled for each stage.
+        num_classes: Number of logits.
+        batch_size: The full batch size.
+    """
+
+    def __init__(self, attack: StagedAttack, forward: Forward, model: Any, num_classes: int, batch_size: int) -> None:
+        self.attack = attack
+        self.runs = attack.runs(num_classes)
+        self.sizes = batch_sizes(batch_size)
+        self.iterations = 0  # of all images together
+        self.starts = 0
+        self.without_gradient = 0  # images whose first gradient was zero in the first run
+        self._functions = {
+            name: _compiled(getattr(attack, name), forward, model)
+            for name in ("start", "start_again", "next_phase", "advance")
+        }
+
+    def traces(self) -> dict[str, int]:
+        """How often each compiled function was traced."""
+        return {name: function.experimental_get_tracing_count() for name, function in self._functions.items()}
+
+    def __call__(
+        self, x: np.ndarray, y: np.ndarray, seeds: Callable[[int], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Attacks up to a batch of correctly classified images, all runs one after the other.
+
+        Args:
+            x: `(images, height, width, channels)`, float32, in [0, 1].
+            y: `(images,)`, int64.
+            seeds: From the number of a restart to the seeds of the images, `(images, 2)`, int64.
+
+        Returns:
+            Which images were broken, `(images,)` bool, and adversarial examples, the image itself where none was found.
+        """
+        broken, x_adv = np.zeros(len(x), bool), x.copy()
+        for number, run in enumerate(self.runs):
+            rows = np.flatnonzero(~broken)
+            if not len(rows):
+                break
+            for row, example in self._run(x[rows], y[rows], seeds(run.restart)[rows], run, first=number == 0):
+                broken[rows[row]] = True
+                x_adv[rows[row]] = example
+        return broken, x_adv
+
+    def _run(self, x: np.ndarray, y: np.ndarray, seeds: np.ndarray, run: Run, first: bool) -> Any:
+        """Yields (row, adversarial example) of the images that one run breaks."""
+        rows = np.arange(len(x))  # which image stands in which row of the batch
+        size = self._size(len(rows))
+        chosen = _padded(rows, size)
+        images, labels = tf.constant(x[chosen]), tf.constant(y[chosen])
+        state: dict[str, tf.Tensor] = {}
+        for phase, (radius, iterations) in enumerate(zip(run.epsilons, run.iterations, strict=True)):
+            epsilon = tf.constant(radius, tf.float32)
+            last_phase = phase == len(run.epsilons) - 1
+            if phase:
+                state = self._functions["next_phase"](images, labels, state, epsilon)
+            else:
+                start = self._functions["start_again" if run.restart else "start"]
+                state = start(images, labels, tf.constant(seeds[chosen]), tf.constant(run.rank), epsilon)
+                if first and "no_gradient" in state:
+                    self.without_gradient += int(state["no_gradient"].numpy()[: len(rows)].sum())
+            self.starts += len(rows)
+            done = 0
+            # Only the last phase has the radius that counts; before it nobody is dropped.
+            for end in self.attack.stages(iterations) if last_phase else [iterations]:
+                state = self._functions["advance"](images, labels, state, tf.constant(end), epsilon)
+                self.iterations += (end - done) * len(rows)
+                done = end
+                if not last_phase:
+                    continue
+                found = state["found"].numpy()[: len(rows)]
+                if found.any():
+                    examples = state["x_found"].numpy()
+                    yield from ((rows[place], examples[place]) for place in np.flatnonzero(found))
+                left = np.flatnonzero(~found)
+                if not len(left):
+                    return
+                if found.any():
+                    rows, size = rows[left], self._size(len(left))
+                    places = tf.constant(_padded(left, size))
+                    images, labels = tf.gather(images, places), tf.gather(labels, places)
+                    state = {
+                        name: tf.gather(value, places) if value.shape.rank else value for name, value in state.items()
+                    }
+
+    def _size(self, count: int) -> int:
+        return min(size for size in self.sizes if size >= count)
+
+
+def batch_sizes(batch_size: int) -> list[int]:
+    """The full batch size, its half, its quarter and so on, not below 16 unless the full one is."""
+    sizes = [batch_size]
+    while sizes[-1] // 2 >= SMALLEST:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([rows, np.repeat(rows[:1], size - len(rows))])
+
+
+def _compiled(method: Callable[..., Any], forward: Forward, model: Any) -> Any:
+    def call(*args: Any) -> Any:
+        with settled(model):
+            return method(forward, *args)
+
+    return tf.function(call, autograph=False)
+
+
+@contextlib.contextmanager
+def settled(model: Any) -> Any:
+    """Computes the kernels of a Keras model once for all forward passes inside the block, in inference mode."""
+    if isinstance(model, keras.Model):
+        with settled_kernels(model), inference_kernels(model):
+            yield
+    else:
+        yield

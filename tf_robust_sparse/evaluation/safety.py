@@ -1,0 +1,144 @@
+"""Reasons to doubt a robust accuracy, each as one sentence for the report."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+TOLERANCE = 1e-4  # between normalised logits of the same images
+IMPROVEMENT = 0.002  # of accuracy, two tenths of a point: noise of a black-box attack
+
+
+class Flag(NamedTuple):
+    """A reason for doubt: a short name for programs and a sentence for people."""
+
+    name: str
+    sentence: str
+
+
+def randomised(logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray, passes: int = 5) -> list[Flag]:
+    """Flags a network that answers differently when asked again.
+
+    Args:
+        logits: From a batch of images to logits.
+        x: One batch of images.
+        passes: How often to ask.
+    """
+    answers = [logits(x) for _ in range(passes)]
+    largest = max(_difference(answers[0], other) for other in answers[1:])
+    votes = {int((answer.argmax(-1) != answers[0].argmax(-1)).sum()) for answer in answers}
+    if largest <= TOLERANCE and votes == {0}:
+        return []
+    return [
+        Flag(
+            "randomised",
+            f"The network gives other logits when asked again (difference {largest:.2g}): use version='rand', which "
+            "averages gradients over its randomness, and check that dropout is off.",
+        )
+    ]
+
+
+def depends_on_batch(logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> list[Flag]:
+    """Flags a network whose answer for an image depends on the images beside it, as batch norm in training mode does.
+
+    Args:
+        logits: From a batch of images of any size to logits.
+        x: One batch of images.
+    """
+    half = len(x) // 2
+    if not half:
+        return []
+    apart = np.concatenate([logits(x[:half]), logits(x[half:])])
+    difference = _difference(logits(x), apart)
+    if difference <= TOLERANCE:
+        return []
+    return [
+        Flag(
+            "batch_dependent",
+            f"Logits of an image change with the images beside it (difference {difference:.2g}): batch norm may run in "
+            "training mode, and what an attack finds in one batch need not hold in another.",
+        )
+    ]
+
+
+def probabilities(logits: np.ndarray) -> list[Flag]:
+    """Flags outputs that are a softmax already."""
+    sums = logits.sum(-1)
+    if logits.max() >= 1 + 1e-5 or logits.min() <= -1e-5 or np.abs(sums - 1).max() >= 1e-5:
+        return []
+    return [
+        Flag(
+            "softmax",
+            "The outputs are probabilities, and gradients vanish in a softmax: pass the network without its last "
+            "activation.",
+        )
+    ]
+
+
+def few_classes(num_classes: int, attacks: Sequence[str]) -> list[Flag]:
+    """Flags that attacks had to be adapted to a small number of classes."""
+    if num_classes >= 4:
+        return []
+    instead = []
+    if "apgd-dlr" in attacks and num_classes == 2:
+        instead.append("apgd-dlr climbs the cross-entropy")
+    if "apgd-t" in attacks:
+        instead.append("apgd-t climbs the cross-entropy of its target")
+    if not instead:
+        return []
+    return [Flag("few_classes", f"With {num_classes} classes the DLR losses do not exist: {', '.join(instead)}.")]
+
+
+def zero_gradients(attack: str, count: int, images: int) -> list[Flag]:
+    """Flags that gradients were exactly zero where an attack began."""
+    if not count:
+        return []
+    return [
+        Flag(
+            "zero_gradient",
+            f"{attack} met a gradient of exactly zero on {count} of {images} images: gradients may be masked, and "
+            "attacks that follow them see nothing.",
+        )
+    ]
+
+
+def black_box_better(attack: str, before: float, after: float) -> list[Flag]:
+    """Flags that an attack without gradients broke more than those with gradients had left.
+
+    Args:
+        attack: Its name.
+        before: Lowest robust accuracy before it, in [0, 1].
+        after: Robust accuracy after it.
+    """
+    if before - after <= IMPROVEMENT:
+        return []
+    return [
+        Flag(
+            "masked_gradients",
+            f"{attack}, which uses no gradient of this network, lowers the robust accuracy by "
+            f"{100 * (before - after):.2f} points more: gradients are masked, and the true robust accuracy may be "
+            "lower still.",
+        )
+    ]
+
+
+def recounted(expected: float, found: float, batch_size: int) -> list[Flag]:
+    """Flags that the adversarial examples do not count the same in another batch size."""
+    if expected == found:
+        return []
+    return [
+        Flag(
+            "recount",
+            f"Counted again in batches of {batch_size} the robust accuracy is {100 * found:.2f} % instead of "
+            f"{100 * expected:.2f} %: the answers of the network depend on the batch or on rounding.",
+        )
+    ]
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest Euclidean distance between the normalised logits of an image."""
+
+    def normalised(logits: np.ndarray) -> np.ndarray:
+        return logits / (np.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10)
+
+    return float(np.linalg.norm(normalised(a) - normalised(b), axis=-1).max())
