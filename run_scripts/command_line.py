@@ -105,6 +105,40 @@ def define_number(
     flags.DEFINE(_Fraction(lower, upper, excluded), name, default, help_text, serializer=_NumberSerializer())
 
 
+class _Fractions(flags.ArgumentParser):
+    """Parses `2/255,4/255` within bounds."""
+
+    syntactic_help = "numbers or fractions such as 2/255,8/255"
+
+    def __init__(self, one: _Fraction) -> None:
+        self.one = one
+
+    def parse(self, argument: Any) -> list[float]:
+        """Returns the numbers as floats."""
+        parts = argument if isinstance(argument, list) else str(argument).split(",")
+        return [self.one.parse(part) for part in parts]
+
+    def range(self) -> str:
+        """Returns the bounds of each number in words."""
+        return self.one.range()
+
+    def flag_type(self) -> str:
+        """Returns the name of the type."""
+        return "numbers"
+
+
+def define_numbers(
+    name: str, help_text: str, lower: float = 0.0, upper: float = float("inf"), excluded: float | None = None
+) -> None:
+    """Defines a flag that takes a list of what `define_number` takes, separated by commas; by default `None`."""
+    flags.DEFINE(_Fractions(_Fraction(lower, upper, excluded)), name, None, help_text, serializer=_NumbersSerializer())
+
+
+class _NumbersSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: list[float]) -> str:
+        return ",".join(map(_NumberSerializer().serialize, value))
+
+
 class _NumberSerializer(flags.ArgumentSerializer):
     def serialize(self, value: float) -> str:
         level = f"{round(value * 255)}/255"  # 8/255 rather than 0.03137254901960784
@@ -159,6 +193,8 @@ def _describe(name: str) -> str:
         words.append(f"One of {', '.join(flag.parser.enum_values)}.")
     elif isinstance(flag.parser, _Fraction):
         words.append(f"A number {flag.parser.range()}.")
+    elif isinstance(flag.parser, _Fractions):
+        words.append(f"Numbers {flag.parser.range()}.")
     others = [flag.short_name] if flag.short_name else []
     others += [alias for alias, meant in _aliases.items() if meant == name]
     if others:

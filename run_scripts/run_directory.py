@@ -17,7 +17,10 @@ from tf_robust_sparse import saving
 FLAGS = flags.FLAGS
 
 # Everything a run writes; --overwrite removes these and nothing else.
-ARTEFACTS = ("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard", "foolbox.json")
+ARTEFACTS = (
+    *("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard"),
+    *("foolbox.json", "robustness.json"),
+)
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
 # What says where and how to begin, and not what the run is.
 _NOT_RECORDED = {"overwrite", "resume", "load_model", "output_dir", "traceback"}

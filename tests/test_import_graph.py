@@ -23,7 +23,10 @@ DIAGRAM = [
 LINE = {folder: number for number, line in enumerate(DIAGRAM) for folder in line}
 
 # Imported by the one function that needs them, if at all: slow to import, optional, or with effects on the process.
-LAZY = ("foolbox", "tensorflow_model_optimization", "tensorflow_datasets", "tf_keras", "scipy", "absl.flags")
+LAZY = (
+    *("foolbox", "matplotlib", "scipy", "tensorflow_datasets", "tensorflow_model_optimization", "tf_keras"),
+    "absl.flags",
+)
 
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "run_scripts").rglob("*.py")])
 

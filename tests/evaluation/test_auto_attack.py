@@ -115,6 +115,9 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_answer(batches, some, tmp
     for name in ("broken_by", "x_adv", "y_adv"):
         np.testing.assert_array_equal(result[name], whole[name])
     assert result["robust_accuracy"] == whole["robust_accuracy"]
+    for name, found in result["attacks"].items():
+        for count in ("iterations_per_image", "gradient_passes_per_image", "broken", "robust_accuracy"):
+            assert found[count] == whole["attacks"][name][count]
     sequence = []
     quick(toy_network()).run_standard_evaluation(*some, callback=lambda name, standing: sequence.append(name))
     assert calls + again == sequence

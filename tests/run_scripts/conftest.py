@@ -16,6 +16,7 @@ from run_scripts import command_line
 
 ROOT = Path(__file__).parents[2]
 TRAIN, EVALUATE, IMPORT = "run_connectivity_sampling", "run_foolbox_eval", "run_import_weights"
+ROBUSTNESS = "run_robustness_eval"
 # Two epochs of three steps: a few seconds.
 TINY = (
     *("--data=fashion_mnist_sample", "--model=small_cnn", "--train_examples=256", "--test_examples=64", "--epochs=2"),

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from run_scripts import command_line, tensorflow_log
-from tests.run_scripts.conftest import EVALUATE, IMPORT, ROOT, TINY, TRAIN, run_script
+from tests.run_scripts.conftest import EVALUATE, IMPORT, ROBUSTNESS, ROOT, TINY, TRAIN, run_script
 
-SCRIPTS = (TRAIN, EVALUATE, IMPORT)
+SCRIPTS = (TRAIN, EVALUATE, IMPORT, ROBUSTNESS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -31,7 +31,7 @@ RECIPES = {
     "cifar10_resnet34_at_0.01": ("cifar10", "resnet34", "at", 0.01),
 }
 RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
-EVALUATIONS = {"quickstart_foolbox"}
+EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness"}
 
 
 def meaning(flags):

@@ -1,15 +1,34 @@
 """Evaluation: numbers for a finished network."""
 
+from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.corruption_accuracy import evaluate_corruptions
+from tf_robust_sparse.evaluation.figures import check_matplotlib
+from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_linf_pgd
+from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
+from tf_robust_sparse.evaluation.report_page import write_report
 from tf_robust_sparse.evaluation.robust_accuracy import evaluate_robustness, robust_accuracy
+from tf_robust_sparse.evaluation.robustness_suite import RobustnessSuite
 from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier, load_saved_model
+from tf_robust_sparse.evaluation.security_curve import security_curve
+from tf_robust_sparse.evaluation.transfer import Transfer, transfer_attack
 
 __all__ = [
+    "AutoAttack",
+    "RobustnessSuite",
     "SavedModelClassifier",
+    "Transfer",
+    "check_matplotlib",
     "evaluate_corruptions",
     "evaluate_robustness",
+    "foolbox_check",
     "foolbox_linf_pgd",
     "load_saved_model",
+    "pruning_benchmark_row",
+    "radius",
     "robust_accuracy",
+    "robustbench_row",
+    "security_curve",
+    "transfer_attack",
+    "write_report",
 ]

@@ -132,6 +132,8 @@ class AutoAttack:
         """
         run = self._prepare(x, y)
         self._restore(run)
+        if self.version != "custom":
+            self._log(f"setting parameters for {self.version} version")
         self._log(f"using {self.version} version including {', '.join(attack.name for attack in self.attacks)}.")
         self._log(f"initial accuracy: {run.clean_accuracy:.2%}")
         if run.done or run.next_row:
@@ -231,6 +233,8 @@ class AutoAttack:
     ) -> None:
         attack_begin = time.perf_counter()
         seconds_before = run.seconds.get(attack.name, 0.0)
+        iterations_before = run.iterations.get(attack.name, 0)
+        passes_before = run.gradient_passes.get(attack.name, 0)
         compacted = CompactedAttack(attack, self._static_forward(run.classes), self.model, run.classes, run.size)
         self.compiled[attack.name] = compacted
         rows = np.flatnonzero(run.robust)
@@ -247,6 +251,9 @@ class AutoAttack:
                     run.count(part[broken][wrong], number, x_adv[broken][wrong], answers[wrong].argmax(-1))
                 run.next_row = int(part[-1]) + 1
                 run.seconds[attack.name] = seconds_before + time.perf_counter() - attack_begin
+                run.iterations[attack.name] = iterations_before + compacted.iterations
+                passes = (compacted.iterations + compacted.starts) * attack.gradient_passes()
+                run.gradient_passes[attack.name] = passes_before + passes if attack.uses_gradients else 0
                 bar.advance(len(part), robust=float(run.robust.mean()))
                 self._log(
                     f"{attack.name} - {first // run.size + 1}/{-(-len(rows) // run.size)} - {int(broken.sum())} out of "
@@ -259,9 +266,6 @@ class AutoAttack:
         run.done.append(attack.name)
         run.next_row = 0
         run.after[attack.name] = float(run.robust.mean())
-        passes = compacted.iterations + compacted.starts
-        run.gradient_passes[attack.name] = passes * attack.gradient_passes() if attack.uses_gradients else 0
-        run.iterations[attack.name] = compacted.iterations
         if attack.name.startswith("apgd") and attack.name != "apgd-ce":
             run.flags += safety.zero_gradients(attack.name, compacted.without_gradient, len(rows))
         if not attack.uses_gradients and number:

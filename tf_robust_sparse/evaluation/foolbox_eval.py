@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import LinfPGD, inference_forward
+from tf_robust_sparse.attacks import GradientAttack, LinfPGD, inference_forward
 from tf_robust_sparse.attacks.forward import Forward
 from tf_robust_sparse.evaluation.clean import clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
@@ -67,7 +67,7 @@ def foolbox_linf_pgd(
     check_image_shape(model, x)
     batch_size = fixed_batch_size(model, batch_size or data_batch_size, len(x))
     clean = clean_answers(forward, x, y, batch_size)
-    survives = _foolbox_attack(forward, checked, x, y, batch_size)
+    survives = foolbox_survives(forward, checked, x, y, batch_size)
     title = f"foolbox LinfPGD-{num_steps}x{restarts}"
     with Progress(title, len(x) * restarts, progress) as bar:
         _, history = attack_survivors(clean.correct, restarts, batch_size, survives, bar)
@@ -90,10 +90,22 @@ def foolbox_linf_pgd(
     }
 
 
-def _foolbox_attack(
-    forward: Forward, settings: LinfPGD, x: np.ndarray, y: np.ndarray, batch_size: int
+def foolbox_survives(
+    forward: Forward, settings: GradientAttack, x: np.ndarray, y: np.ndarray, batch_size: int, deepfool: bool = False
 ) -> Callable[[np.ndarray, int], np.ndarray]:
-    """A function from rows of the data set and a restart to whether these images survive Foolbox."""
+    """A function from rows of the data set and a restart to whether these images survive an attack of Foolbox.
+
+    Args:
+        forward: From images to float32 logits.
+        settings: Attack of ours that says norm (`"linf"` or `"l2"`), radius, length and number of steps, and seed.
+        x: `(images, ...)`, float32, in `[0, 1]`.
+        y: `(images,)`, int64.
+        batch_size: Number of rows in each call.
+        deepfool: Whether to use DeepFool, which takes no random start, instead of PGD.
+
+    Returns:
+        `survives(rows, restart)`, from `(batch_size,)` indices to `(batch_size,)` bool.
+    """
     # Importing Foolbox imports GitPython, which fails without a git executable unless told to be quiet.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import foolbox
@@ -101,7 +113,13 @@ def _foolbox_attack(
     compiled = tf.function(forward, input_signature=[tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32)])
     device = "/GPU:0" if tf.config.list_logical_devices("GPU") else "/CPU:0"
     network = foolbox.models.TensorFlowModel(compiled, bounds=(0, 1), device=device)
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=settings.step_size, steps=settings.num_steps, random_start=True)
+    linf = settings.norm == "linf"
+    attack: foolbox.attacks.base.Attack
+    if deepfool:
+        attack = (foolbox.attacks.LinfDeepFoolAttack if linf else foolbox.attacks.L2DeepFoolAttack)()
+    else:
+        pgd = foolbox.attacks.LinfPGD if linf else foolbox.attacks.L2PGD
+        attack = pgd(abs_stepsize=settings.step_size, steps=settings.num_steps, random_start=True)
     last_restart = -1
 
     def survives(rows: np.ndarray, restart: int) -> np.ndarray:

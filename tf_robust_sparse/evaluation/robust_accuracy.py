@@ -98,9 +98,7 @@ def evaluate_robustness(
     results = {}
     for name, attack in named.items():
         attack_begin = time.perf_counter()
-        survives = _compiled_attack(model, attack, x, y, batch_size)
-        with Progress(name, len(x) * attack.restarts, progress) as bar:
-            standing, history = attack_survivors(clean.correct, attack.restarts, batch_size, survives, bar)
+        standing, history = standing_under(model, attack, x, y, clean.correct, batch_size, name, progress)
         standing_under_all = standing_under_all & standing
         results[name] = {
             **attack.describe(),
@@ -117,6 +115,39 @@ def evaluate_robustness(
         "flags": clean.flags,
         "attacks": results,
     }
+
+
+def standing_under(
+    model: Callable[..., Any],
+    attack: GradientAttack,
+    x: np.ndarray,
+    y: np.ndarray,
+    correct: np.ndarray,
+    batch_size: int,
+    title: str,
+    progress: bool,
+) -> tuple[np.ndarray, list[float]]:
+    """Which images withstand every restart of one attack.
+
+    Args:
+        model: Keras model, or any callable from images to logits.
+        attack: Untargeted attack.
+        x: `(images, ...)`, float32, in `[0, 1]`.
+        y: `(images,)`, int64.
+        correct: `(images,)`, bool: which images to attack.
+        batch_size: Number of images attacked at a time.
+        title: What the progress bar is called.
+        progress: Whether to show it.
+
+    Returns:
+        `(images,)` bool, and the share of all images that stand after each restart.
+
+    Raises:
+        ValueError: if a logit of an attacked image is not finite.
+    """
+    survives = _compiled_attack(model, attack, x, y, batch_size)
+    with Progress(title, len(x) * attack.restarts, progress) as bar:
+        return attack_survivors(correct, attack.restarts, batch_size, survives, bar)
 
 
 def _compiled_attack(

@@ -1,0 +1,226 @@
+"""Several attacks on the same images: the sandwich, the books, transfer, curves, Foolbox, and leaderboard rows."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.evaluation.conftest import CLASSES, EPSILON, SHAPE, patterns
+from tf_robust_sparse.attacks import L2PGD, LinfFGSM, LinfPGD
+from tf_robust_sparse.evaluation import (
+    AutoAttack,
+    RobustnessSuite,
+    evaluate_robustness,
+    pruning_benchmark_row,
+    robustbench_row,
+    security_curve,
+    transfer_attack,
+    write_report,
+)
+from tf_robust_sparse.evaluation.leaderboard import radius
+from tf_robust_sparse.evaluation.robustness_suite import out_of_order
+
+SOME = 200
+
+
+@pytest.fixture(scope="module")
+def some(examples):
+    return tuple(part[:SOME] for part in examples)
+
+
+@pytest.fixture(scope="module")
+def another():
+    """A network without convolutions, trained on other images of the same classes."""
+    keras.utils.set_random_seed(5)
+    network = keras.Sequential([keras.layers.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(keras.optimizers.Adam(0.01), loss=loss)
+    network.fit(*patterns(1000, 3), batch_size=100, epochs=4, verbose=0)
+    return network
+
+
+@pytest.fixture(scope="module")
+def suite(network, another, some):
+    """After every kind of attack."""
+    suite = RobustnessSuite(network, some, batch_size=100, progress=False)
+    suite.gradient_attack("fgsm", LinfFGSM(EPSILON))
+    suite.gradient_attack("pgd", LinfPGD(EPSILON, num_steps=50))
+    suite.gradient_attack("restarts", LinfPGD(EPSILON, num_steps=50, restarts=10))
+    suite.auto_attack("autoattack", AutoAttack(network, "Linf", EPSILON, batch_size=100, verbose=False))
+    suite.auto_attack("square", AutoAttack(network, "Linf", EPSILON, "custom", ["square"], verbose=False))
+    suite.transfer("transfer", another, LinfPGD(EPSILON, num_steps=20, restarts=2))
+    return suite
+
+
+@pytest.fixture(scope="module")
+def results(suite):
+    return suite.results()
+
+
+def test_sandwich(results):
+    names = ("autoattack", "restarts", "pgd", "fgsm")
+    accuracies = [*(results["attacks"][name]["robust_accuracy"] for name in names), results["clean_accuracy"]]
+    assert accuracies == sorted(accuracies)
+    assert accuracies[0] < accuracies[-1] - 0.1
+    assert results["attacks"]["square"]["robust_accuracy"] >= accuracies[0]
+    assert "out_of_order" not in results["flag_names"]
+
+
+def test_numbers_are_those_of_each_attack_alone(network, some, suite):
+    attack = LinfPGD(EPSILON, num_steps=50, restarts=10)
+    alone = evaluate_robustness(network, some, {"restarts": attack}, batch_size=100, progress=False)
+    assert suite.attacks["restarts"]["robust_accuracy"] == alone["attacks"]["restarts"]["robust_accuracy"]
+    result = AutoAttack(network, "Linf", EPSILON, batch_size=50, verbose=False).run_standard_evaluation(*some)
+    np.testing.assert_array_equal(suite.standing["autoattack"], result["broken_by"] == -1)
+
+
+def test_the_books_balance(suite, results):
+    assert json.loads(json.dumps(results)) == results
+    assert list(results["attacks"]) == list(suite.standing)
+    standing = np.logical_and.reduce([suite.correct, *suite.standing.values()])
+    assert results["robust_accuracy"] == standing.mean() == results["attacks"]["transfer"]["worst_case_accuracy"]
+    broken = {name: suite.correct & ~stands for name, stands in suite.standing.items()}
+    for name, found in results["attacks"].items():
+        others = np.logical_or.reduce([other for key, other in broken.items() if key != name])
+        assert found["broken"] == broken[name].sum()
+        assert found["broken_by_no_other"] == (broken[name] & ~others).sum()
+        assert (found["gradient_passes_per_image"] == 0) == (name in ("square", "transfer"))
+    pgd = results["attacks"]["pgd"]
+    assert pgd["gradient_passes_per_image"] == pytest.approx(50 * results["clean_accuracy"])
+    restarts = results["attacks"]["restarts"]
+    stood = [results["clean_accuracy"], *restarts["robust_accuracy_after_restart"][:-1]]
+    assert restarts["gradient_passes_per_image"] == pytest.approx(50 * sum(stood))
+
+
+def test_an_attack_has_a_name_of_its_own(network, some):
+    suite = RobustnessSuite(network, some, progress=False)
+    suite.gradient_attack("fgsm", LinfFGSM(EPSILON))
+    with pytest.raises(ValueError, match="Received: 'fgsm' twice"):
+        suite.gradient_attack("fgsm", LinfFGSM(EPSILON))
+
+
+def test_a_stronger_attack_that_leaves_more_is_flagged():
+    assert out_of_order({"clean": 0.9, "fgsm": 0.6, "pgd": 0.601, "autoattack": 0.5}) == []
+    (flag,) = out_of_order({"clean": 0.9, "fgsm": 0.4, "autoattack": 0.5})
+    assert flag.name == "out_of_order" and "autoattack leaves 50.00 % and the weaker fgsm 40.00 %" in flag.sentence
+
+
+def test_transfer_that_beats_the_white_box_is_flagged(network, some):
+    """Rounding hides every gradient, and the network without it is the best of sources."""
+
+    @tf.custom_gradient
+    def rounded(x):
+        return tf.round(x * 64) / 64, tf.zeros_like
+
+    suite = RobustnessSuite(lambda x: network(rounded(x)), some, batch_size=100, progress=False)
+    suite.gradient_attack("pgd", LinfPGD(EPSILON, num_steps=5, random_start=False))
+    assert suite.attacks["pgd"]["robust_accuracy"] == suite.correct.mean()
+    assert suite.flags() == []
+    suite.transfer("transfer", network, LinfPGD(EPSILON, num_steps=20))
+    (flag,) = suite.flags()
+    assert flag.name == "masked_gradients" and "transfer" in flag.sentence
+
+
+def test_transfer_from_the_network_itself_is_the_attack(network, some, suite):
+    attack = LinfPGD(EPSILON, num_steps=50, restarts=10)
+    found = transfer_attack(network, network, attack, *some, suite.correct, 100, progress=False)
+    np.testing.assert_array_equal(found.standing, suite.standing["restarts"])
+    assert found.source_clean_accuracy == suite.correct.mean()
+    assert found.source_fooled == pytest.approx(1 - found.history[-1] / suite.correct.mean())
+
+
+def test_transfer_is_weaker_than_the_attack_on_the_network(suite, results, another, some):
+    transfer = results["attacks"]["transfer"]
+    assert results["attacks"]["restarts"]["robust_accuracy"] < transfer["robust_accuracy"] < results["clean_accuracy"]
+    answers = np.argmax(another(some[0]), axis=1)
+    assert transfer["source_clean_accuracy"] == pytest.approx((answers == some[1]).mean())
+
+
+def test_security_curve_falls_to_nothing(network, some):
+    attack = LinfPGD(EPSILON, num_steps=20)
+    curve = security_curve(network, some, attack, [0.5, 0.02, EPSILON, 0.02], batch_size=100, progress=False)
+    assert json.loads(json.dumps(curve)) == curve
+    assert [point["epsilon"] for point in curve["points"]] == [0, 0.02, EPSILON, 0.5]
+    accuracies = [point["robust_accuracy"] for point in curve["points"]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[-1] < 0.05 < accuracies[2] < accuracies[1] < accuracies[0]
+    single = evaluate_robustness(network, some, attack, batch_size=100, progress=False)["robust_accuracy"]
+    assert single - 0.02 <= accuracies[2] <= single
+
+
+@pytest.mark.parametrize("epsilons", [[], [0.0, 0.1], [-0.1]])
+def test_radii_of_a_curve_are_positive(epsilons, network, some):
+    with pytest.raises(ValueError, match="`epsilons` are radii above 0, at least one"):
+        security_curve(network, some, LinfPGD(EPSILON), epsilons)
+
+
+@pytest.mark.parametrize("attack", [LinfPGD(EPSILON, num_steps=20, restarts=2), L2PGD(0.5, num_steps=20)])
+def test_foolbox_agrees_but_for_images_on_the_edge(attack, network, some):
+    suite = RobustnessSuite(network, some, batch_size=100, progress=False)
+    suite.gradient_attack("pgd", attack)
+    found = suite.foolbox_check("pgd", attack)
+    assert json.loads(json.dumps(found)) == found
+    assert abs(found["pgd"]["robust_accuracy"] - suite.attacks["pgd"]["robust_accuracy"]) <= 0.02
+    alone = found["pgd"]["broken_by_foolbox_only"] + found["pgd"]["broken_by_ours_only"]
+    assert found["pgd"]["disagreements"] == len(alone) <= 0.03 * SOME
+    assert found["deepfool"]["robust_accuracy"] < suite.correct.mean() - 0.05
+
+
+DESCRIPTION = {"dataset": "cifar10", "architecture": "resnet18", "connectivity": 0.01, "name": "A title"}
+MEASURED = {
+    "norm": "Linf",
+    "epsilon": 8 / 255,
+    "images": 10_000,
+    "clean_accuracy": 0.8001,
+    "robust_accuracy": 0.4,
+    "attacks": {"autoattack": {"robust_accuracy": 0.4012, "version": "standard"}},
+    "flag_names": [],
+}
+
+
+def test_robustbench_row():
+    row = robustbench_row(MEASURED, DESCRIPTION)
+    assert row["eps"] == "8/255" and row["clean_acc"] == "80.01" and row["autoattack_acc"] == "40.12"
+    assert row["reported"] == "40.00" and row["unreliable"] is False and row["link"] == ""
+    assert "footnote" not in row
+    attacks = {"autoattack": {"robust_accuracy": 0.4, "version": "plus"}}
+    row = robustbench_row({**MEASURED, "images": 1000, "attacks": attacks, "flag_names": ["softmax"]}, DESCRIPTION)
+    assert row["unreliable"] and "first 1000 test images" in row["footnote"] and "plus" in row["footnote"]
+    with pytest.raises(ValueError, match=r"ask for AutoAttack.*Received: the attacks pgd"):
+        robustbench_row({**MEASURED, "attacks": {"pgd": {}}}, DESCRIPTION)
+
+
+def test_pruning_benchmark_row():
+    row = pruning_benchmark_row({**MEASURED, "epsilon": 0.031}, {**DESCRIPTION, "method": "HYDRA"})
+    assert row["model_key"] == {
+        "ap_method": "HYDRA",
+        "architecture": "resnet18",
+        "dataset": "CIFAR10",
+        "structure": "weights",
+        "sparsity_rate": "99",
+    }
+    assert row["epsilon"] == "0.031" and row["robust_accuracy_aa"] == "40.12" and row["robust_accuracy_hofmn"] is None
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "text"),
+    [("Linf", 8 / 255, "8/255"), ("Linf", 0.031, "0.031"), ("L2", 1.0, "1"), ("L1", 12, "12")],
+)
+def test_radii_in_words(norm, epsilon, text):
+    assert radius(norm, epsilon) == text
+
+
+def test_a_page_without_examples_or_doubts_says_so(results, tmp_path):
+    page = {
+        **results,
+        **{"title": "T", "norm": "Linf", "epsilon": 0.1, "data": {"name": "patterns"}, "versions": {"keras": "3"}},
+        **{"flags": [], "flag_names": []},
+    }
+    (path,) = write_report(tmp_path / "page.md", page)
+    text = path.read_text()
+    assert "None was found." in text and "There are none: AutoAttack was not run, or broke no image." in text
+    for name, found in results["attacks"].items():
+        assert f"| {name} | {100 * found['robust_accuracy']:.2f} % |" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]

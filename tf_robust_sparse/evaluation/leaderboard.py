@@ -1,0 +1,105 @@
+"""Rows for public leaderboards of robust networks."""
+
+from typing import Any
+
+FULL_TEST_SETS = {"cifar10": 10_000, "cifar100": 10_000}
+UNRELIABLE = ("randomised", "batch_dependent", "softmax", "masked_gradients", "zero_gradient", "out_of_order")
+
+
+def robustbench_row(results: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
+    """One entry of RobustBench's `model_info/<dataset>/<norm>/<model>.json`.
+
+    Args:
+        results: Of an evaluation with AutoAttack: `norm`, `epsilon`, `images`, `clean_accuracy`, `robust_accuracy`,
+            `attacks["autoattack"]["robust_accuracy"]` and `flag_names`.
+        description: What the numbers do not say: `dataset`, `architecture`, and, where known, `link`, `name`,
+            `authors`, `venue`, `additional_data`.
+
+    Returns:
+        The entry: accuracies as text in per cent, `reported` being the worst case over all attacks of this evaluation;
+        `unreliable` if a flag says so; a `footnote` where fewer images were used than the leaderboard asks for, or
+        another version than the standard one. What is not known is an empty string.
+
+    Raises:
+        ValueError: if AutoAttack was not run.
+
+    Reference: [Croce et al., 2021](https://arxiv.org/abs/2010.09670).
+    """
+    auto_attack = _auto_attack(results)
+    row: dict[str, Any] = {
+        "link": description.get("link") or "",
+        "name": description.get("name") or "",
+        "authors": description.get("authors") or "",
+        "additional_data": bool(description.get("additional_data")),
+        "number_forward_passes": 1,
+        "dataset": description["dataset"],
+        "venue": description.get("venue") or "",
+        "architecture": description.get("architecture") or "",
+        "eps": radius(results["norm"], results["epsilon"]),
+        "clean_acc": _per_cent(results["clean_accuracy"]),
+        "reported": _per_cent(results["robust_accuracy"]),
+        "autoattack_acc": _per_cent(auto_attack["robust_accuracy"]),
+        "unreliable": any(name in UNRELIABLE for name in results["flag_names"]),
+    }
+    notes = []
+    if results["images"] != FULL_TEST_SETS.get(description["dataset"], results["images"]):
+        notes.append(f"Measured on the first {results['images']} test images.")
+    if auto_attack["version"] != "standard":
+        notes.append(f"AutoAttack in its version {auto_attack['version']}.")
+    return {**row, "footnote": " ".join(notes)} if notes else row
+
+
+def pruning_benchmark_row(results: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
+    """One network for the Adversarial Pruning Benchmark: the arguments of its model key, and the results it asks for.
+
+    Args:
+        results: As for `robustbench_row`.
+        description: `dataset`, `architecture`, and where known `method` and `connectivity` (in (0, 1]).
+
+    Returns:
+        `model_key` with `ap_method`, `architecture`, `dataset`, `structure` and `sparsity_rate` (per cent of the
+        weights that are gone, as text); `epsilon` and `norm` used; `clean_accuracy` and `robust_accuracy_aa` in per
+        cent, as text. The benchmark's other attack, HO-FMN, is not part of this package: `robust_accuracy_hofmn` is
+        `None` and has to be measured with the benchmark's code.
+
+    Raises:
+        ValueError: if AutoAttack was not run.
+
+    Reference: [Piras et al., 2024](https://arxiv.org/abs/2409.01249).
+    """
+    connectivity = description.get("connectivity")
+    return {
+        "model_key": {
+            "ap_method": description.get("method") or "",
+            "architecture": description.get("architecture") or "",
+            "dataset": description["dataset"].upper(),
+            "structure": "weights",
+            "sparsity_rate": "" if connectivity is None else f"{100 * (1 - connectivity):.4g}",
+        },
+        "norm": results["norm"],
+        "epsilon": radius(results["norm"], results["epsilon"]),
+        "images": results["images"],
+        "clean_accuracy": _per_cent(results["clean_accuracy"]),
+        "robust_accuracy_aa": _per_cent(_auto_attack(results)["robust_accuracy"]),
+        "robust_accuracy_hofmn": None,
+    }
+
+
+def radius(norm: str, epsilon: float) -> str:
+    """A radius as text: `8/255` where an Linf radius is a whole number of levels, else the number."""
+    levels = round(255 * epsilon)
+    whole = norm == "Linf" and levels > 0 and abs(levels / 255 - epsilon) < 1e-9
+    return f"{levels}/255" if whole else f"{epsilon:.6g}"
+
+
+def _auto_attack(results: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return results["attacks"]["autoattack"]
+    except KeyError:
+        raise ValueError(
+            f"Leaderboards ask for AutoAttack; run it too. Received: the attacks {', '.join(results['attacks'])}"
+        ) from None
+
+
+def _per_cent(accuracy: float) -> str:
+    return f"{100 * accuracy:.2f}"

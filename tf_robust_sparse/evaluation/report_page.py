@@ -1,0 +1,126 @@
+"""The results of an evaluation as a page with tables and figures."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_robust_sparse.evaluation.figures import draw_curve, draw_examples
+from tf_robust_sparse.evaluation.leaderboard import radius
+from tf_robust_sparse.saving import replace_file
+
+EXAMPLES = 6
+
+
+def write_report(
+    path: str | os.PathLike, results: dict[str, Any], examples: dict[str, np.ndarray] | None = None
+) -> list[Path]:
+    """Writes a Markdown page, and its figures as PNG files beside it.
+
+    Args:
+        path: The page; the figures are called `<its name>_curve.png` and `<its name>_examples.png`.
+        results: As `RobustnessSuite.results` returns them, with `title`, `norm`, `epsilon`, `data` (`name`, `origin`)
+            and `versions`, and where measured `security_curve`, `corruptions` and `foolbox_check`.
+        examples: What AutoAttack found: `x` and `x_adv`, `(images, height, width, channels)`, in [0, 1]; `y`, `y_adv`
+            and `broken_by`, `(images,)`; `None` without AutoAttack.
+
+    Returns:
+        What was written, the page first.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+        OSError: if a file cannot be written.
+    """
+    path = Path(path)
+    written = [path]
+    lines = [
+        f"# Robustness of {results['title']}",
+        "",
+        f"{results['images']} test images of {results['data']['name']}, {results['norm']} ball of radius "
+        f"{radius(results['norm'], results['epsilon'])}. Clean accuracy {_per_cent(results['clean_accuracy'])}, robust "
+        f"accuracy under all attacks together {_per_cent(results['robust_accuracy'])}.",
+        "",
+        *_attacks(results),
+        "## Reasons for doubt",
+        "",
+        *([f"- {sentence}" for sentence in results["flags"]] or ["None was found."]),
+        "",
+    ]
+    if "security_curve" in results:
+        curve = path.with_name(f"{path.stem}_curve.png")
+        found = results["security_curve"]
+        title = f"{found['attack']}, {found['num_steps']} steps, {found['restarts']} restarts"
+        draw_curve(found["points"], title, curve)
+        written.append(curve)
+        lines += ["## Accuracy by radius", "", f"![Security curve]({curve.name})", ""]
+        points = [[radius(results["norm"], p["epsilon"]), _per_cent(p["robust_accuracy"])] for p in found["points"]]
+        lines += _table(["epsilon", "accuracy"], points)
+    if "corruptions" in results:
+        lines += _corruptions(results["corruptions"])
+    if "foolbox_check" in results:
+        lines += _foolbox(results["foolbox_check"])
+    broken_by = np.empty(0) if examples is None else examples["broken_by"]
+    chosen = np.flatnonzero(broken_by >= 0)[:EXAMPLES]
+    lines += ["## Adversarial examples", ""]
+    if examples is not None and len(chosen):
+        figure = path.with_name(f"{path.stem}_examples.png")
+        x, x_adv = examples["x"][chosen], examples["x_adv"][chosen]
+        scale = float(np.abs(x_adv - x).max())
+        draw_examples(x, x_adv, examples["y"][chosen], examples["y_adv"][chosen], figure, scale)
+        written.append(figure)
+        lines += [f"Images, what AutoAttack found, and the difference.\n\n![Examples]({figure.name})", ""]
+    else:
+        lines += ["There are none: AutoAttack was not run, or broke no image.", ""]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    lines += ["## Versions", "", f"{versions}.", ""]
+    with replace_file(path) as temporary:
+        temporary.write_text("\n".join(lines))
+    return written
+
+
+def _attacks(results: dict[str, Any]) -> list[str]:
+    rows = [["clean", _per_cent(results["clean_accuracy"]), _per_cent(results["clean_accuracy"]), "", "", "", ""]]
+    for name, found in results["attacks"].items():
+        rows.append([name, *_numbers(found)])
+        rows += [[f"{name}: {part}", *_numbers(each)] for part, each in found.get("attacks", {}).items()]
+    head = ["attack", "accuracy", "worst case so far", "broken", "broken by no other", "gradients per image", "seconds"]
+    return ["## Accuracy", "", *_table(head, rows)]
+
+
+def _numbers(found: dict[str, Any]) -> list[str]:
+    worst = _per_cent(found["worst_case_accuracy"]) if "worst_case_accuracy" in found else ""
+    counts = [str(found.get("broken", "")), str(found.get("broken_by_no_other", ""))]
+    gradients, seconds = f"{found['gradient_passes_per_image']:.1f}", f"{found['seconds']:.1f}"
+    return [_per_cent(found["robust_accuracy"]), worst, *counts, gradients, seconds]
+
+
+def _corruptions(found: dict[str, Any]) -> list[str]:
+    severities = [str(severity) for severity in found["severities"]]
+    rows = [
+        [name, each["source"], _per_cent(each["accuracy"])]
+        + [_per_cent(each["accuracy_at_severity"][severity]) for severity in severities]
+        for name, each in found["corruptions"].items()
+    ]
+    rows.append(["mean", "", _per_cent(found["mean_corruption_accuracy"]), *([""] * len(severities))])
+    head = ["corruption", "source", "accuracy", *(f"severity {severity}" for severity in severities)]
+    return ["## Common corruptions", "", *_table(head, rows)]
+
+
+def _foolbox(found: dict[str, Any]) -> list[str]:
+    head = ["attack of Foolbox", "accuracy", "images it alone breaks", "images our PGD alone breaks"]
+    rows = [
+        [name, _per_cent(each["robust_accuracy"])]
+        + [str(len(each[key])) for key in ("broken_by_foolbox_only", "broken_by_ours_only")]
+        for name, each in found.items()
+    ]
+    return ["## Foolbox", "", *_table(head, rows)]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _per_cent(accuracy: float) -> str:
+    return f"{100 * accuracy:.2f} %"

@@ -1,0 +1,214 @@
+"""Several attacks on the same images, and the images that withstand them all."""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_robust_sparse.attacks import GradientAttack, inference_forward
+from tf_robust_sparse.evaluation import safety
+from tf_robust_sparse.evaluation.auto_attack import AutoAttack
+from tf_robust_sparse.evaluation.clean import clean_answers
+from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
+from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
+from tf_robust_sparse.evaluation.robust_accuracy import standing_under
+from tf_robust_sparse.evaluation.transfer import transfer_attack
+
+BY_STRENGTH = ("clean", "fgsm", "pgd", "autoattack")
+
+
+class RobustnessSuite:
+    """Runs one attack after the other, and keeps per image which of them it withstands.
+
+    Each attack runs alone on all images that are classified correctly, so that its number compares with published ones;
+    its restarts run on what still stands. An image is robust only if it withstands every attack that was run.
+
+    Args:
+        model: Keras model, or any callable from images to logits, such as `load_saved_model(path)`.
+        dataset: Batched `tf.data.Dataset` of `(x, y)`, or a tuple of arrays; images `(batch, height, width, channels)`,
+            floating, in `[0, 1]`; labels `(batch,)`, integers.
+        batch_size: Number of images attacked at a time; `None` for that of the data set.
+        progress: Whether to show bars on standard error.
+
+    Attributes:
+        x: `(images, height, width, channels)`, float32.
+        y: `(images,)`, int64.
+        correct: `(images,)`, bool: which images are classified correctly as they are.
+        standing: By the name of an attack `(images,)` bool, which images withstand it.
+        attacks: By the name of an attack plain values for a results file.
+
+    Raises:
+        ValueError: if the data or the logits are malformed, or the model takes other images.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], dataset: Any, batch_size: int | None = None, progress: bool = True
+    ) -> None:
+        self.model = model
+        self.progress = progress
+        self.x, self.y, data_batch_size = collect_examples(dataset)
+        check_image_shape(model, self.x)
+        self.batch_size = fixed_batch_size(model, batch_size or data_batch_size, len(self.x))
+        clean = clean_answers(inference_forward(model), self.x, self.y, self.batch_size)
+        self.correct = clean.correct
+        self.num_classes = clean.num_classes
+        self.standing: dict[str, np.ndarray] = {}
+        self.attacks: dict[str, dict[str, Any]] = {}
+        self._flags = [safety.Flag("softmax", f"{sentence[:1].upper()}{sentence[1:]}.") for sentence in clean.flags]
+        self._white_box: list[float] = []  # accuracies under attacks with gradients
+        self._black_box: dict[str, float] = {}
+
+    def gradient_attack(self, name: str, attack: GradientAttack) -> None:
+        """Runs an attack of this package that follows gradients, such as `LinfPGD`."""
+        begin = time.perf_counter()
+        standing, history = standing_under(
+            self.model, attack, self.x, self.y, self.correct, self.batch_size, name, self.progress
+        )
+        self._white_box.append(history[-1])
+        iterations = _iterations(attack, float(self.correct.mean()), history)
+        self._record(
+            name,
+            standing,
+            {
+                **attack.describe(),
+                "robust_accuracy_after_restart": history,
+                "seconds": time.perf_counter() - begin,
+                "iterations_per_image": iterations,
+                "gradient_passes_per_image": iterations,
+            },
+        )
+
+    def auto_attack(self, name: str, attack: AutoAttack) -> dict[str, Any]:
+        """Runs AutoAttack, or one of its attacks alone.
+
+        Returns:
+            What `run_standard_evaluation` returns, with the adversarial examples.
+        """
+        begin = time.perf_counter()
+        result = attack.run_standard_evaluation(self.x, self.y)
+        uses_gradients = [each.uses_gradients for each in attack.attacks]
+        black_box_numbers = [number for number, uses in enumerate(uses_gradients) if not uses]
+        if any(uses_gradients):
+            # Without the black-box attacks of the ensemble; those it compares itself.
+            self._white_box.append(float(np.isin(result["broken_by"], [-1, *black_box_numbers]).mean()))
+        else:
+            self._black_box[name] = result["robust_accuracy"]
+        self._flags += map(safety.Flag, result["flag_names"], result["flags"])
+        parts = result["attacks"]
+        alone = {} if len(parts) > 1 else next(iter(parts.values()))
+        self._record(
+            name,
+            (result["broken_by"] == -1) & self.correct,
+            {
+                **{key: result[key] for key in ("norm", "epsilon", "seed", "batch_size")},
+                **(alone or {"version": result["version"]}),
+                "largest_perturbation": result["largest_perturbation"],
+                "seconds": time.perf_counter() - begin,
+                "iterations_per_image": sum(each["iterations_per_image"] for each in parts.values()),
+                "gradient_passes_per_image": sum(each["gradient_passes_per_image"] for each in parts.values()),
+                **({} if alone else {"attacks": parts}),
+            },
+        )
+        return result
+
+    def transfer(self, name: str, source: Callable[..., Any], attack: GradientAttack) -> None:
+        """Tries on the model what `attack` finds on `source`; see `transfer_attack`."""
+        begin = time.perf_counter()
+        found = transfer_attack(
+            self.model, source, attack, self.x, self.y, self.correct, self.batch_size, self.progress
+        )
+        self._black_box[name] = found.history[-1]
+        self._record(
+            name,
+            found.standing,
+            {
+                **attack.describe(),
+                "robust_accuracy_after_restart": found.history,
+                "source_clean_accuracy": found.source_clean_accuracy,
+                "source_fooled": found.source_fooled,
+                "seconds": time.perf_counter() - begin,
+                "iterations_per_image": _iterations(attack, float(self.correct.mean()), found.history),
+                "gradient_passes_per_image": 0.0,
+            },
+        )
+
+    def foolbox_check(self, name: str, attack: GradientAttack) -> dict[str, dict[str, Any]]:
+        """Compares attack `name`, which has run with these settings, with Foolbox; see `foolbox_check`."""
+        return foolbox_check(
+            self.model, attack, self.x, self.y, self.correct, self.standing[name], self.batch_size, self.progress
+        )
+
+    def flags(self) -> list[safety.Flag]:
+        """Reasons to doubt the numbers, each once: of the network, of black-box attacks, and of the order."""
+        found = list(self._flags)
+        if self._white_box:
+            for name, accuracy in self._black_box.items():
+                found += safety.black_box_better(name, min(self._white_box), accuracy)
+        accuracies = {"clean": float(self.correct.mean())}
+        accuracies |= {name: record["robust_accuracy"] for name, record in self.attacks.items()}
+        found += out_of_order(accuracies)
+        return list(dict.fromkeys(found))
+
+    def results(self) -> dict[str, Any]:
+        """What was found, as plain values for a results file.
+
+        Returns:
+            `images`, `batch_size`, `clean_accuracy`, `robust_accuracy` (under all attacks together), `attacks` (in the
+            order in which they ran: what defines them, `robust_accuracy` alone, `worst_case_accuracy` under this and
+            all before it, `broken`, `broken_by_no_other`, `seconds`, `iterations_per_image` and
+            `gradient_passes_per_image` of this model), `flags` (sentences) and `flag_names`.
+        """
+        broken = {name: self.correct & ~standing for name, standing in self.standing.items()}
+        times_broken = np.sum([*broken.values(), np.zeros(len(self.x), int)], axis=0)
+        standing = self.correct
+        attacks = {}
+        for name, record in self.attacks.items():
+            standing = standing & self.standing[name]
+            attacks[name] = {
+                **record,
+                "worst_case_accuracy": float(standing.mean()),
+                "broken": int(broken[name].sum()),
+                "broken_by_no_other": int((broken[name] & (times_broken == 1)).sum()),
+            }
+        flags = self.flags()
+        return {
+            "images": len(self.x),
+            "batch_size": self.batch_size,
+            "clean_accuracy": float(self.correct.mean()),
+            "robust_accuracy": float(standing.mean()),
+            "attacks": attacks,
+            "flags": [flag.sentence for flag in flags],
+            "flag_names": [flag.name for flag in flags],
+        }
+
+    def _record(self, name: str, standing: np.ndarray, record: dict[str, Any]) -> None:
+        if name in self.attacks:
+            raise ValueError(f"Each attack has a name of its own. Received: {name!r} twice")
+        self.standing[name] = standing
+        self.attacks[name] = {**record, "robust_accuracy": float(standing.mean())}
+
+
+def out_of_order(accuracies: dict[str, float], order: Sequence[str] = BY_STRENGTH) -> list[safety.Flag]:
+    """Flags that a stronger attack leaves a higher accuracy than a weaker one, by more than 0.2 points.
+
+    Args:
+        accuracies: By the name of an attack the accuracy under it alone, in [0, 1].
+        order: Names from weak to strong; those without an accuracy are left out.
+    """
+    present = [name for name in order if name in accuracies]
+    return [
+        safety.Flag(
+            "out_of_order",
+            f"{strong} leaves {100 * accuracies[strong]:.2f} % and the weaker {weak} {100 * accuracies[weak]:.2f} %: "
+            "the stronger attack is stuck, so gradients may be masked, or it took too few steps.",
+        )
+        for weak, strong in itertools.pairwise(present)
+        if accuracies[strong] - accuracies[weak] > safety.IMPROVEMENT
+    ]
+
+
+def _iterations(attack: GradientAttack, clean_accuracy: float, history: list[float]) -> float:
+    """Steps per image of the data set: every restart attacks what stood before it."""
+    return attack.num_steps * sum([clean_accuracy, *history[:-1]])
