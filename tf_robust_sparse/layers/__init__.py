@@ -12,6 +12,8 @@ from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
 from tf_robust_sparse.layers.normalization import BatchNormalization
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
+from tf_robust_sparse.layers.selection import largest_mask
+from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense
 from tf_robust_sparse.layers.topology import graph
 
 # Kernel form -> its dense and convolutional layer; a network builder takes the name as `kernel=`.
@@ -19,6 +21,7 @@ KERNELS = {
     "plain": (PlainDense, PlainConv2D),
     "masked": (MaskedDense, MaskedConv2D),
     "rewiring": (RewiringDense, RewiringConv2D),
+    "subnet": (SubnetDense, SubnetConv2D),
 }
 
 __all__ = [
@@ -33,10 +36,13 @@ __all__ = [
     "PlainDense",
     "RewiringConv2D",
     "RewiringDense",
+    "SubnetConv2D",
+    "SubnetDense",
     "convolve",
     "graph",
     "inference_kernels",
     "kernel_layers",
+    "largest_mask",
     "multiply",
     "settled_kernels",
 ]

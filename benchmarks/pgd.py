@@ -1,0 +1,117 @@
+"""Times PGD-50 of this package against Foolbox's, on the same network and images, in one run.
+
+    python -m benchmarks.pgd --models=small_cnn --images=250
+
+Contenders, in turn, `--rounds` times over:
+
+- ours: `LinfPGD` as `evaluate_robustness` runs it, compiled, kernels settled once per batch;
+- eager: Foolbox on the Keras network itself;
+- compiled: Foolbox on the same network behind a `tf.function`.
+
+All attack all images, at full length. Printed are median times after a first call that is not timed, and ratios.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import numpy as np
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("models", ["small_cnn", "lenet5_caffe"], "Architectures of the package, or .keras files of ours.")
+flags.DEFINE_integer("images", 250, "Images in the batch, of the sample in the package.", 1)
+flags.DEFINE_integer("steps", 50, "Steps of PGD.", 1)
+flags.DEFINE_integer("rounds", 5, "How often the contenders run in turn.", 1)
+flags.DEFINE_float("connectivity", 0.1, "Connectivity of the networks; 1 for dense ones.", 0, 1)
+flags.DEFINE_string("results_file", None, "Where to write everything as JSON.")
+
+EPSILON = 0.1
+
+
+def main(argv: list[str]) -> None:
+    """Times the contenders and prints the table."""
+    if argv[1:]:
+        raise app.UsageError(f"Unexpected positional arguments: {argv[1:]}")
+    import tf_robust_sparse as trs
+
+    images = trs.data.load("fashion_mnist_sample")
+    x = images.test_images[: FLAGS.images].astype("float32") / 255
+    y = images.test_labels[: FLAGS.images].astype("int64")
+    record = {}
+    for name in FLAGS.models:
+        seconds: dict[str, list[float]] = {}
+        contenders = prepare(build(name), x, y)
+        for contender in contenders.values():
+            contender()
+        for _ in range(FLAGS.rounds):
+            for who, contender in contenders.items():
+                begin = time.perf_counter()
+                contender()
+                seconds.setdefault(who, []).append(time.perf_counter() - begin)
+        record[name] = seconds
+        ours = statistics.median(seconds["ours"])
+        print(f"\n{name}, {len(x)} images, PGD-{FLAGS.steps}")
+        for who, found in seconds.items():
+            print(
+                f"{who:9s} {statistics.median(found):7.3f} s   {statistics.median(found) / ours:5.2f} x ours",
+                flush=True,
+            )
+    if FLAGS.results_file:
+        Path(FLAGS.results_file).write_text(json.dumps(record, indent=1))
+
+
+def build(name: str) -> Any:
+    """The network: of a file, or a new one."""
+    import keras
+
+    import tf_robust_sparse as trs
+
+    if Path(name).exists():
+        return trs.load_network(name)
+    keras.utils.set_random_seed(0)
+    sparse = {"kernel": "rewiring", "connectivity": FLAGS.connectivity} if FLAGS.connectivity < 1 else {}
+    return getattr(trs.models, name)(input_shape=(28, 28, 1), num_classes=10, **sparse)
+
+
+def prepare(network: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """The contenders as functions without arguments."""
+    import eagerpy
+    import foolbox
+    import tensorflow as tf
+
+    import tf_robust_sparse as trs
+
+    attack = trs.attacks.LinfPGD(EPSILON, num_steps=FLAGS.steps)
+    theirs = foolbox.attacks.LinfPGD(abs_stepsize=attack.step_size, steps=FLAGS.steps, random_start=True)
+    images, labels = tf.constant(x), tf.constant(y)
+    forward = trs.attacks.inference_forward(network)
+
+    @tf.function(autograph=False)
+    def ours(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        with trs.evaluation.compaction.settled(network):
+            return attack(forward, images, labels, seed=0)
+
+    compiled = tf.function(lambda images: network(images, training=False), autograph=False)
+
+    def foolbox_on(function: Callable[..., Any]) -> Callable[[], Any]:
+        model = foolbox.models.TensorFlowModel(function, bounds=(0, 1), device="/CPU:0")
+        criterion = foolbox.criteria.Misclassification(eagerpy.astensor(labels))
+        return lambda: theirs.run(model, eagerpy.astensor(images), criterion, epsilon=EPSILON)
+
+    return {
+        "ours": lambda: ours(images, labels).numpy(),
+        "eager": foolbox_on(lambda images: network(images, training=False)),
+        "compiled": foolbox_on(compiled),
+    }
+
+
+if __name__ == "__main__":
+    app.run(main)

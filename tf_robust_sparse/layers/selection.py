@@ -1,0 +1,69 @@
+"""Selecting the largest entries of a tensor without sorting it."""
+
+import math
+
+import tensorflow as tf
+
+_DIGITS = 1 << 16  # values of half of the 32 bits
+
+
+def largest_mask(values: tf.Tensor, k: int | tf.Tensor, last_wins: bool = False) -> tf.Tensor:
+    """Returns a boolean mask, shaped like `values`, of exactly the `k` largest entries.
+
+    The k-th largest value is found by counting: the float32 bits, taken as integers of the same order, are counted by
+    their upper half, then by their lower half where the upper one is that of the value sought. Two passes over the
+    entries, whatever `k`; a sort of 15 million scores would take longer than the training step that needs it.
+
+    Args:
+        values: Floating, any shape; compared in float32. Not-a-number counts as larger than everything, or with its
+            sign bit set as smaller.
+        k: Scalar integer in [0, number of entries].
+        last_wins: Which of equal values are taken where not all can be: the first in memory order, or the last.
+    """
+    flat = tf.reshape(tf.cast(values, tf.float32), (-1,))
+    keys = _ordered_bits(flat)
+    k = tf.cast(k, tf.int32)
+    upper = tf.bitwise.right_shift(keys, 16) + _DIGITS // 2
+    # Clipped so that k = 0 finds a value, of which then no entry is taken.
+    wanted = tf.maximum(k, 1)
+    upper_value, rest = _counted_from_top(upper, wanted)
+    lower = tf.where(upper == upper_value, tf.bitwise.bitwise_and(keys, _DIGITS - 1), _DIGITS)
+    lower_value, rest = _counted_from_top(lower, rest)
+    threshold = tf.bitwise.left_shift(upper_value - _DIGITS // 2, 16) + lower_value
+    above, equal = keys > threshold, keys == threshold
+    number = tf.math.count_nonzero(equal, dtype=tf.int32)
+    rest = tf.where(k > 0, rest, 0)
+
+    def some() -> tf.Tensor:
+        place = tf.cumsum(tf.cast(equal, tf.int32), reverse=last_wins)
+        return above | (equal & (place <= rest))
+
+    mask = tf.cond(number == rest, lambda: above | equal, some)
+    return tf.reshape(mask, tf.shape(values))
+
+
+def _ordered_bits(values: tf.Tensor) -> tf.Tensor:
+    """The bits of float32 numbers as int32 of the same order."""
+    bits = tf.bitcast(values, tf.int32)
+    keys = tf.bitwise.bitwise_xor(bits, tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, 31), 0x7FFFFFFF))
+    return tf.where(keys == -1, 0, keys)  # -0.0 equals 0.0
+
+
+def _counted_from_top(digits: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The digit of the `wanted`-th largest entry, and its place, from 1, among the entries of that digit.
+
+    Entries that are not in [0, 65536) are not counted.
+    """
+    counts = tf.raw_ops.DenseBincount(input=digits, size=_DIGITS, weights=tf.zeros((0,), tf.int32), binary_output=False)
+    side = math.isqrt(_DIGITS)  # a row of counts first, then one of the row: XLA adds up long rows slowly
+    rows = tf.reshape(counts, (side, side))
+    row, wanted = _reached(tf.reduce_sum(rows, 1), wanted)
+    column, wanted = _reached(rows[row], wanted)
+    return row * side + column, wanted
+
+
+def _reached(counts: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The place where the sum of `counts` from the end reaches `wanted`, and how many of its count are wanted."""
+    at_least = tf.cumsum(counts, reverse=True)
+    place = tf.math.count_nonzero(at_least >= wanted, dtype=tf.int32) - 1
+    return place, wanted - (at_least[place] - counts[place])

@@ -1,0 +1,160 @@
+"""Kernels of which those entries take part that have the largest scores; the scores can be learnt."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
+from tf_robust_sparse.layers.selection import largest_mask
+
+_ZERO = np.float32(0)  # see rewiring.py
+
+
+def kept_entries(entries: int, keep_fraction: float) -> int:
+    """How many of `entries` stay: `entries - int((1 - keep_fraction) * entries)`, in double precision."""
+    return entries - int((1 - keep_fraction) * entries)
+
+
+class SubnetKernel:
+    """Kernel form: a kernel, scores, and the fraction of the entries that stays, those with the largest scores."""
+
+    prunable = True
+
+    def __init__(self, *args: Any, keep_fraction: float = 1.0, scores_initializer: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep_fraction = keep_fraction
+        # A uniform distribution of variance 1 / (3 fan_in): that of a kernel in PyTorch, and of its scores there.
+        default = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+        self.scores_initializer = keras.initializers.get(scores_initializer or default)
+
+    @property
+    def keep_fraction(self) -> float:
+        """Fraction of the entries that stays, in (0, 1]; a change reaches functions that are traced after it."""
+        return self._keep_fraction
+
+    @keep_fraction.setter
+    def keep_fraction(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise ValueError(
+                "`keep_fraction` is the fraction of kernel entries kept, in (0, 1]; for 99% sparsity pass 0.01. "
+                f"Received: keep_fraction={value!r}"
+            )
+        self._keep_fraction = float(value)
+
+    @property
+    def expected_connectivity(self) -> float:
+        """The fraction that is kept."""
+        return self.keep_fraction
+
+    def add_kernel(self, shape):
+        """Creates `kernel` and `scores`."""
+        for name, initializer in (("kernel", self.kernel_initializer), ("scores", self.scores_initializer)):
+            weight = self.add_weight(
+                name=name,
+                shape=shape,
+                initializer=initializer,
+                dtype="float32",
+                autocast=False,
+                aggregation="only_first_replica",
+            )
+            setattr(self, name, weight)
+
+    @property
+    def kept(self) -> int:
+        """Number of entries that stay."""
+        return kept_entries(int(np.prod(self.kernel.shape)), self.keep_fraction)
+
+    def compute_kernel_mask(self) -> tf.Tensor:
+        """Returns which entries stay: those of largest absolute score, of equal ones the last; boolean."""
+        scores = tf.convert_to_tensor(self.scores)
+        if self.kept == scores.shape.num_elements():
+            return tf.ones_like(scores, tf.bool)
+        return largest_mask(tf.abs(scores), self.kept, last_wins=True)
+
+    def compute_effective_kernel(self) -> tf.Tensor:
+        """Returns `kernel` where the mask is on, exactly 0 elsewhere.
+
+        The gradient with respect to the kernel is masked alike. That with respect to the scores passes the selection
+        by as if it were `abs(scores)`, on all entries, kept or not: `sign(scores) * kernel * dL/dW`.
+        """
+        return _gated(tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.scores), self.compute_kernel_mask())
+
+    def kernel_config(self) -> dict[str, Any]:
+        """Returns `keep_fraction` and `scores_initializer`."""
+        return {
+            "keep_fraction": self.keep_fraction,
+            "scores_initializer": keras.initializers.serialize(self.scores_initializer),
+        }
+
+
+@tf.custom_gradient
+def _gated(kernel: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor) -> Any:
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, None]:
+        return tf.where(mask, upstream, _ZERO), tf.sign(scores) * kernel * upstream, None
+
+    return tf.where(mask, kernel, _ZERO), gradient
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class SubnetDense(SubnetKernel, DenseOperation):
+    """Densely-connected layer of which the entries with the largest scores take part.
+
+    `output = activation(input @ W + bias)` with `W = kernel` where `abs(scores)` is among the largest, 0 elsewhere.
+
+    Args:
+        units: Positive integer, size of the output space.
+        keep_fraction: Fraction of the entries that stays, in (0, 1]; exactly `n - int((1 - keep_fraction) * n)` of
+            `n` entries.
+        scores_initializer: Initializer of the scores; `None` for uniform ones in +-1/sqrt(fan_in).
+        activation: Activation of the output; `None` for logits.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer of the kernel.
+
+    Input shape: `(batch, input_dim)`. Output shape: `(batch, units)`.
+
+    Weights:
+        kernel: `(input_dim, units)`, float32, trainable.
+        scores: as `kernel`.
+        bias: `(units,)`, trainable, never pruned.
+
+    Raises:
+        ValueError: if `units` is not a positive integer or `keep_fraction` is outside (0, 1].
+
+    Reference: [Ramanujan et al., 2020](https://arxiv.org/abs/1911.13299), section 3;
+        [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), section 3.
+    """
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class SubnetConv2D(SubnetKernel, Conv2DOperation):
+    """2-D convolution, channels last, of whose kernel the entries with the largest scores take part.
+
+    `output = activation(convolution(input, W) + bias)` with `W = kernel` where `abs(scores)` is among the largest, 0
+    elsewhere.
+
+    Args:
+        filters: Positive integer, number of output channels.
+        kernel_size: Integer or pair.
+        strides: Integer or pair.
+        padding: `"valid"` or `"same"`.
+        keep_fraction: Fraction of the entries that stays, in (0, 1].
+        scores_initializer: Initializer of the scores; `None` for uniform ones in +-1/sqrt(fan_in).
+        activation: Activation of the output.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer of the kernel.
+
+    Input shape: `(batch, height, width, channels)`. Output shape: `(batch, new_height, new_width, filters)`.
+
+    Weights:
+        kernel: `(kernel_height, kernel_width, channels, filters)`, float32, trainable.
+        scores: as `kernel`.
+        bias: `(filters,)`, trainable, never pruned.
+
+    Raises:
+        ValueError: if a size is not positive, the padding is unknown or `keep_fraction` is outside (0, 1].
+
+    Reference: [Ramanujan et al., 2020](https://arxiv.org/abs/1911.13299), section 3;
+        [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), section 3.
+    """
