@@ -144,12 +144,14 @@ def read_tensors(path: Path) -> list[np.ndarray]:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return [file[name] for name in file.files]
+    import keras
+
     import tf_robust_sparse as trs
 
     tensors, last = [], None
     network = trs.load_network(path)
     for layer in trs.layers.kernel_layers(network):
-        kernel = np.array(layer.compute_effective_kernel())
+        kernel = layer.compute_effective_kernel().numpy()
         if kernel.ndim == 4:
             last = kernel.shape[-1]
             kernel = kernel.transpose(3, 2, 0, 1)
@@ -159,7 +161,7 @@ def read_tensors(path: Path) -> list[np.ndarray]:
                 kernel = kernel.reshape(side, side, last, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
                 last = None
             kernel = kernel.T
-        bias = np.zeros(kernel.shape[0], "float32") if layer.bias is None else np.array(layer.bias)
+        bias = np.zeros(kernel.shape[0], "float32") if layer.bias is None else keras.ops.convert_to_numpy(layer.bias)
         tensors += [kernel, bias]
     return tensors
 
@@ -178,24 +180,33 @@ def layers(tensors: list[np.ndarray]) -> list[Any]:
 
 
 def keras_network(tensors: list[np.ndarray], shape: tuple[int, ...], normalised: bool) -> Any:
-    """The network in Keras, channels last."""
+    """The network in Keras, channels last; the rows of the first dense kernel are put in that order."""
     import keras
 
     x = inputs = keras.Input(shape)
     if normalised:
         x = keras.layers.Normalization(mean=MEAN, variance=np.square(DEVIATION))(x)
-    weights = []
+    weights, flattened = [], None
     for kind, settings, *values in layers(tensors):
         if kind == "conv":
             stride, padding = settings
-            x = keras.layers.ZeroPadding2D(padding)(x)
-            layer = keras.layers.Conv2D(values[0].shape[0], values[0].shape[2], stride)
+            side, size = values[0].shape[-1], x.shape[1]
+            total = max((-(-size // stride) - 1) * stride + side - size, 0)  # what "same" pads
+            is_same = padding > 0 and total == 2 * padding
+            if padding and not is_same:
+                x = keras.layers.ZeroPadding2D(padding)(x)
+            layer = keras.layers.Conv2D(values[0].shape[0], side, stride, padding="same" if is_same else "valid")
             values = [values[0].transpose(2, 3, 1, 0), values[1]]
         elif kind == "dense":
-            layer = keras.layers.Dense(values[0].shape[0])
-            values = [values[0].T, values[1]]
+            kernel = values[0].T
+            if flattened is not None:
+                height, width, channels = flattened
+                kernel = kernel.reshape(channels, height, width, -1).transpose(1, 2, 0, 3).reshape(kernel.shape)
+                flattened = None
+            layer = keras.layers.Dense(kernel.shape[1])
+            values = [kernel, values[1]]
         elif kind == "flatten":
-            x = keras.layers.Permute((3, 1, 2))(x)
+            flattened = x.shape[1:]
             layer = keras.layers.Flatten()
         else:
             layer = keras.layers.ReLU() if kind == "relu" else keras.layers.MaxPooling2D(2)

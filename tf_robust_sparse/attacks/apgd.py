@@ -11,6 +11,7 @@ from tf_robust_sparse.attacks.losses import cross_entropy, dlr, targeted_dlr
 from tf_robust_sparse.attacks.noise import normal_like, uniform_like
 from tf_robust_sparse.attacks.projections import distance, l1_ball, linf_ball, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
+from tf_robust_sparse.layers import select
 
 LOSSES = ("ce", "dlr", "targeted-dlr")
 MOMENTUM = 0.75
@@ -203,9 +204,9 @@ class APGD(StagedAttack):
             "x_current": x_new,
             "gradient": gradient,
             "found": state["found"] | wrong,
-            "x_found": tf.where(per_example(wrong, x), x_new, state["x_found"]),
-            "x_best": tf.where(per_example(better, x), x_new, state["x_best"]),
-            "best_gradient": tf.where(per_example(better, x), gradient, state["best_gradient"]),
+            "x_found": select(wrong, x_new, state["x_found"]),
+            "x_best": select(better, x_new, state["x_best"]),
+            "best_gradient": select(better, gradient, state["best_gradient"]),
             "best_loss": tf.where(better, loss, state["best_loss"]),
         }
         if self.norm != "L1":
@@ -235,7 +236,7 @@ class APGD(StagedAttack):
         place = tf.cast(tf.clip_by_value((1 - state["fraction"]) * pixels, 0.0, pixels - 1), tf.int32)
         threshold = tf.gather(tf.sort(size, axis=1), place, batch_dims=1)
         large = tf.abs(state["gradient"]) >= per_example(threshold, x)
-        direction = tf.where(large, tf.sign(state["gradient"]), 0.0)
+        direction = select(large, tf.sign(state["gradient"]), 0)
         length = distance(direction, tf.zeros_like(x), "L1") + 1e-10
         return l1_ball(state["x_current"] + per_example(state["step"] / length, x) * direction, x, epsilon)
 
@@ -275,10 +276,9 @@ class APGD(StagedAttack):
 
     @staticmethod
     def _back_to_best(x: tf.Tensor, state: State, which: tf.Tensor) -> State:
-        chosen = per_example(which, x)
         return state | {
-            "x_current": tf.where(chosen, state["x_best"], state["x_current"]),
-            "gradient": tf.where(chosen, state["best_gradient"], state["gradient"]),
+            "x_current": select(which, state["x_best"], state["x_current"]),
+            "gradient": select(which, state["best_gradient"], state["gradient"]),
         }
 
     def _evaluate(

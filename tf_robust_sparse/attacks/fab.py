@@ -9,6 +9,7 @@ from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.noise import normal_like, uniform_like
 from tf_robust_sparse.attacks.projections import distance, hyperplane, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
+from tf_robust_sparse.layers import select
 
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
@@ -129,10 +130,10 @@ class FAB(StagedAttack):
         return {
             "iteration": state["iteration"] + 1,
             "target": state["target"],
-            "x_current": tf.where(per_example(wrong, x), x + self.beta * (x_new - x), x_new),
+            "x_current": select(wrong, x + self.beta * (x_new - x), x_new),
             "distance": shortest,
             "found": shortest <= epsilon,
-            "x_found": tf.where(per_example(nearer, x), x_new, state["x_found"]),
+            "x_found": select(nearer, x_new, state["x_found"]),
         }
 
     def _boundary(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -160,7 +161,7 @@ class FAB(StagedAttack):
             nearer = away < shortest
             shortest = tf.where(nearer, away, shortest)
             gap = tf.where(nearer, one, gap)
-            normal = tf.where(per_example(nearer, x), gradient, normal)
+            normal = select(nearer, gradient, normal)
         return gap, normal
 
     def get_config(self) -> dict[str, Any]:

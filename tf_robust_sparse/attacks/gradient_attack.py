@@ -10,6 +10,7 @@ import tensorflow as tf
 from tf_robust_sparse.attacks.forward import Forward, inference_forward
 from tf_robust_sparse.attacks.losses import cross_entropy
 from tf_robust_sparse.attacks.noise import as_seed, fold_in, normal_like
+from tf_robust_sparse.layers import select
 
 LossFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -184,10 +185,9 @@ class GradientAttack:
             loss = loss_fn(y, logits)
             gain = -loss if self.targeted else loss
             better = (fools & ~best_fools) | ((fools == best_fools) & (gain > best_gain))
-            chosen = tf.reshape(better, tf.concat([tf.shape(better), tf.ones(x.shape.rank - 1, tf.int32)], axis=0))
             return (
                 restart + 1,
-                tf.ensure_shape(tf.where(chosen, x_adv, best), x.shape),
+                tf.ensure_shape(select(better, x_adv, best), x.shape),
                 best_fools | fools,
                 tf.where(better, gain, best_gain),
             )

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tf_robust_sparse.layers import select
+
 
 def pixel_range(x: tf.Tensor) -> tf.Tensor:
     """Clips images to the pixel range `[0, 1]`; any shape."""
@@ -59,7 +61,7 @@ def l1_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
     Reference: [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 3.1.
     """
     delta = x_adv - x
-    size, room = tf.abs(delta), tf.where(delta > 0, 1 - x, x)
+    size, room = tf.abs(delta), select(delta > 0, 1 - x, x)
     axes = list(range(1, x.shape.rank))
 
     def length(shrink: tf.Tensor) -> tf.Tensor:
@@ -100,15 +102,15 @@ def hyperplane(x: tf.Tensor, normal: tf.Tensor, offset: tf.Tensor, norm: str) ->
     gap = tf.reduce_sum(normal * x, axis=1) - offset
     weight = tf.abs(normal)
     if norm != "Linf":
-        weight = tf.where(weight < 1e-8, 0.0, weight)
+        weight = select(weight >= 1e-8, weight, 0)
     # Towards the hyperplane a pixel goes down if its weight has the sign of the gap, and up otherwise.
-    direction = tf.where(gap >= 0, -1.0, 1.0)[:, tf.newaxis] * tf.where(weight > 0, tf.sign(normal), 0.0)
-    room = tf.where(direction < 0, x, tf.where(direction > 0, 1 - x, 0.0))
+    direction = tf.where(gap >= 0, -1.0, 1.0)[:, tf.newaxis] * select(weight > 0, tf.sign(normal), 0)
+    room = select(direction < 0, x, select(direction > 0, 1 - x, 0))
     gap = tf.abs(gap)
     if norm == "L1":
         move = _largest_weights_first(weight, room, gap)
     else:
-        move = _filled(weight if norm == "L2" else tf.where(weight > 0, 1.0, 0.0), weight, room, gap)
+        move = _filled(weight if norm == "L2" else tf.cast(weight > 0, tf.float32), weight, room, gap)
     return tf.reshape(pixel_range(x + direction * move), shape)
 
 
@@ -124,7 +126,7 @@ def _filled(speed: tf.Tensor, weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor
 
     def step(index: tf.Tensor, time: tf.Tensor, left: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         free = time[:, tf.newaxis] * speed < room
-        slope = tf.reduce_sum(tf.where(free, weight * speed, 0.0), axis=1)
+        slope = tf.reduce_sum(select(free, weight * speed, 0), axis=1)
         time = tf.where((left > 0) & (slope > 0), time + left / tf.maximum(slope, 1e-30), time)
         return index + 1, time, lacking(time)
 
@@ -138,7 +140,7 @@ def _filled(speed: tf.Tensor, weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor
         (tf.constant(0), zero, gap),
         parallel_iterations=1,
     )
-    return tf.where(reachable[:, tf.newaxis], tf.minimum(time[:, tf.newaxis] * speed, room), room)
+    return select(reachable, tf.minimum(time[:, tf.newaxis] * speed, room), room)
 
 
 def _largest_weights_first(weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -> tf.Tensor:
@@ -147,7 +149,7 @@ def _largest_weights_first(weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -
     sorted_weight, sorted_room = (tf.gather(tensor, order, batch_dims=1) for tensor in (weight, room))
     before = tf.cumsum(sorted_weight * sorted_room, axis=1, exclusive=True)
     left = tf.maximum(gap[:, tf.newaxis] - before, 0.0)
-    moves = tf.where(sorted_weight > 0, tf.minimum(left / tf.maximum(sorted_weight, 1e-30), sorted_room), 0.0)
+    moves = select(sorted_weight > 0, tf.minimum(left / tf.maximum(sorted_weight, 1e-30), sorted_room), 0)
     return tf.gather(moves, tf.argsort(order, axis=1), batch_dims=1)
 
 

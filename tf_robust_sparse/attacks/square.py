@@ -12,8 +12,9 @@ from tf_robust_sparse.attacks.forward import Forward
 from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.losses import margin
 from tf_robust_sparse.attacks.noise import uniform_like
-from tf_robust_sparse.attacks.projections import l1_ball, l2_norm, per_example, pixel_range
+from tf_robust_sparse.attacks.projections import l1_ball, l2_norm, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, while_state
+from tf_robust_sparse.layers import select
 
 # The share of the image that a window covers is halved after each of these queries of a schedule of 10,000.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -172,7 +173,7 @@ class Square(StagedAttack):
             better = (now["margin"] > 0) & (after < now["margin"])
             return {
                 "iteration": now["iteration"] + 1,
-                "x_best": tf.where(per_example(better, x), x_new, now["x_best"]),
+                "x_best": select(better, x_new, now["x_best"]),
                 "margin": tf.where(better, after, now["margin"]),
             }
 
@@ -184,9 +185,17 @@ class Square(StagedAttack):
         self, query: tf.Tensor, schedule: _Schedule, key: tf.Tensor, x: tf.Tensor, x_best: tf.Tensor, epsilon: tf.Tensor
     ) -> tf.Tensor:
         """Each channel of a window moved up or down."""
-        _, inside = _window(self._uniform(query, 0, (2,)), tf.gather(schedule.sides, query), x)
+        side = tf.gather(schedule.sides, query)
+        (row, column), _ = _window(self._uniform(query, 0, (2,)), side, x)
         # Two radii up or down from anywhere in the ball end at its border.
-        return tf.where(inside, pixel_range(x + epsilon * self._signs(query, key, x)), x_best)
+        inside = pixel_range(x[:, row : row + side, column : column + side] + epsilon * self._signs(query, key, x))
+        return tf.raw_ops.TensorStridedSliceUpdate(
+            input=x_best,
+            begin=[0, row, column, 0],
+            end=[tf.shape(x)[0], row + side, column + side, x.shape[-1]],
+            strides=[1, 1, 1, 1],
+            value=inside,
+        )
 
     def _pyramid_proposal(
         self, query: tf.Tensor, schedule: _Schedule, key: tf.Tensor, x: tf.Tensor, x_best: tf.Tensor, epsilon: tf.Tensor
@@ -203,8 +212,8 @@ class Square(StagedAttack):
         pattern = tf.roll(pattern, first, (0, 1))[..., tf.newaxis]
 
         delta = x_best - x
-        rest = tf.where(inside | elsewhere, 0.0, delta)
-        here = tf.where(inside, delta, 0.0)
+        rest = delta * tf.cast(~(inside | elsewhere), tf.float32)
+        here = delta * tf.cast(inside, tf.float32)
         new = pattern * self._signs(query, key, x) + here / (TINY + self._root(self._powers(here, (1, 2))))
         # What the image may still gain is shared among the channels; each also spends what both windows held.
         unused = tf.maximum((epsilon**2 if self.norm == "L2" else epsilon) - self._powers(delta, (1, 2, 3)), 0.0)
@@ -272,7 +281,7 @@ def pair_of_pyramids(side: int, norm: str) -> np.ndarray:
     return unit(np.concatenate([pyramid(side // 2), -pyramid(side - side // 2)])).astype("float32")
 
 
-def _window(place: tf.Tensor, side: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _window(place: tf.Tensor, side: tf.Tensor, x: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
     """First row and column of a window, and which pixels `(height, width, 1)` are in it.
 
     `place` is two numbers in [0, 1). The last place on each axis is never drawn, as in the authors' code.
@@ -283,7 +292,7 @@ def _window(place: tf.Tensor, side: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor,
     rows = tf.range(height)[:, tf.newaxis] - first[0]
     columns = tf.range(width) - first[1]
     inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
-    return first, inside[..., tf.newaxis]
+    return tf.unstack(first), inside[..., tf.newaxis]
 
 
 def _draw_bits(seeds: tf.Tensor, *shapes: tuple[int, ...]) -> list[tf.Tensor]:

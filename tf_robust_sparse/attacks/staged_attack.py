@@ -16,7 +16,7 @@ import tensorflow as tf
 from tf_robust_sparse.attacks.forward import Forward, inference_forward
 from tf_robust_sparse.attacks.gradient_attack import as_images, check_integer
 from tf_robust_sparse.attacks.noise import as_seed, fold_in
-from tf_robust_sparse.attacks.projections import per_example
+from tf_robust_sparse.layers import select
 
 NORMS = ("Linf", "L2", "L1")
 
@@ -148,7 +148,7 @@ class StagedAttack:
         for run in self.runs(logits.shape[-1]):
             state = self.run(forward, x, y, fold_in(seeds, run.restart), run)
             better = state["found"] & ~broken
-            x_adv = tf.where(per_example(better, x), state["x_found"], x_adv)
+            x_adv = select(better, state["x_found"], x_adv)
             broken |= state["found"]
         return tf.stop_gradient(x_adv)
 

@@ -2,6 +2,7 @@
 
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
 from tf_robust_sparse.layers.kernel_seam import (
+    all_layers,
     convolve,
     inference_kernels,
     kernel_layers,
@@ -12,7 +13,7 @@ from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
 from tf_robust_sparse.layers.normalization import BatchNormalization
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
-from tf_robust_sparse.layers.selection import largest_mask
+from tf_robust_sparse.layers.selection import largest_mask, select
 from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense
 from tf_robust_sparse.layers.topology import graph
 
@@ -38,11 +39,13 @@ __all__ = [
     "RewiringDense",
     "SubnetConv2D",
     "SubnetDense",
+    "all_layers",
     "convolve",
     "graph",
     "inference_kernels",
     "kernel_layers",
     "largest_mask",
     "multiply",
+    "select",
     "settled_kernels",
 ]

@@ -58,7 +58,7 @@ def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 def kernel_layers(network: keras.Model) -> list[Any]:
     """Returns the layers of `network` that hold an effective kernel, in forward order, nested models included."""
-    found = {id(layer): layer for layer in _all_layers(network) if hasattr(layer, "compute_effective_kernel")}
+    found = {id(layer): layer for layer in all_layers(network) if hasattr(layer, "compute_effective_kernel")}
     return list(found.values())
 
 
@@ -89,7 +89,7 @@ def settled_kernels(network: keras.Model) -> Iterator[None]:
     layers = kernel_layers(network)
     kernels = {id(layer): layer.compute_effective_kernel() for layer in layers}
     settled = {id(layer): _compute_form(layer, kernels[id(layer)]) for layer in layers}
-    folded = _block.folded - {id(layer) for layer in _all_layers(network)}  # these kernels have no scale in them
+    folded = _block.folded - {id(layer) for layer in all_layers(network)}  # these kernels have no scale in them
     with _installed(kernels=_block.kernels | kernels, settled=_block.settled | settled, folded=folded):
         yield
 
@@ -141,10 +141,11 @@ def foldable_pairs(network: keras.Model) -> list[tuple[Any, Any]]:
     ]
 
 
-def _all_layers(network: keras.Model) -> Iterator[Any]:
+def all_layers(network: keras.Model) -> Iterator[Any]:
+    """Yields the layers of `network`, those of nested models in their place."""
     for layer in network.layers:
         if isinstance(layer, keras.Model):
-            yield from _all_layers(layer)
+            yield from all_layers(layer)
         else:
             yield layer
 

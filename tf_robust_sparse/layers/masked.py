@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
+from tf_robust_sparse.layers.selection import select
 
 
 class MaskedKernel:
@@ -34,7 +35,7 @@ class MaskedKernel:
 
     def compute_effective_kernel(self) -> tf.Tensor:
         """Returns `kernel` where the mask is on, exactly 0 elsewhere; the gradient is masked alike."""
-        return tf.where(self.kernel_mask, self.kernel, 0.0)
+        return select(tf.convert_to_tensor(self.kernel_mask), tf.convert_to_tensor(self.kernel), 0)
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")

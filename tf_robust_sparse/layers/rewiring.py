@@ -9,9 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
-
-# Not a Python float: eager TensorFlow caches those, and hands out the -0.0 that somebody used before.
-_ZERO = np.float32(0)
+from tf_robust_sparse.layers.selection import select
 
 
 class RewiringKernel:
@@ -84,11 +82,11 @@ class RewiringKernel:
 
 @tf.custom_gradient
 def _signed(theta: tf.Tensor, positive: tf.Tensor) -> Any:
-    kernel = tf.where(theta > 0, tf.where(positive, theta, -theta), _ZERO)
+    kernel = select(theta > 0, select(positive, theta, -theta), 0)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
         # The kernel knows its sign and where it is 0, so that no mask need be kept until the backward pass.
-        return tf.where(kernel > 0, upstream, tf.where(kernel < 0, -upstream, _ZERO)), None
+        return select(kernel > 0, upstream, select(kernel < 0, -upstream, 0)), None
 
     return kernel, gradient
 

@@ -7,9 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
-from tf_robust_sparse.layers.selection import largest_mask
-
-_ZERO = np.float32(0)  # see rewiring.py
+from tf_robust_sparse.layers.selection import largest_mask, select
 
 
 def kept_entries(entries: int, keep_fraction: float) -> int:
@@ -21,6 +19,8 @@ class SubnetKernel:
     """Kernel form: a kernel, scores, and the fraction of the entries that stays, those with the largest scores."""
 
     prunable = True
+    kernel: Any
+    scores: Any
 
     def __init__(self, *args: Any, keep_fraction: float = 1.0, scores_initializer: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -92,9 +92,9 @@ class SubnetKernel:
 @tf.custom_gradient
 def _gated(kernel: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor) -> Any:
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, None]:
-        return tf.where(mask, upstream, _ZERO), tf.sign(scores) * kernel * upstream, None
+        return select(mask, upstream, 0), tf.sign(scores) * kernel * upstream, None
 
-    return tf.where(mask, kernel, _ZERO), gradient
+    return select(mask, kernel, 0), gradient
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")

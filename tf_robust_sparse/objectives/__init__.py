@@ -6,6 +6,7 @@ from tf_robust_sparse.objectives.mart import MART
 from tf_robust_sparse.objectives.mat import MAT
 from tf_robust_sparse.objectives.natural import Natural
 from tf_robust_sparse.objectives.objective import AttackObjective, Objective
+from tf_robust_sparse.objectives.stability import Stability
 from tf_robust_sparse.objectives.trades import TRADES
 
-__all__ = ["AT", "MART", "MAT", "TRADES", "AttackObjective", "Natural", "Objective", "kl_divergence"]
+__all__ = ["AT", "MART", "MAT", "TRADES", "AttackObjective", "Natural", "Objective", "Stability", "kl_divergence"]

@@ -3,20 +3,37 @@
 from tf_robust_sparse.sparsity import schedules, statistics
 from tf_robust_sparse.sparsity.allocation import draw_layers, global_budget
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
+from tf_robust_sparse.sparsity.keep_fractions import keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
 from tf_robust_sparse.sparsity.optimizer_slots import slots
+from tf_robust_sparse.sparsity.scores import (
+    RANDOM_SCORES,
+    random_scores,
+    rescale_kernels,
+    scaled_scores,
+    snip_scores,
+    subnet_layers,
+)
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
 __all__ = [
+    "RANDOM_SCORES",
     "ConnectivitySampling",
     "MagnitudePruning",
     "Sparsifier",
     "draw_dormant",
     "draw_layers",
     "global_budget",
+    "keep_fractions",
+    "random_scores",
+    "rescale_kernels",
+    "scaled_scores",
     "schedules",
+    "set_keep_fractions",
     "slots",
+    "snip_scores",
     "statistics",
+    "subnet_layers",
     "top_k_mask",
 ]

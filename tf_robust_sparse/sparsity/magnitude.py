@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity import schedules
 from tf_robust_sparse.sparsity.masks import top_k_mask
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
@@ -61,7 +62,9 @@ class MagnitudePruning(Sparsifier):
             masks = tf.cond(should_prune, lambda: self._masks(connectivity), lambda: masks)
         updates = list(self._pruned(masks))
         for layer, mask in zip(self.layers, masks, strict=True):
-            updates += [(slot, tf.where(mask, slot, 0.0)) for slot in slots(optimizer, layer.kernel)]
+            updates += [
+                (slot, layers.select(mask, tf.convert_to_tensor(slot), 0)) for slot in slots(optimizer, layer.kernel)
+            ]
         assign_everywhere(updates)
 
     def check(self, network: keras.Model) -> None:
@@ -82,7 +85,7 @@ class MagnitudePruning(Sparsifier):
     def _pruned(self, masks: list[tf.Tensor]) -> Any:
         for layer, mask in zip(self.layers, masks, strict=True):
             yield layer.kernel_mask, mask
-            yield layer.kernel, tf.where(mask, layer.kernel, 0.0)
+            yield layer.kernel, layers.select(mask, tf.convert_to_tensor(layer.kernel), 0)
 
     def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
         """Returns the masks that keep `int(entries * connectivity)` entries per kernel or in all."""

@@ -1,8 +1,13 @@
-"""Learning rate schedules and the optimizer of the connectivity-sampling paper."""
+"""Learning rate schedules, and the optimizer of the connectivity-sampling paper."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
+
+SCHEDULES = ("cosine", "cosine_ref", "step", "constant")
 
 
 def tenfold_drops(initial: float, total_steps: int) -> keras.optimizers.schedules.PiecewiseConstantDecay:
@@ -67,3 +72,76 @@ def sgdw(
         # A pattern is searched in names such as "classifier/bias" or, on this backend, "classifier/bias:0".
         optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|gamma|beta)(:\d+)?$"])
     return optimizer
+
+
+def epoch_rates(
+    schedule: str, initial: float, epochs: int, warmup_epochs: int = 0, warmup_rate: float | None = None
+) -> list[float]:
+    """Returns the learning rate of each epoch.
+
+    - `"cosine"`: `initial * (1 + cos(pi * e / epochs)) / 2` in epoch `e` from 0.
+    - `"cosine_ref"`: the same with `e - 1`, as HYDRA's original computes it: the peak is in the second epoch.
+    - `"step"`: a tenth from 3/4 of the epochs, a hundredth from 9/10.
+    - `"constant"`.
+
+    Args:
+        schedule: One of the above.
+        initial: Highest learning rate, positive.
+        epochs: Number of epochs, at least 1.
+        warmup_epochs: Epochs before them, at least 0, which are added.
+        warmup_rate: Learning rate in those; `None` for `initial`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), the published code.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}. Received: schedule={schedule!r}")
+    if not initial > 0 or epochs < 1 or warmup_epochs < 0 or (warmup_rate is not None and not warmup_rate > 0):
+        raise ValueError(
+            "A schedule needs positive learning rates, at least one epoch and no negative number of warm-up epochs. "
+            f"Received: initial={initial}, epochs={epochs}, warmup_epochs={warmup_epochs}, warmup_rate={warmup_rate}"
+        )
+
+    def share(epoch: int) -> float:
+        if schedule == "constant":
+            return 1.0
+        if schedule == "step":
+            return 0.1 ** ((epoch >= 0.75 * epochs) + (epoch >= 0.9 * epochs))
+        return 0.5 * (1 + math.cos(math.pi * (epoch - (schedule == "cosine_ref")) / epochs))
+
+    warmup = [float(initial if warmup_rate is None else warmup_rate)] * warmup_epochs
+    return warmup + [initial * share(epoch) for epoch in range(epochs)]
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class PerEpoch(keras.optimizers.schedules.LearningRateSchedule):
+    """One learning rate per epoch; the last one also holds after the last epoch.
+
+    Args:
+        rates: Learning rates, such as `epoch_rates` returns.
+        steps_per_epoch: Optimisation steps of an epoch, at least 1.
+
+    Raises:
+        ValueError: if there is no rate or no step.
+    """
+
+    def __init__(self, rates: Sequence[float], steps_per_epoch: int) -> None:
+        super().__init__()
+        if not rates or steps_per_epoch < 1:
+            raise ValueError(
+                "`rates` holds at least one learning rate, `steps_per_epoch` is at least 1. "
+                f"Received: {len(rates)} rates, steps_per_epoch={steps_per_epoch}"
+            )
+        self.rates = [float(rate) for rate in rates]
+        self.steps_per_epoch = int(steps_per_epoch)
+
+    def __call__(self, step):
+        """Returns the learning rate of an optimisation step, counted from 0."""
+        epoch = tf.minimum(tf.cast(step, tf.int64) // self.steps_per_epoch, len(self.rates) - 1)
+        return tf.gather(tf.constant(self.rates, tf.float32), epoch)
+
+    def get_config(self):
+        """Returns the constructor arguments."""
+        return {"rates": self.rates, "steps_per_epoch": self.steps_per_epoch}

@@ -144,13 +144,7 @@ class RobustModel(keras.Model):
             # Divided by the global batch: the optimizer sums gradients over replicas.
             loss = self.optimizer.scale_loss(tf.nn.compute_average_loss(per_example))
         weights = self.network.trainable_variables
-        gradients = tape.gradient(loss, weights)
-        if self.sparsifier is None:
-            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-        else:
-            state = self.sparsifier.before_update(self.optimizer)
-            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-            self.sparsifier.after_update(state, self.optimizer)
+        self._update(tape.gradient(loss, weights), weights)
         logs = self._update_metrics(per_example, x, y, logits)
         logs.pop("robust_accuracy", None)  # measured in validation only
         return logs
@@ -192,6 +186,14 @@ class RobustModel(keras.Model):
         The only private method of Keras that is overridden. Keras' own averages the first batch over the replicas,
         which fails on several workers (keras-team/keras issue 20585) and for replicas with unequal parts.
         """
+
+    def _update(self, gradients, weights):
+        if self.sparsifier is None:
+            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        else:
+            state = self.sparsifier.before_update(self.optimizer)
+            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+            self.sparsifier.after_update(state, self.optimizer)
 
     def _inference_kernels(self):
         return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)

@@ -1,0 +1,70 @@
+"""From one network to another of the same architecture, whatever the form of their kernels."""
+
+from typing import Any
+
+import keras
+
+from tf_robust_sparse import layers
+
+_HOW = "pass a network of the same architecture, number of classes and image size"
+
+
+def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True) -> None:
+    """Copies kernels, biases, batch norm and, where both have them, scores, by the names of the layers.
+
+    A kernel form that has a variable `kernel` gives and takes that, whatever its mask; another one, such as rewiring,
+    gives its effective kernel. Nothing is assigned unless everything fits.
+
+    Args:
+        source: Where from.
+        network: Where to; masks, if it has any, stay as they are.
+        scores: Whether scores are copied.
+
+    Raises:
+        ValueError: if the architectures differ, naming the layer, or `network` has kernels without a `kernel`.
+    """
+    theirs = {layer.name: layer for layer in layers.all_layers(source) if layer.weights}
+    ours = {layer.name: layer for layer in layers.all_layers(network) if layer.weights}
+    if set(theirs) != set(ours):
+        odd = sorted(set(theirs) ^ set(ours))
+        raise ValueError(f"Only one of the two networks has a layer {odd[0]}; {_HOW}")
+    assignments: list[tuple[Any, Any]] = []
+    for name, layer in ours.items():
+        assignments += _of_layer(theirs[name], layer, scores)
+    for variable, value in assignments:
+        variable.assign(value)
+
+
+def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
+    """Pairs of a variable and its new value."""
+    if not hasattr(layer, "compute_effective_kernel"):
+        pairs = list(zip(layer.weights, source.weights, strict=False))
+        if len(layer.weights) != len(source.weights):
+            raise ValueError(
+                f"The layers {layer.name} have {len(source.weights)} and {len(layer.weights)} weights; {_HOW}"
+            )
+    else:
+        if not hasattr(layer, "kernel"):
+            raise ValueError(
+                f"The layer {layer.name} has no kernel to copy to; build the network with plain, masked or subnet "
+                f"kernels. "
+                f"Received: {type(layer).__name__}"
+            )
+        if not hasattr(source, "compute_effective_kernel") and not hasattr(source, "kernel"):
+            raise ValueError(f"The source's layer {layer.name} has no kernel; {_HOW}")
+        kernel = source.kernel if hasattr(source, "kernel") else source.effective_kernel
+        pairs = [(layer.kernel, kernel)]
+        bias = getattr(source, "bias", None)
+        if (layer.bias is None) != (bias is None):
+            raise ValueError(f"Only one of the layers {layer.name} has a bias; {_HOW}")
+        if bias is not None:
+            pairs.append((layer.bias, bias))
+        if scores and hasattr(layer, "scores") and hasattr(source, "scores"):
+            pairs.append((layer.scores, source.scores))
+    for variable, value in pairs:
+        if tuple(variable.shape) != tuple(value.shape):
+            raise ValueError(
+                f"{layer.name}/{variable.name} is of shape {tuple(value.shape)} in the source and of shape "
+                f"{tuple(variable.shape)} in the network; {_HOW}"
+            )
+    return [(variable, keras.ops.convert_to_numpy(value)) for variable, value in pairs]

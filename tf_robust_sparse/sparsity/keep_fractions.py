@@ -1,0 +1,93 @@
+"""What fraction of each subnet kernel stays."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+
+from tf_robust_sparse.sparsity.allocation import check_connectivity, global_budget
+from tf_robust_sparse.sparsity.scores import subnet_layers
+
+ALLOCATIONS = ("uniform", "erk", "global")
+
+
+def keep_fractions(network: keras.Model, connectivity: float, allocation: str = "uniform") -> dict[str, float]:
+    """Spreads the connections over the kernels of `network`.
+
+    Args:
+        network: A network with subnet kernels.
+        connectivity: Fraction of the kernel entries that stays, in (0, 1].
+        allocation: `"uniform"`: the same fraction of each kernel. `"erk"` (Erdős-Rényi kernel): in proportion to the
+            sum of a kernel's sides over its number of entries, so that small kernels stay denser. `"global"`: as one
+            threshold over the present scores of all kernels would.
+
+    Returns:
+        The fraction of each layer by its name, in forward order; their sum over all entries is `connectivity` up to
+        rounding. No kernel is left empty.
+
+    Raises:
+        ValueError: if an argument is out of its range or the network has no subnet kernel.
+
+    Reference: [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3 (Erdős-Rényi kernel).
+    """
+    check_connectivity(connectivity)
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f"`allocation` must be one of {', '.join(ALLOCATIONS)}. Received: allocation={allocation!r}")
+    found = subnet_layers(network)
+    shapes = [tuple(layer.kernel.shape) for layer in found]
+    sizes = [math.prod(shape) for shape in shapes]
+    if allocation == "uniform":
+        fractions = [float(connectivity)] * len(found)
+    elif allocation == "erk":
+        fractions = _capped([sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)], sizes, connectivity)
+    else:
+        scores = [np.abs(keras.ops.convert_to_numpy(layer.scores)).reshape(-1) for layer in found]
+        budget = global_budget(sizes, connectivity)
+        threshold = np.partition(np.concatenate(scores), -budget)[-budget]
+        fractions = [max(float((score >= threshold).mean()), 1 / len(score)) for score in scores]
+    return {layer.name: fraction for layer, fraction in zip(found, fractions, strict=True)}
+
+
+def set_keep_fractions(network: keras.Model, fractions: float | Mapping[str, float] | Sequence[float]) -> None:
+    """Sets the fraction that stays of every subnet kernel.
+
+    Functions traced before still have the old one: build or compile what trains the network afterwards.
+
+    Args:
+        network: A network with subnet kernels.
+        fractions: One for all, one per layer in forward order, or by the names of the layers; in (0, 1].
+
+    Raises:
+        ValueError: if a fraction is out of range, or layers and fractions do not match.
+    """
+    found = subnet_layers(network)
+    names = [layer.name for layer in found]
+    if isinstance(fractions, (int, float)):
+        fractions = [fractions] * len(found)
+    if isinstance(fractions, Mapping):
+        if set(fractions) != set(names):
+            raise ValueError(
+                f"`fractions` names each subnet layer: {', '.join(names)}. Received: {', '.join(fractions)}"
+            )
+        fractions = [fractions[name] for name in names]
+    if len(fractions) != len(found):
+        raise ValueError(
+            f"`fractions` holds one fraction per subnet layer, {len(found)}: {', '.join(names)}. "
+            f"Received: {len(fractions)}"
+        )
+    for layer, fraction in zip(found, fractions, strict=True):
+        layer.keep_fraction = fraction
+
+
+def _capped(weights: Sequence[float], sizes: Sequence[int], connectivity: float) -> list[float]:
+    """Fractions in proportion to `weights`, none above 1, that keep `connectivity` of all entries."""
+    full: set[int] = set()
+    while True:
+        left = connectivity * sum(sizes) - sum(sizes[i] for i in full)
+        scale = left / sum(w * n for i, (w, n) in enumerate(zip(weights, sizes, strict=True)) if i not in full)
+        fractions = [1.0 if i in full else scale * weight for i, weight in enumerate(weights)]
+        over = {i for i, fraction in enumerate(fractions) if fraction > 1}
+        if not over or len(full | over) == len(sizes):
+            return [min(fraction, 1.0) for fraction in fractions]
+        full |= over

@@ -1,0 +1,137 @@
+"""Scores of subnet kernels before any is learnt: from the kernels, at random, or by sensitivity (SNIP)."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+
+# Distributions of independent scores, each with the variance of PyTorch's initialisation of that name.
+RANDOM_SCORES = {
+    "default": (1 / 3, "fan_in", "uniform"),
+    "kaiming_normal": (2.0, "fan_in", "untruncated_normal"),
+    "kaiming_uniform": (2.0, "fan_in", "uniform"),
+    "xavier_normal": (2.0, "fan_avg", "untruncated_normal"),  # with the gain of ReLU, the root of 2
+    "xavier_uniform": (2.0, "fan_avg", "uniform"),
+}
+
+
+def subnet_layers(network: keras.Model) -> list[Any]:
+    """Returns the layers of `network` whose kernels are chosen by scores, in forward order.
+
+    Raises:
+        ValueError: if there is none, or there are prunable kernels of another form.
+    """
+    kernels = layers.kernel_layers(network)
+    found = [layer for layer in kernels if hasattr(layer, "scores")]
+    others = [layer for layer in kernels if layer.prunable and layer not in found]
+    if not found or others:
+        raise ValueError(
+            'Scores need a network built with kernel="subnet". Received layers: '
+            f"{sorted({type(layer).__name__ for layer in (others or kernels or network.layers)})}"
+        )
+    return found
+
+
+def scaled_scores(network: keras.Model) -> None:
+    """Sets the scores of every subnet kernel to `sqrt(6 / fan_in) * kernel / max(abs(kernel))`.
+
+    Entries rank by magnitude then, so that learning begins where magnitude pruning ends, and scores that are never
+    learnt are magnitude pruning (LWM, least weight magnitude).
+
+    Raises:
+        ValueError: if the network has no subnet kernel, or a kernel is zero everywhere.
+
+    Reference: [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), section 3.1.
+    """
+    for layer in subnet_layers(network):
+        kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel))
+        largest = np.abs(kernel).max()
+        if not largest > 0:
+            raise ValueError(
+                f"The kernel of {layer.name} is zero everywhere, so its entries have no order; load the weights of a "
+                "trained network first."
+            )
+        fan_in = math.prod(kernel.shape[:-1])
+        layer.scores.assign(math.sqrt(6 / fan_in) * kernel / largest)
+
+
+def random_scores(network: keras.Model, distribution: str = "default", seed: int = 0) -> None:
+    """Draws the scores of every subnet kernel anew.
+
+    Args:
+        network: A network with subnet kernels.
+        distribution: A key of `RANDOM_SCORES`.
+        seed: Integer; each layer derives its own.
+
+    Raises:
+        ValueError: if the distribution is unknown, or the network has no subnet kernel.
+    """
+    if distribution not in RANDOM_SCORES:
+        raise ValueError(
+            f"`distribution` must be one of {', '.join(RANDOM_SCORES)}. Received: distribution={distribution!r}"
+        )
+    scale, mode, shape = RANDOM_SCORES[distribution]
+    for number, layer in enumerate(subnet_layers(network)):
+        own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
+        layer.scores.assign(keras.initializers.VarianceScaling(scale, mode, shape, seed=own)(layer.scores.shape))
+
+
+def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> None:
+    """Sets the scores to how much the loss of the dense network depends on each entry: `abs(kernel * dL/dkernel)`.
+
+    L is the cross-entropy on clean images, batch norm in training mode; gradients are averaged over the batches, and
+    the statistics of batch norm are left as they were.
+
+    Args:
+        network: A network with subnet kernels, freshly initialised.
+        batches: (images, labels); one batch in the published method.
+
+    Raises:
+        ValueError: if there is no batch, or the network has no subnet kernel.
+
+    Reference: [Lee et al., 2019](https://arxiv.org/abs/1810.02340), section 4.
+    """
+    found = subnet_layers(network)
+    kernels = [layer.kernel for layer in found]
+    untouched = [(variable, tf.identity(variable)) for variable in network.non_trainable_variables]
+    fractions = [layer.keep_fraction for layer in found]
+    try:
+        for layer in found:
+            layer.keep_fraction = 1.0
+
+        @tf.function(reduce_retracing=True, autograph=False)
+        def sensitivities(x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([kernel.value for kernel in kernels])
+                logits = tf.cast(network(x, training=True), tf.float32)
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+            return tape.gradient(loss, [kernel.value for kernel in kernels])
+
+        total, number = [np.zeros(kernel.shape, np.float32) for kernel in kernels], 0
+        for x, y in batches:
+            for sum_, gradient in zip(total, sensitivities(tf.constant(x), tf.constant(y)), strict=True):
+                sum_ += gradient.numpy()
+            number += 1
+    finally:
+        for layer, fraction in zip(found, fractions, strict=True):
+            layer.keep_fraction = fraction
+        for variable, value in untouched:
+            variable.assign(value)
+    if not number:
+        raise ValueError("`batches` must hold at least one batch of (images, labels). Received: none")
+    for layer, gradient in zip(found, total, strict=True):
+        layer.scores.assign(np.abs(keras.ops.convert_to_numpy(layer.kernel) * gradient / number))
+
+
+def rescale_kernels(network: keras.Model) -> None:
+    """Multiplies every subnet kernel by `1 / sqrt(keep_fraction)`, so that what stays has the variance of the whole.
+
+    For networks without batch norm that are trained sparse from scratch.
+    """
+    for layer in subnet_layers(network):
+        layer.kernel.assign(layer.kernel / math.sqrt(layer.keep_fraction))

@@ -1,0 +1,123 @@
+"""Free adversarial training: the backward pass that updates the weights also moves the perturbation."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.attacks import GradientAttack, cross_entropy
+from tf_robust_sparse.objectives import Objective
+from tf_robust_sparse.objectives.objective import training_logits
+from tf_robust_sparse.sparsity import Sparsifier
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
+from tf_robust_sparse.training.robust_model import RobustModel
+
+
+class FreeAT(Objective):
+    """The cross-entropy of images with a perturbation that is carried along; see `FreeRobustModel`.
+
+    Args:
+        epsilon: Radius of the l-infinity ball in pixels of [0, 1], in (0, 1].
+        num_repeats: How often each batch is used, at least 1.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(self, epsilon: float = 4 / 255, num_repeats: int = 4) -> None:
+        if not 0 < epsilon <= 1:
+            raise ValueError(
+                f"`epsilon` is a radius in pixels of [0, 1]; pass for example 4 / 255. Received: epsilon={epsilon!r}"
+            )
+        if isinstance(num_repeats, bool) or not isinstance(num_repeats, int) or num_repeats < 1:
+            raise ValueError(f"`num_repeats` must be a positive integer. Received: num_repeats={num_repeats!r}")
+        self.epsilon = float(epsilon)
+        self.num_repeats = num_repeats
+
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Losses `(batch,)` and logits `(batch, classes)` of the perturbed images."""
+        logits = training_logits(network, x_adv)
+        return cross_entropy(y, logits), logits
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines the objective, as plain values for a results file."""
+        return {**super().describe(), "epsilon": self.epsilon, "num_repeats": self.num_repeats}
+
+
+class FreeRobustModel(RobustModel):
+    """Trains `network` by free adversarial training.
+
+    Each batch is used `num_repeats` times. Every time one forward and one backward pass give the gradient of the
+    weights, which the optimizer applies, and that of the images, along whose sign the perturbation moves by `epsilon`
+    within its ball. The perturbation stays for the next batch, image by image of equal place, so that adversarial
+    training costs no more than natural training of as many passes. A step of `fit` counts `num_repeats` optimisation
+    steps; divide the number of epochs accordingly.
+
+    Args:
+        network: As for `RobustModel`.
+        objective: `FreeAT`.
+        batch_size: Images per step over all replicas; every batch must be full.
+        sparsifier, validation_attack, seed: As for `RobustModel`.
+
+    Raises:
+        ValueError: as for `RobustModel`, or if the objective is another one.
+
+    Reference: [Shafahi et al., 2019](https://arxiv.org/abs/1904.12843), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        objective: FreeAT,
+        batch_size: int,
+        sparsifier: Sparsifier | None = None,
+        validation_attack: GradientAttack | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(network, objective, sparsifier, validation_attack, seed)
+        if not isinstance(objective, FreeAT):
+            raise ValueError(f"`objective` must be a FreeAT. Received: objective={objective!r}")
+        self._perturbation = self.add_weight(
+            name="perturbation",
+            shape=(batch_size, *network.input_shape[1:]),
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def train_step(self, data):
+        """Uses one batch `num_repeats` times; see the class."""
+        x, y = data[0], data[1]
+        x = tf.cast(x, tf.float32)
+        epsilon, weights = self.objective.epsilon, self.network.trainable_variables
+        rows = self._rows(tf.shape(x)[0])
+        delta = tf.ensure_shape(tf.convert_to_tensor(self._perturbation)[rows], (None, *x.shape[1:]))
+        tf.debugging.assert_equal(tf.shape(delta)[0], tf.shape(x)[0], "Free adversarial training needs full batches.")
+        for _ in range(self.objective.num_repeats):
+            with tf.GradientTape() as tape:
+                tape.watch(delta)
+                with layers.settled_kernels(self.network):
+                    x_adv = tf.clip_by_value(x + delta, 0.0, 1.0)
+                    per_example, logits = self.objective.loss(self.network, x, y, x_adv)
+                loss = self.optimizer.scale_loss(tf.nn.compute_average_loss(per_example))
+            *gradients, of_images = tape.gradient(loss, [*weights, delta])
+            self._update(gradients, weights)
+            delta = tf.clip_by_value(delta + epsilon * tf.sign(of_images), -epsilon, epsilon)
+        self._keep(delta)
+        logs = self._update_metrics(per_example, x, y, logits)
+        logs.pop("robust_accuracy", None)
+        return logs
+
+    def _rows(self, number: tf.Tensor) -> slice:
+        """The part of the perturbation that belongs to this replica."""
+        context = tf.distribute.get_replica_context()
+        first = tf.cast(context.replica_id_in_sync_group, tf.int32) * number
+        return slice(first, first + number)
+
+    def _keep(self, delta: tf.Tensor) -> None:
+        context = tf.distribute.get_replica_context()
+        everything = context.all_gather(delta, axis=0) if context.num_replicas_in_sync > 1 else delta
+        assign_everywhere([(self._perturbation, everything)])

@@ -1,0 +1,68 @@
+"""Optimizers with weight decay in the gradient (L2), as PyTorch's have it; that of Keras is decoupled."""
+
+from typing import Any
+
+import keras
+
+
+class _DecayInGradient:
+    """Adds `l2 * weight` to each gradient before the optimizer sees it."""
+
+    def __init__(self, *args: Any, l2: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not 0 <= l2 < float("inf"):
+            raise ValueError(f"`l2` is the strength of weight decay, at least 0. Received: l2={l2!r}")
+        self.l2 = float(l2)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable, whose gradient decays it too."""
+        if self.l2:
+            gradient = gradient + keras.ops.cast(self.l2, gradient.dtype) * keras.ops.convert_to_tensor(variable)
+        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "l2": self.l2}  # type: ignore[misc]
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class CoupledSGD(_DecayInGradient, keras.optimizers.SGD):
+    """`keras.optimizers.SGD` on `gradient + l2 * weight`; every weight that trains decays, biases too.
+
+    Args:
+        l2: Strength of the decay, at least 0.
+        *args, **kwargs: As in Keras.
+    """
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class CoupledAdam(_DecayInGradient, keras.optimizers.Adam):
+    """`keras.optimizers.Adam` on `gradient + l2 * weight`; see `CoupledSGD`."""
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class CoupledRMSprop(_DecayInGradient, keras.optimizers.RMSprop):
+    """`keras.optimizers.RMSprop` on `gradient + l2 * weight`; see `CoupledSGD`."""
+
+
+COUPLED = {"sgd": CoupledSGD, "adam": CoupledAdam, "rmsprop": CoupledRMSprop}
+
+
+def coupled(
+    name: str, learning_rate: Any, weight_decay: float = 1e-4, momentum: float = 0.9
+) -> keras.optimizers.Optimizer:
+    """Returns the optimizer of a name with weight decay in the gradient.
+
+    Args:
+        name: `"sgd"`, `"adam"` or `"rmsprop"`.
+        learning_rate: Number or schedule.
+        weight_decay: Strength of the decay, at least 0.
+        momentum: Of SGD and RMSprop, in [0, 1).
+
+    Raises:
+        ValueError: if the name is unknown or a value out of range.
+    """
+    if name not in COUPLED:
+        raise ValueError(f"`name` must be one of {', '.join(COUPLED)}. Received: name={name!r}")
+    settings = {} if name == "adam" else {"momentum": momentum}
+    return COUPLED[name](learning_rate, l2=weight_decay, **settings)
