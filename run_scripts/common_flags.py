@@ -26,6 +26,7 @@ SPARSIFIER_FLAGS = {
     "connectivity_sampling": ("noise_scaling", "l1", "dormant_policy", "init_policy", "layer_prior"),
     "magnitude": ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation"),
 }
+OBJECTIVE_FLAGS = {"beta": ("trades", "mart", "rst"), "rst_frac": ("rst",)}  # -> the objectives that use it
 ATTACKS = {"linf": trs.attacks.LinfPGD, "l2": trs.attacks.L2PGD}
 
 
@@ -77,18 +78,20 @@ def define_evaluation() -> None:
 
 
 def define_training() -> None:
-    """Defines how a network is trained."""
+    """Defines how a network is trained by connectivity sampling, magnitude pruning or dense."""
+    define_length(200)
     _define_optimisation()
-    _define_training_attack()
-    _define_augmentation()
+    define_training_attack()
+    define_augmentation()
     _define_connectivity_sampling()
     _define_magnitude_pruning()
-    _define_machines()
+    define_machines()
 
 
 @section("Training")
-def _define_optimisation() -> None:
-    flags.DEFINE_integer("epochs", 200, "Passes over the training images.", 1)
+def define_length(epochs: int) -> None:
+    """Defines on how many images a network is trained how often."""
+    flags.DEFINE_integer("epochs", epochs, "Passes over the training images.", 1)
     flags.DEFINE_integer("train_examples", None, "Use only N training images, drawn at random.", 1)
     flags.DEFINE_integer(
         "validation_examples",
@@ -97,6 +100,16 @@ def _define_optimisation() -> None:
         "trains on all of them, with --select=last or reference.",
         0,
     )
+    flags.DEFINE_string(
+        "pseudo_labels", None, "File of pseudo-labelled images for --objective=rst: an .npz or the published pickle."
+    )
+    define_number("rst_frac", 0.5, "Share of pseudo-labelled images in a batch.", 0, 1, excluded=0)
+    flags.DEFINE_bool("mixed_precision", False, "Compute in float16; theta, masks and logits stay float32.")
+    define_aliases({"n_epochs": "epochs", "e": "epochs"})
+
+
+@section("Training")
+def _define_optimisation() -> None:
     define_number(
         "learning_rate", 0.1, "Initial learning rate; falls tenfold after 1/2 and 3/4 of all steps.", excluded=0
     )
@@ -106,15 +119,8 @@ def _define_optimisation() -> None:
     define_number("momentum", 0.9, "Momentum of SGD.", 0, 1, excluded=1)
     flags.DEFINE_bool("decay_bias_and_bn", True, "Let biases and batch norm parameters decay too.")
     define_number("beta", 6.0, "Weight of the robust term of trades, rst and mart.")
-    flags.DEFINE_string(
-        "pseudo_labels", None, "File of pseudo-labelled images for --objective=rst: an .npz or the published pickle."
-    )
-    define_number("rst_frac", 0.5, "Share of pseudo-labelled images in a batch.", 0, 1, excluded=0)
-    flags.DEFINE_bool("mixed_precision", False, "Compute in float16; theta, masks and logits stay float32.")
     define_aliases(
         {
-            "n_epochs": "epochs",
-            "e": "epochs",
             "l_rate": "learning_rate",
             "lr": "learning_rate",
             "w_decay": "weight_decay",
@@ -124,7 +130,8 @@ def _define_optimisation() -> None:
 
 
 @section("Training attack")
-def _define_training_attack() -> None:
+def define_training_attack() -> None:
+    """Defines the attack that images are trained on."""
     flags.DEFINE_enum("norm", "linf", list(ATTACKS), "Norm of the training attack and of the test attack.")
     define_number("epsilon", 8 / 255, "Radius in pixels of [0, 1]; at most 1 with --norm=linf.")
     define_number("step_size", 2 / 255, "Length of a step in pixels of [0, 1].")
@@ -133,7 +140,8 @@ def _define_training_attack() -> None:
 
 
 @section("Augmentation")
-def _define_augmentation() -> None:
+def define_augmentation() -> None:
+    """Defines how training images are varied."""
     flags.DEFINE_enum(
         "augmentation",
         "shift",
@@ -178,7 +186,8 @@ def _define_magnitude_pruning() -> None:
 
 
 @section("Machines")
-def _define_machines() -> None:
+def define_machines() -> None:
+    """Defines which devices and machines train."""
     flags.DEFINE_enum("strategy", "none", ["none", "mirrored", "multi_worker"], "tf.distribute strategy.")
     flags.DEFINE_integer("num_replicas", None, "Replicas of --strategy=mirrored; on a CPU, parts of it.", 1)
 
@@ -189,6 +198,19 @@ def check() -> None:
     Raises:
         BadFlag: naming the flags that do not go together.
     """
+    if "sparsifier" in FLAGS:
+        _check_sparsity()
+    _check_data_name()
+    if "pgd_epsilon" in FLAGS:
+        _check_radius("pgd_epsilon")
+    if "epochs" in FLAGS:
+        _check_radius("epsilon")
+        _check_machines()
+    if "objective" in FLAGS and "epochs" in FLAGS:
+        _check_training()
+
+
+def _check_sparsity() -> None:
     if FLAGS.sparse_train and FLAGS.sparsifier == "none":
         raise BadFlag(
             "--sparse_train asks for a sparse network, --sparsifier=none for a dense one; drop one. Received: both"
@@ -198,15 +220,9 @@ def check() -> None:
             f"--connectivity={FLAGS.connectivity:g}: expected --sparse_train or --sparsifier with it. "
             "Received: the flags of a dense network"
         )
-    _check_data_name()
-    if "pgd_epsilon" in FLAGS:
-        _check_radius("pgd_epsilon")
-    if "epochs" in FLAGS:
-        _check_training()
 
 
 def _check_training() -> None:
-    _check_radius("epsilon")
     if (FLAGS.pseudo_labels is None) == (FLAGS.objective == "rst"):
         raise BadFlag(
             "--objective=rst and --pseudo_labels=FILE go together. "
@@ -229,6 +245,14 @@ def _check_training() -> None:
                 raise BadFlag(
                     f"--{name} belongs to --sparsifier={sparsifier}. Received: --sparsifier={sparsifier_name()}"
                 )
+    for name, objectives in OBJECTIVE_FLAGS.items():
+        if FLAGS[name].present and FLAGS.objective not in objectives:
+            raise BadFlag(
+                f"--{name} belongs to --objective={' or '.join(objectives)}. Received: --objective={FLAGS.objective}"
+            )
+
+
+def _check_machines() -> None:
     if FLAGS.strategy == "multi_worker" and "TF_CONFIG" not in os.environ:
         raise BadFlag(
             "--strategy=multi_worker needs the environment variable TF_CONFIG on every machine, such as "
@@ -246,9 +270,11 @@ def _check_radius(name: str) -> None:
 
 
 def unused() -> set[str]:
-    """Returns the names of flags that mean nothing to the chosen sparsifier."""
+    """Returns the names of flags that mean nothing to the chosen sparsifier and objective."""
     name = sparsifier_name()
     others = {each for sparsifier, names in SPARSIFIER_FLAGS.items() if sparsifier != name for each in names}
+    if "objective" in FLAGS:
+        others |= {flag for flag, objectives in OBJECTIVE_FLAGS.items() if FLAGS.objective not in objectives}
     return others | ({"connectivity"} if name == "none" else set())
 
 
@@ -267,6 +293,8 @@ def _check_data_name() -> None:
 
 def sparsifier_name() -> str:
     """Returns the sparsifier that --sparsifier and --sparse_train stand for."""
+    if "sparsifier" not in FLAGS:
+        return "none"
     return FLAGS.sparsifier or ("connectivity_sampling" if FLAGS.sparse_train else "none")
 
 
@@ -312,9 +340,9 @@ def objective() -> trs.objectives.Objective:
     return OBJECTIVES[FLAGS.objective](attack(), FLAGS.beta)
 
 
-def network(images: trs.data.ImageDataset, synchronized: bool = False) -> keras.Model:
-    """Builds the network of --model for the data, with the kernel form its sparsifier needs."""
-    kernel = SPARSIFIERS[sparsifier_name()]
+def network(images: trs.data.ImageDataset, synchronized: bool = False, kernel: str | None = None) -> keras.Model:
+    """Builds the network of --model for the data, with the kernel form its sparsifier needs or another one."""
+    kernel = kernel or SPARSIFIERS[sparsifier_name()]
     arguments: dict[str, Any] = {"connectivity": FLAGS.connectivity} if kernel == "rewiring" else {}
     with about("model", "data"):
         return trs.models.build(

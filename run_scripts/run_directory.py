@@ -33,9 +33,9 @@ def define() -> None:
     flags.DEFINE_bool("overwrite", False, "Begin anew in a directory that holds a run, removing what that wrote.")
 
 
-def chosen() -> Path:
-    """Returns the directory of --output_dir, or the one that the flags stand for."""
-    return Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else common_flags.default_directory()
+def chosen(default: Path | None = None) -> Path:
+    """Returns the directory of --output_dir, or else `default` or the one that the flags stand for."""
+    return Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else default or common_flags.default_directory()
 
 
 def check(directory: Path, resume: bool = False) -> bool:

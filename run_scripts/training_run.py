@@ -33,13 +33,14 @@ class TrainingRun(NamedTuple):
     validation: tuple[np.ndarray, np.ndarray] | None
     auxiliary: tuple[np.ndarray, np.ndarray] | None
     strategy: tf.distribute.Strategy
+    epochs: int
     steps_per_epoch: int
     resuming: bool
 
     @property
     def total_steps(self) -> int:
         """Optimisation steps of the whole run."""
-        return self.steps_per_epoch * FLAGS.epochs
+        return self.steps_per_epoch * self.epochs
 
 
 @command_line.section("Run")
@@ -57,14 +58,26 @@ def define() -> None:
     flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard logs; needs the extra tensorboard.")
 
 
-def prepare(directory: Path) -> TrainingRun | None:
-    """Reads the data and counts the steps; writes nothing. Returns `None` if the run is finished already."""
+def prepare(directory: Path, epochs: int | None = None, before: TrainingRun | None = None) -> TrainingRun | None:
+    """Reads the data and counts the steps; writes nothing.
+
+    Args:
+        directory: Where the run is written.
+        epochs: Its length; `None` for --epochs.
+        before: A run of the same process, of which data and devices are taken over.
+
+    Returns:
+        The run, or `None` if it is finished already.
+    """
     # Worker 0 alone checks and writes the directory.
     resuming = run_directory.check(directory, FLAGS.resume) if _is_chief() else _has_checkpoint(directory)
     if resuming and (directory / "results.json").exists():
         print(f"{directory} holds the finished run; there is nothing to resume.")
         return None
     keras.utils.set_random_seed(FLAGS.seed)
+    epochs = FLAGS.epochs if epochs is None else epochs
+    if before is not None:
+        return before._replace(directory=directory, epochs=epochs, resuming=resuming)
     if FLAGS.mixed_precision:
         keras.mixed_precision.set_global_policy("mixed_float16")
     strategy = common_flags.strategy()
@@ -81,11 +94,22 @@ def prepare(directory: Path) -> TrainingRun | None:
     if _held_out(images):
         images, *held_out = images.split_validation(_held_out(images), seed=FLAGS.seed)
         validation = (held_out[0], held_out[1])
-    return TrainingRun(directory, images, validation, auxiliary, strategy, _steps_per_epoch(images), resuming)
+    return TrainingRun(directory, images, validation, auxiliary, strategy, epochs, _steps_per_epoch(images), resuming)
 
 
-def train(run: TrainingRun, model: trs.RobustModel) -> dict[str, Any]:
+def train(
+    run: TrainingRun,
+    model: trs.RobustModel,
+    config: dict[str, Any] | None = None,
+    more: tuple[keras.callbacks.Callback, ...] = (),
+) -> dict[str, Any]:
     """Trains to the last epoch, from the last finished one if the run resumes.
+
+    Args:
+        run: What `prepare` returned.
+        model: What is trained, compiled.
+        config: Settings that --resume cannot change, beside the usual flags.
+        more: Callbacks that come before a checkpoint is written.
 
     Returns:
         The state of the run: `epoch`, `best`, `seconds` and more.
@@ -94,12 +118,15 @@ def train(run: TrainingRun, model: trs.RobustModel) -> dict[str, Any]:
     checkpoints = trs.training.Checkpoints(
         run.directory / "checkpoints",
         {"best_robust": "val_robust_accuracy", "best_clean": "val_accuracy"},
-        config={**{name: FLAGS[name].value for name in _IDENTITY}, "sparsifier": common_flags.sparsifier_name()},
+        config={
+            **{name: FLAGS[name].value for name in _IDENTITY if name in FLAGS},
+            **{"epochs": run.epochs, "sparsifier": common_flags.sparsifier_name(), **(config or {})},
+        },
         connections=connections,
         sparsifier=model.sparsifier,
         writes=_is_chief(),
     )
-    callbacks = [trs.training.StopOnNaN(), connections, checkpoints]
+    callbacks = [trs.training.StopOnNaN(), connections, *more, checkpoints]
     if FLAGS.select == "reference":
         callbacks.append(trs.training.ReferenceSelection(checkpoints, common_flags.test_batches(run.images)))
     if FLAGS.tensorboard and _is_chief():
@@ -112,11 +139,11 @@ def train(run: TrainingRun, model: trs.RobustModel) -> dict[str, Any]:
     if _is_chief():
         run_directory.begin(run.directory, run.resuming)
         _describe(run, model, first_epoch)
-    if first_epoch < FLAGS.epochs:
+    if first_epoch < run.epochs:
         model.fit(
             train_images,
             validation_data=trs.data.test_dataset(*run.validation, FLAGS.batch_size) if run.validation else None,
-            epochs=FLAGS.epochs,
+            epochs=run.epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=run.steps_per_epoch,
             callbacks=callbacks,
@@ -125,8 +152,11 @@ def train(run: TrainingRun, model: trs.RobustModel) -> dict[str, Any]:
     return checkpoints.state
 
 
-def finish(run: TrainingRun, model: trs.RobustModel, state: dict[str, Any]) -> None:
-    """Selects an epoch, saves its network, evaluates it on the test images and writes `results.json`."""
+def finish(run: TrainingRun, model: trs.RobustModel, state: dict[str, Any], more: dict[str, Any] | None = None) -> None:
+    """Selects an epoch, saves its network, evaluates it on the test images and writes `results.json`.
+
+    `more` are further entries of it.
+    """
     if _is_chief():
         stem = FLAGS.select if FLAGS.select in state["best"] else "last"
         trs.saving.load_checkpoint(_checkpoint(run.directory, stem), model)
@@ -142,6 +172,7 @@ def finish(run: TrainingRun, model: trs.RobustModel, state: dict[str, Any]) -> N
             "model": FLAGS.model,
             "objective": model.objective.describe(),
             "sparsifier": model.sparsifier.describe() if model.sparsifier else None,
+            **(more or {}),
             "versions": run_directory.versions(),
         }
         run_directory.write_json(run.directory / "results.json", results)
@@ -213,7 +244,7 @@ def _train_batches(run: TrainingRun, first_epoch: int) -> tf.data.Dataset:
         seed=FLAGS.seed,
         augmentation=None if FLAGS.augmentation == "none" else FLAGS.augmentation,
         flip=run.images.flip if FLAGS.flip is None else FLAGS.flip,
-        epochs=FLAGS.epochs,
+        epochs=run.epochs,
         first_epoch=first_epoch,
         auxiliary=run.auxiliary,
         auxiliary_fraction=FLAGS.rst_frac,
@@ -236,7 +267,7 @@ def _describe(run: TrainingRun, model: trs.RobustModel, first_epoch: int) -> Non
     held_out = len(run.validation[1]) if run.validation else 0
     size = "x".join(str(length) for length in images.train_images.shape[1:])
     sparsity = report.words(model.sparsifier.describe()) if model.sparsifier else "none, a dense network"
-    left = f", {FLAGS.epochs - first_epoch} of them left" if first_epoch else ""
+    left = f", {run.epochs - first_epoch} of them left" if first_epoch else ""
     print(f"Data:      {images.name}, images of {size}, {images.num_classes} classes, from {images.origin}")
     print(
         f"Split:     {len(images.train_labels)} images to train on, {held_out} to select by, "
@@ -245,5 +276,5 @@ def _describe(run: TrainingRun, model: trs.RobustModel, first_epoch: int) -> Non
     print(f"Network:   {FLAGS.model}, {statistics['nonzero']} of {statistics['prunable']} kernel entries connected")
     print(f"Sparsity:  {sparsity}")
     print(f"Objective: {report.words(model.objective.describe())}")
-    print(f"Training:  {FLAGS.epochs} epochs of {run.steps_per_epoch} steps{left}; after Ctrl-C, --resume goes on")
+    print(f"Training:  {run.epochs} epochs of {run.steps_per_epoch} steps{left}; after Ctrl-C, --resume goes on")
     print(f"Output:    {run.directory}", flush=True)

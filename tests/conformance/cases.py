@@ -16,6 +16,8 @@ LAYERS = {
     "PlainConv2D": (lambda: layers.PlainConv2D(5, (3, 2), use_bias=False), IMAGE),
     "PlainDense": (lambda: layers.PlainDense(7), VECTOR),
     "RewiringConv2D": (lambda: layers.RewiringConv2D(5, 3, initial_connectivity=0.4, padding="same", seed=1), IMAGE),
+    "SubnetConv2D": (lambda: layers.SubnetConv2D(5, 3, keep_fraction=0.3, strides=2, padding="same"), IMAGE),
+    "SubnetDense": (lambda: layers.SubnetDense(7, keep_fraction=0.3, scores_initializer="he_normal"), VECTOR),
     "RewiringDense": (lambda: layers.RewiringDense(7, initial_connectivity=0.4, activation="tanh"), VECTOR),
 }
 
@@ -45,6 +47,8 @@ OBJECTIVES = {
     "MART": lambda: objectives.MART(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=5.0),
     "MAT": lambda: objectives.MAT(attacks.L2PGD(0.5, 0.2, 2)),
     "Natural": lambda: objectives.Natural(),
+    "Stability": lambda: objectives.Stability(0.1, beta=2.0),
+    "Stability, noisy images alone": lambda: objectives.Stability(0.1, beta=None),
     "TRADES": lambda: objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=6.0),
 }
 

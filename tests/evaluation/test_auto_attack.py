@@ -1,13 +1,17 @@
 """AutoAttack on a network with numbers on record, its bookkeeping, its resume and its doubts."""
 
 import json
+import os
+from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.attacks.toy import toy_images, toy_labels, toy_network
+from tf_robust_sparse import data
 from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack
 from tf_robust_sparse.evaluation import AutoAttack
 from tf_robust_sparse.evaluation.compaction import batch_sizes
@@ -330,3 +334,61 @@ def test_a_keras_network_is_attacked_with_settled_kernels(some):
 
 def test_attacks_share_one_interface():
     assert all(issubclass(one, StagedAttack) for one in (APGD, FAB, Square))
+
+
+def test_the_version_for_randomised_networks_averages_twenty_gradients(some):
+    """Counts in the graph: a forward pass per gradient, and those of the logits in between."""
+    x, y = (part[:20] for part in some)
+    network, calls = toy_network(), tf.Variable(0, dtype=tf.int64)
+
+    def counted(images):
+        calls.assign_add(1)
+        return network(images)
+
+    attacks = [APGD(0.01, num_steps=3, eot_samples=samples, random_start=False) for samples in (1, 20)]
+    numbers = []
+    for attack in attacks:
+        calls.assign(0)
+        tf.function(lambda each=attack: each(counted, tf.constant(x), tf.constant(y)), autograph=False)()
+        numbers.append(int(calls))
+    gradients = 3 + 1  # of each iteration and at the start
+    assert numbers[1] - numbers[0] == gradients * (20 - 1)
+    rand = AutoAttack(network, "Linf", 0.01, "rand", batch_size=20, verbose=False).run_standard_evaluation(x, y)
+    named = ["apgd-ce", "apgd-dlr"]
+    plain = AutoAttack(network, "Linf", 0.01, "custom", named, batch_size=20, verbose=False)
+    assert abs(rand["robust_accuracy"] - plain.run_standard_evaluation(x, y)["robust_accuracy"]) <= 1 / 20
+
+
+@pytest.mark.reference_data
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.skipif("TRS_DATA_DIR" not in os.environ, reason="TRS_DATA_DIR names no folder of reference data")
+def test_a_public_network_with_partly_masked_gradients():
+    """On record for the public implementation: 97.8, 89.4, 88.8, 88.4 and 84.8 %, and Square's warning."""
+    folder = Path(os.environ["TRS_DATA_DIR"])
+    images = data.load("mnist", folder / "mnist")
+    x = images.test_images[:500].astype("float32") / (255 if images.test_images.dtype == np.uint8 else 1)
+    layers_, weights = [keras.Input((28, 28, 1))], []
+    with h5py.File(folder / "robust-weights/mnist_autoattack_tf_example.weights.h5") as file:
+        file.visititems(lambda name, item: weights.append((name, item[()])) if isinstance(item, h5py.Dataset) else None)
+    weights.sort(key=lambda pair: pair[0])  # clf/c1/... to clf/c4/..., clf/d1/..., clf/d2/...
+    kernels = [value for _, value in weights if value.ndim > 1]
+    biases = [value for _, value in weights if value.ndim == 1]
+    for number, kernel in enumerate(kernels):
+        if kernel.ndim == 4:
+            layers_.append(keras.layers.Conv2D(kernel.shape[-1], 3, padding="same", activation="relu"))
+            layers_ += [keras.layers.MaxPooling2D()] if number % 2 else []
+        else:
+            last = number == len(kernels) - 1
+            layers_ += [] if last else [keras.layers.Flatten()]
+            layers_.append(keras.layers.Dense(kernel.shape[-1], activation=None if last else "relu"))
+    network = keras.Sequential(layers_)
+    network.set_weights([value for pair in zip(kernels, biases, strict=True) for value in pair])
+    attack = AutoAttack(network, "Linf", 0.3, batch_size=500, verbose=False)
+    result = attack.run_standard_evaluation(x, images.test_labels[:500].astype("int64"))
+    after = {name: row["robust_accuracy"] for name, row in result["attacks"].items()}
+    print(after)
+    assert result["clean_accuracy"] == pytest.approx(0.978)
+    assert after["fab-t"] == pytest.approx(0.884, abs=0.006)
+    assert after["square"] == pytest.approx(0.848, abs=0.012)
+    assert "masked_gradients" in result["flag_names"]

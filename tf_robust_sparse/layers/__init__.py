@@ -14,7 +14,7 @@ from tf_robust_sparse.layers.normalization import BatchNormalization
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
 from tf_robust_sparse.layers.selection import largest_mask, select
-from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense
+from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense, default_scores
 from tf_robust_sparse.layers.topology import graph
 
 # Kernel form -> its dense and convolutional layer; a network builder takes the name as `kernel=`.
@@ -41,6 +41,7 @@ __all__ = [
     "SubnetDense",
     "all_layers",
     "convolve",
+    "default_scores",
     "graph",
     "inference_kernels",
     "kernel_layers",

@@ -15,6 +15,11 @@ def kept_entries(entries: int, keep_fraction: float) -> int:
     return entries - int((1 - keep_fraction) * entries)
 
 
+def default_scores(seed: int | None = None) -> keras.initializers.Initializer:
+    """Uniform in +-1/sqrt(fan_in): how PyTorch initialises a kernel, and the originals the scores."""
+    return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
+
+
 class SubnetKernel:
     """Kernel form: a kernel, scores, and the fraction of the entries that stays, those with the largest scores."""
 
@@ -25,9 +30,7 @@ class SubnetKernel:
     def __init__(self, *args: Any, keep_fraction: float = 1.0, scores_initializer: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.keep_fraction = keep_fraction
-        # A uniform distribution of variance 1 / (3 fan_in): that of a kernel in PyTorch, and of its scores there.
-        default = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
-        self.scores_initializer = keras.initializers.get(scores_initializer or default)
+        self.scores_initializer = keras.initializers.get(scores_initializer or default_scores())
 
     @property
     def keep_fraction(self) -> float:

@@ -7,7 +7,8 @@ Arguments common to every builder:
 - kernel: a key of `tf_robust_sparse.layers.KERNELS`. Only the class of the kernel layers depends on it: the dense and
   the sparse twin have the same layers under the same names.
 - connectivity: fraction of all kernel entries to be connected, in (0, 1]. `kernel="rewiring"` needs it to choose how
-  many entries of each layer are connected at the start; the other forms start dense and leave it unread.
+  many entries of each layer are connected at the start; `kernel="subnet"` keeps that fraction of each kernel, all of
+  it by default; the other forms start dense and leave it unread.
 - padding_mode: `"tf_same"` pads a strided convolution as TensorFlow does (3x3, stride 2, even size: 0 before, 1
   after), `"symmetric"` as PyTorch's `padding=1` does (1 and 1). Weights do not carry over between the two.
 - seed: integer from which each layer derives a seed of its own, so that equal seeds give equal networks; `None` draws
@@ -64,7 +65,7 @@ class Construction:
         self.inputs = keras.Input(_image_shape(network, smallest, input_shape), name="pixels")
         self.connectivity = _connectivity(kernel, connectivity)
         self._dense, self._conv = layers.KERNELS[kernel]
-        self._is_rewired = kernel == "rewiring"
+        self._kernel = kernel
         self._symmetric = padding_mode == "symmetric"
         self._seed = seed
         self._synchronized = bool(synchronized_batch_norm)
@@ -124,13 +125,19 @@ class Construction:
 
     def _form(self, initial_connectivity: float) -> dict[str, Any]:
         """Returns the arguments that depend on the kernel form."""
-        seed = None
+        seeds: list[int | None] = [None, None]
         if self._seed is not None:
-            seed = int(np.random.SeedSequence([int(self._seed), self._made]).generate_state(1)[0]) >> 1
+            words = np.random.SeedSequence([int(self._seed), self._made]).generate_state(2)
+            seeds = [int(word) >> 1 for word in words]
         self._made += 1
-        if self._is_rewired:
-            return {"seed": seed, "initial_connectivity": initial_connectivity}
-        return {"kernel_initializer": keras.initializers.HeNormal(seed=seed)}
+        if self._kernel == "rewiring":
+            return {"seed": seeds[0], "initial_connectivity": initial_connectivity}
+        form: dict[str, Any] = {"kernel_initializer": keras.initializers.HeNormal(seed=seeds[0])}
+        if self._kernel == "subnet":
+            form["keep_fraction"] = self.connectivity
+            if seeds[1] is not None:
+                form["scores_initializer"] = layers.default_scores(seeds[1])
+        return form
 
 
 def _num_classes(num_classes: Any) -> int:

@@ -3,7 +3,7 @@
 from tf_robust_sparse.sparsity import schedules, statistics
 from tf_robust_sparse.sparsity.allocation import draw_layers, global_budget
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
-from tf_robust_sparse.sparsity.keep_fractions import keep_fractions, set_keep_fractions
+from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
 from tf_robust_sparse.sparsity.optimizer_slots import slots
@@ -18,6 +18,7 @@ from tf_robust_sparse.sparsity.scores import (
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
 __all__ = [
+    "ALLOCATIONS",
     "RANDOM_SCORES",
     "ConnectivitySampling",
     "MagnitudePruning",

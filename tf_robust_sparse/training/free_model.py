@@ -18,6 +18,7 @@ class FreeAT(Objective):
     """The cross-entropy of images with a perturbation that is carried along; see `FreeRobustModel`.
 
     Args:
+        batch_size: Images per step over all replicas; every batch must be full.
         epsilon: Radius of the l-infinity ball in pixels of [0, 1], in (0, 1].
         num_repeats: How often each batch is used, at least 1.
 
@@ -25,13 +26,15 @@ class FreeAT(Objective):
         ValueError: if an argument is out of its range.
     """
 
-    def __init__(self, epsilon: float = 4 / 255, num_repeats: int = 4) -> None:
+    def __init__(self, batch_size: int, epsilon: float = 4 / 255, num_repeats: int = 4) -> None:
         if not 0 < epsilon <= 1:
             raise ValueError(
                 f"`epsilon` is a radius in pixels of [0, 1]; pass for example 4 / 255. Received: epsilon={epsilon!r}"
             )
-        if isinstance(num_repeats, bool) or not isinstance(num_repeats, int) or num_repeats < 1:
-            raise ValueError(f"`num_repeats` must be a positive integer. Received: num_repeats={num_repeats!r}")
+        for name, value in (("batch_size", batch_size), ("num_repeats", num_repeats)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        self.batch_size = batch_size
         self.epsilon = float(epsilon)
         self.num_repeats = num_repeats
 
@@ -42,7 +45,8 @@ class FreeAT(Objective):
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
-        return {**super().describe(), "epsilon": self.epsilon, "num_repeats": self.num_repeats}
+        settings = {"epsilon": self.epsilon, "num_repeats": self.num_repeats, "batch_size": self.batch_size}
+        return {**super().describe(), **settings}
 
 
 class FreeRobustModel(RobustModel):
@@ -57,7 +61,6 @@ class FreeRobustModel(RobustModel):
     Args:
         network: As for `RobustModel`.
         objective: `FreeAT`.
-        batch_size: Images per step over all replicas; every batch must be full.
         sparsifier, validation_attack, seed: As for `RobustModel`.
 
     Raises:
@@ -70,23 +73,26 @@ class FreeRobustModel(RobustModel):
         self,
         network: keras.Model,
         objective: FreeAT,
-        batch_size: int,
         sparsifier: Sparsifier | None = None,
         validation_attack: GradientAttack | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(network, objective, sparsifier, validation_attack, seed)
         if not isinstance(objective, FreeAT):
             raise ValueError(f"`objective` must be a FreeAT. Received: objective={objective!r}")
+        super().__init__(network, objective, sparsifier, validation_attack, seed)
+
+    def build(self, input_shape):
+        """Creates the perturbation."""
         self._perturbation = self.add_weight(
             name="perturbation",
-            shape=(batch_size, *network.input_shape[1:]),
+            shape=(self.objective.batch_size, *input_shape[1:]),
             initializer="zeros",
             dtype="float32",
             trainable=False,
             autocast=False,
             aggregation="only_first_replica",
         )
+        super().build(input_shape)
 
     def train_step(self, data):
         """Uses one batch `num_repeats` times; see the class."""

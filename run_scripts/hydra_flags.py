@@ -1,0 +1,251 @@
+"""The flags of pruning by learnt scores, their checks, and the objects they stand for."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+from absl import flags
+
+import tf_robust_sparse as trs
+from run_scripts import common_flags, training_run
+from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
+
+FLAGS = flags.FLAGS
+
+MODES = ("pretrain", "prune", "finetune", "all")
+TRAINERS = ("base", "adv", "smooth", "freeadv")
+# What --resume cannot change, beside the flags of every run.
+IDENTITY = (
+    *("trainer", "k", "layer_type", "scaled_score_init", "scores_init_type", "snip_init", "scale_rand_init"),
+    *("freeze_bn", "optimizer", "n_repeats", "allocation"),
+)
+
+
+def define() -> None:
+    """Defines the phases and how each of them trains."""
+    _define_network()
+    common_flags.define_length(100)
+    _define_optimisation()
+    _define_phases()
+    common_flags.define_training_attack()
+    common_flags.define_augmentation()
+    common_flags.define_machines()
+
+
+@section("Network")
+def _define_network() -> None:
+    flags.DEFINE_enum("model", "vgg16", list(trs.models.NETWORKS), "Architecture.")
+    flags.DEFINE_enum(
+        "padding_mode",
+        "symmetric",
+        ["tf_same", "symmetric"],
+        "How strided convolutions pad: as TensorFlow does, or symmetric as PyTorch and the original do.",
+    )
+    flags.DEFINE_enum(
+        "layer_type",
+        "dense",
+        ["dense", "subnet"],
+        "Kernels of the pretrain phase; subnet ones, of which k stay, with --k below 1 in it.",
+    )
+    define_aliases({"arch": "model"})
+
+
+@section("Phases")
+def _define_phases() -> None:
+    flags.DEFINE_enum("exp_mode", "all", MODES, "Phase to run; all runs them one after the other.")
+    define_number("k", 0.1, "Fraction of each kernel that stays; 0.01 is 99 % sparse.", 0, 1, excluded=0)
+    flags.DEFINE_enum(
+        "allocation",
+        "uniform",
+        list(trs.sparsity.ALLOCATIONS),
+        "How connections are spread: the same fraction of each kernel, Erdos-Renyi, or by one threshold on the scores.",
+    )
+    flags.DEFINE_string(
+        "source_net", None, "Directory of the run, or network.keras, whose weights prune and finetune begin with."
+    )
+    flags.DEFINE_bool(
+        "scaled_score_init",
+        False,
+        "Begin with scores that rank as magnitudes do: in prune the proposed way, in finetune least weight magnitude.",
+    )
+    flags.DEFINE_enum(
+        "scores_init_type", None, list(trs.sparsity.RANDOM_SCORES), "Begin with random scores of this distribution."
+    )
+    flags.DEFINE_bool("snip_init", False, "In pretrain: scores by the sensitivity of one batch, then trained sparse.")
+    flags.DEFINE_bool("scale_rand_init", False, "In pretrain with --k below 1: divide kernels by the root of k, once.")
+    flags.DEFINE_enum(
+        "freeze_bn", "no", ["no", "yes", "affine"], "In prune: train batch norm, freeze it, or all but its statistics."
+    )
+    flags.DEFINE_integer("prune_epochs", 20, "Epochs of the prune phase, with --exp_mode=all.", 1)
+    define_number("prune_lr", 0.1, "Learning rate of the prune phase, with --exp_mode=all.", excluded=0)
+    define_number("finetune_lr", 0.01, "Learning rate of the finetune phase, with --exp_mode=all.", excluded=0)
+
+
+@section("Training")
+def _define_optimisation() -> None:
+    flags.DEFINE_enum(
+        "trainer", "adv", TRAINERS, "Objective: natural, TRADES, stability under noise, free adversarial."
+    )
+    flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam", "rmsprop"], "Optimizer; weight decay is in its gradient.")
+    define_number("learning_rate", 0.1, "Highest learning rate.", excluded=0)
+    flags.DEFINE_enum(
+        "lr_schedule", "cosine", list(trs.training.SCHEDULES), "Course of the learning rate over the epochs."
+    )
+    flags.DEFINE_integer("warmup_epochs", 0, "Epochs before these, at --warmup_lr.", 0)
+    define_number("warmup_lr", 0.1, "Learning rate of the warm-up.", excluded=0)
+    define_number("weight_decay", 1e-4, "Strength of the weight decay.", 0, 1)
+    define_number("momentum", 0.9, "Momentum of sgd and rmsprop.", 0, 1, excluded=1)
+    define_number("beta", 6.0, "Weight of the robust term of adv and smooth.")
+    define_number("noise_std", 0.25, "Standard deviation of the noise of smooth, in pixels of [0, 1].")
+    flags.DEFINE_integer("n_repeats", 4, "How often freeadv uses a batch; epochs are divided by it.", 1)
+    define_aliases({"lr": "learning_rate", "wd": "weight_decay"})
+
+
+def check() -> None:
+    """Checks how the flags go together, before any work.
+
+    Raises:
+        BadFlag: naming the flags.
+    """
+    mode = FLAGS.exp_mode
+    if FLAGS.resume and FLAGS.source_net:
+        raise BadFlag("--resume goes on with a run and --source_net begins one; pass one of them. Received: both")
+    if mode in ("prune", "finetune") and not (FLAGS.source_net or FLAGS.resume):
+        raise BadFlag(f"--exp_mode={mode}: expected --source_net=DIR, the run before. Received: none")
+    if mode in ("pretrain", "all") and FLAGS.source_net:
+        raise BadFlag(f"--source_net: expected --exp_mode=prune or finetune. Received: --exp_mode={mode}")
+    for name, modes in (("snip_init", ("pretrain",)), ("scale_rand_init", ("pretrain",))):
+        if FLAGS[name].value and mode not in modes:
+            raise BadFlag(f"--{name}: expected --exp_mode=pretrain. Received: --exp_mode={mode}")
+    if FLAGS.freeze_bn != "no" and mode not in ("prune", "all"):
+        raise BadFlag(f"--freeze_bn={FLAGS.freeze_bn}: expected --exp_mode=prune or all. Received: --exp_mode={mode}")
+    if FLAGS.scaled_score_init and FLAGS.scores_init_type:
+        raise BadFlag("--scaled_score_init and --scores_init_type both set the scores; pass one. Received: both")
+    for name in ("prune_epochs", "prune_lr", "finetune_lr"):
+        if FLAGS[name].present and mode != "all":
+            raise BadFlag(f"--{name}: expected --exp_mode=all. Received: --exp_mode={mode}")
+    if FLAGS.pseudo_labels and FLAGS.trainer not in ("adv", "smooth"):
+        raise BadFlag(f"--pseudo_labels: expected --trainer=adv or smooth. Received: --trainer={FLAGS.trainer}")
+    if FLAGS.trainer == "freeadv" and FLAGS.norm != "linf":
+        raise BadFlag(f"--trainer=freeadv: expected --norm=linf. Received: --norm={FLAGS.norm}")
+
+
+def run_name() -> str:
+    """Returns the directory name of a run with these flags."""
+    return f"{Path(FLAGS.data).expanduser().resolve().stem}_{FLAGS.model}_hydra_{FLAGS.trainer}{FLAGS.k!r}"
+
+
+def epochs(phase: str) -> int:
+    """Returns the epochs of a phase, those of its warm-up included."""
+    number = FLAGS.prune_epochs if FLAGS.exp_mode == "all" and phase == "prune" else FLAGS.epochs
+    if FLAGS.trainer == "freeadv":
+        number = -(-number // FLAGS.n_repeats)
+    return number + FLAGS.warmup_epochs
+
+
+def phase(name: str) -> trs.training.Phase:
+    """Returns the phase of a name."""
+    freeze: dict[str, bool | str] = {"no": False, "yes": True, "affine": "affine"}
+    return trs.training.Phase(name, freeze[FLAGS.freeze_bn] if name == "prune" else False)
+
+
+def config(built: keras.Model) -> dict[str, Any]:
+    """Returns what --resume cannot change, the fraction of each kernel among it."""
+    fractions = {
+        layer.name: layer.keep_fraction for layer in trs.layers.kernel_layers(built) if hasattr(layer, "scores")
+    }
+    return {**{name: FLAGS[name].value for name in IDENTITY}, "keep_fractions": fractions}
+
+
+def network(run: training_run.TrainingRun, phase: trs.training.Phase, source: Path | None) -> keras.Model:
+    """Builds the network of a phase with the weights, scores and fractions that it begins with."""
+    sparse_start = FLAGS.exp_mode == "pretrain" and (FLAGS.layer_type == "subnet" or FLAGS.snip_init)
+    is_subnet = phase.name != "pretrain" or sparse_start
+    built = common_flags.network(
+        run.images, run.strategy.num_replicas_in_sync > 1, kernel="subnet" if is_subnet else "plain"
+    )
+    found = _source(source) if source is not None else None
+    if found is not None:
+        with about("source_net"):
+            trs.saving.copy_weights(found, built)
+    if is_subnet and run.resuming:  # scores and all come from the checkpoint
+        with about("resume"):
+            written = trs.saving.read_metadata(run.directory / "checkpoints" / "last.weights.h5")["config"]
+            trs.sparsity.set_keep_fractions(built, written["keep_fractions"])
+    elif is_subnet:
+        _begin_scores(run, built, phase, found)
+    phase.begin(built)
+    return built
+
+
+def _begin_scores(
+    run: training_run.TrainingRun, built: keras.Model, phase: trs.training.Phase, source: keras.Model | None
+) -> None:
+    scaled = FLAGS.scaled_score_init if FLAGS.exp_mode != "all" else phase.name == "prune"
+    if FLAGS.scores_init_type and phase.name != "finetune":
+        trs.sparsity.random_scores(built, FLAGS.scores_init_type, FLAGS.seed)
+    elif scaled and source is not None:
+        trs.sparsity.scaled_scores(built)
+    elif phase.name == "finetune" and source is not None:
+        trs.sparsity.set_keep_fractions(built, _fractions_of(source))
+        return
+    if FLAGS.snip_init:
+        x, y = run.images.train_images[: FLAGS.batch_size], run.images.train_labels[: FLAGS.batch_size]
+        trs.sparsity.snip_scores(built, list(trs.data.test_dataset(x, y, FLAGS.batch_size)))
+    trs.sparsity.set_keep_fractions(built, trs.sparsity.keep_fractions(built, FLAGS.k, FLAGS.allocation))
+    if FLAGS.scale_rand_init:
+        trs.sparsity.rescale_kernels(built)
+
+
+def _fractions_of(source: keras.Model) -> dict[str, float]:
+    """The fractions of the run before, of whose kernels k stays in all."""
+    kernels = [layer for layer in trs.layers.kernel_layers(source) if hasattr(layer, "scores")]
+    if not kernels:
+        raise BadFlag(
+            "--exp_mode=finetune: expected a --source_net that was pruned, or --scaled_score_init to prune it by "
+            "magnitude. Received: a network without scores"
+        )
+    entries = [int(layer.kernel.shape.num_elements()) for layer in kernels]
+    kept = sum(layer.kept for layer in kernels)
+    if abs(kept - FLAGS.k * sum(entries)) > len(kernels) + 1e-6 * sum(entries):
+        raise BadFlag(
+            f"--k={FLAGS.k:g}: expected that of the prune phase, {kept / sum(entries):.4g}. Received: another one"
+        )
+    return {layer.name: layer.keep_fraction for layer in kernels}
+
+
+def _source(path: Path) -> keras.Model:
+    with about("source_net"):
+        return trs.load_network(path)
+
+
+def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.RobustModel:
+    """Returns the compiled model that trains `built` in a phase."""
+    settings: dict[str, Any] = {"validation_attack": common_flags.attack(), "seed": FLAGS.seed}
+    steps = run.steps_per_epoch
+    if FLAGS.trainer == "freeadv":
+        objective = trs.training.FreeAT(FLAGS.batch_size, FLAGS.epsilon, FLAGS.n_repeats)
+        found: trs.RobustModel = trs.training.FreeRobustModel(built, objective, **settings)
+        steps *= FLAGS.n_repeats
+    else:
+        found = trs.RobustModel(built, _objective(), **settings)
+    rate = {"prune": FLAGS.prune_lr, "finetune": FLAGS.finetune_lr}.get(phase) if FLAGS.exp_mode == "all" else None
+    warmup = FLAGS.warmup_epochs
+    rates = trs.training.epoch_rates(
+        FLAGS.lr_schedule, rate or FLAGS.learning_rate, run.epochs - warmup, warmup, FLAGS.warmup_lr
+    )
+    optimizer = trs.training.coupled(
+        FLAGS.optimizer, trs.training.PerEpoch(rates, steps), FLAGS.weight_decay, FLAGS.momentum
+    )
+    found.compile(
+        keras.optimizers.LossScaleOptimizer(optimizer) if FLAGS.mixed_precision else optimizer, metrics=["accuracy"]
+    )
+    return found
+
+
+def _objective() -> trs.objectives.Objective:
+    if FLAGS.trainer == "base":
+        return trs.objectives.Natural()
+    if FLAGS.trainer == "adv":
+        return trs.objectives.TRADES(common_flags.attack(), FLAGS.beta)
+    return trs.objectives.Stability(FLAGS.noise_std, FLAGS.beta)

@@ -1,0 +1,77 @@
+"""Prunes a network by scores learnt under a robust objective: pretrain, prune, finetune (HYDRA).
+
+    python run_scripts/run_hydra.py --data=cifar10 --data_dir=DIR --model=vgg16 --trainer=adv --k=0.1
+
+runs all three phases. One at a time, each beginning with the weights of the one before:
+
+    python run_scripts/run_hydra.py ... --exp_mode=pretrain --output_dir=runs/dense
+    python run_scripts/run_hydra.py ... --exp_mode=prune --k=0.1 --scaled_score_init --source_net=runs/dense \\
+        --output_dir=runs/pruned
+    python run_scripts/run_hydra.py ... --exp_mode=finetune --k=0.1 --lr=0.01 --source_net=runs/pruned \\
+        --output_dir=runs/compact
+
+Each phase leaves what every training run leaves: `network.keras`, `serve/`, `run.flags`, `results.json` and
+`checkpoints/`.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from run_scripts import command_line, common_flags, hydra_flags, run_directory, training_run  # isort: skip
+
+from absl import flags
+
+import tf_robust_sparse as trs
+
+FLAGS = flags.FLAGS
+
+common_flags.define_data()
+hydra_flags.define()
+common_flags.define_evaluation()
+run_directory.define()
+training_run.define()
+
+
+def main() -> None:
+    """Runs the phase, or all of them."""
+    common_flags.check()
+    hydra_flags.check()
+    directory = run_directory.chosen(Path("saved_models") / hydra_flags.run_name())
+    if FLAGS.exp_mode != "all":
+        if FLAGS.load_model:
+            training_run.evaluate_again(directory)
+        else:
+            run_phase(FLAGS.exp_mode, directory, FLAGS.source_net and Path(FLAGS.source_net).expanduser(), None)
+        return
+    source, before = None, None
+    for name in ("pretrain", "prune", "finetune"):
+        if FLAGS.load_model:
+            training_run.evaluate_again(directory / name)
+            continue
+        print(f"\n{name}", flush=True)
+        before = run_phase(name, directory / name, source, before) or before
+        source = directory / name
+
+
+def run_phase(
+    name: str, directory: Path, source: Path | None, before: training_run.TrainingRun | None
+) -> training_run.TrainingRun | None:
+    """Trains, selects, saves and evaluates one phase; returns `None` if it is finished already."""
+    phase = hydra_flags.phase(name)
+    run = training_run.prepare(directory, hydra_flags.epochs(name), before)
+    if run is None:
+        return None
+    with run.strategy.scope():
+        network = hydra_flags.network(run, phase, source)
+        model = hydra_flags.model(run, network, name)
+    check = trs.training.PhaseCheck(network)
+    state = training_run.train(run, model, hydra_flags.config(network), (check,))
+    more = {"phase": phase.describe(), "source": str(source) if source else None, "k": FLAGS.k}
+    training_run.finish(run, model, state, more)
+    return run
+
+
+if __name__ == "__main__":
+    command_line.run(main, training_run.IF_INTERRUPTED)

@@ -1,0 +1,172 @@
+"""Pruning by learnt scores from the command line: phases, sources, resume, and bad input."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tf_robust_sparse as trs
+from tests.run_scripts.conftest import run_script
+from tests.run_scripts.test_bad_input import assert_explained
+
+HYDRA = "run_hydra"
+FEW = (
+    *("--data=fashion_mnist_sample", "--model=small_cnn", "--train_examples=256", "--test_examples=64"),
+    *("--batch_size=64", "--epsilon=0.1", "--step_size=0.05", "--num_steps=2", "--pgd_iters=2", "--pgd_restarts=1"),
+)
+ALL = (*FEW, "--epochs=2", "--prune_epochs=1", "--k=0.2", "--trainer=adv")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """The directory of the three phases; not to be changed."""
+    directory = tmp_path_factory.mktemp("hydra") / "run"
+    done = run_script(HYDRA, *ALL, f"--output_dir={directory}").expect()
+    return directory, done
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+def test_three_phases_leave_three_networks(everything):
+    directory, done = everything
+    pretrained, pruned, finetuned = (trs.load_network(directory / name) for name in ("pretrain", "prune", "finetune"))
+    assert results(directory / "pretrain")["connectivity"] == 1
+    for name, network in (("prune", pruned), ("finetune", finetuned)):
+        found = results(directory / name)
+        assert found["connectivity"] == pytest.approx(0.2, abs=1e-3)
+        assert found["nonzero"] == sum(layer.kept for layer in trs.sparsity.subnet_layers(network))
+        assert found["phase"]["phase"] == name and found["source"].endswith("pretrain" if name == "prune" else "prune")
+        assert found["objective"]["objective"] == "TRADES" and found["epochs"] == (1 if name == "prune" else 2)
+    for one, two, three in zip(
+        trs.layers.kernel_layers(pretrained),
+        trs.layers.kernel_layers(pruned),
+        trs.layers.kernel_layers(finetuned),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.kernel, two.kernel)  # the prune phase learns scores alone
+        np.testing.assert_array_equal(two.scores, three.scores)  # the finetune phase keeps them
+        mask = two.compute_kernel_mask().numpy()
+        assert (np.asarray(three.kernel)[mask] != np.asarray(two.kernel)[mask]).any()
+    assert done.out.count("Clean accuracy") == 3
+
+
+def test_what_is_exported_computes_the_same(everything):
+    directory, _ = everything
+    network = trs.load_network(directory / "finetune")
+    x = np.random.default_rng(0).random((4, 28, 28, 1)).astype("float32")
+    exported = trs.evaluation.load_saved_model(directory / "finetune/serve")
+    np.testing.assert_allclose(exported(x), network(x), atol=1e-5)
+
+
+def test_an_unfinished_run_goes_on(everything, tmp_path):
+    """As if the process had been killed after the prune phase."""
+    import shutil
+
+    directory, _ = everything
+    copy = tmp_path / "run"
+    shutil.copytree(directory, copy)
+    shutil.rmtree(copy / "finetune")
+    done = run_script(HYDRA, *ALL, f"--output_dir={copy}", "--resume").expect()
+    assert done.out.count("nothing to resume") == 2
+    first, again = (trs.load_network(each / "finetune") for each in (directory, copy))
+    for one, two in zip(first.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_phase_resumes_without_its_source(everything, tmp_path):
+    directory, _ = everything
+    prune = (*FEW, "--exp_mode=prune", "--k=0.2", "--epochs=2", "--allocation=global", f"--output_dir={tmp_path / 'p'}")
+    begun = (*prune, "--scaled_score_init", f"--source_net={directory / 'pretrain'}")
+    run_script(HYDRA, *begun).expect()
+    (tmp_path / "p/results.json").unlink()
+    before = trs.load_network(tmp_path / "p")
+    run_script(HYDRA, *prune, "--scaled_score_init", "--resume").expect()
+    after = trs.load_network(tmp_path / "p")
+    for one, two in zip(before.variables, after.variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+    kept = [layer.kept for layer in trs.sparsity.subnet_layers(after)]
+    assert len({layer.keep_fraction for layer in trs.sparsity.subnet_layers(after)}) > 1
+    assert sum(kept) == results(tmp_path / "p")["nonzero"]
+
+
+def test_least_weight_magnitude_is_a_finetune_phase(everything, tmp_path):
+    directory, _ = everything
+    run_script(
+        HYDRA,
+        *(*FEW, "--exp-mode=finetune", "--k=0.2", "--epochs=1", "--lr=0.01", "--scaled-score-init", "--trainer=base"),
+        *(f"--source-net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'lwm'}"),
+    ).expect()
+    dense, network = trs.load_network(directory / "pretrain"), trs.load_network(tmp_path / "lwm")
+    for plain, layer in zip(trs.layers.kernel_layers(dense), trs.sparsity.subnet_layers(network), strict=True):
+        magnitude = np.abs(np.asarray(plain.kernel))
+        np.testing.assert_array_equal(layer.compute_kernel_mask(), magnitude >= np.sort(magnitude.ravel())[-layer.kept])
+
+
+@pytest.mark.parametrize("trainer", ["base", "smooth", "freeadv"])
+def test_other_trainers_prune(trainer, everything, tmp_path):
+    directory, _ = everything
+    done = run_script(
+        HYDRA,
+        *(*FEW, "--exp_mode=prune", "--k=0.1", "--epochs=1", f"--trainer={trainer}", "--freeze_bn=affine"),
+        *(f"--source_net={directory / 'pretrain'}", "--scaled_score_init", f"--output_dir={tmp_path / 'run'}"),
+    ).expect()
+    assert results(tmp_path / "run")["connectivity"] == pytest.approx(0.1, abs=1e-3)
+    assert done.code == 0
+
+
+def test_sparse_from_scratch_and_snip(tmp_path):
+    for name, more in (("scratch", ("--layer_type=subnet", "--scale_rand_init")), ("snip", ("--snip_init",))):
+        path = tmp_path / name
+        run_script(
+            HYDRA, *FEW, "--exp_mode=pretrain", "--k=0.1", "--epochs=1", "--lr=0.01", *more, f"--output_dir={path}"
+        ).expect()
+        assert results(path)["connectivity"] == pytest.approx(0.1, abs=1e-3)
+
+
+BAD = [
+    ("prune from nothing", ["--exp_mode=prune"], "--exp_mode=prune", "--source_net=DIR"),
+    ("finetune from nothing", ["--exp_mode=finetune"], "--exp_mode=finetune", "--source_net=DIR"),
+    ("resume with a source", ["--exp_mode=prune", "--resume", "--source_net=x"], "--resume", "Received: both"),
+    ("a source of nothing", ["--source_net=x"], "--source_net", "--exp_mode=prune or finetune"),
+    ("a missing source", ["--exp_mode=prune", "--source_net=no"], "--source_net=no", "no network at"),
+    ("k of 0", ["--k=0"], "--k=0", "in (0, 1]"),
+    ("k above 1", ["--k=1.5"], "--k=1.5", "in (0, 1]"),
+    ("two initialisations", ["--scaled_score_init", "--scores_init_type=default"], "--scaled_score_init", "both"),
+    ("frozen batch norm", ["--exp_mode=pretrain", "--freeze_bn=yes"], "--freeze_bn=yes", "--exp_mode=prune"),
+    ("lengths of all", ["--exp_mode=pretrain", "--prune_epochs=3"], "--prune_epochs", "--exp_mode=all"),
+    ("snip elsewhere", ["--exp_mode=prune", "--source_net=x", "--snip_init"], "--snip_init", "--exp_mode=pretrain"),
+    ("unknown trainer", ["--trainer=mixtrain2"], "--trainer=mixtrain2", "base|adv|smooth|freeadv"),
+    ("free training in l2", ["--trainer=freeadv", "--norm=l2"], "--trainer=freeadv", "--norm=linf"),
+    ("labels of nothing", ["--trainer=base", "--pseudo_labels=x"], "--pseudo_labels", "--trainer=adv or smooth"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "flag", "expected"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_flags(arguments, flag, expected, tmp_path):
+    done = run_script(HYDRA, *FEW, f"--output_dir={tmp_path / 'run'}", *arguments)
+    assert_explained(done, flag, expected)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_that_does_not_fit_is_named(everything, tmp_path):
+    directory, _ = everything
+    prune = ("--exp_mode=prune", "--k=0.2", f"--source_net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'r'}")
+    done = run_script(HYDRA, *[flag.replace("small_cnn", "lenet5_caffe") for flag in FEW], *prune)
+    assert_explained(done, "--source_net", "conv1/kernel is of shape (4, 4, 1, 16) in the source")
+    finetune = (
+        "--exp_mode=finetune",
+        "--k=0.3",
+        f"--source_net={directory / 'prune'}",
+        f"--output_dir={tmp_path / 'r'}",
+    )
+    assert_explained(run_script(HYDRA, *FEW, *finetune), "--k=0.3", "0.2")
+    dense = (
+        "--exp_mode=finetune",
+        "--k=0.2",
+        f"--source_net={directory / 'pretrain'}",
+        f"--output_dir={tmp_path / 'r'}",
+    )
+    assert_explained(run_script(HYDRA, *FEW, *dense), "--exp_mode=finetune", "without scores")
+    assert not (tmp_path / "r").exists()
