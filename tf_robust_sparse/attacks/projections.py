@@ -110,37 +110,43 @@ def hyperplane(x: tf.Tensor, normal: tf.Tensor, offset: tf.Tensor, norm: str) ->
     if norm == "L1":
         move = _largest_weights_first(weight, room, gap)
     else:
-        move = _filled(weight if norm == "L2" else tf.cast(weight > 0, tf.float32), weight, room, gap)
+        move = _filled(weight if norm == "L2" else None, weight, room, gap)
     return tf.reshape(pixel_range(x + direction * move), shape)
 
 
-def _filled(speed: tf.Tensor, weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -> tf.Tensor:
+def _filled(speed: tf.Tensor | None, weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -> tf.Tensor:
     """`min(time * speed, room)` at the time when `sum(weight * min(time * speed, room))` is the gap, or at the end.
+
+    Without `speed` it is 1 everywhere; where the weight is 0 there is no room.
 
     The sum is concave and piecewise linear in time, so that Newton's steps from 0 never go too far and end at the exact
     answer after passing each kink at most once; a handful suffices, where sorting the kinks would cost more.
     """
 
+    gain = weight if speed is None else weight * speed
+
+    def reached(time: tf.Tensor) -> tf.Tensor:
+        return time[:, tf.newaxis] if speed is None else time[:, tf.newaxis] * speed
+
     def lacking(time: tf.Tensor) -> tf.Tensor:
-        return gap - tf.reduce_sum(weight * tf.minimum(time[:, tf.newaxis] * speed, room), axis=1)
+        return gap - tf.reduce_sum(weight * tf.minimum(reached(time), room), axis=1)
 
     def step(index: tf.Tensor, time: tf.Tensor, left: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        free = time[:, tf.newaxis] * speed < room
-        slope = tf.reduce_sum(select(free, weight * speed, 0), axis=1)
+        slope = tf.reduce_sum(select(reached(time) < room, gain, none), axis=1)
         time = tf.where((left > 0) & (slope > 0), time + left / tf.maximum(slope, 1e-30), time)
         return index + 1, time, lacking(time)
 
     reach = tf.reduce_sum(weight * room, axis=1)
     reachable = reach > gap
     enough = 1e-7 * gap
-    zero = tf.zeros_like(gap)
+    zero, none = tf.zeros_like(gap), tf.zeros_like(weight)
     _, time, _ = tf.while_loop(
         lambda index, time, left: (index < 50) & tf.reduce_any(reachable & (left > enough)),
         step,
         (tf.constant(0), zero, gap),
         parallel_iterations=1,
     )
-    return select(reachable, tf.minimum(time[:, tf.newaxis] * speed, room), room)
+    return select(reachable, tf.minimum(reached(time), room), room)
 
 
 def _largest_weights_first(weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -> tf.Tensor:
