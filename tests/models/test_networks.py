@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers, models
 
-SMALL = ["small_cnn", "lenet5_caffe", "dense_300_100"]
+SMALL = ["small_cnn", "large_cnn", "vgg4", "lenet5_caffe", "dense_300_100"]
 CONVOLUTIONAL = ["wrn28_2", *SMALL]
 
 

@@ -136,10 +136,31 @@ def test_order_of_the_budget_in_bottlenecks_and_wide_blocks(shapes_only):
 
 
 def test_weight_decayed_small_networks_start_within_their_budget():
-    for name in ("lenet5_caffe", "dense_300_100", "small_cnn"):
+    for name in ("lenet5_caffe", "dense_300_100", "small_cnn", "large_cnn", "vgg4"):
         for connectivity in (0.01, 0.05, 0.1, 0.5):
             network = models.build(name, kernel="rewiring", connectivity=connectivity)
             thetas = [layer.theta.numpy() for layer in layers.kernel_layers(network)]
             connected = sum(np.count_nonzero(theta > 0) for theta in thetas)
             assert 0.4 * connectivity <= connected / sum(theta.size for theta in thetas) <= connectivity
             assert all(np.count_nonzero(theta > 0) >= theta.shape[-1] - 1 for theta in thetas)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_cifar", "of_mnist"),
+    [("small_cnn", 214_918, 166_406), ("large_cnn", 2_466_858, 1_974_762), ("vgg4", 2_425_930, None)],
+)
+def test_published_sizes_of_plain_cnns(name, of_cifar, of_mnist):
+    for padding_mode in ("tf_same", "symmetric"):
+        assert models.build(name, padding_mode=padding_mode).count_params() == of_cifar
+        if of_mnist is not None:
+            network = models.build(name, input_shape=(28, 28, 1), padding_mode=padding_mode)
+            assert network.count_params() == of_mnist
+
+
+def test_published_numbers_of_kept_weights():
+    network = models.large_cnn(kernel="subnet", connectivity=0.01)
+    kept = [layer.kept for layer in layers.kernel_layers(network)]
+    assert kept == [9, 164, 185, 656, 20972, 2622, 52] and sum(kept) == 24_660
+    assert sum(int(np.prod(layer.kernel.shape)) for layer in layers.kernel_layers(network)) == 2_465_632
+    found = [int(np.count_nonzero(layer.effective_kernel)) for layer in layers.kernel_layers(network)]
+    assert found == kept

@@ -12,7 +12,7 @@ import pytest
 from run_scripts import command_line, tensorflow_log
 from tests.run_scripts.conftest import EVALUATE, IMPORT, ROBUSTNESS, ROOT, TINY, TRAIN, run_script
 
-SCRIPTS = (TRAIN, EVALUATE, IMPORT, ROBUSTNESS)
+SCRIPTS = (TRAIN, EVALUATE, IMPORT, ROBUSTNESS, "run_hydra")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -20,7 +20,7 @@ SCRIPTS = (TRAIN, EVALUATE, IMPORT, ROBUSTNESS)
 def test_help_tells_every_flag_in_a_sentence(script, word):
     done = run_script(script, word).expect()
     assert done.err == ""
-    assert done.out.startswith(("Trains", "Measures", "Turns"))
+    assert done.out.startswith(("Trains", "Measures", "Turns", "Prunes"))
     shown = re.findall(r"^  --(?:\[no\])?(\w+) +(\S.*)", done.out, re.MULTILINE)
     assert len(shown) >= 15
     assert {"data", "model", "connectivity", "seed"} <= {name for name, _ in shown}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from run_scripts import common_flags
+from run_scripts import common_flags, hydra_flags
 from tests.run_scripts.conftest import EVALUATE, ROOT, TRAIN
 
 # name -> data, model, objective, connectivity (None: dense)
@@ -30,6 +30,13 @@ RECIPES = {
     "cifar10_resnet18_at_0.01": ("cifar10", "resnet18", "at", 0.01),
     "cifar10_resnet34_at_0.01": ("cifar10", "resnet34", "at", 0.01),
 }
+HYDRA = {
+    f"hydra_{data}_{model}_{trainer}_{k}": (data, model, trainer, k)
+    for data in ("cifar10", "svhn")
+    for model in ("vgg16", "wrn28_4")
+    for trainer in ("adv", "smooth")
+    for k in (0.1, 0.05, 0.01)
+}
 RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
 EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness"}
 
@@ -40,7 +47,7 @@ def meaning(flags):
 
 
 def test_every_flagfile_is_in_the_table():
-    assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == set(RECIPES) | EVALUATIONS
+    assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == set(RECIPES) | set(HYDRA) | EVALUATIONS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -55,6 +62,19 @@ def test_flagfiles_parse(name, parse):
         assert flags.weight_decay == (1e-3 if flags.objective == "at" else 5e-4)
         assert bool(flags.flip) == (flags.data == "svhn")
         assert common_flags.run_name() in (name, name.replace("_0.", "_sparse0."))
+
+
+@pytest.mark.parametrize("name", HYDRA)
+def test_flagfiles_of_hydra_parse(name, parse):
+    flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.model, flags.trainer, flags.k) == HYDRA[name]
+    assert (flags.epsilon, flags.step_size, flags.beta, flags.noise_std) == (0.031, 0.0078, 6, 0.25)
+    assert (flags.exp_mode, flags.epochs, flags.prune_epochs) == ("all", 100, 20)
+    assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr, flags.weight_decay) == (0.1, 0.1, 0.01, 1e-4)
+    assert flags.batch_size == (256 if flags.data == "cifar10" else 128) and flags.padding_mode == "symmetric"
+    assert hydra_flags.run_name() == f"{flags.data}_{flags.model}_hydra_{flags.trainer}{flags.k}"
 
 
 def test_the_evaluation_of_the_quick_start_finds_what_it_wrote(parse):

@@ -1,9 +1,9 @@
 """Networks that return logits: plain functional Keras models, dense or sparse from one builder."""
 
 from tf_robust_sparse.models.catalogue import NETWORKS, build
+from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe
 from tf_robust_sparse.models.resnet import resnet18, resnet34, resnet50
-from tf_robust_sparse.models.small_cnn import small_cnn
 from tf_robust_sparse.models.vgg import vgg16
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
@@ -11,11 +11,13 @@ __all__ = [
     "NETWORKS",
     "build",
     "dense_300_100",
+    "large_cnn",
     "lenet5_caffe",
     "resnet18",
     "resnet34",
     "resnet50",
     "small_cnn",
+    "vgg4",
     "vgg16",
     "wrn28_2",
     "wrn28_4",

@@ -4,9 +4,9 @@ from typing import Any
 
 import keras
 
+from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe
 from tf_robust_sparse.models.resnet import resnet18, resnet34, resnet50
-from tf_robust_sparse.models.small_cnn import small_cnn
 from tf_robust_sparse.models.vgg import vgg16
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
@@ -23,6 +23,8 @@ NETWORKS = {
     "lenet5_caffe": lenet5_caffe,
     "dense_300_100": dense_300_100,
     "small_cnn": small_cnn,
+    "large_cnn": large_cnn,
+    "vgg4": vgg4,
 }
 
 

@@ -1,0 +1,112 @@
+"""Plain convolutional networks without batch norm or pooling: those that certified training is compared on."""
+
+from collections.abc import Sequence
+
+import keras
+
+from tf_robust_sparse.models.construction import Construction
+from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
+
+
+def small_cnn(
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    name: str = "small_cnn",
+) -> keras.Model:
+    """Builds a CNN of about a million multiply-adds: conv 4x4 stride 2 16 and 32, dense 100, the classifier.
+
+    Small enough to train adversarially on two CPU cores while one waits. ReLU after every layer but the last, biases
+    everywhere, no batch norm. For even image sizes the padding modes agree. HYDRA's `cifar_model`: 214,918 parameters.
+
+    Args: see `tf_robust_sparse.models.construction`. Images have at least 4x4 pixels; `synchronized_batch_norm` has
+        nothing to act on here.
+
+    Returns:
+        A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Wong and Kolter, 2018](https://arxiv.org/abs/1711.00851), section 5.
+    """
+    build = Construction(
+        "small_cnn", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+    )
+    return _cnn(build, [(16, 4, 2), (32, 4, 2)], [100], name)
+
+
+def large_cnn(
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    name: str = "large_cnn",
+) -> keras.Model:
+    """Builds a CNN of conv 3x3 32, 4x4 stride 2 32, 3x3 64, 4x4 stride 2 64, dense 512 and 512, the classifier.
+
+    Otherwise as `small_cnn`. HYDRA's `cifar_model_large`: 2,466,858 parameters.
+
+    Args: see `tf_robust_sparse.models.construction`. Images have at least 4x4 pixels.
+
+    Returns:
+        A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Wong et al., 2018](https://arxiv.org/abs/1805.12514), section 4.
+    """
+    build = Construction(
+        "large_cnn", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+    )
+    return _cnn(build, [(32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)], [512, 512], name)
+
+
+def vgg4(
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    name: str = "vgg4",
+) -> keras.Model:
+    """Builds a CNN of conv 3x3 64, 64 stride 2, 128, 128 stride 2, dense 256 and 256, the classifier.
+
+    Otherwise as `small_cnn`. HYDRA's `vgg4_without_maxpool`: 2,425,930 parameters.
+
+    Args: see `tf_robust_sparse.models.construction`. Images have at least 4x4 pixels.
+
+    Returns:
+        A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), the published code.
+    """
+    build = Construction(
+        "vgg4", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+    )
+    return _cnn(build, [(64, 3, 1), (64, 3, 2), (128, 3, 1), (128, 3, 2)], [256, 256], name)
+
+
+def _cnn(build: Construction, convs: Sequence[tuple[int, int, int]], units: Sequence[int], name: str) -> keras.Model:
+    """Convolutions of (filters, size, stride), then dense layers, all with biases and ReLU, and the classifier."""
+    p, x = build.connectivity, build.inputs
+    for layer, (filters, size, strides) in enumerate(convs, start=1):
+        initial = at_the_ends(p) if layer == 1 else in_the_middle(p, size * size * x.shape[-1])
+        x = build.conv(x, filters, size, f"conv{layer}", initial, strides=strides, use_bias=True, activation="relu")
+    x = keras.layers.Flatten(name="flatten")(x)
+    for number, width in enumerate(units, start=len(convs) + 1):
+        x = build.dense(x, width, f"dense{number}", in_the_middle(p, x.shape[-1]), activation="relu")
+    return build.model(build.classifier(x, at_the_ends(p)), name)
