@@ -79,6 +79,7 @@ def _define_phases() -> None:
     flags.DEFINE_integer("prune_epochs", 20, "Epochs of the prune phase, with --exp_mode=all.", 1)
     define_number("prune_lr", 0.1, "Learning rate of the prune phase, with --exp_mode=all.", excluded=0)
     define_number("finetune_lr", 0.01, "Learning rate of the finetune phase, with --exp_mode=all.", excluded=0)
+    define_aliases({"connectivity": "k", "pc": "k"})
 
 
 @section("Training")
