@@ -1,11 +1,13 @@
 """Times one PGD-10 adversarial training step against PyTorch and plain Keras, in one run.
 
     python -m benchmarks.train_step --model=resnet18 --rounds=5
+    python -m benchmarks.train_step --model=vgg16 --objective=trades --batch_size=16 --contenders=prune,finetune,dense
 
 Contenders, each in a process of its own, one after the other, `--rounds` times over:
 
 - sparse: `RobustModel` with `ConnectivitySampling` on rewiring kernels, fed by `fit`'s own compiled function;
 - dense: the same without a sparsifier, on plain kernels;
+- prune, finetune: the phases of HYDRA, on kernels chosen by scores;
 - keras: the same architecture of plain Keras layers, the whole step in one `tf.function`;
 - torch: the same architecture and step in PyTorch, eager (the extra `benchmark`).
 
@@ -28,7 +30,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("model", "resnet18", ["resnet18", "vgg16"], "Architecture.")
+flags.DEFINE_enum("model", "resnet18", ["resnet18", "vgg16", "wrn28_4"], "Architecture; wrn28_4 without torch.")
+flags.DEFINE_enum("objective", "at", ["at", "trades"], "Objective; keras and torch know at alone.")
 flags.DEFINE_integer("batch_size", 32, "Images per step.", lower_bound=1)
 flags.DEFINE_integer("steps", 3, "Timed steps per process, after two that are not.", lower_bound=1)
 flags.DEFINE_integer("rounds", 3, "How often the contenders run in turn.", lower_bound=1)
@@ -66,7 +69,10 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> None:
     speed = {
         name: statistics.median(FLAGS.batch_size / run["seconds"] for run in found) for name, found in runs.items()
     }
-    print(f"\n{FLAGS.model}, batch {FLAGS.batch_size}, PGD-{NUM_STEPS}, connectivity {FLAGS.connectivity}")
+    print(
+        f"\n{FLAGS.model}, batch {FLAGS.batch_size}, {FLAGS.objective} with PGD-{NUM_STEPS}, "
+        f"connectivity {FLAGS.connectivity}"
+    )
     peers = [name for name in ("torch", "keras", "dense") if name in speed]
     print(f"{'':8s} images/s  peak MiB  traces" + "".join(f"  x {name}" for name in peers))
     for name, found in runs.items():
@@ -82,7 +88,9 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> None:
 def in_new_process(contender: str) -> dict[str, Any]:
     """Measures a contender in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train_step", f"--contender={contender}"]
-    command += [f"--{name}={FLAGS[name].value}" for name in ("model", "batch_size", "steps", "connectivity")]
+    command += [
+        f"--{name}={FLAGS[name].value}" for name in ("model", "objective", "batch_size", "steps", "connectivity")
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{contender} failed:\n{done.stderr[-2000:]}")
@@ -91,7 +99,9 @@ def in_new_process(contender: str) -> dict[str, Any]:
 
 def measure(contender: str) -> dict[str, Any]:
     """Returns the median seconds of a step, and the peak memory of this process in MiB."""
-    prepare = {"sparse": ours, "dense": ours, "keras": plain_keras, "torch": pytorch}[contender]
+    prepare = {"sparse": ours, "dense": ours, "prune": ours, "finetune": ours, "keras": plain_keras, "torch": pytorch}[
+        contender
+    ]
     step, extras = prepare(contender)
     for _ in range(2):
         step()
@@ -116,11 +126,16 @@ def ours(contender: str) -> tuple[Callable[[], Any], dict[str, Callable[[], Any]
 
     import tf_robust_sparse as trs
 
-    arguments = {"kernel": "rewiring", "connectivity": FLAGS.connectivity} if contender == "sparse" else {}
-    network = trs.models.build(FLAGS.model, seed=0, **arguments)
+    kernel = {"sparse": "rewiring", "prune": "subnet", "finetune": "subnet"}.get(contender, "plain")
+    arguments = {"connectivity": FLAGS.connectivity} if kernel != "plain" else {}
+    network = trs.models.build(FLAGS.model, seed=0, kernel=kernel, **arguments)
+    if kernel == "subnet":
+        trs.sparsity.scaled_scores(network)
+        trs.training.Phase(contender).begin(network)
     sparsifier = trs.sparsity.ConnectivitySampling(FLAGS.connectivity) if contender == "sparse" else None
     attack = trs.attacks.LinfPGD(EPSILON, STEP_SIZE, NUM_STEPS)
-    model = trs.RobustModel(network, trs.objectives.AT(attack), sparsifier)
+    objective_of = {"at": trs.objectives.AT, "trades": trs.objectives.TRADES}
+    model = trs.RobustModel(network, objective_of[FLAGS.objective](attack), sparsifier)
     model.compile(trs.training.sgdw(0.1, 5e-4))
     traces = []
     objective = model.objective.perturb

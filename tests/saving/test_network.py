@@ -177,7 +177,7 @@ def test_saved_model_is_free_of_this_package(policy, tmp_path, capfd):
     assert saving.export_network(network, tmp_path / "serve") == tmp_path / "serve"
     assert capfd.readouterr().out == ""
     assert names(tmp_path) == ["serve"]
-    x = images(6)
+    x = images(256)
     np.save(tmp_path / "x.npy", x)
     arguments = [tmp_path / "serve", tmp_path / "x.npy", tmp_path / "out.npz"]
     done = subprocess.run(

@@ -34,7 +34,7 @@ def connected(network):
         elif hasattr(layer, "kernel_mask"):
             count += np.count_nonzero(layer.kernel_mask.numpy())
         else:
-            count += layer.kernel.numpy().size
+            count += layer.kept if hasattr(layer, "scores") else layer.kernel.numpy().size
     return count
 
 

@@ -142,6 +142,9 @@ def _assign(layer: Any, values: dict[str, np.ndarray]) -> None:
         layer.kernel.assign(kernel.astype("float32"))
         if hasattr(layer, "kernel_mask"):
             layer.kernel_mask.assign(connected)
+        elif hasattr(layer, "scores"):  # of the connections of the file each stays
+            layer.scores.assign(np.abs(kernel).astype("float32"))
+            layer.keep_fraction = float(max(connected.mean(), 1 / connected.size))
     for role in ("bias", "gamma", "beta", "moving_mean", "moving_variance"):
         if role in values:
             getattr(layer, role).assign(values[role].astype("float32"))
