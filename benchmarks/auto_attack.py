@@ -180,8 +180,10 @@ def layers(tensors: list[np.ndarray]) -> list[Any]:
 
 
 def keras_network(tensors: list[np.ndarray], shape: tuple[int, ...], normalised: bool) -> Any:
-    """The network in Keras, channels last; the rows of the first dense kernel are put in that order."""
+    """The network of our layers, channels last; the rows of the first dense kernel are put in that order."""
     import keras
+
+    from tf_robust_sparse.layers import PlainConv2D, PlainDense
 
     x = inputs = keras.Input(shape)
     if normalised:
@@ -195,7 +197,7 @@ def keras_network(tensors: list[np.ndarray], shape: tuple[int, ...], normalised:
             is_same = padding > 0 and total == 2 * padding
             if padding and not is_same:
                 x = keras.layers.ZeroPadding2D(padding)(x)
-            layer = keras.layers.Conv2D(values[0].shape[0], side, stride, padding="same" if is_same else "valid")
+            layer = PlainConv2D(values[0].shape[0], side, stride, padding="same" if is_same else "valid")
             values = [values[0].transpose(2, 3, 1, 0), values[1]]
         elif kind == "dense":
             kernel = values[0].T
@@ -203,7 +205,7 @@ def keras_network(tensors: list[np.ndarray], shape: tuple[int, ...], normalised:
                 height, width, channels = flattened
                 kernel = kernel.reshape(channels, height, width, -1).transpose(1, 2, 0, 3).reshape(kernel.shape)
                 flattened = None
-            layer = keras.layers.Dense(kernel.shape[1])
+            layer = PlainDense(kernel.shape[1])
             values = [kernel, values[1]]
         elif kind == "flatten":
             flattened = x.shape[1:]

@@ -39,7 +39,9 @@ def define_data() -> None:
     flags.DEFINE_string(
         "data_dir", None, "Folder that holds the official files of the data set, or a folder of its name with them."
     )
-    flags.DEFINE_integer("image_size", None, "Pixels of height and width to resize a folder of images to.", 1)
+    flags.DEFINE_integer(
+        "image_size", None, "Height and width to resize a folder of images to, or to crop ImageNet to.", 1
+    )
     flags.DEFINE_integer("test_examples", None, "Use only the first N test images.", 1)
     flags.DEFINE_integer("n_classes", None, "Not needed, for the data know it; checked if given.", 2)
     flags.DEFINE_integer("batch_size", 128, "Images per step, over all replicas.", 1)
@@ -145,8 +147,9 @@ def define_augmentation() -> None:
     flags.DEFINE_enum(
         "augmentation",
         "shift",
-        ["shift", "crop", "none"],
-        "Random shifts of up to a tenth of the size; or random crops after padding by 4 pixels.",
+        ["shift", "crop", "resized_crop", "none"],
+        "Random shifts of up to a tenth of the size; random crops after padding by 4 pixels; or, of imagenet only and "
+        "its default, random parts of 8 to 100 % of the image.",
     )
     flags.DEFINE_bool(
         "flip",
@@ -201,6 +204,8 @@ def check() -> None:
     if "sparsifier" in FLAGS:
         _check_sparsity()
     _check_data_name()
+    if "augmentation" in FLAGS:
+        _check_augmentation()
     if "pgd_epsilon" in FLAGS:
         _check_radius("pgd_epsilon")
     if "epochs" in FLAGS:
@@ -250,6 +255,19 @@ def _check_training() -> None:
             raise BadFlag(
                 f"--{name} belongs to --objective={' or '.join(objectives)}. Received: --objective={FLAGS.objective}"
             )
+
+
+def _check_augmentation() -> None:
+    in_files = FLAGS.data in trs.data.IN_FILES
+    if in_files and not FLAGS["augmentation"].present:
+        FLAGS["augmentation"].value = "resized_crop"
+    if FLAGS.augmentation == "resized_crop" and not in_files:
+        raise BadFlag(
+            f"--augmentation=resized_crop: expected --data={' or '.join(trs.data.IN_FILES)}. "
+            f"Received: --data={FLAGS.data}"
+        )
+    if in_files and "pseudo_labels" in FLAGS and FLAGS.pseudo_labels:
+        raise BadFlag(f"--pseudo_labels: expected data in memory. Received: --data={FLAGS.data}")
 
 
 def _check_machines() -> None:

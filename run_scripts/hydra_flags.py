@@ -52,7 +52,12 @@ def _define_network() -> None:
 
 @section("Phases")
 def _define_phases() -> None:
-    flags.DEFINE_enum("exp_mode", "all", MODES, "Phase to run; all runs them one after the other.")
+    flags.DEFINE_enum(
+        "exp_mode",
+        "all",
+        MODES,
+        "Phase to run; all runs them one after the other, from the second on with --source_net.",
+    )
     define_number("k", 0.1, "Fraction of each kernel that stays; 0.01 is 99 % sparse.", 0, 1, excluded=0)
     flags.DEFINE_enum(
         "allocation",
@@ -61,7 +66,10 @@ def _define_phases() -> None:
         "How connections are spread: the same fraction of each kernel, Erdos-Renyi, or by one threshold on the scores.",
     )
     flags.DEFINE_string(
-        "source_net", None, "Directory of the run, or network.keras, whose weights prune and finetune begin with."
+        "source_net",
+        None,
+        "Directory of the run, or network.keras, whose weights prune and finetune begin with; with --exp_mode=all in "
+        "place of the pretrain phase.",
     )
     flags.DEFINE_bool(
         "scaled_score_init",
@@ -109,12 +117,12 @@ def check() -> None:
         BadFlag: naming the flags.
     """
     mode = FLAGS.exp_mode
-    if FLAGS.resume and FLAGS.source_net:
+    if FLAGS.resume and FLAGS.source_net and mode != "all":
         raise BadFlag("--resume goes on with a run and --source_net begins one; pass one of them. Received: both")
     if mode in ("prune", "finetune") and not (FLAGS.source_net or FLAGS.resume):
         raise BadFlag(f"--exp_mode={mode}: expected --source_net=DIR, the run before. Received: none")
-    if mode in ("pretrain", "all") and FLAGS.source_net:
-        raise BadFlag(f"--source_net: expected --exp_mode=prune or finetune. Received: --exp_mode={mode}")
+    if mode == "pretrain" and FLAGS.source_net:
+        raise BadFlag(f"--source_net: expected --exp_mode=prune, finetune or all. Received: --exp_mode={mode}")
     for name, modes in (("snip_init", ("pretrain",)), ("scale_rand_init", ("pretrain",))):
         if FLAGS[name].value and mode not in modes:
             raise BadFlag(f"--{name}: expected --exp_mode=pretrain. Received: --exp_mode={mode}")
@@ -196,6 +204,9 @@ def _begin_scores(
     trs.sparsity.set_keep_fractions(built, trs.sparsity.keep_fractions(built, FLAGS.k, FLAGS.allocation))
     if FLAGS.scale_rand_init:
         trs.sparsity.rescale_kernels(built)
+    empty = trs.sparsity.statistics.empty_kernels(built)
+    if empty:
+        print(f"Warning: --k={FLAGS.k:g} leaves no connection in {', '.join(empty)}: nothing passes there")
 
 
 def _fractions_of(source: keras.Model) -> dict[str, float]:

@@ -232,7 +232,7 @@ def source(images: trs.data.ImageDataset) -> Callable[..., Any] | None:
     with about("transfer_from"):
         is_ours = path.suffix == ".keras" or (path / "network.keras").is_file()
         model = trs.load_network(path) if is_ours else trs.evaluation.load_saved_model(path)
-        one = images.test_images[:1].astype(np.float32)
+        one = np.asarray(images.test_images[:1], np.float32)
         check_image_shape(model, one)
         classes = trs.attacks.inference_forward(model)(tf.constant(one)).shape[-1]
         if classes != images.num_classes:

@@ -2,7 +2,8 @@
 
     python run_scripts/run_hydra.py --data=cifar10 --data_dir=DIR --model=vgg16 --trainer=adv --k=0.1
 
-runs all three phases. One at a time, each beginning with the weights of the one before:
+runs all three phases, or with --source_net=DIR of a dense network the last two. One at a time, each beginning with the
+weights of the one before:
 
     python run_scripts/run_hydra.py ... --exp_mode=pretrain --output_dir=runs/dense
     python run_scripts/run_hydra.py ... --exp_mode=prune --k=0.1 --scaled_score_init --source_net=runs/dense \\
@@ -45,8 +46,8 @@ def main() -> None:
         else:
             run_phase(FLAGS.exp_mode, directory, FLAGS.source_net and Path(FLAGS.source_net).expanduser(), None)
         return
-    source, before = None, None
-    for name in ("pretrain", "prune", "finetune"):
+    source, before = FLAGS.source_net and Path(FLAGS.source_net).expanduser(), None
+    for name in ("prune", "finetune") if source else ("pretrain", "prune", "finetune"):
         if FLAGS.load_model:
             training_run.evaluate_again(directory / name)
             continue

@@ -30,7 +30,7 @@ class TrainingRun(NamedTuple):
 
     directory: Path
     images: trs.data.ImageDataset
-    validation: tuple[np.ndarray, np.ndarray] | None
+    validation: tuple[trs.data.ImageFiles | np.ndarray, np.ndarray] | None
     auxiliary: tuple[np.ndarray, np.ndarray] | None
     strategy: tf.distribute.Strategy
     epochs: int
@@ -93,7 +93,7 @@ def prepare(directory: Path, epochs: int | None = None, before: TrainingRun | No
     validation = None
     if _held_out(images):
         images, *held_out = images.split_validation(_held_out(images), seed=FLAGS.seed)
-        validation = (held_out[0], held_out[1])
+        validation = (held_out[0], np.asarray(held_out[1]))
     return TrainingRun(directory, images, validation, auxiliary, strategy, epochs, _steps_per_epoch(images), resuming)
 
 

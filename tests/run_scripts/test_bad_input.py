@@ -19,7 +19,7 @@ ARGUMENTS = [
     ("connectivity not a number", ["-s", "--connectivity=nan"], "--connectivity=nan", "in (0, 1]"),
     ("connectivity as text", ["-s", "--connectivity=low"], "--connectivity=low", "a number"),
     ("connectivity of a dense network", ["--connectivity=0.1"], "--connectivity=0.1", "--sparse_train"),
-    ("unknown data", ["--data=imagenet"], "--data=imagenet", "one of mnist"),
+    ("unknown data", ["--data=imagenet21k"], "--data=imagenet21k", "one of mnist"),
     ("unknown model", ["--model=vgg"], "--model=vgg", "vgg16|"),
     ("unknown objective", ["--objective=pgd"], "--objective=pgd", "natural|at"),
     ("unknown sparsifier", ["--sparsifier=deep_r"], "--sparsifier=deep_r", "connectivity_sampling"),

@@ -129,7 +129,12 @@ BAD = [
     ("prune from nothing", ["--exp_mode=prune"], "--exp_mode=prune", "--source_net=DIR"),
     ("finetune from nothing", ["--exp_mode=finetune"], "--exp_mode=finetune", "--source_net=DIR"),
     ("resume with a source", ["--exp_mode=prune", "--resume", "--source_net=x"], "--resume", "Received: both"),
-    ("a source of nothing", ["--source_net=x"], "--source_net", "--exp_mode=prune or finetune"),
+    (
+        "a source of nothing",
+        ["--exp_mode=pretrain", "--source_net=x"],
+        "--source_net",
+        "--exp_mode=prune, finetune or all",
+    ),
     ("a missing source", ["--exp_mode=prune", "--source_net=no"], "--source_net=no", "no network at"),
     ("k of 0", ["--k=0"], "--k=0", "in (0, 1]"),
     ("k above 1", ["--k=1.5"], "--k=1.5", "in (0, 1]"),

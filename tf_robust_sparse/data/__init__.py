@@ -1,8 +1,8 @@
-"""Data sets in memory, their readers, and tf.data pipelines with pixels in [0, 1]."""
+"""Data sets in memory or in files, their readers, and tf.data pipelines with pixels in [0, 1]."""
 
 from tf_robust_sparse.data import restricted_pickle
 from tf_robust_sparse.data.augment import random_crop_and_flip, random_shift_and_flip
-from tf_robust_sparse.data.catalogue import DATASETS, load
+from tf_robust_sparse.data.catalogue import DATASETS, IN_FILES, load
 from tf_robust_sparse.data.corruptions import (
     COMPUTED_CORRUPTIONS,
     CORRUPTIONS,
@@ -10,6 +10,7 @@ from tf_robust_sparse.data.corruptions import (
     find_corruptions,
     read_corruptions,
 )
+from tf_robust_sparse.data.image_files import ImageFiles
 from tf_robust_sparse.data.pipeline import auxiliary_batch_size, steps_per_epoch, test_dataset, train_dataset
 from tf_robust_sparse.data.pseudo_labels import load_pseudo_labels
 from tf_robust_sparse.data.ready_made import (
@@ -28,7 +29,9 @@ __all__ = [
     "COMPUTED_CORRUPTIONS",
     "CORRUPTIONS",
     "DATASETS",
+    "IN_FILES",
     "ImageDataset",
+    "ImageFiles",
     "auxiliary_batch_size",
     "cifar10",
     "cifar100",

@@ -49,12 +49,12 @@ def random_crop_and_flip(images: tf.Tensor, seed: Any, flip: bool = True, paddin
     return crop_and_flip(images, uniforms(tf.shape(images)[0], seed), flip=flip, padding=padding)
 
 
-def uniforms(num_images: Any, seed: Any) -> tf.Tensor:
-    """Returns `(num_images, 3)` float32 in [0, 1) for the two functions below; the same for the same seed."""
+def uniforms(num_images: Any, seed: Any, number: int = NUM_UNIFORMS) -> tf.Tensor:
+    """Returns `(num_images, number)` float32 in [0, 1); the same for the same seed."""
     seed = tf.cast(tf.convert_to_tensor(seed), tf.int64)
     if seed.shape.rank == 0:
         seed = tf.stack([seed, tf.zeros_like(seed)])
-    return tf.random.stateless_uniform([num_images, NUM_UNIFORMS], seed, alg="philox")
+    return tf.random.stateless_uniform([num_images, number], seed, alg="philox")
 
 
 def shift_and_flip(images: tf.Tensor, uniform: tf.Tensor, flip: bool = True, max_shift: float = 0.1) -> tf.Tensor:

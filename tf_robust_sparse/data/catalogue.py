@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from tf_robust_sparse.data.embedded import sample
-from tf_robust_sparse.data.readers import cifar, folder, idx, npz, svhn, tfds
+from tf_robust_sparse.data.readers import cifar, folder, idx, imagenet, npz, svhn, tfds
 from tf_robust_sparse.data.source import ImageDataset
 
-DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "fashion_mnist_sample")
+IN_FILES = ("imagenet", "imagenet100")  # too large for memory
+DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "fashion_mnist_sample", *IN_FILES)
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _SUBFOLDERS = {
@@ -18,6 +19,8 @@ _SUBFOLDERS = {
     "cifar10": ("cifar10", "cifar-10", "CIFAR10"),
     "cifar100": ("cifar100", "cifar-100", "CIFAR100"),
     "svhn": ("svhn", "SVHN"),
+    "imagenet": ("imagenet", "ImageNet", "ILSVRC2012"),
+    "imagenet100": ("imagenet100", "ImageNet100", "imagenet", "ImageNet", "ILSVRC2012"),
 }
 _OFFICIAL_FILES = {
     "mnist": tuple(f"{name}.gz" for name in idx.NAMES),
@@ -45,13 +48,16 @@ def load(
             and y_test, or a folder with `train/<class>/` and `test/<class>/` images.
         data_dir: Folder with the files of a set named in `DATASETS`; nothing is downloaded if it is given.
             `fashion_mnist_sample` comes with this package and needs none.
-        image_size: For a folder of images: height and width to resize to, or one number for both.
+        image_size: For a folder of images: height and width to resize to, or one number for both. For ImageNet the
+            side of the square that is cut out, 224 by default.
 
     Raises:
         FileNotFoundError: if the files are nowhere; lists the places looked at.
         ValueError: if the name is unknown, or a file is damaged.
     """
     name = os.fspath(name)
+    if name in IN_FILES:
+        return _load_in_files(name, data_dir, image_size)
     if image_size is not None and name in DATASETS:
         raise ValueError(f"`image_size` resizes a folder of images; leave it out for {name!r}. Received: {image_size}")
     if name == "fashion_mnist_sample":
@@ -67,6 +73,28 @@ def load(
     raise ValueError(
         f"unknown data set; expected one of {', '.join(DATASETS)}, the path of an .npz file or of a folder of images. "
         f"Received: {name!r}"
+    )
+
+
+def _load_in_files(
+    name: str, data_dir: str | os.PathLike | None, image_size: int | tuple[int, int] | None
+) -> ImageDataset:
+    if isinstance(image_size, tuple):
+        if image_size[0] != image_size[1]:
+            raise ValueError(f"`image_size` of {name} is one number, the side of a square. Received: {image_size}")
+        image_size = image_size[0]
+    if data_dir is None:
+        raise FileNotFoundError(
+            f"{name} is too large to be fetched; pass as `data_dir` the folder with train/<class>/ and val/<class>/"
+        )
+    root = Path(data_dir).expanduser()
+    places = [*(root / sub for sub in _SUBFOLDERS[name]), root]
+    for place in places:
+        if imagenet.find(place) is not None:
+            return imagenet.read(place, name, image_size)
+    raise FileNotFoundError(
+        f"no files of {name} found; sort the images into train/<class>/ and val/<class>/ and pass their folder as "
+        f"`data_dir`. Looked in: {', '.join(str(place) for place in places)}"
     )
 
 

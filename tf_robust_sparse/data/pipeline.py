@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.data import augment
-from tf_robust_sparse.data.source import check_examples
+from tf_robust_sparse.data import augment, image_files
+from tf_robust_sparse.data.image_files import ImageFiles
+from tf_robust_sparse.data.source import Images, check_examples
 
 _AUGMENTATIONS: dict[str, Callable] = {"shift": augment.shift_and_flip, "crop": augment.crop_and_flip}
+_OF_FILES = "resized_crop"
 
 # Each epoch has one key of its own for each of these draws.
 _SHUFFLE, _AUGMENT, _AUXILIARY, _NUM_STREAMS = 0, 1, 2, 4
 
 
 def train_dataset(
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     batch_size: int,
     *,
@@ -47,11 +49,12 @@ def train_dataset(
     epoch in passes of their own, each shuffled anew.
 
     Args:
-        images: `(n, height, width, channels)`, uint8, or floats in [0, 1].
+        images: `(n, height, width, channels)`, uint8, or floats in [0, 1]; or `ImageFiles`.
         labels: `(n,)`, integers.
         batch_size: Number of examples in a global batch.
         seed: Seed of the order and of the augmentation.
-        augmentation: `"shift"` for `random_shift_and_flip`, `"crop"` for `random_crop_and_flip`, or `None`.
+        augmentation: `"shift"` for `random_shift_and_flip`, `"crop"` for `random_crop_and_flip`, `"resized_crop"`, of
+            `ImageFiles` only, for a random part of 8 to 100 % of the image, or `None`.
         flip: Whether the augmentation mirrors images; wrong for digits.
         epochs: Number of the last epoch plus one, or `None` for one epoch per pass.
         first_epoch: Epoch to begin with, if `epochs` is given.
@@ -71,6 +74,8 @@ def train_dataset(
     auxiliary_batch = 0
     if auxiliary is not None:
         auxiliary = check_examples(*auxiliary, where="train_dataset, auxiliary examples")
+        if isinstance(images, ImageFiles) or isinstance(auxiliary[0], ImageFiles):
+            raise ValueError("`auxiliary` goes with images in memory; pass arrays. Received: image files")
         if auxiliary[0].shape[1:] != images.shape[1:]:
             raise ValueError(
                 f"auxiliary images must have the (height, width, channels) of the labelled ones, {images.shape[1:]}; "
@@ -79,10 +84,16 @@ def train_dataset(
         auxiliary_batch = auxiliary_batch_size(batch_size, auxiliary_fraction)
         if not drop_remainder:
             raise ValueError("with `auxiliary` every batch is full; leave drop_remainder=True")
-    if augmentation is not None and augmentation not in _AUGMENTATIONS:
+    known = (*_AUGMENTATIONS, _OF_FILES)
+    if augmentation is not None and augmentation not in known:
         raise ValueError(
-            f"`augmentation` must be None or one of {', '.join(map(repr, _AUGMENTATIONS))}. "
+            f"`augmentation` must be None or one of {', '.join(map(repr, known))}. "
             f"Received: augmentation={augmentation!r}"
+        )
+    if augmentation == _OF_FILES and not isinstance(images, ImageFiles):
+        raise ValueError(
+            f"augmentation={augmentation!r} crops images of any size in files; pass ImageFiles, or 'crop'. "
+            "Received: images of one size in memory"
         )
     if epochs is not None and not 0 <= first_epoch <= epochs:
         raise ValueError(
@@ -111,7 +122,9 @@ def train_dataset(
             rows = tf.reshape(labelled, [steps, labelled_batch]), tf.reshape(extra + n, [steps, auxiliary_batch])
             mixed = tf.gather(tf.concat(rows, axis=1), _interleaving(batch_size, auxiliary_batch), axis=1)
             index = tf.reshape(mixed, [-1])
-        return tf.data.Dataset.from_tensor_slices((index, augment.uniforms(per_epoch, _key(seed, key, _AUGMENT))))
+        number = image_files.NUM_UNIFORMS if augmentation == _OF_FILES else augment.NUM_UNIFORMS
+        draws = augment.uniforms(per_epoch, _key(seed, key, _AUGMENT), number)
+        return tf.data.Dataset.from_tensor_slices((index, draws))
 
     if epochs is None:
         keys = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
@@ -122,21 +135,18 @@ def train_dataset(
     stream = keys.flat_map(epoch_stream)
     stream = stream.apply(tf.data.experimental.assert_cardinality(num_epochs * per_epoch))
 
-    gather = _gather(images, labels, auxiliary)
-    move = functools.partial(_AUGMENTATIONS[augmentation], flip=flip) if augmentation is not None else None
-
-    def make_batch(index, uniform):
-        x, y = gather(index)
-        return (move(x, uniform) if move is not None else x), y
-
+    if augmentation == _OF_FILES and isinstance(images, ImageFiles):
+        make_batch = _gather_parts(images, labels, flip)
+    else:
+        make_batch = _gather_and_move(_gather(images, labels, auxiliary), augmentation, flip)
     return _batched(stream, batch_size, make_batch, drop_remainder=drop_remainder)
 
 
-def test_dataset(images: np.ndarray, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
+def test_dataset(images: Images, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
     """Returns all examples in order, unaugmented; the last batch may be smaller.
 
     Args:
-        images: `(n, height, width, channels)`, uint8, or floats in [0, 1].
+        images: `(n, height, width, channels)`, uint8, or floats in [0, 1]; or `ImageFiles`, whose centres are shown.
         labels: `(n,)`, integers.
         batch_size: Number of examples in a global batch.
 
@@ -213,8 +223,37 @@ def _batched(
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def _gather(images: np.ndarray, labels: np.ndarray, auxiliary: tuple[np.ndarray, np.ndarray] | None) -> Callable:
+def _gather_and_move(gather: Callable, augmentation: str | None, flip: bool) -> Callable:
+    """Returns the function from indices and uniform numbers to augmented images, and labels."""
+    move = functools.partial(_AUGMENTATIONS[augmentation], flip=flip) if augmentation is not None else None
+
+    def make_batch(index, uniform):
+        x, y = gather(index)
+        return (move(x, uniform) if move is not None else x), y
+
+    return make_batch
+
+
+def _gather_parts(images: ImageFiles, labels: np.ndarray, flip: bool) -> Callable:
+    """Returns the function from indices and uniform numbers to random parts of the images, and labels."""
+    with tf.device("CPU:0"):
+        paths, classes = tf.constant(images.paths.astype(str)), tf.constant(labels)
+
+    def gather(index, uniform):
+        x = tf.map_fn(
+            lambda one: image_files.random_resized_crop(one[0], one[1], images.size, flip),
+            (tf.gather(paths, index), uniform),
+            fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32),
+        )
+        return x, tf.gather(classes, index)
+
+    return gather
+
+
+def _gather(images: Images, labels: np.ndarray, auxiliary: tuple[np.ndarray, np.ndarray] | None) -> Callable:
     """Returns the function from indices `(batch,)` to scaled images and labels; the auxiliary ones count on."""
+    if isinstance(images, ImageFiles):
+        return _gather_centres(images, labels)
     with tf.device("CPU:0"):  # beside tf.data's threads: an accelerator's copy would be copied back for every batch
         parts = [tuple(map(tf.constant, part)) for part in ((images, labels), auxiliary) if part is not None]
 
@@ -230,6 +269,21 @@ def _gather(images: np.ndarray, labels: np.ndarray, auxiliary: tuple[np.ndarray,
         x, y = take(parts[0], tf.where(is_auxiliary, tf.zeros_like(index), index))
         other_x, other_y = take(parts[1], tf.where(is_auxiliary, index - n, tf.zeros_like(index)))
         return tf.where(is_auxiliary[:, None, None, None], other_x, x), tf.where(is_auxiliary, other_y, y)
+
+    return gather
+
+
+def _gather_centres(images: ImageFiles, labels: np.ndarray) -> Callable:
+    with tf.device("CPU:0"):
+        paths, classes = tf.constant(images.paths.astype(str)), tf.constant(labels)
+
+    def gather(index):
+        x = tf.map_fn(
+            lambda path: image_files.centre_crop(path, images.size),
+            tf.gather(paths, index),
+            fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
+        )
+        return tf.cast(x, tf.float32) / 255.0, tf.gather(classes, index)
 
     return gather
 

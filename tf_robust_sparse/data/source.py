@@ -1,9 +1,14 @@
-"""A data set held in memory: two labelled splits of images."""
+"""A data set: two labelled splits of images, in memory or, if they are too many, in files."""
 
 import dataclasses
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
+
+from tf_robust_sparse.data.image_files import ImageFiles
+
+Images = np.ndarray | ImageFiles
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -12,7 +17,7 @@ class ImageDataset:
 
     Args:
         name: What to call it in messages and reports.
-        train_images: `(n, height, width, channels)`, uint8, or floats in [0, 1] (kept as float32).
+        train_images: `(n, height, width, channels)`, uint8, or floats in [0, 1] (kept as float32); or `ImageFiles`.
         train_labels: `(n,)`, integers in `[0, num_classes)`; kept as int64.
         test_images: As `train_images`, with the same height, width and channels.
         test_labels: As `train_labels`.
@@ -27,9 +32,9 @@ class ImageDataset:
     """
 
     name: str
-    train_images: np.ndarray
+    train_images: Images
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Images
     test_labels: np.ndarray
     num_classes: int
     class_names: tuple[str, ...] | None = None
@@ -87,7 +92,7 @@ class ImageDataset:
             test_labels=self.test_labels[:test_examples],
         )
 
-    def split_validation(self, num_examples: int, seed: int = 0) -> tuple["ImageDataset", np.ndarray, np.ndarray]:
+    def split_validation(self, num_examples: int, seed: int = 0) -> tuple["ImageDataset", Images, np.ndarray]:
         """Holds out a random part of the train split.
 
         Args:
@@ -108,13 +113,25 @@ class ImageDataset:
         return rest, self.train_images[held_out], self.train_labels[held_out]
 
 
+@overload
+def check_examples(
+    images: ImageFiles, labels: npt.ArrayLike, *, num_classes: int | None = None, where: str
+) -> tuple[ImageFiles, np.ndarray]: ...
+
+
+@overload
 def check_examples(
     images: npt.ArrayLike, labels: npt.ArrayLike, *, num_classes: int | None = None, where: str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def check_examples(
+    images: npt.ArrayLike | ImageFiles, labels: npt.ArrayLike, *, num_classes: int | None = None, where: str
+) -> tuple[Images, np.ndarray]:
     """Returns images as uint8 or float32 and labels as int64, or says in one line what is wrong with them.
 
     Args:
-        images: `(n, height, width, channels)`, uint8, or floats in [0, 1].
+        images: `(n, height, width, channels)`, uint8, or floats in [0, 1]; or `ImageFiles`, which stay what they are.
         labels: `(n,)`, integers.
         num_classes: Bound of the labels; `None` asks only that they are not negative.
         where: Opening words of the messages, such as `"cifar10, train split"`.
@@ -122,13 +139,15 @@ def check_examples(
     Raises:
         ValueError: if the two do not have these shapes, types and ranges.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    labels = np.asarray(labels)
+    if not isinstance(images, ImageFiles):
+        images = np.asarray(images)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
             f"{where}: expected at least one image, as an array of shape (n, height, width, channels); "
             f"add a channel axis to grey images. Received: shape {images.shape}"
         )
-    if np.issubdtype(images.dtype, np.floating):
+    if not isinstance(images, ImageFiles) and np.issubdtype(images.dtype, np.floating):
         low, high = images.min(), images.max()
         if not (low >= 0 and high <= 1):  # written so that a NaN fails
             raise ValueError(

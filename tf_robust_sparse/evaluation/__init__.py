@@ -2,7 +2,12 @@
 
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.corruption_accuracy import evaluate_corruptions
-from tf_robust_sparse.evaluation.figures import check_matplotlib
+from tf_robust_sparse.evaluation.figures import (
+    check_matplotlib,
+    draw_kept_per_layer,
+    draw_kept_weights,
+    draw_sweep,
+)
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_linf_pgd
 from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
@@ -19,6 +24,9 @@ __all__ = [
     "SavedModelClassifier",
     "Transfer",
     "check_matplotlib",
+    "draw_kept_per_layer",
+    "draw_kept_weights",
+    "draw_sweep",
     "evaluate_corruptions",
     "evaluate_robustness",
     "foolbox_check",

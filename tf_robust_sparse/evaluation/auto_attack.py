@@ -105,6 +105,7 @@ class AutoAttack:
         self.verbose = bool(verbose)
         self.data_format = data_format
         self.compiled: dict[str, CompactedAttack] = {}
+        self._logits_of: dict[int, Callable[[tf.Tensor], tf.Tensor]] = {}  # by batch size
         self._forward = inference_forward(model)
 
     def clean_accuracy(self, x: Any, y: Any) -> float:
@@ -204,8 +205,8 @@ class AutoAttack:
         if self.data_format == "channels_first":
             x = np.ascontiguousarray(np.moveaxis(x, 1, 3))
         size = fixed_batch_size(self.model, self.batch_size or 250, len(x))
-        logits_of = self._compiled_logits(x, size)
-        logits = self._logits(logits_of, x, size)
+        self._logits_of.clear()  # the network may have changed since the last evaluation
+        logits = self._logits(x, size)
         check_finite(np.isfinite(logits).all(axis=-1), "the clean images")
         classes = logits.shape[-1]
         if classes < 2:
@@ -218,10 +219,10 @@ class AutoAttack:
         flags = safety.probabilities(logits)
         flags += safety.few_classes(classes, [attack.name for attack in self.attacks])
         if self.version != "rand":
-            flags += safety.randomised(lambda images: self._logits(logits_of, images, size), x[:size])
+            flags += safety.randomised(lambda images: self._logits(images, size), x[:size])
         if not isinstance(getattr(self.model, "input_shape", (None,))[0], int):
-            flags += safety.depends_on_batch(lambda images: self._logits(None, images, len(images)), x[:size])
-        return _Run(x, y, logits, size, flags, logits_of)
+            flags += safety.depends_on_batch(lambda images: self._logits(images, len(images)), x[:size])
+        return _Run(x, y, logits, size, flags)
 
     def _attack(
         self,
@@ -245,7 +246,7 @@ class AutoAttack:
                 part = rows[first : first + run.size]
                 broken, x_adv = compacted(run.x[part], run.y[part], self._seeds(attack, part))
                 if broken.any():
-                    answers = self._logits(run.logits_of, x_adv[broken], run.size)
+                    answers = self._logits(x_adv[broken], run.size)
                     check_finite(np.isfinite(answers).all(axis=-1), f"images attacked by {attack.name}")
                     wrong = answers.argmax(-1) != run.y[part[broken]]
                     run.count(part[broken][wrong], number, x_adv[broken][wrong], answers[wrong].argmax(-1))
@@ -279,7 +280,7 @@ class AutoAttack:
     def _finish(self, run: "_Run") -> dict[str, Any]:
         """Counts once more, in one pass of another batch size, and says what was found."""
         size = run.size if isinstance(getattr(self.model, "input_shape", (None,))[0], int) else max(run.size // 2, 1)
-        again = self._logits(None if size != run.size else run.logits_of, run.x_adv, size).argmax(-1) == run.y
+        again = self._logits(run.x_adv, size).argmax(-1) == run.y
         run.flags += safety.recounted(float(run.robust.mean()), float(again.mean()), size)
         delta = np.abs(run.x_adv - run.x).reshape(len(run.x), -1)
         length = {"Linf": delta.max(1), "L2": np.sqrt((delta**2).sum(1)), "L1": delta.sum(1)}[self.norm]
@@ -345,9 +346,11 @@ class AutoAttack:
 
         return logits
 
-    def _logits(self, compiled: Any, x: np.ndarray, size: int) -> np.ndarray:
+    def _logits(self, x: np.ndarray, size: int) -> np.ndarray:
         """Logits of any number of images, in padded batches of one size."""
-        compiled = compiled or self._compiled_logits(x, size)
+        if size not in self._logits_of:
+            self._logits_of[size] = self._compiled_logits(x, size)
+        compiled = self._logits_of[size]
         return np.concatenate(
             [compiled(x[rows]).numpy()[:count] for rows, count in padded_batches(np.arange(len(x)), size)]
         )
@@ -439,10 +442,8 @@ class AutoAttack:
 class _Run:
     """What is known of the images during one evaluation."""
 
-    def __init__(
-        self, x: np.ndarray, y: np.ndarray, logits: np.ndarray, size: int, flags: list[safety.Flag], logits_of: Any
-    ) -> None:
-        self.x, self.y, self.logits, self.size, self.flags, self.logits_of = x, y, logits, size, flags, logits_of
+    def __init__(self, x: np.ndarray, y: np.ndarray, logits: np.ndarray, size: int, flags: list[safety.Flag]) -> None:
+        self.x, self.y, self.logits, self.size, self.flags = x, y, logits, size, flags
         self.classes = logits.shape[-1]
         self.y_adv = logits.argmax(-1)
         self.robust = self.y_adv == y

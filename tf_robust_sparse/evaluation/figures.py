@@ -1,4 +1,4 @@
-"""Figures of an evaluation; matplotlib is needed, and imported by these functions only."""
+"""Figures of evaluations and masks; matplotlib is needed, and imported by these functions only."""
 
 import importlib.util
 import os
@@ -69,6 +69,95 @@ def draw_examples(
             axes.imshow(image[..., 0] if single else image, cmap="gray" if single else None, vmin=0, vmax=1)
             axes.set_title(title, fontsize=8)
             axes.set_axis_off()
+    _save(figure, path)
+
+
+def draw_kept_per_layer(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) -> None:
+    """Draws what fraction of the weights, channels and filters of each layer stays into a PNG file.
+
+    Args:
+        rows: As `sparsity.mask_statistics` returns them.
+        title: Which network.
+        path: The file, whole or not at all.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+    """
+    figure = _figure(max(5.0, 0.32 * len(rows) + 2), 4.2)
+    axes = figure.add_subplot()
+    places = np.arange(len(rows))
+    axes.bar(places, [100 * row["connectivity"] for row in rows], width=0.6, label="weights")
+    for part, marker in (("channels", "v"), ("filters", "^")):
+        share = [100 * row[f"{part}_kept"] / row[part] for row in rows]
+        axes.plot(places, share, marker, linestyle="none", label=f"{part} with a weight")
+    axes.set_xticks(places, [row["name"] for row in rows], rotation=90, fontsize=7)
+    axes.set(ylabel="kept in %", title=title, yscale="log", ylim=(None, 130))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_kept_weights(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most: int = 9) -> None:
+    """Draws histograms of the weights that a mask keeps, beside those that magnitude pruning would keep.
+
+    Args:
+        rows: As `sparsity.kept_weights` returns them; of many layers some are drawn, spread over the depth.
+        path: The PNG file, whole or not at all.
+        most: Largest number of layers to draw.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+    """
+    shown = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = _figure(3.4 * columns, 2.5 * lines)
+    for number, row in enumerate(shown, start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        edges = np.asarray(row["edges"])
+        axes.stairs(row["kept_by_magnitude"], edges, label="by magnitude", color="tab:orange")
+        axes.stairs(row["kept"], edges, label="kept", color="tab:blue", fill=True, alpha=0.5)
+        axes.set_title(f"{row['name']}: {100 * row['small_kept']:.1f} % differ", fontsize=8)
+        axes.tick_params(labelsize=7)
+        if number == 1:
+            axes.legend(fontsize=7)
+        if number > len(shown) - columns:
+            axes.set_xlabel("weight", fontsize=8)
+    _save(figure, path)
+
+
+def draw_sweep(series: dict[str, Sequence[dict[str, float]]], label: str, path: str | os.PathLike) -> None:
+    """Draws accuracies against a setting that was varied into a PNG file, with standard deviations over seeds.
+
+    Args:
+        series: By name, points with `value`, `robust_accuracy` and `clean_accuracy`, means over seeds, and
+            `robust_deviation`.
+        label: What was varied; the axis is logarithmic if all values are positive.
+        path: The file, whole or not at all.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+    """
+    figure = _figure(5.5, 3.8)
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(series.items()):
+        values = [point["value"] for point in points]
+        axes.errorbar(
+            values,
+            [100 * point["robust_accuracy"] for point in points],
+            [100 * point["robust_deviation"] for point in points],
+            marker="o",
+            capsize=3,
+            color=f"C{number}",
+            label=f"{name}, robust",
+        )
+        clean = [100 * point["clean_accuracy"] for point in points]
+        axes.plot(values, clean, marker=".", linestyle=":", color=f"C{number}", label=f"{name}, clean")
+    if all(point["value"] > 0 for points in series.values() for point in points):
+        axes.set_xscale("log")
+    axes.set(xlabel=label, ylabel="accuracy in %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

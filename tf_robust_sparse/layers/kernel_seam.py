@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse.layers import few_channels
 from tf_robust_sparse.layers.sparse_convolution import SparseKernel, pays, sparse_convolve, sparse_kernel
 from tf_robust_sparse.layers.topology import chains
 
@@ -48,6 +49,8 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor | SparseKernel, strides: tuple[int,
     """Returns the 2-D convolution of `x` `(batch, height, width, channels)` with an HWIO `kernel`."""
     if isinstance(kernel, SparseKernel):  # made for stride 1 and padding "same" only
         return sparse_convolve(x, kernel)
+    if few_channels.pays(x, kernel, strides, padding):
+        return few_channels.convolve(x, kernel, strides, padding)
     return tf.nn.conv2d(x, kernel, strides=list(strides), padding=padding.upper())
 
 

@@ -3,7 +3,14 @@
 from tf_robust_sparse.models.catalogue import NETWORKS, build
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe
-from tf_robust_sparse.models.resnet import resnet18, resnet34, resnet50
+from tf_robust_sparse.models.resnet import (
+    resnet18,
+    resnet18_imagenet,
+    resnet34,
+    resnet34_imagenet,
+    resnet50,
+    resnet50_imagenet,
+)
 from tf_robust_sparse.models.vgg import vgg16
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
@@ -14,8 +21,11 @@ __all__ = [
     "large_cnn",
     "lenet5_caffe",
     "resnet18",
+    "resnet18_imagenet",
     "resnet34",
+    "resnet34_imagenet",
     "resnet50",
+    "resnet50_imagenet",
     "small_cnn",
     "vgg4",
     "vgg16",

@@ -6,7 +6,14 @@ import keras
 
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe
-from tf_robust_sparse.models.resnet import resnet18, resnet34, resnet50
+from tf_robust_sparse.models.resnet import (
+    resnet18,
+    resnet18_imagenet,
+    resnet34,
+    resnet34_imagenet,
+    resnet50,
+    resnet50_imagenet,
+)
 from tf_robust_sparse.models.vgg import vgg16
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
@@ -16,6 +23,9 @@ NETWORKS = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    "resnet18_imagenet": resnet18_imagenet,
+    "resnet34_imagenet": resnet34_imagenet,
+    "resnet50_imagenet": resnet50_imagenet,
     "wrn28_2": wrn28_2,
     "wrn28_4": wrn28_4,
     "wrn28_10": wrn28_10,

@@ -113,6 +113,12 @@ class Construction:
         """Returns `max(x, 0)`."""
         return keras.layers.ReLU(name=name)(x)
 
+    def max_pool(self, x: keras.KerasTensor, size: int, strides: int, name: str) -> keras.KerasTensor:
+        """Takes the maximum of windows that reach over the border, of values that are not negative."""
+        if self._symmetric:
+            x = keras.layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_padding")(x)
+        return keras.layers.MaxPooling2D(size, strides, "valid" if self._symmetric else "same", name=name)(x)
+
     def average_pool(self, x: keras.KerasTensor, size: int) -> keras.KerasTensor:
         """Averages windows of `size` x `size`, or the whole map where it is smaller, and flattens."""
         window = tuple(min(size, length) for length in x.shape[1:3])

@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50 for small images: a 3x3 stem and no pool before the stages."""
+"""ResNet-18, 34 and 50: for small images with a 3x3 stem and no pool before the stages, and as made for ImageNet."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,8 @@ import keras
 from tf_robust_sparse.models.construction import Construction
 
 _WIDTHS = (64, 128, 256, 512)
+# Of the pixels of ImageNet, red, green and blue.
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def resnet18(
@@ -75,15 +77,121 @@ def resnet50(
     return _resnet(build, _bottleneck, (3, 4, 6, 3), name)
 
 
+def resnet18_imagenet(
+    num_classes: int = 1000,
+    input_shape: Sequence[int] = (224, 224, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    name: str = "resnet18_imagenet",
+) -> keras.Model:
+    """Builds ResNet-18 for ImageNet: normalised pixels, a 7x7 stem of stride 2, a max-pool, the stages, a global pool.
+
+    In bottlenecks the 3x3 convolution has the stride. With `padding_mode="symmetric"` torchvision's weights fit.
+
+    Args: see `tf_robust_sparse.models.construction`. Images have at least 32x32 pixels in [0, 1]; ones with three
+        channels are normalised by the mean and deviation of ImageNet inside the network.
+
+    Returns:
+        A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [He et al., 2016](https://arxiv.org/abs/1512.03385), section 3.3.
+    """
+    build = Construction(
+        "resnet18_imagenet",
+        32,
+        num_classes,
+        input_shape,
+        kernel,
+        connectivity,
+        padding_mode,
+        seed,
+        synchronized_batch_norm,
+    )
+    return _imagenet_resnet(build, _basic, (2, 2, 2, 2), name)
+
+
+def resnet34_imagenet(
+    num_classes: int = 1000,
+    input_shape: Sequence[int] = (224, 224, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    name: str = "resnet34_imagenet",
+) -> keras.Model:
+    """Builds ResNet-34 for ImageNet: as `resnet18_imagenet`, with 3, 4, 6 and 3 basic blocks."""
+    build = Construction(
+        "resnet34_imagenet",
+        32,
+        num_classes,
+        input_shape,
+        kernel,
+        connectivity,
+        padding_mode,
+        seed,
+        synchronized_batch_norm,
+    )
+    return _imagenet_resnet(build, _basic, (3, 4, 6, 3), name)
+
+
+def resnet50_imagenet(
+    num_classes: int = 1000,
+    input_shape: Sequence[int] = (224, 224, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    name: str = "resnet50_imagenet",
+) -> keras.Model:
+    """Builds ResNet-50 for ImageNet: as `resnet18_imagenet`, with 3, 4, 6 and 3 bottleneck blocks."""
+    build = Construction(
+        "resnet50_imagenet",
+        32,
+        num_classes,
+        input_shape,
+        kernel,
+        connectivity,
+        padding_mode,
+        seed,
+        synchronized_batch_norm,
+    )
+    return _imagenet_resnet(build, _bottleneck, (3, 4, 6, 3), name)
+
+
 def _resnet(build: Construction, block: Callable, blocks: Sequence[int], name: str) -> keras.Model:
     x = build.conv(build.inputs, 64, 3, "stem", 0.6)
     x = build.relu(build.batch_norm(x, "stem_bn"), "stem_relu")
+    x = _stages(build, x, block, blocks)
+    return build.model(build.classifier(build.average_pool(x, 4), 0.6), name)
+
+
+def _imagenet_resnet(build: Construction, block: Callable, blocks: Sequence[int], name: str) -> keras.Model:
+    x = build.inputs
+    if x.shape[-1] == len(_MEAN):
+        variance = [deviation**2 for deviation in _DEVIATION]
+        x = keras.layers.Normalization(mean=list(_MEAN), variance=variance, name="normalization")(x)
+    x = build.conv(x, 64, 7, "stem", 0.6, strides=2)
+    x = build.relu(build.batch_norm(x, "stem_bn"), "stem_relu")
+    x = build.max_pool(x, 3, 2, "stem_pool")
+    x = _stages(build, x, block, blocks)
+    return build.model(build.classifier(build.average_pool(x, max(x.shape[1:3])), 0.6), name)
+
+
+def _stages(build: Construction, x: keras.KerasTensor, block: Callable, blocks: Sequence[int]) -> keras.KerasTensor:
     for stage, (width, count) in enumerate(zip(_WIDTHS, blocks, strict=True), start=1):
         initial = 0.2 if stage == 1 else build.half
         for i in range(count):
             strides = 2 if stage > 1 and i == 0 else 1
             x = block(build, x, width, strides, f"stage{stage}_block{i + 1}", initial)
-    return build.model(build.classifier(build.average_pool(x, 4), 0.6), name)
+    return x
 
 
 def _basic(build, x, width, strides, name, initial):

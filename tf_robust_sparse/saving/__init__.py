@@ -4,12 +4,14 @@ from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from tf_robust_sparse.saving.copy_weights import copy_weights
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
+from tf_robust_sparse.saving.pytorch_weights import import_pytorch_weights
 from tf_robust_sparse.saving.reference_weights import import_reference_weights
 from tf_robust_sparse.saving.strip import strip
 
 __all__ = [
     "copy_weights",
     "export_network",
+    "import_pytorch_weights",
     "import_reference_weights",
     "load_checkpoint",
     "load_network",

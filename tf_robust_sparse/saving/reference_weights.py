@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.saving import variable_pickle
+from tf_robust_sparse.saving import layer_values, variable_pickle
 
 
 class _Slot(NamedTuple):
@@ -69,7 +69,7 @@ def import_reference_weights(path: str | os.PathLike, network: keras.Model) -> N
     for slot, array in zip(slots, arrays, strict=True):
         values.setdefault(id(slot.layer), {})[slot.role] = array
     for layer in dict.fromkeys(slot.layer for slot in slots):
-        _assign(layer, values[id(layer)])
+        layer_values.assign(layer, values[id(layer)])
 
 
 def _read(path: str | os.PathLike) -> list[np.ndarray]:
@@ -98,7 +98,7 @@ def _layout(network: keras.Model, is_sparse: bool) -> list[_Slot]:
             if layer.bias is not None:
                 slots.append(_Slot(layer, "bias", tuple(layer.bias.shape)))
         else:
-            roles = ("gamma", "beta", "moving_mean", "moving_variance")
+            roles = layer_values.BATCH_NORM_ROLES
             slots += [_Slot(layer, role, tuple(getattr(layer, role).shape)) for role in roles]
     return slots
 
@@ -123,28 +123,3 @@ def _layers_in_list_order(network: keras.Model) -> list[Any]:
         elif isinstance(node.layer, keras.layers.BatchNormalization) and node.layer not in norms.values():
             ordered.append(node.layer)
     return ordered
-
-
-def _assign(layer: Any, values: dict[str, np.ndarray]) -> None:
-    if "theta" in values:
-        connected = (values["theta"] > 0) & (values["sign"] != 0)
-        kernel = np.where(connected, values["theta"] * values["sign"], 0)
-        theta, sign = np.where(values["sign"] != 0, values["theta"], 0), np.where(values["sign"] < 0, -1, 1)
-    elif "kernel" in values:
-        kernel = values["kernel"]
-        connected, theta, sign = kernel != 0, np.abs(kernel), np.where(kernel < 0, -1, 1)
-    if not hasattr(layer, "compute_effective_kernel"):
-        pass
-    elif hasattr(layer, "theta"):
-        layer.theta.assign(theta.astype("float32"))
-        layer.positive.assign(sign > 0)
-    else:
-        layer.kernel.assign(kernel.astype("float32"))
-        if hasattr(layer, "kernel_mask"):
-            layer.kernel_mask.assign(connected)
-        elif hasattr(layer, "scores"):  # of the connections of the file each stays
-            layer.scores.assign(np.abs(kernel).astype("float32"))
-            layer.keep_fraction = float(max(connected.mean(), 1 / connected.size))
-    for role in ("bias", "gamma", "beta", "moving_mean", "moving_variance"):
-        if role in values:
-            getattr(layer, role).assign(values[role].astype("float32"))

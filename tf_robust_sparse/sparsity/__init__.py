@@ -5,6 +5,7 @@ from tf_robust_sparse.sparsity.allocation import draw_layers, global_budget
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
+from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
 from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
 from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.sparsity.scores import (
@@ -27,6 +28,8 @@ __all__ = [
     "draw_layers",
     "global_budget",
     "keep_fractions",
+    "kept_weights",
+    "mask_statistics",
     "random_scores",
     "rescale_kernels",
     "scaled_scores",

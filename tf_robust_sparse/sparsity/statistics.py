@@ -32,6 +32,11 @@ def kernel_statistics(network: keras.Model) -> list[KernelStatistics]:
     return found
 
 
+def empty_kernels(network: keras.Model) -> list[str]:
+    """Returns the names of the layers of `network` without a single connection, in forward order."""
+    return [each.name for each in kernel_statistics(network) if not each.nonzero]
+
+
 def nonzero(network: keras.Model) -> int:
     """Returns the number of non-zero entries of all kernels of `network`."""
     return sum(each.nonzero for each in kernel_statistics(network))

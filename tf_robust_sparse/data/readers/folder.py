@@ -10,7 +10,7 @@ from tf_robust_sparse.data.readers import files
 from tf_robust_sparse.data.source import ImageDataset
 
 ImageSize = int | tuple[int, int] | None
-_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp"}
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
 def find(folder: Path) -> tuple[Path, Path] | None:
@@ -68,7 +68,7 @@ def _read_split(place: Path, classes: list[str], image_size: ImageSize, channels
     labels: list[int] = []
     for label, name in enumerate(classes):
         for path in sorted((place / name).rglob("*")):
-            if path.suffix.lower() not in _ENDINGS:
+            if path.suffix.lower() not in ENDINGS:
                 continue
             image = _decode(path, image_size, channels)
             if images and image.shape != images[0].shape:

@@ -1,0 +1,87 @@
+"""Shows what the mask of a network is like: how much of each layer stays, and which weights.
+
+    python run_scripts/run_mask_plots.py --network=runs/pruned --output_dir=figures
+
+Writes `kept_per_layer.png`, `kept_weights.png` (the weights that stay beside those that magnitude pruning would keep,
+by value) and the numbers behind both, `masks.json`. Of a network whose dropped weights are gone, --before names the one
+that it was pruned from; without it the second figure is left out.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from run_scripts import command_line, run_directory  # isort: skip
+
+import keras
+from absl import flags
+
+import tf_robust_sparse as trs
+
+FLAGS = flags.FLAGS
+
+with command_line.section("Files"):
+    flags.DEFINE_string("network", None, "Directory of a run, or network.keras.")
+    flags.DEFINE_string("before", None, "Directory of the run, or network.keras, that it was pruned from.")
+    flags.DEFINE_string("output_dir", None, "Where to write; by default figures/ beside the network.")
+
+
+def main() -> None:
+    """Counts, draws, reports."""
+    if FLAGS.network is None:
+        raise command_line.BadFlag("--network: expected the directory of a run. Received: no such flag")
+    network = _load("network")
+    before = _load("before") if FLAGS.before else None
+    with command_line.about("output_dir"):
+        trs.evaluation.check_matplotlib()
+    given = Path(FLAGS.network).expanduser()
+    beside = given if given.is_dir() else given.parent
+    directory = Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else beside / "figures"
+    if directory.exists() and not directory.is_dir():
+        raise command_line.BadFlag(f"--output_dir={directory}: expected a directory. Received: a file of that name")
+    rows = trs.sparsity.mask_statistics(network)
+    histograms = _histograms(network, before)
+    directory.mkdir(parents=True, exist_ok=True)
+    trs.evaluation.draw_kept_per_layer(rows, network.name, directory / "kept_per_layer.png")
+    if histograms:
+        trs.evaluation.draw_kept_weights(histograms, directory / "kept_weights.png")
+    record = {"network": FLAGS.network, "before": FLAGS.before, "layers": rows, "kept_weights": histograms}
+    run_directory.write_json(directory / "masks.json", record)
+    show(rows, histograms)
+    print(f"Figures and numbers {directory}")
+
+
+def show(rows: list[dict[str, Any]], histograms: list[dict[str, Any]]) -> None:
+    """Prints a line per layer."""
+    differ = {row["name"]: row["small_kept"] for row in histograms}
+    width = max(len(row["name"]) for row in rows)
+    print(f"{'layer':{width}s}  {'kept':>10s}  {'of':>10s}  {'%':>6s}  channels    filters     not the largest")
+    for row in rows:
+        share = f"{100 * differ[row['name']]:.1f} %" if row["name"] in differ else ""
+        channels = f"{row['channels_kept']}/{row['channels']}"
+        filters = f"{row['filters_kept']}/{row['filters']}"
+        print(
+            f"{row['name']:{width}s}  {row['nonzero']:10d}  {row['entries']:10d}  {100 * row['connectivity']:6.2f}  "
+            f"{channels:10s}  {filters:10s}  {share}".rstrip()
+        )
+
+
+def _load(name: str) -> keras.Model:
+    with command_line.about(name):
+        return trs.load_network(Path(FLAGS[name].value).expanduser())
+
+
+def _histograms(network: keras.Model, before: keras.Model | None) -> list[dict[str, Any]]:
+    with command_line.about("network", "before"):
+        try:
+            return trs.sparsity.kept_weights(network, before)
+        except ValueError:
+            if before is not None:
+                raise
+            return []
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,183 @@
+"""Runs a training script once per value of a flag and per seed, and gathers accuracies: robustness against sparsity.
+
+    python run_scripts/run_sweep.py --command="run_hydra --flagfile=flags/hydra/... --source_net=runs/dense" \\
+        --vary=k --values=0.1,0.05,0.01 --seeds=0,1,2 --name=HYDRA --output_dir=runs/sweep
+
+Each run gets a directory of its own under the output directory; finished ones are not run again, so that the same
+command goes on with an interrupted sweep. Writes `sweep.json`, `sweep.md` (means and standard deviations over seeds)
+and, where matplotlib is installed, `sweep.png`. --beside=OTHER,ANOTHER puts finished sweeps into the same table and
+figure.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from run_scripts import command_line, run_directory  # isort: skip
+
+import numpy as np
+from absl import flags
+
+import tf_robust_sparse as trs
+from tf_robust_sparse import saving
+
+FLAGS = flags.FLAGS
+_SCRIPTS = Path(__file__).parent
+_TRAINING = ("run_connectivity_sampling", "run_hydra")
+# Where a script of several phases leaves the network that counts.
+_FINAL = ("", "finetune")
+
+with command_line.section("Sweep"):
+    flags.DEFINE_string("command", None, f"A training script and its flags: {' or '.join(_TRAINING)}, --data=... .")
+    flags.DEFINE_string("vary", "k", "Flag of that script that is varied.")
+    flags.DEFINE_list("values", None, "Its values.")
+    flags.DEFINE_list("seeds", ["0"], "Seeds of each.")
+    flags.DEFINE_string("name", None, "What to call the sweep in the table; by default the script.")
+    flags.DEFINE_list("beside", [], "Directories of finished sweeps to show beside this one.")
+    flags.DEFINE_string("output_dir", None, "Where to write.")
+
+
+def main() -> None:
+    """Runs what is missing, gathers, shows."""
+    script, arguments = _command()
+    values, seeds = _numbers("values", float), _numbers("seeds", int)
+    others = [_read(Path(path).expanduser()) for path in FLAGS.beside]
+    directory = _directory()
+    points = []
+    for text, value in zip(FLAGS.values, values, strict=True):
+        runs = [_run(script, arguments, text.strip(), seed, directory) for seed in seeds]
+        points.append(_mean(value, runs))
+    record = {"name": FLAGS.name or script, "command": FLAGS.command, "vary": FLAGS.vary, "points": points}
+    run_directory.write_json(directory / "sweep.json", {**record, "versions": run_directory.versions()})
+    sweeps = [record, *others]
+    table = _table(sweeps)
+    with saving.replace_file(directory / "sweep.md") as path:
+        path.write_text(table + "\n")
+    print(f"\n{table}\n")
+    try:
+        series = {sweep["name"]: sweep["points"] for sweep in sweeps}
+        trs.evaluation.draw_sweep(series, f"--{FLAGS.vary}", directory / "sweep.png")
+    except ValueError as error:  # without matplotlib there is no figure
+        print(f"Note: {error}")
+    print(f"Records             {directory}: sweep.json, sweep.md, and a directory for each run")
+
+
+def _command() -> tuple[str, list[str]]:
+    words = shlex.split(FLAGS.command or "")
+    script = Path(words[0]).stem if words else ""
+    if script not in _TRAINING:
+        raise command_line.BadFlag(
+            f"--command: expected {' or '.join(_TRAINING)} and its flags. Received: {FLAGS.command!r}"
+        )
+    taken = {"output_dir", "seed", FLAGS.vary, "resume", "overwrite"}
+    for word in words[1:]:
+        name = word.lstrip("-").partition("=")[0].replace("-", "_")
+        if word.startswith("-") and name in taken:
+            raise command_line.BadFlag(f"--command: expected no --{name}, which the sweep sets. Received: {word}")
+    return script, words[1:]
+
+
+def _numbers(name: str, kind: type) -> list[Any]:
+    words = FLAGS[name].value
+    try:
+        found = [kind(word) for word in words or []]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) != len(found):
+        raise command_line.BadFlag(f"--{name}: expected different numbers, as 0.1,0.05. Received: {words}")
+    return found
+
+
+def _directory() -> Path:
+    if not FLAGS.output_dir:
+        raise command_line.BadFlag("--output_dir: expected a directory for the sweep. Received: no such flag")
+    directory = Path(FLAGS.output_dir).expanduser()
+    if directory.exists() and not directory.is_dir():
+        raise command_line.BadFlag(f"--output_dir={directory}: expected a directory. Received: a file of that name")
+    record = directory / "sweep.json"
+    if record.is_file() and (before := _read(directory)["command"]) != FLAGS.command:
+        raise command_line.BadFlag(
+            f"--output_dir={directory}: expected a new directory, or the command of the sweep that it holds, {before}. "
+            f"Received: {FLAGS.command}"
+        )
+    return directory
+
+
+def _run(script: str, arguments: list[str], value: str, seed: int, directory: Path) -> dict[str, Any]:
+    """Runs one of them if it is not finished, and returns its results."""
+    place = directory / f"{FLAGS.vary}_{value}" / f"seed_{seed}"
+    final = _final(place)
+    if final is None:
+        print(f"\n{FLAGS.vary}={value}, seed {seed}", flush=True)
+        own = [f"--{FLAGS.vary}={value}", f"--seed={seed}", f"--output_dir={place}"]
+        if place.exists():
+            # A phase that begins with another network begins anew; everything else goes on.
+            begins = any(word.lstrip("-").startswith(("source_net", "source-net")) for word in arguments)
+            alone = any(word.lstrip("-").replace("-", "_").startswith("exp_mode") for word in arguments)
+            own.append("--overwrite" if begins and alone else "--resume")
+        done = subprocess.run([sys.executable, str(_SCRIPTS / f"{script}.py"), *arguments, *own], check=False)
+        if done.returncode < 0 or done.returncode == 130:
+            raise KeyboardInterrupt
+        final = _final(place)
+        if done.returncode or final is None:
+            raise command_line.BadInput(
+                f"--command: expected a run that ends well. Received: one that failed in {place}"
+            )
+    results = json.loads((final / "results.json").read_text())
+    kept = ("clean_accuracy", "robust_accuracy", "connectivity", "nonzero", "prunable", "epochs", "seconds", "attack")
+    return {"seed": seed, "directory": str(final), **{name: results[name] for name in kept if name in results}}
+
+
+def _final(place: Path) -> Path | None:
+    for part in reversed(_FINAL):
+        if (place / part / "results.json").is_file():
+            return place / part
+    return None
+
+
+def _mean(value: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    point: dict[str, Any] = {"value": value}
+    for name in ("clean", "robust"):
+        found = [run[f"{name}_accuracy"] for run in runs]
+        point[f"{name}_accuracy"] = float(np.mean(found))
+        point[f"{name}_deviation"] = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+    point["connectivity"] = float(np.mean([run["connectivity"] for run in runs]))
+    return {**point, "runs": runs}
+
+
+def _table(sweeps: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table, one line per value and sweep."""
+    lines = [f"| {FLAGS.vary} | method | clean % | robust % | connected % | seeds |", "|---|---|---|---|---|---|"]
+    values = sorted({point["value"] for sweep in sweeps for point in sweep["points"]}, reverse=True)
+    for value in values:
+        for sweep in sweeps:
+            for point in sweep["points"]:
+                if point["value"] != value:
+                    continue
+                columns = [f"{value:g}", sweep["name"]]
+                for name in ("clean", "robust"):
+                    mean, deviation = 100 * point[f"{name}_accuracy"], 100 * point[f"{name}_deviation"]
+                    columns.append(f"{mean:.2f} ± {deviation:.2f}" if len(point["runs"]) > 1 else f"{mean:.2f}")
+                columns += [f"{100 * point['connectivity']:.2f}", str(len(point["runs"]))]
+                lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((directory / "sweep.json").read_text())
+        return {name: found[name] for name in ("name", "command", "vary", "points")}
+    except (OSError, ValueError, KeyError) as error:
+        raise command_line.BadInput(
+            f"{directory}: expected the directory of a finished sweep, with sweep.json. Received: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+if __name__ == "__main__":
+    command_line.run(main, "finished runs are kept; the same command goes on")

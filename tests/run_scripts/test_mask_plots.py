@@ -1,0 +1,60 @@
+"""Figures of masks, with their numbers."""
+
+import json
+
+import pytest
+
+import tf_robust_sparse as trs
+from tests.run_scripts.conftest import run_script
+from tests.run_scripts.test_bad_input import assert_explained
+
+PLOTS = "run_mask_plots"
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """A directory with a network of random scores; not to be changed."""
+    directory = tmp_path_factory.mktemp("masks")
+    network = trs.models.small_cnn(input_shape=(28, 28, 1), kernel="subnet", connectivity=0.1, seed=0)
+    trs.save_network(network, directory)
+    return directory, network
+
+
+def test_figures_and_numbers(pruned, tmp_path):
+    directory, network = pruned
+    done = run_script(PLOTS, f"--network={directory}", f"--output_dir={tmp_path / 'f'}").expect()
+    for name in ("kept_per_layer.png", "kept_weights.png"):
+        assert (tmp_path / "f" / name).read_bytes()[:4] == b"\x89PNG"
+    record = json.loads((tmp_path / "f/masks.json").read_text())
+    assert record["layers"] == trs.sparsity.mask_statistics(network)
+    assert record["kept_weights"] == trs.sparsity.kept_weights(network)
+    for layer in trs.layers.kernel_layers(network):
+        assert f"{layer.name} " in done.out and str(layer.kept) in done.out
+
+
+def test_of_an_exported_network_the_one_before_tells_what_was_dropped(pruned, tmp_path):
+    _, network = pruned
+    trs.save_network(trs.models.small_cnn(input_shape=(28, 28, 1), seed=0), tmp_path / "dense")
+    plain = trs.models.small_cnn(input_shape=(28, 28, 1))
+    for layer, source in zip(trs.layers.kernel_layers(plain), trs.layers.kernel_layers(network), strict=True):
+        layer.kernel.assign(source.effective_kernel)
+    trs.save_network(plain, tmp_path / "plain")
+    run_script(PLOTS, f"--network={tmp_path / 'plain'}").expect()
+    assert not (tmp_path / "plain/figures/kept_weights.png").exists()
+    run_script(PLOTS, f"--network={tmp_path / 'plain'}", f"--before={tmp_path / 'dense'}").expect()
+    record = json.loads((tmp_path / "plain/figures/masks.json").read_text())
+    assert record["kept_weights"] == trs.sparsity.kept_weights(network)
+
+
+def test_bad_input(pruned, tmp_path):
+    directory, _ = pruned
+    (tmp_path / "file").write_text("")
+    assert_explained(run_script(PLOTS), "--network", "the directory of a run")
+    assert_explained(run_script(PLOTS, f"--network={tmp_path}"), "--network", "no network at")
+    assert_explained(run_script(PLOTS, f"--network={directory}", f"--output_dir={tmp_path / 'file'}"), "a directory")
+    trs.save_network(trs.models.small_cnn(num_classes=3, input_shape=(28, 28, 1)), tmp_path / "other")
+    done = run_script(
+        PLOTS, f"--network={directory}", f"--before={tmp_path / 'other'}", f"--output_dir={tmp_path / 'x'}"
+    )
+    assert_explained(done, "--before", "pass the network that this one was pruned from")
+    assert not (tmp_path / "x").exists()

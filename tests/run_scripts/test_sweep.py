@@ -1,0 +1,57 @@
+"""A sweep runs each value and seed once, goes on, and puts means into a table and a figure."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.run_scripts.conftest import TINY, TRAIN, run_script
+from tests.run_scripts.test_bad_input import assert_explained
+
+SWEEP = "run_sweep"
+COMMAND = f"{TRAIN} --sparse_train {' '.join(TINY)}"
+
+
+@pytest.mark.slow
+def test_values_and_seeds(tmp_path):
+    sweep = (f"--command={COMMAND} --epochs=1", "--vary=connectivity", f"--output_dir={tmp_path / 's'}")
+    run_script(SWEEP, *sweep, "--values=0.5,0.1", "--seeds=0,1").expect()
+    record = json.loads((tmp_path / "s/sweep.json").read_text())
+    assert [point["value"] for point in record["points"]] == [0.5, 0.1]
+    for point in record["points"]:
+        assert point["connectivity"] == pytest.approx(point["value"], abs=1e-3)
+        assert [run["seed"] for run in point["runs"]] == [0, 1]
+        for kind in ("clean", "robust"):
+            found = [run[f"{kind}_accuracy"] for run in point["runs"]]
+            assert point[f"{kind}_accuracy"] == pytest.approx(np.mean(found))
+            assert point[f"{kind}_deviation"] == pytest.approx(np.std(found, ddof=1))
+        for run in point["runs"]:
+            flags = (tmp_path / "s" / f"connectivity_{point['value']:g}/seed_{run['seed']}/run.flags").read_text()
+            assert f"--connectivity={point['value']:g}\n" in flags and f"--seed={run['seed']}\n" in flags
+    assert (tmp_path / "s/sweep.png").read_bytes()[:4] == b"\x89PNG"
+    # Finished runs are not run again, and the table takes in another sweep.
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("results.json")}
+    done = run_script(SWEEP, *sweep, "--values=0.5", "--name=again", f"--beside={tmp_path / 's'}").expect()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("results.json")} == times
+    assert "| 0.5 | again |" in done.out and f"| 0.1 | {TRAIN} |" in done.out
+    assert (tmp_path / "s/sweep.md").read_text().strip() in done.out
+
+
+def test_bad_input(tmp_path):
+    whole = {"command": COMMAND, "vary": "connectivity", "values": "0.1", "output_dir": str(tmp_path / "s")}
+
+    def refused(*words, **changes):
+        done = run_script(SWEEP, *[f"--{name}={value}" for name, value in {**whole, **changes}.items() if value])
+        assert_explained(done, *words)
+        assert not (tmp_path / "s").exists()
+
+    refused("--command", "run_hydra", command="")
+    refused("--command", "run_connectivity_sampling or", command="run_foolbox_eval --data=mnist")
+    refused("--command", "which the sweep sets", command=f"{COMMAND} --connectivity=0.3")
+    refused("--command", "which the sweep sets", command=f"{COMMAND} --output-dir=x")
+    refused("--values", "different numbers", values="")
+    refused("--values", "different numbers", values="0.1,0.1")
+    refused("--values", "different numbers", values="low")
+    refused("--seeds", "different numbers", seeds="0,0")
+    refused("--output_dir", "a directory for the sweep", output_dir="")
+    refused("a finished sweep", beside=str(tmp_path))

@@ -1,0 +1,110 @@
+"""ImageNet and ImageNet-100 as folders of image files, which stay on disk."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tf_robust_sparse.data.image_files import ImageFiles
+from tf_robust_sparse.data.readers import folder
+from tf_robust_sparse.data.source import ImageDataset
+
+LISTS = ("train_100.txt", "val_100.txt")
+_SIZE = 224
+
+
+def find(place: Path) -> tuple[Path, Path] | None:
+    """Returns the folders `train` and `val` (or `test`) of `place`, or `None` unless both are there."""
+    return folder.find(place)
+
+
+def read(place: Path, name: str, size: int | None = None) -> ImageDataset:
+    """Lists the images of `train/<class>/*.JPEG` and `val/<class>/*.JPEG`; nothing is decoded.
+
+    Args:
+        place: Holds the two folders and, for `imagenet100`, the lists `train_100.txt` and `val_100.txt` with a line
+            `train/<class>/<file> <label>` for each image, or no lists if it holds the 100 classes alone.
+        name: `"imagenet"`, of which every class folder is one, or `"imagenet100"`.
+        size: Height and width of the images, 224 by default.
+
+    Raises:
+        FileNotFoundError: if the folders are not there, or a listed file is not.
+        ValueError: if there are no images, a list is malformed, or ImageNet-100 has more classes and no lists.
+    """
+    splits = find(place)
+    if splits is None:
+        raise FileNotFoundError(
+            f"{place}: expected train/<class>/ and val/<class>/ with images. Received: no such folders"
+        )
+    lists = [place / file for file in LISTS]
+    if name == "imagenet100" and all(path.is_file() for path in lists):
+        listed = [_read_list(path, place) for path in lists]
+        names = _names_of_labels(listed, lists)
+    else:
+        names = tuple(sorted(path.name for path in splits[0].iterdir() if path.is_dir()))
+        if name == "imagenet100" and len(names) > 100:
+            raise ValueError(
+                f"{place}: expected {' and '.join(LISTS)}, which say what the 100 classes are, or those classes alone. "
+                f"Received: {len(names)} classes and no lists"
+            )
+        listed = [_list_folder(split, names) for split in splits]
+    size = _SIZE if size is None else size
+    return ImageDataset(
+        name=name,
+        train_images=ImageFiles(listed[0][0], size),
+        train_labels=listed[0][1],
+        test_images=ImageFiles(listed[1][0], size),
+        test_labels=listed[1][1],
+        num_classes=len(names),
+        class_names=names,
+        flip=True,
+        origin=str(place),
+    )
+
+
+def _list_folder(split: Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    unknown = sorted({path.name for path in split.iterdir() if path.is_dir()} - set(names))
+    if unknown:
+        raise ValueError(f"{split}: expected only classes that train/ has too. Received: {unknown[:5]}")
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = sorted(str(path) for path in (split / name).rglob("*") if path.suffix.lower() in folder.ENDINGS)
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise ValueError(f"{split}: expected .JPEG images in a folder for each class. Received: none")
+    return paths, np.array(labels, np.int64)
+
+
+def _read_list(path: Path, place: Path) -> tuple[list[str], np.ndarray]:
+    paths: list[str] = []
+    labels: list[int] = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        file, _, label = line.strip().rpartition(" ")
+        if not file or not label.isdigit():
+            raise ValueError(f"{path}, line {number}: expected 'train/<class>/<file> <label>'. Received: {line[:80]!r}")
+        paths.append(str(place / file))
+        labels.append(int(label))
+    if not paths:
+        raise ValueError(f"{path}: expected a line for each image. Received: none")
+    missing = next((name for name in paths if not Path(name).is_file()), None)
+    if missing is not None:
+        raise FileNotFoundError(f"{path} lists {missing}, which is not there")
+    return paths, np.array(labels, np.int64)
+
+
+def _names_of_labels(listed: list[tuple[list[str], np.ndarray]], lists: list[Path]) -> tuple[str, ...]:
+    """Returns the class folders by label, which both lists must agree on."""
+    names: dict[int, str] = {}
+    for (paths, labels), origin in zip(listed, lists, strict=True):
+        for path, label in zip(paths, labels, strict=True):
+            name = Path(path).parent.name
+            if names.setdefault(int(label), name) != name:
+                raise ValueError(
+                    f"{origin}: expected one class for label {label}. Received: {names[int(label)]} and {name}"
+                )
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(f"{lists[0]}: expected the labels 0 to {len(names) - 1}. Received: {sorted(names)[:10]}")
+    return tuple(names[label] for label in range(len(names)))

@@ -1,0 +1,46 @@
+"""What one layer holds, by role, from arrays of somebody else's making."""
+
+from typing import Any
+
+import numpy as np
+
+BATCH_NORM_ROLES = ("gamma", "beta", "moving_mean", "moving_variance")
+
+
+def assign(layer: Any, values: dict[str, np.ndarray]) -> None:
+    """Assigns arrays to the variables of a layer, whatever the form of its kernel.
+
+    Entries of a kernel that are 0 become unconnected, except where scores are given.
+
+    Args:
+        layer: A kernel layer or batch norm, built.
+        values: By role, in the shapes of `layer`: `theta` and `sign`, or `kernel`, with `scores` or without; `bias`;
+            `gamma`, `beta`, `moving_mean`, `moving_variance`.
+    """
+    if hasattr(layer, "compute_effective_kernel"):
+        _assign_kernel(layer, values)
+    for role in ("bias", *BATCH_NORM_ROLES):
+        if role in values:
+            getattr(layer, role).assign(values[role].astype("float32"))
+
+
+def _assign_kernel(layer: Any, values: dict[str, np.ndarray]) -> None:
+    if "theta" in values:
+        connected = (values["theta"] > 0) & (values["sign"] != 0)
+        kernel = np.where(connected, values["theta"] * values["sign"], 0)
+        theta, sign = np.where(values["sign"] != 0, values["theta"], 0), np.where(values["sign"] < 0, -1, 1)
+    else:
+        kernel = values["kernel"]
+        connected, theta, sign = kernel != 0, np.abs(kernel), np.where(kernel < 0, -1, 1)
+    if hasattr(layer, "theta"):
+        layer.theta.assign(theta.astype("float32"))
+        layer.positive.assign(sign > 0)
+        return
+    layer.kernel.assign(kernel.astype("float32"))
+    if "scores" in values:
+        layer.scores.assign(values["scores"].astype("float32"))
+    elif hasattr(layer, "kernel_mask"):
+        layer.kernel_mask.assign(connected)
+    elif hasattr(layer, "scores"):  # of the connections of the file each stays
+        layer.scores.assign(np.abs(kernel).astype("float32"))
+        layer.keep_fraction = float(max(connected.mean(), 1 / connected.size))

@@ -1,0 +1,268 @@
+"""Weights of the same architectures trained with PyTorch: HYDRA's checkpoints, RobustBench's, torchvision's.
+
+A state dict names modules; here they find their layers.
+
+- Residual networks, by name: `conv1`, `bn1`, `layer2.0.conv1`, `layer2.0.shortcut.0` or `.downsample.0`, `linear` or
+  `fc`; wide ones `block1.layer.0.bn1`, `block1.layer.0.convShortcut` and so on. `sub_block1`, which no forward pass
+  uses, is left out.
+- Others, whose modules are numbered: convolutions, batch norms and dense layers each in the order of their numbers.
+
+Kernels turn from (out, in, height, width) into (height, width, in, out); a dense layer behind `Flatten` from channels
+first into channels last. PyTorch pads on both sides, so the network needs `padding_mode="symmetric"`.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.saving import layer_values
+
+_BATCH_NORM = dict(zip(layer_values.BATCH_NORM_ROLES, ("weight", "bias", "running_mean", "running_var"), strict=True))
+_SCORES = ("popup_scores", "scores")
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+# Layer name here -> module names there, as replacements of the match.
+_NAMES = (
+    (r"stem", (r"conv1",)),
+    (r"stem_bn|final_bn", (r"bn1",)),
+    (r"stage(\d+)_block(\d+)_((?:conv|bn)\d)", (r"layer\1.{index}.\3",)),
+    (r"stage(\d+)_block(\d+)_shortcut", (r"layer\1.{index}.shortcut.0", r"layer\1.{index}.downsample.0")),
+    (r"stage(\d+)_block(\d+)_shortcut_bn", (r"layer\1.{index}.shortcut.1", r"layer\1.{index}.downsample.1")),
+    (r"group(\d+)_block(\d+)_((?:conv|bn)\d)", (r"block\1.layer.{index}.\3",)),
+    (r"group(\d+)_block(\d+)_shortcut", (r"block\1.layer.{index}.convShortcut",)),
+    (r"classifier", (r"linear", r"fc")),
+)
+
+
+def import_pytorch_weights(path: str | os.PathLike, network: keras.Model) -> None:
+    """Assigns the weights of a PyTorch checkpoint to `network`.
+
+    Importance scores (`popup_scores` or `scores`) go to subnet kernels, whose keep fractions stay as they were built;
+    without scores in the file its connections, the entries that are not 0, all stay. Nothing is assigned unless
+    everything fits.
+
+    Args:
+        path: A checkpoint of `torch.save` (`.pt`, `.pth`, `.pth.tar`; read by `torch.load(weights_only=True)`, which
+            needs torch), a `.safetensors` (needs safetensors) or an `.npz` with the entries of the state dict.
+        network: The same architecture from `tf_robust_sparse.models`, with `padding_mode="symmetric"`.
+
+    Raises:
+        ValueError: if there is no such file, it cannot be read, or it does not fit; names the layer or module.
+        ImportError: if the package that reads it is not installed.
+    """
+    modules = _modules(_read(Path(path)), path)
+    found = _match(network, modules, path)
+    flattened = _flattened_shapes(network)
+    values = {}
+    for layer in _layers_with_weights(network):
+        values[layer.name] = _values(layer, found[layer.name], modules[found[layer.name]], flattened.get(layer.name))
+    unused = sorted(set(modules) - set(found.values()), key=_natural)
+    unused = [name for name in unused if not re.search(r"(^|\.)sub_block1\.", name)]
+    if unused:
+        raise ValueError(
+            f"{network.name} has no layer for {unused[0]} of {os.fspath(path)!r}; build the architecture that the "
+            "file is of"
+        )
+    for layer in _layers_with_weights(network):
+        layer_values.assign(layer, values[layer.name])
+
+
+def _read(path: Path) -> Mapping[str, np.ndarray]:
+    if not path.is_file():
+        raise ValueError(f"There is no file {os.fspath(path)!r}; pass a PyTorch checkpoint, a .safetensors or an .npz")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        return _read_torch(path)
+    except ImportError:
+        raise
+    except Exception as error:  # each reader has its own exceptions for damaged files
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{os.fspath(path)!r} cannot be read as a checkpoint of weights alone ({reason}); save its state dict "
+            "anew, with torch.save, as .safetensors or as .npz"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        from safetensors import numpy as safetensors
+    except ImportError:
+        raise ImportError(f"Reading {path.name} needs safetensors: pip install safetensors") from None
+    return safetensors.load_file(path)
+
+
+def _read_torch(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            f"Reading {path.name} needs torch: pip install torch, or save the state dict as .safetensors or .npz"
+        ) from None
+    # Checkpoints often hold the best accuracy as a NumPy number; nothing else beside tensors is let in.
+    number, dtype = type(np.float64(0).dtype), np.dtype
+    scalar = np.float64(0).__reduce__()[0]
+    harmless: list[Any] = [dtype, number, scalar, (scalar, "numpy.core.multiarray.scalar")]
+    with torch.serialization.safe_globals(harmless):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    for name in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"expected a state dict, found {type(content).__name__}")
+    return {name: value.float().numpy() for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _modules(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
+    """Groups the entries of a state dict by module, for modules with weights."""
+    modules: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in state.items():
+        module, _, entry = key.removeprefix("module.").rpartition(".")
+        modules.setdefault(module, {})[entry] = np.asarray(value)
+    modules = {name: entries for name, entries in modules.items() if "weight" in entries}
+    if not modules:
+        raise ValueError(f"{os.fspath(path)!r} holds no state dict: there is no entry named *.weight")
+    if all(name.startswith("1.") for name in modules) and not all(re.fullmatch(r"1\.\d+", name) for name in modules):
+        modules = {name.removeprefix("1."): entries for name, entries in modules.items()}  # behind a normalisation
+    return modules
+
+
+def _match(network: keras.Model, modules: dict[str, dict[str, np.ndarray]], path: str | os.PathLike) -> dict[str, str]:
+    """Returns the module of each layer."""
+    ours = _layers_with_weights(network)
+    if any(layer.name == "stem" for layer in ours):
+        found = {}
+        for layer in ours:
+            candidates = _candidates(layer.name)
+            present = [name for name in candidates if name in modules]
+            if not present:
+                raise ValueError(
+                    f"{os.fspath(path)!r} has no module {' or '.join(candidates)} for {layer.name} of {network.name}; "
+                    f"build the architecture that the file is of. It has {', '.join(sorted(modules, key=_natural)[:8])}"
+                )
+            found[layer.name] = present[0]
+        return found
+    found = {}
+    kinds = {"convolutions": _is_conv, "batch norms": _is_batch_norm, "dense layers": _is_dense}
+    for kind, belongs in kinds.items():
+        mine = [layer for layer in ours if belongs(layer)]
+        theirs = sorted((name for name, entries in modules.items() if _kind(entries) == kind), key=_natural)
+        if len(mine) != len(theirs):
+            raise ValueError(
+                f"{os.fspath(path)!r} has {len(theirs)} {kind}, {network.name} has {len(mine)}; build the "
+                "architecture that the file is of"
+            )
+        found.update({layer.name: name for layer, name in zip(mine, theirs, strict=True)})
+    return found
+
+
+def _candidates(name: str) -> list[str]:
+    for pattern, replacements in _NAMES:
+        match = re.fullmatch(pattern, name)
+        if match:
+            index = int(match[2]) - 1 if match.re.groups >= 2 else 0  # blocks count from 0 there
+            return [match.expand(each).format(index=index) for each in replacements]
+    return [name]
+
+
+def _layers_with_weights(network: keras.Model) -> list[Any]:
+    return [
+        layer
+        for layer in dict.fromkeys(node.layer for node in layers.graph(network))
+        if hasattr(layer, "compute_effective_kernel") or _is_batch_norm(layer)
+    ]
+
+
+def _is_conv(layer: Any) -> bool:
+    return hasattr(layer, "compute_effective_kernel") and len(layer.effective_kernel.shape) == 4
+
+
+def _is_dense(layer: Any) -> bool:
+    return hasattr(layer, "compute_effective_kernel") and len(layer.effective_kernel.shape) == 2
+
+
+def _is_batch_norm(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _kind(entries: dict[str, np.ndarray]) -> str:
+    if "running_mean" in entries:
+        return "batch norms"
+    return {4: "convolutions", 2: "dense layers"}.get(entries["weight"].ndim, "others")
+
+
+def _flattened_shapes(network: keras.Model) -> dict[str, tuple[int, ...]]:
+    """Returns, for each dense layer behind a Flatten, the (height, width, channels) that were flattened."""
+    flattens = {
+        node.layer.name: tuple(node.layer.input.shape[1:])
+        for node in layers.graph(network)
+        if isinstance(node.layer, keras.layers.Flatten)
+    }
+    return {
+        node.layer.name: flattens[node.inputs[0]]
+        for node in layers.graph(network)
+        if node.inputs[:1] and node.inputs[0] in flattens
+    }
+
+
+def _values(
+    layer: Any, module: str, entries: dict[str, np.ndarray], flattened: tuple[int, ...] | None
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of a layer by role, in its own layout."""
+    if _is_batch_norm(layer):
+        missing = [name for name in _BATCH_NORM.values() if name not in entries]
+        if missing:
+            raise ValueError(f"{module}.{missing[0]} is missing, which {layer.name} needs")
+        values = {role: entries[name] for role, name in _BATCH_NORM.items()}
+        shapes = {role: tuple(getattr(layer, role).shape) for role in values}
+    else:
+        scores = next((name for name in _SCORES if name in entries), None)
+        if scores is not None and not hasattr(layer, "scores"):
+            raise ValueError(
+                f"{module} has importance scores, of which {layer.name} has none; build the network with "
+                'kernel="subnet" and, as connectivity, the fraction that the scores keep (1 if it was never pruned)'
+            )
+        shape = tuple(layer.effective_kernel.shape)
+        values = {"kernel": _to_keras(entries["weight"], flattened)}
+        shapes = {"kernel": shape, "scores": shape, "bias": (shape[-1],)}
+        if scores is not None:
+            values["scores"] = _to_keras(entries[scores], flattened)
+        if ("bias" in entries) != (layer.bias is not None):
+            only = module if "bias" in entries else layer.name
+            raise ValueError(f"Of {layer.name} and its module {module} only {only} has a bias")
+        if layer.bias is not None:
+            values["bias"] = entries["bias"]
+    for role, value in values.items():
+        if value.shape != shapes[role]:
+            raise ValueError(
+                f"{module} has {role} of shape {value.shape}, {layer.name} of {shapes[role]} (height, width, in, out); "
+                "build the architecture, number of classes and image size that the file is of"
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(f"{module} has {role} with values that are not finite")
+    return values
+
+
+def _to_keras(weight: np.ndarray, flattened: tuple[int, ...] | None) -> np.ndarray:
+    if weight.ndim == 4:
+        return np.transpose(weight, (2, 3, 1, 0))
+    if weight.ndim != 2:
+        return weight
+    if flattened is not None and len(flattened) == 3 and np.prod(flattened) == weight.shape[1]:
+        height, width, channels = flattened
+        by_place = weight.reshape(-1, channels, height, width)
+        return np.transpose(by_place, (2, 3, 1, 0)).reshape(-1, weight.shape[0])
+    return weight.T
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Sorts numbers by value: `features.10` after `features.9`."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
