@@ -28,7 +28,7 @@ def make_imagenet(root, classes=("n01", "n02", "n03"), train=4, val=2):
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate(classes):
             for i in range(count):
-                image = gradient_image(40 + 4 * i, 50 - 3 * i, blue=40 * label)
+                image = gradient_image(40 + 4 * i, 50 - 3 * i, blue=min(40 * label, 200))
                 write(root / split / name / f"{name}_{i}.JPEG", image, "jpeg")
     return root
 

@@ -235,7 +235,7 @@ def test_test_dataset_keeps_order_and_the_last_batch():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"augmentation": "rotate"}, "'shift', 'crop'. Received: augmentation='rotate'"),
+        ({"augmentation": "rotate"}, "'shift', 'crop', 'resized_crop'. Received: augmentation='rotate'"),
         ({"batch_size": 0}, "positive integer"),
         ({"batch_size": 8.0}, "positive integer"),
         ({"batch_size": 51}, "at least one full batch.*50 examples, batch_size=51"),

@@ -77,7 +77,7 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
         raise ValueError(f"There is no file {os.fspath(path)!r}; pass a PyTorch checkpoint, a .safetensors or an .npz")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
