@@ -14,11 +14,11 @@ from run_scripts.command_line import BadFlag, about, define_aliases, define_numb
 FLAGS = flags.FLAGS
 
 OBJECTIVES = {
-    "natural": lambda attack, beta: trs.objectives.Natural(),
-    "at": lambda attack, beta: trs.objectives.AT(attack),
-    "mat": lambda attack, beta: trs.objectives.MAT(attack),
+    "natural": lambda attack, beta, start: trs.objectives.Natural(),
+    "at": lambda attack, beta, start: trs.objectives.AT(attack),
+    "mat": lambda attack, beta, start: trs.objectives.MAT(attack),
     "trades": trs.objectives.TRADES,
-    "mart": trs.objectives.MART,
+    "mart": lambda attack, beta, start: trs.objectives.MART(attack, beta),
     "rst": trs.objectives.TRADES,  # on labelled and pseudo-labelled images
 }
 SPARSIFIERS = {"none": "plain", "connectivity_sampling": "rewiring", "magnitude": "masked"}  # -> kernel form
@@ -26,7 +26,11 @@ SPARSIFIER_FLAGS = {
     "connectivity_sampling": ("noise_scaling", "l1", "dormant_policy", "init_policy", "layer_prior"),
     "magnitude": ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation"),
 }
-OBJECTIVE_FLAGS = {"beta": ("trades", "mart", "rst"), "rst_frac": ("rst",)}  # -> the objectives that use it
+OBJECTIVE_FLAGS = {  # -> the objectives that use it
+    "beta": ("trades", "mart", "rst"),
+    "trades_start": ("trades", "rst"),
+    "rst_frac": ("rst",),
+}
 ATTACKS = {"linf": trs.attacks.LinfPGD, "l2": trs.attacks.L2PGD}
 
 
@@ -138,6 +142,12 @@ def define_training_attack() -> None:
     define_number("epsilon", 8 / 255, "Radius in pixels of [0, 1]; at most 1 with --norm=linf.")
     define_number("step_size", 2 / 255, "Length of a step in pixels of [0, 1].")
     flags.DEFINE_integer("num_steps", 10, "Number of steps; 0 trains on the random starts.", 0)
+    flags.DEFINE_enum(
+        "trades_start",
+        "gaussian",
+        ["gaussian", "uniform"],
+        "Where the attack of TRADES starts: a thousandth beside the image as published, or anywhere in the ball.",
+    )
     define_aliases({"eps_iter": "step_size", "num_iter": "num_steps"})
 
 
@@ -355,7 +365,7 @@ def attack() -> trs.attacks.GradientAttack:
 
 def objective() -> trs.objectives.Objective:
     """Returns the objective of --objective."""
-    return OBJECTIVES[FLAGS.objective](attack(), FLAGS.beta)
+    return OBJECTIVES[FLAGS.objective](attack(), FLAGS.beta, FLAGS.trades_start)
 
 
 def network(images: trs.data.ImageDataset, synchronized: bool = False, kernel: str | None = None) -> keras.Model:

@@ -84,9 +84,16 @@ def _define_phases() -> None:
     flags.DEFINE_enum(
         "freeze_bn", "no", ["no", "yes", "affine"], "In prune: train batch norm, freeze it, or all but its statistics."
     )
-    flags.DEFINE_integer("prune_epochs", 20, "Epochs of the prune phase, with --exp_mode=all.", 1)
-    define_number("prune_lr", 0.1, "Learning rate of the prune phase, with --exp_mode=all.", excluded=0)
-    define_number("finetune_lr", 0.01, "Learning rate of the finetune phase, with --exp_mode=all.", excluded=0)
+    flags.DEFINE_integer(
+        "prune_epochs", 20, "Epochs of the prune phase; of that phase alone --epochs if it is not given.", 1
+    )
+    define_number(
+        "prune_lr",
+        0.1,
+        "Learning rate of the prune phase; of that phase alone --learning_rate if it is not given.",
+        excluded=0,
+    )
+    define_number("finetune_lr", 0.01, "Learning rate of the finetune phase, likewise.", excluded=0)
     define_aliases({"connectivity": "k", "pc": "k"})
 
 
@@ -130,9 +137,8 @@ def check() -> None:
         raise BadFlag(f"--freeze_bn={FLAGS.freeze_bn}: expected --exp_mode=prune or all. Received: --exp_mode={mode}")
     if FLAGS.scaled_score_init and FLAGS.scores_init_type:
         raise BadFlag("--scaled_score_init and --scores_init_type both set the scores; pass one. Received: both")
-    for name in ("prune_epochs", "prune_lr", "finetune_lr"):
-        if FLAGS[name].present and mode != "all":
-            raise BadFlag(f"--{name}: expected --exp_mode=all. Received: --exp_mode={mode}")
+    if FLAGS.trades_start != "gaussian" and FLAGS.trainer != "adv":
+        raise BadFlag(f"--trades_start={FLAGS.trades_start}: expected --trainer=adv. Received: --trainer={FLAGS.trainer}")
     if FLAGS.pseudo_labels and FLAGS.trainer not in ("adv", "smooth"):
         raise BadFlag(f"--pseudo_labels: expected --trainer=adv or smooth. Received: --trainer={FLAGS.trainer}")
     if FLAGS.trainer == "freeadv" and FLAGS.norm != "linf":
@@ -146,10 +152,15 @@ def run_name() -> str:
 
 def epochs(phase: str) -> int:
     """Returns the epochs of a phase, those of its warm-up included."""
-    number = FLAGS.prune_epochs if FLAGS.exp_mode == "all" and phase == "prune" else FLAGS.epochs
+    number = FLAGS.prune_epochs if phase == "prune" and _applies("prune_epochs") else FLAGS.epochs
     if FLAGS.trainer == "freeadv":
         number = -(-number // FLAGS.n_repeats)
     return number + FLAGS.warmup_epochs
+
+
+def _applies(name: str) -> bool:
+    """Tells whether a flag of one phase counts: in a run of all phases, or where it is given."""
+    return FLAGS.exp_mode == "all" or FLAGS[name].present
 
 
 def phase(name: str) -> trs.training.Phase:
@@ -241,7 +252,7 @@ def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.
         steps *= FLAGS.n_repeats
     else:
         found = trs.RobustModel(built, _objective(), **settings)
-    rate = {"prune": FLAGS.prune_lr, "finetune": FLAGS.finetune_lr}.get(phase) if FLAGS.exp_mode == "all" else None
+    rate = FLAGS[f"{phase}_lr"].value if phase != "pretrain" and _applies(f"{phase}_lr") else None
     warmup = FLAGS.warmup_epochs
     rates = trs.training.epoch_rates(
         FLAGS.lr_schedule, rate or FLAGS.learning_rate, run.epochs - warmup, warmup, FLAGS.warmup_lr
@@ -259,5 +270,5 @@ def _objective() -> trs.objectives.Objective:
     if FLAGS.trainer == "base":
         return trs.objectives.Natural()
     if FLAGS.trainer == "adv":
-        return trs.objectives.TRADES(common_flags.attack(), FLAGS.beta)
+        return trs.objectives.TRADES(common_flags.attack(), FLAGS.beta, FLAGS.trades_start)
     return trs.objectives.Stability(FLAGS.noise_std, FLAGS.beta)

@@ -173,3 +173,51 @@ def test_imagenet_that_is_not_there(tmp_path):
     (tmp_path / "val" / "other").mkdir()
     with pytest.raises(ValueError, match="only classes that train/ has too"):
         data.load("imagenet", tmp_path)
+
+
+def prepare_imagenet(folder, classes=("n01", "n02")):
+    """Prepares a small ImageNet as TensorFlow Datasets does; returns the version's folder and its encoded files."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import dataset_builders
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=list(classes)),
+            "file_name": tfds.features.Text(),
+        }
+    )
+    images = np.stack([gradient_image(40, 48, blue=100 * label) for label in (0, 1, 1)])
+    splits = {
+        split: tf.data.Dataset.from_tensor_slices(
+            {"image": images, "label": [0, 1, 1], "file_name": [f"{split}_{i}.JPEG" for i in range(3)]}
+        )
+        for split in ("train", "validation")
+    }
+    dataset_builders.AdhocBuilder(
+        name="imagenet2012", version="5.1.0", features=features, split_datasets=splits, data_dir=str(folder)
+    ).download_and_prepare()
+    return folder / "imagenet2012" / "5.1.0"
+
+
+@pytest.mark.filterwarnings("ignore")  # TensorFlow Datasets warns of its own dependencies
+def test_a_prepared_imagenet_is_unpacked_once(tmp_path):
+    prepared = prepare_imagenet(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"unpack it once: python run_scripts/run_unpack_imagenet.py"):
+        data.load("imagenet", tmp_path)
+    seen = []
+    data.unpack_imagenet(prepared, tmp_path / "imagenet", lambda *counts: seen.append(counts))
+    assert seen == [(split, number, 3) for split in ("train", "validation") for number in (1, 2, 3)]
+    found = data.load("imagenet", tmp_path, image_size=16)
+    assert found.class_names == ("n01", "n02") and found.train_images.shape == (3, 16, 16, 3)
+    np.testing.assert_allclose(np.asarray(found.test_images)[..., 2].mean((1, 2)), 100 * found.test_labels, atol=8)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "imagenet").rglob("*.JPEG")}
+    missing = next(iter(times))
+    missing.unlink()
+    data.unpack_imagenet(prepared, tmp_path / "imagenet")
+    assert missing.is_file()
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != missing)
+    for path in prepared.glob("*-train.*"):
+        path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="expected ImageNet as TensorFlow Datasets prepares it"):
+        data.unpack_imagenet(prepared, tmp_path / "again")

@@ -209,3 +209,23 @@ def test_the_shortcut_of_a_wide_block_takes_the_activated_tensor():
     assert origins["group1_block1_shortcut"] == ("group1_block1_relu1",)
     assert origins["group1_block1_add"] == ("group1_block1_conv2", "group1_block1_shortcut")
     assert origins["group1_block2_add"] == ("group1_block2_conv2", "group1_block1_add")
+
+
+@pytest.mark.parametrize("padding_mode", ["tf_same", "symmetric"])
+def test_networks_of_imagenet_take_pixels_and_any_size(padding_mode):
+    network = models.resnet18_imagenet(3, (40, 33, 3), padding_mode=padding_mode, seed=0)
+    x = np.random.default_rng(0).random((2, 40, 33, 3), "float32")
+    assert network(x).shape == (2, 3) and np.isfinite(network(x)).all()
+    normalized = network.get_layer("normalization")(x)
+    np.testing.assert_allclose(normalized, (x - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], rtol=1e-4, atol=1e-5)
+    grey = models.resnet18_imagenet(3, (32, 32, 1), seed=0)
+    assert not any(isinstance(layer, keras.layers.Normalization) for layer in grey.layers)
+    # Padded by zeros on both sides or by nothing, the pool of values that are not negative is the same.
+    x = np.abs(np.random.default_rng(0).normal(size=(1, 16, 16, 64))).astype("float32")
+    pool = network.get_layer("stem_pool")
+    before = network.get_layer("stem_pool_padding")(x) if padding_mode == "symmetric" else x
+    padded = np.pad(
+        x, ((0, 0), (1, 1), (1, 1), (0, 0)) if padding_mode == "symmetric" else ((0, 0), (0, 1), (0, 1), (0, 0))
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2]
+    np.testing.assert_array_equal(pool(before), windows.max((-2, -1)))

@@ -93,6 +93,17 @@ def test_rewiring_network_connects_what_the_table_says(name):
             assert set(np.unique(sign)) == {-1, 1}
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("resnet18_imagenet", 11_689_512), ("resnet34_imagenet", 21_797_672), ("resnet50_imagenet", 25_557_032)],
+)
+def test_residual_networks_of_imagenet_have_the_published_parameters(name, parameters):
+    network = models.build(name)
+    assert other_trainables(network) == parameters
+    assert network.input_shape == (None, 224, 224, 3) and network.output_shape == (None, 1000)
+    assert network.get_layer("pool").output.shape[1:3] == (1, 1)
+
+
 def test_order_of_the_budget_is_forward_with_the_shortcut_after_its_block():
     expected = [
         "stem",

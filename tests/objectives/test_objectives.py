@@ -185,3 +185,21 @@ def test_targeted_attack(cls):
 def test_beta_out_of_range(cls, beta):
     with pytest.raises(ValueError, match=f"at least 0; pass beta=6.0.*Received: beta={beta}"):
         cls(ATTACK, beta=beta)
+
+
+def test_trades_may_start_where_the_published_start_sees_nothing():
+    """Near black images the network has no gradient: only a start further off finds what changes the prediction."""
+
+    def network(x, training=False):
+        seen = tf.nn.relu(tf.reduce_max(x, axis=[1, 2, 3]) - 0.03)
+        return tf.stack([tf.zeros_like(seen), 50.0 * seen], axis=1)
+
+    x, y = tf.zeros((8, 4, 4, 1)), tf.zeros(8, tf.int64)
+    attack = LinfPGD(0.1, step_size=0.02, num_steps=10)
+    published = TRADES(attack).perturb(network, x, y, seed=1)
+    uniform = TRADES(attack, start="uniform").perturb(network, x, y, seed=1)
+    assert tf.reduce_max(published) < 0.02
+    np.testing.assert_allclose(tf.reduce_max(uniform, axis=[1, 2, 3]), 0.1, atol=1e-6)
+    assert TRADES(attack, start="uniform").describe()["start"] == "uniform"
+    with pytest.raises(ValueError, match=r"`start` must be one of gaussian, uniform.*start='none'"):
+        TRADES(attack, start="none")

@@ -37,6 +37,7 @@ HYDRA = {
     for trainer in ("adv", "smooth")
     for k in (0.1, 0.05, 0.01)
 }
+FREE = {f"hydra_imagenet_resnet50_freeadv_{k}": k for k in (0.1, 0.05, 0.01)}
 RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
 EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness"}
 
@@ -47,7 +48,8 @@ def meaning(flags):
 
 
 def test_every_flagfile_is_in_the_table():
-    assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == set(RECIPES) | set(HYDRA) | EVALUATIONS
+    known = set(RECIPES) | set(HYDRA) | set(FREE) | {"hydra_sample_adv"} | EVALUATIONS
+    assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -75,6 +77,30 @@ def test_flagfiles_of_hydra_parse(name, parse):
     assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr, flags.weight_decay) == (0.1, 0.1, 0.01, 1e-4)
     assert flags.batch_size == (256 if flags.data == "cifar10" else 128) and flags.padding_mode == "symmetric"
     assert hydra_flags.run_name() == f"{flags.data}_{flags.model}_hydra_{flags.trainer}{flags.k}"
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_flagfiles_of_free_adversarial_training_parse(name, parse):
+    flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.model, flags.trainer, flags.k) == ("imagenet", "resnet50_imagenet", "freeadv", FREE[name])
+    assert (flags.epsilon, flags.n_repeats, flags.batch_size, flags.augmentation) == (4 / 255, 4, 256, "resized_crop")
+    assert hydra_flags.epochs("pretrain") == 23
+    assert (flags.pgd_epsilon, flags.pgd_iters) == (4 / 255, 10)
+
+
+def test_the_flagfile_of_hydra_on_the_sample_parses(parse):
+    flags = parse("run_hydra", "--flagfile=flags/hydra_sample_adv.flags")
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.model, flags.trainer, flags.exp_mode) == (
+        "fashion_mnist_sample",
+        "small_cnn",
+        "adv",
+        "all",
+    )
+    assert (flags.epsilon, flags.step_size, flags.num_steps, flags.pgd_epsilon) == (0.1, 0.02, 10, 0.1)
 
 
 def test_the_evaluation_of_the_quick_start_finds_what_it_wrote(parse):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
+from run_scripts import hydra_flags
+from tests.data.test_image_files import make_imagenet
 from tests.run_scripts.conftest import run_script
 from tests.run_scripts.test_bad_input import assert_explained
 
@@ -140,7 +142,6 @@ BAD = [
     ("k above 1", ["--k=1.5"], "--k=1.5", "in (0, 1]"),
     ("two initialisations", ["--scaled_score_init", "--scores_init_type=default"], "--scaled_score_init", "both"),
     ("frozen batch norm", ["--exp_mode=pretrain", "--freeze_bn=yes"], "--freeze_bn=yes", "--exp_mode=prune"),
-    ("lengths of all", ["--exp_mode=pretrain", "--prune_epochs=3"], "--prune_epochs", "--exp_mode=all"),
     ("snip elsewhere", ["--exp_mode=prune", "--source_net=x", "--snip_init"], "--snip_init", "--exp_mode=pretrain"),
     ("unknown trainer", ["--trainer=mixtrain2"], "--trainer=mixtrain2", "base|adv|smooth|freeadv"),
     ("free training in l2", ["--trainer=freeadv", "--norm=l2"], "--trainer=freeadv", "--norm=linf"),
@@ -175,3 +176,50 @@ def test_a_source_that_does_not_fit_is_named(everything, tmp_path):
     )
     assert_explained(run_script(HYDRA, *FEW, *dense), "--exp_mode=finetune", "without scores")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_imagenet_in_files_through_all_phases(tmp_path):
+    make_imagenet(tmp_path / "imagenet", train=8, val=4)
+    few = (
+        *("--data=imagenet", f"--data_dir={tmp_path}", "--image_size=32", "--model=resnet18_imagenet", "--k=0.2"),
+        *("--trainer=freeadv", "--n_repeats=2", "--epochs=2", "--prune_epochs=2", "--batch_size=4", "--epsilon=4/255"),
+        *("--validation_examples=4", "--pgd_iters=1", "--pgd_restarts=1", f"--output_dir={tmp_path / 'run'}"),
+    )
+    done = run_script(HYDRA, *few).expect()
+    assert (
+        "images of 32x32x3, 3 classes" in done.out and "20 images to train on, 4 to select by, 12 to test" in done.out
+    )
+    assert "--augmentation=resized_crop\n" in (tmp_path / "run/prune/run.flags").read_text()
+    for name in ("pretrain", "prune", "finetune"):
+        assert results(tmp_path / "run" / name)["test_images"] == 12
+    assert results(tmp_path / "run/finetune")["connectivity"] == pytest.approx(0.2, abs=1e-3)
+    assert_explained(
+        run_script(HYDRA, *FEW, "--augmentation=resized_crop"), "--augmentation=resized_crop", "--data=imagenet"
+    )
+
+
+def test_a_dense_network_takes_the_place_of_the_first_phase(everything, tmp_path):
+    directory, _ = everything
+    run_script(HYDRA, *ALL, f"--source_net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'run'}").expect()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["finetune", "prune"]
+    for name in ("prune", "finetune"):
+        first, again = (trs.load_network(each / name) for each in (directory, tmp_path / "run"))
+        for one, two in zip(first.variables, again.variables, strict=True):
+            np.testing.assert_array_equal(one, two)
+    done = run_script(
+        HYDRA, *ALL, f"--source_net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'run'}", "--resume"
+    ).expect()
+    assert done.out.count("nothing to resume") == 2
+
+
+def test_flags_of_a_phase_count_in_it_and_nowhere_else(parse):
+    def lengths(*arguments):
+        parse(HYDRA, "--epochs=7", "--lr=0.3", *arguments)
+        return [hydra_flags.epochs(name) for name in ("pretrain", "prune", "finetune")]
+
+    assert lengths() == [7, 20, 7]
+    assert lengths("--prune_epochs=3") == [7, 3, 7]
+    assert lengths("--exp_mode=prune")[1] == 7
+    assert lengths("--exp_mode=prune", "--prune_epochs=3")[1] == 3
+    assert lengths("--exp_mode=finetune", "--prune_epochs=3")[2] == 7

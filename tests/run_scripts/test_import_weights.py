@@ -8,6 +8,8 @@ import tensorflow as tf
 
 import tf_robust_sparse as trs
 from tests.run_scripts.conftest import EVALUATE, IMPORT, TINY, TRAIN, results, run_script
+from tests.run_scripts.test_bad_input import assert_explained
+from tests.saving.test_pytorch_weights import state_dict
 
 WHICH = ("--data=fashion_mnist_sample", "--model=small_cnn", "--test_examples=64")
 
@@ -59,3 +61,25 @@ def test_the_evaluation_finds_imported_weights_by_their_flags(tmp_path, monkeypa
     run_script(IMPORT, *flags, "--weights=best_weights.pickle").expect()
     run_script(EVALUATE, *flags, "--pgd_iters=1", "--pgd_restarts=1").expect()
     assert (tmp_path / "saved_models/fashion_mnist_sample_small_cnn_rst_sparse0.005/foolbox.json").is_file()
+
+
+def test_a_pytorch_checkpoint_with_scores_is_imported(tmp_path):
+    source = trs.models.wrn28_2(
+        num_classes=10, input_shape=(28, 28, 1), kernel="subnet", connectivity=0.1, padding_mode="symmetric", seed=3
+    )
+    np.savez(tmp_path / "checkpoint.npz", **state_dict(source))
+    which = ("--data=fashion_mnist_sample", "--model=wrn28_2", "--test_examples=16", "--k=0.1")
+    command = (*which, f"--weights={tmp_path / 'checkpoint.npz'}", f"--output_dir={tmp_path / 'run'}")
+    run_script(IMPORT, *command).expect()
+    x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
+    served = tf.saved_model.load(str(tmp_path / "run/serve"))
+    np.testing.assert_allclose(served.serve(x), source(x, training=False), atol=1e-5)
+    assert results(tmp_path / "run")["connectivity"] == pytest.approx(0.1, abs=1e-3)
+    assert "--padding_mode=symmetric\n" in (tmp_path / "run/run.flags").read_text()
+    other = (*which[:1], "--model=small_cnn", f"--output_dir={tmp_path / 'x'}")
+    assert_explained(
+        run_script(IMPORT, *other, f"--weights={tmp_path / 'checkpoint.npz'}"), "--weights", "convolutions"
+    )
+    done = run_script(IMPORT, *other, "--weights=a.pickle", "--k=0.1")
+    assert_explained(done, "--k=0.1", "a PyTorch checkpoint")
+    assert not (tmp_path / "x").exists()

@@ -13,6 +13,7 @@ from tf_robust_sparse.data.corruptions import (
 from tf_robust_sparse.data.image_files import ImageFiles
 from tf_robust_sparse.data.pipeline import auxiliary_batch_size, steps_per_epoch, test_dataset, train_dataset
 from tf_robust_sparse.data.pseudo_labels import load_pseudo_labels
+from tf_robust_sparse.data.readers.imagenet import unpack as unpack_imagenet
 from tf_robust_sparse.data.ready_made import (
     cifar10,
     cifar100,
@@ -52,4 +53,5 @@ __all__ = [
     "svhn",
     "test_dataset",
     "train_dataset",
+    "unpack_imagenet",
 ]

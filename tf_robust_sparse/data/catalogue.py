@@ -92,6 +92,12 @@ def _load_in_files(
     for place in places:
         if imagenet.find(place) is not None:
             return imagenet.read(place, name, image_size)
+    prepared = tfds.newest_version(root / imagenet.PREPARED)
+    if prepared is not None:
+        raise FileNotFoundError(
+            f"{prepared} is ImageNet as TensorFlow Datasets prepared it, of which images cannot be taken in any order; "
+            f"unpack it once: python run_scripts/run_unpack_imagenet.py --prepared={prepared} --data_dir={places[0]}"
+        )
     raise FileNotFoundError(
         f"no files of {name} found; sort the images into train/<class>/ and val/<class>/ and pass their folder as "
         f"`data_dir`. Looked in: {', '.join(str(place) for place in places)}"

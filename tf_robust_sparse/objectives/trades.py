@@ -9,6 +9,8 @@ from tf_robust_sparse.attacks import GradientAttack, cross_entropy, inference_fo
 from tf_robust_sparse.objectives.divergences import kl_divergence
 from tf_robust_sparse.objectives.objective import AttackObjective, Seed, training_logits
 
+TRADES_STARTS = ("gaussian", "uniform")
+
 
 class TRADES(AttackObjective):
     """`CE(f(x), y) + beta * KL(p(x) || p(x_adv))`, where the attack raises the divergence.
@@ -18,25 +20,31 @@ class TRADES(AttackObjective):
     ([Carmon et al., 2019](https://arxiv.org/abs/1905.13736)) is this objective on data with pseudo-labels mixed in.
 
     Args:
-        attack: Untargeted attack. It starts at `x + 0.001 * N(0, 1)` whatever its own `random_start`: at `x` itself the
-            divergence has no gradient.
+        attack: Untargeted attack. Its own `random_start` is not used.
         beta: Weight of the divergence, at least 0.
+        start: Where the attack starts: `"gaussian"`, at `x + 0.001 * N(0, 1)` as published, for at `x` itself the
+            divergence has no gradient; or `"uniform"`, in the whole ball. Where many pixels are exactly 0 and few
+            weights are left, pixels may have no gradient near `x`, and training learns to hide there from an attack
+            that starts so close.
 
     Raises:
-        ValueError: if `attack` is not an untargeted attack, or `beta` is negative.
+        ValueError: if `attack` is not an untargeted attack, `beta` is negative, or `start` is unknown.
 
     Reference: [Zhang et al., 2019](https://arxiv.org/abs/1901.08573), section 3.3 and algorithm 1.
     """
 
-    def __init__(self, attack: GradientAttack, beta: float = 6.0) -> None:
+    def __init__(self, attack: GradientAttack, beta: float = 6.0, start: str = "gaussian") -> None:
         super().__init__(attack)
         self.beta = checked_beta(beta)
+        if start not in TRADES_STARTS:
+            raise ValueError(f"`start` must be one of {', '.join(TRADES_STARTS)}. Received: start={start!r}")
+        self.start = start
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """Images whose prediction differs most from the clean one: `(batch, ...)`, float32."""
         clean = tf.stop_gradient(inference_forward(network)(x))
         return self.attack(
-            network, x, y, loss_fn=lambda _, logits: kl_divergence(clean, logits), seed=seed, start="gaussian"
+            network, x, y, loss_fn=lambda _, logits: kl_divergence(clean, logits), seed=seed, start=self.start
         )
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -47,7 +55,7 @@ class TRADES(AttackObjective):
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
-        return {**super().describe(), "beta": self.beta}
+        return {**super().describe(), "beta": self.beta, "start": self.start}
 
 
 def checked_beta(beta: float) -> float:

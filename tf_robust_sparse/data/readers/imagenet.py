@@ -1,5 +1,6 @@
 """ImageNet and ImageNet-100 as folders of image files, which stay on disk."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from tf_robust_sparse.data.image_files import ImageFiles
 from tf_robust_sparse.data.readers import folder
 from tf_robust_sparse.data.source import ImageDataset
 
+PREPARED = "imagenet2012"  # by TensorFlow Datasets
 LISTS = ("train_100.txt", "val_100.txt")
 _SIZE = 224
 
@@ -59,6 +61,46 @@ def read(place: Path, name: str, size: int | None = None) -> ImageDataset:
         flip=True,
         origin=str(place),
     )
+
+
+def unpack(prepared: Path, place: Path, progress: Callable[[str, int, int], None] = lambda *_: None) -> None:
+    """Writes the files of ImageNet as TensorFlow Datasets prepared it into class folders, which `read` reads.
+
+    Images are copied as they are encoded. Files that are there already stay, so that what was interrupted goes on.
+
+    Args:
+        prepared: A prepared version, such as `~/tensorflow_datasets/imagenet2012/5.1.0`.
+        place: Where `train/<class>/` and `val/<class>/` are made.
+        progress: Called for each image with the split, the number of images so far, and how many it has.
+
+    Raises:
+        ValueError: if `prepared` is no such version, or it is damaged.
+    """
+    import tensorflow_datasets
+
+    try:
+        builder = tensorflow_datasets.builder_from_directory(str(prepared))
+        names = builder.info.features["label"].names
+        encoded = {"image": tensorflow_datasets.decode.SkipDecoding()}
+        for split, folder_name in (("train", "train"), ("validation", "val")):
+            total = builder.info.splits[split].num_examples
+            examples = builder.as_dataset(split=split, decoders=encoded, shuffle_files=False)
+            for number, example in enumerate(examples.as_numpy_iterator(), start=1):
+                file = Path(example["file_name"].decode()).name
+                target = place / folder_name / names[example["label"]] / file
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    unfinished = target.with_name(f".{target.name}")
+                    unfinished.write_bytes(example["image"])
+                    unfinished.replace(target)
+                progress(split, number, total)
+    except OSError:
+        raise
+    except Exception as error:  # any layer of the library may fail on a damaged folder
+        raise ValueError(
+            f"{prepared}: expected ImageNet as TensorFlow Datasets prepares it, with train and validation. "
+            f"Received: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
 
 
 def _list_folder(split: Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
