@@ -47,6 +47,12 @@ def _define_network() -> None:
         ["dense", "subnet"],
         "Kernels of the pretrain phase; subnet ones, of which k stay, with --k below 1 in it.",
     )
+    flags.DEFINE_enum(
+        "init_type",
+        None,
+        list(trs.models.KERNEL_INITIALIZATIONS),
+        "In pretrain: how kernels are drawn; by default He-normal, truncated.",
+    )
     define_aliases({"arch": "model"})
 
 
@@ -133,12 +139,16 @@ def check() -> None:
     for name, modes in (("snip_init", ("pretrain",)), ("scale_rand_init", ("pretrain",))):
         if FLAGS[name].value and mode not in modes:
             raise BadFlag(f"--{name}: expected --exp_mode=pretrain. Received: --exp_mode={mode}")
+    if FLAGS.init_type and (mode not in ("pretrain", "all") or FLAGS.source_net):
+        raise BadFlag(f"--init_type: expected a pretrain phase. Received: --exp_mode={mode}, or a --source_net")
     if FLAGS.freeze_bn != "no" and mode not in ("prune", "all"):
         raise BadFlag(f"--freeze_bn={FLAGS.freeze_bn}: expected --exp_mode=prune or all. Received: --exp_mode={mode}")
     if FLAGS.scaled_score_init and FLAGS.scores_init_type:
         raise BadFlag("--scaled_score_init and --scores_init_type both set the scores; pass one. Received: both")
     if FLAGS.trades_start != "gaussian" and FLAGS.trainer != "adv":
-        raise BadFlag(f"--trades_start={FLAGS.trades_start}: expected --trainer=adv. Received: --trainer={FLAGS.trainer}")
+        raise BadFlag(
+            f"--trades_start={FLAGS.trades_start}: expected --trainer=adv. Received: --trainer={FLAGS.trainer}"
+        )
     if FLAGS.pseudo_labels and FLAGS.trainer not in ("adv", "smooth"):
         raise BadFlag(f"--pseudo_labels: expected --trainer=adv or smooth. Received: --trainer={FLAGS.trainer}")
     if FLAGS.trainer == "freeadv" and FLAGS.norm != "linf":
@@ -184,6 +194,8 @@ def network(run: training_run.TrainingRun, phase: trs.training.Phase, source: Pa
     built = common_flags.network(
         run.images, run.strategy.num_replicas_in_sync > 1, kernel="subnet" if is_subnet else "plain"
     )
+    if FLAGS.init_type and phase.name == "pretrain":
+        trs.models.initialize_kernels(built, FLAGS.init_type, FLAGS.seed)
     found = _source(source) if source is not None else None
     if found is not None:
         with about("source_net"):

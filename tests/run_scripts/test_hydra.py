@@ -119,7 +119,10 @@ def test_other_trainers_prune(trainer, everything, tmp_path):
 
 
 def test_sparse_from_scratch_and_snip(tmp_path):
-    for name, more in (("scratch", ("--layer_type=subnet", "--scale_rand_init")), ("snip", ("--snip_init",))):
+    for name, more in (
+        ("scratch", ("--layer_type=subnet", "--scale_rand_init", "--init_type=kaiming_normal_fan_out")),
+        ("snip", ("--snip_init",)),
+    ):
         path = tmp_path / name
         run_script(
             HYDRA, *FEW, "--exp_mode=pretrain", "--k=0.1", "--epochs=1", "--lr=0.01", *more, f"--output_dir={path}"
@@ -142,6 +145,13 @@ BAD = [
     ("k above 1", ["--k=1.5"], "--k=1.5", "in (0, 1]"),
     ("two initialisations", ["--scaled_score_init", "--scores_init_type=default"], "--scaled_score_init", "both"),
     ("frozen batch norm", ["--exp_mode=pretrain", "--freeze_bn=yes"], "--freeze_bn=yes", "--exp_mode=prune"),
+    (
+        "an initialisation of nothing",
+        ["--exp_mode=prune", "--source_net=x", "--init_type=kaiming_normal"],
+        "--init_type",
+        "a pretrain phase",
+    ),
+    ("a start of no attack", ["--trainer=base", "--trades_start=uniform"], "--trades_start=uniform", "--trainer=adv"),
     ("snip elsewhere", ["--exp_mode=prune", "--source_net=x", "--snip_init"], "--snip_init", "--exp_mode=pretrain"),
     ("unknown trainer", ["--trainer=mixtrain2"], "--trainer=mixtrain2", "base|adv|smooth|freeadv"),
     ("free training in l2", ["--trainer=freeadv", "--norm=l2"], "--trainer=freeadv", "--norm=linf"),

@@ -2,6 +2,7 @@
 
 from tf_robust_sparse.models.catalogue import NETWORKS, build
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
+from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS, initialize_kernels
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe
 from tf_robust_sparse.models.resnet import (
     resnet18,
@@ -15,9 +16,11 @@ from tf_robust_sparse.models.vgg import vgg16
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
 __all__ = [
+    "KERNEL_INITIALIZATIONS",
     "NETWORKS",
     "build",
     "dense_300_100",
+    "initialize_kernels",
     "large_cnn",
     "lenet5_caffe",
     "resnet18",
