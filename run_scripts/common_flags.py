@@ -350,6 +350,8 @@ def dataset() -> trs.data.ImageDataset:
         if name in FLAGS and (FLAGS[name].value or 0) > available:
             raise BadFlag(f"--{name}={FLAGS[name].value}: expected at most the {available} that {FLAGS.data} has")
     train_examples = FLAGS.train_examples if "train_examples" in FLAGS else None
+    if "data_fraction" in FLAGS and FLAGS.data_fraction is not None:
+        train_examples = max(1, int(FLAGS.data_fraction * len(found.train_labels)))
     return found.take(train_examples, FLAGS.test_examples, seed=FLAGS.seed)
 
 

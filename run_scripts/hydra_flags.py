@@ -53,7 +53,6 @@ def _define_network() -> None:
         list(trs.models.KERNEL_INITIALIZATIONS),
         "In pretrain: how kernels are drawn; by default He-normal, truncated.",
     )
-    define_aliases({"arch": "model"})
 
 
 @section("Phases")
@@ -74,7 +73,7 @@ def _define_phases() -> None:
     flags.DEFINE_string(
         "source_net",
         None,
-        "Directory of the run, or network.keras, whose weights prune and finetune begin with; with --exp_mode=all in "
+        "Directory of the run, network.keras or PyTorch checkpoint that prune and finetune begin with; of --exp_mode=all in "
         "place of the pretrain phase.",
     )
     flags.DEFINE_bool(
@@ -196,7 +195,7 @@ def network(run: training_run.TrainingRun, phase: trs.training.Phase, source: Pa
     )
     if FLAGS.init_type and phase.name == "pretrain":
         trs.models.initialize_kernels(built, FLAGS.init_type, FLAGS.seed)
-    found = _source(source) if source is not None else None
+    found = _source(source, run, phase) if source is not None else None
     if found is not None:
         with about("source_net"):
             trs.saving.copy_weights(found, built)
@@ -249,14 +248,24 @@ def _fractions_of(source: keras.Model) -> dict[str, float]:
     return {layer.name: layer.keep_fraction for layer in kernels}
 
 
-def _source(path: Path) -> keras.Model:
+def _source(path: Path, run: training_run.TrainingRun, phase: trs.training.Phase) -> keras.Model:
+    """Loads a network of ours, or a PyTorch checkpoint into one of the same architecture."""
     with about("source_net"):
-        return trs.load_network(path)
+        if path.suffix not in trs.saving.PYTORCH_SUFFIXES:
+            return trs.load_network(path)
+        found = common_flags.network(run.images, kernel="subnet")
+        if phase.name == "finetune":  # the mask of its scores counts
+            trs.sparsity.set_keep_fractions(found, FLAGS.k)
+        try:
+            trs.saving.import_pytorch_weights(path, found)
+        except ImportError as error:
+            raise BadFlag(f"--source_net={path}: {error}") from error
+        return found
 
 
 def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.RobustModel:
     """Returns the compiled model that trains `built` in a phase."""
-    settings: dict[str, Any] = {"validation_attack": common_flags.attack(), "seed": FLAGS.seed}
+    settings: dict[str, Any] = {"validation_attack": _validation_attack(), "seed": FLAGS.seed}
     steps = run.steps_per_epoch
     if FLAGS.trainer == "freeadv":
         objective = trs.training.FreeAT(FLAGS.batch_size, FLAGS.epsilon, FLAGS.n_repeats)
@@ -276,6 +285,13 @@ def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.
         keras.optimizers.LossScaleOptimizer(optimizer) if FLAGS.mixed_precision else optimizer, metrics=["accuracy"]
     )
     return found
+
+
+def _validation_attack() -> trs.attacks.GradientAttack | None:
+    if FLAGS.val_method == "base":
+        return None
+    kind = common_flags.ATTACKS[FLAGS.norm]
+    return kind(FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps, random_start=not FLAGS.const_init)
 
 
 def _objective() -> trs.objectives.Objective:

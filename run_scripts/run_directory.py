@@ -18,7 +18,7 @@ FLAGS = flags.FLAGS
 
 # Everything a run writes; --overwrite removes these and nothing else.
 ARTEFACTS = (
-    *("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard"),
+    *("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard", "dense"),
     *("foolbox.json", "robustness.json"),
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")

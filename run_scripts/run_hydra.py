@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, hydra_flags, run_directory, training_run  # isort: skip
+from run_scripts import command_line, common_flags, hydra_flags, hydra_originals, run_directory, training_run  # isort: skip
 
 from absl import flags
 
@@ -30,6 +30,7 @@ FLAGS = flags.FLAGS
 
 common_flags.define_data()
 hydra_flags.define()
+hydra_originals.define()
 common_flags.define_evaluation()
 run_directory.define()
 training_run.define()
@@ -37,6 +38,7 @@ training_run.define()
 
 def main() -> None:
     """Runs the phase, or all of them."""
+    hydra_originals.translate()
     common_flags.check()
     hydra_flags.check()
     directory = run_directory.chosen(Path("saved_models") / hydra_flags.run_name())
@@ -71,6 +73,8 @@ def run_phase(
     state = training_run.train(run, model, hydra_flags.config(network), (check,))
     more = {"phase": phase.describe(), "source": str(source) if source else None, "k": FLAGS.k}
     training_run.finish(run, model, state, more)
+    if FLAGS.save_dense and training_run.is_chief():
+        trs.save_network(trs.saving.strip(model.network), directory / "dense")
     return run
 
 

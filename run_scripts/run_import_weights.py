@@ -47,8 +47,6 @@ with command_line.section("Weights"):
         0,
     )
 
-_PYTORCH = (".pt", ".pth", ".tar", ".safetensors", ".npz")
-
 
 def main() -> None:
     """Builds, fills, saves, evaluates."""
@@ -57,7 +55,7 @@ def main() -> None:
         raise command_line.BadFlag(
             "--weights: expected the published *_weights.pickle or a PyTorch checkpoint. Received: no such flag"
         )
-    is_pytorch = Path(FLAGS.weights).suffix in _PYTORCH
+    is_pytorch = Path(FLAGS.weights).suffix in trs.saving.PYTORCH_SUFFIXES
     if FLAGS.k is not None and (not is_pytorch or common_flags.sparsifier_name() != "none"):
         raise command_line.BadFlag(
             f"--k={FLAGS.k:g}: expected a PyTorch checkpoint and no --sparse_train or --sparsifier with it. "

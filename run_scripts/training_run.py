@@ -70,7 +70,7 @@ def prepare(directory: Path, epochs: int | None = None, before: TrainingRun | No
         The run, or `None` if it is finished already.
     """
     # Worker 0 alone checks and writes the directory.
-    resuming = run_directory.check(directory, FLAGS.resume) if _is_chief() else _has_checkpoint(directory)
+    resuming = run_directory.check(directory, FLAGS.resume) if is_chief() else _has_checkpoint(directory)
     if resuming and (directory / "results.json").exists():
         print(f"{directory} holds the finished run; there is nothing to resume.")
         return None
@@ -89,7 +89,7 @@ def prepare(directory: Path, epochs: int | None = None, before: TrainingRun | No
     auxiliary = None
     if FLAGS.pseudo_labels:
         with command_line.about("pseudo_labels"):
-            auxiliary = trs.data.load_pseudo_labels(FLAGS.pseudo_labels, images.num_classes)
+            auxiliary = _part(trs.data.load_pseudo_labels(FLAGS.pseudo_labels, images.num_classes))
     validation = None
     if _held_out(images):
         images, *held_out = images.split_validation(_held_out(images), seed=FLAGS.seed)
@@ -124,19 +124,19 @@ def train(
         },
         connections=connections,
         sparsifier=model.sparsifier,
-        writes=_is_chief(),
+        writes=is_chief(),
     )
     callbacks = [trs.training.StopOnNaN(), connections, *more, checkpoints]
     if FLAGS.select == "reference":
         callbacks.append(trs.training.ReferenceSelection(checkpoints, common_flags.test_batches(run.images)))
-    if FLAGS.tensorboard and _is_chief():
+    if FLAGS.tensorboard and is_chief():
         callbacks.append(_tensorboard(run.directory))
     first_epoch = 0
     if run.resuming:
         with command_line.about("resume"):
             first_epoch = checkpoints.restore(model)
     train_images = _train_batches(run, first_epoch)
-    if _is_chief():
+    if is_chief():
         run_directory.begin(run.directory, run.resuming)
         _describe(run, model, first_epoch)
     if first_epoch < run.epochs:
@@ -157,7 +157,7 @@ def finish(run: TrainingRun, model: trs.RobustModel, state: dict[str, Any], more
 
     `more` are further entries of it.
     """
-    if _is_chief():
+    if is_chief():
         stem = FLAGS.select if FLAGS.select in state["best"] else "last"
         trs.saving.load_checkpoint(_checkpoint(run.directory, stem), model)
         report.save(model.network, run.directory)
@@ -195,7 +195,18 @@ def evaluate_again(directory: Path) -> None:
     report.show(report.evaluate(network, common_flags.dataset()), directory)
 
 
-def _is_chief() -> bool:
+def _part(auxiliary: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns as many of the pseudo-labelled images as --semisup_fraction says, if there is such a flag."""
+    fraction = FLAGS.semisup_fraction if "semisup_fraction" in FLAGS else 1.0
+    if fraction == 1:
+        return auxiliary
+    number = len(auxiliary[1])
+    chosen = np.random.default_rng(FLAGS.seed).permutation(number)[: max(1, int(fraction * number))]
+    return auxiliary[0][chosen], auxiliary[1][chosen]
+
+
+def is_chief() -> bool:
+    """Tells whether this process writes."""
     if FLAGS.strategy != "multi_worker":
         return True
     cluster = json.loads(os.environ["TF_CONFIG"])

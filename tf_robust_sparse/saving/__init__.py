@@ -4,11 +4,12 @@ from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from tf_robust_sparse.saving.copy_weights import copy_weights
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
-from tf_robust_sparse.saving.pytorch_weights import import_pytorch_weights
+from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights
 from tf_robust_sparse.saving.reference_weights import import_reference_weights
 from tf_robust_sparse.saving.strip import strip
 
 __all__ = [
+    "PYTORCH_SUFFIXES",
     "copy_weights",
     "export_network",
     "import_pytorch_weights",

@@ -23,6 +23,7 @@ import numpy as np
 from tf_robust_sparse import layers
 from tf_robust_sparse.saving import layer_values
 
+PYTORCH_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors", ".npz")
 _BATCH_NORM = dict(zip(layer_values.BATCH_NORM_ROLES, ("weight", "bias", "running_mean", "running_var"), strict=True))
 _SCORES = ("popup_scores", "scores")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
