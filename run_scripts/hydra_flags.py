@@ -73,8 +73,8 @@ def _define_phases() -> None:
     flags.DEFINE_string(
         "source_net",
         None,
-        "Directory of the run, network.keras or PyTorch checkpoint that prune and finetune begin with; of --exp_mode=all in "
-        "place of the pretrain phase.",
+        "Directory of the run, network.keras or PyTorch checkpoint that prune and finetune begin with; with "
+        "--exp_mode=all in place of the pretrain phase.",
     )
     flags.DEFINE_bool(
         "scaled_score_init",
