@@ -30,10 +30,10 @@ FLAGS = flags.FLAGS
 
 common_flags.define_data()
 hydra_flags.define()
-hydra_originals.define()
 common_flags.define_evaluation()
 run_directory.define()
 training_run.define()
+hydra_originals.define()
 
 
 def main() -> None:
