@@ -1,6 +1,6 @@
 """Train, measure and ship neural networks that are at once sparse and adversarially robust."""
 
-from tf_robust_sparse import attacks, data, evaluation, layers, models, objectives, saving, sparsity, training
+from tf_robust_sparse import attacks, certify, data, evaluation, layers, models, objectives, saving, sparsity, training
 from tf_robust_sparse.saving import export_network, load_network, save_network
 from tf_robust_sparse.training import RobustModel
 
@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RobustModel",
     "attacks",
+    "certify",
     "data",
     "evaluation",
     "export_network",

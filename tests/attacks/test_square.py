@@ -6,10 +6,10 @@ import tensorflow as tf
 
 from tests.attacks.networks import CLASSES, batch, small_network
 from tests.attacks.toy import toy_images, toy_labels, toy_network
-from tf_robust_sparse.attacks.forward import inference_forward
 from tf_robust_sparse.attacks.losses import margin
 from tf_robust_sparse.attacks.projections import l1_ball
 from tf_robust_sparse.attacks.square import Square, pair_of_pyramids
+from tf_robust_sparse.layers.forward import inference_forward
 
 EPSILONS = {"Linf": 0.05, "L2": 0.3, "L1": 2.0}
 NORMS = list(EPSILONS)

@@ -17,10 +17,11 @@ import tensorflow as tf
 from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack, fold_in, inference_forward
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.clean import check_finite
-from tf_robust_sparse.evaluation.compaction import CompactedAttack, settled
+from tf_robust_sparse.evaluation.compaction import CompactedAttack
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import padded_batches
+from tf_robust_sparse.layers import settled_for_inference
 from tf_robust_sparse.saving import replace_file
 
 VERSIONS = {
@@ -341,7 +342,7 @@ class AutoAttack:
 
         @tf.function(input_signature=[tf.TensorSpec((size, *x.shape[1:]), tf.float32)], autograph=False)
         def logits(images: tf.Tensor) -> tf.Tensor:
-            with settled(self.model):
+            with settled_for_inference(self.model):
                 return forward(images)
 
         return logits

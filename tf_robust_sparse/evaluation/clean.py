@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks.forward import Forward
 from tf_robust_sparse.evaluation.survivors import padded_batches
+from tf_robust_sparse.layers.forward import Forward
 
 PROBABILITY_TOLERANCE = 1e-3  # rows of a float16 softmax sum to 1 within this
 PROBABILITIES = (

@@ -1,16 +1,14 @@
 """Staged attacks on what still stands, in batches of a few fixed sizes."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.attacks import Run, StagedAttack
-from tf_robust_sparse.attacks.forward import Forward
-from tf_robust_sparse.layers import inference_kernels, settled_kernels
+from tf_robust_sparse.layers import settled_for_inference
+from tf_robust_sparse.layers.forward import Forward
 
 SMALLEST = 16
 
@@ -127,17 +125,7 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 def _compiled(method: Callable[..., Any], forward: Forward, model: Any) -> Any:
     def call(*args: Any) -> Any:
-        with settled(model):
+        with settled_for_inference(model):
             return method(forward, *args)
 
     return tf.function(call, autograph=False)
-
-
-@contextlib.contextmanager
-def settled(model: Any) -> Any:
-    """Computes the kernels of a Keras model once for all forward passes inside the block, in inference mode."""
-    if isinstance(model, keras.Model):
-        with settled_kernels(model), inference_kernels(model):
-            yield
-    else:
-        yield

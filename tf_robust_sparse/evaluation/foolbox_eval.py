@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.attacks import GradientAttack, LinfPGD, inference_forward
-from tf_robust_sparse.attacks.forward import Forward
 from tf_robust_sparse.evaluation.clean import clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import attack_survivors
+from tf_robust_sparse.layers.forward import Forward
 
 
 def foolbox_linf_pgd(

@@ -1,5 +1,6 @@
 """Kernels as Keras layers: what is connected is held here and decided by `tf_robust_sparse.sparsity`."""
 
+from tf_robust_sparse.layers.forward import Forward, inference_forward
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
 from tf_robust_sparse.layers.kernel_seam import (
     all_layers,
@@ -7,6 +8,7 @@ from tf_robust_sparse.layers.kernel_seam import (
     inference_kernels,
     kernel_layers,
     multiply,
+    settled_for_inference,
     settled_kernels,
 )
 from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
@@ -30,6 +32,7 @@ __all__ = [
     "BatchNormalization",
     "Conv2DOperation",
     "DenseOperation",
+    "Forward",
     "KernelLayer",
     "MaskedConv2D",
     "MaskedDense",
@@ -43,10 +46,12 @@ __all__ = [
     "convolve",
     "default_scores",
     "graph",
+    "inference_forward",
     "inference_kernels",
     "kernel_layers",
     "largest_mask",
     "multiply",
     "select",
+    "settled_for_inference",
     "settled_kernels",
 ]

@@ -132,6 +132,16 @@ def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterat
         yield
 
 
+@contextlib.contextmanager
+def settled_for_inference(model: Any) -> Iterator[None]:
+    """Prepares a Keras model for many forward passes in inference mode inside the block; others stay as they are."""
+    if isinstance(model, keras.Model):
+        with settled_kernels(model), inference_kernels(model):
+            yield
+    else:
+        yield
+
+
 def foldable_pairs(network: keras.Model) -> list[tuple[Any, Any]]:
     """Returns the (kernel layer, batch norm) pairs of `network` in which the one feeds nothing but the other."""
     return [

@@ -1,0 +1,25 @@
+"""Certificates: what no perturbation within a ball can change."""
+
+from tf_robust_sparse.certify.certification_file import CertifiedImage, certified_accuracy, certify_images
+from tf_robust_sparse.certify.smoothing import (
+    ABSTAIN,
+    Certificate,
+    SmoothedClassifier,
+    certified_radius,
+    high_probability_accuracy,
+    lower_confidence_bound,
+    prediction_p_value,
+)
+
+__all__ = [
+    "ABSTAIN",
+    "Certificate",
+    "CertifiedImage",
+    "SmoothedClassifier",
+    "certified_accuracy",
+    "certified_radius",
+    "certify_images",
+    "high_probability_accuracy",
+    "lower_confidence_bound",
+    "prediction_p_value",
+]

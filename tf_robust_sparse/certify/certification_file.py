@@ -1,0 +1,136 @@
+"""Certificates of many images, in a table that grows line by line and can be gone on with."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tf_robust_sparse.certify.smoothing import ABSTAIN, SmoothedClassifier, check_settings
+
+_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+
+
+class CertifiedImage(NamedTuple):
+    """One line of the table; `radius` is an l2 distance in pixels of [0, 1], `seconds` what it took."""
+
+    index: int
+    label: int
+    prediction: int
+    radius: float
+    correct: bool
+    seconds: float
+
+
+def certify_images(
+    smoothed: SmoothedClassifier,
+    x: np.ndarray,
+    y: np.ndarray,
+    path: str | os.PathLike | None = None,
+    *,
+    n0: int = 100,
+    n: int = 10_000,
+    alpha: float = 0.001,
+    skip: int = 1,
+    max_examples: int | None = None,
+    progress: Callable[[CertifiedImage], None] = lambda _: None,
+) -> list[CertifiedImage]:
+    """Certifies every `skip`-th image.
+
+    Args:
+        smoothed: The classifier.
+        x: `(images, height, width, channels)`, in [0, 1].
+        y: `(images,)`, integer labels.
+        path: Tab-separated table, written line by line. Lines that it holds already, of the same settings, are not
+            certified again; the noise of an image depends on its index, so the result is the same.
+        n0, n, alpha: see `SmoothedClassifier.certify`.
+        skip: Distance between the images, at least 1.
+        max_examples: Largest number of images to certify.
+        progress: Called with each line.
+
+    Raises:
+        ValueError: if the settings are out of range, or the table is damaged or of other settings.
+    """
+    check_settings(n0, n, alpha)
+    if skip < 1 or (max_examples is not None and max_examples < 1):
+        raise ValueError(
+            f"`skip` and `max_examples` are at least 1. Received: skip={skip}, max_examples={max_examples}"
+        )
+    settings = {
+        **{"sigma": smoothed.sigma, "seed": smoothed.seed, "batch_size": smoothed.batch_size},
+        **{"n0": n0, "n": n, "alpha": alpha, "images": len(x)},
+    }
+    chosen = range(0, len(x), skip)[:max_examples]
+    done = _begin(Path(path), settings) if path is not None else {}
+    rows = []
+    for index in chosen:
+        row = done.get(index)
+        if row is None:
+            begin = time.perf_counter()
+            found = smoothed.certify(x[index], n0, n, alpha, index)
+            correct = found.prediction == int(y[index])
+            seconds = time.perf_counter() - begin
+            row = CertifiedImage(index, int(y[index]), found.prediction, found.radius, correct, seconds)
+            if path is not None:
+                with Path(path).open("a") as file:
+                    file.write(_line(row))
+        elif row.label != int(y[index]):
+            raise ValueError(
+                f"{os.fspath(path) if path else ''} has label {row.label} for image {index}, the data {int(y[index])}: "
+                "it is of other data; pass another file"
+            )
+        rows.append(row)
+        progress(row)
+    return rows
+
+
+def certified_accuracy(rows: Sequence[CertifiedImage], radii: Sequence[float]) -> list[float]:
+    """Returns the share of `rows` that are right and certified to each radius; radius 0 is the clean accuracy."""
+    reached = np.array([row.radius if row.correct and row.prediction != ABSTAIN else -1.0 for row in rows])
+    return [float((reached >= radius).mean()) for radius in radii]
+
+
+def _begin(path: Path, settings: dict[str, Any]) -> dict[int, CertifiedImage]:
+    """Returns the lines of a table that was begun, by index, or begins one."""
+    head = f"# {json.dumps(settings)}\n" + "\t".join(_COLUMNS) + "\n"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(head)
+        return {}
+    text = path.read_text(errors="replace")
+    if not text.startswith(head):
+        first = text.partition("\n")[0]
+        raise ValueError(
+            f"{path} is of other settings, or no table of certificates; pass another file. "
+            f"Received: one that begins with {first[:200]!r}"
+        )
+    lines = text[len(head) :].splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):  # a kill in the middle of a line
+        lines.pop()
+        path.write_text(head + "".join(lines))
+    found = {}
+    for number, line in enumerate(lines, start=3):
+        row = _parse(line)
+        if row is None:
+            raise ValueError(f"{path}, line {number} is damaged: {line.strip()[:80]!r}; delete the line or the file")
+        found[row.index] = row
+    return found
+
+
+def _line(row: CertifiedImage) -> str:
+    values = (row.index, row.label, row.prediction, repr(row.radius), int(row.correct), f"{row.seconds:.3f}")
+    return "\t".join(str(value) for value in values) + "\n"
+
+
+def _parse(line: str) -> CertifiedImage | None:
+    parts = line.rstrip("\n").split("\t")
+    try:
+        index, label, prediction = (int(part) for part in parts[:3])
+        radius, correct, seconds = float(parts[3]), int(parts[4]), float(parts[5])
+    except (ValueError, IndexError):
+        return None
+    sane = len(parts) == len(_COLUMNS) and index >= 0 and radius >= 0 and correct == (prediction == label)
+    return CertifiedImage(index, label, prediction, radius, bool(correct), seconds) if sane else None

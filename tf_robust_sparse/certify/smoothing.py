@@ -1,0 +1,203 @@
+"""Randomized smoothing: l2 certificates of any network, true with high probability.
+
+The smoothed classifier answers with the class that the network gives most often when Gaussian noise is added to the
+image. If its probability is at least p > 1/2, no perturbation shorter than `sigma * Phi^-1(p)` changes the answer.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.layers import inference_forward, settled_for_inference
+
+ABSTAIN = -1
+# Noise of each purpose has a stream of its own: an estimate never sees what the class was selected by.
+_SELECTION, _ESTIMATION, _PREDICTION, _MONITOR = range(4)
+
+
+class Certificate(NamedTuple):
+    """What is certified of one image: `prediction` is a class or `ABSTAIN`, `radius` an l2 distance in pixels."""
+
+    prediction: int
+    radius: float
+
+
+def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
+    """Returns the one-sided Clopper-Pearson lower bound of a probability, too high with probability at most `alpha`."""
+    from scipy import stats
+
+    return float(stats.beta.ppf(alpha, successes, trials - successes + 1)) if successes else 0.0
+
+
+def certified_radius(successes: int, trials: int, alpha: float, sigma: float) -> float | None:
+    """Returns the radius that so many equal answers certify, or `None` if they certify nothing.
+
+    Args:
+        successes: How often the network gave the class, under noise that did not select it.
+        trials: How often it was asked.
+        alpha: Probability that the radius is too large, in (0, 1).
+        sigma: Standard deviation of the noise, in pixels of [0, 1].
+    """
+    from scipy import stats
+
+    probability = lower_confidence_bound(successes, trials, alpha)
+    return float(sigma * stats.norm.ppf(probability)) if probability >= 0.5 else None
+
+
+def prediction_p_value(first: int, second: int) -> float:
+    """Returns the p-value of the two-sided test that the two most frequent classes are equally probable."""
+    from scipy import stats
+
+    return float(stats.binomtest(first, first + second, 0.5).pvalue)
+
+
+class SmoothedClassifier:
+    """The classifier that asks a network many times under noise.
+
+    Args:
+        model: A Keras network or any callable from images to logits `(batch, classes)`.
+        sigma: Standard deviation of the noise, in pixels of [0, 1]; images with noise are not clipped.
+        batch_size: Noisy images in one forward pass.
+        seed: Integer; what is drawn depends on it, the number of the image and the purpose alone.
+
+    Raises:
+        ValueError: if `sigma` is not positive, or `batch_size` not a positive integer.
+
+    Reference: [Cohen et al., 2019](https://arxiv.org/abs/1902.02918), section 3.
+    """
+
+    def __init__(self, model: Any, sigma: float, batch_size: int = 128, seed: int = 0) -> None:
+        if not 0 < sigma < math.inf:
+            raise ValueError(
+                f"`sigma` is the standard deviation of the noise, above 0, such as 0.25. Received: sigma={sigma}"
+            )
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
+        self.model = model
+        self.sigma = float(sigma)
+        self.batch_size = int(batch_size)
+        self.seed = int(seed)
+        self._forward = inference_forward(model)
+        self._counted: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
+
+    def votes(self, x: np.ndarray, count: int, image: int = 0, stream: int = _ESTIMATION) -> np.ndarray:
+        """Returns how often each class is the answer to `x` `(height, width, channels)` under noise: `(classes,)`.
+
+        Args:
+            x: Image, in [0, 1].
+            count: How often to ask, at least 1.
+            image: Number of the image, which selects the noise.
+            stream: Purpose, which selects the noise too.
+
+        Raises:
+            ValueError: if `count` is not positive, or the network answers with NaN or without classes.
+        """
+        if count < 1:
+            raise ValueError(f"`count` is how often the network is asked, at least 1. Received: count={count}")
+        x = np.asarray(x, np.float32)
+        found = self._function(x.shape)(x, tf.constant(count), tf.constant([self.seed, image * 4 + stream], tf.int64))
+        votes = found.numpy()
+        if votes.sum() != count:
+            raise ValueError("The network returns logits that are not finite under noise; it cannot be certified")
+        return votes
+
+    def certify(
+        self, x: np.ndarray, n0: int = 100, n: int = 10_000, alpha: float = 0.001, image: int = 0
+    ) -> Certificate:
+        """Certifies one image.
+
+        Args:
+            x: `(height, width, channels)`, in [0, 1].
+            n0: Answers that select the class.
+            n: Fresh answers that estimate its probability.
+            alpha: Probability that the certificate is wrong, in (0, 1).
+            image: Number of the image, which selects the noise.
+
+        Raises:
+            ValueError: if `n0` or `n` is not positive, `n` is below `n0`, or `alpha` outside (0, 1).
+        """
+        check_settings(n0, n, alpha)
+        selected = int(self.votes(x, n0, image, _SELECTION).argmax())
+        successes = int(self.votes(x, n, image, _ESTIMATION)[selected])
+        radius = certified_radius(successes, n, alpha, self.sigma)
+        return Certificate(ABSTAIN, 0.0) if radius is None else Certificate(selected, radius)
+
+    def predict(self, x: np.ndarray, n: int = 1000, alpha: float = 0.001, image: int = 0) -> int:
+        """Returns the class of one image, or `ABSTAIN` if `n` answers do not tell it with confidence `1 - alpha`."""
+        check_settings(1, n, alpha)
+        votes = self.votes(x, n, image, _PREDICTION)
+        second, first = np.argsort(votes, kind="stable")[-2:]
+        decided = prediction_p_value(int(votes[first]), int(votes[second])) <= alpha
+        return int(first) if decided else ABSTAIN
+
+    def monitor(self, x: np.ndarray, passes: int = 10, image: int = 0) -> tuple[int, float]:
+        """Returns a class and a radius from the mean probabilities of a few passes: an estimate, uncertified."""
+        from scipy import stats
+
+        noise = np.random.default_rng([self.seed, image, _MONITOR]).normal(size=(passes, *np.shape(x)))
+        noisy = np.asarray(x, np.float32) + self.sigma * noise.astype(np.float32)
+        mean = tf.reduce_mean(tf.nn.softmax(self._forward(tf.constant(noisy))), 0).numpy()
+        largest = float(np.clip(mean.max(), 0.0, 1 - 1e-7))
+        return int(mean.argmax()), float(max(0.0, self.sigma * stats.norm.ppf(largest)))
+
+    def _function(self, shape: tuple[int, ...]) -> Callable[..., tf.Tensor]:
+        if shape not in self._counted:
+            self._counted[shape] = self._compiled(shape)
+        return self._counted[shape]
+
+    def _compiled(self, shape: tuple[int, ...]) -> Callable[..., tf.Tensor]:
+        """One compiled loop over batches of noise, traced once per shape of image."""
+        signature = [tf.TensorSpec(shape), tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.int64)]
+        size = self.batch_size
+        classes = self._forward(tf.zeros((1, *shape))).shape[-1]
+
+        @tf.function(input_signature=signature, autograph=False)
+        def count_votes(x: tf.Tensor, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            with settled_for_inference(self.model):
+
+                def ask(batch: tf.Tensor, votes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                    key = tf.random.experimental.stateless_fold_in(seed, tf.cast(batch, tf.int64))
+                    noise = tf.random.stateless_normal((size, *shape), key, stddev=self.sigma)
+                    logits = self._forward(x + noise)
+                    asked = (tf.range(size) < count - batch * size) & tf.reduce_all(tf.math.is_finite(logits), axis=1)
+                    answers = tf.one_hot(tf.argmax(logits, axis=1), classes, dtype=tf.int64)
+                    return batch + 1, votes + tf.reduce_sum(answers * tf.cast(asked, tf.int64)[:, None], axis=0)
+
+                _, votes = tf.while_loop(
+                    lambda batch, _: batch * size < count,
+                    ask,
+                    (tf.constant(0), tf.zeros(classes, tf.int64)),
+                    parallel_iterations=1,
+                )
+            return votes
+
+        return count_votes
+
+
+def check_settings(n0: int, n: int, alpha: float) -> None:
+    """Raises a `ValueError` unless `1 <= n0 <= n` and `0 < alpha < 1`."""
+    if n0 < 1 or n < n0:
+        raise ValueError(
+            "`n` answers estimate what `n0` answers select, 1 <= n0 <= n; pass n0=100, n=10000. "
+            f"Received: n0={n0}, n={n}"
+        )
+    if not 0 < alpha < 1:
+        raise ValueError(f"`alpha` is the probability of a wrong certificate, in (0, 1). Received: alpha={alpha}")
+
+
+def high_probability_accuracy(accuracy: float, images: int, alpha: float, rho: float = 0.001) -> float:
+    """Returns the certified accuracy that holds with probability `1 - rho` over all certificates together.
+
+    Args:
+        accuracy: Certified accuracy as counted, in [0, 1].
+        images: Number of images it was counted on.
+        alpha: Probability that one certificate is wrong.
+        rho: Probability that the result is too high.
+
+    Reference: [Cohen et al., 2019](https://arxiv.org/abs/1902.02918), appendix on high-probability guarantees.
+    """
+    spread = math.log(1 / rho) / images
+    return accuracy - alpha - math.sqrt(alpha * (1 - alpha) * spread) - spread / 3
