@@ -117,9 +117,9 @@ def test_a_table_goes_on_where_it_was_stopped(tmp_path):
 
     seen = []
     whole = certified(progress=seen.append)
-    assert [row.index for row in whole] == [0, 2, 4, 6, 8, 10] and seen == whole
+    assert [row.image for row in whole] == [0, 2, 4, 6, 8, 10] and seen == whole
     assert [(int(row[0]), int(row[2]), float(row[3])) for row in rows_of(path)] == [
-        (row.index, row.prediction, row.radius) for row in whole
+        (row.image, row.prediction, row.radius) for row in whole
     ]
     text = path.read_text()
     path.write_text("".join(text.splitlines(keepends=True)[:4]) + "6\t3\t")  # killed in the middle of a line

@@ -15,9 +15,9 @@ _COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
 
 class CertifiedImage(NamedTuple):
-    """One line of the table; `radius` is an l2 distance in pixels of [0, 1], `seconds` what it took."""
+    """One line of the table; `image` is its index, `radius` an l2 distance in pixels of [0, 1]."""
 
-    index: int
+    image: int
     label: int
     prediction: int
     radius: float
@@ -116,12 +116,12 @@ def _begin(path: Path, settings: dict[str, Any]) -> dict[int, CertifiedImage]:
         row = _parse(line)
         if row is None:
             raise ValueError(f"{path}, line {number} is damaged: {line.strip()[:80]!r}; delete the line or the file")
-        found[row.index] = row
+        found[row.image] = row
     return found
 
 
 def _line(row: CertifiedImage) -> str:
-    values = (row.index, row.label, row.prediction, repr(row.radius), int(row.correct), f"{row.seconds:.3f}")
+    values = (row.image, row.label, row.prediction, repr(row.radius), int(row.correct), f"{row.seconds:.3f}")
     return "\t".join(str(value) for value in values) + "\n"
 
 
