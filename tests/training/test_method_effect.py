@@ -10,7 +10,7 @@ from tf_robust_sparse.evaluation import evaluate_robustness
 from tf_robust_sparse.training import Phase, PhaseCheck, RobustModel, coupled
 
 ATTACK = LinfPGD(0.1, 0.02, 10)
-BATCH, TEST = 64, 500
+BATCH, TEST = 64, 1000
 pytestmark = pytest.mark.slow
 
 
@@ -40,7 +40,7 @@ def train(network, phase, images, objective, epochs, rate, seed=1):
 
 def robust(network, images, steps=20):
     batches = data.test_dataset(images.test_images, images.test_labels, 250)
-    report = evaluate_robustness(network, batches, [LinfPGD(0.1, 0.25 / steps, steps, seed=0)], verbose=False)
+    report = evaluate_robustness(network, batches, [LinfPGD(0.1, 0.25 / steps, steps, seed=0)])
     return report["robust_accuracy"]
 
 
@@ -63,13 +63,13 @@ def pruned_from(source, k):
 def test_learnt_scores_beside_magnitudes_and_chance(dense, images):
     k, accuracies = 0.05, {}
     learnt = pruned_from(dense, k)
-    train(learnt, "prune", images, trades(), 3, 0.1)
+    train(learnt, "prune", images, trades(), 4, 0.1)
     for layer, source in zip(layers.kernel_layers(learnt), layers.kernel_layers(dense), strict=True):
         np.testing.assert_array_equal(layer.kernel, source.kernel)  # the prune phase changes no kernel
     networks = {"learnt": learnt, "magnitude": pruned_from(dense, k), "random": pruned_from(dense, k)}
     sparsity.random_scores(networks["random"], seed=3)
     for name, network in networks.items():
-        train(network, "finetune", images, trades(), 3 if name == "learnt" else 6, 0.02)
+        train(network, "finetune", images, trades(), 4 if name == "learnt" else 8, 0.02)
         assert sparsity.statistics.connectivity(network) == pytest.approx(k, abs=1e-3)
         accuracies[name] = robust(network, images)
     error = np.sqrt(0.25 / TEST)  # of an accuracy on so many images, at most
