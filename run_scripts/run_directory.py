@@ -19,7 +19,7 @@ FLAGS = flags.FLAGS
 # Everything a run writes; --overwrite removes these and nothing else.
 ARTEFACTS = (
     *("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard", "dense"),
-    *("foolbox.json", "robustness.json"),
+    *("foolbox.json", "robustness.json", "certified.json", "certified.tsv", "certified.png"),
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
 # What says where and how to begin, and not what the run is.

@@ -29,6 +29,15 @@ def test_help_tells_every_flag_in_a_sentence(script, word):
     assert "%s" not in done.out
 
 
+@pytest.mark.parametrize("script", ["run_certify", "run_sweep", "run_mask_plots", "run_unpack_imagenet"])
+def test_help_of_the_tools_tells_every_flag_in_a_sentence(script):
+    done = run_script(script, "--help").expect()
+    assert done.err == "" and done.out.startswith(("Certifies", "Runs", "Shows", "Copies"))
+    shown = re.findall(r"^  --(?:\[no\])?(\w+) +(\S.*)", done.out, re.MULTILINE)
+    assert len(shown) >= 3 and all(text for _, text in shown)
+    assert max(map(len, done.out.splitlines())) <= 120
+
+
 def test_help_shows_choices_ranges_defaults_and_other_names():
     text = " ".join(run_script(TRAIN, "--help").out.split())
     assert "--connectivity Fraction of the kernel entries kept; 0.01 is 99 % sparse. A number in (0, 1]." in text

@@ -4,6 +4,7 @@ from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.corruption_accuracy import evaluate_corruptions
 from tf_robust_sparse.evaluation.figures import (
     check_matplotlib,
+    draw_certified,
     draw_kept_per_layer,
     draw_kept_weights,
     draw_sweep,
@@ -24,6 +25,7 @@ __all__ = [
     "SavedModelClassifier",
     "Transfer",
     "check_matplotlib",
+    "draw_certified",
     "draw_kept_per_layer",
     "draw_kept_weights",
     "draw_sweep",

@@ -126,6 +126,27 @@ def draw_kept_weights(rows: Sequence[dict[str, Any]], path: str | os.PathLike, m
     _save(figure, path)
 
 
+def draw_certified(points: Sequence[dict[str, float]], sigma: float, path: str | os.PathLike) -> None:
+    """Draws certified accuracy over the l2 radius into a PNG file.
+
+    Args:
+        points: By rising radius, `radius` and the `accuracy` that holds up to it.
+        sigma: Standard deviation of the noise.
+        path: The file, whole or not at all.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+    """
+    figure = _figure(5.5, 3.5)
+    axes = figure.add_subplot()
+    radii = [0.0, *(point["radius"] for point in points)]
+    axes.stairs([100 * point["accuracy"] for point in points], radii, baseline=None)
+    axes.set(xlabel="l2 radius, pixels of [0, 1]", ylabel="certified accuracy in %", ylim=(0, 100))
+    axes.set_title(f"randomized smoothing, sigma {sigma:g}")
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def draw_sweep(series: dict[str, Sequence[dict[str, float]]], label: str, path: str | os.PathLike) -> None:
     """Draws accuracies against a setting that was varied into a PNG file, with standard deviations over seeds.
 

@@ -1,0 +1,154 @@
+"""Certifies a network: the share of test images whose class no perturbation within a radius can change.
+
+    python run_scripts/run_certify.py --saved_model_or_network=runs/compact --data=cifar10 --data_dir=DIR --sigma=0.25
+
+Randomized smoothing certifies l2 radii of the classifier that asks the network many times under Gaussian noise, each
+certificate true with probability 1 - alpha; train for it with --trainer=smooth. Writes a table with a line per image,
+from which an interrupted certification goes on, the certified accuracy over radii as JSON and, where matplotlib is
+installed, as a figure.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from run_scripts import command_line, common_flags, run_directory  # isort: skip
+
+import numpy as np
+import tqdm
+from absl import flags
+
+import tf_robust_sparse as trs
+
+FLAGS = flags.FLAGS
+_RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball of 2/255 in l-infinity of CIFAR
+
+common_flags.define_data()
+with command_line.section("Certificates"):
+    flags.DEFINE_enum("method", "smoothing", ["smoothing"], "How certificates are found.")
+    command_line.define_number("sigma", 0.25, "Standard deviation of the noise, in pixels of [0, 1].", excluded=0)
+    flags.DEFINE_integer("n0", 100, "Answers under noise that select the class.", 1)
+    flags.DEFINE_integer("n", 10_000, "Further answers that estimate its probability.", 1)
+    command_line.define_number("alpha", 0.001, "Probability that a certificate is wrong.", 0, 1, excluded=0)
+    flags.DEFINE_integer("skip", 1, "Certify every skip-th test image.", 1)
+    flags.DEFINE_integer("max_examples", None, "Certify at most so many images.", 1)
+    command_line.define_numbers("radii", "Radii of the accuracies that are printed, such as 0.25,0.5.")
+    command_line.define_aliases({"noise_std": "sigma", "N0": "n0", "N": "n", "max": "max_examples"})
+with command_line.section("Files"):
+    flags.DEFINE_string(
+        "saved_model_or_network", None, "Directory of a run or of a SavedModel from pixels to logits, or network.keras."
+    )
+    flags.DEFINE_string("results_file", None, "Where to write; by default certified.json beside the network.")
+    flags.DEFINE_string("outfile", None, "Table with a line per image; by default beside the results, as .tsv.")
+
+
+def main() -> None:
+    """Loads, certifies, reports."""
+    common_flags.check()
+    if FLAGS.n < FLAGS.n0:
+        raise command_line.BadFlag(f"--n={FLAGS.n}: expected at least --n0. Received: --n0={FLAGS.n0}")
+    if FLAGS.alpha == 1:
+        raise command_line.BadFlag("--alpha=1: expected a probability below 1")
+    path, model = _load()
+    results_file, table = _files(path)
+    images = common_flags.dataset()
+    x, y = np.asarray(images.test_images), images.test_labels
+    x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
+    smoothed = trs.certify.SmoothedClassifier(model, FLAGS.sigma, FLAGS.batch_size, FLAGS.seed)
+    begin = time.perf_counter()
+    total = len(range(0, len(x), FLAGS.skip)[: FLAGS.max_examples])
+    bar = tqdm.tqdm(total=total, unit="image", mininterval=0.1 if sys.stderr.isatty() else 20.0)
+    with bar, command_line.about("saved_model_or_network", "data", "outfile"):
+        rows = trs.certify.certify_images(
+            smoothed,
+            x,
+            y,
+            table,
+            n0=FLAGS.n0,
+            n=FLAGS.n,
+            alpha=FLAGS.alpha,
+            skip=FLAGS.skip,
+            max_examples=FLAGS.max_examples,
+            progress=lambda _: bar.update(),
+        )
+    radii = sorted({0.0, *(FLAGS.radii or _RADII)})
+    accuracies = trs.certify.certified_accuracy(rows, radii)
+    sure = [trs.certify.high_probability_accuracy(value, len(rows), FLAGS.alpha) for value in accuracies]
+    curve = _curve(rows)
+    results = {
+        "method": FLAGS.method,
+        **{name: FLAGS[name].value for name in ("sigma", "n0", "n", "alpha", "skip", "seed", "batch_size")},
+        "images": len(rows),
+        "certified_accuracy": [
+            {"radius": radius, "accuracy": accuracy, "with_probability_0.999": max(0.0, least)}
+            for radius, accuracy, least in zip(radii, accuracies, sure, strict=True)
+        ],
+        "abstained": sum(row.prediction == trs.certify.ABSTAIN for row in rows) / len(rows),
+        "curve": curve,
+        "seconds": time.perf_counter() - begin,
+        "network": str(path),
+        "data": {"name": images.name, "origin": images.origin},
+        "versions": run_directory.versions(),
+    }
+    run_directory.write_json(results_file, results)
+    show(results, results_file, table)
+    try:
+        trs.evaluation.draw_certified(curve, FLAGS.sigma, results_file.with_suffix(".png"))
+    except ValueError as error:  # without matplotlib there is no figure
+        print(f"Note: {error}")
+
+
+def show(results: dict[str, Any], results_file: Path, table: Path) -> None:
+    """Prints the certified accuracies and where everything is."""
+    print()
+    for row in results["certified_accuracy"]:
+        print(
+            f"Certified at l2 {row['radius']:.3f}  {100 * row['accuracy']:6.2f} %   of {results['images']} images; at "
+            f"least {100 * row['with_probability_0.999']:.2f} % with probability 0.999"
+        )
+    print(f"Abstained           {100 * results['abstained']:6.2f} %")
+    print(f"Table               {table}")
+    print(f"Record              {results_file}")
+
+
+def _load() -> tuple[Path, Callable[..., Any]]:
+    if FLAGS.saved_model_or_network is None:
+        raise command_line.BadFlag(
+            "--saved_model_or_network: expected the directory of a run or SavedModel, or network.keras. "
+            "Received: no such flag"
+        )
+    path = Path(FLAGS.saved_model_or_network).expanduser()
+    if not path.exists():
+        raise command_line.BadFlag(
+            f"--saved_model_or_network={path}: expected a directory or a .keras file. "
+            "Received: a path that does not exist"
+        )
+    with command_line.about("saved_model_or_network"):
+        if path.suffix == ".keras" or (path / "network.keras").is_file():
+            return path, trs.load_network(path)
+        return path, trs.evaluation.load_saved_model(path)
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    beside = path if (path / "network.keras").is_file() else path.parent
+    results = Path(FLAGS.results_file).expanduser() if FLAGS.results_file else beside / "certified.json"
+    table = Path(FLAGS.outfile).expanduser() if FLAGS.outfile else results.with_suffix(".tsv")
+    for name, file in (("results_file", results), ("outfile", table)):
+        if file.is_dir():
+            raise command_line.BadFlag(f"--{name}={file}: expected a file. Received: a directory of that name")
+    return results, table
+
+
+def _curve(rows: list[trs.certify.CertifiedImage]) -> list[dict[str, float]]:
+    """Returns the whole curve: the accuracy at each radius at which it falls."""
+    radii = sorted({0.0, *(row.radius for row in rows if row.correct)})
+    accuracies = trs.certify.certified_accuracy(rows, radii)
+    return [{"radius": radius, "accuracy": value} for radius, value in zip(radii, accuracies, strict=True)]
+
+
+if __name__ == "__main__":
+    command_line.run(main, "lines of the table are kept, the same command goes on")

@@ -1,0 +1,73 @@
+"""Certificates from the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tf_robust_sparse as trs
+from tests.run_scripts.conftest import run_script
+from tests.run_scripts.test_bad_input import assert_explained
+
+CERTIFY = "run_certify"
+FEW = ("--data=fashion_mnist_sample", "--test_examples=40", "--n0=20", "--n=200", "--sigma=0.2", "--skip=2")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A directory with a network trained for an instant; not to be changed."""
+    directory = tmp_path_factory.mktemp("certify")
+    images = trs.data.load("fashion_mnist_sample")
+    network = trs.models.small_cnn(input_shape=(28, 28, 1), kernel="subnet", connectivity=0.5, seed=0)
+    model = trs.RobustModel(network, trs.objectives.Stability(0.2))
+    model.compile("adam")
+    model.fit(trs.data.train_dataset(images.train_images[:2048], images.train_labels[:2048], 64), epochs=2, verbose=0)
+    trs.save_network(network, directory)
+    trs.export_network(network, directory / "serve")
+    return directory
+
+
+def test_a_network_and_its_export_are_certified_alike(run, tmp_path):
+    found = {}
+    for name, path in (("network", run), ("export", run / "serve")):
+        done = run_script(
+            *(CERTIFY, *FEW, f"--saved_model_or_network={path}", f"--results_file={tmp_path / name}.json"),
+            *("--radii=0.1,0.2", "--noise-std=0.2"),
+        ).expect()
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert len((tmp_path / f"{name}.tsv").read_text().splitlines()) == 22
+        assert "Certified at l2 0.200" in done.out
+    record = found["network"]
+    accuracies = [row["accuracy"] for row in record["certified_accuracy"]]
+    assert [row["radius"] for row in record["certified_accuracy"]] == [0, 0.1, 0.2]
+    assert accuracies[0] > 0.4 and accuracies == sorted(accuracies, reverse=True)
+    assert all(
+        row["with_probability_0.999"] < row["accuracy"] or not row["accuracy"] for row in record["certified_accuracy"]
+    )
+    assert record["curve"][0] == {"radius": 0.0, "accuracy": accuracies[0]}
+    np.testing.assert_allclose(accuracies, [row["accuracy"] for row in found["export"]["certified_accuracy"]], atol=0.1)
+
+
+def test_goes_on_with_its_table(run, tmp_path):
+    command = (CERTIFY, *FEW, f"--saved_model_or_network={run}", f"--results_file={tmp_path / 'a.json'}")
+    run_script(*command).expect()
+    table = tmp_path / "a.tsv"
+    text = table.read_text()
+    table.write_text("".join(text.splitlines(keepends=True)[:7]))
+    run_script(*command).expect()
+    assert [line.split("\t")[:5] for line in table.read_text().splitlines()] == [
+        line.split("\t")[:5] for line in text.splitlines()
+    ]
+    done = run_script(*command, "--sigma=0.3")
+    assert done.code == 1 and "of other settings" in done.err
+
+
+def test_bad_input(run, tmp_path):
+    path = f"--saved_model_or_network={run}"
+    assert_explained(run_script(CERTIFY, *FEW), "--saved_model_or_network", "no such flag")
+    assert_explained(run_script(CERTIFY, *FEW, "--saved_model_or_network=no"), "does not exist")
+    assert_explained(run_script(CERTIFY, *FEW, path, "--sigma=0"), "--sigma=0", "above 0")
+    assert_explained(run_script(CERTIFY, *FEW, path, "--n=10"), "--n=10", "--n0=20")
+    assert_explained(run_script(CERTIFY, *FEW, path, "--alpha=1"), "--alpha=1", "below 1")
+    assert_explained(run_script(CERTIFY, *FEW, path, f"--outfile={tmp_path}"), "--outfile", "a directory of that name")
