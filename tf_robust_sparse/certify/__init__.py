@@ -1,5 +1,6 @@
 """Certificates: what no perturbation within a ball can change."""
 
+from tf_robust_sparse.certify.bounds import margins, specification
 from tf_robust_sparse.certify.certification_file import CertifiedImage, certified_accuracy, certify_images
 from tf_robust_sparse.certify.smoothing import (
     ABSTAIN,
@@ -21,5 +22,7 @@ __all__ = [
     "certify_images",
     "high_probability_accuracy",
     "lower_confidence_bound",
+    "margins",
     "prediction_p_value",
+    "specification",
 ]

@@ -1,0 +1,405 @@
+"""Bounds of neurons and margins: golden numbers, soundness, order, and gradients."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.saving.networks import disturb, residual_network
+from tf_robust_sparse import certify, layers, models
+from tf_robust_sparse.certify import bounds
+from tf_robust_sparse.certify.bound_graph import bound_graph
+
+METHODS = [("ibp", "adaptive"), ("zonotope", "adaptive"), *itertools.product(("crown-ibp", "crown"), bounds.SLOPES)]
+
+
+def dense_network(kernels, biases):
+    x = inputs = keras.Input((np.shape(kernels[0])[1],))
+    for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        last = i == len(kernels) - 1
+        layer = keras.layers.Dense(len(bias), activation=None if last else "relu", name=f"dense{i}")
+        x = layer(x)
+        layer.set_weights([np.transpose(kernel).astype("float32"), np.asarray(bias, "float32")])
+    return keras.Model(inputs, x)
+
+
+GOLDEN = dense_network(
+    [[[1, -1], [2, 1]], [[1, 1], [-1, 1]], [[1, -1], [-1, 2]]], [[0, -0.9], [-0.5, 0.25], [0.1, -0.2]]
+)
+POINT, LABEL = tf.constant([[0.6, 0.4]]), tf.constant([1])
+
+
+@pytest.mark.parametrize(
+    ("method", "slope", "expected"),
+    [
+        ("ibp", "adaptive", -3.1),
+        ("crown-ibp", "adaptive", -0.8277778),
+        ("crown-ibp", "zero-lb", -2.6333333),
+        ("crown-ibp", "same-slope", -1.0569444),
+        ("crown", "adaptive", -0.6807692),
+        ("zonotope", "adaptive", -0.6870370),
+    ],
+)
+def test_golden_dense_network(method, slope, expected):
+    found = certify.margins(GOLDEN, POINT, LABEL, 0.2, method, slope=slope)
+    np.testing.assert_allclose(found, [[expected]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "slope", "upper"),
+    [
+        ("crown-ibp", "adaptive", 3.2),
+        ("crown-ibp", "zero-lb", 4.35),
+        ("crown-ibp", "same-slope", 2.9041667),
+        ("crown", "adaptive", 2.95),
+        ("zonotope", "adaptive", 2.6444444),
+    ],
+)
+def test_golden_upper_bounds_are_lower_bounds_of_the_negated_rows(method, slope, upper):
+    steps = bound_graph(GOLDEN)
+    around = bounds.ball(POINT, 0.2)
+    intervals = bounds.interval_bounds(steps, around)
+    if method != "crown-ibp":
+        slope = "same-slope" if method == "zonotope" else slope
+        intervals = bounds.crown_intervals(steps, around, None, slope, 7)
+    rows = -certify.specification(LABEL, 2)
+    lower = bounds.linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope)
+    np.testing.assert_allclose(-lower, [[upper]], atol=1e-5)
+
+
+def test_golden_intervals():
+    steps = bound_graph(GOLDEN)
+    found = bounds.interval_bounds(steps, bounds.ball(POINT, 0.2))
+    np.testing.assert_allclose(found["dense0"].lower, [[-0.2, 0.1]], atol=1e-6)
+    np.testing.assert_allclose(found["dense0"].upper, [[0.6, 1.3]], atol=1e-6)
+    np.testing.assert_allclose(found["dense1"].lower, [[-0.4, -0.25]], atol=1e-6)
+    np.testing.assert_allclose(found["dense1"].upper, [[1.4, 1.55]], atol=1e-6)
+
+
+def conv_network(padding, batch_norm=False):
+    x = inputs = keras.Input((4, 4, 1))
+    if padding == "symmetric":
+        x = keras.layers.ZeroPadding2D(1)(x)
+    conv = keras.layers.Conv2D(2, 3, strides=2, padding="same" if padding == "same" else "valid")
+    x = conv(x)
+    if batch_norm:
+        norm = keras.layers.BatchNormalization(epsilon=1e-5)
+        x = norm(x)
+    x = keras.layers.Flatten()(keras.layers.ReLU()(x))
+    dense = keras.layers.Dense(3)
+    network = keras.Model(inputs, dense(x))
+    n = np.arange(18)
+    conv.set_weights(
+        [(((7 * n % 11) - 5) / 10).reshape(3, 3, 1, 2).astype("float32"), np.array([0.1, -0.1], "float32")]
+    )
+    n = np.arange(24)
+    dense.set_weights([(((5 * n % 13) - 6) / 10).reshape(8, 3).astype("float32"), np.array([0, 0.1, -0.1], "float32")])
+    if batch_norm:
+        norm.set_weights([np.array(v, "float32") for v in ([1.2, 0.8], [0.05, -0.05], [0.1, -0.2], [0.5, 2])])
+    h, w = np.mgrid[:4, :4]
+    return network, tf.constant((((3 * h + 5 * w) % 7) / 7).reshape(1, 4, 4, 1), tf.float32)
+
+
+@pytest.mark.parametrize(
+    ("padding", "batch_norm", "logits", "expected"),
+    [
+        (
+            "symmetric",
+            False,
+            (-0.291429, 0.267143, 0.005714),
+            {("ibp", "adaptive"): (-0.177429, -0.380571), ("crown-ibp", "adaptive"): (0.079820, -0.065541)},
+        ),
+        (
+            "same",
+            False,
+            (-0.245714, 0.14, 0.058571),
+            {
+                ("ibp", "adaptive"): (-0.028, -0.309571),
+                ("crown-ibp", "adaptive"): (0.096143, -0.190653),
+                ("crown-ibp", "zero-lb"): (0.076857, -0.189316),
+                ("crown-ibp", "same-slope"): (0.110028, -0.168436),
+            },
+        ),
+        (
+            "symmetric",
+            True,
+            (-0.218343, 0.284907, -0.142172),
+            {
+                ("ibp", "adaptive"): (-0.328976, -0.306043),
+                ("crown-ibp", "adaptive"): (-0.102584, -0.094477),
+                ("crown-ibp", "zero-lb"): (-0.215264, -0.094477),
+            },
+        ),
+    ],
+)
+def test_golden_convolutional_network(padding, batch_norm, logits, expected):
+    network, x = conv_network(padding, batch_norm)
+    np.testing.assert_allclose(network(x, training=False), [logits], atol=2e-5)
+    for (method, slope), margins in expected.items():
+        found = certify.margins(network, x, tf.constant([1]), 0.1, method, slope=slope)
+        np.testing.assert_allclose(found, [margins], atol=2e-5)
+
+
+def pooled_network():
+    x = inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Rescaling(2.0, offset=-1.0)(x)
+    x = layers.PlainConv2D(6, 3, padding="same", activation="relu")(x)
+    x = keras.layers.MaxPooling2D(2)(x)
+    x = layers.PlainConv2D(6, 3, strides=2, padding="same")(x)
+    x = keras.layers.Activation("relu")(x)
+    x = keras.layers.AveragePooling2D(2)(keras.layers.Dropout(0.5)(x))
+    x = keras.layers.Reshape((6,))(x)
+    return keras.Model(inputs, layers.PlainDense(5)(x))
+
+
+def network_named(name):
+    keras.utils.set_random_seed(3)
+    if name == "pooled":
+        return pooled_network()
+    if name.startswith("residual"):
+        return disturbed(residual_network(name.partition("-")[2]))
+    return models.build(name, num_classes=5, input_shape=(8, 8, 3), kernel="subnet", connectivity=0.4, seed=1)
+
+
+def disturbed(network):
+    disturb(network, 1)
+    return network
+
+
+NETWORKS = ["pooled", "small_cnn", "residual-plain", "residual-rewiring", "residual-masked", "residual-subnet"]
+
+
+def true_margins(network, x, y):
+    logits = network(x, training=False).numpy()
+    own = np.take_along_axis(logits, y[:, None], 1)
+    others = np.stack([np.delete(row, label) for row, label in zip(logits, y, strict=True)])
+    return own - others
+
+
+@pytest.mark.parametrize("norm", bounds.NORMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_point_of_the_ball_is_below_its_bound(name, norm):
+    network, random = network_named(name), np.random.default_rng(0)
+    x = random.random((2, 8, 8, 3)).astype("float32")
+    y = network(x, training=False).numpy().argmax(1)
+    epsilon = {"Linf": 0.03, "L2": 0.2, "L1": 1.0}[norm]
+    noise = random.normal(size=(400, *x.shape))
+    axes = (2, 3, 4)
+    if norm == "Linf":
+        noise = np.concatenate([random.uniform(-1, 1, noise.shape), np.sign(noise)]) * epsilon
+    elif norm == "L2":
+        noise = noise / np.sqrt((noise**2).sum(axes, keepdims=True)) * epsilon
+    else:
+        noise = noise / np.abs(noise).sum(axes, keepdims=True) * epsilon
+    points = np.clip(x + noise, 0, 1).astype("float32")
+    smallest = true_margins(network, points.reshape(-1, 8, 8, 3), np.tile(y, len(points))).reshape(len(points), 2, -1)
+    smallest = smallest.min(0)
+    for method, slope in METHODS if norm == "Linf" and name in NETWORKS[:3] else METHODS[::4]:
+        for tight in (False, True):
+            found = certify.margins(network, x, tf.constant(y), epsilon, method, slope=slope, norm=norm, tight=tight)
+            assert found.shape == (2, 4)
+            assert (found.numpy() <= smallest + 1e-5).all(), (method, slope, tight)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_neuron_is_inside_its_bounds(name):
+    network, random = network_named(name), np.random.default_rng(1)
+    x = random.random((1, 8, 8, 3)).astype("float32")
+    steps, around = bound_graph(network), bounds.ball(x, 0.05)
+    intervals = bounds.interval_bounds(steps, around)
+    linear = bounds.crown_intervals(steps, around, None, "adaptive", 50)
+    points = np.clip(x + random.uniform(-0.05, 0.05, (300, 8, 8, 3)), 0, 1).astype("float32")
+    for layer in network.layers[1:]:
+        if layer.name not in intervals:
+            continue
+        activation = getattr(layer, "activation", None)
+        if activation not in (None, keras.activations.linear):
+            continue
+        values = keras.Model(network.input, layer.output)(points, training=False).numpy()
+        for found in (intervals, linear):
+            if layer.name in found:
+                assert (values >= found[layer.name].lower.numpy() - 1e-4).all()
+                assert (values <= found[layer.name].upper.numpy() + 1e-4).all()
+
+
+@pytest.mark.parametrize(("method", "slope"), METHODS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_without_a_radius_the_margin_is_exact(name, method, slope):
+    network = network_named(name)
+    x = np.random.default_rng(0).random((3, 8, 8, 3)).astype("float32")
+    y = np.array([0, 4, 2])
+    found = certify.margins(network, x, tf.constant(y), 0.0, method, slope=slope)
+    np.testing.assert_allclose(found, true_margins(network, x, y), atol=2e-5)
+
+
+def random_dense(sizes, seed, bias=0.3, relu=True):
+    random = np.random.default_rng(seed)
+    kernels = [random.normal(size=(b, a)) for a, b in itertools.pairwise(sizes)]
+    biases = [random.normal(size=b) * 0.1 + bias for b in sizes[1:]]
+    if relu:
+        return dense_network(kernels, biases), kernels, biases
+    x = inputs = keras.Input((sizes[0],))
+    for kernel, bias_ in zip(kernels, biases, strict=True):
+        layer = keras.layers.Dense(len(bias_))
+        x = layer(x)
+        layer.set_weights([kernel.T.astype("float32"), bias_.astype("float32")])
+    return keras.Model(inputs, x), kernels, biases
+
+
+def test_of_a_linear_network_linear_bounds_are_exact():
+    network, kernels, _ = random_dense((6, 8, 7, 4), 0, relu=False)
+    x, y = np.random.default_rng(0).random((5, 6)).astype("float32") * 0.5 + 0.25, np.arange(5) % 4
+    collapsed = kernels[2] @ kernels[1] @ kernels[0]
+    rows = certify.specification(tf.constant(y), 4).numpy()
+    exact = true_margins(network, x, y) - 0.1 * np.abs(rows @ collapsed).sum(-1)
+    for method in ("crown-ibp", "crown", "zonotope"):
+        np.testing.assert_allclose(certify.margins(network, x, tf.constant(y), 0.1, method), exact, atol=1e-4)
+    assert (certify.margins(network, x, tf.constant(y), 0.1, "ibp").numpy() <= exact + 1e-4).all()
+
+
+def test_of_neurons_that_are_always_on_linear_bounds_are_exact():
+    network, kernels, _ = random_dense((5, 6, 3), 1, bias=30.0)
+    x, y = np.full((2, 5), 0.5, "float32"), np.array([0, 2])
+    rows = certify.specification(tf.constant(y), 3).numpy()
+    exact = true_margins(network, x, y) - 0.2 * np.abs(rows @ kernels[1] @ kernels[0]).sum(-1)
+    for method, slope in METHODS[1:]:
+        found = certify.margins(network, x, tf.constant(y), 0.2, method, slope=slope)
+        np.testing.assert_allclose(found, exact, atol=1e-4)
+
+
+def test_order_of_the_methods():
+    for seed in range(40):
+        network, _, _ = random_dense((4, 10, 10, 3), seed, bias=0.0)
+        x, y = np.random.default_rng(seed).random((2, 4)).astype("float32"), tf.constant([0, 1])
+
+        def found(method, epsilon=0.1, network=network, x=x, y=y, **more):
+            return certify.margins(network, x, y, epsilon, method, **more).numpy()
+
+        by_interval = found("ibp")
+        assert (found("crown-ibp", slope="zero-lb") >= by_interval - 1e-4).all()
+        best = found("crown-ibp", tight=True)
+        assert (best >= by_interval - 1e-5).all() and (best >= found("crown-ibp") - 1e-4).all()
+        assert (found("ibp", 0.2) <= by_interval + 1e-5).all()
+
+
+def zonotope_margins(kernels, biases, x, y, epsilon):
+    """Symbolic intervals carried forward, in NumPy: centre, generators, one fresh error per undecided neuron."""
+    lower, upper = np.maximum(x - epsilon, 0), np.minimum(x + epsilon, 1)
+    centre, generators = (lower + upper) / 2, np.diag((upper - lower) / 2)
+    for number, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        centre, generators = kernel @ centre + bias, kernel @ generators
+        if number == len(kernels) - 1:
+            break
+        radius = np.abs(generators).sum(1)
+        low, high = np.minimum(centre - radius, 0), np.maximum(centre + radius, 0)
+        slope = np.where(high > low, high / np.maximum(high - low, 1e-30), 0)
+        slope = np.where(centre - radius >= 0, 1.0, np.where(centre + radius <= 0, 0.0, slope))
+        error = np.where((low < 0) & (high > 0), -slope * low / 2, 0)
+        centre = slope * centre + error
+        generators = np.concatenate([slope[:, None] * generators, np.diag(error)], axis=1)
+    others = [j for j in range(len(centre)) if j != y]
+    return [centre[y] - centre[j] - np.abs(generators[y] - generators[j]).sum() for j in others]
+
+
+def test_parallel_lines_are_symbolic_intervals():
+    for seed in range(10):
+        network, kernels, biases = random_dense((5, 9, 8, 7, 4), seed, bias=0.0)
+        x = np.random.default_rng(seed).random((3, 5)).astype("float32")
+        y = np.array([0, 3, 1])
+        expected = [zonotope_margins(kernels, biases, *each, 0.05) for each in zip(x, y, strict=True)]
+        found = certify.margins(network, x, tf.constant(y), 0.05, "zonotope", chunk=4)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_exhaustively_on_a_grid():
+    grid = np.stack(np.meshgrid(*[np.linspace(-0.1, 0.1, 401)] * 2), -1).reshape(-1, 2)
+    network, _, _ = random_dense((2, 12, 12, 3), 5, bias=0.0)
+    x, y = np.array([[0.4, 0.6]], "float32"), np.array([1])
+    smallest = true_margins(network, (x + grid).astype("float32"), np.full(len(grid), 1)).min(0)
+    for method, slope in METHODS:
+        found = certify.margins(network, x, tf.constant(y), 0.1, method, slope=slope).numpy()[0]
+        assert (found <= smallest + 1e-5).all()
+    assert (smallest - certify.margins(network, x, tf.constant(y), 0.1, "crown").numpy()[0]).max() < 3
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+def test_gradients_reach_scores_and_kernels(method):
+    network = network_named("residual-subnet")
+    x, y = tf.random.stateless_uniform((2, 8, 8, 3), (1, 2)), tf.constant([0, 3])
+
+    @tf.function
+    def gradients():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(certify.margins(network, x, y, 0.02, method))
+        return tape.gradient(loss, network.trainable_variables)
+
+    names = [variable.path for variable in network.trainable_variables]
+    for name, gradient in zip(names, gradients(), strict=True):
+        assert gradient is not None and np.isfinite(gradient).all(), name
+        if "scores" in name or "kernel" in name:
+            assert np.abs(gradient).max() > 0, name
+
+
+def test_gradients_are_those_of_differences():
+    network, _, _ = random_dense((4, 8, 8, 3), 7, bias=0.1)
+    x, y = np.random.default_rng(0).random((3, 4)).astype("float32"), tf.constant([0, 1, 2])
+    kernel = network.layers[1].kernel
+
+    def loss():
+        found = certify.margins(network, x, y, 0.05, "crown-ibp", slope="zero-lb")
+        labels = tf.zeros(3, tf.int64)
+        logits = tf.concat([tf.zeros((3, 1)), -found], axis=1)
+        return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+    with tf.GradientTape() as tape:
+        value = loss()
+    gradient = tape.gradient(value, kernel).numpy()
+    start, direction = kernel.numpy(), np.random.default_rng(1).normal(size=kernel.shape).astype("float32")
+    values = []
+    for step in (-1e-3, 1e-3):
+        kernel.assign(start + step * direction)
+        values.append(float(loss()))
+    assert (values[1] - values[0]) / 2e-3 == pytest.approx(float((gradient * direction).sum()), rel=2e-2, abs=2e-3)
+
+
+def test_what_has_no_rule_is_refused_by_name():
+    def ending(*stack, shape=(8, 8, 3)):
+        x = inputs = keras.Input(shape)
+        for layer in stack:
+            x = layer(x)
+        return keras.Model(inputs, x)
+
+    flat, dense = keras.layers.Flatten(), keras.layers.Dense(3)
+    cases = [
+        (ending(flat, keras.layers.Dense(4, activation="tanh", name="odd"), dense), "activation tanh of odd"),
+        (
+            ending(keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax", name="p")),
+            "activation softmax of p",
+        ),
+        (
+            ending(keras.layers.Flatten(), keras.layers.Dense(3), keras.layers.Softmax(name="s")),
+            "layer s of type Softmax",
+        ),
+        (ending(keras.layers.Flatten(), keras.layers.LayerNormalization(name="ln"), keras.layers.Dense(3)), "layer ln"),
+        (
+            ending(
+                keras.layers.MaxPooling2D(3, padding="same", name="mp"), keras.layers.Flatten(), keras.layers.Dense(3)
+            ),
+            "mp pads",
+        ),
+        (
+            ending(keras.layers.ReLU(max_value=6, name="r6"), keras.layers.Flatten(), keras.layers.Dense(3)),
+            "r6 is no plain",
+        ),
+        (ending(keras.layers.Flatten(), keras.layers.Dense(3), keras.layers.ReLU()), "must end in a dense layer"),
+    ]
+    x, y = np.zeros((1, 8, 8, 3), "float32"), tf.constant([0])
+    for network, message in cases:
+        with pytest.raises(ValueError, match=message):
+            certify.margins(network, x, y, 0.1)
+    good = ending(keras.layers.Flatten(), keras.layers.Dense(3))
+    for arguments in ({"method": "milp"}, {"slope": "steep"}, {"norm": "L3"}):
+        with pytest.raises(ValueError, match="must be one of"):
+            certify.margins(good, x, y, 0.1, **arguments)

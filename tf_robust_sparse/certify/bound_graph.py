@@ -1,0 +1,201 @@
+"""A network as a graph of steps that bounds know how to pass: linear maps, ReLU, max-pooling and sums.
+
+Each Keras layer becomes one step or, with an activation, two. What no rule is known for is refused by name.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+
+_WITHOUT_NEGATIVE_COEFFICIENTS = (
+    keras.layers.Flatten,
+    keras.layers.Reshape,
+    keras.layers.ZeroPadding2D,
+    keras.layers.AveragePooling2D,
+    keras.layers.GlobalAveragePooling2D,
+)
+Map = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Linear(NamedTuple):
+    """`x -> apply(x) + bias`; `absolute` is the same map with absolute coefficients.
+
+    Attributes:
+        apply: From `(batch, ...)` to `(batch, ...)`, linear.
+        absolute: The same with the absolute values of its coefficients.
+        bias: Broadcasts to the output without its batch axis; `None` for none.
+        is_dense: Whether it is a matrix product over vectors.
+    """
+
+    apply: Map
+    absolute: Map
+    bias: tf.Tensor | None
+    is_dense: bool = False
+
+
+class ReLU(NamedTuple):
+    """`x -> max(x, 0)`."""
+
+
+class MaxPool(NamedTuple):
+    """Maxima over windows, without padding: the window's height and width, and the strides."""
+
+    window: tuple[int, int]
+    strides: tuple[int, int]
+
+
+class Sum(NamedTuple):
+    """The sum of several inputs."""
+
+
+class Input(NamedTuple):
+    """The images."""
+
+
+class Step(NamedTuple):
+    """One step: what it does, where its inputs come from, and the shape of its output without the batch."""
+
+    name: str
+    rule: Linear | ReLU | MaxPool | Sum | Input
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def bound_graph(network: keras.Model) -> list[Step]:
+    """Returns the steps of a functional or sequential network of known image size, in order; the last gives logits.
+
+    Effective kernels are read once, differentiably; batch norm is taken with its moving statistics.
+
+    Raises:
+        ValueError: if a layer has no rule, is called twice, or the network does not end in logits of a dense layer.
+    """
+    steps: list[Step] = []
+    outputs: dict[str, str] = {}  # layer -> its last step
+    for node in layers.graph(network):
+        layer = node.layer
+        if layer.name in outputs:
+            raise ValueError(f"The layer {layer.name} is called twice; bounds are known for layers called once")
+        shape = _shape(layer)
+        inputs = tuple(outputs[name] for name in node.inputs)
+        if isinstance(network, keras.Sequential) and not steps:
+            steps.append(Step("pixels", Input(), (), tuple(network.input_shape[1:])))
+            inputs = ("pixels",)
+        for rule, suffix in _rules(layer):
+            name = f"{layer.name}{suffix}"
+            steps.append(Step(name, rule, inputs, shape))
+            inputs = (name,)
+        outputs[layer.name] = inputs[0] if inputs else layer.name
+    last = steps[-1]
+    if not (isinstance(last.rule, Linear) and last.rule.is_dense and len(last.shape) == 1):
+        raise ValueError(
+            f"The network must end in a dense layer that gives logits, without softmax. Received: {last.name}"
+        )
+    return steps
+
+
+def _shape(layer: Any) -> tuple[int, ...]:
+    shape = layer.output.shape[1:]
+    if None in shape:
+        raise ValueError(f"Bounds need images of known size. Received: {layer.name} of shape {tuple(shape)}")
+    return tuple(shape)
+
+
+def _rules(layer: Any) -> list[tuple[Any, str]]:
+    """Returns the steps of a layer, with what is added to their names."""
+    if isinstance(layer, keras.layers.InputLayer):
+        return [(Input(), "")]
+    if hasattr(layer, "compute_effective_kernel") or isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
+        return [(_kernel_rule(layer), ""), *_activation(layer.name, layer.activation, "_activation")]
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return [(_batch_norm(layer), "")]
+    if isinstance(layer, keras.layers.ReLU):
+        if layer.max_value is not None or layer.negative_slope or layer.threshold:
+            raise ValueError(f"The layer {layer.name} is no plain ReLU; bounds are known for max(x, 0)")
+        return [(ReLU(), "")]
+    if isinstance(layer, keras.layers.Activation):
+        return _activation(layer.name, layer.activation, "") or [(_identity(), "")]
+    if isinstance(layer, keras.layers.Dropout):
+        return [(_identity(), "")]
+    if isinstance(layer, _WITHOUT_NEGATIVE_COEFFICIENTS):
+        return [(Linear(layer, layer, None), "")]
+    if isinstance(layer, keras.layers.MaxPooling2D):
+        return [(_max_pool(layer), "")]
+    if isinstance(layer, keras.layers.Add):
+        return [(Sum(), "")]
+    if isinstance(layer, keras.layers.Rescaling):
+        return [(_affine(np.asarray(layer.scale, "float32"), np.asarray(layer.offset, "float32")), "")]
+    if isinstance(layer, keras.layers.Normalization):
+        mean, deviation = (keras.ops.convert_to_numpy(v) for v in (layer.mean, keras.ops.sqrt(layer.variance)))
+        if layer.invert:
+            raise ValueError(f"The layer {layer.name} inverts a normalisation, which bounds know no rule for")
+        mean, deviation = mean.reshape(-1), np.maximum(deviation.reshape(-1), 1e-7)
+        return [(_affine(1 / deviation, -mean / deviation), "")]
+    raise ValueError(
+        f"Bounds know no rule for the layer {layer.name} of type {type(layer).__name__}; replace it by dense, Conv2D, "
+        "batch norm, ReLU, pooling, padding, flatten, reshape, add or rescaling layers"
+    )
+
+
+def _activation(name: str, activation: Any, suffix: str) -> list[tuple[Any, str]]:
+    if activation is keras.activations.linear:
+        return []
+    if activation is keras.activations.relu:
+        return [(ReLU(), suffix)]
+    found = getattr(activation, "__name__", type(activation).__name__)
+    raise ValueError(f"Bounds know no rule for the activation {found} of {name}; they know relu and linear")
+
+
+def _kernel_rule(layer: Any) -> Linear:
+    kernel = layer.effective_kernel if hasattr(layer, "compute_effective_kernel") else layer.kernel
+    kernel = tf.cast(tf.convert_to_tensor(kernel), tf.float32)
+    size = tf.abs(kernel)
+    bias = None if layer.bias is None else tf.cast(tf.convert_to_tensor(layer.bias), tf.float32)
+    if len(kernel.shape) == 2:
+        if len(layer.input.shape) != 2:
+            raise ValueError(f"The dense layer {layer.name} acts on the last of several axes; put a Flatten before it")
+        return Linear(lambda x: tf.matmul(x, kernel), lambda x: tf.matmul(x, size), bias, is_dense=True)
+    if getattr(layer, "groups", 1) != 1 or getattr(layer, "data_format", "channels_last") != "channels_last":
+        raise ValueError(f"The convolution {layer.name} has groups or channels first, which bounds know no rule for")
+    dilation = tuple(getattr(layer, "dilation_rate", (1, 1)))
+
+    def convolution(weights: tf.Tensor) -> Map:
+        if dilation == (1, 1):
+            return lambda x: layers.convolve(x, weights, layer.strides, layer.padding)
+        return lambda x: tf.nn.conv2d(x, weights, layer.strides, layer.padding.upper(), dilations=dilation)
+
+    return Linear(convolution(kernel), convolution(size), bias)
+
+
+def _batch_norm(layer: Any) -> Linear:
+    scale = tf.math.rsqrt(tf.convert_to_tensor(layer.moving_variance) + layer.epsilon)
+    if layer.gamma is not None:
+        scale *= tf.convert_to_tensor(layer.gamma)
+    shift = -tf.convert_to_tensor(layer.moving_mean) * scale
+    if layer.beta is not None:
+        shift += tf.convert_to_tensor(layer.beta)
+    if layer.axis not in (-1, len(layer.output.shape) - 1):
+        raise ValueError(f"The batch norm {layer.name} is over axis {layer.axis}; bounds are known for the last one")
+    return _affine(scale, shift)
+
+
+def _affine(scale: Any, shift: Any) -> Linear:
+    scale, shift = tf.cast(scale, tf.float32), tf.cast(shift, tf.float32)
+    size = tf.abs(scale)
+    return Linear(lambda x: x * scale, lambda x: x * size, shift)
+
+
+def _identity() -> Linear:
+    return Linear(tf.identity, tf.identity, None)
+
+
+def _max_pool(layer: Any) -> MaxPool:
+    if layer.padding != "valid":
+        sizes = zip(layer.input.shape[1:3], layer.pool_size, layer.strides, strict=True)
+        if any(size % stride or window != stride for size, window, stride in sizes):
+            raise ValueError(f'The max-pooling {layer.name} pads; bounds are known for padding="valid"')
+    return MaxPool(tuple(layer.pool_size), tuple(layer.strides))

@@ -1,0 +1,381 @@
+"""Bounds of every neuron over a ball around the image, and of the margins between logits: IBP, CROWN-IBP, CROWN.
+
+All of it is differentiable with respect to kernels, scores, biases and batch norm, and runs under `tf.function`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, Step, Sum, bound_graph
+
+SLOPES = ("adaptive", "zero-lb", "one-lb", "same-slope")
+METHODS = ("ibp", "crown-ibp", "crown", "zonotope")
+NORMS = ("Linf", "L2", "L1")
+_GUARD = 1e-8
+
+
+class Ball(NamedTuple):
+    """What the image may be: `lower` and `upper` `(batch, ...)`, pixels; in another norm the centre and radius too.
+
+    Attributes:
+        lower: Smallest values.
+        upper: Largest values.
+        centre: The image, or `None` in l-infinity.
+        radius: Of the ball in `norm`.
+        norm: `"Linf"`, `"L2"` or `"L1"`.
+    """
+
+    lower: tf.Tensor
+    upper: tf.Tensor
+    centre: tf.Tensor | None
+    radius: Any
+    norm: str
+
+
+class Interval(NamedTuple):
+    """Lower and upper bounds of the same shape."""
+
+    lower: tf.Tensor
+    upper: tf.Tensor
+
+
+def ball(x: tf.Tensor, epsilon: Any, norm: str = "Linf") -> Ball:
+    """Returns the ball of radius `epsilon` around images `x` in [0, 1], as far as it lies in [0, 1].
+
+    Args:
+        x: `(batch, ...)`, float32.
+        epsilon: Radius in pixels of [0, 1], a number or a scalar tensor.
+        norm: `"Linf"`, `"L2"` or `"L1"`; of the last two the part outside of [0, 1] is only cut off interval by
+            interval, which is sound.
+
+    Raises:
+        ValueError: if the norm is unknown.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"`norm` must be one of {', '.join(NORMS)}. Received: norm={norm!r}")
+    x = tf.cast(x, tf.float32)
+    lower, upper = tf.maximum(x - epsilon, 0.0), tf.minimum(x + epsilon, 1.0)
+    return Ball(lower, upper, None if norm == "Linf" else x, epsilon, norm)
+
+
+def specification(y: tf.Tensor, classes: int) -> tf.Tensor:
+    """Returns the rows `e_y - e_j` for all j other than y in rising order: `(batch, classes - 1, classes)`."""
+    others = np.array([[j for j in range(classes) if j != label] for label in range(classes)], np.int32)
+    own = tf.one_hot(y, classes)[:, tf.newaxis]
+    return own - tf.one_hot(tf.gather(others, y), classes)
+
+
+def margins(
+    network: keras.Model,
+    x: tf.Tensor,
+    y: tf.Tensor,
+    epsilon: Any,
+    method: str = "crown-ibp",
+    *,
+    slope: str = "adaptive",
+    norm: str = "Linf",
+    tight: bool = False,
+    chunk: int = 256,
+) -> tf.Tensor:
+    """Returns lower bounds of the logit of the class minus that of every other, over the ball.
+
+    An image is verified if all of them are positive.
+
+    Args:
+        network: A functional or sequential network of layers that `bound_graph` knows, which ends in logits.
+        x: `(batch, height, width, channels)`, in [0, 1].
+        y: `(batch,)`, integer labels.
+        epsilon: Radius in pixels of [0, 1].
+        method: `"ibp"`: intervals, the last layer merged with the margins. `"crown-ibp"`: one backward pass of linear
+            bounds through ReLUs bounded by intervals. `"crown"`: every ReLU bounded by a backward pass of its own.
+            `"zonotope"`: as `"crown"` with parallel lines, which equals symbolic intervals.
+        slope: Lower line of a ReLU that may be on or off: `"adaptive"`, `"zero-lb"`, `"one-lb"` or `"same-slope"`.
+        norm: Norm of the ball.
+        tight: Whether bounds between are intersected with intervals, and the better of both is returned.
+        chunk: Neurons bounded at once by `"crown"`, which bounds the memory.
+
+    Returns:
+        `(batch, classes - 1)`, float32, other classes in rising order.
+
+    Raises:
+        ValueError: if an argument is unknown or a layer has no rule.
+
+    Reference: [Gowal et al., 2018](https://arxiv.org/abs/1810.12715); [Zhang et al., 2018](https://arxiv.org/abs/1811.00866);
+        [Zhang et al., 2019](https://arxiv.org/abs/1906.06316).
+    """
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}")
+    if slope not in SLOPES:
+        raise ValueError(f"`slope` must be one of {', '.join(SLOPES)}. Received: slope={slope!r}")
+    steps = bound_graph(network)
+    around = ball(x, epsilon, norm)
+    rows = specification(y, steps[-1].shape[0])
+    intervals = interval_bounds(steps, around)
+    by_interval = _merged(steps, intervals, rows)
+    if method == "ibp":
+        return by_interval
+    if method != "crown-ibp":
+        slope = "same-slope" if method == "zonotope" else slope
+        intervals = crown_intervals(steps, around, intervals if tight else None, slope, chunk)
+    lower = linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope)
+    return tf.maximum(lower, by_interval) if tight else lower
+
+
+def interval_bounds(steps: list[Step], around: Ball) -> dict[str, Interval]:
+    """Returns the interval of the output of every step: `(batch, ...)` each.
+
+    In l2 and l1 the first linear step after the images is bounded by the ball itself.
+    """
+    found: dict[str, Interval] = {}
+    for step in steps:
+        found[step.name] = _interval(step, [found[name] for name in step.inputs], around)
+    if around.norm != "Linf":
+        found = _with_first_layers_of_the_ball(steps, found, around)
+    return found
+
+
+def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
+    rule = step.rule
+    if isinstance(rule, Input):
+        return Interval(around.lower, around.upper)
+    if isinstance(rule, Linear):
+        lower, upper = inputs[0]
+        centre, radius = rule.apply((upper + lower) / 2), rule.absolute((upper - lower) / 2)
+        if rule.bias is not None:
+            centre += rule.bias
+        return Interval(centre - radius, centre + radius)
+    if isinstance(rule, ReLU):
+        return Interval(tf.nn.relu(inputs[0].lower), tf.nn.relu(inputs[0].upper))
+    if isinstance(rule, MaxPool):
+        lower, upper = (tf.nn.max_pool2d(part, rule.window, rule.strides, "VALID") for part in inputs[0])
+        return Interval(lower, upper)
+    return Interval(tf.add_n([part.lower for part in inputs]), tf.add_n([part.upper for part in inputs]))
+
+
+def _with_first_layers_of_the_ball(steps: list[Step], found: dict[str, Interval], around: Ball) -> dict[str, Interval]:
+    """Bounds what depends on the images by linear steps alone through the ball, and the rest by intervals of that."""
+    linear = set()
+    bounds: dict[str, Interval] = {}
+    for number, step in enumerate(steps):
+        if isinstance(step.rule, Input):
+            linear.add(step.name)
+            bounds[step.name] = found[step.name]
+        elif isinstance(step.rule, (Linear, Sum)) and all(name in linear for name in step.inputs):
+            linear.add(step.name)
+            exact = _by_backward_passes(steps, number, {}, around, "same-slope", 256)
+            loose = _interval(step, [bounds[name] for name in step.inputs], around)
+            bounds[step.name] = Interval(tf.maximum(exact.lower, loose.lower), tf.minimum(exact.upper, loose.upper))
+        else:
+            bounds[step.name] = _interval(step, [bounds[name] for name in step.inputs], around)
+    return bounds
+
+
+def _merged(steps: list[Step], intervals: dict[str, Interval], rows: tf.Tensor) -> tf.Tensor:
+    """Lower bounds of `rows` times the logits by intervals, the last layer multiplied with the rows first."""
+    last = steps[-1]
+    assert isinstance(last.rule, Linear)
+    lower, upper = intervals[last.inputs[0]]
+    coefficients = _through(last.rule.apply, rows, tuple(lower.shape[1:]))
+    constant = _constant(last.rule, rows)
+    centre, radius = (upper + lower) / 2, (upper - lower) / 2
+    axes = list(range(2, len(coefficients.shape)))
+    return constant + tf.reduce_sum(
+        coefficients * centre[:, tf.newaxis] - tf.abs(coefficients) * radius[:, tf.newaxis], axis=axes
+    )
+
+
+def crown_intervals(
+    steps: list[Step], around: Ball, known: dict[str, Interval] | None, slope: str, chunk: int
+) -> dict[str, Interval]:
+    """Returns intervals of the inputs of every ReLU and max-pooling by backward passes of their own.
+
+    Args:
+        steps: The network.
+        around: The ball.
+        known: Intervals to intersect them with, or `None`.
+        slope: Lower line of undecided ReLUs.
+        chunk: Neurons of a step that are bounded at once.
+    """
+    needed = {step.inputs[0] for step in steps if isinstance(step.rule, (ReLU, MaxPool))}
+    found: dict[str, Interval] = {}
+    for number, step in enumerate(steps):
+        if step.name not in needed:
+            continue
+        first = isinstance(step.rule, Linear) and isinstance(_step(steps, step.inputs[0]).rule, Input)
+        if first and around.norm == "Linf":  # of one linear map the interval is exact
+            bounds = _interval(step, [Interval(around.lower, around.upper)], around)
+        else:
+            bounds = _by_backward_passes(steps, number, found, around, slope, chunk)
+        if known is not None:
+            bounds = Interval(
+                tf.maximum(bounds.lower, known[step.name].lower), tf.minimum(bounds.upper, known[step.name].upper)
+            )
+        found[step.name] = bounds
+    return found
+
+
+def _by_backward_passes(
+    steps: list[Step], number: int, intervals: dict[str, Interval], around: Ball, slope: str, chunk: int
+) -> Interval:
+    """Bounds the output of one step, some neurons at a time."""
+    shape = steps[number].shape
+    neurons = math.prod(shape)
+    batch = tf.shape(around.lower)[0]
+    parts: list[Interval] = []
+    for begin in range(0, neurons, chunk):
+        count = min(chunk, neurons - begin)
+        rows = tf.reshape(tf.one_hot(tf.range(begin, begin + count), neurons), (1, count, *shape))
+        rows = tf.broadcast_to(rows, (batch, count, *shape))
+        lower = linear_lower_bounds(steps, number, rows, intervals, around, slope)
+        upper = -linear_lower_bounds(steps, number, -rows, intervals, around, slope)
+        parts.append(Interval(lower, upper))
+    lower, upper = (tf.reshape(tf.concat(side, 1), (batch, *shape)) for side in zip(*parts, strict=True))
+    return Interval(lower, upper)
+
+
+def linear_lower_bounds(
+    steps: list[Step],
+    number: int,
+    rows: tf.Tensor,
+    intervals: dict[str, Interval],
+    around: Ball,
+    slope: str,
+    alphas: dict[str, tf.Tensor] | None = None,
+) -> tf.Tensor:
+    """Returns lower bounds of `rows` times the output of a step over the ball, by one backward pass.
+
+    Args:
+        steps: The network.
+        number: Of the step.
+        rows: `(batch, rows, *shape)`, coefficients of its output.
+        intervals: Of the inputs of every ReLU and max-pooling before it.
+        around: The ball.
+        slope: Lower line of undecided ReLUs.
+        alphas: Lower slopes by the name of the ReLU, `(batch, 1, *shape)` or one per row, in place of `slope`.
+
+    Returns:
+        `(batch, rows)`.
+    """
+    pending = {steps[number].name: rows}
+    total = tf.zeros(tf.shape(rows)[:2])
+    for step in reversed(steps[: number + 1]):
+        coefficients = pending.pop(step.name, None)
+        if coefficients is None:
+            continue
+        rule = step.rule
+        if isinstance(rule, Input):
+            total += _over_ball(coefficients, around)
+            continue
+        if isinstance(rule, Sum):
+            for name in step.inputs:
+                _add(pending, name, coefficients)
+            continue
+        before = _step(steps, step.inputs[0]).shape
+        if isinstance(rule, Linear):
+            total += _constant(rule, coefficients)
+            passed = _through(rule.apply, coefficients, before)
+        elif isinstance(rule, ReLU):
+            alpha = None if alphas is None else alphas.get(step.name)
+            passed, constant = _through_relu(coefficients, intervals[step.inputs[0]], slope, alpha)
+            total += constant
+        else:
+            passed, constant = _through_max_pool(coefficients, rule, intervals[step.inputs[0]], before)
+            total += constant
+        _add(pending, step.inputs[0], passed)
+    return total
+
+
+def _step(steps: list[Step], name: str) -> Step:
+    return next(step for step in steps if step.name == name)
+
+
+def _add(pending: dict[str, tf.Tensor], name: str, coefficients: tf.Tensor) -> None:
+    pending[name] = pending[name] + coefficients if name in pending else coefficients
+
+
+def _through(apply: Any, coefficients: tf.Tensor, before: tuple[int, ...]) -> tf.Tensor:
+    """Multiplies coefficients `(batch, rows, *after)` by the linear map: `(batch, rows, *before)`."""
+    batch, rows = tf.shape(coefficients)[0], tf.shape(coefficients)[1]
+    flat = tf.reshape(coefficients, (batch * rows, *coefficients.shape[2:]))
+    nowhere = tf.zeros((batch * rows, *before))
+    with tf.GradientTape() as tape:
+        tape.watch(nowhere)
+        there = apply(nowhere)
+    found = tape.gradient(there, nowhere, output_gradients=flat)
+    return tf.reshape(found, (batch, rows, *before))
+
+
+def _constant(rule: Linear, coefficients: tf.Tensor) -> tf.Tensor:
+    if rule.bias is None:
+        return tf.zeros(tf.shape(coefficients)[:2])
+    return tf.reduce_sum(coefficients * rule.bias, axis=list(range(2, len(coefficients.shape))))
+
+
+def relu_slopes(bounds: Interval, slope: str) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the upper line's slope and intercept and the lower line's slope of ReLUs with these inputs.
+
+    The upper slope carries gradients, the lower one does not, except where both are the same.
+    """
+    lower, upper = tf.minimum(bounds.lower, 0.0), tf.maximum(bounds.upper, 0.0)
+    upper = tf.maximum(upper, lower + _GUARD)
+    above = upper / (upper - lower)
+    if slope == "same-slope":
+        below = above
+    else:
+        threshold = {"adaptive": above > 0.5, "zero-lb": above >= 1.0, "one-lb": above > 0.0}[slope]
+        below = tf.stop_gradient(tf.cast(threshold, tf.float32))
+    return above, -above * lower, below
+
+
+def _through_relu(
+    coefficients: tf.Tensor, bounds: Interval, slope: str, alpha: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    above, intercept, below = (part[:, tf.newaxis] for part in relu_slopes(bounds, slope))
+    if alpha is not None:  # of decided ReLUs the line is known
+        decided = ((bounds.lower >= 0) | (bounds.upper <= 0))[:, tf.newaxis]
+        below = tf.where(decided, tf.cast(bounds.lower >= 0, tf.float32)[:, tf.newaxis], alpha)
+    positive, negative = tf.maximum(coefficients, 0.0), tf.minimum(coefficients, 0.0)
+    constant = tf.reduce_sum(negative * intercept, axis=list(range(2, len(coefficients.shape))))
+    return below * positive + above * negative, constant
+
+
+def _through_max_pool(
+    coefficients: tf.Tensor, rule: MaxPool, bounds: Interval, before: tuple[int, ...]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Below, the input of largest lower bound; above, that one if it is always the largest, else a constant."""
+    taps, channels = math.prod(rule.window), before[-1]
+
+    def windows(x: tf.Tensor) -> tf.Tensor:
+        size, strides = (1, *rule.window, 1), (1, *rule.strides, 1)
+        patches = tf.image.extract_patches(x, size, strides, (1, 1, 1, 1), "VALID")
+        return tf.reshape(patches, (tf.shape(x)[0], *patches.shape[1:3], taps, channels))
+
+    lower, upper = windows(bounds.lower), windows(bounds.upper)
+    chosen = tf.one_hot(tf.argmax(lower, axis=3), taps, axis=3)
+    others = tf.reduce_max(tf.where(chosen > 0, -math.inf, upper), axis=3)
+    decided = tf.reduce_max(lower, axis=3) >= others
+    positive, negative = tf.maximum(coefficients, 0.0), tf.minimum(coefficients, 0.0)
+    passed = positive + tf.where(decided[:, tf.newaxis], negative, 0.0)
+    spread = passed[:, :, :, :, tf.newaxis] * chosen[:, tf.newaxis]
+    ceiling = tf.where(decided, 0.0, tf.reduce_max(upper, axis=3))
+    constant = tf.reduce_sum(negative * ceiling[:, tf.newaxis], axis=[2, 3, 4])
+    return _through(windows, spread, before), constant
+
+
+def _over_ball(coefficients: tf.Tensor, around: Ball) -> tf.Tensor:
+    """Smallest value of `coefficients` times the image over the ball: `(batch, rows)`."""
+    axes = list(range(2, len(coefficients.shape)))
+    lower, upper = around.lower[:, tf.newaxis], around.upper[:, tf.newaxis]
+    box = tf.reduce_sum(tf.maximum(coefficients, 0.0) * lower + tf.minimum(coefficients, 0.0) * upper, axis=axes)
+    if around.centre is None:
+        return box
+    if around.norm == "L2":
+        dual = tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(coefficients), axis=axes), 1e-24))
+    else:
+        dual = tf.reduce_max(tf.abs(coefficients), axis=axes)
+    at_centre = tf.reduce_sum(coefficients * around.centre[:, tf.newaxis], axis=axes)
+    return tf.maximum(box, at_centre - around.radius * dual)
