@@ -233,3 +233,24 @@ def test_flags_of_a_phase_count_in_it_and_nowhere_else(parse):
     assert lengths("--exp_mode=prune")[1] == 7
     assert lengths("--exp_mode=prune", "--prune_epochs=3")[1] == 3
     assert lengths("--exp_mode=finetune", "--prune_epochs=3")[2] == 7
+
+
+@pytest.mark.parametrize("trainer", ["adv", "smooth"])
+def test_half_of_a_batch_may_be_pseudo_labelled(trainer, tmp_path):
+    random = np.random.default_rng(0)
+    colours = {
+        name: random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for name, n in (("train", 128), ("test", 8))
+    }
+    labels = {name: np.arange(len(images)) % 10 for name, images in colours.items()}
+    arrays = {f"{key}_{name}": value[name] for key, value in (("x", colours), ("y", labels)) for name in value}
+    np.savez(tmp_path / "own.npz", **arrays)
+    np.savez(tmp_path / "pseudo.npz", data=colours["train"][:40], extrapolated_targets=labels["train"][:40])
+    trs.save_network(trs.models.small_cnn(padding_mode="symmetric", seed=0), tmp_path / "dense")
+    command = (
+        *(HYDRA, f"--data={tmp_path / 'own.npz'}", "--model=small_cnn", "--batch_size=32", "--num_steps=1"),
+        *("--pgd_iters=1", "--pgd_restarts=1", "--exp_mode=prune", "--k=0.2", "--epochs=1", "--scaled_score_init"),
+        *(f"--source_net={tmp_path / 'dense'}", f"--output_dir={tmp_path / 'run'}", f"--trainer={trainer}"),
+        *(f"--pseudo_labels={tmp_path / 'pseudo.npz'}", "--semisup_fraction=0.5"),
+    )
+    done = run_script(*command, "--is_semisup").expect()
+    assert "1 epochs of 7 steps" in done.out  # of 116 labelled images 16 in a batch
