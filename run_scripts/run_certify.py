@@ -1,11 +1,14 @@
 """Certifies a network: the share of test images whose class no perturbation within a radius can change.
 
     python run_scripts/run_certify.py --saved_model_or_network=runs/compact --data=cifar10 --data_dir=DIR --sigma=0.25
+    python run_scripts/run_certify.py --saved_model_or_network=runs/compact --data=cifar10 --data_dir=DIR \\
+        --method=crown-ibp --epsilon=2/255
 
 Randomized smoothing certifies l2 radii of the classifier that asks the network many times under Gaussian noise, each
-certificate true with probability 1 - alpha; train for it with --trainer=smooth. Writes a table with a line per image,
-from which an interrupted certification goes on, the certified accuracy over radii as JSON and, where matplotlib is
-installed, as a figure.
+certificate true with probability 1 - alpha; train for it with --trainer=smooth. The other methods bound every neuron of
+the network itself over a ball of radius epsilon, without a chance of error, and stand beside PGD on the same images.
+Writes a table with a line per image, from which an interrupted certification goes on, and the accuracies as JSON; of
+smoothing also the curve over radii, where matplotlib is installed.
 """
 
 import sys
@@ -18,18 +21,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from run_scripts import command_line, common_flags, run_directory  # isort: skip
 
+import keras
 import numpy as np
+import tensorflow as tf
 import tqdm
 from absl import flags
 
 import tf_robust_sparse as trs
 
 FLAGS = flags.FLAGS
+_BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
+_OF_SMOOTHING = ("sigma", "n0", "n", "alpha", "radii")
+_OF_BOUNDS = ("epsilon", "norm", "slope", "tight", "chunk")
+_PGD = {"Linf": trs.attacks.LinfPGD, "L2": trs.attacks.L2PGD}
 _RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball of 2/255 in l-infinity of CIFAR
 
 common_flags.define_data()
 with command_line.section("Certificates"):
-    flags.DEFINE_enum("method", "smoothing", ["smoothing"], "How certificates are found.")
+    flags.DEFINE_enum("method", "smoothing", ["smoothing", *_BOUNDS], "How certificates are found.")
+    command_line.define_number("epsilon", None, "Of bounds: radius in pixels of [0, 1], such as 2/255.", excluded=0)
+    flags.DEFINE_enum("norm", "Linf", ["Linf", "L2", "L1"], "Of bounds: norm of the ball.")
+    flags.DEFINE_enum(
+        "slope", "adaptive", ["adaptive", "zero-lb", "one-lb", "same-slope"], "Of CROWN: lower line of undecided ReLUs."
+    )
+    flags.DEFINE_bool("tight", True, "Of CROWN: intersect with intervals, and take the better of both.")
+    flags.DEFINE_integer("chunk", 256, "Of CROWN: neurons bounded at once; fewer take less memory.", 1)
     command_line.define_number("sigma", 0.25, "Standard deviation of the noise, in pixels of [0, 1].", excluded=0)
     flags.DEFINE_integer("n0", 100, "Answers under noise that select the class.", 1)
     flags.DEFINE_integer("n", 10_000, "Further answers that estimate its probability.", 1)
@@ -49,19 +65,57 @@ with command_line.section("Files"):
 def main() -> None:
     """Loads, certifies, reports."""
     common_flags.check()
-    if FLAGS.n < FLAGS.n0:
-        raise command_line.BadFlag(f"--n={FLAGS.n}: expected at least --n0. Received: --n0={FLAGS.n0}")
-    if FLAGS.alpha == 1:
-        raise command_line.BadFlag("--alpha=1: expected a probability below 1")
+    _check()
     path, model = _load()
     results_file, table = _files(path)
     images = common_flags.dataset()
     x, y = np.asarray(images.test_images), images.test_labels
     x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
-    smoothed = trs.certify.SmoothedClassifier(model, FLAGS.sigma, FLAGS.batch_size, FLAGS.seed)
     begin = time.perf_counter()
-    total = len(range(0, len(x), FLAGS.skip)[: FLAGS.max_examples])
-    bar = tqdm.tqdm(total=total, unit="image", mininterval=0.1 if sys.stderr.isatty() else 20.0)
+    found = (_smooth if FLAGS.method == "smoothing" else _verify)(model, x, y, table)
+    results = {
+        "method": FLAGS.method,
+        **found,
+        "seconds": time.perf_counter() - begin,
+        "seed": FLAGS.seed,
+        "network": str(path),
+        "data": {"name": images.name, "origin": images.origin},
+        "versions": run_directory.versions(),
+    }
+    run_directory.write_json(results_file, results)
+    show(results)
+    print(f"Table               {table}")
+    print(f"Record              {results_file}")
+    if FLAGS.method == "smoothing":
+        try:
+            trs.evaluation.draw_certified(results["curve"], FLAGS.sigma, results_file.with_suffix(".png"))
+        except ValueError as error:  # without matplotlib there is no figure
+            print(f"Note: {error}")
+
+
+def _check() -> None:
+    if FLAGS.n < FLAGS.n0:
+        raise command_line.BadFlag(f"--n={FLAGS.n}: expected at least --n0. Received: --n0={FLAGS.n0}")
+    if FLAGS.alpha == 1:
+        raise command_line.BadFlag("--alpha=1: expected a probability below 1")
+    if FLAGS.method != "smoothing" and FLAGS.epsilon is None:
+        raise command_line.BadFlag(
+            f"--method={FLAGS.method}: expected --epsilon=2/255 or the like. Received: no such flag"
+        )
+    if FLAGS.method != "smoothing" and FLAGS.norm == "Linf" and FLAGS.epsilon >= 1:
+        raise command_line.BadFlag(f"--epsilon={FLAGS.epsilon:g}: expected a radius below 1, such as 2/255")
+    used = _OF_SMOOTHING if FLAGS.method != "smoothing" else _OF_BOUNDS
+    for name in used:
+        if FLAGS[name].present:
+            raise command_line.BadFlag(
+                f"--{name}: expected another --method with it. Received: --method={FLAGS.method}"
+            )
+
+
+def _smooth(model: Callable[..., Any], x: np.ndarray, y: np.ndarray, table: Path) -> dict[str, Any]:
+    """Certifies by smoothing; returns the entries of the record."""
+    smoothed = trs.certify.SmoothedClassifier(model, FLAGS.sigma, FLAGS.batch_size, FLAGS.seed)
+    bar = _bar(len(x))
     with bar, command_line.about("saved_model_or_network", "data", "outfile"):
         rows = trs.certify.certify_images(
             smoothed,
@@ -78,41 +132,100 @@ def main() -> None:
     radii = sorted({0.0, *(FLAGS.radii or _RADII)})
     accuracies = trs.certify.certified_accuracy(rows, radii)
     sure = [trs.certify.high_probability_accuracy(value, len(rows), FLAGS.alpha) for value in accuracies]
-    curve = _curve(rows)
-    results = {
-        "method": FLAGS.method,
-        **{name: FLAGS[name].value for name in ("sigma", "n0", "n", "alpha", "skip", "seed", "batch_size")},
+    return {
+        **{name: FLAGS[name].value for name in ("sigma", "n0", "n", "alpha", "skip", "batch_size")},
         "images": len(rows),
         "certified_accuracy": [
             {"radius": radius, "accuracy": accuracy, "with_probability_0.999": max(0.0, least)}
             for radius, accuracy, least in zip(radii, accuracies, sure, strict=True)
         ],
         "abstained": sum(row.prediction == trs.certify.ABSTAIN for row in rows) / len(rows),
-        "curve": curve,
-        "seconds": time.perf_counter() - begin,
-        "network": str(path),
-        "data": {"name": images.name, "origin": images.origin},
-        "versions": run_directory.versions(),
+        "curve": _curve(rows),
     }
-    run_directory.write_json(results_file, results)
-    show(results, results_file, table)
-    try:
-        trs.evaluation.draw_certified(curve, FLAGS.sigma, results_file.with_suffix(".png"))
-    except ValueError as error:  # without matplotlib there is no figure
-        print(f"Note: {error}")
 
 
-def show(results: dict[str, Any], results_file: Path, table: Path) -> None:
-    """Prints the certified accuracies and where everything is."""
+def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str, Any]:
+    """Verifies by bounds, and attacks the same images; returns the entries of the record."""
+    if not isinstance(network, keras.Model):
+        raise command_line.BadFlag(
+            f"--method={FLAGS.method}: expected a network.keras or the directory of a run, whose layers can be read. "
+            "Received: a SavedModel"
+        )
+    method = "zonotope" if FLAGS.method == "mixtrain" else FLAGS.method
+    bar = _bar(len(x))
+    with bar, command_line.about("saved_model_or_network", "data", "outfile", "epsilon"):
+        rows = trs.certify.verify_images(
+            network,
+            x,
+            y,
+            FLAGS.epsilon,
+            method,
+            table,
+            slope=FLAGS.slope,
+            norm=FLAGS.norm,
+            tight=FLAGS.tight and method != "ibp",
+            chunk=FLAGS.chunk,
+            batch_size=FLAGS.batch_size,
+            skip=FLAGS.skip,
+            max_examples=FLAGS.max_examples,
+            progress=lambda _: bar.update(),
+        )
+    x, y = (part[:: FLAGS.skip][: FLAGS.max_examples] for part in (x, y))
+    verified = np.array([row.verified for row in rows])
+    record = {
+        **{name: FLAGS[name].value for name in ("epsilon", "norm", "slope", "tight", "skip", "batch_size")},
+        "images": len(rows),
+        "clean_accuracy": float(np.mean([row.prediction == row.label for row in rows])),
+        "verified_accuracy": float(verified.mean()),
+    }
+    if FLAGS.norm in _PGD:
+        attack = _PGD[FLAGS.norm](FLAGS.epsilon, num_steps=50, restarts=1, seed=FLAGS.seed)
+        stands = _standing(network, x, y, attack)
+        record["pgd_accuracy"] = float(stands.mean())
+        if (verified & ~stands).any():
+            first = rows[int(np.flatnonzero(verified & ~stands)[0])].image
+            raise RuntimeError(
+                f"image {first} is verified and yet an attack breaks it: the bounds are wrong; please report this "
+                "network"
+            )
+    return record
+
+
+def _standing(network: Any, x: np.ndarray, y: np.ndarray, attack: Any) -> np.ndarray:
+    found = []
+    for start in range(0, len(x), FLAGS.batch_size):
+        images, labels = (
+            tf.constant(x[start : start + FLAGS.batch_size]),
+            tf.constant(y[start : start + FLAGS.batch_size]),
+        )
+        answers = network(attack(network, images, labels), training=False)
+        found.append(tf.argmax(answers, axis=1).numpy() == labels.numpy())
+    return np.concatenate(found) & (network.predict(x, batch_size=FLAGS.batch_size, verbose=0).argmax(1) == y)
+
+
+def _bar(images: int) -> tqdm.tqdm:
+    total = len(range(0, images, FLAGS.skip)[: FLAGS.max_examples])
+    return tqdm.tqdm(total=total, unit="image", mininterval=0.1 if sys.stderr.isatty() else 20.0)
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints the certified accuracies."""
     print()
-    for row in results["certified_accuracy"]:
+    for row in results.get("certified_accuracy", ()):
         print(
             f"Certified at l2 {row['radius']:.3f}  {100 * row['accuracy']:6.2f} %   of {results['images']} images; at "
             f"least {100 * row['with_probability_0.999']:.2f} % with probability 0.999"
         )
-    print(f"Abstained           {100 * results['abstained']:6.2f} %")
-    print(f"Table               {table}")
-    print(f"Record              {results_file}")
+    if "abstained" in results:
+        print(f"Abstained           {100 * results['abstained']:6.2f} %")
+        return
+    print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['images']} test images")
+    if "pgd_accuracy" in results:
+        print(
+            f"PGD-50              {100 * results['pgd_accuracy']:6.2f} %   {results['norm']}, epsilon "
+            f"{results['epsilon']:.4g}"
+        )
+    print(f"Verified            {100 * results['verified_accuracy']:6.2f} %   {results['method']}")
 
 
 def _load() -> tuple[Path, Callable[..., Any]]:

@@ -63,11 +63,36 @@ def test_goes_on_with_its_table(run, tmp_path):
     assert done.code == 1 and "of other settings" in done.err
 
 
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain"])
+def test_bounds_beside_pgd(method, run, tmp_path):
+    few = ("--data=fashion_mnist_sample", "--test_examples=24", "--batch_size=8", "--skip=2", "--epsilon=1/255")
+    command = (CERTIFY, *few, f"--saved_model_or_network={run}", f"--method={method}", "--chunk=512")
+    done = run_script(*command, f"--results_file={tmp_path / 'a.json'}").expect()
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["images"] == 12 and len((tmp_path / "a.tsv").read_text().splitlines()) == 14
+    assert record["verified_accuracy"] <= record["pgd_accuracy"] <= record["clean_accuracy"]
+    if method != "ibp":
+        assert record["verified_accuracy"] > 0
+    assert f"Verified            {100 * record['verified_accuracy']:6.2f} %   {method}" in done.out
+
+
 def test_bad_input(run, tmp_path):
     path = f"--saved_model_or_network={run}"
     assert_explained(run_script(CERTIFY, *FEW), "--saved_model_or_network", "no such flag")
     assert_explained(run_script(CERTIFY, *FEW, "--saved_model_or_network=no"), "does not exist")
     assert_explained(run_script(CERTIFY, *FEW, path, "--sigma=0"), "--sigma=0", "above 0")
+    bounds = ("--data=fashion_mnist_sample", path, "--method=ibp")
+    assert_explained(run_script(CERTIFY, *bounds), "--method=ibp", "--epsilon=2/255")
+    assert_explained(run_script(CERTIFY, *bounds, "--epsilon=1"), "--epsilon=1", "below 1")
+    assert_explained(run_script(CERTIFY, *bounds, "--epsilon=0.1", "--sigma=0.1"), "--sigma", "--method=ibp")
+    assert_explained(run_script(CERTIFY, *FEW, path, "--chunk=9"), "--chunk", "--method=smoothing")
+    saved = (
+        "--data=fashion_mnist_sample",
+        f"--saved_model_or_network={run / 'serve'}",
+        "--method=ibp",
+        "--epsilon=0.1",
+    )
+    assert_explained(run_script(CERTIFY, *saved), "--method=ibp", "a SavedModel")
     assert_explained(run_script(CERTIFY, *FEW, path, "--n=10"), "--n=10", "--n0=20")
     assert_explained(run_script(CERTIFY, *FEW, path, "--alpha=1"), "--alpha=1", "below 1")
     assert_explained(run_script(CERTIFY, *FEW, path, f"--outfile={tmp_path}"), "--outfile", "a directory of that name")

@@ -11,12 +11,14 @@ from tf_robust_sparse.certify.smoothing import (
     lower_confidence_bound,
     prediction_p_value,
 )
+from tf_robust_sparse.certify.verification import VerifiedImage, verify_images
 
 __all__ = [
     "ABSTAIN",
     "Certificate",
     "CertifiedImage",
     "SmoothedClassifier",
+    "VerifiedImage",
     "certified_accuracy",
     "certified_radius",
     "certify_images",
@@ -25,4 +27,5 @@ __all__ = [
     "margins",
     "prediction_p_value",
     "specification",
+    "verify_images",
 ]

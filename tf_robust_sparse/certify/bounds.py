@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, Step, Sum, bound_graph
 
 SLOPES = ("adaptive", "zero-lb", "one-lb", "same-slope")
-METHODS = ("ibp", "crown-ibp", "crown", "zonotope")
+METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "zonotope")
 NORMS = ("Linf", "L2", "L1")
 _GUARD = 1e-8
 
@@ -92,7 +92,8 @@ def margins(
         epsilon: Radius in pixels of [0, 1].
         method: `"ibp"`: intervals, the last layer merged with the margins. `"crown-ibp"`: one backward pass of linear
             bounds through ReLUs bounded by intervals. `"crown"`: every ReLU bounded by a backward pass of its own.
-            `"zonotope"`: as `"crown"` with parallel lines, which equals symbolic intervals.
+            `"alpha-crown"`: as `"crown"`, the lower lines of the last pass then moved by gradients, for each margin
+            its own. `"zonotope"`: as `"crown"` with parallel lines, which equals symbolic intervals.
         slope: Lower line of a ReLU that may be on or off: `"adaptive"`, `"zero-lb"`, `"one-lb"` or `"same-slope"`.
         norm: Norm of the ball.
         tight: Whether bounds between are intersected with intervals, and the better of both is returned.
@@ -105,7 +106,8 @@ def margins(
         ValueError: if an argument is unknown or a layer has no rule.
 
     Reference: [Gowal et al., 2018](https://arxiv.org/abs/1810.12715); [Zhang et al., 2018](https://arxiv.org/abs/1811.00866);
-        [Zhang et al., 2019](https://arxiv.org/abs/1906.06316).
+        [Zhang et al., 2019](https://arxiv.org/abs/1906.06316); moved slopes:
+        [Xu et al., 2021](https://arxiv.org/abs/2011.13824).
     """
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}")
@@ -121,7 +123,10 @@ def margins(
     if method != "crown-ibp":
         slope = "same-slope" if method == "zonotope" else slope
         intervals = crown_intervals(steps, around, intervals if tight else None, slope, chunk)
-    lower = linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope)
+    if method == "alpha-crown":
+        lower = _with_moved_slopes(steps, rows, intervals, around, slope)
+    else:
+        lower = linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope)
     return tf.maximum(lower, by_interval) if tight else lower
 
 
@@ -287,6 +292,48 @@ def linear_lower_bounds(
             total += constant
         _add(pending, step.inputs[0], passed)
     return total
+
+
+def _with_moved_slopes(
+    steps: list[Step],
+    rows: tf.Tensor,
+    intervals: dict[str, Interval],
+    around: Ball,
+    slope: str,
+    iterations: int = 20,
+    rate: float = 0.25,
+) -> tf.Tensor:
+    """Moves the lower slopes of undecided ReLUs, each row its own, up the gradient of its bound; keeps the best."""
+    relus = [step for step in steps if isinstance(step.rule, ReLU)]
+    number_of_rows = tf.shape(rows)[1]
+    begin = []
+    for step in relus:
+        below = relu_slopes(intervals[step.inputs[0]], slope)[2][:, tf.newaxis]
+        begin.append(tf.repeat(below, number_of_rows, axis=1))
+
+    def bound(alphas: list[tf.Tensor]) -> tf.Tensor:
+        named = {step.name: alpha for step, alpha in zip(relus, alphas, strict=True)}
+        return linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope, named)
+
+    def move(iteration: tf.Tensor, best: tf.Tensor, alphas: list[tf.Tensor]) -> tuple[Any, ...]:
+        with tf.GradientTape() as tape:
+            tape.watch(alphas)
+            lower = bound(alphas)
+        gradients = tape.gradient(lower, alphas, unconnected_gradients="zero")
+        length = rate * 0.9 ** tf.cast(iteration, tf.float32)
+        moved = [
+            tf.clip_by_value(alpha + length * tf.sign(gradient), 0.0, 1.0)
+            for alpha, gradient in zip(alphas, gradients, strict=True)
+        ]
+        return iteration + 1, tf.maximum(best, lower), moved
+
+    first = bound(begin)
+    if not relus:
+        return first
+    _, best, _ = tf.while_loop(
+        lambda iteration, *_: iteration < iterations, move, (tf.constant(0), first, begin), parallel_iterations=1
+    )
+    return best
 
 
 def _step(steps: list[Step], name: str) -> Step:

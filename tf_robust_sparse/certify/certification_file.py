@@ -1,6 +1,5 @@
 """Certificates of many images, in a table that grows line by line and can be gone on with."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tf_robust_sparse.certify import table
 from tf_robust_sparse.certify.smoothing import ABSTAIN, SmoothedClassifier, check_settings
 
 _COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
@@ -64,7 +64,7 @@ def certify_images(
         **{"n0": n0, "n": n, "alpha": alpha, "images": len(x)},
     }
     chosen = range(0, len(x), skip)[:max_examples]
-    done = _begin(Path(path), settings) if path is not None else {}
+    done = table.begin(Path(path), settings, _COLUMNS, _parse) if path is not None else {}
     rows = []
     for index in chosen:
         row = done.get(index)
@@ -75,8 +75,7 @@ def certify_images(
             seconds = time.perf_counter() - begin
             row = CertifiedImage(index, int(y[index]), found.prediction, found.radius, correct, seconds)
             if path is not None:
-                with Path(path).open("a") as file:
-                    file.write(_line(row))
+                table.append(Path(path), _values(row))
         elif row.label != int(y[index]):
             raise ValueError(
                 f"{os.fspath(path) if path else ''} has label {row.label} for image {index}, the data {int(y[index])}: "
@@ -93,44 +92,15 @@ def certified_accuracy(rows: Sequence[CertifiedImage], radii: Sequence[float]) -
     return [float((reached >= radius).mean()) for radius in radii]
 
 
-def _begin(path: Path, settings: dict[str, Any]) -> dict[int, CertifiedImage]:
-    """Returns the lines of a table that was begun, by index, or begins one."""
-    head = f"# {json.dumps(settings)}\n" + "\t".join(_COLUMNS) + "\n"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(head)
-        return {}
-    text = path.read_text(errors="replace")
-    if not text.startswith(head):
-        first = text.partition("\n")[0]
-        raise ValueError(
-            f"{path} is of other settings, or no table of certificates; pass another file. "
-            f"Received: one that begins with {first[:200]!r}"
-        )
-    lines = text[len(head) :].splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):  # a kill in the middle of a line
-        lines.pop()
-        path.write_text(head + "".join(lines))
-    found = {}
-    for number, line in enumerate(lines, start=3):
-        row = _parse(line)
-        if row is None:
-            raise ValueError(f"{path}, line {number} is damaged: {line.strip()[:80]!r}; delete the line or the file")
-        found[row.image] = row
-    return found
+def _values(row: CertifiedImage) -> tuple[Any, ...]:
+    return (row.image, row.label, row.prediction, repr(row.radius), int(row.correct), f"{row.seconds:.3f}")
 
 
-def _line(row: CertifiedImage) -> str:
-    values = (row.image, row.label, row.prediction, repr(row.radius), int(row.correct), f"{row.seconds:.3f}")
-    return "\t".join(str(value) for value in values) + "\n"
-
-
-def _parse(line: str) -> CertifiedImage | None:
-    parts = line.rstrip("\n").split("\t")
+def _parse(words: list[str]) -> CertifiedImage | None:
     try:
-        index, label, prediction = (int(part) for part in parts[:3])
-        radius, correct, seconds = float(parts[3]), int(parts[4]), float(parts[5])
-    except (ValueError, IndexError):
+        image, label, prediction = (int(word) for word in words[:3])
+        radius, correct, seconds = float(words[3]), int(words[4]), float(words[5])
+    except ValueError:
         return None
-    sane = len(parts) == len(_COLUMNS) and index >= 0 and radius >= 0 and correct == (prediction == label)
-    return CertifiedImage(index, label, prediction, radius, bool(correct), seconds) if sane else None
+    sane = radius >= 0 and correct == (prediction == label)
+    return CertifiedImage(image, label, prediction, radius, bool(correct), seconds) if sane else None

@@ -1,0 +1,54 @@
+"""A tab-separated table with a line per image that grows line by line and can be gone on with."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+Row = TypeVar("Row")
+
+
+def begin(
+    path: Path, settings: dict[str, Any], columns: Sequence[str], parse: Callable[[list[str]], Row | None]
+) -> dict[int, Row]:
+    """Returns the rows of a table that was begun with the same settings, by image, or begins one.
+
+    Args:
+        path: The file.
+        settings: What the rows depend on, ready for JSON; the first line of the file.
+        columns: Names, of which the first is the index of the image; the second line.
+        parse: From the words of a line to a row, or `None` if they are none.
+
+    Raises:
+        ValueError: if the file is of other settings, no such table, or a line of it is damaged.
+    """
+    head = f"# {json.dumps(settings)}\n" + "\t".join(columns) + "\n"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(head)
+        return {}
+    text = path.read_text(errors="replace")
+    if not text.startswith(head):
+        first = text.partition("\n")[0]
+        raise ValueError(
+            f"{path} is of other settings, or no table of certificates; pass another file. "
+            f"Received: one that begins with {first[:200]!r}"
+        )
+    lines = text[len(head) :].splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):  # a kill in the middle of a line
+        lines.pop()
+        path.write_text(head + "".join(lines))
+    found: dict[int, Row] = {}
+    for number, line in enumerate(lines, start=3):
+        words = line.rstrip("\n").split("\t")
+        row = parse(words) if len(words) == len(columns) and words[0].isdigit() else None
+        if row is None:
+            raise ValueError(f"{path}, line {number} is damaged: {line.strip()[:80]!r}; delete the line or the file")
+        found[int(words[0])] = row
+    return found
+
+
+def append(path: Path, values: Sequence[Any]) -> None:
+    """Writes one line."""
+    with path.open("a") as file:
+        file.write("\t".join(str(value) for value in values) + "\n")

@@ -1,0 +1,120 @@
+"""Verified accuracy: the share of images on which bounds exclude every wrong class over a ball."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.certify import table
+from tf_robust_sparse.certify.bounds import margins
+
+SAFETY = 1e-6  # what a margin must exceed, for float32 rounds
+_COLUMNS = ("idx", "label", "predict", "verified", "margin", "time")
+
+
+class VerifiedImage(NamedTuple):
+    """One line of the table: `margin` is the smallest lower bound of a margin, `seconds` its share of a batch."""
+
+    image: int
+    label: int
+    prediction: int
+    verified: bool
+    margin: float
+    seconds: float
+
+
+def verify_images(
+    network: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    epsilon: float,
+    method: str = "crown-ibp",
+    path: str | os.PathLike | None = None,
+    *,
+    slope: str = "adaptive",
+    norm: str = "Linf",
+    tight: bool = True,
+    chunk: int = 256,
+    batch_size: int = 64,
+    skip: int = 1,
+    max_examples: int | None = None,
+    progress: Callable[[VerifiedImage], None] = lambda _: None,
+) -> list[VerifiedImage]:
+    """Verifies every `skip`-th image: right, and every margin above 1e-6 over the whole ball.
+
+    Args:
+        network: See `margins`.
+        x: `(images, height, width, channels)`, float32, in [0, 1].
+        y: `(images,)`, integer labels.
+        epsilon: Radius in pixels of [0, 1], above 0 and below 1.
+        method: See `margins`, as `slope`, `norm`, `tight` and `chunk`.
+        path: Tab-separated table, written batch by batch; what it holds already, of the same settings, is not done
+            again.
+        batch_size: Images at once.
+        skip: Distance between the images, at least 1.
+        max_examples: Largest number of images to verify.
+        progress: Called with each line.
+
+    Raises:
+        ValueError: if the settings are out of range, a layer has no rule, or the table is damaged or of other settings.
+    """
+    if (not 0 < epsilon < 1 and norm == "Linf") or not epsilon > 0:
+        raise ValueError(
+            f"`epsilon` is a radius in pixels of [0, 1], above 0 and, in Linf, below 1. Received: epsilon={epsilon}"
+        )
+    if skip < 1 or (max_examples is not None and max_examples < 1):
+        raise ValueError(
+            f"`skip` and `max_examples` are at least 1. Received: skip={skip}, max_examples={max_examples}"
+        )
+    settings = {
+        **{"method": method, "epsilon": float(epsilon), "norm": norm, "slope": slope, "tight": tight},
+        **{"images": len(x)},
+    }
+    done = table.begin(Path(path), settings, _COLUMNS, _parse) if path is not None else {}
+    for image, row in done.items():
+        if image >= len(y) or row.label != int(y[image]):
+            raise ValueError(f"{path} has label {row.label} for image {image}: it is of other data; pass another file")
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def bounded(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        lower = margins(network, images, labels, epsilon, method, slope=slope, norm=norm, tight=tight, chunk=chunk)
+        return tf.reduce_min(lower, axis=1), tf.argmax(network(images, training=False), axis=1)
+
+    wanted = range(0, len(x), skip)[:max_examples]
+    left = [image for image in wanted if image not in done]
+    for start in range(0, len(left), batch_size):
+        chosen = np.array(left[start : start + batch_size])
+        padded = np.concatenate([chosen, np.repeat(chosen[:1], batch_size - len(chosen))])  # one shape, one trace
+        begin = time.perf_counter()
+        smallest, predictions = (
+            part.numpy() for part in bounded(tf.constant(x[padded], tf.float32), tf.constant(y[padded], tf.int64))
+        )
+        seconds = (time.perf_counter() - begin) / len(chosen)
+        for image, margin, prediction in zip(chosen, smallest, predictions, strict=False):
+            label = int(y[image])
+            verified = bool(margin > SAFETY) and prediction == label
+            row = VerifiedImage(int(image), label, int(prediction), bool(verified), float(margin), seconds)
+            done[row.image] = row
+            if path is not None:
+                table.append(Path(path), _values(row))
+            progress(row)
+    return [done[image] for image in wanted]
+
+
+def _values(row: VerifiedImage) -> tuple[Any, ...]:
+    return (row.image, row.label, row.prediction, int(row.verified), repr(row.margin), f"{row.seconds:.3f}")
+
+
+def _parse(words: list[str]) -> VerifiedImage | None:
+    try:
+        image, label, prediction, verified = (int(word) for word in words[:4])
+        margin, seconds = float(words[4]), float(words[5])
+    except ValueError:
+        return None
+    sane = verified in (0, 1) and (not verified or (margin > 0 and prediction == label))
+    return VerifiedImage(image, label, prediction, bool(verified), margin, seconds) if sane else None
