@@ -192,7 +192,7 @@ def test_a_source_that_does_not_fit_is_named(everything, tmp_path):
 def test_imagenet_in_files_through_all_phases(tmp_path):
     make_imagenet(tmp_path / "imagenet", train=8, val=4)
     few = (
-        *("--data=imagenet", f"--data_dir={tmp_path}", "--image_size=32", "--model=resnet18_imagenet", "--k=0.2"),
+        *("--data=imagenet", f"--data_dir={tmp_path}", "--image_size=32", "--model=small_cnn", "--k=0.2"),
         *("--trainer=freeadv", "--n_repeats=2", "--epochs=2", "--prune_epochs=2", "--batch_size=4", "--epsilon=4/255"),
         *("--validation_examples=4", "--pgd_iters=1", "--pgd_restarts=1", f"--output_dir={tmp_path / 'run'}"),
     )
