@@ -96,7 +96,7 @@ def prepare(network: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[]
 
     @tf.function(autograph=False)
     def ours(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        with trs.evaluation.compaction.settled(network):
+        with trs.layers.settled_for_inference(network):
             return attack(forward, images, labels, seed=0)
 
     compiled = tf.function(lambda images: network(images, training=False), autograph=False)
