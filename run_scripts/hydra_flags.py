@@ -17,7 +17,7 @@ TRAINERS = ("base", "adv", "smooth", "freeadv")
 # What --resume cannot change, beside the flags of every run.
 IDENTITY = (
     *("trainer", "k", "layer_type", "scaled_score_init", "scores_init_type", "snip_init", "scale_rand_init"),
-    *("freeze_bn", "optimizer", "n_repeats", "allocation"),
+    *("freeze_bn", "optimizer", "n_repeats", "allocation", "data_fraction", "semisup_fraction"),
 )
 
 

@@ -19,11 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, robustness_flags, run_directory  # isort: skip
 
 import keras
 import numpy as np
-import tensorflow as tf
 import tqdm
 from absl import flags
 
@@ -33,7 +32,6 @@ FLAGS = flags.FLAGS
 _BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
 _OF_SMOOTHING = ("sigma", "n0", "n", "alpha", "radii")
 _OF_BOUNDS = ("epsilon", "norm", "slope", "tight", "chunk")
-_PGD = {"Linf": trs.attacks.LinfPGD, "L2": trs.attacks.L2PGD}
 _RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball of 2/255 in l-infinity of CIFAR
 
 common_flags.define_data()
@@ -104,8 +102,8 @@ def _check() -> None:
         )
     if FLAGS.method != "smoothing" and FLAGS.norm == "Linf" and FLAGS.epsilon >= 1:
         raise command_line.BadFlag(f"--epsilon={FLAGS.epsilon:g}: expected a radius below 1, such as 2/255")
-    used = _OF_SMOOTHING if FLAGS.method != "smoothing" else _OF_BOUNDS
-    for name in used:
+    unused = _OF_SMOOTHING if FLAGS.method != "smoothing" else _OF_BOUNDS
+    for name in unused:
         if FLAGS[name].present:
             raise command_line.BadFlag(
                 f"--{name}: expected another --method with it. Received: --method={FLAGS.method}"
@@ -152,6 +150,9 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
             "Received: a SavedModel"
         )
     method = "zonotope" if FLAGS.method == "mixtrain" else FLAGS.method
+    chosen = (x[:: FLAGS.skip][: FLAGS.max_examples], y[:: FLAGS.skip][: FLAGS.max_examples])
+    with command_line.about("saved_model_or_network", "data"):  # images and labels are checked first
+        suite = trs.evaluation.RobustnessSuite(network, chosen, FLAGS.batch_size, progress=False)
     bar = _bar(len(x))
     with bar, command_line.about("saved_model_or_network", "data", "outfile", "epsilon"):
         rows = trs.certify.verify_images(
@@ -170,7 +171,6 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
             max_examples=FLAGS.max_examples,
             progress=lambda _: bar.update(),
         )
-    x, y = (part[:: FLAGS.skip][: FLAGS.max_examples] for part in (x, y))
     verified = np.array([row.verified for row in rows])
     record = {
         **{name: FLAGS[name].value for name in ("epsilon", "norm", "slope", "tight", "skip", "batch_size")},
@@ -178,9 +178,10 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
         "clean_accuracy": float(np.mean([row.prediction == row.label for row in rows])),
         "verified_accuracy": float(verified.mean()),
     }
-    if FLAGS.norm in _PGD:
-        attack = _PGD[FLAGS.norm](FLAGS.epsilon, num_steps=50, restarts=1, seed=FLAGS.seed)
-        stands = _standing(network, x, y, attack)
+    if FLAGS.norm in robustness_flags.GRADIENT_ATTACKS:
+        attack = robustness_flags.GRADIENT_ATTACKS[FLAGS.norm][1](FLAGS.epsilon, num_steps=50, seed=FLAGS.seed)
+        suite.gradient_attack("pgd", attack)
+        stands = suite.standing["pgd"]
         record["pgd_accuracy"] = float(stands.mean())
         if (verified & ~stands).any():
             first = rows[int(np.flatnonzero(verified & ~stands)[0])].image
@@ -189,18 +190,6 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
                 "network"
             )
     return record
-
-
-def _standing(network: Any, x: np.ndarray, y: np.ndarray, attack: Any) -> np.ndarray:
-    found = []
-    for start in range(0, len(x), FLAGS.batch_size):
-        images, labels = (
-            tf.constant(x[start : start + FLAGS.batch_size]),
-            tf.constant(y[start : start + FLAGS.batch_size]),
-        )
-        answers = network(attack(network, images, labels), training=False)
-        found.append(tf.argmax(answers, axis=1).numpy() == labels.numpy())
-    return np.concatenate(found) & (network.predict(x, batch_size=FLAGS.batch_size, verbose=0).argmax(1) == y)
 
 
 def _bar(images: int) -> tqdm.tqdm:

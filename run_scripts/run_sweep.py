@@ -46,13 +46,16 @@ def main() -> None:
     """Runs what is missing, gathers, shows."""
     script, arguments = _command()
     values, seeds = _numbers("values", float), _numbers("seeds", int)
-    others = [_read(Path(path).expanduser()) for path in FLAGS.beside]
+    others = [_finished(Path(path).expanduser()) for path in FLAGS.beside]
     directory = _directory()
+    record = {"name": FLAGS.name or script, "command": FLAGS.command, "vary": FLAGS.vary, "points": []}
+    if not (directory / "sweep.json").is_file():  # whose runs these are, should it be interrupted
+        run_directory.write_json(directory / "sweep.json", record)
     points = []
     for text, value in zip(FLAGS.values, values, strict=True):
         runs = [_run(script, arguments, text.strip(), seed, directory) for seed in seeds]
         points.append(_mean(value, runs))
-    record = {"name": FLAGS.name or script, "command": FLAGS.command, "vary": FLAGS.vary, "points": points}
+    record["points"] = points
     run_directory.write_json(directory / "sweep.json", {**record, "versions": run_directory.versions()})
     sweeps = [record, *others]
     table = _table(sweeps)
@@ -76,10 +79,15 @@ def _command() -> tuple[str, list[str]]:
         )
     taken = {"output_dir", "seed", FLAGS.vary, "resume", "overwrite"}
     for word in words[1:]:
-        name = word.lstrip("-").partition("=")[0].replace("-", "_")
-        if word.startswith("-") and name in taken:
+        name = _flag(word)
+        if name in taken:
             raise command_line.BadFlag(f"--command: expected no --{name}, which the sweep sets. Received: {word}")
     return script, words[1:]
+
+
+def _flag(word: str) -> str:
+    """Returns the name of the flag that a word of a command line begins with, or nothing."""
+    return word.lstrip("-").partition("=")[0].replace("-", "_") if word.startswith("-") else ""
 
 
 def _numbers(name: str, kind: type) -> list[Any]:
@@ -117,8 +125,8 @@ def _run(script: str, arguments: list[str], value: str, seed: int, directory: Pa
         own = [f"--{FLAGS.vary}={value}", f"--seed={seed}", f"--output_dir={place}"]
         if place.exists():
             # A phase that begins with another network begins anew; everything else goes on.
-            begins = any(word.lstrip("-").startswith(("source_net", "source-net")) for word in arguments)
-            alone = any(word.lstrip("-").replace("-", "_").startswith("exp_mode") for word in arguments)
+            begins = any(_flag(word) == "source_net" for word in arguments)
+            alone = any(_flag(word) == "exp_mode" for word in arguments)
             own.append("--overwrite" if begins and alone else "--resume")
         done = subprocess.run([sys.executable, str(_SCRIPTS / f"{script}.py"), *arguments, *own], check=False)
         if done.returncode < 0 or done.returncode == 130:
@@ -166,6 +174,13 @@ def _table(sweeps: list[dict[str, Any]]) -> str:
                 columns += [f"{100 * point['connectivity']:.2f}", str(len(point["runs"]))]
                 lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
+
+
+def _finished(directory: Path) -> dict[str, Any]:
+    sweep = _read(directory)
+    if not sweep["points"]:
+        raise command_line.BadInput(f"{directory}: expected a finished sweep. Received: one that was interrupted")
+    return sweep
 
 
 def _read(directory: Path) -> dict[str, Any]:

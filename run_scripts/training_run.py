@@ -92,8 +92,8 @@ def prepare(directory: Path, epochs: int | None = None, before: TrainingRun | No
             auxiliary = _part(trs.data.load_pseudo_labels(FLAGS.pseudo_labels, images.num_classes))
     validation = None
     if _held_out(images):
-        images, *held_out = images.split_validation(_held_out(images), seed=FLAGS.seed)
-        validation = (held_out[0], np.asarray(held_out[1]))
+        images, some, labels = images.split_validation(_held_out(images), seed=FLAGS.seed)
+        validation = (some, labels)
     return TrainingRun(directory, images, validation, auxiliary, strategy, epochs, _steps_per_epoch(images), resuming)
 
 

@@ -380,6 +380,32 @@ def test_gradients_are_those_of_differences():
     assert (values[1] - values[0]) / 2e-3 == pytest.approx(float((gradient * direction).sum()), rel=2e-2, abs=2e-3)
 
 
+def test_a_sequential_network_is_bounded_as_a_functional_one():
+    stack = [keras.layers.Flatten(), keras.layers.Dense(6, activation="relu"), keras.layers.Dense(3)]
+    network = keras.Sequential([keras.Input((4, 4, 1)), *stack])
+    x, y = np.random.default_rng(0).random((2, 4, 4, 1)).astype("float32"), tf.constant([0, 2])
+    functional = keras.Model(network.inputs, network.outputs)
+    for method in bounds.METHODS:
+        found = certify.margins(network, x, y, 0.05, method)
+        np.testing.assert_allclose(found, certify.margins(functional, x, y, 0.05, method), atol=1e-6)
+
+
+def test_the_chunk_changes_nothing_but_the_memory():
+    network = network_named("small_cnn")
+    x, y = np.random.default_rng(0).random((1, 8, 8, 3)).astype("float32"), tf.constant([1])
+    for norm in bounds.NORMS:
+        few, many = (certify.margins(network, x, y, 0.02, "crown", norm=norm, tight=True, chunk=c) for c in (13, 999))
+        np.testing.assert_allclose(few, many, atol=1e-5)
+
+
+def test_mixed_precision_is_refused():
+    x = inputs = keras.Input((4,))
+    x = keras.layers.Dense(4, activation="relu", dtype="mixed_float16", name="half")(x)
+    network = keras.Model(inputs, keras.layers.Dense(2, dtype="float32")(x))
+    with pytest.raises(ValueError, match="half computes in float16"):
+        certify.margins(network, np.zeros((1, 4), "float32"), tf.constant([0]), 0.1)
+
+
 def test_what_has_no_rule_is_refused_by_name():
     def ending(*stack, shape=(8, 8, 3)):
         x = inputs = keras.Input(shape)

@@ -1,5 +1,6 @@
 """Verified accuracy: never above PGD, by tables that go on, with the settings checked."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -63,3 +64,16 @@ def test_radii_that_mean_nothing(epsilon, trained):
     network, x, y = trained
     with pytest.raises(ValueError, match="`epsilon` is a radius"):
         certify.verify_images(network, x, y, epsilon)
+
+
+def test_what_cannot_be_bounded_begins_no_table(trained, tmp_path):
+    network, x, y = trained
+    path = tmp_path / "verified.tsv"
+    with pytest.raises(ValueError, match="`method` must be one of"):
+        certify.verify_images(network, x, y, 0.01, "milp", path)
+    with pytest.raises(ValueError, match=r"Labels are in \[0, 10\)"):
+        certify.verify_images(network, x, y + 9, 0.01, path=path)
+    odd = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "tanh")])
+    with pytest.raises(ValueError, match="activation tanh"):
+        certify.verify_images(odd, x, y, 0.01, path=path)
+    assert not path.exists()

@@ -37,8 +37,6 @@ def value_and_gradients(convolve, x, kernel):
     ],
 )
 def test_values_and_gradients_are_those_of_the_convolution(image, kernel, strides, padding):
-    if padding == "valid" and any(size < side for size, side in zip(image, kernel, strict=False)):
-        pytest.skip("no window fits")
     x, weights = random(2, *image), random(*kernel, image[2], 8, seed=1)
     found = value_and_gradients(lambda x, k: few_channels.convolve(x, k, strides, padding), x, weights)
     expected = value_and_gradients(lambda x, k: tf.nn.conv2d(x, k, strides, padding.upper()), x, weights)

@@ -37,6 +37,18 @@ def test_values_and_seeds(tmp_path):
     assert (tmp_path / "s/sweep.md").read_text().strip() in done.out
 
 
+def test_runs_of_another_command_are_not_taken_over(tmp_path):
+    place = tmp_path / "s"
+    place.mkdir()
+    begun = {"name": "a", "command": "run_hydra --k=1", "vary": "connectivity", "points": []}  # and interrupted
+    (place / "sweep.json").write_text(json.dumps(begun))
+    sweep = ("--vary=connectivity", "--values=0.1", f"--command={COMMAND}")
+    assert_explained(run_script(SWEEP, *sweep, f"--output_dir={place}"), "--output_dir", "run_hydra --k=1")
+    done = run_script(SWEEP, *sweep, f"--output_dir={tmp_path / 'other'}", f"--beside={place}")
+    assert_explained(done, "a finished sweep", "interrupted")
+    assert not (tmp_path / "other").exists()
+
+
 def test_bad_input(tmp_path):
     whole = {"command": COMMAND, "vary": "connectivity", "values": "0.1", "output_dir": str(tmp_path / "s")}
 

@@ -1,7 +1,7 @@
 """Certificates: what no perturbation within a ball can change."""
 
 from tf_robust_sparse.certify.bounds import margins, specification
-from tf_robust_sparse.certify.certification_file import CertifiedImage, certified_accuracy, certify_images
+from tf_robust_sparse.certify.certification import CertifiedImage, certified_accuracy, certify_images
 from tf_robust_sparse.certify.smoothing import (
     ABSTAIN,
     Certificate,

@@ -72,7 +72,8 @@ def bound_graph(network: keras.Model) -> list[Step]:
     Effective kernels are read once, differentiably; batch norm is taken with its moving statistics.
 
     Raises:
-        ValueError: if a layer has no rule, is called twice, or the network does not end in logits of a dense layer.
+        ValueError: if a layer has no rule, is called twice or computes in another type, or the network does not end
+            in logits of a dense layer.
     """
     steps: list[Step] = []
     outputs: dict[str, str] = {}  # layer -> its last step
@@ -80,6 +81,11 @@ def bound_graph(network: keras.Model) -> list[Step]:
         layer = node.layer
         if layer.name in outputs:
             raise ValueError(f"The layer {layer.name} is called twice; bounds are known for layers called once")
+        if layer.compute_dtype != "float32":
+            raise ValueError(
+                f"The layer {layer.name} computes in {layer.compute_dtype}, and bounds hold for float32; build the "
+                "network without mixed precision"
+            )
         shape = _shape(layer)
         inputs = tuple(outputs[name] for name in node.inputs)
         if isinstance(network, keras.Sequential) and not steps:

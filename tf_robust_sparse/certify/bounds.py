@@ -109,15 +109,16 @@ def margins(
         [Zhang et al., 2019](https://arxiv.org/abs/1906.06316); moved slopes:
         [Xu et al., 2021](https://arxiv.org/abs/2011.13824).
     """
-    if method not in METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}")
-    if slope not in SLOPES:
-        raise ValueError(f"`slope` must be one of {', '.join(SLOPES)}. Received: slope={slope!r}")
+    check_choices(method, slope, norm)
     steps = bound_graph(network)
     around = ball(x, epsilon, norm)
     rows = specification(y, steps[-1].shape[0])
-    intervals = interval_bounds(steps, around)
-    by_interval = _merged(steps, intervals, rows)
+    by_interval = None
+    intervals: dict[str, Interval] = {}
+    if tight or method in ("ibp", "crown-ibp"):
+        intervals = interval_bounds(steps, around, chunk)
+    if tight or method == "ibp":
+        by_interval = _merged(steps, intervals, rows)
     if method == "ibp":
         return by_interval
     if method != "crown-ibp":
@@ -127,20 +128,36 @@ def margins(
         lower = _with_moved_slopes(steps, rows, intervals, around, slope)
     else:
         lower = linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope)
-    return tf.maximum(lower, by_interval) if tight else lower
+    return lower if by_interval is None else tf.maximum(lower, by_interval)
 
 
-def interval_bounds(steps: list[Step], around: Ball) -> dict[str, Interval]:
+def check_choices(method: str, slope: str, norm: str) -> None:
+    """Raises a `ValueError` unless `margins` knows all three."""
+    for name, value, known in (("method", method, METHODS), ("slope", slope, SLOPES), ("norm", norm, NORMS)):
+        if value not in known:
+            raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}")
+
+
+def interval_bounds(steps: list[Step], around: Ball, chunk: int = 256) -> dict[str, Interval]:
     """Returns the interval of the output of every step: `(batch, ...)` each.
 
-    In l2 and l1 the first linear step after the images is bounded by the ball itself.
+    In l2 and l1 what depends on the images by linear steps alone is bounded by the ball itself, `chunk` neurons at
+    once.
     """
     found: dict[str, Interval] = {}
-    for step in steps:
-        found[step.name] = _interval(step, [found[name] for name in step.inputs], around)
-    if around.norm != "Linf":
-        found = _with_first_layers_of_the_ball(steps, found, around)
+    of_images = set()  # steps that are linear in the images
+    for number, step in enumerate(steps):
+        bounds = _interval(step, [found[name] for name in step.inputs], around)
+        if isinstance(step.rule, (Input, Linear, Sum)) and all(name in of_images for name in step.inputs):
+            of_images.add(step.name)
+            if around.norm != "Linf" and step.inputs:
+                bounds = _intersection(bounds, _by_backward_passes(steps, number, {}, around, "same-slope", chunk))
+        found[step.name] = bounds
     return found
+
+
+def _intersection(first: Interval, second: Interval) -> Interval:
+    return Interval(tf.maximum(first.lower, second.lower), tf.minimum(first.upper, second.upper))
 
 
 def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
@@ -159,24 +176,6 @@ def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
         lower, upper = (tf.nn.max_pool2d(part, rule.window, rule.strides, "VALID") for part in inputs[0])
         return Interval(lower, upper)
     return Interval(tf.add_n([part.lower for part in inputs]), tf.add_n([part.upper for part in inputs]))
-
-
-def _with_first_layers_of_the_ball(steps: list[Step], found: dict[str, Interval], around: Ball) -> dict[str, Interval]:
-    """Bounds what depends on the images by linear steps alone through the ball, and the rest by intervals of that."""
-    linear = set()
-    bounds: dict[str, Interval] = {}
-    for number, step in enumerate(steps):
-        if isinstance(step.rule, Input):
-            linear.add(step.name)
-            bounds[step.name] = found[step.name]
-        elif isinstance(step.rule, (Linear, Sum)) and all(name in linear for name in step.inputs):
-            linear.add(step.name)
-            exact = _by_backward_passes(steps, number, {}, around, "same-slope", 256)
-            loose = _interval(step, [bounds[name] for name in step.inputs], around)
-            bounds[step.name] = Interval(tf.maximum(exact.lower, loose.lower), tf.minimum(exact.upper, loose.upper))
-        else:
-            bounds[step.name] = _interval(step, [bounds[name] for name in step.inputs], around)
-    return bounds
 
 
 def _merged(steps: list[Step], intervals: dict[str, Interval], rows: tf.Tensor) -> tf.Tensor:
@@ -216,9 +215,7 @@ def crown_intervals(
         else:
             bounds = _by_backward_passes(steps, number, found, around, slope, chunk)
         if known is not None:
-            bounds = Interval(
-                tf.maximum(bounds.lower, known[step.name].lower), tf.minimum(bounds.upper, known[step.name].upper)
-            )
+            bounds = _intersection(bounds, known[step.name])
         found[step.name] = bounds
     return found
 

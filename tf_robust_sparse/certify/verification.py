@@ -11,7 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.certify import table
-from tf_robust_sparse.certify.bounds import margins
+from tf_robust_sparse.certify.bound_graph import bound_graph
+from tf_robust_sparse.certify.bounds import check_choices, margins
+from tf_robust_sparse.layers import settled_kernels
 
 SAFETY = 1e-6  # what a margin must exceed, for float32 rounds
 _COLUMNS = ("idx", "label", "predict", "verified", "margin", "time")
@@ -71,6 +73,10 @@ def verify_images(
         raise ValueError(
             f"`skip` and `max_examples` are at least 1. Received: skip={skip}, max_examples={max_examples}"
         )
+    check_choices(method, slope, norm)
+    classes = bound_graph(network)[-1].shape[0]  # of a network that cannot be bounded no table is begun
+    if len(y) and not (np.min(y) >= 0 and np.max(y) < classes):
+        raise ValueError(f"Labels are in [0, {classes}), for the network has {classes} logits. Received: {np.max(y)}")
     settings = {
         **{"method": method, "epsilon": float(epsilon), "norm": norm, "slope": slope, "tight": tight},
         **{"images": len(x)},
@@ -82,8 +88,9 @@ def verify_images(
 
     @tf.function(reduce_retracing=True, autograph=False)
     def bounded(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        lower = margins(network, images, labels, epsilon, method, slope=slope, norm=norm, tight=tight, chunk=chunk)
-        return tf.reduce_min(lower, axis=1), tf.argmax(network(images, training=False), axis=1)
+        with settled_kernels(network):  # one mask for the bounds and for the prediction
+            lower = margins(network, images, labels, epsilon, method, slope=slope, norm=norm, tight=tight, chunk=chunk)
+            return tf.reduce_min(lower, axis=1), tf.argmax(network(images, training=False), axis=1)
 
     wanted = range(0, len(x), skip)[:max_examples]
     left = [image for image in wanted if image not in done]

@@ -1,11 +1,9 @@
 """Clean and robust accuracy under the attacks of this package."""
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,7 +12,7 @@ from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import attack_survivors
-from tf_robust_sparse.layers import inference_kernels, settled_kernels
+from tf_robust_sparse.layers import settled_for_inference
 
 Attacks = GradientAttack | Sequence[GradientAttack] | Mapping[str, GradientAttack]
 
@@ -168,10 +166,7 @@ def _compiled_attack(
     )
     def step(images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, restart: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         seeds = fold_in(fold_in(attack.seed, restart), rows)
-        with contextlib.ExitStack() as blocks:
-            if isinstance(model, keras.Model):
-                blocks.enter_context(settled_kernels(model))
-                blocks.enter_context(inference_kernels(model))
+        with settled_for_inference(model):
             logits = forward(single(forward, images, labels, seed=seeds))
         return tf.argmax(logits, axis=-1) == labels, tf.reduce_all(tf.math.is_finite(logits), axis=-1)
 

@@ -90,7 +90,7 @@ def unpack(prepared: Path, place: Path, progress: Callable[[str, int, int], None
                 target = place / folder_name / names[example["label"]] / file
                 if not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    unfinished = target.with_name(f".{target.name}")
+                    unfinished = target.with_name(f"{target.name}.unfinished")
                     unfinished.write_bytes(example["image"])
                     unfinished.replace(target)
                 progress(split, number, total)
