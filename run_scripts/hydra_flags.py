@@ -7,17 +7,18 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags, training_run
+from run_scripts import certified_flags, common_flags, training_run
 from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
 
 MODES = ("pretrain", "prune", "finetune", "all")
-TRAINERS = ("base", "adv", "smooth", "freeadv")
+TRAINERS = ("base", "adv", "smooth", "freeadv", *certified_flags.TRAINERS)
 # What --resume cannot change, beside the flags of every run.
 IDENTITY = (
     *("trainer", "k", "layer_type", "scaled_score_init", "scores_init_type", "snip_init", "scale_rand_init"),
     *("freeze_bn", "optimizer", "n_repeats", "allocation", "data_fraction", "semisup_fraction"),
+    *certified_flags.IDENTITY,
 )
 
 
@@ -28,6 +29,7 @@ def define() -> None:
     _define_optimisation()
     _define_phases()
     common_flags.define_training_attack()
+    certified_flags.define()
     common_flags.define_augmentation()
     common_flags.define_machines()
 
@@ -92,6 +94,7 @@ def _define_phases() -> None:
     flags.DEFINE_integer(
         "prune_epochs", 20, "Epochs of the prune phase; of that phase alone --epochs if it is not given.", 1
     )
+    flags.DEFINE_integer("finetune_epochs", None, "Epochs of the finetune phase; by default --epochs.", 1)
     define_number(
         "prune_lr",
         0.1,
@@ -105,7 +108,10 @@ def _define_phases() -> None:
 @section("Training")
 def _define_optimisation() -> None:
     flags.DEFINE_enum(
-        "trainer", "adv", TRAINERS, "Objective: natural, TRADES, stability under noise, free adversarial."
+        "trainer",
+        "adv",
+        TRAINERS,
+        "Objective: natural, TRADES, stability under noise, free adversarial, or by bounds.",
     )
     flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam", "rmsprop"], "Optimizer; weight decay is in its gradient.")
     define_number("learning_rate", 0.1, "Highest learning rate.", excluded=0)
@@ -152,6 +158,7 @@ def check() -> None:
         raise BadFlag(f"--pseudo_labels: expected --trainer=adv or smooth. Received: --trainer={FLAGS.trainer}")
     if FLAGS.trainer == "freeadv" and FLAGS.norm != "linf":
         raise BadFlag(f"--trainer=freeadv: expected --norm=linf. Received: --norm={FLAGS.norm}")
+    certified_flags.check()
 
 
 def run_name() -> str:
@@ -162,6 +169,8 @@ def run_name() -> str:
 def epochs(phase: str) -> int:
     """Returns the epochs of a phase, those of its warm-up included."""
     number = FLAGS.prune_epochs if phase == "prune" and _applies("prune_epochs") else FLAGS.epochs
+    if phase == "finetune" and FLAGS.finetune_epochs is not None:
+        number = FLAGS.finetune_epochs
     if FLAGS.trainer == "freeadv":
         number = -(-number // FLAGS.n_repeats)
     return number + FLAGS.warmup_epochs
@@ -265,14 +274,17 @@ def _source(path: Path, run: training_run.TrainingRun, phase: trs.training.Phase
 
 def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.RobustModel:
     """Returns the compiled model that trains `built` in a phase."""
-    settings: dict[str, Any] = {"validation_attack": _validation_attack(), "seed": FLAGS.seed}
+    settings: dict[str, Any] = {
+        **{"validation_attack": _validation_attack(), "seed": FLAGS.seed},
+        "validation_checks": certified_flags.validation_checks(),
+    }
     steps = run.steps_per_epoch
     if FLAGS.trainer == "freeadv":
         objective = trs.training.FreeAT(FLAGS.batch_size, FLAGS.epsilon, FLAGS.n_repeats)
         found: trs.RobustModel = trs.training.FreeRobustModel(built, objective, **settings)
         steps *= FLAGS.n_repeats
     else:
-        found = trs.RobustModel(built, _objective(), **settings)
+        found = trs.RobustModel(built, _objective(run, phase), **settings)
     rate = FLAGS[f"{phase}_lr"].value if phase != "pretrain" and _applies(f"{phase}_lr") else None
     warmup = FLAGS.warmup_epochs
     rates = trs.training.epoch_rates(
@@ -287,14 +299,32 @@ def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.
     return found
 
 
+def measure(network: keras.Model, images: trs.data.ImageDataset) -> dict[str, Any]:
+    """Returns what a trainer measures on the test images beside accuracies, as entries of `results.json`."""
+    return certified_flags.verified(network, images) if FLAGS.trainer in certified_flags.TRAINERS else {}
+
+
 def _validation_attack() -> trs.attacks.GradientAttack | None:
-    if FLAGS.val_method == "base":
+    if FLAGS.val_method == "base" or FLAGS.val_method in certified_flags.CHECKS:
         return None
     kind = common_flags.ATTACKS[FLAGS.norm]
     return kind(FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps, random_start=not FLAGS.const_init)
 
 
-def _objective() -> trs.objectives.Objective:
+def _schedule_length(phase: str) -> int:
+    """Returns for how many epochs of a phase the radius of bounds grows."""
+    name = f"{phase}_schedule_length"
+    return FLAGS[name].value if phase != "pretrain" and _applies(name) else FLAGS.schedule_length
+
+
+def first_looked_at(phase: str) -> int:
+    """Returns the first epoch, counted from 0, whose network held-out images judge: symbolic intervals take long."""
+    return _schedule_length(phase) + 1 if FLAGS.val_method == "mixtrain" and _schedule_length(phase) else 0
+
+
+def _objective(run: training_run.TrainingRun, phase: str) -> trs.objectives.Objective:
+    if FLAGS.trainer in certified_flags.TRAINERS:
+        return certified_flags.objective(run.steps_per_epoch, _schedule_length(phase))
     if FLAGS.trainer == "base":
         return trs.objectives.Natural()
     if FLAGS.trainer == "adv":

@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import flags
 
 import tf_robust_sparse as trs
+from run_scripts import certified_flags
 from run_scripts.command_line import BadFlag, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
@@ -39,8 +40,9 @@ def define() -> None:
     flags.DEFINE_enum(
         "val_method",
         None,
-        ["base", "adv", "freeadv"],
-        "How epochs are compared on the held-out images: base on clean ones alone, the others under PGD too.",
+        ["base", "adv", "freeadv", *certified_flags.CHECKS],
+        "How epochs are compared on the held-out images: base on clean ones alone, adv and freeadv under PGD too, "
+        "mixtrain, crown-ibp and ibp by bounds, smooth by an estimate under noise. By default as --trainer trains.",
     )
     flags.DEFINE_bool("const_init", False, "The attack on held-out images starts at the image, not beside it.")
     flags.DEFINE_bool("save_dense", False, "Also write dense/network.keras, of plain kernels.")
@@ -73,7 +75,17 @@ def translate() -> None:
         raise BadFlag("--semisup_fraction: expected --pseudo_labels=FILE. Received: no such flag")
     if FLAGS.data_fraction is not None and FLAGS.train_examples is not None:
         raise BadFlag("--data_fraction and --train_examples both say how many; pass one. Received: both")
-    if FLAGS.val_method == "base" and not FLAGS["select"].present:
-        FLAGS["select"].value = "best_clean"
-    if FLAGS.val_method == "base" and FLAGS.select == "best_robust":
-        raise BadFlag("--val_method=base: expected --select=best_clean or last. Received: --select=best_robust")
+    if FLAGS.val_method is None:
+        FLAGS["val_method"].value = certified_flags.DEFAULT_CHECKS.get(FLAGS.trainer, "adv")
+    _translate_selection()
+
+
+def _translate_selection() -> None:
+    by_checks = FLAGS.val_method in certified_flags.CHECKS
+    best = "best_certified" if by_checks else "best_clean" if FLAGS.val_method == "base" else "best_robust"
+    if not FLAGS["select"].present:
+        FLAGS["select"].value = best
+    if FLAGS.select.startswith("best") and FLAGS.select not in ("best_clean", best):
+        raise BadFlag(
+            f"--val_method={FLAGS.val_method}: expected --select={best} or last. Received: --select={FLAGS.select}"
+        )

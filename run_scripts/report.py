@@ -47,6 +47,9 @@ def show(results: dict[str, Any], directory: Path) -> None:
     print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['test_images']} test images")
     if "attack" in results:
         print(f"Robust accuracy     {100 * results['robust_accuracy']:6.2f} %   {words(results['attack'], _SHOWN)}")
+    if "verified" in results:
+        shares = ", ".join(f"{100 * share:.2f} % by {name}" for name, share in results["verified"]["accuracy"].items())
+        print(f"Verified            {shares}, epsilon {_word(results['verified']['epsilon'])}")
     print(
         f"Connectivity        {100 * results['connectivity']:6.2f} %   {results['nonzero']} of {results['prunable']} "
         "kernel entries"

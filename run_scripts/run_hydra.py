@@ -32,7 +32,7 @@ common_flags.define_data()
 hydra_flags.define()
 common_flags.define_evaluation()
 run_directory.define()
-training_run.define()
+training_run.define(certifies=True)
 hydra_originals.define()
 
 
@@ -70,9 +70,9 @@ def run_phase(
         network = hydra_flags.network(run, phase, source)
         model = hydra_flags.model(run, network, name)
     check = trs.training.PhaseCheck(network)
-    state = training_run.train(run, model, hydra_flags.config(network), (check,))
+    state = training_run.train(run, model, hydra_flags.config(network), (check,), hydra_flags.first_looked_at(name))
     more = {"phase": phase.describe(), "source": str(source) if source else None, "k": FLAGS.k}
-    training_run.finish(run, model, state, more)
+    training_run.finish(run, model, state, more, hydra_flags.measure)
     if FLAGS.save_dense and training_run.is_chief():
         trs.save_network(trs.saving.strip(model.network), directory / "dense")
     return run

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,16 +45,17 @@ class TrainingRun(NamedTuple):
 
 
 @command_line.section("Run")
-def define() -> None:
-    """Defines how a run goes on and ends."""
+def define(certifies: bool = False) -> None:
+    """Defines how a run goes on and ends; `certifies` tells whether epochs may be compared by certificates."""
     flags.DEFINE_bool("resume", False, "Go on with the run in the directory, after its last finished epoch.")
     flags.DEFINE_bool("load_model", False, "Do not train; evaluate the finished run in the directory again.")
     flags.DEFINE_enum(
         "select",
         "best_robust",
-        ["best_robust", "best_clean", "last", "reference"],
-        "Which epoch becomes the network: the best robust or clean accuracy on held-out training images, the last, or, "
-        "as in the original, the best clean accuracy on the test images.",
+        ["best_robust", "best_clean", *(["best_certified"] if certifies else []), "last", "reference"],
+        "Which epoch becomes the network: the best robust or clean accuracy on held-out training images, "
+        f"{'or the best of --val_method, ' if certifies else ''}the last, or, as in the original, the best clean "
+        "accuracy on the test images.",
     )
     flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard logs; needs the extra tensorboard.")
 
@@ -102,6 +104,7 @@ def train(
     model: trs.RobustModel,
     config: dict[str, Any] | None = None,
     more: tuple[keras.callbacks.Callback, ...] = (),
+    first_validation: int = 0,
 ) -> dict[str, Any]:
     """Trains to the last epoch, from the last finished one if the run resumes.
 
@@ -110,6 +113,7 @@ def train(
         model: What is trained, compiled.
         config: Settings that --resume cannot change, beside the usual flags.
         more: Callbacks that come before a checkpoint is written.
+        first_validation: First epoch, counted from 0, after which the held-out images are looked at.
 
     Returns:
         The state of the run: `epoch`, `best`, `seconds` and more.
@@ -117,7 +121,7 @@ def train(
     connections = trs.training.Connections(model.network, model.sparsifier)
     checkpoints = trs.training.Checkpoints(
         run.directory / "checkpoints",
-        {"best_robust": "val_robust_accuracy", "best_clean": "val_accuracy"},
+        _monitored(model),
         config={
             **{name: FLAGS[name].value for name in _IDENTITY if name in FLAGS},
             **{"epochs": run.epochs, "sparsifier": common_flags.sparsifier_name(), **(config or {})},
@@ -146,16 +150,23 @@ def train(
             epochs=run.epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=run.steps_per_epoch,
+            validation_freq=list(range(first_validation + 1, run.epochs + 1)),
             callbacks=callbacks,
             verbose=1 if sys.stdout.isatty() else 2,
         )
     return checkpoints.state
 
 
-def finish(run: TrainingRun, model: trs.RobustModel, state: dict[str, Any], more: dict[str, Any] | None = None) -> None:
+def finish(
+    run: TrainingRun,
+    model: trs.RobustModel,
+    state: dict[str, Any],
+    more: dict[str, Any] | None = None,
+    measure: Callable[[keras.Model, trs.data.ImageDataset], dict[str, Any]] = lambda *_: {},
+) -> None:
     """Selects an epoch, saves its network, evaluates it on the test images and writes `results.json`.
 
-    `more` are further entries of it.
+    `more` are further entries of it, `measure` returns some from the network and the images.
     """
     if is_chief():
         stem = FLAGS.select if FLAGS.select in state["best"] else "last"
@@ -163,6 +174,7 @@ def finish(run: TrainingRun, model: trs.RobustModel, state: dict[str, Any], more
         report.save(model.network, run.directory)
         results = {
             **report.evaluate(model.network, run.images),
+            **measure(model.network, run.images),
             "epochs": state["epoch"],
             "seconds": state["seconds"],
             "images_per_second": state["epoch"] * run.steps_per_epoch * FLAGS.batch_size / state["training_seconds"],
@@ -221,6 +233,14 @@ def _checkpoint(directory: Path, stem: str) -> Path:
 
 def _has_checkpoint(directory: Path) -> bool:
     return FLAGS.resume and _checkpoint(directory, "last").exists()
+
+
+def _monitored(model: trs.RobustModel) -> dict[str, str]:
+    """Returns what an epoch may be the best by, and the logged quantity that tells it."""
+    monitored = {"best_robust": "val_robust_accuracy", "best_clean": "val_accuracy"}
+    for name in model.validation_checks:
+        monitored["best_certified"] = f"val_{name}"
+    return monitored
 
 
 def _held_out(images: trs.data.ImageDataset) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from run_scripts import common_flags, hydra_flags
+from run_scripts import common_flags, hydra_flags, hydra_originals
 from tests.run_scripts.conftest import EVALUATE, ROOT, TRAIN
 
 # name -> data, model, objective, connectivity (None: dense)
@@ -37,6 +37,12 @@ HYDRA = {
     for trainer in ("adv", "smooth")
     for k in (0.1, 0.05, 0.01)
 }
+CERTIFIED = {
+    f"hydra_svhn_{model}_{trainer}_{k}": ("svhn", model, trainer, k)
+    for model in ("large_cnn", "small_cnn")
+    for trainer in ("crown-ibp", "mixtrain")
+    for k in (0.1, 0.05, 0.01)
+}
 FREE = {f"hydra_imagenet_resnet50_freeadv_{k}": k for k in (0.1, 0.05, 0.01)}
 RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
 EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness"}
@@ -48,7 +54,14 @@ def meaning(flags):
 
 
 def test_every_flagfile_is_in_the_table():
-    known = set(RECIPES) | set(HYDRA) | set(FREE) | {"hydra_sample_adv"} | EVALUATIONS
+    known = (
+        set(RECIPES)
+        | set(HYDRA)
+        | set(FREE)
+        | set(CERTIFIED)
+        | {"hydra_sample_adv", "hydra_mnist_crown-ibp"}
+        | EVALUATIONS
+    )
     assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
 
 
@@ -77,6 +90,38 @@ def test_flagfiles_of_hydra_parse(name, parse):
     assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr, flags.weight_decay) == (0.1, 0.1, 0.01, 1e-4)
     assert flags.batch_size == (256 if flags.data == "cifar10" else 128) and flags.padding_mode == "symmetric"
     assert hydra_flags.run_name() == f"{flags.data}_{flags.model}_hydra_{flags.trainer}{flags.k}"
+
+
+@pytest.mark.parametrize("name", CERTIFIED)
+def test_flagfiles_of_training_by_bounds_parse(name, parse):
+    flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
+    hydra_originals.translate()
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.model, flags.trainer, flags.k) == CERTIFIED[name]
+    assert (flags.optimizer, flags.epsilon, flags.weight_decay, flags.lr_schedule) == ("adam", 0.007, 1e-4, "cosine")
+    assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr) == (1e-3, 1e-5, 5e-4)
+    lengths = [hydra_flags.epochs(phase) for phase in ("pretrain", "prune", "finetune")]
+    if flags.trainer == "mixtrain":
+        assert (lengths, flags.batch_size, flags.schedule_length, flags.val_method) == (
+            [60, 20, 60],
+            50,
+            15,
+            "mixtrain",
+        )
+        assert (flags.interval_weight, flags.mixtraink) == (0.1, 1 if flags.model == "large_cnn" else 5)
+        assert [hydra_flags.first_looked_at(phase) for phase in ("pretrain", "prune")] == [16, 0]
+    else:
+        assert (lengths, flags.batch_size, flags.schedule_length, flags.val_method) == ([200, 20, 100], 128, 120, "ibp")
+    assert flags.select == "best_certified"
+
+
+def test_the_flagfile_of_training_by_bounds_on_mnist_parses(parse):
+    flags = parse("run_hydra", "--flagfile=flags/hydra_mnist_crown-ibp.flags")
+    hydra_originals.translate()
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.trainer, flags.epsilon, flags.val_method) == ("mnist", "crown-ibp", 0.1, "ibp")
 
 
 @pytest.mark.parametrize("name", FREE)

@@ -16,6 +16,7 @@ SLOPES = ("adaptive", "zero-lb", "one-lb", "same-slope")
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "zonotope")
 NORMS = ("Linf", "L2", "L1")
 _GUARD = 1e-8
+_SMALLEST_BETA = 1e-5
 
 
 class Ball(NamedTuple):
@@ -79,7 +80,7 @@ def margins(
     slope: str = "adaptive",
     norm: str = "Linf",
     tight: bool = False,
-    chunk: int = 256,
+    chunk: int = 4096,
 ) -> tf.Tensor:
     """Returns lower bounds of the logit of the class minus that of every other, over the ball.
 
@@ -97,7 +98,8 @@ def margins(
         slope: Lower line of a ReLU that may be on or off: `"adaptive"`, `"zero-lb"`, `"one-lb"` or `"same-slope"`.
         norm: Norm of the ball.
         tight: Whether bounds between are intersected with intervals, and the better of both is returned.
-        chunk: Neurons bounded at once by `"crown"`, which bounds the memory.
+        chunk: Rows of a backward pass over all images and neurons, which bounds the memory: a few times `chunk` times
+            the neurons of the largest layer.
 
     Returns:
         `(batch, classes - 1)`, float32, other classes in rising order.
@@ -131,6 +133,35 @@ def margins(
     return lower if by_interval is None else tf.maximum(lower, by_interval)
 
 
+def mixed_margins(
+    network: keras.Model, x: tf.Tensor, y: tf.Tensor, epsilon: Any, beta: Any, slope: str = "adaptive"
+) -> tf.Tensor:
+    """Returns `beta` times the bounds of CROWN-IBP plus `1 - beta` times those of IBP, over an l-infinity ball.
+
+    Both come from one pass of intervals; without the backward pass where `beta` is below 1e-5.
+
+    Args:
+        network, x, y, epsilon, slope: See `margins`.
+        beta: In [0, 1], a number or a scalar tensor.
+
+    Returns:
+        `(batch, classes - 1)`, float32.
+
+    Reference: [Zhang et al., 2019](https://arxiv.org/abs/1906.06316), equation 8.
+    """
+    check_choices("crown-ibp", slope, "Linf")
+    steps, around = bound_graph(network), ball(x, epsilon)
+    rows = specification(y, steps[-1].shape[0])
+    intervals = interval_bounds(steps, around)
+    by_interval = _merged(steps, intervals, rows)
+
+    def mixed() -> tf.Tensor:
+        by_lines = linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope)
+        return beta * by_lines + (1 - beta) * by_interval
+
+    return tf.cond(tf.convert_to_tensor(beta) >= _SMALLEST_BETA, mixed, lambda: by_interval)
+
+
 def check_choices(method: str, slope: str, norm: str) -> None:
     """Raises a `ValueError` unless `margins` knows all three."""
     for name, value, known in (("method", method, METHODS), ("slope", slope, SLOPES), ("norm", norm, NORMS)):
@@ -138,11 +169,10 @@ def check_choices(method: str, slope: str, norm: str) -> None:
             raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}")
 
 
-def interval_bounds(steps: list[Step], around: Ball, chunk: int = 256) -> dict[str, Interval]:
+def interval_bounds(steps: list[Step], around: Ball, chunk: int = 4096) -> dict[str, Interval]:
     """Returns the interval of the output of every step: `(batch, ...)` each.
 
-    In l2 and l1 what depends on the images by linear steps alone is bounded by the ball itself, `chunk` neurons at
-    once.
+    In l2 and l1 what depends on the images by linear steps alone is bounded by the ball itself, `chunk` rows at once.
     """
     found: dict[str, Interval] = {}
     of_images = set()  # steps that are linear in the images
@@ -202,7 +232,7 @@ def crown_intervals(
         around: The ball.
         known: Intervals to intersect them with, or `None`.
         slope: Lower line of undecided ReLUs.
-        chunk: Neurons of a step that are bounded at once.
+        chunk: Rows of a backward pass over all images and neurons.
     """
     needed = {step.inputs[0] for step in steps if isinstance(step.rule, (ReLU, MaxPool))}
     found: dict[str, Interval] = {}
@@ -223,20 +253,35 @@ def crown_intervals(
 def _by_backward_passes(
     steps: list[Step], number: int, intervals: dict[str, Interval], around: Ball, slope: str, chunk: int
 ) -> Interval:
-    """Bounds the output of one step, some neurons at a time."""
+    """Bounds the output of one step, some neurons after the other."""
     shape = steps[number].shape
     neurons = math.prod(shape)
     batch = tf.shape(around.lower)[0]
-    parts: list[Interval] = []
-    for begin in range(0, neurons, chunk):
-        count = min(chunk, neurons - begin)
-        rows = tf.reshape(tf.one_hot(tf.range(begin, begin + count), neurons), (1, count, *shape))
-        rows = tf.broadcast_to(rows, (batch, count, *shape))
-        lower = linear_lower_bounds(steps, number, rows, intervals, around, slope)
-        upper = -linear_lower_bounds(steps, number, -rows, intervals, around, slope)
-        parts.append(Interval(lower, upper))
-    lower, upper = (tf.reshape(tf.concat(side, 1), (batch, *shape)) for side in zip(*parts, strict=True))
+    size = tf.clip_by_value(chunk // tf.maximum(batch, 1), 1, neurons)
+
+    def bounded(begin: tf.Tensor) -> Interval:
+        rows = tf.one_hot(begin + tf.range(size), neurons)  # beyond the last neuron they are 0
+        rows = tf.broadcast_to(tf.reshape(rows, (1, size, *shape)), (batch, size, *shape))
+        return linear_bounds(steps, number, rows, intervals, around, slope)
+
+    # One after the other, or all of them would be in memory at once.
+    signature = Interval(tf.TensorSpec((None, None)), tf.TensorSpec((None, None)))
+    parts = tf.map_fn(bounded, tf.range(0, neurons, size), signature, parallel_iterations=1)
+    lower, upper = (
+        tf.reshape(tf.reshape(tf.transpose(side, (1, 0, 2)), (batch, -1))[:, :neurons], (batch, *shape))
+        for side in parts
+    )
     return Interval(lower, upper)
+
+
+def linear_bounds(
+    steps: list[Step], number: int, rows: tf.Tensor, intervals: dict[str, Interval], around: Ball, slope: str
+) -> Interval:
+    """Returns bounds of `rows` times the output of a step over the ball; arguments as of `linear_lower_bounds`."""
+    if slope == "same-slope" and not any(isinstance(step.rule, MaxPool) for step in steps[:number]):
+        return _walk(steps, number, rows, intervals, around, slope, None)  # one pass gives both, for lines are parallel
+    lower = linear_lower_bounds(steps, number, rows, intervals, around, slope)
+    return Interval(lower, -linear_lower_bounds(steps, number, -rows, intervals, around, slope))
 
 
 def linear_lower_bounds(
@@ -262,15 +307,28 @@ def linear_lower_bounds(
     Returns:
         `(batch, rows)`.
     """
+    return _walk(steps, number, rows, intervals, around, slope, alphas).lower
+
+
+def _walk(
+    steps: list[Step],
+    number: int,
+    rows: tf.Tensor,
+    intervals: dict[str, Interval],
+    around: Ball,
+    slope: str,
+    alphas: dict[str, tf.Tensor] | None,
+) -> Interval:
+    """One backward pass: a lower bound, and an upper one that holds if upper and lower lines are parallel."""
     pending = {steps[number].name: rows}
-    total = tf.zeros(tf.shape(rows)[:2])
+    lower = upper = tf.zeros(tf.shape(rows)[:2])
     for step in reversed(steps[: number + 1]):
         coefficients = pending.pop(step.name, None)
         if coefficients is None:
             continue
         rule = step.rule
         if isinstance(rule, Input):
-            total += _over_ball(coefficients, around)
+            lower, upper = lower + _over_ball(coefficients, around), upper - _over_ball(-coefficients, around)
             continue
         if isinstance(rule, Sum):
             for name in step.inputs:
@@ -278,17 +336,17 @@ def linear_lower_bounds(
             continue
         before = _step(steps, step.inputs[0]).shape
         if isinstance(rule, Linear):
-            total += _constant(rule, coefficients)
-            passed = _through(rule.apply, coefficients, before)
+            passed, below = _through(rule.apply, coefficients, before), _constant(rule, coefficients)
+            above = below
         elif isinstance(rule, ReLU):
             alpha = None if alphas is None else alphas.get(step.name)
-            passed, constant = _through_relu(coefficients, intervals[step.inputs[0]], slope, alpha)
-            total += constant
+            passed, below, above = _through_relu(coefficients, intervals[step.inputs[0]], slope, alpha)
         else:
-            passed, constant = _through_max_pool(coefficients, rule, intervals[step.inputs[0]], before)
-            total += constant
+            passed, below = _through_max_pool(coefficients, rule, intervals[step.inputs[0]], before)
+            above = below
+        lower, upper = lower + below, upper + above
         _add(pending, step.inputs[0], passed)
-    return total
+    return Interval(lower, upper)
 
 
 def _with_moved_slopes(
@@ -377,14 +435,16 @@ def relu_slopes(bounds: Interval, slope: str) -> tuple[tf.Tensor, tf.Tensor, tf.
 
 def _through_relu(
     coefficients: tf.Tensor, bounds: Interval, slope: str, alpha: tf.Tensor | None
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns coefficients of the inputs, and the constants of a lower and, of parallel lines, an upper bound."""
     above, intercept, below = (part[:, tf.newaxis] for part in relu_slopes(bounds, slope))
     if alpha is not None:  # of decided ReLUs the line is known
         decided = ((bounds.lower >= 0) | (bounds.upper <= 0))[:, tf.newaxis]
         below = tf.where(decided, tf.cast(bounds.lower >= 0, tf.float32)[:, tf.newaxis], alpha)
     positive, negative = tf.maximum(coefficients, 0.0), tf.minimum(coefficients, 0.0)
-    constant = tf.reduce_sum(negative * intercept, axis=list(range(2, len(coefficients.shape))))
-    return below * positive + above * negative, constant
+    axes = list(range(2, len(coefficients.shape)))
+    constants = (tf.reduce_sum(part * intercept, axis=axes) for part in (negative, positive))
+    return below * positive + above * negative, *constants
 
 
 def _through_max_pool(

@@ -30,6 +30,64 @@ class VerifiedImage(NamedTuple):
     seconds: float
 
 
+class Verifier:
+    """Tells of each image whether it is right and verified: every margin above 1e-6 over the ball.
+
+    Args:
+        epsilon: Radius in pixels of [0, 1], above 0 and, in l-infinity, below 1.
+        method: See `margins`, as `slope`, `norm`, `tight` and `chunk`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        method: str = "crown-ibp",
+        *,
+        slope: str = "adaptive",
+        norm: str = "Linf",
+        tight: bool = True,
+        chunk: int = 4096,
+    ) -> None:
+        if (not 0 < epsilon < 1 and norm == "Linf") or not epsilon > 0:
+            raise ValueError(
+                f"`epsilon` is a radius in pixels of [0, 1], above 0 and, in Linf, below 1. Received: epsilon={epsilon}"
+            )
+        check_choices(method, slope, norm)
+        self.epsilon, self.method, self.slope, self.norm = float(epsilon), method, slope, norm
+        self.tight, self.chunk = tight, chunk
+
+    def smallest_margin(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """Returns the smallest lower bound of a margin of each image: `(batch,)`."""
+        lower = margins(
+            network,
+            x,
+            y,
+            self.epsilon,
+            self.method,
+            slope=self.slope,
+            norm=self.norm,
+            tight=self.tight,
+            chunk=self.chunk,
+        )
+        return tf.reduce_min(lower, axis=1)
+
+    def __call__(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Any = None) -> tf.Tensor:
+        """Returns which of the images `x` are verified as `y`: `(batch,)`, boolean; a validation check.
+
+        Args:
+            network: See `margins`.
+            x: `(batch, height, width, channels)`, in [0, 1].
+            y: `(batch,)`, integer labels.
+            seed: Not used: bounds draw nothing.
+        """
+        del seed
+        # A margin above 0 everywhere is above 0 at the image itself, where it means the right answer.
+        return self.smallest_margin(network, x, y) > SAFETY
+
+
 def verify_images(
     network: keras.Model,
     x: np.ndarray,
@@ -41,7 +99,7 @@ def verify_images(
     slope: str = "adaptive",
     norm: str = "Linf",
     tight: bool = True,
-    chunk: int = 256,
+    chunk: int = 4096,
     batch_size: int = 64,
     skip: int = 1,
     max_examples: int | None = None,
@@ -65,15 +123,11 @@ def verify_images(
     Raises:
         ValueError: if the settings are out of range, a layer has no rule, or the table is damaged or of other settings.
     """
-    if (not 0 < epsilon < 1 and norm == "Linf") or not epsilon > 0:
-        raise ValueError(
-            f"`epsilon` is a radius in pixels of [0, 1], above 0 and, in Linf, below 1. Received: epsilon={epsilon}"
-        )
+    verifier = Verifier(epsilon, method, slope=slope, norm=norm, tight=tight, chunk=chunk)
     if skip < 1 or (max_examples is not None and max_examples < 1):
         raise ValueError(
             f"`skip` and `max_examples` are at least 1. Received: skip={skip}, max_examples={max_examples}"
         )
-    check_choices(method, slope, norm)
     classes = bound_graph(network)[-1].shape[0]  # of a network that cannot be bounded no table is begun
     if len(y) and not (np.min(y) >= 0 and np.max(y) < classes):
         raise ValueError(f"Labels are in [0, {classes}), for the network has {classes} logits. Received: {np.max(y)}")
@@ -86,11 +140,14 @@ def verify_images(
         if image >= len(y) or row.label != int(y[image]):
             raise ValueError(f"{path} has label {row.label} for image {image}: it is of other data; pass another file")
 
-    @tf.function(reduce_retracing=True, autograph=False)
+    @tf.function(autograph=False)
     def bounded(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with settled_kernels(network):  # one mask for the bounds and for the prediction
-            lower = margins(network, images, labels, epsilon, method, slope=slope, norm=norm, tight=tight, chunk=chunk)
-            return tf.reduce_min(lower, axis=1), tf.argmax(network(images, training=False), axis=1)
+            smallest = verifier.smallest_margin(network, images, labels)
+            return smallest, tf.argmax(network(images, training=False), axis=1)
+
+    shape = (batch_size, *np.shape(x)[1:])
+    bounded = bounded.get_concrete_function(tf.TensorSpec(shape), tf.TensorSpec((batch_size,), tf.int64))
 
     wanted = range(0, len(x), skip)[:max_examples]
     left = [image for image in wanted if image not in done]

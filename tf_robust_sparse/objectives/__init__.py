@@ -1,12 +1,37 @@
 """Objectives: what training minimises."""
 
 from tf_robust_sparse.objectives.at import AT
+from tf_robust_sparse.objectives.crown_ibp import IBP, CrownIBP
 from tf_robust_sparse.objectives.divergences import kl_divergence
+from tf_robust_sparse.objectives.epsilon_schedules import (
+    EpochwiseEpsilon,
+    EpsilonSchedule,
+    LinearEpsilon,
+    SmoothedEpsilon,
+)
 from tf_robust_sparse.objectives.mart import MART
 from tf_robust_sparse.objectives.mat import MAT
+from tf_robust_sparse.objectives.mixtrain import MixTrain
 from tf_robust_sparse.objectives.natural import Natural
 from tf_robust_sparse.objectives.objective import AttackObjective, Objective
 from tf_robust_sparse.objectives.stability import Stability
 from tf_robust_sparse.objectives.trades import TRADES
 
-__all__ = ["AT", "MART", "MAT", "TRADES", "AttackObjective", "Natural", "Objective", "Stability", "kl_divergence"]
+__all__ = [
+    "AT",
+    "IBP",
+    "MART",
+    "MAT",
+    "TRADES",
+    "AttackObjective",
+    "CrownIBP",
+    "EpochwiseEpsilon",
+    "EpsilonSchedule",
+    "LinearEpsilon",
+    "MixTrain",
+    "Natural",
+    "Objective",
+    "SmoothedEpsilon",
+    "Stability",
+    "kl_divergence",
+]

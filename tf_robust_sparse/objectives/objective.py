@@ -1,6 +1,6 @@
 """What training minimises, as two methods."""
 
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -13,9 +13,19 @@ Seed: TypeAlias = int | tf.Tensor | None
 class Objective:
     """What training minimises.
 
-    A training step calls `perturb` first, which leaves the network as it is, and then `loss` under a gradient tape.
-    This base class perturbs nothing.
+    A training step asks for the objective `at_step`, calls its `perturb`, which leaves the network as it is, and then
+    `loss` under a gradient tape. This base class perturbs nothing.
     """
+
+    def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
+        """The objective as it is at a step, for those that change while training goes on; the others are themselves.
+
+        Args:
+            step: Number of updates before, scalar, integer.
+            seed: As of `perturb`, for draws of the loss.
+        """
+        del step, seed
+        return self
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """The images to train on, found with the network in inference mode.
@@ -84,3 +94,20 @@ class AttackObjective(Objective):
 def training_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
     """Logits with batch norm and dropout in training mode: `(batch, classes)`, float32 also in mixed precision."""
     return tf.cast(network(x, training=True), tf.float32)
+
+
+def bounded_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
+    """Logits as bounds see the network, in inference mode: `(batch, classes)`, float32."""
+    return tf.cast(network(x, training=False), tf.float32)
+
+
+def robust_cross_entropy(lower: tf.Tensor) -> tf.Tensor:
+    """The largest cross-entropy that lower bounds of the margins allow.
+
+    Args:
+        lower: `(batch, classes - 1)`, of the logit of the class minus that of every other.
+
+    Returns:
+        `(batch,)`: `log(1 + sum exp(-lower))`.
+    """
+    return tf.reduce_logsumexp(tf.pad(-lower, [[0, 0], [1, 0]]), axis=1)

@@ -1,5 +1,6 @@
 """Free adversarial training: the backward pass that updates the weights also moves the perturbation."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -61,7 +62,7 @@ class FreeRobustModel(RobustModel):
     Args:
         network: As for `RobustModel`.
         objective: `FreeAT`.
-        sparsifier, validation_attack, seed: As for `RobustModel`.
+        sparsifier, validation_attack, seed, validation_checks: As for `RobustModel`.
 
     Raises:
         ValueError: as for `RobustModel`, or if the objective is another one.
@@ -76,10 +77,11 @@ class FreeRobustModel(RobustModel):
         sparsifier: Sparsifier | None = None,
         validation_attack: GradientAttack | None = None,
         seed: int = 0,
+        validation_checks: Mapping[str, Callable[..., tf.Tensor]] | None = None,
     ) -> None:
         if not isinstance(objective, FreeAT):
             raise ValueError(f"`objective` must be a FreeAT. Received: objective={objective!r}")
-        super().__init__(network, objective, sparsifier, validation_attack, seed)
+        super().__init__(network, objective, sparsifier, validation_attack, seed, validation_checks)
 
     def build(self, input_shape):
         """Creates the perturbation."""
@@ -113,9 +115,7 @@ class FreeRobustModel(RobustModel):
             self._update(gradients, weights)
             delta = tf.clip_by_value(delta + epsilon * tf.sign(of_images), -epsilon, epsilon)
         self._keep(delta)
-        logs = self._update_metrics(per_example, x, y, logits)
-        logs.pop("robust_accuracy", None)
-        return logs
+        return self._without_validation(self._update_metrics(per_example, x, y, logits))
 
     def _rows(self, number: tf.Tensor) -> slice:
         """The part of the perturbation that belongs to this replica."""

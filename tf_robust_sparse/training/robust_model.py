@@ -1,5 +1,6 @@
 """The one training step of the toolkit, as a Keras model around a network."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -32,6 +33,9 @@ class RobustModel(keras.Model):
         validation_attack: An attack of `tf_robust_sparse.attacks`; with it `evaluate` and the validation of `fit` also
             report `robust_accuracy`.
         seed: Integer in [0, 2**31).
+        validation_checks: Name -> function of `(network, x, y, seed)` that tells of each image whether it counts, such
+            as `{"verified_accuracy": certify.Verifier(2 / 255)}`; `evaluate` and the validation of `fit` report their
+            shares too.
 
     Raises:
         ValueError: if an argument is of the wrong kind or the network does not fit the sparsifier.
@@ -44,6 +48,7 @@ class RobustModel(keras.Model):
         sparsifier: Sparsifier | None = None,
         validation_attack: GradientAttack | None = None,
         seed: int = 0,
+        validation_checks: Mapping[str, Callable[..., tf.Tensor]] | None = None,
     ) -> None:
         super().__init__()
         _check_kind("network", network, keras.Model, "a built keras.Model, such as tf_robust_sparse.models.resnet18()")
@@ -68,6 +73,8 @@ class RobustModel(keras.Model):
         self._robust_accuracy = (
             keras.metrics.SparseCategoricalAccuracy(name="robust_accuracy") if validation_attack else None
         )
+        self.validation_checks = dict(validation_checks or {})
+        self._checked = [keras.metrics.Mean(name=name) for name in self.validation_checks]
         self.build(network.input_shape)
 
     def build(self, input_shape):
@@ -137,28 +144,31 @@ class RobustModel(keras.Model):
         """Does one optimisation step; see the class."""
         x, y = _images_and_labels(data)
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+        objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
         with tf.GradientTape() as tape, layers.settled_kernels(self.network):
             with tape.stop_recording(), self._inference_kernels():
-                x_adv = self.objective.perturb(self.network, x, y, seed=seed)
-            per_example, logits = self.objective.loss(self.network, x, y, x_adv)
+                x_adv = objective.perturb(self.network, x, y, seed=seed)
+            per_example, logits = objective.loss(self.network, x, y, x_adv)
             # Divided by the global batch: the optimizer sums gradients over replicas.
             loss = self.optimizer.scale_loss(tf.nn.compute_average_loss(per_example))
         weights = self.network.trainable_variables
         self._update(tape.gradient(loss, weights), weights)
         logs = self._update_metrics(per_example, x, y, logits)
-        logs.pop("robust_accuracy", None)  # measured in validation only
-        return logs
+        return self._without_validation(logs)
 
     def test_step(self, data):
-        """Reports loss and metrics on clean images, and the accuracy under the validation attack if there is one."""
+        """Reports loss and metrics on clean images, accuracy under the validation attack, and the checks' shares."""
         x, y = _images_and_labels(data)
         (some_x, some_y), number = _at_least_one(x, y), tf.shape(y)[0]
-        with layers.settled_kernels(self.network), self._inference_kernels():
-            logits = tf.cast(self.network(some_x, training=False), tf.float32)[:number]
-            if self.validation_attack is not None:
-                seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
-                x_adv = self.validation_attack(self.network, some_x, some_y, seed=seed)
-                self._robust_accuracy.update_state(y, self.network(x_adv, training=False)[:number])
+        seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
+        with layers.settled_kernels(self.network):
+            with self._inference_kernels():
+                logits = tf.cast(self.network(some_x, training=False), tf.float32)[:number]
+                if self.validation_attack is not None:
+                    x_adv = self.validation_attack(self.network, some_x, some_y, seed=seed)
+                    self._robust_accuracy.update_state(y, self.network(x_adv, training=False)[:number])
+            for share, check in zip(self._checked, self.validation_checks.values(), strict=True):
+                share.update_state(check(self.network, some_x, some_y, seed=seed)[:number])
         per_example = cross_entropy(y, logits)
         return self._update_metrics(per_example, x, y, logits)
 
@@ -194,6 +204,10 @@ class RobustModel(keras.Model):
             state = self.sparsifier.before_update(self.optimizer)
             self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
             self.sparsifier.after_update(state, self.optimizer)
+
+    def _without_validation(self, logs):
+        """Drops what is measured in validation only."""
+        return {name: value for name, value in logs.items() if name not in ("robust_accuracy", *self.validation_checks)}
 
     def _inference_kernels(self):
         return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)

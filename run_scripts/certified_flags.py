@@ -1,0 +1,149 @@
+"""The flags of training by bounds, and the objectives, checks and measurements they stand for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+
+import tf_robust_sparse as trs
+from run_scripts.command_line import BadFlag, about, define_number, section
+from tf_robust_sparse.evaluation.progress import Progress
+
+FLAGS = flags.FLAGS
+
+TRAINERS = ("mixtrain", "crown-ibp", "ibp")
+# How held-out images are judged -> the bounds that do; smooth judges without bounds.
+CHECKS = {"ibp": "ibp", "crown-ibp": "crown-ibp", "mixtrain": "zonotope", "smooth": None}
+DEFAULT_CHECKS = {"mixtrain": "mixtrain", "crown-ibp": "ibp", "ibp": "ibp", "smooth": "smooth"}
+# What --resume cannot change.
+IDENTITY = (
+    *("schedule_length", "prune_schedule_length", "finetune_schedule_length", "schedule_start", "starting_epsilon"),
+    *("epsilon_schedule", "final_beta", "final_kappa", "interval_weight", "mixtraink"),
+)
+_OWN = {
+    "final_beta": ("crown-ibp",),
+    "final_kappa": ("crown-ibp", "ibp"),
+    "epsilon_schedule": ("crown-ibp", "ibp"),
+    "schedule_start": ("crown-ibp", "ibp"),
+    "interval_weight": ("mixtrain",),
+    "mixtraink": ("mixtrain",),
+    **dict.fromkeys(("schedule_length", "prune_schedule_length", "finetune_schedule_length"), TRAINERS),
+    **dict.fromkeys(("starting_epsilon", "bound_chunk"), TRAINERS),
+}
+
+
+@section("Training by bounds")
+def define() -> None:
+    """Defines how radius and weights go while a network is trained by bounds."""
+    flags.DEFINE_integer("schedule_length", 0, "Epochs in which the radius grows to --epsilon; 0 for at once.", 0)
+    flags.DEFINE_integer(
+        "prune_schedule_length",
+        0,
+        "The same in the prune phase; of that phase alone --schedule_length if it is not given.",
+        0,
+    )
+    flags.DEFINE_integer("finetune_schedule_length", 0, "The same in the finetune phase, likewise.", 0)
+    flags.DEFINE_integer("schedule_start", 0, "Epochs of crown-ibp and ibp before the radius grows.", 0)
+    define_number("starting_epsilon", 0.0, "Radius that it grows from, at most --epsilon.", 0, 1)
+    flags.DEFINE_enum(
+        "epsilon_schedule", "linear", ["linear", "smoothed"], "How it grows in crown-ibp and ibp, step by step."
+    )
+    define_number("final_beta", 0.0, "Weight of linear bounds against intervals at the last radius of crown-ibp.", 0, 1)
+    define_number(
+        "final_kappa",
+        None,
+        "Weight of the clean loss of crown-ibp and ibp at the last radius, 1 at radius 0; by default there is none.",
+        0,
+        1,
+    )
+    flags.DEFINE_integer("mixtraink", 1, "Images of a batch that mixtrain bounds: 1 of large networks, 5 of small.", 1)
+    define_number("interval_weight", 0.1, "Weight of the bounds of mixtrain at first.")
+    flags.DEFINE_integer("bound_chunk", 4096, "Rows of a backward pass of bounds; fewer take less memory.", 1)
+
+
+def check() -> None:
+    """Checks how the flags go together, before any work.
+
+    Raises:
+        BadFlag: naming the flags.
+    """
+    for name, trainers in _OWN.items():
+        if FLAGS[name].present and FLAGS.trainer not in trainers:
+            raise BadFlag(f"--{name}: expected --trainer={' or '.join(trainers)}. Received: --trainer={FLAGS.trainer}")
+    if FLAGS.val_method == "smooth" and FLAGS.noise_std == 0:
+        raise BadFlag("--noise_std=0: expected noise, or --val_method=base or adv. Received: --val_method=smooth")
+    if FLAGS.trainer not in TRAINERS:
+        return
+    if FLAGS.norm != "linf":
+        raise BadFlag(f"--trainer={FLAGS.trainer}: expected --norm=linf. Received: --norm={FLAGS.norm}")
+    if FLAGS.mixed_precision:
+        raise BadFlag(f"--trainer={FLAGS.trainer}: expected float32, for bounds. Received: --mixed_precision")
+    if not 0 < FLAGS.epsilon < 1:
+        raise BadFlag(f"--epsilon={FLAGS.epsilon:g}: expected a radius above 0 and below 1, such as 2/255")
+    if FLAGS.starting_epsilon > FLAGS.epsilon:
+        raise BadFlag(
+            f"--starting_epsilon={FLAGS.starting_epsilon:g}: expected at most --epsilon. "
+            f"Received: --epsilon={FLAGS.epsilon:g}"
+        )
+    if FLAGS.data in trs.data.IN_FILES:
+        raise BadFlag(f"--trainer={FLAGS.trainer}: expected data in memory. Received: --data={FLAGS.data}")
+
+
+def objective(steps_per_epoch: int, schedule_length: int) -> trs.objectives.Objective:
+    """Returns the objective of --trainer for a phase whose radius grows for so many epochs."""
+    if FLAGS.trainer == "mixtrain":
+        growing = trs.objectives.EpochwiseEpsilon(
+            FLAGS.epsilon, schedule_length, steps_per_epoch, FLAGS.starting_epsilon
+        )
+        return trs.objectives.MixTrain(growing, FLAGS.mixtraink, FLAGS.interval_weight, chunk=FLAGS.bound_chunk)
+    schedule = _schedule(steps_per_epoch, schedule_length)
+    if FLAGS.trainer == "ibp":
+        return trs.objectives.IBP(schedule, FLAGS.final_kappa)
+    return trs.objectives.CrownIBP(schedule, FLAGS.final_beta, FLAGS.final_kappa)
+
+
+def _schedule(steps_per_epoch: int, length: int) -> trs.objectives.EpsilonSchedule:
+    """The radius step by step: at its last value once the epoch before the last one of the schedule is over."""
+    if length < 2:
+        return trs.objectives.EpsilonSchedule(FLAGS.epsilon)
+    kind = {"linear": trs.objectives.LinearEpsilon, "smoothed": trs.objectives.SmoothedEpsilon}[FLAGS.epsilon_schedule]
+    begin = FLAGS.schedule_start * steps_per_epoch
+    return kind(FLAGS.epsilon, begin, begin + (length - 1) * steps_per_epoch, FLAGS.starting_epsilon)
+
+
+def validation_checks() -> dict[str, Callable[..., Any]]:
+    """Returns what --val_method judges held-out images by, other than attacks."""
+    if FLAGS.val_method == "smooth":
+        return {"smoothed_accuracy": trs.certify.SmoothingMonitor(FLAGS.noise_std)}
+    if FLAGS.val_method in CHECKS:
+        return {"verified_accuracy": _verifier(CHECKS[FLAGS.val_method])}
+    return {}
+
+
+def _verifier(method: str) -> trs.certify.Verifier:
+    return trs.certify.Verifier(FLAGS.epsilon, method, tight=False, chunk=FLAGS.bound_chunk)
+
+
+def verified(network: keras.Model, images: trs.data.ImageDataset) -> dict[str, Any]:
+    """Returns the share of the test images verified by each kind of bounds, as an entry of `results.json`."""
+    methods = ["ibp", "crown-ibp", *(["zonotope"] if FLAGS.trainer == "mixtrain" else [])]
+    batches = trs.data.test_dataset(images.test_images, images.test_labels, FLAGS.batch_size)
+    x, y = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
+    shares = {}
+    for method in methods:
+        with about("model"), Progress(f"Verified by {method}", len(y), shown=True) as bar:
+            rows = trs.certify.verify_images(
+                network,
+                x,
+                y,
+                FLAGS.epsilon,
+                method,
+                tight=False,
+                chunk=FLAGS.bound_chunk,
+                batch_size=FLAGS.batch_size,
+                progress=lambda _, bar=bar: bar.advance(1),
+            )
+        shares[method] = float(np.mean([row.verified for row in rows]))
+    return {"verified": {"epsilon": FLAGS.epsilon, "norm": "Linf", "images": len(y), "accuracy": shares}}

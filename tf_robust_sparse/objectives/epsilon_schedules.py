@@ -1,0 +1,143 @@
+"""How the radius that a network is certified in grows while it trains, as functions of the step."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+_POWER = 4  # of the smooth beginning
+
+
+@dataclasses.dataclass(frozen=True)
+class EpsilonSchedule:
+    """The same radius at every step.
+
+    Args:
+        epsilon: Radius at the end, in pixels of [0, 1], in (0, 1].
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon <= 1:
+            raise ValueError(
+                f"`epsilon` is a radius in pixels of [0, 1]; pass for example 2 / 255. Received: epsilon={self.epsilon}"
+            )
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the radius at a step: scalar, float32.
+
+        Args:
+            step: Number of updates before, scalar, integer.
+        """
+        del step
+        return tf.constant(self.epsilon, tf.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns name and settings, ready for JSON."""
+        return {"schedule": type(self).__name__, **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearEpsilon(EpsilonSchedule):
+    """From `start` at step `begin_step` in a straight line to `epsilon` at step `end_step`.
+
+    Args:
+        epsilon: See `EpsilonSchedule`.
+        begin_step: Last step at `start`, at least 0.
+        end_step: First step at `epsilon`; if it is not above `begin_step`, every step is at `epsilon`.
+        start: In [0, epsilon].
+
+    Reference: [Zhang et al., 2019](https://arxiv.org/abs/1906.06316), section 4.
+    """
+
+    begin_step: int
+    end_step: int
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.begin_step < 0 or not 0 <= self.start <= self.epsilon:
+            raise ValueError(
+                "`begin_step` is at least 0 and `start` a radius in [0, epsilon]. "
+                f"Received: begin_step={self.begin_step}, start={self.start}, epsilon={self.epsilon}"
+            )
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the radius at a step: scalar, float32."""
+        if self.end_step <= self.begin_step:
+            return super().__call__(step)
+        position = (tf.cast(step, tf.float32) - self.begin_step) / (self.end_step - self.begin_step)
+        return self.start + (self.epsilon - self.start) * self._share(tf.clip_by_value(position, 0.0, 1.0))
+
+    def _share(self, position: tf.Tensor) -> tf.Tensor:
+        """The part of the way that is done, by the part of the time."""
+        return position
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothedEpsilon(LinearEpsilon):
+    """As `LinearEpsilon`, with a quartic beginning up to the part `middle` of the time, of equal slope where they meet.
+
+    Args:
+        epsilon, begin_step, end_step, start: See `LinearEpsilon`.
+        middle: In (0, 1).
+    """
+
+    middle: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.middle < 1:
+            raise ValueError(f"`middle` is a part of the time, in (0, 1); pass 0.25. Received: middle={self.middle}")
+
+    def _share(self, position: tf.Tensor) -> tf.Tensor:
+        at_middle = self.middle / ((1 - self.middle) * _POWER + self.middle)
+        early = at_middle * (position / self.middle) ** _POWER
+        late = at_middle * (1 + _POWER * (position - self.middle) / self.middle)
+        return tf.where(position < self.middle, early, late)
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochwiseEpsilon(EpsilonSchedule):
+    """From `start` in the first epoch in equal increments to `epsilon` in epoch `epochs`, counted from 0.
+
+    Args:
+        epsilon: See `EpsilonSchedule`.
+        epochs: Epochs until then; 0 for `epsilon` at once.
+        steps_per_epoch: At least 1.
+        start: In [0, epsilon].
+
+    Reference: [Wang et al., 2018](https://arxiv.org/abs/1811.02625), as HYDRA trains with it.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs < 0 or self.steps_per_epoch < 1 or not 0 <= self.start <= self.epsilon:
+            raise ValueError(
+                "`epochs` is at least 0, `steps_per_epoch` at least 1 and `start` a radius in [0, epsilon]. "
+                f"Received: epochs={self.epochs}, steps_per_epoch={self.steps_per_epoch}, start={self.start}"
+            )
+
+    def epoch(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the epoch that a step lies in, counted from 0: scalar, int32."""
+        return tf.cast(step, tf.int32) // self.steps_per_epoch
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the radius at a step: scalar, float32."""
+        if self.epochs == 0:
+            return super().__call__(step)
+        share = tf.minimum(tf.cast(self.epoch(step), tf.float32) / self.epochs, 1.0)
+        return self.start + (self.epsilon - self.start) * share
+
+
+def as_schedule(epsilon: float | EpsilonSchedule) -> EpsilonSchedule:
+    """Returns a radius as the schedule that stays there; a schedule as it is."""
+    return epsilon if isinstance(epsilon, EpsilonSchedule) else EpsilonSchedule(epsilon)
