@@ -24,7 +24,7 @@ ARTEFACTS = (
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
 # What says where and how to begin, and not what the run is.
-_NOT_RECORDED = {"overwrite", "resume", "load_model", "output_dir", "traceback"}
+_NOT_RECORDED = {"overwrite", "resume", "load_model", "output_dir", "traceback", "config"}
 
 
 @command_line.section("Output")

@@ -48,6 +48,7 @@ class Variant(NamedTuple):
             variance 1. A network of signs has huge logits otherwise.
         leaky_relu_slope: Slope of the activations of basic blocks where their inputs are negative; 0 is ReLU.
         first_kernel, last_kernel: Kernel form of the stem and of the classifier; `None` for that of the others.
+        stochastic: Whether the signs of `kernel="binary"` are drawn.
     """
 
     normalization: str | None = None
@@ -57,6 +58,7 @@ class Variant(NamedTuple):
     leaky_relu_slope: float = 0.0
     first_kernel: str | None = None
     last_kernel: str | None = None
+    stochastic: bool = False
 
     def check(self) -> None:
         """Checks the values.
@@ -211,6 +213,8 @@ class Construction:
         if kernel == "rewiring":
             return {"seed": seeds[0], "initial_connectivity": initial_connectivity}
         form: dict[str, Any] = {"kernel_initializer": keras.initializers.HeNormal(seed=seeds[0])}
+        if kernel == "binary":
+            form["stochastic"] = self.variant.stochastic
         if kernel in ("subnet", "signed"):
             form["keep_fraction"] = self.connectivity
             if seeds[1] is not None:

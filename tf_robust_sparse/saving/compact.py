@@ -1,8 +1,9 @@
 """A network in as few bytes as its connections need: one file, for shipping and keeping, not for training on.
 
 The file, all numbers little-endian: 8 bytes that say what it is, the version (2 bytes), the lengths of head and body
-(8 bytes each), head, body, and a SHA-256 of everything before it. The head is JSON: the configuration of the network as
-Keras writes it and, for every array, where in the body its bytes are and how they are coded; see `sparse_coding`.
+(8 bytes each), head, body, and a SHA-256 of everything before it. The head is JSON, compressed by zlib: the
+configuration of the network as Keras writes it and, for every array, its bytes in the body and how they are coded; see
+`sparse_coding`.
 Nothing in it is code, and of layers only those of Keras and of this package are rebuilt.
 
 Of a kernel only its effective part is kept: weights under a mask, scores of what was not chosen, and dormant signs are
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ _MAGIC = b"\x93TRS\r\n\x1a\n"  # a transfer that changes line ends shows here
 _VERSION = 1
 _START = struct.Struct("<8sHQQ")
 _DIGEST = 32
+_LONGEST_HEAD = 1 << 26  # of JSON; that of ResNet-50 is 200 KB
 _PACKAGE = "tf_robust_sparse"
 _KERNEL = "effective_kernel"
 
@@ -65,7 +68,7 @@ def save_compact(network: keras.Model, path: str | os.PathLike, values: str = "f
         arrays.append({"name": name, "dtype": dtype, "shape": list(array.shape), "bytes": len(content), **head})
         body.append(content)
         place += len(content)
-    text = json.dumps({"network": config, "arrays": arrays}, separators=(",", ":"), sort_keys=True).encode()
+    text = _packed({"network": config, "arrays": arrays})
     content = _START.pack(_MAGIC, _VERSION, len(text), place) + text + b"".join(body)
     with replace_file(path) as temporary:
         temporary.write_bytes(content + hashlib.sha256(content).digest())
@@ -119,12 +122,13 @@ def compact_sizes(network: keras.Model, values: str = "float32") -> dict[str, An
         `entries`, `kept`, how it is coded (`positions`, `values`), `dense`, `compact` and `bound`.
     """
     half = values == "float16"
-    rows, dense, compact, bound = [], [], 0, 0.0
+    rows, heads, dense, compact, bound = [], [], [], 0, 0.0
     for name, _, array in _arrays(network):
         is_kernel = name.endswith(_KERNEL)
         content = array.astype(np.float32).tobytes()
         head, packed = sparse_coding.encode(array, half and is_kernel)
         least = sparse_coding.entropy_bound(array, half and is_kernel) / 8
+        heads.append({"name": name, "shape": array.shape, "bytes": len(packed), **head})
         dense.append(content)
         compact += len(packed)
         bound += least
@@ -142,7 +146,7 @@ def compact_sizes(network: keras.Model, values: str = "float32") -> dict[str, An
                 }
             )
     everything = b"".join(dense)
-    description = len(json.dumps(keras.saving.serialize_keras_object(network)))
+    description = len(_packed({"network": keras.saving.serialize_keras_object(network), "arrays": heads}))
     return {
         "dense": len(everything),
         "gzip": len(gzip.compress(everything, 9, mtime=0)),
@@ -151,6 +155,18 @@ def compact_sizes(network: keras.Model, values: str = "float32") -> dict[str, An
         "bound": round(bound),
         "layers": rows,
     }
+
+
+def _packed(head: dict[str, Any]) -> bytes:
+    return zlib.compress(json.dumps(head, separators=(",", ":"), sort_keys=True).encode(), 9)
+
+
+def _unpacked(content: bytes) -> Any:
+    reader = zlib.decompressobj()
+    text = reader.decompress(content, _LONGEST_HEAD)
+    if not reader.eof or reader.unused_data:
+        raise ValueError("it is not whole, or too long")
+    return json.loads(text)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -176,10 +192,10 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         raise ValueError(f"{path} is damaged, its content does not match its checksum; copy it again")
     middle = _START.size + head_length
     try:
-        head = json.loads(content[_START.size : middle])
+        head = _unpacked(content[_START.size : middle])
         if not isinstance(head, dict) or not {"network", "arrays"} <= set(head):
             raise ValueError("no description of a network")
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, zlib.error) as error:
         raise ValueError(f"{path} has a head that cannot be read: {error}") from error
     return head, content[middle:-_DIGEST]
 
