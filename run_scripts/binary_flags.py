@@ -173,6 +173,8 @@ def check() -> None:
         raise BadFlag(f"--reweight={FLAGS.reweight}: expected --trainer=adv_trades. Received: {FLAGS.trainer}")
     if FLAGS["label_smoothing"].present and FLAGS.trainer not in ("default", "adv_step", *LOTTERY):
         raise BadFlag(f"--label_smoothing: expected --trainer=adv_step. Received: --trainer={FLAGS.trainer}")
+    if FLAGS.trainer == "adv_step_fast":  # it crops and mirrors together with the perturbations
+        FLAGS["augmentation"].value = "none"
     if FLAGS.pseudo_labels:
         raise BadFlag("--pseudo_labels: expected another script. Received: it")
     if (FLAGS.binconv_stochastic or FLAGS.binconv_freeze_rand) and _kernel("conv_type") != "binary":

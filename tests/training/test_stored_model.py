@@ -51,8 +51,8 @@ def test_a_crop_and_its_return_restore_the_window_exactly():
     for image, part, (row, column), flipped in zip(images, parts.numpy(), offsets.numpy(), flips, strict=True):
         window = image[row : row + 12, column : column + 12]
         np.testing.assert_array_equal(part, window[:, ::-1] if flipped else window)
-    np.testing.assert_array_equal(put_back(images, parts, offsets, mirrored_), images)
-    changed = put_back(images, parts + 1, offsets, mirrored_).numpy()
+    np.testing.assert_array_equal(put_back(tf.constant(images), parts, offsets, mirrored_), images)
+    changed = put_back(tf.constant(images), parts + 1, offsets, mirrored_).numpy()
     for image, new, (row, column) in zip(images, changed, offsets.numpy(), strict=True):
         moved = new - image
         np.testing.assert_allclose(moved[row : row + 12, column : column + 12], 1, atol=1e-6)
