@@ -157,10 +157,10 @@ def check() -> None:
         )
     if FLAGS.pr_steps > 1 and not _is_subnet():
         raise BadFlag(f"--pr_steps={FLAGS.pr_steps}: expected --conv_type=SubnetConv. Received: {FLAGS.conv_type}")
-    if FLAGS.pr_steps > FLAGS.epochs - FLAGS.warmup_length:
-        raise BadFlag(f"--pr_steps={FLAGS.pr_steps}: expected no more than the epochs after the warm-up")
     if FLAGS.warmup_length >= FLAGS.epochs:
         raise BadFlag(f"--warmup_length={FLAGS.warmup_length}: expected fewer than --epochs={FLAGS.epochs}")
+    if FLAGS.pr_steps > FLAGS.epochs - FLAGS.warmup_length:
+        raise BadFlag(f"--pr_steps={FLAGS.pr_steps}: expected no more than the epochs after the warm-up")
     if FLAGS.trainer == "adv_step_fast" and FLAGS.norm != "linf":
         raise BadFlag(f"--trainer=adv_step_fast: expected --norm=linf. Received: --norm={FLAGS.norm}")
     if FLAGS.norm != "linf" and FLAGS.attack_select == "best_visited" and FLAGS.trainer != "adv_trades":

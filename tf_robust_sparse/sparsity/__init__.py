@@ -7,6 +7,7 @@ from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
+from tf_robust_sparse.sparsity.mask_structure import mask_structure, relative_cost
 from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
 from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.sparsity.scores import (
@@ -38,7 +39,9 @@ __all__ = [
     "keep_fractions",
     "kept_weights",
     "mask_statistics",
+    "mask_structure",
     "random_scores",
+    "relative_cost",
     "rescale_kernels",
     "scaled_scores",
     "schedules",
