@@ -331,6 +331,12 @@ def callbacks(run: training_run.TrainingRun, model: trs.RobustModel) -> tuple[ke
     return tuple(found)
 
 
+def end(model: trs.RobustModel) -> None:
+    """Sets the fractions of the last stage, in which a run that was interrupted after it would not be otherwise."""
+    if FLAGS.pr_steps > 1:
+        trs.sparsity.set_keep_fractions(model.network, _fractions(model.network, FLAGS.prune_rate))
+
+
 def model(run: training_run.TrainingRun, network: keras.Model) -> trs.RobustModel:
     """Returns the compiled model that trains `network`."""
     objective = _objective(run)

@@ -64,6 +64,7 @@ def main() -> None:
         network = binary_flags.network(run)
         model = binary_flags.model(run, network)
     state = training_run.train(run, model, binary_flags.config(), binary_flags.callbacks(run, model))
+    binary_flags.end(model)
     training_run.finish(run, model, state, binary_flags.describe(network))
     if training_run.is_chief():
         file = trs.saving.save_compact(model.network, directory / f"network{trs.saving.COMPACT_SUFFIX}")

@@ -118,6 +118,33 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, tmp_path):
     assert share > 0.9 if trainer.endswith("finetune") else 0.4 < share < 0.6  # its signs, or new ones
 
 
+@pytest.mark.slow
+def test_the_baseline_is_trained_to_be_signs(tmp_path):
+    more = ("--conv_type=BinConv", "--optimizer=adam", "--lr=0.001", "--binconv-stochastic", "--attack_bn=eval")
+    run_script(BINARY, *FEW, *more, "--reweight=prob", f"--output_dir={tmp_path / 'run'}").expect()
+    network = trs.load_network(tmp_path / "run")
+    for layer in trs.layers.kernel_layers(network):
+        assert set(np.unique(layer.effective_kernel)) == {-1, 1} and np.abs(layer.kernel).max() <= 1
+    assert results(tmp_path / "run")["objective"]["objective"] == "Reweighted"
+    assert (tmp_path / "run/network.trs").stat().st_size < 112_322 / 8 + 10_000  # a bit per weight
+
+
+@pytest.mark.slow
+def test_stages_keep_less_and_less_and_resume(tmp_path):
+    stages = (*FEW, "--epochs=2", "--trainer=adv_step_fast", "--init=binary", "--pr_steps=2")
+    directory = tmp_path / "run"
+    run_script(BINARY, *stages, f"--output_dir={directory}").expect()
+    history = json.loads((directory / "checkpoints/history.json").read_text())
+    kept = [row["nonzero"] for row in history]
+    assert kept[0] == pytest.approx(0.1**0.5 * 112_322, abs=25) and kept[1] == pytest.approx(11_232, abs=25)
+    before = trs.load_network(directory)
+    (directory / "results.json").unlink()
+    run_script(BINARY, *stages, "--resume", f"--output_dir={directory}").expect()
+    for one, two in zip(before.variables, trs.load_network(directory).variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert results(directory)["nonzero"] == kept[1] and results(directory)["selected"]["epoch"] == 2
+
+
 def test_a_pretrained_network_is_taken_over(found, tmp_path):
     directory, _ = found
     more = ("--evaluate", f"--pretrained={directory / 'network.trs'}", "--init=binary")

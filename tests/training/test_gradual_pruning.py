@@ -83,6 +83,11 @@ def test_scores_alone_fit_a_batch(kept, at_20, at_40):
         optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         return loss, tf.reduce_mean(tf.cast(tf.argmax(logits, -1) == y, tf.float32))
 
+    optimizer.learning_rate = 0.0
+    untrained = [[float(value) for value in step()] for _ in range(3)]
+    assert np.ptp([loss for loss, _ in untrained]) < 1e-5 and max(accuracy for _, accuracy in untrained) < 0.25
+    optimizer.learning_rate = 0.1
+
     losses, accuracies = zip(*[[float(value) for value in step()] for _ in range(41)], strict=True)
     assert 2.2 < losses[0] < 3
     assert accuracies[20] >= at_20 and accuracies[40] >= at_40
