@@ -126,7 +126,8 @@ def test_the_baseline_is_trained_to_be_signs(tmp_path):
     for layer in trs.layers.kernel_layers(network):
         assert set(np.unique(layer.effective_kernel)) == {-1, 1} and np.abs(layer.kernel).max() <= 1
     assert results(tmp_path / "run")["objective"]["objective"] == "Reweighted"
-    assert (tmp_path / "run/network.trs").stat().st_size < 112_322 / 8 + 10_000  # a bit per weight
+    # A bit per weight; batch norm and the description.
+    assert (tmp_path / "run/network.trs").stat().st_size < 112_322 / 8 + 15_000
 
 
 @pytest.mark.slow
