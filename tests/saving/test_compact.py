@@ -219,6 +219,9 @@ def test_made_up_heads_and_bodies_are_errors_or_networks(file, tmp_path):
         lambda entry: entry.update(module="keras.layers", class_name="Lambda", registered_name=None),
         lambda entry: entry.update(module="elsewhere", class_name="Odd", registered_name="elsewhere>Odd"),
         lambda entry: entry.update(registered_name="tf_robust_sparse>Odd"),
+        lambda entry: entry.update(
+            module="keras.utils", class_name="function", config="get_file", registered_name=None
+        ),
         lambda entry: entry["config"].update(activation={"class_name": "__lambda__", "config": {"value": "x"}}),
         lambda entry: entry["config"].update(
             activation={"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "eval"}

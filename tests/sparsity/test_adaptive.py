@@ -3,11 +3,12 @@
 import itertools
 import math
 
+import keras
 import numpy as np
 import pytest
 
 from tests.networks import tiny_network
-from tf_robust_sparse import sparsity
+from tf_robust_sparse import layers, sparsity
 from tf_robust_sparse.layers.subnet import kept_entries
 
 
@@ -98,11 +99,12 @@ FAN_MODES = {"all": (True, True), "none": (False, False), "except_last": (True, 
 @pytest.mark.parametrize("mode", FAN_MODES)
 @pytest.mark.parametrize("kernel", ["subnet", "signed"])
 def test_bounds_of_the_scores(kernel, mode):
-    from tf_robust_sparse import models
-
-    network = models.resnet18(kernel=kernel, input_shape=(8, 8, 3), seed=0, name="resnet18")
+    dense, conv = layers.KERNELS[kernel]
+    x = keras.Input((4, 4, 64))
+    h = keras.layers.Flatten()(conv(64, 3, padding="same", name="middle")(x))
+    network = keras.Model(x, dense(10, name="last")(keras.layers.Dense(512)(h)))
     sparsity.uniform_scores(network, 0.01, mode, seed=1)
-    middle, last = network.get_layer("stage1_block1_conv1"), network.get_layer("classifier")
+    middle, last = network.get_layer("middle"), network.get_layer("last")
     bounds = {middle: 4.1667e-4, last: 4.419e-4}
     for layer, divided in zip((middle, last), FAN_MODES[mode], strict=True):
         bound = bounds[layer] if divided else 0.01

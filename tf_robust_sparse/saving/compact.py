@@ -35,6 +35,7 @@ _DIGEST = 32
 _LONGEST_HEAD = 1 << 26  # of JSON; that of ResNet-50 is 200 KB
 _PACKAGE = "tf_robust_sparse"
 _KERNEL = "effective_kernel"
+_WITH_CODE = ("Lambda", "__lambda__", "function", "TorchModuleWrapper")  # of Keras, and yet anything
 
 
 def save_compact(network: keras.Model, path: str | os.PathLike, values: str = "float32") -> Path:
@@ -212,10 +213,10 @@ def _check_config(config: Any) -> None:
     if "class_name" not in config:
         return
     name, module, registered = config["class_name"], config.get("module"), config.get("registered_name")
-    of_keras = module is not None and str(module).partition(".")[0] == "keras" and registered in (None, name)
+    of_keras = str(module).partition(".")[0] == "keras" and registered in (None, name) and name not in _WITH_CODE
     ours = str(registered).startswith(f"{_PACKAGE}>") and keras.saving.get_registered_object(registered) is not None
     harmless = name == "__keras_tensor__" or (name == "function" and module == "builtins" and _is_activation(config))
-    if str(name) in ("Lambda", "__lambda__") or not (of_keras or ours or harmless):
+    if not (of_keras or ours or harmless):
         raise ValueError(
             "A compact file describes layers of Keras and tf_robust_sparse alone; replace others before saving. "
             f"Received: {module}.{name}"
@@ -258,28 +259,27 @@ def _stored(variable: Any) -> np.ndarray:
 
 
 def _assign(network: keras.Model, entries: list[dict[str, Any]], body: bytes) -> None:
-    place, values = 0, {}
+    place, found = 0, {}
     for entry in entries:
-        stored = "uint16" if entry["dtype"] == "bfloat16" else entry["dtype"]
         length = entry["bytes"]
-        if not isinstance(length, int) or length < 0 or entry["name"] in values:
+        if not isinstance(length, int) or length < 0 or entry["name"] in found:
             raise ValueError(f"{entry['name']} of {length!r} bytes")
-        content = body[place : place + length]
-        values[entry["name"]] = (entry["dtype"], entry, stored, content)
+        found[entry["name"]] = (entry, body[place : place + length])
         place += length
     if place != len(body):
         raise ValueError(f"arrays of {place} bytes in a body of {len(body)}")
     for name, expected in _variables(network):
-        if name not in values:
+        if name not in found:
             raise ValueError(f"{name} is missing")
-        dtype, entry, stored, content = values.pop(name)
-        shape = tuple(entry["shape"])
+        entry, content = found.pop(name)
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        stored = "uint16" if dtype == "bfloat16" else dtype
         if shape != tuple(expected.shape) or dtype != expected.dtype:
             raise ValueError(f"{name} is {dtype} {shape}, the network has {expected.dtype} {tuple(expected.shape)}")
         array = sparse_coding.decode(entry, shape, stored, content)
         expected.assign(array.view(keras.ops.convert_to_numpy(expected.value).dtype) if stored != dtype else array)
-    if values:
-        raise ValueError(f"the network has no {next(iter(values))}")
+    if found:
+        raise ValueError(f"the network has no {next(iter(found))}")
 
 
 class _KernelOf:
