@@ -133,7 +133,7 @@ def _define_attacks() -> None:
         None,
         ["train", "eval"],
         "Batch norm in the attacks of adv_step and adv_step_fast: by the batch, as published and by default on one "
-        "replica, or by its statistics, which is faster.",
+        "replica, or by its statistics, as on several replicas.",
     )
     flags.DEFINE_bool("carry", True, "adv_step_fast: keep perturbations for every image; else begin at random.")
     define_number("val_epsilon", None, "Radius of the attack on held-out images; by default --epsilon.")
