@@ -1,4 +1,6 @@
-"""ResNet-18 and VGG16 for 32x32 images in PyTorch, the peer of `train_step.py`."""
+"""ResNets and VGG16 for 32x32 images in PyTorch, the peers of `train_step.py`."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +28,76 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def resnet18() -> nn.Module:
+def resnet18(blocks: tuple[int, ...] = (2, 2, 2, 2)) -> nn.Module:
     """Returns ResNet-18 with the CIFAR stem."""
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
     channels = 64
-    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        for block_stride in (stride, 1):
+    for width, stride, count in zip((64, 128, 256, 512), (1, 2, 2, 2), blocks, strict=True):
+        for block_stride in (stride, *[1] * (count - 1)):
             layers.append(BasicBlock(channels, width, block_stride))
             channels = width
     return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512, 10))
+
+
+def resnet34() -> nn.Module:
+    """Returns ResNet-34 with the CIFAR stem."""
+    return resnet18((3, 4, 6, 3))
+
+
+class Largest(torch.autograd.Function):
+    """1 for the entries of largest score, found by sorting; the gradient passes by."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: torch.Tensor, k: float) -> torch.Tensor:
+        """Returns the mask."""
+        order = scores.flatten().sort().indices
+        mask = torch.ones_like(scores)
+        mask.flatten()[order[: int((1 - k) * scores.numel())]] = 0
+        return mask
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Passes the gradient on."""
+        return upstream[0], None
+
+
+class SubnetConv(nn.Conv2d):
+    """Convolution with random signs that are masked by scores in every forward pass."""
+
+    k = 0.01
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scores = nn.Parameter(0.02 * torch.rand_like(self.weight) - 0.01)
+        self.weight.data = self.weight.data.sign()
+        self.weight.requires_grad = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the convolution."""
+        return self._conv_forward(x, self.weight * Largest.apply(self.scores.abs(), self.k), self.bias)
+
+
+def of_signs(network: nn.Module, fractions: dict[int, float]) -> nn.Module:
+    """Turns every convolution into `SubnetConv`, the classifier too, batch norm to one without scale and shift."""
+    for name, child in list(network.named_children()):
+        new: nn.Module = child
+        if isinstance(child, nn.Conv2d):
+            new = SubnetConv(
+                child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding, bias=False
+            )
+            new.k = fractions[new.weight.numel()]
+        elif isinstance(child, nn.BatchNorm2d):
+            new = nn.BatchNorm2d(child.num_features, affine=False)
+        elif isinstance(child, nn.Flatten):
+            new = nn.Identity()
+        elif isinstance(child, nn.Linear):
+            conv = SubnetConv(child.in_features, child.out_features, 1, bias=False)
+            conv.k = fractions[conv.weight.numel()]
+            new = nn.Sequential(conv, nn.BatchNorm2d(child.out_features, affine=False), nn.Flatten())
+        else:
+            of_signs(child, fractions)
+        setattr(network, name, new)
+    return network
 
 
 def vgg16() -> nn.Module:
@@ -51,4 +114,4 @@ def vgg16() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), *head)
 
 
-NETWORKS = {"resnet18": resnet18, "vgg16": vgg16}
+NETWORKS = {"resnet18": resnet18, "resnet34": resnet34, "vgg16": vgg16}

@@ -20,10 +20,11 @@ FLAGS = flags.FLAGS
 ARTEFACTS = (
     *("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard", "dense"),
     *("foolbox.json", "robustness.json", "certified.json", "certified.tsv", "certified.png"),
+    *("network.trs", "compact.json"),
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
 # What says where and how to begin, and not what the run is.
-_NOT_RECORDED = {"overwrite", "resume", "load_model", "output_dir", "traceback"}
+_NOT_RECORDED = {"overwrite", "resume", "load_model", "output_dir", "traceback", "config"}
 
 
 @command_line.section("Output")

@@ -3,8 +3,9 @@
     python run_scripts/run_mask_plots.py --network=runs/pruned --output_dir=figures
 
 Writes `kept_per_layer.png`, `kept_weights.png` (the weights that stay beside those that magnitude pruning would keep,
-by value) and the numbers behind both, `masks.json`. Of a network whose dropped weights are gone, --before names the one
-that it was pruned from; without it the second figure is left out.
+by value), `structure.png` (how they are spread over channels, filters and kernels, beside random masks) and the numbers
+behind them, `masks.json`; with --layers also the mask of each named layer, entry by entry. Of a network whose dropped
+weights are gone, --before names the one that it was pruned from; without it the second figure is left out.
 """
 
 import sys
@@ -26,6 +27,8 @@ with command_line.section("Files"):
     flags.DEFINE_string("network", None, "Directory of a run, or network.keras.")
     flags.DEFINE_string("before", None, "Directory of the run, or network.keras, that it was pruned from.")
     flags.DEFINE_string("output_dir", None, "Where to write; by default figures/ beside the network.")
+    flags.DEFINE_list("layers", None, "Layers whose masks are drawn entry by entry, separated by commas.")
+    flags.DEFINE_integer("random_masks", 20, "Random masks that the structure is compared with.", 1)
 
 
 def main() -> None:
@@ -43,28 +46,42 @@ def main() -> None:
         raise command_line.BadFlag(f"--output_dir={directory}: expected a directory. Received: a file of that name")
     rows = trs.sparsity.mask_statistics(network)
     histograms = _histograms(network, before)
+    structure = trs.sparsity.mask_structure(network, FLAGS.random_masks)
+    drawn = {layer.name: layer for layer in trs.layers.kernel_layers(network)}
+    for name in FLAGS.layers or ():
+        if name not in drawn:
+            raise command_line.BadFlag(f"--layers={name}: expected some of {', '.join(drawn)}. Received: another one")
     directory.mkdir(parents=True, exist_ok=True)
     trs.evaluation.draw_kept_per_layer(rows, network.name, directory / "kept_per_layer.png")
     if histograms:
         trs.evaluation.draw_kept_weights(histograms, directory / "kept_weights.png")
+    trs.evaluation.draw_structure(structure, directory / "structure.png")
+    for name in FLAGS.layers or ():
+        mask = keras.ops.convert_to_numpy(drawn[name].effective_kernel) != 0
+        trs.evaluation.draw_layout(mask, f"{name} of {network.name}", directory / f"layout_{name}.png")
     record = {"network": FLAGS.network, "before": FLAGS.before, "layers": rows, "kept_weights": histograms}
+    record |= {"structure": structure}
     run_directory.write_json(directory / "masks.json", record)
-    show(rows, histograms)
+    show(rows, histograms, structure)
     print(f"Figures and numbers {directory}")
 
 
-def show(rows: list[dict[str, Any]], histograms: list[dict[str, Any]]) -> None:
-    """Prints a line per layer."""
+def show(rows: list[dict[str, Any]], histograms: list[dict[str, Any]], structure: list[dict[str, Any]]) -> None:
+    """Prints a line per layer; of what is empty also how much would be by chance."""
     differ = {row["name"]: row["small_kept"] for row in histograms}
     width = max(len(row["name"]) for row in rows)
-    print(f"{'layer':{width}s}  {'kept':>10s}  {'of':>10s}  {'%':>6s}  channels    filters     not the largest")
-    for row in rows:
+    print(
+        f"{'layer':{width}s}  {'kept':>10s}  {'of':>10s}  {'%':>6s}  channels    filters     "
+        f"empty kernels (random)  not the largest"
+    )
+    for row, spread in zip(rows, structure, strict=True):
         share = f"{100 * differ[row['name']]:.1f} %" if row["name"] in differ else ""
         channels = f"{row['channels_kept']}/{row['channels']}"
         filters = f"{row['filters_kept']}/{row['filters']}"
+        empty = f"{spread['empty_kernels']:.0f} ({spread['random_empty_kernels']:.0f})"
         print(
             f"{row['name']:{width}s}  {row['nonzero']:10d}  {row['entries']:10d}  {100 * row['connectivity']:6.2f}  "
-            f"{channels:10s}  {filters:10s}  {share}".rstrip()
+            f"{channels:10s}  {filters:10s}  {empty:22s}  {share}".rstrip()
         )
 
 

@@ -28,7 +28,7 @@ from tf_robust_sparse import saving
 
 FLAGS = flags.FLAGS
 _SCRIPTS = Path(__file__).parent
-_TRAINING = ("run_connectivity_sampling", "run_hydra")
+_TRAINING = ("run_connectivity_sampling", "run_hydra", "run_binary_subnetworks")
 # Where a script of several phases leaves the network that counts.
 _FINAL = ("", "finetune")
 

@@ -130,6 +130,9 @@ def train(
         sparsifier=model.sparsifier,
         writes=is_chief(),
     )
+    for callback in more:
+        if isinstance(callback, trs.training.GradualPruning):
+            callback.checkpoints = checkpoints
     callbacks = [trs.training.StopOnNaN(), connections, *more, checkpoints]
     if FLAGS.select == "reference":
         callbacks.append(trs.training.ReferenceSelection(checkpoints, common_flags.test_batches(run.images)))
@@ -139,7 +142,7 @@ def train(
     if run.resuming:
         with command_line.about("resume"):
             first_epoch = checkpoints.restore(model)
-    train_images = _train_batches(run, first_epoch)
+    train_images = _train_batches(run, first_epoch, isinstance(model, trs.training.StoredRobustModel))
     if is_chief():
         run_directory.begin(run.directory, run.resuming)
         _describe(run, model, first_epoch)
@@ -247,6 +250,8 @@ def _held_out(images: trs.data.ImageDataset) -> int:
     """Returns how many training images the best epoch is chosen by."""
     available = len(images.train_labels)
     number = min(1000, available // 10) if FLAGS.validation_examples is None else FLAGS.validation_examples
+    if "valid_ratio" in FLAGS and FLAGS.valid_ratio is not None and FLAGS.validation_examples is None:
+        number = int(FLAGS.valid_ratio * available)
     if number >= available:
         raise command_line.BadFlag(
             f"--validation_examples={number}: expected fewer than the training images. Received: {available} of them"
@@ -267,7 +272,7 @@ def _steps_per_epoch(images: trs.data.ImageDataset) -> int:
         return trs.data.steps_per_epoch(available, FLAGS.batch_size, auxiliary)
 
 
-def _train_batches(run: TrainingRun, first_epoch: int) -> tf.data.Dataset:
+def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False) -> tf.data.Dataset:
     return trs.data.train_dataset(
         run.images.train_images,
         run.images.train_labels,
@@ -279,6 +284,7 @@ def _train_batches(run: TrainingRun, first_epoch: int) -> tf.data.Dataset:
         first_epoch=first_epoch,
         auxiliary=run.auxiliary,
         auxiliary_fraction=FLAGS.rst_frac,
+        with_index=with_index,
     )
 
 

@@ -11,11 +11,16 @@ VECTOR = (12,)
 LAYERS = {
     "BatchNormalization": (lambda: layers.BatchNormalization(momentum=0.9, epsilon=1e-5), IMAGE),
     "BatchNormalization, without scale": (lambda: layers.BatchNormalization(scale=False, center=False), IMAGE),
+    "BinaryConv2D": (lambda: layers.BinaryConv2D(5, 3, padding="same"), IMAGE),
+    "BinaryConv2D, stochastic": (lambda: layers.BinaryConv2D(5, 3, stochastic=True, use_bias=False), IMAGE),
+    "BinaryDense": (lambda: layers.BinaryDense(7, activation="relu"), VECTOR),
     "MaskedConv2D": (lambda: layers.MaskedConv2D(5, 3, strides=2, padding="same"), IMAGE),
     "MaskedDense": (lambda: layers.MaskedDense(7, activation="relu"), VECTOR),
     "PlainConv2D": (lambda: layers.PlainConv2D(5, (3, 2), use_bias=False), IMAGE),
     "PlainDense": (lambda: layers.PlainDense(7), VECTOR),
     "RewiringConv2D": (lambda: layers.RewiringConv2D(5, 3, initial_connectivity=0.4, padding="same", seed=1), IMAGE),
+    "SignedConv2D": (lambda: layers.SignedConv2D(5, 3, keep_fraction=0.3, strides=2, padding="same"), IMAGE),
+    "SignedDense": (lambda: layers.SignedDense(7, keep_fraction=0.3, magnitude=0.5), VECTOR),
     "SubnetConv2D": (lambda: layers.SubnetConv2D(5, 3, keep_fraction=0.3, strides=2, padding="same"), IMAGE),
     "SubnetDense": (lambda: layers.SubnetDense(7, keep_fraction=0.3, scores_initializer="he_normal"), VECTOR),
     "RewiringDense": (lambda: layers.RewiringDense(7, initial_connectivity=0.4, activation="tanh"), VECTOR),
@@ -25,6 +30,7 @@ ATTACKS = {
     "L2FGSM": lambda: attacks.L2FGSM(0.5),
     "L2PGD": lambda: attacks.L2PGD(0.5, 0.2, 3, seed=2),
     "L2PGD, targeted restarts": lambda: attacks.L2PGD(0.5, 0.2, 2, restarts=2, targeted=True),
+    "LinfBestPGD": lambda: attacks.LinfBestPGD(8 / 255, 2 / 255, 3),
     "LinfFGSM": lambda: attacks.LinfFGSM(8 / 255),
     "LinfFGSM, random start": lambda: attacks.LinfFGSM(8 / 255, random_start=True, step_size=10 / 255),
     "LinfPGD": lambda: attacks.LinfPGD(8 / 255, 2 / 255, 3),
@@ -47,11 +53,18 @@ OBJECTIVES = {
     "CrownIBP": lambda: objectives.CrownIBP(0.02, final_beta=0.5),
     "CrownIBP, clean loss beside it": lambda: objectives.CrownIBP(0.02, final_kappa=0.5),
     "IBP": lambda: objectives.IBP(0.02),
+    "AT, as the original of binary sub-networks": lambda: objectives.AT(
+        attacks.LinfBestPGD(8 / 255, 2 / 255, 2), label_smoothing=0.1
+    ),
     "MART": lambda: objectives.MART(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=5.0),
     "MAT": lambda: objectives.MAT(attacks.L2PGD(0.5, 0.2, 2)),
     "MixTrain": lambda: objectives.MixTrain(objectives.EpochwiseEpsilon(0.02, 2, 3), num_images=2, probability=1.0),
     "MixTrain, now and then": lambda: objectives.MixTrain(objectives.EpochwiseEpsilon(0.02, 0, 3), probability=0.5),
     "Natural": lambda: objectives.Natural(),
+    "Reweighted": lambda: objectives.Reweighted(objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)), "prob"),
+    "Reweighted, TRADES": lambda: objectives.Reweighted(
+        objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2)), "comp_nat_prob"
+    ),
     "Stability": lambda: objectives.Stability(0.1, beta=2.0),
     "Stability, noisy images alone": lambda: objectives.Stability(0.1, beta=None),
     "TRADES": lambda: objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=6.0),
@@ -87,6 +100,7 @@ ABSTRACT = {
     "Objective": "lacks a loss",
     "AttackObjective": "lacks a loss",
     "Sparsifier": "decides nothing",
+    "StochasticBinarization": "decides signs and no connections; see tests/sparsity/test_binarization.py",
 }
 
 # Folder -> (its module, its rows as factories).

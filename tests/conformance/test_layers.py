@@ -80,7 +80,12 @@ def test_output_shape_is_the_computed_one(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, (make, _) in LAYERS.items() if hasattr(make(), "compute_effective_kernel")]
+    "name",
+    [  # the kernel of a signed layer has no gradient at all
+        name
+        for name, (make, _) in LAYERS.items()
+        if hasattr(make(), "compute_effective_kernel") and not hasattr(make(), "magnitude")
+    ],
 )
 def test_no_gradient_reaches_an_entry_that_is_switched_off(name):
     layer, network = built(name)

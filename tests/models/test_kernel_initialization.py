@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 import pytest
 
@@ -9,7 +10,9 @@ from tf_robust_sparse import layers, models
 
 
 @pytest.mark.parametrize("kernel", ["plain", "masked", "subnet"])
-@pytest.mark.parametrize("distribution", models.KERNEL_INITIALIZATIONS)
+@pytest.mark.parametrize(
+    "distribution", ["kaiming_normal", "kaiming_uniform", "kaiming_normal_fan_out", "signed_const"]
+)
 def test_deviation_and_seeds(distribution, kernel):
     network = models.large_cnn(kernel=kernel)
 
@@ -36,8 +39,67 @@ def test_deviation_and_seeds(distribution, kernel):
             assert np.abs(layer.bias.numpy()).max() <= 1 / math.sqrt(fan_in)
 
 
+# Of a convolution from 64 to 64 channels, 3x3, of which 1 % stays: name -> (magnitude, deviation, largest).
+PUBLISHED = {
+    "binary": (1.0, 1.0, 1.0),
+    "lottery_binary": (1.0, 1.0, 1.0),
+    "uniform_pm1": (None, 1 / math.sqrt(3), 1.0),
+    "signed_constant_correct": (0.589256, 0.589256, 0.589256),
+    "unsigned_constant_correct": (0.589256, 0.0, 0.589256),
+    "signed_constant": (0.059222, 0.059222, 0.059222),
+    "unsigned_constant": (0.059222, 0.0, 0.059222),
+    "kaiming_normal_correct": (None, 0.589256, None),
+    "kaiming_normal": (None, 0.059222, None),
+    "kaiming_uniform": (None, 0.058926, 0.102062),
+    "xavier_normal": (None, 0.041667, None),
+    "xavier_constant": (0.041667, 0.041667, 0.041667),
+    "standard": (None, 0.024056, 0.041667),
+}
+
+
+@pytest.mark.parametrize("distribution", PUBLISHED)
+def test_published_values(distribution):
+    x = keras.Input((6, 6, 64))
+    network = keras.Model(x, layers.PlainConv2D(64, 3, use_bias=False)(x))
+    models.initialize_kernels(network, distribution, seed=3, scaled_by=0.01)
+    kernel = layers.kernel_layers(network)[0].kernel.numpy()
+    magnitude, deviation, largest = PUBLISHED[distribution]
+    if magnitude is not None:
+        np.testing.assert_allclose(np.abs(kernel), magnitude, rtol=1e-5)
+    assert kernel.std() == pytest.approx(deviation, rel=0.02, abs=1e-6)
+    if largest is not None:
+        assert 0.99 * largest <= np.abs(kernel).max() <= largest * 1.00001
+    if not distribution.startswith("unsigned"):
+        assert abs((kernel > 0).mean() - 0.5) < 5 / math.sqrt(kernel.size)
+        other = keras.Model(x, layers.PlainConv2D(64, 3, use_bias=False)(x))
+        models.initialize_kernels(other, distribution, seed=4, scaled_by=0.01)
+        assert (layers.kernel_layers(other)[0].kernel.numpy() != kernel).any()
+
+
+def test_the_fan_of_the_outputs_and_another_gain():
+    x = keras.Input((6, 6, 16))
+    network = keras.Model(x, layers.PlainConv2D(64, 3, use_bias=False)(x))
+    models.initialize_kernels(network, "signed_constant", mode="fan_out", gain=1.0)
+    np.testing.assert_allclose(np.abs(layers.kernel_layers(network)[0].kernel), 1 / math.sqrt(576), rtol=1e-6)
+
+
+def test_signed_kernels_take_signs_and_a_magnitude():
+    network = models.small_cnn(kernel="signed", seed=0)
+    models.initialize_kernels(network, "xavier_constant", seed=1)
+    layer = layers.kernel_layers(network)[1]
+    fans = math.prod(layer.positive.shape[:2]) * sum(layer.positive.shape[2:])
+    assert layer.magnitude == pytest.approx(math.sqrt(2 / fans))
+    np.testing.assert_allclose(np.abs(layer.effective_kernel), layer.magnitude, rtol=1e-6)
+    with pytest.raises(ValueError, match="conv1 has no kernel to draw by uniform_pm1"):
+        models.initialize_kernels(network, "uniform_pm1")
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=r"must be one of kaiming_normal.*Received: distribution='he'"):
         models.initialize_kernels(models.small_cnn(), "he")
     with pytest.raises(ValueError, match="conv1 has no kernel to draw"):
         models.initialize_kernels(models.small_cnn(kernel="rewiring", connectivity=0.1), "kaiming_normal")
+    with pytest.raises(ValueError, match=r"`scaled_by` is a fraction .*Received: scaled_by=0"):
+        models.initialize_kernels(models.small_cnn(), "signed_constant", scaled_by=0)
+    with pytest.raises(ValueError, match="leaves no fan"):
+        models.initialize_kernels(models.small_cnn(), "signed_constant", scaled_by=1)

@@ -62,6 +62,7 @@ def forget_flags():
     for name in ["s", *command_line.names(), *command_line._aliases]:
         if name in flags.FLAGS:
             delattr(flags.FLAGS, name)
+    flags.FLAGS["log_dir"].unparse()  # a flag of absl's, which the originals have too
     command_line._sections.clear()
     command_line._aliases.clear()
 

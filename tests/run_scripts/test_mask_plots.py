@@ -22,12 +22,16 @@ def pruned(tmp_path_factory):
 
 def test_figures_and_numbers(pruned, tmp_path):
     directory, network = pruned
-    done = run_script(PLOTS, f"--network={directory}", f"--output_dir={tmp_path / 'f'}").expect()
-    for name in ("kept_per_layer.png", "kept_weights.png"):
+    done = run_script(
+        PLOTS, f"--network={directory}", "--layers=conv2,classifier", f"--output_dir={tmp_path / 'f'}"
+    ).expect()
+    layouts = ("layout_conv2.png", "layout_classifier.png")
+    for name in ("kept_per_layer.png", "kept_weights.png", "structure.png", *layouts):
         assert (tmp_path / "f" / name).read_bytes()[:4] == b"\x89PNG"
     record = json.loads((tmp_path / "f/masks.json").read_text())
     assert record["layers"] == trs.sparsity.mask_statistics(network)
     assert record["kept_weights"] == trs.sparsity.kept_weights(network)
+    assert record["structure"] == trs.sparsity.mask_structure(network)
     for layer in trs.layers.kernel_layers(network):
         assert f"{layer.name} " in done.out and str(layer.kept) in done.out
 

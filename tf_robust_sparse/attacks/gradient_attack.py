@@ -145,12 +145,7 @@ class GradientAttack:
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn, seed: tf.Tensor, start: str
     ) -> tf.Tensor:
         """One run of the loop from one starting point."""
-        if start == "uniform":
-            x_start = self.uniform_start(x, seed)
-        elif start == "gaussian":
-            x_start = x + normal_like(x, seed, GAUSSIAN_STDDEV)
-        else:
-            x_start = x
+        x_start = self._start(x, seed, start)
         if self.num_steps == 0:
             return self.project(x_start, x)
         direction = -self.step_size if self.targeted else self.step_size
@@ -169,6 +164,12 @@ class GradientAttack:
             parallel_iterations=1,
         )
         return x_adv
+
+    def _start(self, x: tf.Tensor, seed: tf.Tensor, start: str) -> tf.Tensor:
+        """The point that `start` names."""
+        if start == "uniform":
+            return self.uniform_start(x, seed)
+        return x + normal_like(x, seed, GAUSSIAN_STDDEV) if start == "gaussian" else x
 
     def _best_of_restarts(
         self, run: Callable[[tf.Tensor], tf.Tensor], forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn

@@ -1,10 +1,14 @@
 """Projected gradient attacks in the l-infinity and the l2 ball."""
 
+import math
+
 import tensorflow as tf
 
-from tf_robust_sparse.attacks.gradient_attack import GradientAttack
+from tf_robust_sparse.attacks.gradient_attack import GradientAttack, LossFn
 from tf_robust_sparse.attacks.noise import fold_in, normal_like, uniform_like
 from tf_robust_sparse.attacks.projections import l2_ball, l2_norm, linf_ball, pixel_range
+from tf_robust_sparse.layers import select
+from tf_robust_sparse.layers.forward import Forward
 
 
 class LinfPGD(GradientAttack):
@@ -32,6 +36,46 @@ class LinfPGD(GradientAttack):
     def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """See `projections.linf_ball`."""
         return linf_ball(x_adv, x, self.epsilon)
+
+
+class LinfBestPGD(LinfPGD):
+    """As `LinfPGD`, but returns the point of the highest loss among those whose gradient was taken.
+
+    These are the start and all points but the last, so that `num_steps` gradients make at most `num_steps - 1`
+    effective steps, and the last one costs no forward pass of its own.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
+    """
+
+    def _run(
+        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn, seed: tf.Tensor, start: str
+    ) -> tf.Tensor:
+        if self.num_steps == 0:
+            return super()._run(forward, x, y, loss_fn, seed, start)
+        direction = -self.step_size if self.targeted else self.step_size
+
+        def step(
+            index: tf.Tensor, x_adv: tf.Tensor, best: tf.Tensor, best_gain: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x_adv)
+                loss = loss_fn(y, forward(x_adv))
+            gain = -loss if self.targeted else loss
+            better = gain > best_gain
+            best = tf.ensure_shape(select(better, x_adv, best), x.shape)
+            moved = self.project(x_adv + direction * self.normalise(tape.gradient(loss, x_adv)), x)
+            return index + 1, tf.ensure_shape(moved, x.shape), best, tf.where(better, gain, best_gain)
+
+        first = self._start(x, seed, start)
+        lowest = tf.ensure_shape(tf.fill(tf.shape(x)[:1], -math.inf), x.shape[:1])
+        best = tf.while_loop(
+            lambda index, *_: index < self.num_steps,
+            step,
+            (tf.constant(0), first, first, lowest),
+            maximum_iterations=self.num_steps,
+            parallel_iterations=1,
+        )[2]
+        return self.project(best, x)  # a gaussian start is not in the ball
 
 
 class L2PGD(GradientAttack):

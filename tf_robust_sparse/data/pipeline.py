@@ -36,6 +36,7 @@ def train_dataset(
     drop_remainder: bool = True,
     auxiliary: tuple[np.ndarray, np.ndarray] | None = None,
     auxiliary_fraction: float = 0.5,
+    with_index: bool = False,
 ) -> tf.data.Dataset:
     """Returns shuffled, augmented batches `(x, y)` for training.
 
@@ -61,10 +62,12 @@ def train_dataset(
         drop_remainder: Whether an epoch drops its last, partial batch.
         auxiliary: More images and labels, such as pseudo-labelled ones, in the same form.
         auxiliary_fraction: Share of auxiliary examples in a batch, in (0, 1).
+        with_index: Whether batches are `(x, y, index)` with the place of each example in `images`; auxiliary ones
+            count on.
 
     Returns:
         A dataset of `x` float32 `(batch, height, width, channels)` in [0, 1] and `y` int64 `(batch,)`, of known
-        cardinality.
+        cardinality; and `index` int64 `(batch,)` if it is asked for.
 
     Raises:
         ValueError: if the examples or the settings do not fit this description.
@@ -139,6 +142,8 @@ def train_dataset(
         make_batch = _gather_parts(images, labels, flip)
     else:
         make_batch = _gather_and_move(_gather(images, labels, auxiliary), augmentation, flip)
+    if with_index:
+        return _batched(stream, batch_size, lambda i, u: (*make_batch(i, u), i), drop_remainder=drop_remainder)
     return _batched(stream, batch_size, make_batch, drop_remainder=drop_remainder)
 
 

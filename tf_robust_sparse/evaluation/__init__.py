@@ -7,6 +7,8 @@ from tf_robust_sparse.evaluation.figures import (
     draw_certified,
     draw_kept_per_layer,
     draw_kept_weights,
+    draw_layout,
+    draw_structure,
     draw_sweep,
 )
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
@@ -28,6 +30,8 @@ __all__ = [
     "draw_certified",
     "draw_kept_per_layer",
     "draw_kept_weights",
+    "draw_layout",
+    "draw_structure",
     "draw_sweep",
     "evaluate_corruptions",
     "evaluate_robustness",

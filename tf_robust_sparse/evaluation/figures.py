@@ -126,6 +126,64 @@ def draw_kept_weights(rows: Sequence[dict[str, Any]], path: str | os.PathLike, m
     _save(figure, path)
 
 
+def draw_structure(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most: int = 6) -> None:
+    """Draws how connections are spread over filters, channels and kernels into a PNG file, beside random masks.
+
+    Args:
+        rows: As `sparsity.mask_structure` returns them.
+        path: The file, whole or not at all.
+        most: Layers that are drawn, spread evenly from first to last.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+    """
+    rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
+    figure = _figure(10, 2.2 * len(rows))
+    kinds = (("by_filter", "output channel"), ("by_channel", "input channel"), ("kernels", "weights in a kernel"))
+    for line, row in enumerate(rows):
+        for column, (kind, label) in enumerate(kinds):
+            axes = figure.add_subplot(len(rows), 3, 3 * line + column + 1)
+            for prefix, color, name in (("", "tab:red", "this mask"), ("random_", "tab:blue", "random")):
+                axes.step(range(len(row[kind])), row[f"{prefix}{kind}"], where="mid", color=color, label=name)
+            if kind == "kernels":
+                axes.set_yscale("symlog", linthresh=1)
+            axes.set_xlabel(label, fontsize=8)
+            axes.set_title(f"{row['name']}: {'kernels' if kind == 'kernels' else 'weights'}", fontsize=8)
+            axes.tick_params(labelsize=7)
+            if line == 0 and column == 0:
+                axes.legend(fontsize=7)
+    _save(figure, path)
+
+
+def draw_layout(mask: np.ndarray, title: str, path: str | os.PathLike) -> None:
+    """Draws every entry of a mask into a PNG file: kernels side by side, bars beside rows and columns in use.
+
+    Args:
+        mask: `(height, width, channels, filters)` or `(inputs, outputs)`, boolean.
+        title: Whose mask it is.
+        path: The file, whole or not at all.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+    """
+    if mask.ndim == 2:
+        mask = mask[np.newaxis, np.newaxis]
+    height, width, channels, filters = mask.shape
+    unrolled = mask.transpose(3, 0, 2, 1).reshape(filters * height, channels * width)
+    figure = _figure(7, 7)
+    grid = figure.add_gridspec(2, 2, width_ratios=(30, 1), height_ratios=(30, 1), hspace=0.03, wspace=0.03)
+    axes = figure.add_subplot(grid[0, 0])
+    axes.imshow(unrolled, cmap="Greys", aspect="auto", interpolation="nearest")
+    axes.set(title=title, ylabel=f"{filters} output channels", xticks=[], yticks=[])
+    by_filter, by_channel = unrolled.any(1, keepdims=True), unrolled.any(0, keepdims=True)
+    for place, used in (((0, 1), by_filter), ((1, 0), by_channel)):
+        bar = figure.add_subplot(grid[place])
+        bar.imshow(used, cmap="Reds", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        bar.set(xticks=[], yticks=[])
+    bar.set_xlabel(f"{channels} input channels")
+    _save(figure, path)
+
+
 def draw_certified(points: Sequence[dict[str, float]], sigma: float, path: str | os.PathLike) -> None:
     """Draws certified accuracy over the l2 radius into a PNG file.
 

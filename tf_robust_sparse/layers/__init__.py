@@ -1,5 +1,6 @@
 """Kernels as Keras layers: what is connected is held here and decided by `tf_robust_sparse.sparsity`."""
 
+from tf_robust_sparse.layers.binary import BinaryConv2D, BinaryDense
 from tf_robust_sparse.layers.forward import Forward, inference_forward
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
 from tf_robust_sparse.layers.kernel_seam import (
@@ -10,12 +11,14 @@ from tf_robust_sparse.layers.kernel_seam import (
     multiply,
     settled_for_inference,
     settled_kernels,
+    unfolded_kernels,
 )
 from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
 from tf_robust_sparse.layers.normalization import BatchNormalization
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
 from tf_robust_sparse.layers.selection import largest_mask, select
+from tf_robust_sparse.layers.signed import SignedConv2D, SignedDense
 from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense, default_scores
 from tf_robust_sparse.layers.topology import graph
 
@@ -25,11 +28,15 @@ KERNELS = {
     "masked": (MaskedDense, MaskedConv2D),
     "rewiring": (RewiringDense, RewiringConv2D),
     "subnet": (SubnetDense, SubnetConv2D),
+    "signed": (SignedDense, SignedConv2D),
+    "binary": (BinaryDense, BinaryConv2D),
 }
 
 __all__ = [
     "KERNELS",
     "BatchNormalization",
+    "BinaryConv2D",
+    "BinaryDense",
     "Conv2DOperation",
     "DenseOperation",
     "Forward",
@@ -40,6 +47,8 @@ __all__ = [
     "PlainDense",
     "RewiringConv2D",
     "RewiringDense",
+    "SignedConv2D",
+    "SignedDense",
     "SubnetConv2D",
     "SubnetDense",
     "all_layers",
@@ -54,4 +63,5 @@ __all__ = [
     "select",
     "settled_for_inference",
     "settled_kernels",
+    "unfolded_kernels",
 ]

@@ -133,6 +133,21 @@ def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterat
 
 
 @contextlib.contextmanager
+def unfolded_kernels(network: keras.Model) -> Iterator[None]:
+    """Suspends a fold of `inference_kernels` inside the block; kernels that are settled around it stay so."""
+    settled = {
+        id(layer): _compute_form(layer, _block.kernels[id(layer)])
+        for layer in kernel_layers(network)
+        if id(layer) in _block.kernels
+    }
+    others = {id(layer) for layer in kernel_layers(network)}
+    kept = {key: value for key, value in _block.settled.items() if key not in others}
+    folded = _block.folded - {id(layer) for layer in all_layers(network)}
+    with _installed(settled=kept | settled, folded=folded):
+        yield
+
+
+@contextlib.contextmanager
 def settled_for_inference(model: Any) -> Iterator[None]:
     """Prepares a Keras model for many forward passes in inference mode inside the block; others stay as they are."""
     if isinstance(model, keras.Model):

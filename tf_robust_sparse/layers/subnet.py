@@ -67,7 +67,7 @@ class SubnetKernel:
     @property
     def kept(self) -> int:
         """Number of entries that stay."""
-        return kept_entries(int(np.prod(self.kernel.shape)), self.keep_fraction)
+        return kept_entries(int(np.prod(self.scores.shape)), self.keep_fraction)
 
     def compute_kernel_mask(self) -> tf.Tensor:
         """Returns which entries stay: those of largest absolute score, of equal ones the last; boolean."""

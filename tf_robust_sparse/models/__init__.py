@@ -2,22 +2,28 @@
 
 from tf_robust_sparse.models.catalogue import NETWORKS, build
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
+from tf_robust_sparse.models.construction import NORMALIZATIONS, Variant
 from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS, initialize_kernels
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe
 from tf_robust_sparse.models.resnet import (
+    BUDGET_WIDTHS,
     resnet18,
     resnet18_imagenet,
     resnet34,
     resnet34_imagenet,
     resnet50,
     resnet50_imagenet,
+    small_resnet,
 )
 from tf_robust_sparse.models.vgg import vgg16
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
 __all__ = [
+    "BUDGET_WIDTHS",
     "KERNEL_INITIALIZATIONS",
     "NETWORKS",
+    "NORMALIZATIONS",
+    "Variant",
     "build",
     "dense_300_100",
     "initialize_kernels",
@@ -30,6 +36,7 @@ __all__ = [
     "resnet50",
     "resnet50_imagenet",
     "small_cnn",
+    "small_resnet",
     "vgg4",
     "vgg16",
     "wrn28_2",

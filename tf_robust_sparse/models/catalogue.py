@@ -1,5 +1,7 @@
 """The networks by name, for command lines and configurations."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,12 +15,13 @@ from tf_robust_sparse.models.resnet import (
     resnet34_imagenet,
     resnet50,
     resnet50_imagenet,
+    small_resnet,
 )
 from tf_robust_sparse.models.vgg import vgg16
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
 # Name -> builder; all take the same keyword arguments.
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "vgg16": vgg16,
     "resnet18": resnet18,
     "resnet34": resnet34,
@@ -26,6 +29,15 @@ NETWORKS = {
     "resnet18_imagenet": resnet18_imagenet,
     "resnet34_imagenet": resnet34_imagenet,
     "resnet50_imagenet": resnet50_imagenet,
+    **{
+        f"resnet{depth}_{widths}": functools.partial(small_resnet, depth, widths)
+        for depth, all_widths in ((18, ("p01", "p1")), (34, ("p0", "p01", "p05", "p1")), (50, ("p01", "p1")))
+        for widths in all_widths
+    },
+    **{
+        f"resnet{depth}_p01_imagenet": functools.partial(small_resnet, depth, "p01", imagenet=True)
+        for depth in (18, 34)
+    },
     "wrn28_2": wrn28_2,
     "wrn28_4": wrn28_4,
     "wrn28_10": wrn28_10,

@@ -7,20 +7,21 @@ Arguments common to every builder:
 - kernel: a key of `tf_robust_sparse.layers.KERNELS`. Only the class of the kernel layers depends on it: the dense and
   the sparse twin have the same layers under the same names.
 - connectivity: fraction of all kernel entries to be connected, in (0, 1]. `kernel="rewiring"` needs it to choose how
-  many entries of each layer are connected at the start; `kernel="subnet"` keeps that fraction of each kernel, all of
-  it by default; the other forms start dense and leave it unread.
+  many entries of each layer are connected at the start; `kernel="subnet"` and `"signed"` keep that fraction of each
+  kernel, all of it by default; the other forms start dense and leave it unread.
 - padding_mode: `"tf_same"` pads a strided convolution as TensorFlow does (3x3, stride 2, even size: 0 before, 1
   after), `"symmetric"` as PyTorch's `padding=1` does (1 and 1). Weights do not carry over between the two.
 - seed: integer from which each layer derives a seed of its own, so that equal seeds give equal networks; `None` draws
   from the generators that `keras.utils.set_random_seed` sets.
 - synchronized_batch_norm: whether batch statistics are taken over all replicas.
+- variant: a `Variant`, of residual networks alone.
 - name: name of the network; layer names do not depend on it.
 
 The last layer computes in float32 under every dtype policy, so logits are float32.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -28,6 +29,55 @@ import numpy as np
 from tf_robust_sparse import layers
 
 PADDING_MODES = ("tf_same", "symmetric")
+# What pixels of [0, 1] are normalised by inside a network: mean and deviation of red, green and blue.
+NORMALIZATIONS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class Variant(NamedTuple):
+    """How a residual network departs from the usual one.
+
+    Attributes:
+        normalization: A key of `NORMALIZATIONS`, for images of three channels; `None` for the network's own.
+        affine_batch_norm: Whether batch norm scales and shifts.
+        classifier_bias: Whether the classifier has a bias.
+        final_batch_norm: Whether batch norm comes after the classifier, so that the logits of a batch have mean 0 and
+            variance 1. A network of signs has huge logits otherwise.
+        leaky_relu_slope: Slope of the activations of basic blocks where their inputs are negative; 0 is ReLU.
+        first_kernel, last_kernel: Kernel form of the stem and of the classifier; `None` for that of the others.
+        stochastic: Whether the signs of `kernel="binary"` are drawn.
+    """
+
+    normalization: str | None = None
+    affine_batch_norm: bool = True
+    classifier_bias: bool = True
+    final_batch_norm: bool = False
+    leaky_relu_slope: float = 0.0
+    first_kernel: str | None = None
+    last_kernel: str | None = None
+    stochastic: bool = False
+
+    def check(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: if one is unknown or out of its range.
+        """
+        if self.normalization is not None and self.normalization not in NORMALIZATIONS:
+            options = ", ".join(NORMALIZATIONS)
+            raise ValueError(f"`normalization` must be one of {options}. Received: {self.normalization!r}")
+        if not 0 <= self.leaky_relu_slope < 1:
+            raise ValueError(f"`leaky_relu_slope` must be in [0, 1). Received: {self.leaky_relu_slope!r}")
+        for name in ("first_kernel", "last_kernel"):
+            value = getattr(self, name)
+            if value not in (None, *layers.KERNELS):
+                raise ValueError(f"`{name}` must be one of {', '.join(layers.KERNELS)}. Received: {name}={value!r}")
+
+
+USUAL = Variant()
 
 
 class Construction:
@@ -53,6 +103,7 @@ class Construction:
         padding_mode: str,
         seed: int | None,
         synchronized_batch_norm: bool,
+        variant: Variant | None = None,
     ) -> None:
         if kernel not in layers.KERNELS:
             raise ValueError(f"`kernel` must be one of {', '.join(layers.KERNELS)}. Received: kernel={kernel!r}")
@@ -61,10 +112,11 @@ class Construction:
             raise ValueError(f"`padding_mode` must be one of {options}. Received: padding_mode={padding_mode!r}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
             raise ValueError(f"`seed` must be a non-negative integer or None. Received: seed={seed!r}")
+        self.variant = USUAL if variant is None else variant
+        self.variant.check()
         self.num_classes = _num_classes(num_classes)
         self.inputs = keras.Input(_image_shape(network, smallest, input_shape), name="pixels")
         self.connectivity = _connectivity(kernel, connectivity)
-        self._dense, self._conv = layers.KERNELS[kernel]
         self._kernel = kernel
         self._symmetric = padding_mode == "symmetric"
         self._seed = seed
@@ -92,26 +144,48 @@ class Construction:
             x = keras.layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_padding")(x)
             padding = "valid"
         kwargs.setdefault("use_bias", False)
-        form = self._form(initial_connectivity)
-        return self._conv(filters, size, strides=strides, padding=padding, name=name, **form, **kwargs)(x)
+        kernel = kwargs.pop("kernel", None) or self._kernel
+        form = self._form(initial_connectivity, kernel)
+        conv = layers.KERNELS[kernel][1]
+        return conv(filters, size, strides=strides, padding=padding, name=name, **form, **kwargs)(x)
 
     def dense(
         self, x: keras.KerasTensor, units: int, name: str, initial_connectivity: float, **kwargs: Any
     ) -> keras.KerasTensor:
         """Multiplies `x` `(batch, input_dim)` and adds a bias."""
-        return self._dense(units, name=name, **self._form(initial_connectivity), **kwargs)(x)
+        kernel = kwargs.pop("kernel", None) or self._kernel
+        dense = layers.KERNELS[kernel][0]
+        return dense(units, name=name, **self._form(initial_connectivity, kernel), **kwargs)(x)
 
     def classifier(self, x: keras.KerasTensor, initial_connectivity: float) -> keras.KerasTensor:
         """Returns the logits `(batch, num_classes)` of the features `x`, in float32 under every dtype policy."""
-        return self.dense(x, self.num_classes, "classifier", initial_connectivity, dtype="float32")
+        options: dict[str, Any] = {"dtype": "float32", "kernel": self.variant.last_kernel}
+        if not self.variant.classifier_bias:
+            options["use_bias"] = False
+        x = self.dense(x, self.num_classes, "classifier", initial_connectivity, **options)
+        return self.batch_norm(x, "classifier_bn", dtype="float32") if self.variant.final_batch_norm else x
 
-    def batch_norm(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    def batch_norm(self, x: keras.KerasTensor, name: str, **kwargs: Any) -> keras.KerasTensor:
         """Normalises `x`; the moving statistics keep 0.9 of their value at each step."""
-        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=self._synchronized, name=name)(x)
+        if not self.variant.affine_batch_norm:
+            kwargs |= {"scale": False, "center": False}
+        return layers.BatchNormalization(
+            momentum=0.9, epsilon=1e-5, synchronized=self._synchronized, name=name, **kwargs
+        )(x)
 
-    def relu(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-        """Returns `max(x, 0)`."""
-        return keras.layers.ReLU(name=name)(x)
+    def relu(self, x: keras.KerasTensor, name: str, leaky: bool = False) -> keras.KerasTensor:
+        """Returns `max(x, 0)`, or plus a small multiple of `min(x, 0)` if it is `leaky` and the variant has a slope."""
+        slope = self.variant.leaky_relu_slope if leaky else 0.0
+        return keras.layers.ReLU(negative_slope=slope, name=name)(x)
+
+    def normalized(self, usual: str | None = None) -> keras.KerasTensor:
+        """Returns the images, normalised as the variant says or else as is usual, if they have three channels."""
+        name = self.variant.normalization or usual
+        if name is None or self.inputs.shape[-1] != 3:
+            return self.inputs
+        mean, deviation = NORMALIZATIONS[name]
+        variance = [each**2 for each in deviation]
+        return keras.layers.Normalization(mean=list(mean), variance=variance, name="normalization")(self.inputs)
 
     def max_pool(self, x: keras.KerasTensor, size: int, strides: int, name: str) -> keras.KerasTensor:
         """Takes the maximum of windows that reach over the border, of values that are not negative."""
@@ -129,17 +203,19 @@ class Construction:
         """Returns the finished network."""
         return keras.Model(self.inputs, logits, name=name)
 
-    def _form(self, initial_connectivity: float) -> dict[str, Any]:
+    def _form(self, initial_connectivity: float, kernel: str) -> dict[str, Any]:
         """Returns the arguments that depend on the kernel form."""
         seeds: list[int | None] = [None, None]
         if self._seed is not None:
             words = np.random.SeedSequence([int(self._seed), self._made]).generate_state(2)
             seeds = [int(word) >> 1 for word in words]
         self._made += 1
-        if self._kernel == "rewiring":
+        if kernel == "rewiring":
             return {"seed": seeds[0], "initial_connectivity": initial_connectivity}
         form: dict[str, Any] = {"kernel_initializer": keras.initializers.HeNormal(seed=seeds[0])}
-        if self._kernel == "subnet":
+        if kernel == "binary":
+            form["stochastic"] = self.variant.stochastic
+        if kernel in ("subnet", "signed"):
             form["keep_fraction"] = self.connectivity
             if seeds[1] is not None:
                 form["scores_initializer"] = layers.default_scores(seeds[1])

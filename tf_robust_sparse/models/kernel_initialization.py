@@ -1,59 +1,132 @@
 """Kernels drawn anew, as the originals of other methods draw them."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from tf_robust_sparse import layers
 
-# Each with the gain of ReLU, the root of 2: PyTorch's initialisations of these names, and constants of random sign.
-KERNEL_INITIALIZATIONS = ("kaiming_normal", "kaiming_uniform", "kaiming_normal_fan_out", "signed_const")
+# Each with the gain of ReLU unless another is given: PyTorch's initialisations of these names, HYDRA's, and those of
+# binary sub-networks.
+KERNEL_INITIALIZATIONS = (
+    *("kaiming_normal", "kaiming_uniform", "kaiming_normal_fan_out", "signed_const"),
+    *("binary", "lottery_binary", "uniform_pm1", "signed_constant", "signed_constant_correct", "unsigned_constant"),
+    *("unsigned_constant_correct", "kaiming_normal_correct", "xavier_normal", "xavier_constant", "standard"),
+)
+_CONSTANTS = {  # name -> whether signs are random, and what a fan is multiplied by where a fraction k stays
+    "signed_const": (True, lambda k: 1.0),
+    "signed_constant": (True, lambda k: 1 - k),
+    "signed_constant_correct": (True, lambda k: k),
+    "unsigned_constant": (False, lambda k: 1 - k),
+    "unsigned_constant_correct": (False, lambda k: k),
+}
+_NORMALS = {"kaiming_normal": lambda k: 1 - k, "kaiming_normal_correct": lambda k: k}
+_SIGNS = ("binary", "lottery_binary", "xavier_constant", "signed_const", "signed_constant", "signed_constant_correct")
 
 
-def initialize_kernels(network: keras.Model, distribution: str, seed: int = 0) -> None:
+def initialize_kernels(
+    network: keras.Model,
+    distribution: str,
+    seed: int = 0,
+    mode: str = "fan_in",
+    scaled_by: float | None = None,
+    gain: float = math.sqrt(2),
+) -> None:
     """Draws every kernel of `network` anew and sets its biases to zero.
 
     Args:
-        network: A network of plain, masked or subnet kernels.
-        distribution: `"kaiming_normal"`: normal of variance 2 / fan_in. `"kaiming_uniform"`: uniform of that variance.
+        network: A network of plain, masked, subnet, binary or signed kernels; the last take magnitudes and signs alone.
+        distribution: With `fan` as `mode` says:
+            `"binary"`, `"lottery_binary"`: 1 or -1.
+            `"uniform_pm1"`: uniform in [-1, 1].
+            `"signed_constant_correct"`, `"unsigned_constant_correct"`: `gain / sqrt(fan)`, of random sign or positive.
+            `"kaiming_normal_correct"`: normal of that standard deviation.
+            `"signed_constant"`, `"unsigned_constant"`, `"kaiming_normal"`: the same, with another scale of the fan.
+            `"signed_const"`: `"signed_constant"` without it.
+            `"kaiming_uniform"`: uniform of that variance.
+            `"xavier_normal"`, `"xavier_constant"`: of standard deviation, or magnitude, `sqrt(2 / (fan_in + fan_out))`.
+            `"standard"`: uniform in +-1 / sqrt(fan_in).
             `"kaiming_normal_fan_out"`: convolutions normal of variance 2 / (height * width * filters), dense kernels
-            and biases uniform in +-1 / sqrt(fan_in); HYDRA's networks without batch norm. `"signed_const"`:
-            +-sqrt(2 / fan_in).
+            and biases uniform in +-1 / sqrt(fan_in); HYDRA's networks without batch norm.
         seed: Integer; each layer derives its own.
+        mode: `"fan_in"` or `"fan_out"`.
+        scaled_by: The fraction k of all entries that stays, by which the fan is multiplied in the distributions called
+            correct; the others of their names, as the original has it, multiply by `1 - k`. `None` for neither.
+        gain: Root of 2 for ReLU.
 
     Raises:
-        ValueError: if the distribution is unknown, or a kernel is of a form without a variable `kernel`.
+        ValueError: if the distribution is unknown, a kernel cannot take it, or `scaled_by` leaves no fan.
 
     Reference: [He et al., 2015](https://arxiv.org/abs/1502.01852), section 2.2;
-        [Ramanujan et al., 2020](https://arxiv.org/abs/1911.13299), section 3.1 (constants of random sign).
+        [Ramanujan et al., 2020](https://arxiv.org/abs/1911.13299), section 3.1 (constants of random sign);
+        [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 3 (signs).
     """
     if distribution not in KERNEL_INITIALIZATIONS:
         options = ", ".join(KERNEL_INITIALIZATIONS)
         raise ValueError(f"`distribution` must be one of {options}. Received: distribution={distribution!r}")
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f'`mode` must be "fan_in" or "fan_out". Received: mode={mode!r}')
+    if scaled_by is not None and not 0 < scaled_by <= 1:
+        raise ValueError(f"`scaled_by` is a fraction of the entries, in (0, 1]. Received: scaled_by={scaled_by!r}")
     found = layers.kernel_layers(network)
     for layer in found:
-        if not hasattr(layer, "kernel"):
+        if not (hasattr(layer, "kernel") or (hasattr(layer, "magnitude") and distribution in _SIGNS)):
             raise ValueError(
-                f"The layer {layer.name} has no kernel to draw; build the network with plain, masked or subnet "
-                f"kernels. Received: {type(layer).__name__}"
+                f"The layer {layer.name} has no kernel to draw by {distribution}; build the network with plain, masked "
+                f"or subnet kernels. Received: {type(layer).__name__}"
             )
     for number, layer in enumerate(found):
         random = np.random.default_rng([seed, number])
-        shape = tuple(layer.kernel.shape)
-        fan_in = math.prod(shape[:-1])
+        shape = tuple(layer.kernel.shape if hasattr(layer, "kernel") else layer.positive.shape)
+        kernel = _drawn(random, shape, distribution, mode, scaled_by, gain)
         bias = np.zeros(shape[-1:])
-        if distribution == "kaiming_uniform":
-            kernel = random.uniform(-1, 1, shape) * math.sqrt(6 / fan_in)
-        elif distribution == "signed_const":
-            kernel = np.sign(random.uniform(-1, 1, shape)) * math.sqrt(2 / fan_in)
-        elif distribution == "kaiming_normal":
-            kernel = random.normal(size=shape) * math.sqrt(2 / fan_in)
-        elif len(shape) == 4:
-            kernel = random.normal(size=shape) * math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
+        if distribution == "kaiming_normal_fan_out" and len(shape) == 2:
+            bias = random.uniform(-1, 1, shape[-1:]) / math.sqrt(math.prod(shape[:-1]))
+        if hasattr(layer, "magnitude"):
+            layer.magnitude = float(np.float32(np.abs(kernel).max()))
+            layer.positive.assign(kernel > 0)
         else:
-            kernel = random.uniform(-1, 1, shape) / math.sqrt(fan_in)
-            bias = random.uniform(-1, 1, shape[-1:]) / math.sqrt(fan_in)
-        layer.kernel.assign(kernel.astype("float32"))
+            layer.kernel.assign(kernel.astype("float32"))
         if layer.bias is not None:
             layer.bias.assign(bias.astype("float32"))
+
+
+def _drawn(
+    random: np.random.Generator,
+    shape: tuple[int, ...],
+    distribution: str,
+    mode: str,
+    scaled_by: float | None,
+    gain: float,
+) -> np.ndarray:
+    area = math.prod(shape[:-2])
+    fan_in, fan_out = area * shape[-2], area * shape[-1]
+    fan = float(fan_in if mode == "fan_in" else fan_out)
+    if distribution in _CONSTANTS:
+        signed, factor = _CONSTANTS[distribution]
+        signs = np.sign(random.uniform(-1, 1, shape)) if signed else np.ones(shape)
+        return signs * gain / math.sqrt(_scaled(fan, factor, scaled_by))
+    if distribution in _NORMALS:
+        return random.normal(size=shape) * gain / math.sqrt(_scaled(fan, _NORMALS[distribution], scaled_by))
+    if distribution == "kaiming_uniform":
+        return random.uniform(-1, 1, shape) * gain * math.sqrt(3 / fan)
+    if distribution == "uniform_pm1":
+        return random.uniform(-1, 1, shape)
+    if distribution in ("binary", "lottery_binary"):
+        return np.where(random.random(shape) < 0.5, -1.0, 1.0)
+    if distribution == "xavier_normal":
+        return random.normal(size=shape) * math.sqrt(2 / (fan_in + fan_out))
+    if distribution == "xavier_constant":
+        return np.where(random.random(shape) < 0.5, -1.0, 1.0) * math.sqrt(2 / (fan_in + fan_out))
+    if distribution == "kaiming_normal_fan_out" and len(shape) == 4:
+        return random.normal(size=shape) * math.sqrt(2 / fan_out)
+    return random.uniform(-1, 1, shape) / math.sqrt(fan_in)
+
+
+def _scaled(fan: float, factor: Callable[[float], float], scaled_by: float | None) -> float:
+    scaled = fan if scaled_by is None else fan * factor(scaled_by)
+    if not scaled > 0:
+        raise ValueError(f"`scaled_by` leaves no fan. Received: scaled_by={scaled_by!r}")
+    return scaled

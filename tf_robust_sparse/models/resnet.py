@@ -4,11 +4,17 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from tf_robust_sparse.models.construction import Construction
+from tf_robust_sparse.models.construction import Construction, Variant
 
 _WIDTHS = (64, 128, 256, 512)
-# Of the pixels of ImageNet, red, green and blue.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Widths of the small versions, each with about as many weights as the sub-network that keeps 1 % of the connections
+# by that exponent: "p01" is 0.1.
+BUDGET_WIDTHS = {
+    "p0": (26, 26, 26, 26),
+    "p01": (23, 25, 27, 29),
+    "p05": (14, 20, 29, 40),
+    "p1": (6, 13, 26, 51),
+}
 
 
 def resnet18(
@@ -19,6 +25,7 @@ def resnet18(
     padding_mode: str = "tf_same",
     seed: int | None = None,
     synchronized_batch_norm: bool = False,
+    variant: Variant | None = None,
     name: str = "resnet18",
 ) -> keras.Model:
     """Builds ResNet-18: four stages of two basic blocks, widths 64 to 512, an average-pool 4x4, the classifier.
@@ -38,7 +45,16 @@ def resnet18(
         Legenstein, ICML 2021.
     """
     build = Construction(
-        "resnet18", 8, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+        "resnet18",
+        8,
+        num_classes,
+        input_shape,
+        kernel,
+        connectivity,
+        padding_mode,
+        seed,
+        synchronized_batch_norm,
+        variant,
     )
     return _resnet(build, _basic, (2, 2, 2, 2), name)
 
@@ -51,11 +67,21 @@ def resnet34(
     padding_mode: str = "tf_same",
     seed: int | None = None,
     synchronized_batch_norm: bool = False,
+    variant: Variant | None = None,
     name: str = "resnet34",
 ) -> keras.Model:
     """Builds ResNet-34: as `resnet18`, with 3, 4, 6 and 3 basic blocks."""
     build = Construction(
-        "resnet34", 8, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+        "resnet34",
+        8,
+        num_classes,
+        input_shape,
+        kernel,
+        connectivity,
+        padding_mode,
+        seed,
+        synchronized_batch_norm,
+        variant,
     )
     return _resnet(build, _basic, (3, 4, 6, 3), name)
 
@@ -68,11 +94,21 @@ def resnet50(
     padding_mode: str = "tf_same",
     seed: int | None = None,
     synchronized_batch_norm: bool = False,
+    variant: Variant | None = None,
     name: str = "resnet50",
 ) -> keras.Model:
     """Builds ResNet-50: as `resnet18`, with 3, 4, 6 and 3 bottleneck blocks, four times as wide at their ends."""
     build = Construction(
-        "resnet50", 8, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+        "resnet50",
+        8,
+        num_classes,
+        input_shape,
+        kernel,
+        connectivity,
+        padding_mode,
+        seed,
+        synchronized_batch_norm,
+        variant,
     )
     return _resnet(build, _bottleneck, (3, 4, 6, 3), name)
 
@@ -85,6 +121,7 @@ def resnet18_imagenet(
     padding_mode: str = "tf_same",
     seed: int | None = None,
     synchronized_batch_norm: bool = False,
+    variant: Variant | None = None,
     name: str = "resnet18_imagenet",
 ) -> keras.Model:
     """Builds ResNet-18 for ImageNet: normalised pixels, a 7x7 stem of stride 2, a max-pool, the stages, a global pool.
@@ -112,6 +149,7 @@ def resnet18_imagenet(
         padding_mode,
         seed,
         synchronized_batch_norm,
+        variant,
     )
     return _imagenet_resnet(build, _basic, (2, 2, 2, 2), name)
 
@@ -124,6 +162,7 @@ def resnet34_imagenet(
     padding_mode: str = "tf_same",
     seed: int | None = None,
     synchronized_batch_norm: bool = False,
+    variant: Variant | None = None,
     name: str = "resnet34_imagenet",
 ) -> keras.Model:
     """Builds ResNet-34 for ImageNet: as `resnet18_imagenet`, with 3, 4, 6 and 3 basic blocks."""
@@ -137,6 +176,7 @@ def resnet34_imagenet(
         padding_mode,
         seed,
         synchronized_batch_norm,
+        variant,
     )
     return _imagenet_resnet(build, _basic, (3, 4, 6, 3), name)
 
@@ -149,6 +189,7 @@ def resnet50_imagenet(
     padding_mode: str = "tf_same",
     seed: int | None = None,
     synchronized_batch_norm: bool = False,
+    variant: Variant | None = None,
     name: str = "resnet50_imagenet",
 ) -> keras.Model:
     """Builds ResNet-50 for ImageNet: as `resnet18_imagenet`, with 3, 4, 6 and 3 bottleneck blocks."""
@@ -162,31 +203,87 @@ def resnet50_imagenet(
         padding_mode,
         seed,
         synchronized_batch_norm,
+        variant,
     )
     return _imagenet_resnet(build, _bottleneck, (3, 4, 6, 3), name)
 
 
-def _resnet(build: Construction, block: Callable, blocks: Sequence[int], name: str) -> keras.Model:
-    x = build.conv(build.inputs, 64, 3, "stem", 0.6)
-    x = build.relu(build.batch_norm(x, "stem_bn"), "stem_relu")
-    x = _stages(build, x, block, blocks)
+def small_resnet(
+    depth: int,
+    widths: str,
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    variant: Variant | None = None,
+    imagenet: bool = False,
+    name: str | None = None,
+) -> keras.Model:
+    """Builds a ResNet of few channels, a dense network of about as many weights as a sub-network of the usual one.
+
+    Args: see `tf_robust_sparse.models.construction`, and
+        depth: 18, 34 or 50.
+        widths: A key of `BUDGET_WIDTHS`. ResNet-50 has one or two channels more where 4 times as many follow.
+        imagenet: Whether as made for ImageNet, else with a 3x3 stem.
+
+    Returns:
+        A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 5.
+    """
+    if depth not in _BLOCKS or widths not in BUDGET_WIDTHS:
+        raise ValueError(
+            f"`depth` must be one of {', '.join(map(str, _BLOCKS))}, `widths` one of {', '.join(BUDGET_WIDTHS)}. "
+            f"Received: depth={depth!r}, widths={widths!r}"
+        )
+    block, blocks = _BLOCKS[depth]
+    name = name or f"resnet{depth}_{widths}" + "_imagenet" * imagenet
+    build = Construction(
+        name,
+        32 if imagenet else 8,
+        num_classes,
+        input_shape,
+        kernel,
+        connectivity,
+        padding_mode,
+        seed,
+        synchronized_batch_norm,
+        variant,
+    )
+    channels = BUDGET_WIDTHS[widths] if depth != 50 else _BOTTLENECK_WIDTHS.get(widths, BUDGET_WIDTHS[widths])
+    return (_imagenet_resnet if imagenet else _resnet)(build, block, blocks, name, channels)
+
+
+def _resnet(
+    build: Construction, block: Callable, blocks: Sequence[int], name: str, widths: Sequence[int] = _WIDTHS
+) -> keras.Model:
+    x = build.conv(build.normalized(), widths[0], 3, "stem", 0.6, kernel=build.variant.first_kernel)
+    x = build.relu(build.batch_norm(x, "stem_bn"), "stem_relu", leaky=True)
+    x = _stages(build, x, block, blocks, widths)
     return build.model(build.classifier(build.average_pool(x, 4), 0.6), name)
 
 
-def _imagenet_resnet(build: Construction, block: Callable, blocks: Sequence[int], name: str) -> keras.Model:
-    x = build.inputs
-    if x.shape[-1] == len(_MEAN):
-        variance = [deviation**2 for deviation in _DEVIATION]
-        x = keras.layers.Normalization(mean=list(_MEAN), variance=variance, name="normalization")(x)
-    x = build.conv(x, 64, 7, "stem", 0.6, strides=2)
-    x = build.relu(build.batch_norm(x, "stem_bn"), "stem_relu")
+def _imagenet_resnet(
+    build: Construction, block: Callable, blocks: Sequence[int], name: str, widths: Sequence[int] = _WIDTHS
+) -> keras.Model:
+    x = build.normalized(usual="imagenet")
+    x = build.conv(x, widths[0], 7, "stem", 0.6, strides=2, kernel=build.variant.first_kernel)
+    x = build.relu(build.batch_norm(x, "stem_bn"), "stem_relu", leaky=True)
     x = build.max_pool(x, 3, 2, "stem_pool")
-    x = _stages(build, x, block, blocks)
+    x = _stages(build, x, block, blocks, widths)
     return build.model(build.classifier(build.average_pool(x, max(x.shape[1:3])), 0.6), name)
 
 
-def _stages(build: Construction, x: keras.KerasTensor, block: Callable, blocks: Sequence[int]) -> keras.KerasTensor:
-    for stage, (width, count) in enumerate(zip(_WIDTHS, blocks, strict=True), start=1):
+def _stages(
+    build: Construction, x: keras.KerasTensor, block: Callable, blocks: Sequence[int], widths: Sequence[int]
+) -> keras.KerasTensor:
+    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
         initial = 0.2 if stage == 1 else build.half
         for i in range(count):
             strides = 2 if stage > 1 and i == 0 else 1
@@ -196,10 +293,10 @@ def _stages(build: Construction, x: keras.KerasTensor, block: Callable, blocks: 
 
 def _basic(build, x, width, strides, name, initial):
     h = build.conv(x, width, 3, f"{name}_conv1", initial, strides=strides)
-    h = build.relu(build.batch_norm(h, f"{name}_bn1"), f"{name}_relu1")
+    h = build.relu(build.batch_norm(h, f"{name}_bn1"), f"{name}_relu1", leaky=True)
     h = build.conv(h, width, 3, f"{name}_conv2", initial)
     h = build.batch_norm(h, f"{name}_bn2")
-    return _joined(build, h, _shortcut(build, x, width, strides, name, initial), name)
+    return _joined(build, h, _shortcut(build, x, width, strides, name, initial), name, leaky=True)
 
 
 def _bottleneck(build, x, width, strides, name, initial):
@@ -219,6 +316,10 @@ def _shortcut(build, x, width, strides, name, initial):
     return build.batch_norm(x, f"{name}_shortcut_bn")
 
 
-def _joined(build, h, shortcut, name):
+def _joined(build, h, shortcut, name, leaky=False):
     # Main branch first: Keras orders layers of equal depth by it, and `kernel_layers` follows that order.
-    return build.relu(keras.layers.Add(name=f"{name}_add")([h, shortcut]), f"{name}_relu")
+    return build.relu(keras.layers.Add(name=f"{name}_add")([h, shortcut]), f"{name}_relu", leaky)
+
+
+_BLOCKS = {18: (_basic, (2, 2, 2, 2)), 34: (_basic, (3, 4, 6, 3)), 50: (_bottleneck, (3, 4, 6, 3))}
+_BOTTLENECK_WIDTHS = {"p01": (23, 25, 27, 31), "p1": (7, 13, 26, 51)}

@@ -14,6 +14,7 @@ from tf_robust_sparse.objectives.mat import MAT
 from tf_robust_sparse.objectives.mixtrain import MixTrain
 from tf_robust_sparse.objectives.natural import Natural
 from tf_robust_sparse.objectives.objective import AttackObjective, Objective
+from tf_robust_sparse.objectives.reweighted import REWEIGHTINGS, Reweighted
 from tf_robust_sparse.objectives.stability import Stability
 from tf_robust_sparse.objectives.trades import TRADES
 
@@ -22,6 +23,7 @@ __all__ = [
     "IBP",
     "MART",
     "MAT",
+    "REWEIGHTINGS",
     "TRADES",
     "AttackObjective",
     "CrownIBP",
@@ -31,6 +33,7 @@ __all__ = [
     "MixTrain",
     "Natural",
     "Objective",
+    "Reweighted",
     "SmoothedEpsilon",
     "Stability",
     "kl_divergence",

@@ -1,10 +1,15 @@
 """Adversarial training."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import cross_entropy
+from tf_robust_sparse import layers
+from tf_robust_sparse.attacks import GradientAttack, cross_entropy
 from tf_robust_sparse.objectives.objective import AttackObjective, Seed, training_logits
+
+BATCH_NORM_MODES = ("inference", "training")
 
 
 class AT(AttackObjective):
@@ -12,19 +17,51 @@ class AT(AttackObjective):
 
     Args:
         attack: Untargeted attack; its own `random_start` decides where it starts.
+        label_smoothing: Share `s` of the loss that is the mean cross-entropy of all classes, in [0, 1):
+            `(1 - s) * CE + s * mean(-log p)`. The attack climbs the same loss.
+        batch_norm: `"inference"`, or `"training"`: the attack normalises by the batch, as the original of binary
+            sub-networks does, and so moves the statistics in each of its steps; on one replica alone.
 
     Raises:
-        ValueError: if `attack` is not an untargeted attack.
+        ValueError: if `attack` is not an untargeted attack or another argument is out of its range.
 
     Reference: [Madry et al., 2018](https://arxiv.org/abs/1706.06083), section 2.1.
     """
 
+    def __init__(self, attack: GradientAttack, label_smoothing: float = 0.0, batch_norm: str = "inference") -> None:
+        super().__init__(attack)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` must be in [0, 1). Received: label_smoothing={label_smoothing!r}")
+        if batch_norm not in BATCH_NORM_MODES:
+            raise ValueError(
+                f"`batch_norm` must be one of {', '.join(BATCH_NORM_MODES)}. Received: batch_norm={batch_norm!r}"
+            )
+        self.label_smoothing = float(label_smoothing)
+        self.batch_norm = batch_norm
+
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
-        """Images that raise the cross entropy: `(batch, ...)`, float32."""
-        return self.attack(network, x, y, seed=seed)
+        """Images that raise the loss: `(batch, ...)`, float32."""
+        if self.batch_norm == "inference":
+            return self.attack(network, x, y, loss_fn=self._loss, seed=seed)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            raise ValueError('batch_norm="training" attacks on one replica; pass batch_norm="inference" for several')
+        with layers.unfolded_kernels(network):
+            return self.attack(lambda x: network(x, training=True), x, y, loss_fn=self._loss, seed=seed)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Losses `(batch,)` and logits `(batch, classes)` on the attacked images."""
         del x
         logits = training_logits(network, x_adv)
-        return cross_entropy(y, logits), logits
+        return self._loss(y, logits), logits
+
+    def _loss(self, y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        loss = cross_entropy(y, logits)
+        if not self.label_smoothing:
+            return loss
+        of_all = -tf.reduce_mean(tf.nn.log_softmax(tf.cast(logits, tf.float32)), -1)
+        return (1 - self.label_smoothing) * loss + self.label_smoothing * of_all
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines the objective, as plain values for a results file."""
+        more = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        return {**super().describe(), **more, **({"batch_norm": "training"} if self.batch_norm == "training" else {})}

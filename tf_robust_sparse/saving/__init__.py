@@ -2,6 +2,7 @@
 
 from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, COMPACT_VALUES, compact_sizes, load_compact, save_compact
 from tf_robust_sparse.saving.copy_weights import copy_weights
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
 from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights
@@ -9,17 +10,22 @@ from tf_robust_sparse.saving.reference_weights import import_reference_weights
 from tf_robust_sparse.saving.strip import strip
 
 __all__ = [
+    "COMPACT_SUFFIX",
+    "COMPACT_VALUES",
     "PYTORCH_SUFFIXES",
+    "compact_sizes",
     "copy_weights",
     "export_network",
     "import_pytorch_weights",
     "import_reference_weights",
     "load_checkpoint",
+    "load_compact",
     "load_network",
     "read_metadata",
     "replace_directory",
     "replace_file",
     "save_checkpoint",
+    "save_compact",
     "save_network",
     "strip",
 ]

@@ -44,16 +44,25 @@ def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
                 f"The layers {layer.name} have {len(source.weights)} and {len(layer.weights)} weights; {_HOW}"
             )
     else:
-        if not hasattr(layer, "kernel"):
+        if hasattr(layer, "magnitude"):
+            if getattr(source, "magnitude", None) != layer.magnitude:
+                raise ValueError(
+                    f"The kernel of {layer.name} is frozen signs of magnitude {layer.magnitude:g} and takes nothing "
+                    f'else; build the network with kernel="subnet". Received: {type(source).__name__}'
+                )
+            pairs = [(layer.positive, source.positive)]
+        elif not hasattr(layer, "kernel"):
             raise ValueError(
                 f"The layer {layer.name} has no kernel to copy to; build the network with plain, masked or subnet "
                 f"kernels. "
                 f"Received: {type(layer).__name__}"
             )
-        if not hasattr(source, "compute_effective_kernel") and not hasattr(source, "kernel"):
+        elif not hasattr(source, "compute_effective_kernel") and not hasattr(source, "kernel"):
             raise ValueError(f"The source's layer {layer.name} has no kernel; {_HOW}")
-        kernel = source.kernel if hasattr(source, "kernel") else source.effective_kernel
-        pairs = [(layer.kernel, kernel)]
+        else:
+            pairs = [(layer.kernel, _whole_kernel(source))]
+            if hasattr(layer, "positive") and hasattr(source, "positive") and hasattr(source, "kernel"):
+                pairs.append((layer.positive, source.positive))
         bias = getattr(source, "bias", None)
         if (layer.bias is None) != (bias is None):
             raise ValueError(f"Only one of the layers {layer.name} has a bias; {_HOW}")
@@ -68,3 +77,12 @@ def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
                 f"{tuple(variable.shape)} in the network; {_HOW}"
             )
     return [(variable, keras.ops.convert_to_numpy(value)) for variable, value in pairs]
+
+
+def _whole_kernel(source: Any) -> Any:
+    """The kernel with what a mask hides, where the form has such a thing."""
+    if hasattr(source, "kernel"):
+        return source.kernel
+    if hasattr(source, "magnitude"):
+        return keras.ops.cast(source.sign, "float32") * source.magnitude
+    return source.effective_kernel

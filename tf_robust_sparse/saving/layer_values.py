@@ -10,7 +10,8 @@ BATCH_NORM_ROLES = ("gamma", "beta", "moving_mean", "moving_variance")
 def assign(layer: Any, values: dict[str, np.ndarray]) -> None:
     """Assigns arrays to the variables of a layer, whatever the form of its kernel.
 
-    Entries of a kernel that are 0 become unconnected, except where scores are given.
+    Entries of a kernel that are 0 become unconnected, except where scores are given. A signed kernel takes one of a
+    single magnitude alone.
 
     Args:
         layer: A kernel layer or batch norm, built.
@@ -36,7 +37,15 @@ def _assign_kernel(layer: Any, values: dict[str, np.ndarray]) -> None:
         layer.theta.assign(theta.astype("float32"))
         layer.positive.assign(sign > 0)
         return
-    layer.kernel.assign(kernel.astype("float32"))
+    if hasattr(layer, "magnitude"):
+        layer.magnitude = one_magnitude(layer, kernel)
+        layer.positive.assign(kernel > 0)
+    elif hasattr(layer, "stochastic"):
+        layer.kernel.assign(np.clip(kernel, -1, 1).astype("float32"))
+        if layer.stochastic:
+            layer.positive.assign(kernel >= 0)
+    else:
+        layer.kernel.assign(kernel.astype("float32"))
     if "scores" in values:
         layer.scores.assign(values["scores"].astype("float32"))
     elif hasattr(layer, "kernel_mask"):
@@ -44,3 +53,18 @@ def _assign_kernel(layer: Any, values: dict[str, np.ndarray]) -> None:
     elif hasattr(layer, "scores"):  # of the connections of the file each stays
         layer.scores.assign(np.abs(kernel).astype("float32"))
         layer.keep_fraction = float(max(connected.mean(), 1 / connected.size))
+
+
+def one_magnitude(layer: Any, kernel: np.ndarray) -> float:
+    """Returns the magnitude that all entries of `kernel` have which are not 0.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    magnitudes = np.unique(np.abs(kernel[kernel != 0]))
+    if len(magnitudes) > 1:
+        raise ValueError(
+            f"The kernel of {layer.name} has a single magnitude, the one it is to take has {len(magnitudes)}; build "
+            'the network with kernel="subnet"'
+        )
+    return float(magnitudes[0]) if len(magnitudes) else layer.magnitude

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 
 from tf_robust_sparse.saving.atomic import replace_directory, replace_file
+from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, load_compact
 from tf_robust_sparse.saving.strip import strip
 
 _FILE_NAME = "network.keras"
@@ -34,10 +35,10 @@ def save_network(network: keras.Model, path: str | os.PathLike) -> Path:
 
 
 def load_network(path: str | os.PathLike) -> keras.Model:
-    """Loads a network that `save_network` wrote. No code from the file is run.
+    """Loads a network that `save_network` or `save_compact` wrote. No code from the file is run.
 
     Args:
-        path: The directory or the `.keras` file.
+        path: The directory, the `.keras` file, or a `.trs` file.
 
     Returns:
         The network, not compiled, under the dtype policy it was saved with.
@@ -45,6 +46,8 @@ def load_network(path: str | os.PathLike) -> keras.Model:
     Raises:
         ValueError: if there is no such file, if it is damaged, or if it holds layers of code unknown here.
     """
+    if Path(path).suffix == COMPACT_SUFFIX and not Path(path).is_dir():
+        return load_compact(path)
     file = _file(path)
     if not file.is_file():
         raise ValueError(

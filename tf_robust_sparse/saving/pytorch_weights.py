@@ -1,10 +1,12 @@
-"""Weights of the same architectures trained with PyTorch: HYDRA's checkpoints, RobustBench's, torchvision's.
+"""Weights of the same architectures trained with PyTorch: HYDRA's checkpoints, binary sub-networks', torchvision's.
 
 A state dict names modules; here they find their layers.
 
 - Residual networks, by name: `conv1`, `bn1`, `layer2.0.conv1`, `layer2.0.shortcut.0` or `.downsample.0`, `linear` or
   `fc`; wide ones `block1.layer.0.bn1`, `block1.layer.0.convShortcut` and so on. `sub_block1`, which no forward pass
   uses, is left out.
+- In binary sub-networks the classifier `fc` is a convolution of one pixel, `last` the batch norm after it, and batch
+  norm may have neither scale nor shift.
 - Others, whose modules are numbered: convolutions, batch norms and dense layers each in the order of their numbers.
 
 Kernels turn from (out, in, height, width) into (height, width, in, out); a dense layer behind `Flatten` from channels
@@ -37,6 +39,7 @@ _NAMES = (
     (r"group(\d+)_block(\d+)_((?:conv|bn)\d)", (r"block\1.layer.{index}.\3",)),
     (r"group(\d+)_block(\d+)_shortcut", (r"block\1.layer.{index}.convShortcut",)),
     (r"classifier", (r"linear", r"fc")),
+    (r"classifier_bn", (r"last",)),
 )
 
 
@@ -128,8 +131,8 @@ def _modules(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
     for key, value in state.items():
         module, _, entry = key.removeprefix("module.").rpartition(".")
         modules.setdefault(module, {})[entry] = np.asarray(value)
-    modules = {name: entries for name, entries in modules.items() if "weight" in entries}
-    if not modules:
+    modules = {name: entries for name, entries in modules.items() if {"weight", "running_mean"} & set(entries)}
+    if not any("weight" in entries for entries in modules.values()):
         raise ValueError(f"{os.fspath(path)!r} holds no state dict: there is no entry named *.weight")
     if all(name.startswith("1.") for name in modules) and not all(re.fullmatch(r"1\.\d+", name) for name in modules):
         modules = {name.removeprefix("1."): entries for name, entries in modules.items()}  # behind a normalisation
@@ -219,10 +222,16 @@ def _values(
 ) -> dict[str, np.ndarray]:
     """Returns the arrays of a layer by role, in its own layout."""
     if _is_batch_norm(layer):
-        missing = [name for name in _BATCH_NORM.values() if name not in entries]
+        has = {role: name for role, name in _BATCH_NORM.items() if getattr(layer, role, None) is not None}
+        missing = [name for name in has.values() if name not in entries]
         if missing:
             raise ValueError(f"{module}.{missing[0]} is missing, which {layer.name} needs")
-        values = {role: entries[name] for role, name in _BATCH_NORM.items()}
+        surplus = [name for name in ("weight", "bias") if name in entries and name not in has.values()]
+        if surplus:
+            raise ValueError(
+                f"{module}.{surplus[0]} has no place in {layer.name}, a batch norm without scale and shift"
+            )
+        values = {role: entries[name] for role, name in has.items()}
         shapes = {role: tuple(getattr(layer, role).shape) for role in values}
     else:
         scores = next((name for name in _SCORES if name in entries), None)
@@ -232,15 +241,17 @@ def _values(
                 'kernel="subnet" and, as connectivity, the fraction that the scores keep (1 if it was never pruned)'
             )
         shape = tuple(layer.effective_kernel.shape)
-        values = {"kernel": _to_keras(entries["weight"], flattened)}
+        values = {"kernel": _to_keras(entries["weight"], flattened, len(shape))}
         shapes = {"kernel": shape, "scores": shape, "bias": (shape[-1],)}
         if scores is not None:
-            values["scores"] = _to_keras(entries[scores], flattened)
+            values["scores"] = _to_keras(entries[scores], flattened, len(shape))
         if ("bias" in entries) != (layer.bias is not None):
             only = module if "bias" in entries else layer.name
             raise ValueError(f"Of {layer.name} and its module {module} only {only} has a bias")
         if layer.bias is not None:
             values["bias"] = entries["bias"]
+        if hasattr(layer, "magnitude"):
+            layer_values.one_magnitude(layer, values["kernel"])
     for role, value in values.items():
         if value.shape != shapes[role]:
             raise ValueError(
@@ -252,7 +263,9 @@ def _values(
     return values
 
 
-def _to_keras(weight: np.ndarray, flattened: tuple[int, ...] | None) -> np.ndarray:
+def _to_keras(weight: np.ndarray, flattened: tuple[int, ...] | None, rank: int) -> np.ndarray:
+    if weight.ndim == 4 and rank == 2 and weight.shape[2:] == (1, 1):
+        return weight[:, :, 0, 0].T  # a convolution of one pixel is a dense layer
     if weight.ndim == 4:
         return np.transpose(weight, (2, 3, 1, 0))
     if weight.ndim != 2:

@@ -1,36 +1,47 @@
 """Which connections exist, and when that changes."""
 
 from tf_robust_sparse.sparsity import schedules, statistics
-from tf_robust_sparse.sparsity.allocation import draw_layers, global_budget
+from tf_robust_sparse.sparsity.allocation import adaptive_fractions, draw_layers, global_budget
+from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
+from tf_robust_sparse.sparsity.mask_structure import mask_structure, relative_cost
 from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
 from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.sparsity.scores import (
+    FAN_SCALED,
+    FANS,
     RANDOM_SCORES,
     random_scores,
     rescale_kernels,
     scaled_scores,
     snip_scores,
     subnet_layers,
+    uniform_scores,
 )
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
 __all__ = [
     "ALLOCATIONS",
+    "FANS",
+    "FAN_SCALED",
     "RANDOM_SCORES",
     "ConnectivitySampling",
     "MagnitudePruning",
     "Sparsifier",
+    "StochasticBinarization",
+    "adaptive_fractions",
     "draw_dormant",
     "draw_layers",
     "global_budget",
     "keep_fractions",
     "kept_weights",
     "mask_statistics",
+    "mask_structure",
     "random_scores",
+    "relative_cost",
     "rescale_kernels",
     "scaled_scores",
     "schedules",
@@ -40,4 +51,5 @@ __all__ = [
     "statistics",
     "subnet_layers",
     "top_k_mask",
+    "uniform_scores",
 ]

@@ -34,6 +34,44 @@ def global_budget(sizes: Sequence[int], connectivity: float) -> int:
     return budget
 
 
+def adaptive_fractions(sizes: Sequence[int], connectivity: float, exponent: float) -> list[float]:
+    """Spreads the connections so that a layer of `n` entries keeps in proportion to `n ** exponent`.
+
+    Layers are served from the smallest to the largest; one that would keep more than it has keeps all, and what is left
+    of the budget is spread over the larger ones.
+
+    Args:
+        sizes: Number of entries of each layer.
+        connectivity: Fraction of all entries that stays, in (0, 1].
+        exponent: In [0, 1]: 1 keeps the same fraction of every layer, 0 the same number.
+
+    Returns:
+        The fraction of each layer, in (0, 1].
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 3.2.
+    """
+    if isinstance(exponent, bool) or not isinstance(exponent, (int, float)) or not 0 <= exponent <= 1:
+        raise ValueError(
+            "`exponent` is between 0, the same number of connections in every layer, and 1, the same fraction. "
+            f"Received: exponent={exponent!r}"
+        )
+    left = global_budget(sizes, connectivity)
+    scale = connectivity * sum(sizes) / sum(float(size) ** exponent for size in sizes)
+    fractions = [0.0] * len(sizes)
+    order = sorted(range(len(sizes)), key=lambda layer: sizes[layer])
+    for place, layer in enumerate(order):
+        size = sizes[layer]
+        # Smaller layers, rounded down, may have left nothing at all.
+        fractions[layer] = min(1.0, max(scale * float(size) ** (exponent - 1), 1 / size))
+        left -= int(fractions[layer] * size)
+        larger = sum(float(sizes[other]) ** exponent for other in order[place + 1 :])
+        scale = max(left, 0) / larger if larger else 0.0
+    return fractions
+
+
 def draw_layers(total: tf.Tensor, weights: Sequence[float], room: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Spreads `total` new connections over layers by independent draws proportional to `weights`.
 

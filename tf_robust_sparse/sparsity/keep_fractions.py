@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
-from tf_robust_sparse.sparsity.allocation import check_connectivity, global_budget
+from tf_robust_sparse.sparsity.allocation import adaptive_fractions, check_connectivity, global_budget
 from tf_robust_sparse.sparsity.scores import subnet_layers
 
-ALLOCATIONS = ("uniform", "erk", "global")
+ALLOCATIONS = ("uniform", "erk", "global", "adaptive")
 
 
-def keep_fractions(network: keras.Model, connectivity: float, allocation: str = "uniform") -> dict[str, float]:
+def keep_fractions(
+    network: keras.Model, connectivity: float, allocation: str = "uniform", exponent: float = 1.0
+) -> dict[str, float]:
     """Spreads the connections over the kernels of `network`.
 
     Args:
@@ -20,7 +22,9 @@ def keep_fractions(network: keras.Model, connectivity: float, allocation: str = 
         connectivity: Fraction of the kernel entries that stays, in (0, 1].
         allocation: `"uniform"`: the same fraction of each kernel. `"erk"` (Erdős-Rényi kernel): in proportion to the
             sum of a kernel's sides over its number of entries, so that small kernels stay denser. `"global"`: as one
-            threshold over the present scores of all kernels would.
+            threshold over the present scores of all kernels would. `"adaptive"`: each kernel of `n` entries in
+            proportion to `n ** exponent` connections; see `adaptive_fractions`.
+        exponent: Of the adaptive allocation, in [0, 1].
 
     Returns:
         The fraction of each layer by its name, in forward order; their sum over all entries is `connectivity` up to
@@ -35,10 +39,12 @@ def keep_fractions(network: keras.Model, connectivity: float, allocation: str = 
     if allocation not in ALLOCATIONS:
         raise ValueError(f"`allocation` must be one of {', '.join(ALLOCATIONS)}. Received: allocation={allocation!r}")
     found = subnet_layers(network)
-    shapes = [tuple(layer.kernel.shape) for layer in found]
+    shapes = [tuple(layer.scores.shape) for layer in found]
     sizes = [math.prod(shape) for shape in shapes]
     if allocation == "uniform":
         fractions = [float(connectivity)] * len(found)
+    elif allocation == "adaptive":
+        fractions = adaptive_fractions(sizes, connectivity, exponent)
     elif allocation == "erk":
         fractions = _capped([sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)], sizes, connectivity)
     else:

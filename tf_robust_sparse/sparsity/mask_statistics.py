@@ -65,7 +65,7 @@ def kept_weights(network: keras.Model, before: keras.Model | None = None, bins: 
             if layer.name not in others:
                 raise ValueError(f"`before` has no layer {layer.name}; pass the network that this one was pruned from")
             source = others[layer.name]
-        elif not (hasattr(layer, "scores") or hasattr(layer, "kernel_mask")):
+        elif not (hasattr(layer, "kernel") and (hasattr(layer, "scores") or hasattr(layer, "kernel_mask"))):
             continue
         mask = keras.ops.convert_to_numpy(layer.effective_kernel) != 0
         weights = source.kernel if hasattr(source, "kernel") else source.effective_kernel

@@ -1,7 +1,7 @@
 """Scores of subnet kernels before any is learnt: from the kernels, at random, or by sensitivity (SNIP)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,9 @@ RANDOM_SCORES = {
     "xavier_normal": (2.0, "fan_avg", "untruncated_normal"),  # with the gain of ReLU, the root of 2
     "xavier_uniform": (2.0, "fan_avg", "uniform"),
 }
+
+FAN_SCALED = ("all", "none", "except_last", "only_last")
+FANS = ("fan_in", "fan_out")
 
 
 def subnet_layers(network: keras.Model) -> list[Any]:
@@ -48,7 +51,7 @@ def scaled_scores(network: keras.Model) -> None:
 
     Reference: [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), section 3.1.
     """
-    for layer in subnet_layers(network):
+    for layer in _layers_with_kernels(network):
         kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel))
         largest = np.abs(kernel).max()
         if not largest > 0:
@@ -81,6 +84,47 @@ def random_scores(network: keras.Model, distribution: str = "default", seed: int
         layer.scores.assign(keras.initializers.VarianceScaling(scale, mode, shape, seed=own)(layer.scores.shape))
 
 
+def uniform_scores(
+    network: keras.Model, scale: float = 1.0, fan_scaled: str = "none", mode: str = "fan_in", seed: int = 0
+) -> None:
+    """Draws the scores of every subnet kernel anew, uniformly in `+-scale`, or `+-scale / sqrt(fan)`.
+
+    Scores and their updates are of one size where `scale` is small, so that masks move quickly.
+
+    Args:
+        network: A network with subnet kernels.
+        scale: Positive.
+        fan_scaled: Which kernels' scores are divided by the root of the fan: `"all"`, `"none"`, `"except_last"` (all
+            but the classifier) or `"only_last"`.
+        mode: `"fan_in"` (height * width * channels) or `"fan_out"` (height * width * filters).
+        seed: Integer; each layer derives its own.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the network has no subnet kernel.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 4.
+    """
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"`scale` is the largest absolute score, positive. Received: scale={scale!r}")
+    if fan_scaled not in FAN_SCALED:
+        raise ValueError(f"`fan_scaled` must be one of {', '.join(FAN_SCALED)}. Received: fan_scaled={fan_scaled!r}")
+    if mode not in FANS:
+        raise ValueError(f"`mode` must be one of {', '.join(FANS)}. Received: mode={mode!r}")
+    found = subnet_layers(network)
+    last = layers.kernel_layers(network)[-1]
+    for number, layer in enumerate(found):
+        shape = tuple(layer.scores.shape)
+        divided = fan_scaled == "all" or fan_scaled == ("only_last" if layer is last else "except_last")
+        bound = scale / math.sqrt(fan(shape, mode)) if divided else scale
+        random = np.random.default_rng([seed, number, 0x5C0])
+        layer.scores.assign((bound * random.uniform(-1, 1, shape)).astype("float32"))
+
+
+def fan(shape: Sequence[int], mode: str) -> int:
+    """Returns how many entries of a kernel `(..., in, out)` meet in one output, or in one input for `"fan_out"`."""
+    return math.prod(shape[:-1]) if mode == "fan_in" else math.prod(shape[:-2]) * shape[-1]
+
+
 def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> None:
     """Sets the scores to how much the loss of the dense network depends on each entry: `abs(kernel * dL/dkernel)`.
 
@@ -96,7 +140,7 @@ def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> Non
 
     Reference: [Lee et al., 2019](https://arxiv.org/abs/1810.02340), section 4.
     """
-    found = subnet_layers(network)
+    found = _layers_with_kernels(network)
     kernels = [layer.kernel for layer in found]
     untouched = [(variable, tf.identity(variable)) for variable in network.non_trainable_variables]
     fractions = [layer.keep_fraction for layer in found]
@@ -133,5 +177,17 @@ def rescale_kernels(network: keras.Model) -> None:
 
     For networks without batch norm that are trained sparse from scratch.
     """
-    for layer in subnet_layers(network):
+    for layer in _layers_with_kernels(network):
         layer.kernel.assign(layer.kernel / math.sqrt(layer.keep_fraction))
+
+
+def _layers_with_kernels(network: keras.Model) -> list[Any]:
+    """Returns the layers chosen by scores, all of which have magnitudes of their own."""
+    found = subnet_layers(network)
+    for layer in found:
+        if not hasattr(layer, "kernel"):
+            raise ValueError(
+                f"The kernel of {layer.name} has one magnitude, so its entries have no order; build the network with "
+                f'kernel="subnet", or draw the scores. Received: {type(layer).__name__}'
+            )
+    return found

@@ -8,21 +8,23 @@ import keras
 class _DecayInGradient:
     """Adds `l2 * weight` to each gradient before the optimizer sees it."""
 
-    def __init__(self, *args: Any, l2: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, l2: float = 0.0, decay_batch_norm: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not 0 <= l2 < float("inf"):
             raise ValueError(f"`l2` is the strength of weight decay, at least 0. Received: l2={l2!r}")
         self.l2 = float(l2)
+        self.decay_batch_norm = bool(decay_batch_norm)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable, whose gradient decays it too."""
-        if self.l2:
+        if self.l2 and (self.decay_batch_norm or variable.path.rpartition("/")[2] not in ("gamma", "beta")):
             gradient = gradient + keras.ops.cast(self.l2, gradient.dtype) * keras.ops.convert_to_tensor(variable)
         super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
-        return {**super().get_config(), "l2": self.l2}  # type: ignore[misc]
+        own = {"l2": self.l2, "decay_batch_norm": self.decay_batch_norm}
+        return {**super().get_config(), **own}  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
@@ -31,6 +33,7 @@ class CoupledSGD(_DecayInGradient, keras.optimizers.SGD):
 
     Args:
         l2: Strength of the decay, at least 0.
+        decay_batch_norm: Whether scale and shift of batch norm decay too.
         *args, **kwargs: As in Keras.
     """
 
@@ -64,5 +67,5 @@ def coupled(
     """
     if name not in COUPLED:
         raise ValueError(f"`name` must be one of {', '.join(COUPLED)}. Received: name={name!r}")
-    settings = {} if name == "adam" else {"momentum": momentum}
+    settings: dict[str, Any] = {} if name == "adam" else {"momentum": momentum}
     return COUPLED[name](learning_rate, l2=weight_decay, **settings)

@@ -71,8 +71,15 @@ class Phase:
         found = subnet_layers(network)
         for layer in kernels:
             of_kernel = self.trains == "kernels"
+            if of_kernel and hasattr(layer, "magnitude"):
+                raise ValueError(
+                    f"The kernel of {layer.name} is frozen for good, so that the phase {self.name} has nothing to "
+                    'train there; copy the network to one of kernel="subnet". Received: '
+                    f"{type(layer).__name__}"
+                )
             for variable in layer.variables:
-                variable.trainable = of_kernel
+                if variable.dtype != "bool":  # signs are never trained
+                    variable.trainable = of_kernel
             if layer in found:
                 layer.scores.trainable = not of_kernel
         for layer in batch_norm_layers(network):

@@ -1,0 +1,165 @@
+"""Names and configurations of the published code of binary sub-networks; `translate` turns them into our flags.
+
+A flag on the command line, or in a flagfile, wins over the same setting of --config, and that over the default. An
+attack is one setting: `--attack=name=PGD,step_size=2,threshold=8,iter_num=10` replaces the whole one of the file.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from run_scripts.command_line import BadFlag, BadInput, define_aliases, section
+
+FLAGS = flags.FLAGS
+
+MODELS = {
+    **{f"cResNet{depth}{data}": f"resnet{depth}" for depth in (18, 34, 50) for data in ("", "_cifar100")},
+    **{f"ResNet{depth}_imagenet100": f"resnet{depth}_imagenet" for depth in (18, 34, 50)},
+    **{
+        f"ResNet{depth}_001_{widths}{data}": f"resnet{depth}_{widths}"
+        for depth, all_widths in ((18, ("p01", "p1")), (34, ("p0", "p01", "p05", "p1")), (50, ("p01", "p1")))
+        for widths in all_widths
+        for data in ("", "_cifar100")
+    },
+    **{f"ResNet{depth}_001_p01_imagenet100": f"resnet{depth}_p01_imagenet" for depth in (18, 34)},
+}
+DATA = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet100": "imagenet100"}
+_NORMALIZE = {"imagenet100": "imagenet"}
+_ATTACK_NAMES = {"attack": ("pgd", "fgsm-rs"), "eval_attack": ("pgd",), "trades_attack": ("tradeskl",)}
+_ATTACK_FLAGS = {  # what a setting of an attack stands for
+    "attack": {"threshold": "epsilon", "step_size": "step_size", "iter_num": "num_steps"},
+    "trades_attack": {"threshold": "epsilon", "step_size": "step_size", "iter_num": "num_steps"},
+    "eval_attack": {"threshold": "val_epsilon", "step_size": "val_step_size", "iter_num": "val_num_steps"},
+}
+# Settings of the machines and the logs of the original, which a configuration may hold and which mean nothing here.
+_ELSEWHERE = ("workers", "log_dir", "print_freq", "multigpu", "subset")
+_OTHER_NAMES = {"lr": "learning_rate", "num_classes": "n_classes"}
+
+
+@section("As the original says it")
+def define() -> None:
+    """Defines the configuration file and the other spellings."""
+    flags.DEFINE_string("config", None, "YAML file of the original; flags win over what it says.")
+    flags.DEFINE_string("model_type", None, "--model, or the original's name of one.")
+    flags.DEFINE_string("dataset", None, "--data, or the original's name of it.")
+    flags.DEFINE_string("model_name", None, "With --log_dir, its folder: name of the run's directory.")
+    for name, what in (
+        ("attack", "Training attack, name=PGD or FGSM-RS"),
+        ("eval_attack", "Attack on held-out images, name=PGD"),
+        ("trades_attack", "Attack of adv_trades, name=TradesKL"),
+    ):
+        flags.DEFINE_string(name, None, f"{what},step_size=2,threshold=8,iter_num=10; numbers from 1 on are 255ths.")
+    define_aliases({"num_classes": "n_classes", "a": "model_type", "evaluate": "load_model"})
+
+
+def translate() -> None:
+    """Reads --config and sets our flags by those of the original, before any check.
+
+    Raises:
+        BadFlag: if both are given, or a setting is not known.
+        BadInput: if the file cannot be read.
+    """
+    settings = _from_file(Path(FLAGS.config).expanduser()) if FLAGS.config else {}
+    attacks = {name: settings.pop(name, None) for name in _ATTACK_FLAGS}
+    for name, value in settings.items():
+        if name not in _ELSEWHERE:
+            _set(name, value)
+    for theirs, ours, names in (("model_type", "model", MODELS), ("dataset", "data", DATA)):
+        given = FLAGS[theirs].value
+        if given is None or (FLAGS[ours].present and not FLAGS[theirs].present):
+            continue
+        value = names.get(given if theirs == "model_type" else str(given).lower(), given)
+        if FLAGS[ours].present and FLAGS[ours].value != value:
+            raise BadFlag(f"--{theirs}={given} and --{ours}={FLAGS[ours].value} say the same; pass one. Received: both")
+        if ours == "model" and value not in FLAGS["model"].parser.enum_values:
+            raise BadFlag(f"--model_type={given}: expected one of {', '.join(MODELS)}. Received: another one")
+        FLAGS[ours].value = value
+    if FLAGS.trainer == "default":
+        FLAGS["trainer"].value = "adv_step"
+    for name in _ATTACK_FLAGS:
+        # What attacks belong to the trainer: TRADES attacks by its own, the other one is on held-out images then.
+        text = FLAGS[name].value
+        found = _parsed(name, text) if text is not None else attacks[name]
+        if found is not None:
+            _set_attack(name, found, on_command_line=text is not None)
+    if bool(FLAGS.log_dir) != bool(FLAGS.model_name):
+        raise BadFlag("--log_dir and --model_name go together, as the folder and the name. Received: one of them")
+    if FLAGS.model_name:
+        if FLAGS.output_dir:
+            raise BadFlag("--output_dir and --model_name both say where to write; pass one. Received: both")
+        FLAGS.output_dir = str(Path(FLAGS.log_dir) / FLAGS.model_name)
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"--config={path}: expected a YAML file of settings. Received: {reason}") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise BadInput(f"--config={path}: expected a YAML file of settings. Received: {type(found).__name__}")
+    settings = {name.replace("-", "_"): value for name, value in found.items()}
+    for name in settings:
+        ours = _OTHER_NAMES.get(name, name)
+        if name not in _ELSEWHERE and ours not in FLAGS:
+            raise BadInput(f"--config={path}: expected settings that --help lists. Received: {name}")
+    return settings
+
+
+def _set(name: str, value: Any) -> None:
+    """Sets a flag by a setting of the file, unless the command line sets it."""
+    if value is None:
+        return
+    flag = FLAGS[_OTHER_NAMES.get(name, name)]
+    if flag.present:
+        return
+    if name == "normalize":
+        name = str(value).lower().removesuffix("_normalize")
+        value = _NORMALIZE.get(name, name)
+    try:
+        flag.value = flag.parser.parse(value if isinstance(value, list) else str(value))
+    except ValueError as error:
+        raise BadInput(f"--config: {name}: {value!r}: {error}") from error
+    flag.using_default_value = False
+
+
+def _parsed(name: str, text: str) -> dict[str, Any]:
+    try:
+        return dict(part.split("=", 1) for part in text.split(","))
+    except ValueError:
+        raise BadFlag(f"--{name}={text}: expected name=PGD,step_size=2,threshold=8,iter_num=10") from None
+
+
+def _set_attack(name: str, settings: dict[str, Any], on_command_line: bool) -> None:
+    what = f"--{name}" if on_command_line else f"--config: {name}"
+    kind = str(settings.get("name", "")).lower()
+    if "name" not in settings and "norm" in settings:  # a configuration of the evaluation
+        settings = {"threshold": settings["threshold"]} if "threshold" in settings else {}
+    elif kind not in _ATTACK_NAMES[name]:
+        raise BadFlag(f"{what}: expected name={' or '.join(_ATTACK_NAMES[name])}. Received: {settings.get('name')}")
+    unknown = set(settings) - {"name", "n_class", "order", *_ATTACK_FLAGS[name]}
+    if unknown:
+        raise BadFlag(f"{what}: expected name, step_size, threshold, iter_num. Received: {', '.join(sorted(unknown))}")
+    targets = dict(_ATTACK_FLAGS[name])
+    if name == "attack" and FLAGS.trainer == "adv_trades" and kind == "pgd":
+        targets = _ATTACK_FLAGS["eval_attack"]  # there it is the one on held-out images
+    for setting, flag_name in targets.items():
+        if setting not in settings:
+            continue
+        flag = FLAGS[flag_name]
+        if flag.present:
+            if on_command_line:
+                raise BadFlag(f"--{name} and --{flag_name} say the same; pass one. Received: both")
+            continue
+        try:
+            number = float(settings[setting])
+            if setting == "iter_num":
+                flag.value = int(number)
+            else:
+                flag.value = flag.parser.parse(number if number < 1 else number / 255)
+        except (TypeError, ValueError) as error:
+            raise BadFlag(f"{what}: {setting}={settings[setting]}: expected a number ({error})") from error
+        flag.using_default_value = False

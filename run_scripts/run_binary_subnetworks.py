@@ -1,0 +1,100 @@
+"""Finds a robust network of signs inside a random one: scores are learnt, the weights never change.
+
+    python run_scripts/run_binary_subnetworks.py --data=cifar10 --data_dir=DIR --model=resnet34 --prune_rate=0.01 \\
+        --pr_scale=0.1 --score_init_scale=0.01 --fan_scaled_score_mode=none --init=binary --end_with_bn
+
+or with a configuration of the original as it is, on top of which flags count:
+
+    python run_scripts/run_binary_subnetworks.py --config=resnet34-binary-weights.yaml --data_dir=DIR --prune_rate=0.01
+
+--trainer=adv_step trains on PGD, adv_trades by TRADES, adv_step_fast on one step from perturbations that are kept for
+every image; adv_step_lottery_finetune and adv_step_lottery_retrain train the weights of the sub-network that
+--pretrained found, from its signs or from new ones. --conv_type=DenseConv and BinConv are the baselines: a dense
+network, and one trained to be signs. --evaluate with --pretrained=FILE takes over a network or a published checkpoint
+without training it.
+
+Leaves what every training run leaves, and `network.trs`, the network in about a bit and a position per weight.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from run_scripts import (  # isort: skip
+    binary_flags,
+    binary_originals,
+    command_line,
+    common_flags,
+    report,
+    run_directory,
+    training_run,
+)
+
+from absl import flags
+
+import tf_robust_sparse as trs
+
+FLAGS = flags.FLAGS
+
+common_flags.define_data()
+binary_flags.define()
+common_flags.define_evaluation()
+run_directory.define()
+training_run.define()
+binary_originals.define()
+
+
+def main() -> None:
+    """Trains, or takes over a network."""
+    binary_originals.translate()
+    common_flags.check()
+    binary_flags.check()
+    directory = run_directory.chosen(Path("saved_models") / binary_flags.run_name())
+    if FLAGS.load_model and not FLAGS.pretrained:
+        training_run.evaluate_again(directory)
+        return
+    if FLAGS.load_model:
+        take_over(directory)
+        return
+    run = training_run.prepare(directory)
+    if run is None:
+        return
+    with run.strategy.scope():
+        network = binary_flags.network(run)
+        model = binary_flags.model(run, network)
+    state = training_run.train(run, model, binary_flags.config(), binary_flags.callbacks(run, model))
+    binary_flags.end(model)
+    training_run.finish(run, model, state, binary_flags.describe(network))
+    if training_run.is_chief():
+        file = trs.saving.save_compact(model.network, directory / f"network{trs.saving.COMPACT_SUFFIX}")
+        print(f"Compact network     {file}, {file.stat().st_size} bytes")
+
+
+def take_over(directory: Path) -> None:
+    """Makes a directory like that of a run of a network that is trained already."""
+    run_directory.check(directory)
+    images = common_flags.dataset()
+    network = binary_flags.built(images)
+    binary_flags.load_pretrained(network, images)
+    run_directory.begin(directory)
+    report.save(network, directory)
+    trs.saving.save_compact(network, directory / f"network{trs.saving.COMPACT_SUFFIX}")
+    results = {
+        **report.evaluate(network, images, attacked=False),
+        **binary_flags.describe(network),
+        "pretrained": FLAGS.pretrained,
+        "model": FLAGS.model,
+        "data": {"name": images.name, "origin": images.origin},
+        "versions": run_directory.versions(),
+    }
+    run_directory.write_json(directory / "results.json", results)
+    report.show(results, directory)
+    print(
+        f"AutoAttack          python run_scripts/run_robustness_eval.py --saved_model={directory / 'serve'} "
+        f"--data={FLAGS.data} --epsilon={FLAGS.epsilon:g} --attacks=autoattack"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main, training_run.IF_INTERRUPTED)

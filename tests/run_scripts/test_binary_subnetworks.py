@@ -1,0 +1,287 @@
+"""Binary sub-networks from the command line: a tiny run, configurations of the original, flagfiles, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tf_robust_sparse as trs
+from run_scripts import binary_flags, binary_originals, common_flags
+from run_scripts.command_line import BadFlag, BadInput
+from tests.run_scripts.conftest import ROOT, run_script
+from tests.run_scripts.test_bad_input import assert_explained
+
+BINARY = "run_binary_subnetworks"
+FEW = (
+    *("--data=fashion_mnist_sample", "--model=resnet18_p1", "--train_examples=72", "--test_examples=32"),
+    *("--batch_size=32", "--epochs=1", "--pgd_iters=1", "--pgd_restarts=1", "--epsilon=0.1", "--step_size=0.05"),
+    *("--num_steps=1", "--val_num_steps=1", "--augmentation=none", "--prune_rate=0.1", "--pr_scale=0.1"),
+    *("--score_init_scale=0.01", "--fan-scaled-score-mode=none", "--end-with-bn"),
+)
+# What the published configurations look like, written down anew.
+YAML = """
+# Architecture
+model_type: cResNet34
+dataset: CIFAR10
+num_classes: 10
+log_dir: ./runs/somewhere/
+normalize: cifar10
+valid_ratio: 0.02
+optimizer: sgd
+lr: 0.1
+lr_policy: cosine_lr
+alpha: 0
+epochs: 400
+weight_decay: 0.0005
+momentum: 0.9
+batch_size: 256
+trainer: adv_step
+attack: {name: PGD, step_size: 2, threshold: 8, iter_num: 10}
+conv_type: SubnetConv
+bn_type: NonAffineBatchNorm
+freeze_weights: True
+init: binary
+mode: fan_in
+nonlinearity: relu
+scale_fan: True
+workers: 20
+seed: 1234
+"""
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The directory of a tiny run; not to be changed."""
+    directory = tmp_path_factory.mktemp("binary") / "run"
+    done = run_script(BINARY, *FEW, "--trainer=adv_step_fast", "--init=binary", f"--output_dir={directory}").expect()
+    return directory, done
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a configuration and returns its path."""
+
+    def write(text=YAML, **changes):
+        path = tmp_path / "config.yaml"
+        lines = [line for line in text.splitlines() if line.partition(":")[0] not in changes]
+        lines += [f"{name}: {value}" for name, value in changes.items() if value is not None]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
+
+
+def meaning(parse, *arguments):
+    flags = parse(BINARY, *arguments)
+    binary_originals.translate()
+    common_flags.check()
+    binary_flags.check()
+    return flags
+
+
+def test_a_run_finds_a_network_of_signs(found):
+    directory, done = found
+    network = trs.load_network(directory)
+    record = results(directory)
+    planned = trs.sparsity.keep_fractions(network, 0.1, "adaptive", 0.1)
+    assert record["keep_fractions"] == pytest.approx(planned) and record["trainer"] == "adv_step_fast"
+    for layer in trs.sparsity.subnet_layers(network):
+        kernel = np.asarray(layer.effective_kernel)
+        assert set(np.unique(kernel)) <= {-1, 0, 1} and np.count_nonzero(kernel) == layer.kept
+    assert record["nonzero"] == sum(layer.kept for layer in trs.sparsity.subnet_layers(network))
+    assert {layer.name for layer in network.layers} >= {"classifier_bn"}
+    packed = trs.load_network(directory / "network.trs")
+    x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
+    np.testing.assert_array_equal(packed(x, training=False), network(x, training=False))
+    assert "network.trs" in done.out
+    assert "--trainer=adv_step_fast\n" in (directory / "run.flags").read_text()
+
+
+@pytest.mark.parametrize("trainer", binary_flags.LOTTERY)
+def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
+    directory, _ = found
+    more = (f"--trainer={trainer}", "--init=lottery_binary", f"--pretrained={directory}", "--seed=5")
+    meaning(parse, *FEW, *more)
+    images, before = common_flags.dataset(), trs.load_network(directory)
+    network = binary_flags.built(images)
+    binary_flags.load_pretrained(network, images)
+    trs.training.Phase("finetune").begin(network)
+    names = {variable.path.rpartition("/")[2] for variable in network.trainable_variables}
+    assert names == {"kernel"}
+    agreeing, total = 0, 0
+    for one, two in zip(trs.sparsity.subnet_layers(before), trs.sparsity.subnet_layers(network), strict=True):
+        old, new = np.asarray(one.effective_kernel), np.asarray(two.effective_kernel)
+        np.testing.assert_array_equal(new != 0, old != 0)
+        assert set(np.unique(new)) <= {-1, 0, 1}
+        agreeing += (old == new)[old != 0].sum()
+        total += (old != 0).sum()
+    assert agreeing == total if trainer.endswith("finetune") else 0.45 < agreeing / total < 0.55  # its signs, or new
+    moved = network.get_layer("stem_bn").moving_mean.numpy().any()
+    assert moved == trainer.endswith("finetune")  # batch norm starts anew with new signs
+
+
+@pytest.mark.slow
+def test_the_baseline_is_trained_to_be_signs(tmp_path):
+    more = ("--conv_type=BinConv", "--optimizer=adam", "--lr=0.001", "--binconv-stochastic", "--attack_bn=eval")
+    run_script(BINARY, *FEW, *more, "--reweight=prob", f"--output_dir={tmp_path / 'run'}").expect()
+    network = trs.load_network(tmp_path / "run")
+    for layer in trs.layers.kernel_layers(network):
+        assert set(np.unique(layer.effective_kernel)) == {-1, 1} and np.abs(layer.kernel).max() <= 1
+    assert results(tmp_path / "run")["objective"]["objective"] == "Reweighted"
+    # A bit per weight; batch norm and the description.
+    assert (tmp_path / "run/network.trs").stat().st_size < 112_322 / 8 + 15_000
+
+
+@pytest.mark.slow
+def test_stages_keep_less_and_less_and_resume(tmp_path):
+    stages = (*FEW, "--epochs=2", "--trainer=adv_step_fast", "--init=binary", "--pr_steps=2")
+    directory = tmp_path / "run"
+    run_script(BINARY, *stages, f"--output_dir={directory}").expect()
+    history = json.loads((directory / "checkpoints/history.json").read_text())
+    kept = [row["nonzero"] for row in history]
+    assert kept[0] == pytest.approx(0.1**0.5 * 112_322, abs=25) and kept[1] == pytest.approx(11_232, abs=25)
+    before = trs.load_network(directory)
+    (directory / "results.json").unlink()
+    run_script(BINARY, *stages, "--resume", f"--output_dir={directory}").expect()
+    for one, two in zip(before.variables, trs.load_network(directory).variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert results(directory)["nonzero"] == kept[1] and results(directory)["selected"]["epoch"] == 2
+
+
+def test_a_pretrained_network_is_taken_over(found, tmp_path):
+    directory, _ = found
+    more = ("--evaluate", f"--pretrained={directory / 'network.trs'}", "--init=binary")
+    done = run_script(BINARY, *FEW, *more, f"--output_dir={tmp_path / 'run'}").expect()
+    assert results(tmp_path / "run")["clean_accuracy"] == pytest.approx(results(directory)["clean_accuracy"])
+    assert "--attacks=autoattack" in done.out
+    other = (*FEW, "--evaluate", f"--pretrained={directory}", "--init=binary", "--pr_scale=1")
+    assert_explained(
+        run_script(BINARY, *other, f"--output_dir={tmp_path / 'x'}"), "--pr_scale=1", "those of --pretrained"
+    )
+
+
+def test_a_configuration_of_the_original_is_read_as_it_is(parse, config):
+    flags = meaning(parse, f"--config={config()}", "--prune-rate", "0.01", "--pr-scale", "0.1", "--end-with-bn")
+    assert (flags.model, flags.data, flags.normalize, flags.trainer) == ("resnet34", "cifar10", "cifar10", "adv_step")
+    assert (flags.epochs, flags.batch_size, flags.learning_rate, flags.weight_decay) == (400, 256, 0.1, 5e-4)
+    assert (flags.epsilon, flags.step_size, flags.num_steps) == (8 / 255, 2 / 255, 10)
+    assert (flags.init, flags.scale_fan, flags.seed, flags.valid_ratio) == ("binary", True, 1234, 0.02)
+    assert (flags.prune_rate, flags.pr_scale, flags.end_with_bn) == (0.01, 0.1, True)
+    assert binary_flags._kernel("conv_type") == "signed"
+
+
+def test_the_command_line_wins_over_the_file_and_that_over_the_default(parse, config):
+    assert meaning(parse, f"--config={config()}", "--lr=0.01").learning_rate == 0.01
+    assert meaning(parse, "--lr", "0.01", f"--config={config()}").learning_rate == 0.01
+    assert meaning(parse, f"--config={config(lr=0.3)}").learning_rate == 0.3
+    assert meaning(parse, f"--config={config(lr=None)}").learning_rate == 0.1
+    # 0.1 is the default too: it is not its value but its presence that counts.
+    assert meaning(parse, f"--config={config(lr=0.3)}", "--learning_rate=0.1").learning_rate == 0.1
+    flags = meaning(parse, f"--config={config()}", "--data=fashion_mnist_sample", "--model=resnet18_p1")
+    assert (flags.data, flags.model) == ("fashion_mnist_sample", "resnet18_p1")
+
+
+def test_an_attack_is_one_setting(parse, config):
+    flags = meaning(parse, f"--config={config()}", "--attack", "name=PGD,threshold=4")
+    assert (flags.epsilon, flags.step_size, flags.num_steps) == (4 / 255, 2 / 255, 10)  # the others are the defaults
+    flags = meaning(parse, f"--config={config()}", "--attack=name=PGD,step_size=0.01,threshold=0.03,iter_num=7")
+    assert (flags.epsilon, flags.step_size, flags.num_steps) == (0.03, 0.01, 7)
+    for threshold in ("8", repr(8 / 255)):  # levels and pixels
+        assert meaning(parse, f"--attack=name=PGD,threshold={threshold}").epsilon == 8 / 255
+    flags = meaning(
+        parse,
+        "--trainer=adv_step_fast",
+        "--attack=name=FGSM-RS,step_size=1,threshold=2,n_class=100",
+        "--eval-attack=name=PGD,step_size=0.00196078,threshold=2,iter_num=10",
+    )
+    assert (flags.epsilon, flags.val_epsilon, flags.val_step_size) == (2 / 255, 2 / 255, 0.00196078)
+    assert flags.augmentation == "none"
+    trades = config(
+        trainer="adv_trades", trades_attack="{name: TradesKL, step_size: 1, threshold: 4, iter_num: 9}", beta=5.0
+    )
+    flags = meaning(parse, f"--config={trades}")
+    assert (flags.epsilon, flags.num_steps, flags.val_epsilon, flags.beta) == (4 / 255, 9, 8 / 255, 5)
+
+
+def test_both_spellings_and_both_names(parse):
+    assert meaning(parse, "--end_with_bn").end_with_bn and meaning(parse, "--end-with-bn").end_with_bn
+    assert meaning(parse, "-a", "cResNet18").model == "resnet18"
+    assert meaning(parse, "--connectivity=0.2").prune_rate == 0.2
+    for theirs, ours in binary_originals.MODELS.items():
+        assert meaning(parse, f"--model_type={theirs}").model == ours
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "cResNet20"}, "--model_type=cResNet20"),
+        ({"attack": "{name: simple-aa, threshold: 8}"}, "expected name=pgd or fgsm-rs"),
+        ({"attack": "{name: PGD, steps: 8}"}, "Received: steps"),
+        ({"odd_setting": 3}, "expected settings that --help lists. Received: odd_setting"),
+        ({"epochs": "many"}, "epochs: 'many'"),
+    ],
+)
+def test_configurations_that_make_no_sense(changes, message, parse, config):
+    with pytest.raises((BadFlag, BadInput), match=message):
+        meaning(parse, f"--config={config(**changes)}")
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [1, 2\n", "a: !!python/object/apply:os.system [ls]\n"])
+def test_files_that_are_no_configuration(text, parse, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(BadInput, match="expected a YAML file of settings"):
+        meaning(parse, f"--config={tmp_path / 'config.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--trainer=adv_step_lottery_finetune"], ("--pretrained=DIR",)),
+        (["--nofreeze_weights"], ("--nofreeze_weights", "adv_step_lottery")),
+        (["--pr_steps=3", "--conv_type=DenseConv"], ("--pr_steps=3", "SubnetConv")),
+        (["--epochs=5", "--warmup_length=5"], ("--warmup_length=5", "--epochs=5")),
+        (["--reweight=nat_max_prob"], ("--reweight=nat_max_prob", "adv_trades")),
+        (["--prune_rate=0"], ("--prune_rate=0", "in (0, 1]")),
+        (["--config=no.yaml"], ("--config=no.yaml", "YAML file")),
+        (["--attack=name=PGD,threshold=8", "--epsilon=0.1"], ("--attack and --epsilon", "Received: both")),
+        (["--log_dir=x"], ("--log_dir and --model_name",)),
+        (["--binconv_stochastic"], ("--binconv_stochastic", "BinConv")),
+    ],
+)
+def test_bad_input(words, expected):
+    assert_explained(run_script(BINARY, "--data=fashion_mnist_sample", *words), *expected)
+
+
+FLAGFILES = sorted((ROOT / "flags/binary").glob("*.flags"))
+
+
+@pytest.mark.parametrize("path", FLAGFILES[:: max(1, len(FLAGFILES) // 12)], ids=lambda path: path.stem)
+def test_some_flagfiles_parse(path, parse):
+    more = ["--pretrained=RUN"] if "lottery" in path.stem else []
+    flags = meaning(parse, f"--flagfile={path.relative_to(ROOT)}", *more)
+    assert flags.padding_mode == "symmetric"
+
+
+def test_the_best_settings_are_the_published_ones(parse):
+    flags = meaning(parse, "--flagfile=flags/binary/best_settings_rn34_cifar10_bn.flags")
+    assert (flags.model, flags.data, flags.conv_type, flags.init) == ("resnet34", "cifar10", "SubnetConv", "binary")
+    assert (flags.prune_rate, flags.pr_scale, flags.score_init_scale) == (0.01, 0.1, 0.01)
+    assert (flags.fan_scaled_score_mode, flags.end_with_bn, flags.trainer) == ("none", True, "adv_step")
+    assert (flags.epochs, flags.batch_size, flags.learning_rate, flags.lr_policy) == (400, 256, 0.1, "cosine_lr")
+    assert (flags.epsilon, flags.step_size, flags.num_steps, flags.seed) == (8 / 255, 2 / 255, 10, 1234)
+    flags = meaning(parse, "--flagfile=flags/binary/best_settings_rn34_imagenet100_bn_fast.flags")
+    assert (flags.model, flags.data, flags.trainer) == ("resnet34_imagenet", "imagenet100", "adv_step_fast")
+    assert (flags.epochs, flags.warmup_length, flags.weight_decay, flags.momentum) == (100, 5, 2**-15, 0.875)
+    assert (flags.epsilon, flags.step_size, flags.val_step_size) == (2 / 255, 1 / 255, 0.00196078)
+
+
+def test_each_published_script_and_family_has_a_flagfile():
+    names = {path.stem for path in FLAGFILES}
+    assert len(names) > 85 and "sample" in names
+    for data in ("cifar10", "cifar100"):
+        for depth in (18, 34, 50):
+            assert {f"{data}_resnet{depth}_binary_weights", f"{data}_resnet{depth}_binary_weights_fast"} <= names

@@ -1,0 +1,40 @@
+"""Networks packed and unpacked from the command line."""
+
+import json
+import shutil
+
+import numpy as np
+
+import tf_robust_sparse as trs
+from tests.run_scripts.conftest import run_script
+from tests.run_scripts.test_bad_input import assert_explained
+
+COMPACT = "run_compact"
+
+
+def test_a_run_is_packed_and_unpacked(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    done = run_script(COMPACT, f"--network={tmp_path / 'run'}").expect()
+    found = json.loads((tmp_path / "run/compact.json").read_text())
+    assert found["largest_difference_of_logits"] == 0
+    assert found["file"] == (tmp_path / "run/network.trs").stat().st_size
+    assert found["bound"] <= found["compact"] < found["gzip"] < found["dense"]
+    assert all(row["name"] in done.out for row in found["layers"]) and "entropy bound" in done.out
+    run_script(COMPACT, f"--network={tmp_path / 'run/network.trs'}", f"--output_dir={tmp_path / 'again'}").expect()
+    one, two = trs.load_network(tmp_path / "run"), trs.load_network(tmp_path / "again")
+    x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
+    np.testing.assert_array_equal(one(x, training=False), two(x, training=False))
+    assert (tmp_path / "again/serve/saved_model.pb").exists()
+
+
+def test_half_precision_is_smaller(finished, tmp_path):
+    for values in ("float32", "float16"):
+        run_script(COMPACT, f"--network={finished}", f"--values={values}", f"--output_dir={tmp_path / values}").expect()
+    sizes = [(tmp_path / values / "network.trs").stat().st_size for values in ("float16", "float32")]
+    assert sizes[0] < sizes[1]
+
+
+def test_bad_input(tmp_path):
+    assert_explained(run_script(COMPACT), "--network", "no such flag")
+    (tmp_path / "a.trs").write_text("nothing")
+    assert_explained(run_script(COMPACT, f"--network={tmp_path / 'a.trs'}"), "a.trs", "no compact network")

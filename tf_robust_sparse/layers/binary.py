@@ -1,0 +1,140 @@
+"""Kernels that are trained to be signs: a real weight behind each, rounded up or down in every forward pass."""
+
+import random
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
+from tf_robust_sparse.layers.selection import select
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class WithinOne(keras.constraints.Constraint):
+    """Keeps weights in [-1, 1]."""
+
+    def __call__(self, w):
+        """Returns the clipped weights."""
+        return keras.ops.clip(w, -1.0, 1.0)
+
+
+class BinaryKernel:
+    """Kernel form: the signs of a real kernel in [-1, 1], or signs drawn with the probabilities that it stands for."""
+
+    def __init__(self, *args: Any, stochastic: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stochastic = bool(stochastic)
+
+    def add_kernel(self, shape):
+        """Creates `kernel` and, if it is stochastic, `positive`."""
+        drawn = np.clip(np.asarray(self.kernel_initializer(shape, dtype="float32")), -1, 1)
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=shape,
+            initializer=lambda shape, dtype: tf.constant(drawn, dtype),
+            dtype="float32",
+            autocast=False,
+            constraint=WithinOne(),
+            aggregation="only_first_replica",
+        )
+        if self.stochastic:
+            uniform = np.random.default_rng(random.randrange(2**31)).random(shape)
+            self.positive = self.add_weight(
+                name="positive",
+                shape=shape,
+                initializer=lambda shape, dtype: tf.constant(uniform < (drawn + 1) / 2, dtype),
+                dtype="bool",
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica",
+            )
+
+    def compute_effective_kernel(self) -> tf.Tensor:
+        """Returns 1 and -1: the sign of `kernel`, 1 for 0, or what was drawn last.
+
+        The gradient passes the rounding by: unchanged, or half of it inside (-1, 1) and 0 outside where the signs are
+        drawn, as that of the probability `clip((kernel + 1) / 2, 0, 1)`.
+        """
+        kernel = tf.convert_to_tensor(self.kernel)
+        return _drawn(kernel, tf.convert_to_tensor(self.positive)) if self.stochastic else _rounded(kernel)
+
+    def kernel_config(self) -> dict[str, Any]:
+        """Returns `stochastic`."""
+        return {"stochastic": self.stochastic}
+
+
+def _signs(positive: tf.Tensor) -> tf.Tensor:
+    return select(positive, tf.ones(tf.shape(positive)), -1.0)
+
+
+@tf.custom_gradient
+def _rounded(kernel: tf.Tensor) -> Any:
+    return _signs(kernel >= 0), lambda upstream: upstream
+
+
+@tf.custom_gradient
+def _drawn(kernel: tf.Tensor, positive: tf.Tensor) -> Any:
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        return select(tf.abs(kernel) < 1, 0.5 * upstream, 0), None
+
+    return _signs(positive), gradient
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class BinaryDense(BinaryKernel, DenseOperation):
+    """Densely-connected layer whose kernel is trained to be signs.
+
+    `output = activation(input @ W + bias)` with `W` in {-1, 1}, the signs of `kernel` or drawn from it.
+
+    Args:
+        units: Positive integer, size of the output space.
+        stochastic: Whether signs are drawn, 1 with probability `(kernel + 1) / 2`;
+            `sparsity.StochasticBinarization` draws them anew in each training step. Else they are those of `kernel`.
+        activation: Activation of the output; `None` for logits.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer of the real kernel, clipped to [-1, 1].
+
+    Input shape: `(batch, input_dim)`. Output shape: `(batch, units)`.
+
+    Weights:
+        kernel: `(input_dim, units)`, float32 in [-1, 1], trainable.
+        positive: as `kernel`, boolean, only if `stochastic`: what was drawn last.
+        bias: `(units,)`, trainable.
+
+    Raises:
+        ValueError: if `units` is not a positive integer.
+
+    Reference: [Courbariaux et al., 2015](https://arxiv.org/abs/1511.00363), section 2.
+    """
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class BinaryConv2D(BinaryKernel, Conv2DOperation):
+    """2-D convolution, channels last, whose kernel is trained to be signs.
+
+    `output = activation(convolution(input, W) + bias)` with `W` in {-1, 1}, the signs of `kernel` or drawn from it.
+
+    Args:
+        filters: Positive integer, number of output channels.
+        kernel_size: Integer or pair.
+        strides: Integer or pair.
+        padding: `"valid"` or `"same"`.
+        stochastic: Whether signs are drawn; see `BinaryDense`.
+        activation: Activation of the output.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer of the real kernel, clipped to [-1, 1].
+
+    Input shape: `(batch, height, width, channels)`. Output shape: `(batch, new_height, new_width, filters)`.
+
+    Weights:
+        kernel: `(kernel_height, kernel_width, channels, filters)`, float32 in [-1, 1], trainable.
+        positive: as `kernel`, boolean, only if `stochastic`: what was drawn last.
+        bias: `(filters,)`, trainable.
+
+    Raises:
+        ValueError: if a size is not positive or the padding is unknown.
+
+    Reference: [Courbariaux et al., 2015](https://arxiv.org/abs/1511.00363), section 2.
+    """

@@ -1,0 +1,147 @@
+"""Frozen kernels of one magnitude and random sign, of which those entries take part that have the largest scores."""
+
+import random
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
+from tf_robust_sparse.layers.selection import select
+from tf_robust_sparse.layers.subnet import SubnetKernel
+
+
+class SignedKernel(SubnetKernel):
+    """Kernel form: `+magnitude` or `-magnitude` for good, scores, and the fraction that stays.
+
+    As `SubnetKernel` with a kernel that nothing can train: of it only the signs are held, a byte each.
+    """
+
+    def __init__(self, *args: Any, magnitude: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(magnitude, bool) or not isinstance(magnitude, (int, float)) or not 0 < magnitude < float("inf"):
+            raise ValueError(
+                "`magnitude` is the absolute value of every entry of the kernel, a positive number. "
+                f"Received: magnitude={magnitude!r}"
+            )
+        self.magnitude = float(magnitude)
+
+    def add_kernel(self, shape):
+        """Creates `positive` and `scores`."""
+        drawn = np.asarray(self.kernel_initializer(shape, dtype="float32"))
+        signs = drawn >= 0
+        if not drawn.any():  # zeros, say, while a network is rebuilt from a file
+            signs = np.random.default_rng(random.randrange(2**31)).integers(0, 2, shape, dtype=bool)
+        self.positive = self.add_weight(
+            name="positive",
+            shape=shape,
+            initializer=lambda shape, dtype: tf.constant(signs, dtype),
+            dtype="bool",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+        self.scores = self.add_weight(
+            name="scores",
+            shape=shape,
+            initializer=self.scores_initializer,
+            dtype="float32",
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    @property
+    def sign(self) -> tf.Tensor:
+        """The sign of each entry, int8 in {-1, 1}."""
+        return tf.where(self.positive, tf.constant(1, tf.int8), tf.constant(-1, tf.int8))
+
+    def compute_effective_kernel(self) -> tf.Tensor:
+        """Returns `+magnitude` or `-magnitude` where the mask is on, exactly 0 elsewhere.
+
+        The gradient with respect to the scores passes the selection by, on all entries, kept or not:
+        `sign(scores) * kernel * dL/dW`.
+        """
+        positive, scores = tf.convert_to_tensor(self.positive), tf.convert_to_tensor(self.scores)
+        return _gated_signs(self.magnitude, positive, scores, self.compute_kernel_mask())
+
+    def kernel_config(self) -> dict[str, Any]:
+        """Returns `keep_fraction`, `scores_initializer` and `magnitude`."""
+        return {**super().kernel_config(), "magnitude": self.magnitude}
+
+
+def _gated_signs(magnitude: float, positive: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    @tf.custom_gradient
+    def gated(scores: tf.Tensor) -> Any:
+        signed = select(positive, tf.fill(tf.shape(scores), magnitude), -magnitude)
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            return tf.sign(scores) * signed * upstream
+
+        return select(mask, signed, 0), gradient
+
+    return gated(scores)
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class SignedDense(SignedKernel, DenseOperation):
+    """Densely-connected layer of random signs, of which those with the largest scores take part.
+
+    `output = activation(input @ W + bias)` with `W = +-magnitude` where `abs(scores)` is among the largest, 0
+    elsewhere.
+
+    Args:
+        units: Positive integer, size of the output space.
+        keep_fraction: Fraction of the entries that stays, in (0, 1].
+        scores_initializer: Initializer of the scores; `None` for uniform ones in +-1/sqrt(fan_in).
+        magnitude: Absolute value of the kernel's entries, positive.
+        activation: Activation of the output; `None` for logits.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer whose signs the kernel takes.
+
+    Input shape: `(batch, input_dim)`. Output shape: `(batch, units)`.
+
+    Weights:
+        positive: `(input_dim, units)`, boolean, fixed at creation.
+        scores: `(input_dim, units)`, float32, trainable.
+        bias: `(units,)`, trainable, never pruned.
+
+    Raises:
+        ValueError: if `units` is not a positive integer, `keep_fraction` is outside (0, 1] or `magnitude` not positive.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 3.
+    """
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class SignedConv2D(SignedKernel, Conv2DOperation):
+    """2-D convolution, channels last, with a kernel of random signs, of which those with the largest scores take part.
+
+    `output = activation(convolution(input, W) + bias)` with `W = +-magnitude` where `abs(scores)` is among the largest,
+    0 elsewhere.
+
+    Args:
+        filters: Positive integer, number of output channels.
+        kernel_size: Integer or pair.
+        strides: Integer or pair.
+        padding: `"valid"` or `"same"`.
+        keep_fraction: Fraction of the entries that stays, in (0, 1].
+        scores_initializer: Initializer of the scores; `None` for uniform ones in +-1/sqrt(fan_in).
+        magnitude: Absolute value of the kernel's entries, positive.
+        activation: Activation of the output.
+        use_bias: Whether a bias is added.
+        kernel_initializer: Initializer whose signs the kernel takes.
+
+    Input shape: `(batch, height, width, channels)`. Output shape: `(batch, new_height, new_width, filters)`.
+
+    Weights:
+        positive: `(kernel_height, kernel_width, channels, filters)`, boolean, fixed at creation.
+        scores: as `positive`, float32, trainable.
+        bias: `(filters,)`, trainable, never pruned.
+
+    Raises:
+        ValueError: if a size is not positive, the padding is unknown, `keep_fraction` is outside (0, 1] or `magnitude`
+            not positive.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 3.
+    """

@@ -1,0 +1,46 @@
+"""New signs in every training step for kernels that are trained to be signs."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
+from tf_robust_sparse.sparsity.sparsifier import Sparsifier
+
+_STREAM = 0xB1A
+
+
+class StochasticBinarization(Sparsifier):
+    """Draws the signs of stochastic binary kernels after every update, 1 with probability `(kernel + 1) / 2`.
+
+    All passes of a step, those of the attack too, see one draw; evaluation sees the last one. Draws are functions of
+    `seed`, the step and the layer.
+
+    Args:
+        seed: Integer.
+
+    Reference: [Courbariaux et al., 2015](https://arxiv.org/abs/1511.00363), section 2.3.
+    """
+
+    needs = ("kernel", "positive", "stochastic")
+    kernel_form = "binary"
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(1.0)
+        self.seed = int(seed)
+
+    def after_update(self, state: Any, optimizer: keras.optimizers.Optimizer) -> None:
+        """Draws."""
+        step = tf.cast(optimizer.iterations, tf.int32)
+        draws = []
+        for number, layer in enumerate(self.layers):
+            seed = tf.random.experimental.stateless_fold_in(tf.stack([self.seed ^ _STREAM, step]), number)
+            kernel = tf.convert_to_tensor(layer.kernel)
+            uniform = tf.random.stateless_uniform(kernel.shape, seed)
+            draws.append((layer.positive, uniform < (kernel + 1) / 2))
+        assign_everywhere(draws)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the name and the settings, ready for JSON."""
+        return {"sparsifier": type(self).__name__}

@@ -1,0 +1,70 @@
+"""What changes between the epochs of a binary sub-network: how much is kept, and which examples count."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tf_robust_sparse.sparsity import set_keep_fractions
+from tf_robust_sparse.training.callbacks import Checkpoints
+
+
+class GradualPruning(keras.callbacks.Callback):
+    """Keeps less in each stage: sets the fractions of all subnet kernels at the beginning of an epoch.
+
+    A change makes the training step be traced anew, once per stage, and forgets the best epochs so far, which kept
+    more. What is set depends on the epoch alone, so that a resumed run goes on as it would have.
+
+    Args:
+        rates: The fraction of all entries that is kept, for each epoch; see `gradual_rates`.
+        fractions: From that fraction to those of the layers, by name; such as
+            `lambda rate: keep_fractions(network, rate, "adaptive", exponent=0.1)`.
+        checkpoints: The callback whose best epochs are forgotten, or `None`.
+    """
+
+    def __init__(
+        self,
+        rates: Sequence[float],
+        fractions: Callable[[float], Mapping[str, float]],
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        super().__init__()
+        self._rates = list(rates)
+        self._fractions = fractions
+        self.checkpoints = checkpoints
+        self._set: float | None = None
+
+    def on_train_begin(self, logs=None):
+        """Forgets what was set for another model."""
+        self._set = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets the fractions of the epoch."""
+        rate = self._rates[min(epoch, len(self._rates) - 1)]
+        if rate == self._set:
+            return
+        set_keep_fractions(self.model.network, self._fractions(rate))
+        self.model.make_train_function(force=True)
+        self.model.test_function = None  # traced with the old fractions
+        begins = epoch > 0 and self._rates[min(epoch - 1, len(self._rates) - 1)] != rate
+        if begins and self.checkpoints is not None:
+            self.checkpoints.state["best"] = {}
+        self._set = rate
+
+
+class Reweighting(keras.callbacks.Callback):
+    """Switches the weights of a `Reweighted` objective on after some epochs.
+
+    Args:
+        objective: The objective.
+        warmup: Epochs without weights.
+    """
+
+    def __init__(self, objective: Any, warmup: int = 0) -> None:
+        super().__init__()
+        self._objective = objective
+        self._warmup = warmup
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Switches."""
+        self._objective.active.assign(epoch >= self._warmup)
