@@ -136,16 +136,14 @@ class RobustModel(keras.Model):
     def train_step(self, data):
         """Does one optimisation step; see the class."""
         x, y = _images_and_labels(data)
-        seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         with tf.GradientTape() as tape, layers.settled_kernels(self.network):
             with tape.stop_recording(), self._inference_kernels():
-                x_adv = self.objective.perturb(self.network, x, y, seed=seed)
-            per_example, logits = self.objective.loss(self.network, x, y, x_adv)
-            # Divided by the global batch: the optimizer sums gradients over replicas.
-            loss = self.optimizer.scale_loss(tf.nn.compute_average_loss(per_example))
+                x_adv = self.objective.perturb(self.network, x, y, seed=self._step_seed())
+            per_example, logits, logits_adv = self.objective.losses(self.network, x, y, x_adv)
+            loss = self.optimizer.scale_loss(self._mean_loss(per_example))
         weights = self.network.trainable_variables
         self._update(tape.gradient(loss, weights), weights)
-        logs = self._update_metrics(per_example, x, y, logits)
+        logs = self._record_step(per_example, x, y, logits, logits_adv)
         logs.pop("robust_accuracy", None)  # measured in validation only
         return logs
 
@@ -197,6 +195,19 @@ class RobustModel(keras.Model):
 
     def _inference_kernels(self):
         return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)
+
+    def _step_seed(self):
+        """Returns the seed of all that is drawn in this step."""
+        return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+
+    def _mean_loss(self, per_example):
+        """Returns the loss of the batch, divided by the global one: the optimizer sums gradients over replicas."""
+        return tf.nn.compute_average_loss(per_example)
+
+    def _record_step(self, per_example, x, y, logits, logits_adv):
+        """Returns the logs of a training step."""
+        del logits_adv  # of interest to what records both accuracies
+        return self._update_metrics(per_example, x, y, logits)
 
     def _update_metrics(self, per_example, x, y, logits):
         self._loss_metric.update_state(per_example)
