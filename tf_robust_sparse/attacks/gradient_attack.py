@@ -85,7 +85,7 @@ class GradientAttack:
             )
         if label not in LABELS or (targeted and label != "true"):
             raise ValueError(
-                f"`label` is one of {LABELS}, and \"true\" for a targeted attack, which leads towards `y`. "
+                f'`label` is one of {LABELS}, and "true" for a targeted attack, which leads towards `y`. '
                 f"Received: label={label!r}, targeted={targeted}"
             )
         self.epsilon = float(epsilon)

@@ -1,8 +1,9 @@
 """Which connections exist, and when that changes."""
 
-from tf_robust_sparse.sparsity import schedules, statistics
+from tf_robust_sparse.sparsity import masked_kernels, schedules, statistics
 from tf_robust_sparse.sparsity.allocation import draw_layers, global_budget
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
+from tf_robust_sparse.sparsity.iterative_magnitude import iterative_magnitude, prune_smallest
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
@@ -27,9 +28,12 @@ __all__ = [
     "draw_dormant",
     "draw_layers",
     "global_budget",
+    "iterative_magnitude",
     "keep_fractions",
     "kept_weights",
     "mask_statistics",
+    "masked_kernels",
+    "prune_smallest",
     "random_scores",
     "rescale_kernels",
     "scaled_scores",
