@@ -3,7 +3,7 @@
 from tf_robust_sparse.sparsity import masked_kernels, schedules, statistics
 from tf_robust_sparse.sparsity.allocation import draw_layers, global_budget
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
-from tf_robust_sparse.sparsity.iterative_magnitude import iterative_magnitude, prune_smallest
+from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, iterative_magnitude, prune_smallest
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
@@ -21,9 +21,11 @@ from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
 __all__ = [
     "ALLOCATIONS",
+    "CUTOFFS",
     "RANDOM_SCORES",
     "ConnectivitySampling",
     "MagnitudePruning",
+    "PruningRule",
     "Sparsifier",
     "draw_dormant",
     "draw_layers",

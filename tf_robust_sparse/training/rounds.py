@@ -37,7 +37,7 @@ _MORE = {"train": ("lr", "seconds"), "valid": ("loss_nat", "loss_adv"), "test": 
 
 
 class Images(NamedTuple):
-    """A set of images to train on or to measure: x `(n, height, width, channels)`, y `(n,)`, smoothing of the labels."""
+    """Images to train on or to measure: x `(n, height, width, channels)`, y `(n,)`, smoothing of the labels."""
 
     x: np.ndarray
     y: np.ndarray
@@ -220,7 +220,7 @@ class Rounds:
         for member, trial in enumerate(self.trials):
             place = self.place(trial, number)
             _write_state(place, "post", states[member])
-            _write_arrays(place / "next_masks", self._rule(states[member].kernels, masks[member]), np.float32)
+            _write_arrays(place / "next_masks", self._rule(states[member].kernels, masks[member]), bool)
             more = {name: measures[member]._asdict() for name, measures in final.items()}
             _write_json(place / "summary.json", summary(record.rows[member], masks[member], record.seconds, more))
         for trial in self.trials:
