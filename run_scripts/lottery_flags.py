@@ -60,6 +60,18 @@ def define_rounds() -> None:
     flags.DEFINE_integer("prune_iters", 20, "Prunings; there is one round more.", 0)
     flags.DEFINE_integer("eval_every", 500, "Steps between two measurements.", 1)
     flags.DEFINE_integer("valid_size", 10000, "First training images, held out; a fifth if there are few.", 1)
+    flags.DEFINE_integer("stacked", None, "Trials trained together; by default all where the network allows it.", 1)
+    flags.DEFINE_integer(
+        "eval_subset", None, "Measure during training on the first N held-out and test images; at the end on all.", 1
+    )
+    flags.DEFINE_bool("jit", False, "Compile the step with XLA; slower on CPUs.")
+    flags.DEFINE_bool("resume", False, "Go on with what is there.")
+    define_number("checkpoint_seconds", 60.0, "Least time between two checkpoints within a round.")
+
+
+@section("Variants")
+def define_variants() -> None:
+    """Defines what may be otherwise than published; the name of an experiment tells."""
     flags.DEFINE_string(
         "rewind_step", "0", "Of reinit_orig: the step of round 0 to go back to, or trained for its end (the original)."
     )
@@ -71,15 +83,8 @@ def define_rounds() -> None:
         None,
         "Share that a pruning removes, layer=share; by default 0.2 of each layer and 0.1 of the last one.",
     )
-    flags.DEFINE_integer("stacked", None, "Trials trained together; by default all where the network allows it.", 1)
-    flags.DEFINE_integer(
-        "eval_subset", None, "Measure during training on the first N held-out and test images; at the end on all.", 1
-    )
     define_number("label_smoothing", 0.1, "Share of a training label spread over all classes.", 0, 1, excluded=1)
     flags.DEFINE_bool("smooth_valid_labels", True, "Smooth the labels of the held-out images too, as the original.")
-    flags.DEFINE_bool("jit", False, "Compile the step with XLA; slower on CPUs.")
-    flags.DEFINE_bool("resume", False, "Go on with what is there.")
-    define_number("checkpoint_seconds", 60.0, "Least time between two checkpoints within a round.")
 
 
 @section("Attack")
@@ -100,6 +105,7 @@ def define() -> None:
         FLAGS.set_default(name, value)
     define_experiment()
     define_rounds()
+    define_variants()
     define_attack()
     common_flags.define_machines()
 

@@ -24,7 +24,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.training.rounds import round_directory
+from tf_robust_sparse.saving.round_files import round_directory
 
 FLAGS = flags.FLAGS
 

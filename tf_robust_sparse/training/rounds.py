@@ -25,6 +25,7 @@ import tensorflow as tf
 from tf_robust_sparse import saving
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.data import stacked_train_dataset
+from tf_robust_sparse.saving.round_files import DONE, is_done, label_of, read_arrays, round_directory, write_arrays
 from tf_robust_sparse.sparsity import masked_kernels
 from tf_robust_sparse.sparsity.iterative_magnitude import PruningRule
 from tf_robust_sparse.training.trials import Measure, State, Trials
@@ -191,7 +192,7 @@ class Rounds:
         else:
             for trial, state, mask in zip(self.trials, begun, masks, strict=True):
                 _write_state(self.place(trial, number), "init", state)
-                _write_arrays(self.place(trial, number) / "masks", mask, np.float32)
+                write_arrays(self.place(trial, number) / "masks", mask, np.float32)
             left, entries = masked_kernels.remaining(masks[0])
             self._say(f"round {number}: {left} / {entries} weights, {label_of(left, entries)} % remain")
             record.measure()
@@ -220,11 +221,11 @@ class Rounds:
         for member, trial in enumerate(self.trials):
             place = self.place(trial, number)
             _write_state(place, "post", states[member])
-            _write_arrays(place / "next_masks", self._rule(states[member].kernels, masks[member]), bool)
+            write_arrays(place / "next_masks", self._rule(states[member].kernels, masks[member]), bool)
             more = {name: measures[member]._asdict() for name, measures in final.items()}
             _write_json(place / "summary.json", summary(record.rows[member], masks[member], record.seconds, more))
         for trial in self.trials:
-            with saving.replace_file(self.place(trial, number) / "DONE") as path:
+            with saving.replace_file(self.place(trial, number) / DONE) as path:
                 path.write_text("")
         self._checkpoint_path().unlink(missing_ok=True)
         for member, trial in enumerate(self.trials):
@@ -344,21 +345,6 @@ class _Record(keras.callbacks.Callback):
                     writer.writerows(lines)
 
 
-def round_directory(directory: Path, trial: int, number: int) -> Path:
-    """Returns where a round of a trial is written."""
-    return Path(directory) / f"trial_{trial:02d}" / f"prune_iter_{number:02d}"
-
-
-def is_done(place: Path) -> bool:
-    """Tells whether the round in a directory is finished."""
-    return (place / "DONE").is_file()
-
-
-def label_of(left: int, entries: int) -> str:
-    """Returns the percentage of weights that remain, as `100.0`, `51.3` or `08.7`."""
-    return f"{100 * left / entries:04.1f}"
-
-
 def network_state(network: keras.Model) -> State:
     """Returns the variables of a network, without its masks."""
     kernels = masked_kernels.get_kernels(network)
@@ -373,18 +359,6 @@ def read_state(place: Path, name: str) -> State:
         with np.load(path, allow_pickle=False) as archive:
             others = {key: archive[key] for key in archive.files}
     return State(read_arrays(place / f"{name}_kernels"), others)
-
-
-def read_arrays(directory: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays in a directory by the stems of their files.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    paths = sorted(directory.glob("*.npy"))
-    if not paths:
-        raise FileNotFoundError(f"{directory}: expected the arrays of a round, *.npy. Received: none")
-    return {path.stem: np.load(path, allow_pickle=False) for path in paths}
 
 
 def summary(
@@ -418,17 +392,10 @@ def _on_device(images: Images) -> Images:
 
 
 def _write_state(place: Path, name: str, state: State) -> None:
-    _write_arrays(place / f"{name}_kernels", state.kernels, np.float32)
+    write_arrays(place / f"{name}_kernels", state.kernels, np.float32)
     if state.others:
         with saving.replace_file(place / f"{name}_others.npz") as path:
             np.savez(path, **state.others)
-
-
-def _write_arrays(directory: Path, arrays: Mapping[str, np.ndarray], dtype: Any) -> None:
-    with saving.replace_directory(directory) as temporary:
-        temporary.mkdir()
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", np.asarray(array, dtype))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
