@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import flags
 
@@ -218,6 +219,7 @@ def attack(name: str | None = None) -> trs.attacks.GradientAttack:
 
 def objective(attacked_by: trs.attacks.GradientAttack) -> trs.objectives.Objective:
     """Returns what training minimises."""
+    found: trs.objectives.Objective
     if FLAGS.adv_train:
         found = trs.objectives.CleanAndAdversarial(attacked_by, label_smoothing=FLAGS.label_smoothing)
     else:
@@ -241,6 +243,27 @@ def stack_size(images: trs.data.ImageDataset) -> int:
             f"Received: --model={FLAGS.model}"
         )
     return 1
+
+
+def split(
+    images: trs.data.ImageDataset,
+) -> tuple[trs.training.Images, dict[str, trs.training.Images], trs.training.Images]:
+    """Returns the images to train on, those that are measured during training by name, and all test images."""
+    available, number = len(images.train_labels), FLAGS.valid_size
+    if not FLAGS["valid_size"].present and number > available // 4:
+        number = available // 5
+    if number >= available:
+        raise BadFlag(f"--valid_size={number}: expected fewer than the training images. Received: {available} of them")
+    x, y = images.train_images, images.train_labels
+    if not isinstance(x, np.ndarray) or not isinstance(images.test_images, np.ndarray):
+        raise BadFlag(f"--data={FLAGS.data}: expected images that fit into memory. Received: image files")
+    train = trs.training.Images(x[number:], y[number:])
+    smoothing = FLAGS.label_smoothing if FLAGS.smooth_valid_labels else 0.0
+    some = min(FLAGS.eval_subset or number, number)
+    valid = trs.training.Images(x[:some], y[:some], smoothing)
+    test = trs.training.Images(images.test_images, images.test_labels)
+    part = trs.training.Images(images.test_images[: FLAGS.eval_subset], images.test_labels[: FLAGS.eval_subset])
+    return train, {"valid": valid, "test": part}, test
 
 
 def directory(experiment: str | None = None, attack_name: str | None = None, adv_train: bool | None = None) -> Path:

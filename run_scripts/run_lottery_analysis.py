@@ -3,10 +3,11 @@
     python run_scripts/run_lottery_analysis.py --dataset=digits --attack=pgd --adv_train
     python run_scripts/run_lottery_analysis.py --table
 
-The first draws what run_lottery_tickets.py has finished so far, with the same flags, into `<base_dir>/<dataset>/<model>/
-analysis/<attack>/lr-..._l1-..._advtrain-.../`: curves over training steps, measures over sparsity, early stopping,
-densities of initial weights, remaining layers and pixels, and `comparison.md`. The second writes one table per data set,
-natural and adversarial training side by side, into `<base_dir>/tables/`, as Markdown, CSV and LaTeX.
+The first draws what run_lottery_tickets.py has finished so far, with the same flags, into
+`<base_dir>/<dataset>/<model>/analysis/<attack>/lr-..._l1-..._advtrain-.../`: curves over training steps, measures over
+sparsity, early stopping, densities of initial weights, remaining layers and pixels, and `comparison.md`. The second
+writes tables of each data set, natural and adversarial training side by side, into `<base_dir>/tables/`, as Markdown,
+CSV and LaTeX.
 """
 
 import shutil

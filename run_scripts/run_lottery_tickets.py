@@ -42,7 +42,7 @@ def main() -> None:
     keras.utils.set_random_seed(FLAGS.seed)
     strategy = lottery_flags.strategy()
     images = common_flags.dataset()
-    train, held_out, test = split(images)
+    train, held_out, test = lottery_flags.split(images)
     together = lottery_flags.stack_size(images)
     begin(directory, resuming)
     describe(images, train, held_out, together, directory)
@@ -96,29 +96,6 @@ def model(images: trs.data.ImageDataset, members: int) -> trs.training.Trials:
         lottery_flags.optimizer(), steps_per_execution=lottery_flags.plan().steps_per_call, jit_compile=FLAGS.jit
     )
     return found
-
-
-def split(
-    images: trs.data.ImageDataset,
-) -> tuple[trs.training.Images, dict[str, trs.training.Images], trs.training.Images]:
-    """Returns the images to train on, those that are measured during training by name, and all test images."""
-    available, number = len(images.train_labels), FLAGS.valid_size
-    if not FLAGS["valid_size"].present and number > available // 4:
-        number = available // 5
-    if number >= available:
-        raise command_line.BadFlag(
-            f"--valid_size={number}: expected fewer than the training images. Received: {available} of them"
-        )
-    if not isinstance(images.train_images, np.ndarray):
-        raise command_line.BadFlag(f"--data={FLAGS.data}: expected images that fit into memory. Received: image files")
-    Images = trs.training.Images
-    train = Images(images.train_images[number:], images.train_labels[number:])
-    smoothing = FLAGS.label_smoothing if FLAGS.smooth_valid_labels else 0.0
-    some = slice(min(FLAGS.eval_subset or number, number))
-    valid = Images(images.train_images[:number][some], images.train_labels[:number][some], smoothing)
-    test = Images(images.test_images, images.test_labels)
-    part = Images(images.test_images[: FLAGS.eval_subset], images.test_labels[: FLAGS.eval_subset])
-    return train, {"valid": valid, "test": part}, test
 
 
 def check(directory: Path) -> bool:

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import shutil
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_masks_only_shrink_and_by_the_rule(finished):
     for trial in (0, 1):
         masks = [kernels(finished, number, "masks", trial) for number in range(3)]
         assert all(mask.all() for mask in masks[0].values())
-        for before, after in zip(masks, masks[1:], strict=False):
+        for before, after in itertools.pairwise(masks):
             for name, fraction in FRACTIONS.items():
                 assert (after[name] <= before[name]).all()
                 n = int(before[name].sum())
@@ -225,7 +226,7 @@ def test_convolutions_and_batch_norm_rewind_too(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     rounds = prepare(tmp_path, plan())
     rounds.model.optimizer.learning_rate.assign(1e30)
-    with pytest.raises(FloatingPointError, match="trial 0 is (nan|inf) in round 0 before step 20"):
+    with pytest.raises(FloatingPointError, match=r"trial 0 is (nan|inf) in round 0 before step 20"):
         rounds.run()
 
 

@@ -162,6 +162,6 @@ def test_networks_without_masks_and_wrong_numbers_of_states_are_refused():
     with pytest.raises(ValueError, match='kernel="masked"'):
         compiled(tiny_network("plain"))
     network = dense(1)
-    with pytest.raises(ValueError, match="each of the 1 members. Received: 2"):
+    with pytest.raises(ValueError, match=r"each of the 1 members\. Received: 2"):
         compiled(network).begin([state_of(network)] * 2, [half_masks(network)] * 2, [1, 2])
     assert layers.kernel_layers(network)

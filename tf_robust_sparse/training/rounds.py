@@ -327,9 +327,7 @@ class _Record(keras.callbacks.Callback):
             self.rows[member]["train"].append({**row, "lr": rate, "seconds": self.seconds})
         for place, (name, images) in enumerate(rounds._held_out.items()):
             seeds = rounds._streams(self.number, _EVALUATION + 1 + place)
-            for member, found in enumerate(
-                model.measure(images.x, images.y, seeds, self.step, images.label_smoothing)  # type: ignore[arg-type]
-            ):
+            for member, found in enumerate(model.measure(images.x, images.y, seeds, self.step, images.label_smoothing)):
                 self.rows[member][name].append(_row(self.step, found))
 
     def write(self) -> None:
@@ -395,7 +393,7 @@ def _write_state(place: Path, name: str, state: State) -> None:
     write_arrays(place / f"{name}_kernels", state.kernels, np.float32)
     if state.others:
         with saving.replace_file(place / f"{name}_others.npz") as path:
-            np.savez(path, **state.others)
+            np.savez(path, **state.others)  # type: ignore[arg-type]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -108,7 +108,8 @@ class Trials(RobustModel):
         number, *sums = np.array(self._sums, np.float64)
         self._sums.assign(tf.zeros((4, self.members)))
         with np.errstate(invalid="ignore"):
-            return [tuple(float(value) for value in column) for column in zip(*(s / number for s in sums), strict=True)]
+            columns = zip(*(each / number for each in sums), strict=True)
+            return [(float(loss), float(right), float(attacked)) for loss, right, attacked in columns]
 
     def measure(
         self,
