@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from run_scripts import lottery_flags
+from run_scripts import common_flags, lottery_flags
 from tests.evaluation.test_tickets import curve_values, write_tree
 from tests.run_scripts.conftest import run_script
 from tf_robust_sparse.saving.round_files import read_arrays, round_directory
@@ -185,7 +185,7 @@ def test_tables_have_means_and_deviations_of_both_kinds_of_training(tmp_path):
     assert "Warning" in done.out
     with (tmp_path / "tables/fashion.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["remain %"] for row in rows][0] == "100.0"
+    assert rows[0]["remain %"] == "100.0"
     assert rows[0]["FGSM natural"] == "90.50 ± 0.50 (2) / 80.50 ± 0.50 (2)"
     assert rows[0]["FGSM attack"] == "55.00 ± 5.00 (2) / 55.00 ± 5.00 (2)"
     assert rows[0]["PGD natural"] == "- / -"
@@ -229,17 +229,44 @@ def test_a_short_run_on_the_sample_learns_and_withstands_what_it_was_trained_aga
     found = {}
     for adversarial in ("--noadv_train", "--adv_train"):
         run_script(RUN, *options, adversarial, f"--base_dir={tmp_path}").expect()
-        directory = (
-            tmp_path
-            / f"sample/dense-300-100/reinit_orig/fgsm/lr-0.0012_l1-0.0_advtrain-{str(adversarial == '--adv_train').lower()}"
-        )
-        about = json.loads((round_directory(directory, 0, 0) / "summary.json").read_text())
+        kind = str(adversarial == "--adv_train").lower()
+        (path,) = tmp_path.glob(f"sample/*/*/*/*_advtrain-{kind}/trial_00/prune_iter_00/summary.json")
+        about = json.loads(path.read_text())
         found[adversarial] = (about["final"]["test"], about["final_measures"]["test_pgd"])
     natural, pgd_of_natural = found["--noadv_train"]
     robust, pgd_of_robust = found["--adv_train"]
     assert natural["acc"] > 0.8 and natural["adv_acc"] < 0.15 and pgd_of_natural["adversarial_accuracy"] < 0.08
     # What withstands FGSM does not withstand PGD.
     assert robust["acc"] > 0.75 and robust["adv_acc"] > 0.6 and pgd_of_robust["adversarial_accuracy"] < 0.15
+
+
+def check_split(images):
+    train, held_out, test = lottery_flags.split(images)
+    number = len(held_out["valid"].y)
+    assert held_out["valid"].x.tobytes() == images.train_images[:number].tobytes()
+    assert train.x.tobytes() == images.train_images[number:].tobytes()
+    assert test.x.tobytes() == held_out["test"].x.tobytes() == images.test_images.tobytes()
+    assert held_out["valid"].label_smoothing == 0.1 and held_out["test"].label_smoothing == 0
+    return number, len(train.y)
+
+
+def test_the_first_images_are_held_out(parse):
+    parse(RUN, "--dataset=sample", "--valid_size=500")
+    lottery_flags.check()
+    assert check_split(common_flags.dataset()) == (500, 7500)
+    parse(RUN, "--dataset=sample", "--eval_subset=20", "--nosmooth_valid_labels")
+    lottery_flags.check()
+    _, held_out, test = lottery_flags.split(common_flags.dataset())
+    assert (len(held_out["valid"].y), len(held_out["test"].y), len(test.y)) == (20, 20, 2000)
+    assert held_out["valid"].label_smoothing == 0
+
+
+@pytest.mark.reference_data
+@pytest.mark.skipif(not REFERENCE, reason="set TRS_DATA_DIR to the folder of the real data sets")
+def test_the_first_ten_thousand_digits_are_held_out(parse):
+    parse(RUN, f"--data_dir={REFERENCE}")
+    lottery_flags.check()
+    assert check_split(common_flags.dataset()) == (10_000, 50_000)
 
 
 @pytest.mark.slow
@@ -268,7 +295,7 @@ def test_a_short_run_on_the_sample_learns_and_withstands_what_it_was_trained_aga
     ],
 )
 def test_levels_on_real_data(dataset, arguments, levels, tmp_path):
-    """Means of three trials against a reference of one run each."""
+    """One trial against a reference of one run."""
     data_dir = (f"--data_dir={REFERENCE}",)
     if dataset == "fashion" and not any(Path(REFERENCE).glob("[Ff]ashion*")):
         data_dir = ()
