@@ -1,9 +1,12 @@
 """Optimizers with weight decay in the gradient (L2), as PyTorch's have it; that of Keras is decoupled."""
 
+import types
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tf_robust_sparse.sparsity import slots
 
 
 class _DecayInGradient:
@@ -73,7 +76,8 @@ def coupled(
 class FusedAdam(keras.optimizers.Adam):
     """`keras.optimizers.Adam` whose update of a variable is one operation instead of a dozen.
 
-    The numbers are those of Keras up to rounding. On small networks, whose step is short, the difference shows.
+    The numbers are those of Keras up to rounding. On small networks, whose step is short, the difference shows. For one
+    device: replicas take `keras.optimizers.Adam`.
 
     Args:
         *args, **kwargs: As in Keras, but for `amsgrad`.
@@ -87,14 +91,23 @@ class FusedAdam(keras.optimizers.Adam):
         if self.amsgrad:
             raise ValueError("`amsgrad` is not part of the fused operation; use keras.optimizers.Adam. Received: True")
 
+    def build(self, variables: Any) -> None:
+        """Makes the moments of every variable."""
+        super().build(variables)
+        memory = {}
+        for variable in variables:
+            found = {slot.path.rpartition("_")[2]: slot.value for slot in slots(self, variable)}
+            memory[variable.value.ref()] = (found["momentum"], found["velocity"])
+        self._memory = types.MappingProxyType(memory)
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable."""
-        place = self._get_variable_index(variable)
+        momentum, velocity = self._memory[variable.ref()]
         step = tf.cast(self.iterations + 1, tf.float32)
         tf.raw_ops.ResourceApplyAdam(
-            var=_resource(variable),
-            m=_resource(self._momentums[place]),
-            v=_resource(self._velocities[place]),
+            var=variable.handle,
+            m=momentum.handle,
+            v=velocity.handle,
             beta1_power=tf.pow(tf.cast(self.beta_1, tf.float32), step),
             beta2_power=tf.pow(tf.cast(self.beta_2, tf.float32), step),
             lr=tf.cast(learning_rate, tf.float32),
@@ -103,7 +116,3 @@ class FusedAdam(keras.optimizers.Adam):
             epsilon=tf.cast(self.epsilon, tf.float32),
             grad=tf.cast(gradient, tf.float32),
         )
-
-
-def _resource(variable: Any) -> tf.Tensor:
-    return (variable.value if isinstance(variable, keras.Variable) else variable).handle

@@ -72,7 +72,7 @@ class Trials(RobustModel):
         self._assign_states(states)
         masked_kernels.set_masks(self.network, self._together(masks))
         for variable in self.optimizer.variables:
-            if variable is not self.optimizer._learning_rate:
+            if variable.name != "learning_rate":
                 variable.assign(tf.zeros(variable.shape, variable.dtype))
         self.set_seeds(seeds)
 
