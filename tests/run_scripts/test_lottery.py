@@ -53,7 +53,7 @@ def test_a_run_leaves_the_published_tree_and_its_own_records(output):
 
 def test_a_record_of_flags_repeats_the_run(output, tmp_path):
     run_script(RUN, f"--flagfile={output / NAME / 'run.flags'}", "--prune_iters=0", f"--base_dir={tmp_path}").expect()
-    for name in ("valid", "test"):
+    for name in ("train", "valid", "test"):
         path = round_directory(Path(NAME), 1, 0) / f"{name}.csv"
         assert (tmp_path / path).read_text() == (output / path).read_text()
 
@@ -80,6 +80,7 @@ def test_resume_adds_trials_and_force_begins_anew(tmp_path):
 def test_convolutional_networks_have_tickets_too(tmp_path):
     options = ("--model=small_cnn", "--percents=conv1=0.5", "--attack=pgd", "--pgd_steps=2", "--trials=1")
     options += ("--prune_iters=1", "--train_iters=4", "--eval_every=4", "--eval_subset=20")
+    options += ("--strategy=mirrored",)
     run_script(RUN, *TINY, *options, f"--base_dir={tmp_path}").expect()
     (directory,) = tmp_path.glob("sample/small_cnn/reinit_orig/pgd/*")
     assert directory.name == "lr-0.0012_l1-0.0_advtrain-false_pgdsteps-2_percents-conv1=0.5"

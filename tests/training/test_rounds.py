@@ -58,7 +58,7 @@ def equal(first, second):
 
 def rows(directory, number, name, trial=0):
     with (round_directory(directory, trial, number) / f"{name}.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 def everything(directory, rounds=3, trials=(0,)):
@@ -183,7 +183,7 @@ def stop_at(rounds, number, step):
     rounds.model.measure = failing
 
 
-@pytest.mark.parametrize(("number", "step"), [(1, 0), (2, 20), (2, 50)])
+@pytest.mark.parametrize(("number", "step"), [(1, 0), (2, 20)])
 def test_a_run_that_was_killed_and_goes_on_leaves_the_same_bits(number, step, finished, tmp_path):
     killed = prepare(tmp_path, plan(), (0, 1), checkpoint_seconds=0.0)
     stop_at(killed, number, step)

@@ -57,10 +57,8 @@ def draw_curves(
                 if not trials or (number == _DENSE and strategy != shown[0]):
                     continue
                 steps, mean, sd = over_trials(trials, "test", column)
-                label = trials[0].label if number else "dense"
-                axis.plot(
-                    steps, mean, _LINES[strategy], color=colors[number], label=f"{NAMES[strategy]}, {label} %", lw=1.3
-                )
+                label = f"{NAMES[strategy]}, {trials[0].label} %" if number else "dense"
+                axis.plot(steps, mean, _LINES[strategy], color=colors[number], label=label, lw=1.3)
                 axis.fill_between(steps, mean - sd, mean + sd, color=colors[number], alpha=0.15, lw=0)
                 within = mean[steps > 0] if len(steps) > 1 else mean  # before any step a network knows nothing
                 lowest, highest = min(lowest, within.min()), max(highest, within.max())

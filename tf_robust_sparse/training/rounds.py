@@ -34,7 +34,7 @@ STRATEGIES = ("no_pruning", "reinit_rand", "reinit_orig", "reinit_none")
 TRAINED = "trained"
 COLUMNS = ("batch", "loss", "acc", "adv_acc")
 _INIT, _SHUFFLE, _ATTACK, _EVALUATION = range(4)  # what a stream of seeds is for
-_MORE = {"train": ("lr", "seconds"), "valid": ("loss_nat", "loss_adv"), "test": ("loss_nat", "loss_adv")}
+_MORE = {"train": ("lr",), "valid": ("loss_nat", "loss_adv"), "test": ("loss_nat", "loss_adv")}
 
 
 class Images(NamedTuple):
@@ -316,7 +316,7 @@ class _Record(keras.callbacks.Callback):
         trained = model.training_record()
         now = time.perf_counter()
         self.seconds, self._begun = self.seconds + now - self._begun, now
-        rate = float(model.optimizer.learning_rate)
+        rate = float(np.array(model.optimizer.learning_rate))
         for member, (loss, accuracy, attacked) in enumerate(trained):
             if self.step and not math.isfinite(loss):
                 raise FloatingPointError(
@@ -324,7 +324,7 @@ class _Record(keras.callbacks.Callback):
                     f"{self.step}; a lower learning rate may help"
                 )
             row = dict(zip(COLUMNS, (self.step, loss, accuracy, attacked), strict=True))
-            self.rows[member]["train"].append({**row, "lr": rate, "seconds": self.seconds})
+            self.rows[member]["train"].append({**row, "lr": rate})
         for place, (name, images) in enumerate(rounds._held_out.items()):
             seeds = rounds._streams(self.number, _EVALUATION + 1 + place)
             for member, found in enumerate(model.measure(images.x, images.y, seeds, self.step, images.label_smoothing)):
