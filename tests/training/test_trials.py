@@ -117,6 +117,21 @@ def test_what_is_measured_is_what_the_network_does():
     assert smooth.clean_loss == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.parametrize("label", ["predicted", "true"])
+def test_accuracy_under_attack_is_that_of_the_attack_called_by_hand(label):
+    attack = attacks.LinfPGD(0.3, 0.1, 2, label=label)
+    network, (x, y) = dense(1), tiny_images(700)
+    model = Trials(network, objectives.CleanAndAdversarial(attack), attack)
+    model.compile(FusedAdam())
+    right = 0
+    for first in (0, 500):  # five hundred at a time
+        part = slice(first, first + 500)
+        x_adv = attack(network, x[part], y[part], seed=attacks.fold_in(tf.constant([5, 3]), first))
+        right += int((np.argmax(network(x_adv), 1) == y[part]).sum())
+    found = model.measure(tf.constant(x), tf.constant(y), [5], 3)[0]
+    assert found.adversarial_accuracy == pytest.approx(right / 700, abs=2 / 700)
+
+
 def test_the_record_is_of_the_steps_since_the_last_one():
     network = dense(1)
     model = fitted(compiled(network, objectives.Natural()), [state_of(network)], [half_masks(network)], [7])

@@ -144,6 +144,9 @@ class Trials(RobustModel):
 
     def _compiled_measure(self, attack: GradientAttack) -> Callable[..., tf.Tensor]:
         members = self.members
+        by_prediction = attack.label == "predicted"
+        if by_prediction:  # which are known here already
+            attack = type(attack).from_config({**attack.get_config(), "label": "true"})
 
         def of_each(values: tf.Tensor) -> tf.Tensor:
             return tf.reduce_sum(tf.reshape(tf.cast(values, tf.float32), (members, -1)), axis=1)
@@ -156,8 +159,10 @@ class Trials(RobustModel):
                     some = tf.cast(some, tf.float32) / 255.0
                 if members > 1:
                     some, labels = tf.tile(some, (members, 1, 1, 1)), tf.tile(labels, (members,))
-                x_adv = attack(self.network, some, labels, seed=fold_in(seed, first))
-                logits = [tf.cast(self.network(each, training=False), tf.float32) for each in (some, x_adv)]
+                clean = tf.cast(self.network(some, training=False), tf.float32)
+                away_from = tf.argmax(clean, axis=-1) if by_prediction else labels
+                x_adv = attack(self.network, some, away_from, seed=fold_in(seed, first))
+                logits = [clean, tf.cast(self.network(x_adv, training=False), tf.float32)]
                 losses = [of_each(smoothed_cross_entropy(labels, each, label_smoothing)) for each in logits]
                 right = [of_each(tf.argmax(each, axis=-1) == labels) for each in logits]
                 return first + _CHUNK, sums + tf.stack(losses + right)
