@@ -220,7 +220,7 @@ def check() -> None:
         _check_radius("pgd_epsilon")
     if "epochs" in FLAGS:
         _check_radius("epsilon")
-        _check_machines()
+        check_machines()
     if "objective" in FLAGS and "epochs" in FLAGS:
         _check_training()
 
@@ -280,7 +280,12 @@ def _check_augmentation() -> None:
         raise BadFlag(f"--pseudo_labels: expected data in memory. Received: --data={FLAGS.data}")
 
 
-def _check_machines() -> None:
+def check_machines() -> None:
+    """Checks the flags of devices and machines.
+
+    Raises:
+        BadFlag: if they do not go together, or with the environment.
+    """
     if FLAGS.strategy == "multi_worker" and "TF_CONFIG" not in os.environ:
         raise BadFlag(
             "--strategy=multi_worker needs the environment variable TF_CONFIG on every machine, such as "

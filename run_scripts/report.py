@@ -64,7 +64,7 @@ def show(results: dict[str, Any], directory: Path) -> None:
 
 
 _SHOWN = ("name", "epsilon", "num_steps", "restarts")
-_HIDDEN = ("norm", "random_start", "restarts", "targeted", "seed")  # of an attack in training
+_HIDDEN = ("norm", "random_start", "restarts", "targeted", "seed", "label")  # of an attack in training
 
 
 def words(description: dict[str, Any], shown: tuple[str, ...] | None = None) -> str:

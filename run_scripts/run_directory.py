@@ -24,7 +24,7 @@ ARTEFACTS = (
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
 # What says where and how to begin, and not what the run is.
-_NOT_RECORDED = {"overwrite", "resume", "load_model", "output_dir", "traceback", "config"}
+_NOT_RECORDED = {"overwrite", "force", "resume", "load_model", "output_dir", "base_dir", "traceback", "config"}
 
 
 @command_line.section("Output")
@@ -79,8 +79,13 @@ def begin(directory: Path, resuming: bool = False) -> None:
             path = directory / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
-    with saving.replace_file(directory / "run.flags") as path:
-        head = f"# Written on {datetime.date.today()}; repeat with --flagfile=<this file> and another --output_dir."
+    write_flags(directory / "run.flags")
+
+
+def write_flags(record: Path, place: str = "--output_dir") -> None:
+    """Writes the flagfile that repeats this run in another place, which the flag `place` names."""
+    with saving.replace_file(record) as path:
+        head = f"# Written on {datetime.date.today()}; repeat with --flagfile=<this file> and another {place}."
         path.write_text("\n".join([head, *recorded_flags()]) + "\n")
 
 

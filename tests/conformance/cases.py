@@ -33,6 +33,7 @@ ATTACKS = {
     "LinfBestPGD": lambda: attacks.LinfBestPGD(8 / 255, 2 / 255, 3),
     "LinfFGSM": lambda: attacks.LinfFGSM(8 / 255),
     "LinfFGSM, random start": lambda: attacks.LinfFGSM(8 / 255, random_start=True, step_size=10 / 255),
+    "LinfFGSM, predicted labels": lambda: attacks.LinfFGSM(8 / 255, label="predicted"),
     "LinfPGD": lambda: attacks.LinfPGD(8 / 255, 2 / 255, 3),
     "LinfPGD, restarts": lambda: attacks.LinfPGD(8 / 255, num_steps=2, restarts=3),
 }
@@ -56,6 +57,11 @@ OBJECTIVES = {
     "AT, as the original of binary sub-networks": lambda: objectives.AT(
         attacks.LinfBestPGD(8 / 255, 2 / 255, 2), label_smoothing=0.1
     ),
+    "CleanAndAdversarial": lambda: objectives.CleanAndAdversarial(attacks.LinfPGD(8 / 255, 2 / 255, 2)),
+    "CleanAndAdversarial, predicted labels": lambda: objectives.CleanAndAdversarial(
+        attacks.LinfPGD(8 / 255, 2 / 255, 2, label="predicted"), weight=0.3, label_smoothing=0.1
+    ),
+    "L1Penalty": lambda: objectives.L1Penalty(objectives.AT(attacks.L2PGD(0.5, 0.2, 2)), 1e-4),
     "MART": lambda: objectives.MART(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=5.0),
     "MAT": lambda: objectives.MAT(attacks.L2PGD(0.5, 0.2, 2)),
     "MixTrain": lambda: objectives.MixTrain(objectives.EpochwiseEpsilon(0.02, 2, 3), num_images=2, probability=1.0),
@@ -65,6 +71,7 @@ OBJECTIVES = {
     "Reweighted, TRADES": lambda: objectives.Reweighted(
         objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2)), "comp_nat_prob"
     ),
+    "Natural, smooth labels": lambda: objectives.Natural(label_smoothing=0.1),
     "Stability": lambda: objectives.Stability(0.1, beta=2.0),
     "Stability, noisy images alone": lambda: objectives.Stability(0.1, beta=None),
     "TRADES": lambda: objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=6.0),

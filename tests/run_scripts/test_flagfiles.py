@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from run_scripts import common_flags, hydra_flags, hydra_originals
+from run_scripts import common_flags, hydra_flags, hydra_originals, lottery_flags
 from tests.run_scripts.conftest import EVALUATE, ROOT, TRAIN
 
 # name -> data, model, objective, connectivity (None: dense)
@@ -43,6 +43,18 @@ CERTIFIED = {
     for trainer in ("crown-ibp", "mixtrain")
     for k in (0.1, 0.05, 0.01)
 }
+LOTTERY = {
+    f"lottery_{data}_{strategy}_{attack}": (data, f"reinit_{strategy}", attack)
+    for data in ("digits", "fashion")
+    for strategy in ("orig", "rand", "none")
+    for attack in ("fgsm", "pgd")
+}
+GRIDS = {  # -> number of runs
+    "lottery_grid": 24,
+    "lottery_grid_l1": 16,
+    "lottery_short": 8,
+    "lottery_short_strategies": 3,
+}
 FREE = {f"hydra_imagenet_resnet50_freeadv_{k}": k for k in (0.1, 0.05, 0.01)}
 RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
 EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness"}
@@ -54,14 +66,8 @@ def meaning(flags):
 
 
 def test_every_flagfile_is_in_the_table():
-    known = (
-        set(RECIPES)
-        | set(HYDRA)
-        | set(FREE)
-        | set(CERTIFIED)
-        | {"hydra_sample_adv", "hydra_mnist_crown-ibp"}
-        | EVALUATIONS
-    )
+    known = set(RECIPES) | set(HYDRA) | set(FREE) | set(CERTIFIED) | set(LOTTERY) | set(GRIDS) | EVALUATIONS
+    known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample"}
     assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
 
 
@@ -146,6 +152,36 @@ def test_the_flagfile_of_hydra_on_the_sample_parses(parse):
         "all",
     )
     assert (flags.epsilon, flags.step_size, flags.num_steps, flags.pgd_epsilon) == (0.1, 0.02, 10, 0.1)
+
+
+@pytest.mark.parametrize("name", LOTTERY)
+def test_flagfiles_of_lottery_tickets_parse(name, parse):
+    flags = parse("run_lottery_tickets", f"--flagfile=flags/{name}.flags", "--adv_train")
+    lottery_flags.check()
+    assert (flags.dataset, flags.experiment, flags.attack) == LOTTERY[name]
+    assert flags.data == {"digits": "mnist", "fashion": "fashion_mnist"}[flags.dataset]
+    assert (flags.trials, flags.train_iters, flags.prune_iters, flags.batch_size) == (5, 50_000, 20, 60)
+    assert (flags.learning_rate, flags.l1_reg, flags.eval_every, flags.seed) == (0.0012, 0.0, 500, 1234)
+    place = f"output/{flags.dataset}/dense-300-100/{flags.experiment}/{flags.attack}/lr-0.0012_l1-0.0_advtrain-true"
+    assert str(lottery_flags.directory()) == place
+
+
+def test_the_flagfile_of_lottery_tickets_on_the_sample_parses(parse):
+    flags = parse("run_lottery_tickets", "--flagfile=flags/lottery_sample.flags")
+    lottery_flags.check()
+    assert (flags.data, flags.attack, flags.adv_train, flags.trials) == ("fashion_mnist_sample", "fgsm", True, 3)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_flagfiles_of_grids_parse(name, parse):
+    flags = parse("run_lottery_grid", f"--flagfile=flags/{name}.flags")
+    number = 1
+    for each in ("datasets", "experiments", "attacks", "training", "l1_regs"):
+        number *= len(flags[each].value)
+    assert number == GRIDS[name]
+    options = flags.options.split()
+    parse("run_lottery_tickets", *options)
+    lottery_flags.check()
 
 
 def test_the_evaluation_of_the_quick_start_finds_what_it_wrote(parse):

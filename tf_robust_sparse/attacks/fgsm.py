@@ -16,6 +16,7 @@ class LinfFGSM(LinfPGD):
         restarts: Number of random starts, at least 1.
         targeted: Whether `y` is the class to reach.
         seed: Integer, the seed of the starting points when a call passes none.
+        label: `"true"`, or `"predicted"` to lead away from what the network says.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -31,8 +32,9 @@ class LinfFGSM(LinfPGD):
         restarts: int = 1,
         targeted: bool = False,
         seed: int = 0,
+        label: str = "true",
     ) -> None:
-        super().__init__(epsilon, _one_step(epsilon, step_size), 1, random_start, restarts, targeted, seed)
+        super().__init__(epsilon, _one_step(epsilon, step_size), 1, random_start, restarts, targeted, seed, label)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, as plain values."""
@@ -57,8 +59,9 @@ class L2FGSM(L2PGD):
         restarts: int = 1,
         targeted: bool = False,
         seed: int = 0,
+        label: str = "true",
     ) -> None:
-        super().__init__(epsilon, _one_step(epsilon, step_size), 1, random_start, restarts, targeted, seed)
+        super().__init__(epsilon, _one_step(epsilon, step_size), 1, random_start, restarts, targeted, seed, label)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, as plain values."""

@@ -16,6 +16,7 @@ LossFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 # Starting points. "gaussian" is the one of TRADES and MART; its noise is so small that it is no matter of epsilon.
 STARTS = ("uniform", "gaussian", "none")
+LABELS = ("true", "predicted")
 GAUSSIAN_STDDEV = 0.001
 
 
@@ -40,6 +41,10 @@ class GradientAttack:
             with the highest loss among those that fool the network, or among all if none does.
         targeted: Whether `y` is the class to reach; the loss is then descended.
         seed: Integer, the seed of the starting points when a call passes none.
+        label: What an untargeted attack leads away from: the `"true"` class `y`, or the class `"predicted"` for the
+            image as it is (of equal logits the first), whatever `y` is. Leading away from the prediction leaks no
+            label into training ([Kurakin et al., 2017](https://arxiv.org/abs/1611.01236), section 3.3), and may bring
+            a misclassified image back to its class.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -59,6 +64,7 @@ class GradientAttack:
         restarts: int = 1,
         targeted: bool = False,
         seed: int = 0,
+        label: str = "true",
     ) -> None:
         _check_number("epsilon", epsilon, "the radius in pixels of [0, 1]", "for 8/255 pass epsilon=8/255")
         if epsilon > self.max_epsilon:
@@ -77,6 +83,11 @@ class GradientAttack:
                 "`restarts` above 1 repeats the attack from other random starting points; pass random_start=True, or "
                 f"restarts=1. Received: restarts={restarts}, random_start={random_start}"
             )
+        if label not in LABELS or (targeted and label != "true"):
+            raise ValueError(
+                f'`label` is one of {LABELS}, and "true" for a targeted attack, which leads towards `y`. '
+                f"Received: label={label!r}, targeted={targeted}"
+            )
         self.epsilon = float(epsilon)
         self.step_size = float(step_size)
         self.num_steps = int(num_steps)
@@ -84,6 +95,7 @@ class GradientAttack:
         self.restarts = int(restarts)
         self.targeted = bool(targeted)
         self.seed = int(seed)
+        self.label = label
 
     def uniform_start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """A random point of the ball around each image, in `[0, 1]`: `(batch, ...)`, float32."""
@@ -114,8 +126,8 @@ class GradientAttack:
             y: `(batch,)`, integers: the true classes, or the classes to reach if the attack is targeted.
             loss_fn: `loss_fn(y, logits)`, from float32 logits `(batch, classes)` to the `(batch,)` losses of the
                 examples; `None` for the cross entropy.
-            seed: Integer, integers of shape `(2,)`, or `(batch, 2)` for one seed per example; `None` for the seed given
-                to the constructor.
+            seed: Integer, integers of shape `(2,)`, or `(parts, 2)` for one seed per equal part of the batch, such as
+                `(batch, 2)` for one per example; `None` for the seed given to the constructor.
             start: `"uniform"` (in the ball), `"gaussian"` (`x + 0.001 * N(0, 1)`, not clipped before the first step),
                 `"none"` (at `x`), or `None` for what the constructor says.
 
@@ -134,6 +146,8 @@ class GradientAttack:
         loss_fn = cross_entropy if loss_fn is None else loss_fn
         forward = inference_forward(model)
         seed = as_seed(self.seed if seed is None else seed)
+        if self.label == "predicted":
+            y = tf.stop_gradient(tf.argmax(forward(x), axis=-1))
 
         def run(restart: int | tf.Tensor) -> tf.Tensor:
             return self._run(forward, x, y, loss_fn, fold_in(seed, restart), start)
@@ -214,6 +228,7 @@ class GradientAttack:
             "restarts": self.restarts,
             "targeted": self.targeted,
             "seed": self.seed,
+            "label": self.label,
         }
 
     @classmethod
@@ -233,6 +248,7 @@ class GradientAttack:
             "restarts": self.restarts,
             "targeted": self.targeted,
             "seed": self.seed,
+            "label": self.label,
         }
 
     def __repr__(self) -> str:

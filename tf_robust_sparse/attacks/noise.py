@@ -1,7 +1,8 @@
 """Seeded noise that does not depend on how many replicas share the batch.
 
-A seed is an integer tensor of shape `(2,)`, one for the whole batch, or of shape `(batch, 2)`, one per example. With
-one seed per example the noise of an example does not depend on the batch it is drawn in.
+A seed is an integer tensor of shape `(2,)`, one for the whole batch, or of shape `(parts, 2)`, one for each of so many
+equal, contiguous parts of it; `(batch, 2)` is one per example. The noise of a part does not depend on the other parts:
+networks that are trained side by side see what each would see alone.
 """
 
 from collections.abc import Callable
@@ -9,16 +10,17 @@ from collections.abc import Callable
 import tensorflow as tf
 
 _Draw = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+_HANDFUL = 16
 
 
 def as_seed(seed: int | tf.Tensor) -> tf.Tensor:
     """The seed as an int64 tensor.
 
     Args:
-        seed: Python integer, or an int32 or int64 tensor of shape `(2,)` or `(batch, 2)`.
+        seed: Python integer, or an int32 or int64 tensor of shape `(2,)` or `(parts, 2)`.
 
     Returns:
-        int64 tensor of shape `(2,)` or `(batch, 2)`; the integer `n` becomes `[n, 0]`.
+        int64 tensor of shape `(2,)` or `(parts, 2)`; the integer `n` becomes `[n, 0]`.
 
     Raises:
         ValueError: if the seed is none of these.
@@ -26,8 +28,8 @@ def as_seed(seed: int | tf.Tensor) -> tf.Tensor:
     tensor = tf.convert_to_tensor([seed, 0] if isinstance(seed, int) else seed)
     if not tensor.dtype.is_integer or tensor.shape.rank not in (1, 2) or tensor.shape[-1] not in (2, None):
         raise ValueError(
-            "`seed` is an integer, or an integer tensor of shape (2,), or of shape (batch, 2) for one seed per "
-            f"example. Received: seed={seed}"
+            "`seed` is an integer, or an integer tensor of shape (2,), or of shape (parts, 2) for one seed per "
+            f"part of the batch. Received: seed={seed}"
         )
     return tf.cast(tensor, tf.int64)
 
@@ -47,7 +49,7 @@ def fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
     if number.shape.rank == 1:
         return tf.map_fn(lambda each: tf.random.experimental.stateless_fold_in(seed, each), number)
     if seed.shape.rank == 2:
-        return tf.map_fn(lambda each: tf.random.experimental.stateless_fold_in(each, number), seed)
+        return _for_each(lambda each: tf.random.experimental.stateless_fold_in(each, number), seed, tf.int64)
     return tf.random.experimental.stateless_fold_in(seed, number)
 
 
@@ -56,7 +58,7 @@ def uniform_like(x: tf.Tensor, seed: tf.Tensor, low: float, high: float) -> tf.T
 
     Args:
         x: `(batch, ...)`.
-        seed: `(2,)` or `(batch, 2)`, integers.
+        seed: `(2,)` or `(parts, 2)`, integers.
         low: Lower end of the range.
         high: Upper end of the range.
     """
@@ -68,7 +70,7 @@ def normal_like(x: tf.Tensor, seed: tf.Tensor, stddev: float = 1.0) -> tf.Tensor
 
     Args:
         x: `(batch, ...)`.
-        seed: `(2,)` or `(batch, 2)`, integers.
+        seed: `(2,)` or `(parts, 2)`, integers.
         stddev: Standard deviation.
     """
     return _draw_like(x, seed, lambda shape, s: tf.random.stateless_normal(shape, s, stddev=stddev))
@@ -79,7 +81,10 @@ def _draw_like(x: tf.Tensor, seed: tf.Tensor, draw: _Draw) -> tf.Tensor:
     seed = as_seed(seed)
     shape = tf.shape(x)
     if seed.shape.rank == 2:
-        noise = tf.map_fn(lambda each: draw(shape[1:], each), seed, fn_output_signature=tf.float32)
+        parts = tf.shape(seed)[0]
+        part = tf.concat([[shape[0] // parts], shape[1:]], axis=0)
+        noise = _for_each(lambda each: draw(part, each), seed, tf.float32)
+        noise = tf.reshape(noise, tf.concat([[parts * part[0]], shape[1:]], axis=0))
     else:
         context = tf.distribute.get_replica_context()
         replicas = 1 if context is None else context.num_replicas_in_sync
@@ -91,3 +96,10 @@ def _draw_like(x: tf.Tensor, seed: tf.Tensor, draw: _Draw) -> tf.Tensor:
             first = tf.cast(context.replica_id_in_sync_group, tf.int32) * rows
             noise = draw(tf.concat([[replicas * rows], shape[1:]], axis=0), seed)[first : first + rows]
     return tf.ensure_shape(noise, x.shape)
+
+
+def _for_each(draw: Callable[[tf.Tensor], tf.Tensor], seeds: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Stacks `draw(seed)` of the rows of `seeds`; a handful is drawn at once, without a loop in the graph."""
+    if seeds.shape[0] is not None and seeds.shape[0] <= _HANDFUL:
+        return tf.stack([draw(seed) for seed in tf.unstack(seeds)])
+    return tf.map_fn(draw, seeds, fn_output_signature=dtype)

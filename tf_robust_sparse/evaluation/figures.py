@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,13 @@ def draw_curve(points: Sequence[dict[str, float]], title: str, path: str | os.Pa
     Raises:
         ValueError: if matplotlib is missing.
     """
-    figure = _figure(5.5, 3.5)
+    figure = new_figure(5.5, 3.5)
     axes = figure.add_subplot()
     accuracies = [100 * point["robust_accuracy"] for point in points]
     axes.plot([point["epsilon"] for point in points], accuracies, marker="o")
     axes.set(xlabel="epsilon, pixels of [0, 1]", ylabel="accuracy in %", title=title, ylim=(0, 100))
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_examples(
@@ -55,7 +56,7 @@ def draw_examples(
         ValueError: if matplotlib is missing.
     """
     rows = len(x)
-    figure = _figure(4.5, 1.6 * rows)
+    figure = new_figure(4.5, 1.6 * rows)
     for row in range(rows):
         difference = np.clip(0.5 + (x_adv[row] - x[row]) / (2 * scale), 0, 1)
         columns = (
@@ -69,7 +70,7 @@ def draw_examples(
             axes.imshow(image[..., 0] if single else image, cmap="gray" if single else None, vmin=0, vmax=1)
             axes.set_title(title, fontsize=8)
             axes.set_axis_off()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_kept_per_layer(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) -> None:
@@ -83,7 +84,7 @@ def draw_kept_per_layer(rows: Sequence[dict[str, Any]], title: str, path: str | 
     Raises:
         ValueError: if matplotlib is missing.
     """
-    figure = _figure(max(5.0, 0.32 * len(rows) + 2), 4.2)
+    figure = new_figure(max(5.0, 0.32 * len(rows) + 2), 4.2)
     axes = figure.add_subplot()
     places = np.arange(len(rows))
     axes.bar(places, [100 * row["connectivity"] for row in rows], width=0.6, label="weights")
@@ -94,7 +95,7 @@ def draw_kept_per_layer(rows: Sequence[dict[str, Any]], title: str, path: str | 
     axes.set(ylabel="kept in %", title=title, yscale="log", ylim=(None, 130))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_kept_weights(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most: int = 9) -> None:
@@ -111,7 +112,7 @@ def draw_kept_weights(rows: Sequence[dict[str, Any]], path: str | os.PathLike, m
     shown = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
-    figure = _figure(3.4 * columns, 2.5 * lines)
+    figure = new_figure(3.4 * columns, 2.5 * lines)
     for number, row in enumerate(shown, start=1):
         axes = figure.add_subplot(lines, columns, number)
         edges = np.asarray(row["edges"])
@@ -123,7 +124,7 @@ def draw_kept_weights(rows: Sequence[dict[str, Any]], path: str | os.PathLike, m
             axes.legend(fontsize=7)
         if number > len(shown) - columns:
             axes.set_xlabel("weight", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_structure(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most: int = 6) -> None:
@@ -138,7 +139,7 @@ def draw_structure(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most
         ValueError: if matplotlib is missing.
     """
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
-    figure = _figure(10, 2.2 * len(rows))
+    figure = new_figure(10, 2.2 * len(rows))
     kinds = (("by_filter", "output channel"), ("by_channel", "input channel"), ("kernels", "weights in a kernel"))
     for line, row in enumerate(rows):
         for column, (kind, label) in enumerate(kinds):
@@ -152,7 +153,7 @@ def draw_structure(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most
             axes.tick_params(labelsize=7)
             if line == 0 and column == 0:
                 axes.legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_layout(mask: np.ndarray, title: str, path: str | os.PathLike) -> None:
@@ -170,7 +171,7 @@ def draw_layout(mask: np.ndarray, title: str, path: str | os.PathLike) -> None:
         mask = mask[np.newaxis, np.newaxis]
     height, width, channels, filters = mask.shape
     unrolled = mask.transpose(3, 0, 2, 1).reshape(filters * height, channels * width)
-    figure = _figure(7, 7)
+    figure = new_figure(7, 7)
     grid = figure.add_gridspec(2, 2, width_ratios=(30, 1), height_ratios=(30, 1), hspace=0.03, wspace=0.03)
     axes = figure.add_subplot(grid[0, 0])
     axes.imshow(unrolled, cmap="Greys", aspect="auto", interpolation="nearest")
@@ -181,7 +182,7 @@ def draw_layout(mask: np.ndarray, title: str, path: str | os.PathLike) -> None:
         bar.imshow(used, cmap="Reds", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         bar.set(xticks=[], yticks=[])
     bar.set_xlabel(f"{channels} input channels")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_certified(points: Sequence[dict[str, float]], sigma: float, path: str | os.PathLike) -> None:
@@ -195,14 +196,14 @@ def draw_certified(points: Sequence[dict[str, float]], sigma: float, path: str |
     Raises:
         ValueError: if matplotlib is missing.
     """
-    figure = _figure(5.5, 3.5)
+    figure = new_figure(5.5, 3.5)
     axes = figure.add_subplot()
     radii = [0.0, *(point["radius"] for point in points)]
     axes.stairs([100 * point["accuracy"] for point in points], radii, baseline=None)
     axes.set(xlabel="l2 radius, pixels of [0, 1]", ylabel="certified accuracy in %", ylim=(0, 100))
     axes.set_title(f"randomized smoothing, sigma {sigma:g}")
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_sweep(series: dict[str, Sequence[dict[str, float]]], label: str, path: str | os.PathLike) -> None:
@@ -217,7 +218,7 @@ def draw_sweep(series: dict[str, Sequence[dict[str, float]]], label: str, path: 
     Raises:
         ValueError: if matplotlib is missing.
     """
-    figure = _figure(5.5, 3.8)
+    figure = new_figure(5.5, 3.8)
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(series.items()):
         values = [point["value"] for point in points]
@@ -237,10 +238,10 @@ def draw_sweep(series: dict[str, Sequence[dict[str, float]]], label: str, path: 
     axes.set(xlabel=label, ylabel="accuracy in %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """An empty figure of a size in inches, known to no window and to no other figure."""
     check_matplotlib()
     from matplotlib.figure import Figure
@@ -248,6 +249,7 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: str | os.PathLike) -> None:
+def save_figure(figure: Any, path: str | os.PathLike) -> None:
+    """Writes a figure in the format of its suffix, PNG if it has none, whole or not at all."""
     with replace_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+        figure.savefig(temporary, dpi=120, format=Path(path).suffix[1:] or "png")

@@ -71,6 +71,16 @@ def effective_kernel(layer: Any) -> tf.Tensor:
     return layer.compute_effective_kernel() if kernel is None else kernel
 
 
+def kernel_l1(layer: Any) -> tf.Tensor:
+    """Returns the sum of the absolute entries of the effective kernel of `layer`; of a stack, of each of its kernels.
+
+    A scalar, or `(members,)` if the kernel has a leading axis of so many members.
+    """
+    sizes = tf.abs(effective_kernel(layer))
+    members = getattr(layer, "members", None)
+    return tf.reduce_sum(sizes) if members is None else tf.reduce_sum(tf.reshape(sizes, (members, -1)), axis=1)
+
+
 def kernel_and_bias(layer: Any) -> Settled:
     """Returns what the forward pass of `layer` multiplies and adds, in its compute dtype."""
     settled = _block.settled.get(id(layer))

@@ -15,6 +15,8 @@ from tf_robust_sparse.models.resnet import (
     resnet50_imagenet,
     small_resnet,
 )
+from tf_robust_sparse.models.stacked import can_be_stacked, members_of, stack
+from tf_robust_sparse.models.unbiased_dense import unbiased_dense_300_100
 from tf_robust_sparse.models.vgg import vgg16
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
@@ -25,10 +27,12 @@ __all__ = [
     "NORMALIZATIONS",
     "Variant",
     "build",
+    "can_be_stacked",
     "dense_300_100",
     "initialize_kernels",
     "large_cnn",
     "lenet5_caffe",
+    "members_of",
     "resnet18",
     "resnet18_imagenet",
     "resnet34",
@@ -37,6 +41,8 @@ __all__ = [
     "resnet50_imagenet",
     "small_cnn",
     "small_resnet",
+    "stack",
+    "unbiased_dense_300_100",
     "vgg4",
     "vgg16",
     "wrn28_2",

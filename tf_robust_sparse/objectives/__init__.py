@@ -1,6 +1,7 @@
 """Objectives: what training minimises."""
 
 from tf_robust_sparse.objectives.at import AT
+from tf_robust_sparse.objectives.clean_and_adversarial import CleanAndAdversarial
 from tf_robust_sparse.objectives.crown_ibp import IBP, CrownIBP
 from tf_robust_sparse.objectives.divergences import kl_divergence
 from tf_robust_sparse.objectives.epsilon_schedules import (
@@ -9,6 +10,8 @@ from tf_robust_sparse.objectives.epsilon_schedules import (
     LinearEpsilon,
     SmoothedEpsilon,
 )
+from tf_robust_sparse.objectives.l1_penalty import L1Penalty
+from tf_robust_sparse.objectives.label_smoothing import smoothed_cross_entropy, smoothed_labels
 from tf_robust_sparse.objectives.mart import MART
 from tf_robust_sparse.objectives.mat import MAT
 from tf_robust_sparse.objectives.mixtrain import MixTrain
@@ -26,9 +29,11 @@ __all__ = [
     "REWEIGHTINGS",
     "TRADES",
     "AttackObjective",
+    "CleanAndAdversarial",
     "CrownIBP",
     "EpochwiseEpsilon",
     "EpsilonSchedule",
+    "L1Penalty",
     "LinearEpsilon",
     "MixTrain",
     "Natural",
@@ -37,4 +42,6 @@ __all__ = [
     "SmoothedEpsilon",
     "Stability",
     "kl_divergence",
+    "smoothed_cross_entropy",
+    "smoothed_labels",
 ]

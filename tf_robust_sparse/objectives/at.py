@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.attacks import GradientAttack, cross_entropy
+from tf_robust_sparse.attacks import GradientAttack
+from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
 from tf_robust_sparse.objectives.objective import AttackObjective, Seed, training_logits
 
 BATCH_NORM_MODES = ("inference", "training")
@@ -30,13 +31,11 @@ class AT(AttackObjective):
 
     def __init__(self, attack: GradientAttack, label_smoothing: float = 0.0, batch_norm: str = "inference") -> None:
         super().__init__(attack)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"`label_smoothing` must be in [0, 1). Received: label_smoothing={label_smoothing!r}")
         if batch_norm not in BATCH_NORM_MODES:
             raise ValueError(
                 f"`batch_norm` must be one of {', '.join(BATCH_NORM_MODES)}. Received: batch_norm={batch_norm!r}"
             )
-        self.label_smoothing = float(label_smoothing)
+        self.label_smoothing = checked_smoothing(label_smoothing)
         self.batch_norm = batch_norm
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
@@ -55,11 +54,7 @@ class AT(AttackObjective):
         return self._loss(y, logits), logits
 
     def _loss(self, y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        loss = cross_entropy(y, logits)
-        if not self.label_smoothing:
-            return loss
-        of_all = -tf.reduce_mean(tf.nn.log_softmax(tf.cast(logits, tf.float32)), -1)
-        return (1 - self.label_smoothing) * loss + self.label_smoothing * of_all
+        return smoothed_cross_entropy(y, logits, self.label_smoothing)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

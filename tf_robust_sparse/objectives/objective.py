@@ -14,8 +14,16 @@ class Objective:
     """What training minimises.
 
     A training step asks for the objective `at_step`, calls its `perturb`, which leaves the network as it is, and then
-    `loss` under a gradient tape. This base class perturbs nothing.
+    its loss under a gradient tape. This base class perturbs nothing.
+
+    Attributes:
+        adversarial_weight: Share of the cross entropy of attacked images in the loss, in [0, 1]; for records of what
+            training minimises.
+        label_smoothing: Share of each label that is spread evenly over all classes.
     """
+
+    adversarial_weight: float = 0.0
+    label_smoothing: float = 0.0
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
         """The objective as it is at a step, for those that change while training goes on; the others are themselves.
@@ -57,6 +65,12 @@ class Objective:
             and in the order of `y`.
         """
         raise NotImplementedError
+
+    def losses(
+        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """As `loss`, and the logits of the attacked images where the loss computes them beside the clean ones."""
+        return (*self.loss(network, x, y, x_adv), None)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

@@ -1,6 +1,7 @@
 """Examples weighed by how sure the network is of them."""
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -41,6 +42,12 @@ class Reweighted(Objective):
         self.objective = objective
         self.mode = mode
         self.active = keras.Variable(True, dtype="bool", trainable=False, aggregation="only_first_replica")
+
+    def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
+        """With the other objective as it is at that step."""
+        now = copy.copy(self)
+        now.objective = self.objective.at_step(step, seed)
+        return now
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """What the other objective's `perturb` returns."""

@@ -1,9 +1,10 @@
 """Which connections exist, and when that changes."""
 
-from tf_robust_sparse.sparsity import schedules, statistics
+from tf_robust_sparse.sparsity import masked_kernels, schedules, statistics
 from tf_robust_sparse.sparsity.allocation import adaptive_fractions, draw_layers, global_budget
 from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
+from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, iterative_magnitude, prune_smallest
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
@@ -25,21 +26,26 @@ from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
 __all__ = [
     "ALLOCATIONS",
+    "CUTOFFS",
     "FANS",
     "FAN_SCALED",
     "RANDOM_SCORES",
     "ConnectivitySampling",
     "MagnitudePruning",
+    "PruningRule",
     "Sparsifier",
     "StochasticBinarization",
     "adaptive_fractions",
     "draw_dormant",
     "draw_layers",
     "global_budget",
+    "iterative_magnitude",
     "keep_fractions",
     "kept_weights",
     "mask_statistics",
     "mask_structure",
+    "masked_kernels",
+    "prune_smallest",
     "random_scores",
     "relative_cost",
     "rescale_kernels",

@@ -4,15 +4,18 @@ from tf_robust_sparse.training.callbacks import Checkpoints, Connections, Refere
 from tf_robust_sparse.training.free_model import FreeAT, FreeRobustModel
 from tf_robust_sparse.training.gradual_pruning import GradualPruning, Reweighting
 from tf_robust_sparse.training.learning_rate import SCHEDULES, PerEpoch, epoch_rates, sgdw, tenfold_drops
-from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledRMSprop, CoupledSGD, coupled
+from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledRMSprop, CoupledSGD, FusedAdam, coupled
 from tf_robust_sparse.training.phases import Phase, PhaseCheck
 from tf_robust_sparse.training.policies import POLICIES, gradual_rates, policy_rates
 from tf_robust_sparse.training.robust_model import RobustModel
+from tf_robust_sparse.training.rounds import STRATEGIES, Images, Plan, Rounds
 from tf_robust_sparse.training.stored_model import StoredAT, StoredRobustModel
+from tf_robust_sparse.training.trials import Measure, State, Trials
 
 __all__ = [
     "POLICIES",
     "SCHEDULES",
+    "STRATEGIES",
     "Checkpoints",
     "Connections",
     "CoupledAdam",
@@ -20,16 +23,23 @@ __all__ = [
     "CoupledSGD",
     "FreeAT",
     "FreeRobustModel",
+    "FusedAdam",
     "GradualPruning",
+    "Images",
+    "Measure",
     "PerEpoch",
     "Phase",
     "PhaseCheck",
+    "Plan",
     "ReferenceSelection",
     "Reweighting",
     "RobustModel",
+    "Rounds",
+    "State",
     "StopOnNaN",
     "StoredAT",
     "StoredRobustModel",
+    "Trials",
     "coupled",
     "epoch_rates",
     "gradual_rates",

@@ -1,8 +1,12 @@
 """Optimizers with weight decay in the gradient (L2), as PyTorch's have it; that of Keras is decoupled."""
 
+import types
 from typing import Any
 
 import keras
+import tensorflow as tf
+
+from tf_robust_sparse.sparsity import slots
 
 
 class _DecayInGradient:
@@ -69,3 +73,49 @@ def coupled(
         raise ValueError(f"`name` must be one of {', '.join(COUPLED)}. Received: name={name!r}")
     settings: dict[str, Any] = {} if name == "adam" else {"momentum": momentum}
     return COUPLED[name](learning_rate, l2=weight_decay, **settings)
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class FusedAdam(keras.optimizers.Adam):
+    """`keras.optimizers.Adam` whose update of a variable is one operation instead of a dozen.
+
+    The numbers are those of Keras up to rounding. On small networks, whose step is short, the difference shows. For one
+    device: replicas take `keras.optimizers.Adam`.
+
+    Args:
+        *args, **kwargs: As in Keras, but for `amsgrad`.
+
+    Raises:
+        ValueError: with `amsgrad=True`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.amsgrad:
+            raise ValueError("`amsgrad` is not part of the fused operation; use keras.optimizers.Adam. Received: True")
+
+    def build(self, variables: Any) -> None:
+        """Makes the moments of every variable."""
+        super().build(variables)
+        memory = {}
+        for variable in variables:
+            found = {slot.path.rpartition("_")[2]: slot.value for slot in slots(self, variable)}
+            memory[variable.value.ref()] = (found["momentum"], found["velocity"])
+        self._memory = types.MappingProxyType(memory)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable."""
+        momentum, velocity = self._memory[variable.ref()]
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=momentum.handle,
+            v=velocity.handle,
+            beta1_power=tf.pow(tf.cast(self.beta_1, tf.float32), step),
+            beta2_power=tf.pow(tf.cast(self.beta_2, tf.float32), step),
+            lr=tf.cast(learning_rate, tf.float32),
+            beta1=tf.cast(self.beta_1, tf.float32),
+            beta2=tf.cast(self.beta_2, tf.float32),
+            epsilon=tf.cast(self.epsilon, tf.float32),
+            grad=tf.cast(gradient, tf.float32),
+        )

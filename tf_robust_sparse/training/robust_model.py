@@ -143,18 +143,16 @@ class RobustModel(keras.Model):
     def train_step(self, data):
         """Does one optimisation step; see the class."""
         x, y = _images_and_labels(data)
-        seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+        seed = self._step_seed()
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
         with tf.GradientTape() as tape, layers.settled_kernels(self.network):
             with tape.stop_recording(), self._inference_kernels():
                 x_adv = objective.perturb(self.network, x, y, seed=seed)
-            per_example, logits = objective.loss(self.network, x, y, x_adv)
-            # Divided by the global batch: the optimizer sums gradients over replicas.
-            loss = self.optimizer.scale_loss(tf.nn.compute_average_loss(per_example))
+            per_example, logits, logits_adv = objective.losses(self.network, x, y, x_adv)
+            loss = self.optimizer.scale_loss(self._mean_loss(per_example))
         weights = self.network.trainable_variables
         self._update(tape.gradient(loss, weights), weights)
-        logs = self._update_metrics(per_example, x, y, logits)
-        return self._without_validation(logs)
+        return self._without_validation(self._record_step(per_example, x, y, logits, logits_adv))
 
     def test_step(self, data):
         """Reports loss and metrics on clean images, accuracy under the validation attack, and the checks' shares."""
@@ -211,6 +209,19 @@ class RobustModel(keras.Model):
 
     def _inference_kernels(self):
         return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)
+
+    def _step_seed(self):
+        """Returns the seed of all that is drawn in this step."""
+        return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+
+    def _mean_loss(self, per_example):
+        """Returns the loss of the batch, divided by the global one: the optimizer sums gradients over replicas."""
+        return tf.nn.compute_average_loss(per_example)
+
+    def _record_step(self, per_example, x, y, logits, logits_adv):
+        """Returns the logs of a training step."""
+        del logits_adv  # of interest to what records both accuracies
+        return self._update_metrics(per_example, x, y, logits)
 
     def _update_metrics(self, per_example, x, y, logits):
         self._loss_metric.update_state(per_example)

@@ -133,7 +133,7 @@ class StoredRobustModel(RobustModel):
         """Crops, attacks by one step, keeps the perturbations, trains; see the class."""
         x, y, index = data
         x, settings = tf.cast(x, tf.float32), self._settings
-        seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+        seed = self._step_seed()
         offsets, mirrored = crops(tf.shape(x)[0], fold_in(seed, _CROP), settings.flip)
         padded = tf.pad(x, ((0, 0), *[(_MARGIN, _MARGIN)] * 2, (0, 0)), constant_values=_FILL)
         x = cropped(padded, offsets, mirrored, x.shape[1:3])
@@ -143,14 +143,12 @@ class StoredRobustModel(RobustModel):
             with tape.stop_recording():
                 delta = self._stepped(x, y, start)
             per_example, logits = self.objective.loss(self.network, x, y, x + delta)
-            loss = self.optimizer.scale_loss(tf.nn.compute_average_loss(per_example))
+            loss = self.optimizer.scale_loss(self._mean_loss(per_example))
         weights = self.network.trainable_variables
         self._update(tape.gradient(loss, weights), weights)
         if settings.carry:
             self._keep(index, put_back(stored, delta, offsets, mirrored))
-        logs = self._update_metrics(per_example, x, y, logits)
-        logs.pop("robust_accuracy", None)
-        return logs
+        return self._without_validation(self._update_metrics(per_example, x, y, logits))
 
     def _stepped(self, x: tf.Tensor, y: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
         """One step of the attack from `x + delta`, which need not be in [0, 1]."""

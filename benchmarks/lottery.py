@@ -1,0 +1,234 @@
+"""Times training of the dense 300-100 network against PyTorch and Keras' `fit`, in one run.
+
+    python -m benchmarks.lottery --rounds=5
+
+Contenders, each in a process of its own, one after the other, `--rounds` times over, on random images:
+
+- ours: `Trials.fit` of one network;
+- stacked: the same of `--trials` networks together, counted as the steps of all;
+- xla: as ours, with the step compiled by XLA;
+- keras: the same network of plain Keras layers, `compile` and `fit`, natural training alone;
+- torch: the same step in PyTorch, eager (the extra `benchmark`).
+
+Printed are steps per second by kind of training, ratios to torch and keras, and of ours what part of the time goes into
+measuring the network every 500 steps, on `--eval_images` held-out and as many test images.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("batch_size", 60, "Images per step.", lower_bound=1)
+flags.DEFINE_integer("steps", 300, "Timed steps of natural training; a third of FGSM, a tenth of PGD.", lower_bound=10)
+flags.DEFINE_integer("rounds", 3, "How often the contenders run in turn.", lower_bound=1)
+flags.DEFINE_integer("trials", 3, "Networks of the stacked contender.", lower_bound=2)
+flags.DEFINE_integer(
+    "eval_images", 1000, "Images of each of two sets that are measured every 500 steps.", lower_bound=1
+)
+flags.DEFINE_list("kinds", ["natural", "fgsm", "pgd"], "Which training to time.")
+flags.DEFINE_list("contenders", ["ours", "stacked", "xla", "keras", "torch"], "Which to time.")
+flags.DEFINE_string("contender", None, "Time this one in this process and print JSON; used by the script itself.")
+flags.DEFINE_string("results_file", None, "Where to write everything as JSON.")
+
+EPSILON, STEP_SIZE, NUM_STEPS, RATE, SMOOTHING = 0.3, 0.05, 10, 0.0012, 0.1
+SHARE = {"natural": 1, "fgsm": 3, "pgd": 10}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the contenders in turn and prints the table."""
+    if argv[1:]:
+        raise app.UsageError(f"Unexpected positional arguments: {argv[1:]}")
+    if FLAGS.contender:
+        print(json.dumps(measure(FLAGS.contender)))
+        return
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in FLAGS.contenders}
+    for number in range(FLAGS.rounds):
+        for name in FLAGS.contenders:
+            runs[name].append(in_new_process(name))
+            found = ", ".join(f"{kind} {1 / seconds:.0f}" for kind, seconds in runs[name][-1]["seconds"].items())
+            print(f"round {number + 1}: {name:8s} {found} steps/s", flush=True)
+    report(runs)
+    if FLAGS.results_file:
+        with open(FLAGS.results_file, "w") as file:  # noqa: PTH123
+            json.dump({"batch_size": FLAGS.batch_size, "trials": FLAGS.trials, "runs": runs}, file, indent=1)
+
+
+def report(runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Prints medians and ratios."""
+    speed = {
+        (name, kind): statistics.median(1 / run["seconds"][kind] for run in found)
+        for name, found in runs.items()
+        for kind in FLAGS.kinds
+        if kind in found[0]["seconds"]
+    }
+    print(f"\ndense 300-100, batch {FLAGS.batch_size}, {os.cpu_count()} cores, steps per second (x torch, x keras)")
+    print(f"{'':8s}" + "".join(f"  {kind:>22s}" for kind in FLAGS.kinds))
+    for name in runs:
+        line = f"{name:8s}"
+        for kind in FLAGS.kinds:
+            own = speed.get((name, kind))
+            cell = "-"
+            if own is not None:
+                peers = [speed.get((peer, kind)) for peer in ("torch", "keras")]
+                cell = f"{own:.0f} (" + ", ".join(f"{own / peer:.2f}" if peer else "-" for peer in peers) + ")"
+            line += f"  {cell:>22s}"
+        print(line)
+    for name in ("ours", "stacked"):
+        for kind in FLAGS.kinds if name in runs else []:
+            share = statistics.median(
+                run["measure"][kind] / (run["measure"][kind] + 500 * run["seconds"][kind]) for run in runs[name]
+            )
+            print(f"{name}, {kind}: measuring 2 x {FLAGS.eval_images} images every 500 steps takes {100 * share:.0f} %")
+
+
+def in_new_process(contender: str) -> dict[str, Any]:
+    """Measures a contender in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.lottery", f"--contender={contender}"]
+    command += [f"--{name}={FLAGS[name].value}" for name in ("batch_size", "steps", "trials", "eval_images")]
+    command.append(f"--kinds={','.join(FLAGS.kinds)}")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{contender} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(contender: str) -> dict[str, Any]:
+    """Returns the seconds of a step of one network, and of measuring it, by kind of training."""
+    prepare = {"keras": plain_keras, "torch": pytorch}.get(contender, ours)
+    found: dict[str, Any] = {"seconds": {}, "measure": {}}
+    for kind in FLAGS.kinds:
+        if contender == "keras" and kind != "natural":
+            continue
+        count = max(FLAGS.steps // SHARE[kind], 10)
+        steps, measuring, networks = prepare(contender, kind, count)
+        steps()
+        found["seconds"][kind] = seconds_of(steps) / count / networks
+        if measuring is not None:
+            measuring()
+            found["measure"][kind] = seconds_of(measuring) / networks
+    return found
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Returns the duration of a call, the shorter of two."""
+    durations = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        call()
+        durations.append(time.perf_counter() - begin)
+    return min(durations)
+
+
+def ours(contender: str, kind: str, count: int) -> tuple[Callable[[], Any], Callable[[], Any], int]:
+    """`Trials.fit`, as the rounds of pruning call it."""
+    import tensorflow as tf
+
+    import tf_robust_sparse as trs
+
+    networks = FLAGS.trials if contender == "stacked" else 1
+    if kind == "fgsm":
+        attack: trs.attacks.GradientAttack = trs.attacks.LinfFGSM(EPSILON, label="predicted")
+    else:
+        attack = trs.attacks.LinfPGD(EPSILON, STEP_SIZE, NUM_STEPS, label="predicted")
+    objective: trs.objectives.Objective = trs.objectives.Natural(SMOOTHING)
+    if kind != "natural":
+        objective = trs.objectives.CleanAndAdversarial(attack, label_smoothing=SMOOTHING)
+    network = trs.models.stack([trs.models.unbiased_dense_300_100(seed=seed) for seed in range(networks)])
+    model = trs.training.Trials(network, objective, attack)
+    model.compile(trs.training.FusedAdam(RATE), steps_per_execution=count, jit_compile=contender == "xla")
+    images, labels = data()
+    batches = trs.data.stacked_train_dataset(images, labels, FLAGS.batch_size, range(networks))
+    x, y = tf.constant(images[: FLAGS.eval_images]), tf.constant(labels[: FLAGS.eval_images])
+
+    def measuring() -> None:
+        for _ in range(2):
+            model.measure(x, y, range(networks))
+
+    return lambda: model.fit(batches, steps_per_epoch=count, verbose=0), measuring, networks
+
+
+def plain_keras(contender: str, kind: str, count: int) -> tuple[Callable[[], Any], None, int]:
+    """Plain Keras layers, `compile` and `fit` as in its guides."""
+    import keras
+
+    network = keras.Sequential(
+        [
+            keras.Input((784,)),
+            keras.layers.Dense(300, "relu", use_bias=False),
+            keras.layers.Dense(100, "relu", use_bias=False),
+            keras.layers.Dense(10, use_bias=False),
+        ]
+    )
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=SMOOTHING)
+    network.compile(keras.optimizers.Adam(RATE), loss, metrics=["accuracy"])
+    images, labels = data()
+    number = count * FLAGS.batch_size
+    x, y = (images[:number] / 255).reshape(-1, 784).astype("float32"), np.eye(10, dtype="float32")[labels[:number]]
+    return lambda: network.fit(x, y, FLAGS.batch_size, verbose=0), None, 1
+
+
+def pytorch(contender: str, kind: str, count: int) -> tuple[Callable[[], Any], None, int]:
+    """PyTorch, eager: masks applied in each pass, gradients of the attack with respect to the images only."""
+    import torch
+    import torch.nn.functional as F
+
+    torch.manual_seed(0)
+    kernels = [
+        torch.nn.Parameter(torch.randn(i, o) * (2 / (i + o)) ** 0.5) for i, o in ((784, 300), (300, 100), (100, 10))
+    ]
+    masks = [torch.ones_like(kernel) for kernel in kernels]
+    optimizer = torch.optim.Adam(kernels, RATE, eps=1e-7)
+    images, labels = data()
+    x_all, y_all = torch.from_numpy(images).reshape(-1, 784).float() / 255, torch.from_numpy(labels)
+
+    def forward(x: Any) -> Any:
+        first, second, third = (kernel * mask for kernel, mask in zip(kernels, masks, strict=True))
+        return torch.relu(torch.relu(x @ first) @ second) @ third
+
+    def attacked(x: Any) -> Any:
+        with torch.no_grad():
+            label = forward(x).argmax(1)
+            x_adv = x if kind == "fgsm" else (x + torch.empty_like(x).uniform_(-EPSILON, EPSILON)).clamp(0, 1)
+        for _ in range(1 if kind == "fgsm" else NUM_STEPS):
+            x_adv = x_adv.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(forward(x_adv), label, reduction="sum"), [x_adv])
+            with torch.no_grad():
+                x_adv = x_adv + (EPSILON if kind == "fgsm" else STEP_SIZE) * gradient.sign()
+                x_adv = (x + (x_adv - x).clamp(-EPSILON, EPSILON)).clamp(0, 1)
+        return x_adv.detach()
+
+    def steps() -> None:
+        order = torch.randperm(len(x_all))
+        for step in range(count):
+            chosen = order[step * FLAGS.batch_size : (step + 1) * FLAGS.batch_size]
+            x, y = x_all[chosen], y_all[chosen]
+            x_adv = None if kind == "natural" else attacked(x)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(forward(x), y, label_smoothing=SMOOTHING)
+            if x_adv is not None:
+                loss = 0.5 * loss + 0.5 * F.cross_entropy(forward(x_adv), y, label_smoothing=SMOOTHING)
+            loss.backward()
+            optimizer.step()
+
+    return steps, None, 1
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Returns bytes of noise as images, and labels."""
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (50_000, 28, 28, 1), np.uint8), random.integers(0, 10, 50_000)
+
+
+if __name__ == "__main__":
+    app.run(main)

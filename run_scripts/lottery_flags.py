@@ -1,0 +1,296 @@
+"""Flags of rounds of pruning, by the names of the published experiments, and the objects they stand for."""
+
+import contextlib
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import tf_robust_sparse as trs
+from run_scripts import common_flags
+from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
+
+FLAGS = flags.FLAGS
+
+DENSE = "dense-300-100"
+DATASETS = {"digits": "mnist", "fashion": "fashion_mnist", "sample": "fashion_mnist_sample"}  # theirs -> ours
+ATTACKS = ("fgsm", "pgd")
+DENSE_PERCENTS = {"hidden_1": 0.2, "hidden_2": 0.2, "output": 0.1}
+# New flags that change what a run is: name in the id -> flag. Their defaults leave the published id as it is.
+_IN_THE_ID = {
+    "rewind": "rewind_step",
+    "cutoff": "cutoff",
+    "label": "attack_label",
+    "eps": "eps",
+    "pgdsteps": "pgd_steps",
+    "pgdstepsize": "pgd_step_size",
+    "smoothing": "label_smoothing",
+    "smoothvalid": "smooth_valid_labels",
+    "percents": "percents",
+    "seed": "seed",
+}
+
+
+@section("Experiment")
+def define_experiment() -> None:
+    """Defines what an experiment is called: where it is written, and where the analysis looks for it."""
+    flags.DEFINE_enum("dataset", "digits", [*DATASETS, *trs.data.DATASETS], "Images, or --data.")
+    flags.DEFINE_enum("model", DENSE, [DENSE, *trs.models.NETWORKS], "Network; the others are trained one by one.")
+    flags.DEFINE_enum("attack", "fgsm", ATTACKS, "What is measured; with --adv_train also what is trained against.")
+    flags.DEFINE_bool("adv_train", False, "Train on clean and attacked images, half and half; else on clean ones.")
+    define_number("learning_rate", 0.0012, "Learning rate of Adam, constant.", excluded=0)
+    define_number("l1_reg", 0.0, "Strength of the L1 penalty on the weights that are left.")
+    flags.DEFINE_string("base_dir", "./output", "Folder of all experiments.")
+    flags.DEFINE_bool("force", False, "Begin anew, removing what is there.")
+    define_aliases({"lr": "learning_rate", "l1": "l1_reg"})
+
+
+@section("Rounds")
+def define_rounds() -> None:
+    """Defines how often what is trained, pruned and rewound."""
+    flags.DEFINE_enum(
+        "experiment",
+        "reinit_orig",
+        trs.training.STRATEGIES,
+        "Where a round begins: at the first weights, at new ones, or where the last one ended.",
+    )
+    flags.DEFINE_integer("trials", 10, "Independent repetitions.", 1)
+    flags.DEFINE_integer("train_iters", 50000, "Optimisation steps per round.", 1)
+    flags.DEFINE_integer("prune_iters", 20, "Prunings; there is one round more.", 0)
+    flags.DEFINE_integer("eval_every", 500, "Steps between two measurements.", 1)
+    flags.DEFINE_integer("valid_size", 10000, "First training images, held out; a fifth if there are few.", 1)
+    flags.DEFINE_integer("stacked", None, "Trials trained together; by default all where the network allows it.", 1)
+    flags.DEFINE_integer(
+        "eval_subset", None, "Measure during training on the first N held-out and test images; at the end on all.", 1
+    )
+    flags.DEFINE_bool("jit", False, "Compile the step with XLA; slower on CPUs.")
+    flags.DEFINE_bool("resume", False, "Go on with what is there.")
+    define_number("checkpoint_seconds", 60.0, "Least time between two checkpoints within a round.")
+
+
+@section("Variants")
+def define_variants() -> None:
+    """Defines what may be otherwise than published; the name of an experiment tells."""
+    flags.DEFINE_string(
+        "rewind_step", "0", "Of reinit_orig: the step of round 0 to go back to, or trained for its end (the original)."
+    )
+    flags.DEFINE_enum(
+        "cutoff", "inclusive", trs.sparsity.CUTOFFS, "Whether the weight at the cutoff goes too, as in the original."
+    )
+    flags.DEFINE_list(
+        "percents",
+        None,
+        "Share that a pruning removes, layer=share; by default 0.2 of each layer and 0.1 of the last one.",
+    )
+    define_number("label_smoothing", 0.1, "Share of a training label spread over all classes.", 0, 1, excluded=1)
+    flags.DEFINE_bool("smooth_valid_labels", True, "Smooth the labels of the held-out images too, as the original.")
+
+
+@section("Attack")
+def define_attack() -> None:
+    """Defines the attack of training and measurement."""
+    define_number("eps", 0.3, "Radius in pixels of [0, 1].", 0, 1)
+    flags.DEFINE_integer("pgd_steps", 10, "Steps of PGD.", 1)
+    define_number("pgd_step_size", 0.05, "Length of a step of PGD.")
+    flags.DEFINE_enum(
+        "attack_label", "predicted", ["predicted", "true"], "Lead away from the prediction, as the original, or truth."
+    )
+
+
+def define() -> None:
+    """Defines all flags of a training run."""
+    common_flags.define_data()
+    for name, value in (("data", "mnist"), ("batch_size", 60), ("seed", 1234)):
+        FLAGS.set_default(name, value)
+    define_experiment()
+    define_rounds()
+    define_variants()
+    define_attack()
+    common_flags.define_machines()
+
+
+def check() -> None:
+    """Turns --dataset into --data, and checks combinations of flags before any work.
+
+    Raises:
+        BadFlag: naming the flags that do not go together.
+    """
+    translate_dataset()
+    common_flags.check()
+    if FLAGS.experiment == "no_pruning" and FLAGS["prune_iters"].present and FLAGS.prune_iters:
+        raise BadFlag(f"--experiment=no_pruning: expected no --prune_iters. Received: {FLAGS.prune_iters}")
+    if FLAGS.force and FLAGS.resume:
+        raise BadFlag("--resume goes on with a run and --force removes it; pass one of them. Received: both")
+    if FLAGS.stacked is not None and FLAGS.stacked > 1 and FLAGS.strategy != "none":
+        raise BadFlag(
+            f"--stacked={FLAGS.stacked}: expected --strategy=none, for a stack has one device. Received: both"
+        )
+    common_flags.check_machines()
+    plan()
+    percents()
+
+
+def translate_dataset() -> None:
+    """Sets --data by --dataset.
+
+    Raises:
+        BadFlag: if both are given and differ.
+    """
+    value = DATASETS.get(FLAGS.dataset, FLAGS.dataset)
+    if FLAGS["data"].present:
+        if FLAGS["dataset"].present and FLAGS.data != value:
+            raise BadFlag(
+                f"--dataset={FLAGS.dataset} and --data={FLAGS.data} say the same; pass one of them. Received: both"
+            )
+    else:
+        FLAGS["data"].value = value
+
+
+def dataset_name() -> str:
+    """Returns what the data are called in paths: digits, fashion, sample, or our name."""
+    ours = {value: name for name, value in DATASETS.items()}
+    return ours.get(FLAGS.data, Path(FLAGS.data).expanduser().resolve().stem)
+
+
+def plan() -> trs.training.Plan:
+    """Returns the plan of the flags."""
+    text = FLAGS.rewind_step
+    if text != "trained" and not text.isdigit():
+        raise BadFlag(f"--rewind_step={text}: expected a step such as 0 or 500, or trained")
+    with _as_flag():
+        return trs.training.Plan(
+            train_iters=FLAGS.train_iters,
+            prune_iters=FLAGS.prune_iters,
+            eval_every=FLAGS.eval_every,
+            batch_size=FLAGS.batch_size,
+            strategy=FLAGS.experiment,
+            rewind_step=text if text == "trained" else int(text),
+            seed=FLAGS.seed,
+        )
+
+
+def percents() -> dict[str, float]:
+    """Returns the shares of --percents by layer; empty without."""
+    found = {}
+    for word in FLAGS.percents or []:
+        name, _, value = word.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = -1.0
+        if not 0 <= found[name] <= 1:
+            raise BadFlag(
+                f"--percents: expected layer=share with shares in [0, 1], such as output=0.1. Received: {word}"
+            )
+    return found
+
+
+def rule(network: keras.Model) -> trs.sparsity.PruningRule:
+    """Returns the pruning rule for the layers of `network`."""
+    names = [layer.name for layer in trs.sparsity.masked_kernels.masked_layers(network)]
+    shares = dict.fromkeys(names, 0.2) | {names[-1]: 0.1} | percents()
+    if set(shares) != set(names):
+        raise BadFlag(
+            f"--percents: expected layers of {FLAGS.model}: {', '.join(names)}. "
+            f"Received: {', '.join(set(shares) - set(names))}"
+        )
+    return trs.sparsity.iterative_magnitude(shares, FLAGS.cutoff)
+
+
+def network(images: trs.data.ImageDataset, seed: int) -> keras.Model:
+    """Builds the network of --model with masked kernels."""
+    shape = images.train_images.shape[1:]
+    with about("model", "data"):
+        if FLAGS.model == DENSE:
+            return trs.models.unbiased_dense_300_100(images.num_classes, shape, seed=seed)
+        return trs.models.build(
+            FLAGS.model, num_classes=images.num_classes, input_shape=shape, kernel="masked", seed=seed
+        )
+
+
+def attack(name: str | None = None) -> trs.attacks.GradientAttack:
+    """Returns the attack of --attack, or of another name."""
+    if (name or FLAGS.attack) == "fgsm":
+        return trs.attacks.LinfFGSM(FLAGS.eps, label=FLAGS.attack_label)
+    return trs.attacks.LinfPGD(FLAGS.eps, FLAGS.pgd_step_size, FLAGS.pgd_steps, label=FLAGS.attack_label)
+
+
+def objective(attacked_by: trs.attacks.GradientAttack) -> trs.objectives.Objective:
+    """Returns what training minimises."""
+    found: trs.objectives.Objective
+    if FLAGS.adv_train:
+        found = trs.objectives.CleanAndAdversarial(attacked_by, label_smoothing=FLAGS.label_smoothing)
+    else:
+        found = trs.objectives.Natural(FLAGS.label_smoothing)
+    return trs.objectives.L1Penalty(found, FLAGS.l1_reg) if FLAGS.l1_reg else found
+
+
+def optimizer() -> keras.optimizers.Optimizer:
+    """Returns Adam with the published settings; as one operation per variable where there is one device."""
+    kind = trs.training.FusedAdam if FLAGS.strategy == "none" else keras.optimizers.Adam
+    return kind(FLAGS.learning_rate)
+
+
+def stack_size(images: trs.data.ImageDataset) -> int:
+    """Returns how many trials are trained together."""
+    if FLAGS.strategy == "none" and trs.models.can_be_stacked(network(images, 0)):
+        return min(FLAGS.stacked or FLAGS.trials, FLAGS.trials)
+    if (FLAGS.stacked or 1) > 1:
+        raise BadFlag(
+            f"--stacked={FLAGS.stacked}: expected a network of masked dense layers without biases, {DENSE}. "
+            f"Received: --model={FLAGS.model}"
+        )
+    return 1
+
+
+def split(
+    images: trs.data.ImageDataset,
+) -> tuple[trs.training.Images, dict[str, trs.training.Images], trs.training.Images]:
+    """Returns the images to train on, those that are measured during training by name, and all test images."""
+    available, number = len(images.train_labels), FLAGS.valid_size
+    if not FLAGS["valid_size"].present and number > available // 4:
+        number = available // 5
+    if number >= available:
+        raise BadFlag(f"--valid_size={number}: expected fewer than the training images. Received: {available} of them")
+    x, y = images.train_images, images.train_labels
+    if not isinstance(x, np.ndarray) or not isinstance(images.test_images, np.ndarray):
+        raise BadFlag(f"--data={FLAGS.data}: expected images that fit into memory. Received: image files")
+    train = trs.training.Images(x[number:], y[number:])
+    smoothing = FLAGS.label_smoothing if FLAGS.smooth_valid_labels else 0.0
+    some = min(FLAGS.eval_subset or number, number)
+    valid = trs.training.Images(x[:some], y[:some], smoothing)
+    test = trs.training.Images(images.test_images, images.test_labels)
+    part = trs.training.Images(images.test_images[: FLAGS.eval_subset], images.test_labels[: FLAGS.eval_subset])
+    return train, {"valid": valid, "test": part}, test
+
+
+def directory(experiment: str | None = None, attack_name: str | None = None, adv_train: bool | None = None) -> Path:
+    """Returns the directory of the experiment of the flags, or of another one beside it."""
+    place = Path(FLAGS.base_dir).expanduser() / dataset_name() / FLAGS.model
+    return place / (experiment or FLAGS.experiment) / (attack_name or FLAGS.attack) / experiment_id(adv_train)
+
+
+def experiment_id(adv_train: bool | None = None) -> str:
+    """Returns `lr-0.0012_l1-0.0_advtrain-false`, and what else is not as published."""
+    adversarial = FLAGS.adv_train if adv_train is None else adv_train
+    parts = [f"lr-{FLAGS.learning_rate!r}", f"l1-{FLAGS.l1_reg!r}", f"advtrain-{str(adversarial).lower()}"]
+    for key, name in _IN_THE_ID.items():
+        if name in FLAGS and FLAGS[name].value != FLAGS[name].default:
+            value = FLAGS[name].value
+            parts.append(f"{key}-{'+'.join(value) if isinstance(value, list) else str(value).lower()}")
+    return "_".join(parts)
+
+
+def strategy() -> tf.distribute.Strategy:
+    """Returns the strategy of --strategy."""
+    return common_flags.strategy()
+
+
+@contextlib.contextmanager
+def _as_flag():
+    try:
+        yield
+    except ValueError as error:
+        raise BadFlag(str(error).replace("`", "--", 1).replace("`", "", 1)) from error

@@ -1,0 +1,210 @@
+"""Finds lottery tickets: rounds of training, pruning and rewinding, natural or under attack, in several trials.
+
+    python run_scripts/run_lottery_tickets.py --dataset=digits --data_dir=DIR --attack=pgd --adv_train --trials=5
+
+Each round of each trial leaves its kernels, masks and curves in `<base_dir>/<dataset>/<model>/<experiment>/<attack>/
+lr-..._l1-..._advtrain-.../trial_00/prune_iter_00/`. Press Ctrl-C at any time and add --resume.
+run_lottery_analysis.py turns the runs into figures and tables.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from run_scripts import command_line, common_flags, lottery_flags, report, run_directory  # isort: skip
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import tf_robust_sparse as trs
+from tf_robust_sparse.saving.round_files import round_directory
+
+FLAGS = flags.FLAGS
+
+lottery_flags.define()
+
+# What --resume may change; everything else makes it another run.
+_MAY_CHANGE = ("base_dir", "checkpoint_seconds", "data_dir", "force", "prune_iters", "resume", "stacked", "trials")
+
+
+def main() -> None:
+    """Runs all rounds of all trials that are not finished."""
+    lottery_flags.check()
+    directory = lottery_flags.directory()
+    resuming = check(directory)
+    keras.utils.set_random_seed(FLAGS.seed)
+    strategy = lottery_flags.strategy()
+    images = common_flags.dataset()
+    train, held_out, test = lottery_flags.split(images)
+    together = lottery_flags.stack_size(images)
+    begin(directory, resuming)
+    describe(images, train, held_out, together, directory)
+    models: dict[int, trs.training.Trials] = {}
+    for first in range(0, FLAGS.trials, together):
+        trials = range(first, min(first + together, FLAGS.trials))
+        if len(trials) not in models:
+            with strategy.scope():
+                models[len(trials)] = model(images, len(trials))
+        run_trials(models[len(trials)], trials, images, train, held_out, test, directory)
+    finish(directory)
+
+
+def run_trials(
+    trained: trs.training.Trials,
+    trials: range,
+    images: trs.data.ImageDataset,
+    train: trs.training.Images,
+    held_out: dict[str, trs.training.Images],
+    test: trs.training.Images,
+    directory: Path,
+) -> None:
+    """Runs the rounds of trials that are trained together."""
+    final = {} if FLAGS.attack == "pgd" else {"test_pgd": (test, lottery_flags.attack("pgd"))}
+    if FLAGS.eval_subset:
+        final["test"] = (test, trained.attack)
+    rounds = trs.training.Rounds(
+        trained,
+        lambda seed: lottery_flags.network(images, seed),
+        lottery_flags.rule(trained.network),
+        train,
+        held_out,
+        lottery_flags.plan(),
+        directory,
+        trials,
+        final,
+        FLAGS.checkpoint_seconds,
+        say=lambda line: print(line, flush=True),
+    )
+    if FLAGS.trials > 1:
+        print(f"\ntrials {', '.join(map(str, trials))}", flush=True)
+    rounds.run()
+
+
+def model(images: trs.data.ImageDataset, members: int) -> trs.training.Trials:
+    """Returns what is trained, for so many trials at once, compiled."""
+    network = trs.models.stack([lottery_flags.network(images, seed) for seed in range(members)])
+    attack = lottery_flags.attack()
+    found = trs.training.Trials(network, lottery_flags.objective(attack), attack)
+    found.compile(
+        lottery_flags.optimizer(), steps_per_execution=lottery_flags.plan().steps_per_call, jit_compile=FLAGS.jit
+    )
+    return found
+
+
+def check(directory: Path) -> bool:
+    """Decides whether the run may use `directory`; nothing is written yet.
+
+    Returns:
+        Whether it goes on with what is there.
+
+    Raises:
+        BadFlag: if the directory is in use and neither --resume nor --force says what to do, or is another run's.
+    """
+    if not directory.exists():
+        return False
+    record = directory / "config.json"
+    if FLAGS.force:
+        if any(directory.iterdir()) and not record.is_file():
+            raise command_line.BadFlag(f"--force: expected a directory of an experiment. Received: {directory}")
+        return False
+    if not FLAGS.resume:
+        raise command_line.BadFlag(
+            f"--base_dir={FLAGS.base_dir}: expected a new experiment, or --resume or --force. Received: {directory}, "
+            "which exists"
+        )
+    if not record.is_file():
+        return False
+    before = json.loads(record.read_text())["flags"]
+    for name, value in configured().items():
+        if name not in _MAY_CHANGE and before.get(name) != value:
+            raise command_line.BadFlag(
+                f"--{name}: the experiment in {directory} was begun with {before.get(name)}, which --resume cannot "
+                f"change. Received: {value}"
+            )
+    return True
+
+
+def begin(directory: Path, resuming: bool) -> None:
+    """Makes the directory, empty of an older experiment unless this one goes on, and records the flags."""
+    if FLAGS.force and directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if not resuming or not (directory / "run.flags").is_file():
+        run_directory.write_flags(directory / "run.flags", "--base_dir")
+    config = {
+        "flags": configured(),
+        "objective": lottery_flags.objective(lottery_flags.attack()).describe(),
+        "attack": lottery_flags.attack().describe(),
+        "versions": run_directory.versions(),
+        "revision": revision(),
+        "devices": [device.name for device in tf.config.list_logical_devices()],
+    }
+    run_directory.write_json(directory / "config.json", config)
+
+
+def configured() -> dict[str, Any]:
+    """Returns every flag by its name, as JSON holds it."""
+    return {name: FLAGS[name].value for name in sorted(command_line.names()) if name != "traceback"}
+
+
+def revision() -> str | None:
+    """Returns the revision of this code, or `None` where it is not under version control."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def describe(
+    images: trs.data.ImageDataset,
+    train: trs.training.Images,
+    held_out: dict[str, trs.training.Images],
+    together: int,
+    directory: Path,
+) -> None:
+    """Says what is about to happen."""
+    plan, attack = lottery_flags.plan(), lottery_flags.attack()
+    sizes = ", ".join(f"{name} {len(part.y)}" for name, part in held_out.items())
+    print(f"Data:      {images.name} from {images.origin}: {len(train.y)} images to train on; measured on {sizes}")
+    print(f"Objective: {report.words(lottery_flags.objective(attack).describe())}")
+    print(f"Attack:    {report.words(attack.describe())}, away from the {attack.label} class")
+    print(
+        f"Rounds:    {FLAGS.trials} trials of {plan.rounds} rounds of {plan.train_iters} steps, {plan.strategy}; "
+        f"{together} trained together; after Ctrl-C, --resume goes on"
+    )
+    print(f"Output:    {directory}", flush=True)
+
+
+def finish(directory: Path) -> None:
+    """Writes `results.json`, means and standard deviations over trials, and prints them."""
+    rows = []
+    for number in range(lottery_flags.plan().rounds):
+        found = [
+            json.loads((round_directory(directory, trial, number) / "summary.json").read_text())
+            for trial in range(FLAGS.trials)
+        ]
+        row = {name: found[0][name] for name in ("label", "remaining", "entries")}
+        for name in ("acc", "adv_acc"):
+            values = [each["final"]["test"][name] for each in found]
+            row[name], row[f"{name}_sd"] = float(np.mean(values)), float(np.std(values))
+        rows.append({"prune_iter": number, **row, "seconds": sum(each["seconds"] for each in found) / FLAGS.trials})
+    results = {"rounds": rows, "trials": FLAGS.trials, "seed": FLAGS.seed, "versions": run_directory.versions()}
+    run_directory.write_json(directory / "results.json", results)
+    print(f"\n{'remain %':>8s}  {'accuracy %':>14s}  {'under ' + FLAGS.attack + ' %':>14s}")
+    for row in rows:
+        pairs = [f"{100 * row[name]:6.2f} ± {100 * row[f'{name}_sd']:5.2f}" for name in ("acc", "adv_acc")]
+        print(f"{row['label']:>8s}  {pairs[0]:>14s}  {pairs[1]:>14s}")
+    print(f"Records             {directory}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, "no finished round is lost, run the same command with --resume to go on")

@@ -1,0 +1,311 @@
+"""The scripts of lottery tickets, from a command line to figures and tables."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from run_scripts import common_flags, lottery_flags
+from tests.evaluation.test_tickets import curve_values, write_tree
+from tests.run_scripts.conftest import run_script
+from tf_robust_sparse.saving.round_files import read_arrays, round_directory
+
+RUN, ANALYSIS, GRID = "run_lottery_tickets", "run_lottery_analysis", "run_lottery_grid"
+TINY = (
+    *("--dataset=sample", "--test_examples=50", "--valid_size=50", "--batch_size=30"),
+    *("--train_iters=20", "--eval_every=10", "--prune_iters=2"),
+)
+NAME = "sample/dense-300-100/reinit_orig/fgsm/lr-0.0012_l1-0.0_advtrain-true"
+REFERENCE = os.environ.get("TRS_DATA_DIR")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """The folder of a tiny finished experiment; not to be changed."""
+    folder = tmp_path_factory.mktemp("output")
+    done = run_script(RUN, *TINY, "--trials=2", "--adv_train", f"--base_dir={folder}").expect()
+    assert "266200 / 266200 weights, 100.0 % remain" in done.out and "trial 1: test loss" in done.out
+    return folder
+
+
+def test_a_run_leaves_the_published_tree_and_its_own_records(output):
+    directory = output / NAME
+    assert {path.name for path in directory.iterdir()} == {
+        *("trial_00", "trial_01", "config.json", "run.flags", "results.json"),
+    }
+    for trial in (0, 1):
+        for number in range(3):
+            place = round_directory(directory, trial, number)
+            assert {path.name for path in place.iterdir()} == {
+                *("init_kernels", "post_kernels", "masks", "next_masks", "train.csv", "valid.csv", "test.csv"),
+                *("summary.json", "DONE"),
+            }
+            shapes = {name: array.shape for name, array in read_arrays(place / "masks").items()}
+            assert shapes == {"hidden_1": (784, 300), "hidden_2": (300, 100), "output": (100, 10)}
+    config = json.loads((directory / "config.json").read_text())
+    assert config["flags"]["train_iters"] == 20 and config["versions"]["tensorflow"] and config["devices"]
+    results = json.loads((directory / "results.json").read_text())
+    assert [row["label"] for row in results["rounds"]] == ["100.0", "80.0", "64.1"]
+
+
+def test_a_record_of_flags_repeats_the_run(output, tmp_path):
+    run_script(RUN, f"--flagfile={output / NAME / 'run.flags'}", "--prune_iters=0", f"--base_dir={tmp_path}").expect()
+    for name in ("train", "valid", "test"):
+        path = round_directory(Path(NAME), 1, 0) / f"{name}.csv"
+        assert (tmp_path / path).read_text() == (output / path).read_text()
+
+
+def test_an_experiment_is_neither_overwritten_nor_changed(output):
+    place = f"--base_dir={output}"
+    again = run_script(RUN, *TINY, "--trials=2", "--adv_train", place).expect(2)
+    assert "or --resume or --force" in again.err
+    other = run_script(RUN, *TINY, "--trials=2", "--adv_train", "--train_iters=30", "--resume", place).expect(2)
+    assert "--train_iters: the experiment" in other.err and "begun with 20" in other.err
+
+
+def test_resume_adds_trials_and_force_begins_anew(tmp_path):
+    short = (*TINY, "--adv_train", "--prune_iters=0", f"--base_dir={tmp_path}")
+    run_script(RUN, *short, "--trials=1").expect()
+    first = (round_directory(tmp_path / NAME, 0, 0) / "test.csv").read_text()
+    run_script(RUN, *short, "--trials=2", "--stacked=1", "--resume").expect()
+    assert (round_directory(tmp_path / NAME, 0, 0) / "test.csv").read_text() == first
+    assert (round_directory(tmp_path / NAME, 1, 0) / "test.csv").read_text() != first
+    run_script(RUN, *short, "--trials=1", "--force").expect()
+    assert not (tmp_path / NAME / "trial_01").exists()
+
+
+def test_convolutional_networks_have_tickets_too(tmp_path):
+    options = ("--model=small_cnn", "--percents=conv1=0.5", "--attack=pgd", "--pgd_steps=2", "--trials=1")
+    options += ("--prune_iters=1", "--train_iters=4", "--eval_every=4", "--eval_subset=20")
+    options += ("--strategy=mirrored",)
+    run_script(RUN, *TINY, *options, f"--base_dir={tmp_path}").expect()
+    (directory,) = tmp_path.glob("sample/small_cnn/reinit_orig/pgd/*")
+    assert directory.name == "lr-0.0012_l1-0.0_advtrain-false_pgdsteps-2_percents-conv1=0.5"
+    place = round_directory(directory, 0, 1)
+    shares = {name: mask.mean() for name, mask in read_arrays(place / "masks").items()}
+    assert shares["conv1"] == pytest.approx(0.5, abs=0.02) and shares["classifier"] == pytest.approx(0.9, abs=0.02)
+    assert all(
+        share == pytest.approx(0.8, abs=0.02) for name, share in shares.items() if name[:4] not in ("conv", "clas")
+    )
+    final = json.loads((place / "summary.json").read_text())["final_measures"]
+    assert set(final) == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--rewind_step=soon",), "--rewind_step=soon: expected a step"),
+        (("--rewind_step=60000",), "a step before the last of round 0"),
+        (("--dataset=digits", "--data=cifar10"), "say the same"),
+        (("--experiment=no_pruning", "--prune_iters=3"), "expected no --prune_iters"),
+        (("--percents=hidden_1=2",), "shares in [0, 1]"),
+        (("--force", "--resume"), "pass one of them"),
+        (("--stacked=2", "--strategy=mirrored"), "a stack has one device"),
+        (("--dataset=sample", "--percents=conv1=0.2", "--trials=1"), "expected layers of dense-300-100"),
+        (("--dataset=sample", "--stacked=2", "--model=small_cnn"), "without biases"),
+        (("--dataset=sample", "--valid_size=8000"), "fewer than the training images"),
+    ],
+)
+def test_bad_flags_are_named_before_any_work(arguments, words, tmp_path):
+    done = run_script(RUN, *arguments, f"--base_dir={tmp_path}").expect(2)
+    assert words in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((), "lr-0.0012_l1-0.0_advtrain-false"),
+        (("--adv_train", "-lr", "0.01", "-l1", "1e-4"), "lr-0.01_l1-0.0001_advtrain-true"),
+        (
+            ("--rewind_step=trained", "--cutoff=exact", "--attack_label=true", "--eps=0.1"),
+            "lr-0.0012_l1-0.0_advtrain-false_rewind-trained_cutoff-exact_label-true_eps-0.1",
+        ),
+        (("--seed=7",), "lr-0.0012_l1-0.0_advtrain-false_seed-7"),
+    ],
+)
+def test_the_name_of_an_experiment_says_what_is_not_as_published(arguments, name, parse):
+    for script in (RUN, ANALYSIS):
+        parse(script, *arguments)
+        lottery_flags.translate_dataset()
+        assert lottery_flags.experiment_id() == name
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [("--lr", "learning_rate", 0.01), ("-l1", "l1_reg", 0.5), ("-b", "batch_size", 7), ("--base-dir", "base_dir", "x")],
+)
+def test_other_names_of_flags(alias, name, value, parse):
+    assert parse(RUN, alias, value)[name].value == value
+
+
+def test_the_defaults_are_the_published_ones(parse):
+    flags = parse(RUN)
+    assert (flags.trials, flags.train_iters, flags.prune_iters, flags.eval_every) == (10, 50_000, 20, 500)
+    assert (flags.batch_size, flags.valid_size, flags.dataset, flags.model) == (60, 10_000, "digits", "dense-300-100")
+    assert (flags.experiment, flags.attack, flags.adv_train, flags.learning_rate) == (
+        "reinit_orig",
+        "fgsm",
+        False,
+        0.0012,
+    )
+    assert (flags.l1_reg, flags.base_dir, flags.force, flags.seed) == (0.0, "./output", False, 1234)
+
+
+FIGURES = (
+    *("test_acc", "test_adv_acc", "test_loss", "test_early_stop_iteration", "test_over_sparsity", "layers", "pixels"),
+    *("dists_reinit_orig", "dists_reinit_none"),
+)
+
+
+def test_the_analysis_draws_what_there_is_and_warns_of_the_rest(tmp_path):
+    place = tmp_path / "digits/dense-300-100"
+    for offset, strategy in enumerate(("reinit_orig", "reinit_none")):
+        write_tree(place / strategy / "pgd/lr-0.0012_l1-0.0_advtrain-true", offset=-offset / 10)
+    done = run_script(ANALYSIS, "--attack=pgd", "--adv_train", f"--base_dir={tmp_path}").expect()
+    assert "Warning: without reinit_rand" in done.out
+    directory = place / "analysis/pgd/lr-0.0012_l1-0.0_advtrain-true"
+    for name in FIGURES:
+        assert (directory / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert "<svg" in (directory / f"{name}.svg").read_text()
+    with (directory / "comparison.csv").open() as file:
+        found = {(row["remain %"], row["strategy"]): row for row in csv.DictReader(file)}
+    assert len(found) == 1 + 2 * 3
+    values = [curve_values(trial, 0, 1000)[1] for trial in (0, 1)]
+    assert found["100.0", "dense"]["accuracy %"] == f"{100 * np.mean(values):.2f} ± {100 * np.std(values):.2f} (2)"
+    assert found["100.0", "dense"]["early stop"] == "500 ± 0"
+
+
+def test_tables_have_means_and_deviations_of_both_kinds_of_training(tmp_path):
+    place = tmp_path / "fashion/dense-300-100/reinit_orig"
+    write_tree(place / "fgsm/lr-0.0012_l1-0.0_advtrain-false")
+    write_tree(place / "fgsm/lr-0.0012_l1-0.0_advtrain-true", offset=-0.1)
+    done = run_script(ANALYSIS, "--table", "--step=1000", f"--base_dir={tmp_path}").expect()
+    assert "Warning" in done.out
+    with (tmp_path / "tables/fashion.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["remain %"] == "100.0"
+    assert rows[0]["FGSM natural"] == "90.50 ± 0.50 (2) / 80.50 ± 0.50 (2)"
+    assert rows[0]["FGSM attack"] == "55.00 ± 5.00 (2) / 55.00 ± 5.00 (2)"
+    assert rows[0]["PGD natural"] == "- / -"
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        f"fashion{part}.{suffix}" for part in ("", "_tickets") for suffix in ("md", "csv", "txt")
+    }
+    assert "10.00 ± 0.00 (2)" in (tmp_path / "tables/fashion_tickets.md").read_text()  # PGD beside FGSM
+
+
+@pytest.mark.parametrize("more", [(), ("--table",)])
+def test_an_analysis_of_nothing_says_what_is_missing(more, tmp_path):
+    done = run_script(ANALYSIS, *more, f"--base_dir={tmp_path}").expect(1)
+    assert "expected" in done.err and str(tmp_path) in done.err
+
+
+def test_a_grid_passes_on_what_it_varies_and_refuses_what_it_sets(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, check):
+        commands.append(command[2:])
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("subprocess.run", run)
+    options = "--options=--trials=1 --train_iters=10"
+    run_script(GRID, "--datasets=sample", "--experiments=reinit_orig", options, f"--base_dir={tmp_path}").expect()
+    assert len(commands) == 4
+    assert commands[1] == [
+        *("--dataset=sample", "--experiment=reinit_orig", "--attack=fgsm", "--l1_reg=0.0", "--adv_train"),
+        *("--trials=1", "--train_iters=10", "--resume", f"--base_dir={tmp_path}"),
+    ]
+    assert "--noadv_train" in commands[0] and "--attack=pgd" in commands[2]
+    refused = run_script(GRID, "--options=--dataset=digits").expect(2)
+    assert "expected no --dataset" in refused.err
+    assert "expected one for each" in run_script(GRID, "--data_dirs=a").expect(2).err
+    assert "--attacks: expected some of" in run_script(GRID, "--attacks=cw").expect(2).err
+
+
+def test_a_short_run_on_the_sample_learns_and_withstands_what_it_was_trained_against(tmp_path):
+    """The small analogue of the published levels; see `test_levels_on_real_data`."""
+    options = ("--dataset=sample", "--trials=1", "--prune_iters=0", "--train_iters=600", "--eval_every=300")
+    found = {}
+    for adversarial in ("--noadv_train", "--adv_train"):
+        run_script(RUN, *options, adversarial, f"--base_dir={tmp_path}").expect()
+        kind = str(adversarial == "--adv_train").lower()
+        (path,) = tmp_path.glob(f"sample/*/*/*/*_advtrain-{kind}/trial_00/prune_iter_00/summary.json")
+        about = json.loads(path.read_text())
+        found[adversarial] = (about["final"]["test"], about["final_measures"]["test_pgd"])
+    natural, pgd_of_natural = found["--noadv_train"]
+    robust, pgd_of_robust = found["--adv_train"]
+    assert natural["acc"] > 0.8 and natural["adv_acc"] < 0.15 and pgd_of_natural["adversarial_accuracy"] < 0.08
+    # What withstands FGSM does not withstand PGD.
+    assert robust["acc"] > 0.75 and robust["adv_acc"] > 0.6 and pgd_of_robust["adversarial_accuracy"] < 0.15
+
+
+def check_split(images):
+    train, held_out, test = lottery_flags.split(images)
+    number = len(held_out["valid"].y)
+    assert held_out["valid"].x.tobytes() == images.train_images[:number].tobytes()
+    assert train.x.tobytes() == images.train_images[number:].tobytes()
+    assert test.x.tobytes() == held_out["test"].x.tobytes() == images.test_images.tobytes()
+    assert held_out["valid"].label_smoothing == 0.1 and held_out["test"].label_smoothing == 0
+    return number, len(train.y)
+
+
+def test_the_first_images_are_held_out(parse):
+    parse(RUN, "--dataset=sample", "--valid_size=500")
+    lottery_flags.check()
+    assert check_split(common_flags.dataset()) == (500, 7500)
+    parse(RUN, "--dataset=sample", "--eval_subset=20", "--nosmooth_valid_labels")
+    lottery_flags.check()
+    _, held_out, test = lottery_flags.split(common_flags.dataset())
+    assert (len(held_out["valid"].y), len(held_out["test"].y), len(test.y)) == (20, 20, 2000)
+    assert held_out["valid"].label_smoothing == 0
+
+
+@pytest.mark.reference_data
+@pytest.mark.skipif(not REFERENCE, reason="set TRS_DATA_DIR to the folder of the real data sets")
+def test_the_first_ten_thousand_digits_are_held_out(parse):
+    parse(RUN, f"--data_dir={REFERENCE}")
+    lottery_flags.check()
+    assert check_split(common_flags.dataset()) == (10_000, 50_000)
+
+
+@pytest.mark.slow
+@pytest.mark.reference_data
+@pytest.mark.skipif(not REFERENCE, reason="set TRS_DATA_DIR to the folder of the real data sets")
+@pytest.mark.parametrize(
+    ("dataset", "arguments", "levels"),
+    [
+        ("digits", ("--train_iters=1000", "--attack=pgd"), {"acc": (0.957, 0.987), "adv_acc": (0, 0.08)}),
+        ("digits", ("--train_iters=1000", "--attack=fgsm"), {"acc": (0.957, 0.987), "adv_acc": (0, 0.15)}),
+        (
+            "digits",
+            ("--train_iters=2000", "--attack=fgsm", "--adv_train"),
+            {"acc": (0.957, 0.987), "adv_acc": (0.75, 0.94), "pgd": (0, 0.1)},
+        ),
+        (
+            "digits",
+            ("--train_iters=2000", "--attack=pgd", "--adv_train"),
+            {"acc": (0.963, 0.993), "adv_acc": (0.2, 0.33)},
+        ),
+        (
+            "fashion",
+            ("--train_iters=2000", "--attack=fgsm", "--adv_train"),
+            {"acc": (0.841, 0.871), "adv_acc": (0.75, 0.88), "pgd": (0, 0.1)},
+        ),
+    ],
+)
+def test_levels_on_real_data(dataset, arguments, levels, tmp_path):
+    """One trial against a reference of one run."""
+    data_dir = (f"--data_dir={REFERENCE}",)
+    if dataset == "fashion" and not any(Path(REFERENCE).glob("[Ff]ashion*")):
+        data_dir = ()
+    common = (f"--dataset={dataset}", *data_dir, "--trials=1", "--prune_iters=0", "--eval_every=1000")
+    run_script(RUN, *common, *arguments, f"--base_dir={tmp_path}").expect()
+    (path,) = tmp_path.glob("*/*/*/*/*/trial_00/prune_iter_00/summary.json")
+    about = json.loads(path.read_text())
+    found = dict(about["final"]["test"])
+    if "test_pgd" in about["final_measures"]:
+        found["pgd"] = about["final_measures"]["test_pgd"]["adversarial_accuracy"]
+    for name, (low, high) in levels.items():
+        assert low <= found[name] <= high, f"{name}: {found[name]}"

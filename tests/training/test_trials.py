@@ -1,0 +1,182 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.networks import mirrored, tiny_images, tiny_network
+from tf_robust_sparse import attacks, layers, models, objectives
+from tf_robust_sparse.attacks import cross_entropy
+from tf_robust_sparse.data import stacked_train_dataset
+from tf_robust_sparse.sparsity import masked_kernels, slots
+from tf_robust_sparse.training import FusedAdam, State, Trials
+
+X, Y = tiny_images(80)
+ATTACK = attacks.LinfPGD(0.3, 0.1, 3, label="predicted")
+ROUNDING = 2e-4  # of fifty steps of Adam, whose batched products add up in another order
+
+
+def dense(seed):
+    return models.unbiased_dense_300_100(10, (12, 12, 1), seed=seed)
+
+
+def compiled(network, objective=None, optimizer=None):
+    model = Trials(network, objective or objectives.CleanAndAdversarial(ATTACK, label_smoothing=0.1), ATTACK)
+    model.compile(optimizer or FusedAdam(1.2e-3), steps_per_execution=5)
+    return model
+
+
+def half_masks(network, seed=0):
+    random = np.random.default_rng(seed)
+    return {name: random.random(kernel.shape) < 0.5 for name, kernel in masked_kernels.get_kernels(network).items()}
+
+
+def fitted(model, states, masks, seeds, steps=50):
+    model.begin(states, masks, seeds)
+    model.fit(stacked_train_dataset(X, Y, 16, seeds), steps_per_epoch=steps, epochs=1, verbose=0)
+    return model
+
+
+def state_of(network):
+    return State(masked_kernels.get_kernels(network), {})
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_trials_trained_together_are_what_each_is_alone(adversarial):
+    def objective():
+        return objectives.CleanAndAdversarial(ATTACK) if adversarial else objectives.Natural(0.1)
+
+    networks = [dense(seed) for seed in (1, 2)]
+    masks, states = [half_masks(network, seed) for seed, network in enumerate(networks)], list(map(state_of, networks))
+    together = fitted(compiled(models.stack(networks), objective()), states, masks, [7, 8])
+    record, measures = together.training_record(), together.measure(tf.constant(X), tf.constant(Y), [5, 6])
+    alone = compiled(dense(0), objective())
+    for member, seed in enumerate((7, 8)):
+        fitted(alone, [states[member]], [masks[member]], [seed])
+        for name, kernel in alone.states()[0].kernels.items():
+            np.testing.assert_allclose(together.states()[member].kernels[name], kernel, atol=ROUNDING)
+        np.testing.assert_allclose(record[member], alone.training_record()[0], atol=0.02)
+        measured = alone.measure(tf.constant(X), tf.constant(Y), [(5, 6)[member]])[0]
+        np.testing.assert_allclose(measures[member], measured, atol=0.02)
+
+
+@pytest.mark.parametrize("l1", [0.0, 1e-4])
+def test_pruned_entries_do_not_move_by_a_bit_in_200_steps(l1):
+    network = dense(1)
+    objective = objectives.Natural(0.1) if not l1 else objectives.L1Penalty(objectives.Natural(0.1), l1)
+    before, masks = state_of(network), half_masks(network)
+    model = fitted(compiled(network, objective), [before], [masks], [7], steps=200)
+    assert int(model.optimizer.iterations) == 200
+    for layer in masked_kernels.masked_layers(network):
+        off, kernel = ~masks[layer.name], np.array(layer.kernel)
+        np.testing.assert_array_equal(kernel[off], before.kernels[layer.name][off])
+        assert (kernel != before.kernels[layer.name])[~off].mean() > 0.5
+        for slot in slots(model.optimizer, layer.kernel):
+            assert not np.any(np.array(slot)[off])
+    masked_kernels.verify(network, X)
+
+
+def test_a_memory_of_pruned_entries_that_was_loaded_is_cleared():
+    network = dense(1)
+    model = compiled(network)
+    masks = half_masks(network)
+    model.begin([state_of(network)], [masks], [1])
+    for layer in masked_kernels.masked_layers(network):
+        for slot in slots(model.optimizer, layer.kernel):
+            slot.assign(tf.ones(slot.shape))
+    model.mask_slots()
+    for layer in masked_kernels.masked_layers(network):
+        for slot in slots(model.optimizer, layer.kernel):
+            np.testing.assert_array_equal(np.array(slot), masks[layer.name].astype("float32"))
+
+
+def test_every_round_begins_with_an_optimizer_that_remembers_nothing():
+    network = dense(1)
+    state, masks = state_of(network), half_masks(network)
+    model = compiled(network)
+    first = fitted(model, [state], [masks], [7]).states()[0].kernels
+    rate = float(model.optimizer.learning_rate)
+    second = fitted(model, [state], [masks], [7]).states()[0].kernels
+    assert rate == pytest.approx(1.2e-3) and float(model.optimizer.learning_rate) == pytest.approx(1.2e-3)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_what_is_measured_is_what_the_network_does():
+    network = dense(1)
+    model = compiled(network)
+    found = model.measure(tf.constant((255 * X).astype("uint8")), tf.constant(Y), [5], label_smoothing=0.0)[0]
+    x = np.float32((255 * X).astype("uint8")) / 255
+    logits = network(x)
+    assert found.accuracy == pytest.approx(np.mean(np.argmax(logits, 1) == Y))
+    assert found.clean_loss == pytest.approx(float(np.mean(cross_entropy(Y, logits))), abs=1e-5)
+    assert found.loss == pytest.approx((found.clean_loss + found.adversarial_loss) / 2)
+    by_truth = model.measure(tf.constant(X), tf.constant(Y), [5], attack=attacks.LinfPGD(0.3, 0.1, 3))[0]
+    assert by_truth.adversarial_loss > by_truth.clean_loss
+    smooth = model.measure(tf.constant(X), tf.constant(Y), [5], label_smoothing=0.1)[0]
+    expected = np.mean(objectives.smoothed_cross_entropy(Y, network(X), 0.1))
+    assert smooth.clean_loss == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("label", ["predicted", "true"])
+def test_accuracy_under_attack_is_that_of_the_attack_called_by_hand(label):
+    attack = attacks.LinfPGD(0.3, 0.1, 2, label=label)
+    network, (x, y) = dense(1), tiny_images(700)
+    model = Trials(network, objectives.CleanAndAdversarial(attack), attack)
+    model.compile(FusedAdam())
+    right = 0
+    for first in (0, 500):  # five hundred at a time
+        part = slice(first, first + 500)
+        x_adv = attack(network, x[part], y[part], seed=attacks.fold_in(tf.constant([5, 3]), first))
+        right += int((np.argmax(network(x_adv), 1) == y[part]).sum())
+    found = model.measure(tf.constant(x), tf.constant(y), [5], 3)[0]
+    assert found.adversarial_accuracy == pytest.approx(right / 700, abs=2 / 700)
+
+
+def test_the_record_is_of_the_steps_since_the_last_one():
+    network = dense(1)
+    model = fitted(compiled(network, objectives.Natural()), [state_of(network)], [half_masks(network)], [7])
+    loss, accuracy, attacked = model.training_record()[0]
+    assert 0 < loss < 3 and 0 < accuracy < 1 and np.isnan(attacked)
+    assert np.isnan(model.training_record()).all()
+
+
+def test_one_operation_of_adam_is_that_of_keras():
+    start = np.random.default_rng(0).normal(size=(50, 7)).astype("float32")
+    values = []
+    for optimizer in (keras.optimizers.Adam(1.2e-3), FusedAdam(1.2e-3)):
+        variable = keras.Variable(start)
+        random = np.random.default_rng(1)
+        for _ in range(20):
+            optimizer.apply([tf.constant(random.normal(size=(50, 7)), tf.float32)], [variable])
+        values.append(np.array(variable))
+    np.testing.assert_allclose(*values, atol=1e-6)
+    assert np.abs(values[0] - start).max() > 0.005
+    with pytest.raises(ValueError, match="amsgrad"):
+        FusedAdam(amsgrad=True)
+
+
+def test_replicas_train_one_network_as_one_device_does():
+    def trained(strategy):
+        with strategy.scope():
+            network = tiny_network("masked")
+            model = compiled(network, optimizer=keras.optimizers.Adam(1e-3))
+        state = State(masked_kernels.get_kernels(tiny_network("masked")), {})
+        others = {v.path: np.array(v) for v in model._others()}
+        fitted(model, [state._replace(others=others)], [half_masks(network)], [7], steps=5)
+        return model.states()[0], model.training_record()[0], model.measure(tf.constant(X), tf.constant(Y), [1])[0]
+
+    # Batch norm is per replica, so that the two differ a little.
+    one, two = trained(tf.distribute.get_strategy()), trained(mirrored())
+    for name, kernel in one[0].kernels.items():
+        np.testing.assert_allclose(two[0].kernels[name], kernel, atol=0.02)
+    np.testing.assert_allclose(two[1], one[1], atol=0.3)
+    assert np.isfinite(two[2]).all()
+
+
+def test_networks_without_masks_and_wrong_numbers_of_states_are_refused():
+    with pytest.raises(ValueError, match='kernel="masked"'):
+        compiled(tiny_network("plain"))
+    network = dense(1)
+    with pytest.raises(ValueError, match=r"each of the 1 members\. Received: 2"):
+        compiled(network).begin([state_of(network)] * 2, [half_masks(network)] * 2, [1, 2])
+    assert layers.kernel_layers(network)

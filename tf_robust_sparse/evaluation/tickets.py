@@ -1,0 +1,144 @@
+"""What rounds of pruning have recorded: curves by trial and round, their means, and the masks they found."""
+
+import csv
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tf_robust_sparse.saving.round_files import is_done, read_arrays, round_directory
+
+Curve = dict[str, np.ndarray]  # column -> values, by rising step
+
+
+class Round(NamedTuple):
+    """A finished round of a trial: how sparse it was, its curves by set of images, and where its arrays lie."""
+
+    trial: int
+    number: int
+    remaining: int
+    entries: int
+    label: str
+    layers: dict[str, int]
+    curves: dict[str, Curve]
+    final: dict[str, dict[str, float]]
+    place: Path
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (of the population) over so many trials."""
+
+    mean: float
+    sd: float
+    number: int
+
+    def percent(self) -> str:
+        """Returns `98.20 ± 0.11 (5)`, or a dash if there is nothing."""
+        return f"{100 * self.mean:.2f} ± {100 * self.sd:.2f} ({self.number})" if self.number else "-"
+
+
+def read_rounds(directory: Path) -> dict[int, list[Round]]:
+    """Returns the finished rounds of an experiment by their number, trial after trial.
+
+    What is not finished is left out, so that a run can be looked at while it goes on.
+
+    Raises:
+        FileNotFoundError: if not a single round is finished.
+        ValueError: if a record is damaged.
+    """
+    found: dict[int, list[Round]] = {}
+    for trial in itertools.count():
+        if not round_directory(directory, trial, 0).is_dir():
+            break
+        for number in itertools.count():
+            place = round_directory(directory, trial, number)
+            if not is_done(place):
+                break
+            found.setdefault(number, []).append(_read(place, trial, number))
+    if not found:
+        raise FileNotFoundError(f"{directory}: expected an experiment with finished rounds. Received: none")
+    return found
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Returns mean and standard deviation of the values, without those that are NaN."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return Spread(math.nan, math.nan, 0)
+    return Spread(float(np.mean(known)), float(np.std(known)), len(known))
+
+
+def at_step(curve: Curve, column: str, step: int) -> float:
+    """Returns the value at `step`, or where it was measured last before; the first value if that is later."""
+    place = int(np.searchsorted(curve["batch"], step, side="right")) - 1
+    return float(curve[column][max(place, 0)])
+
+
+def early_stop(found: Round) -> int:
+    """Returns the place in the curves where the validation loss is least."""
+    return int(np.argmin(found.curves["valid"]["loss"]))
+
+
+def over_trials(rounds: Sequence[Round], of: str, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns steps, and mean and standard deviation over trials at each that all of them have."""
+    steps = sorted(set.intersection(*(set(each.curves[of]["batch"].tolist()) for each in rounds)))
+    values = np.array([[at_step(each.curves[of], column, step) for step in steps] for each in rounds])
+    return np.array(steps), values.mean(axis=0), values.std(axis=0)
+
+
+def overlap(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
+    """Returns the Jaccard index of two masks: entries that both keep, of those that either keeps."""
+    both = sum(int(np.count_nonzero((first[name] != 0) & (second[name] != 0))) for name in first)
+    either = sum(int(np.count_nonzero((first[name] != 0) | (second[name] != 0))) for name in first)
+    return both / either if either else 1.0
+
+
+def mask_overlaps(one: Sequence[Round], other: Sequence[Round] | None = None) -> Spread:
+    """Returns the overlap of masks between the trials of a round, or of equal trials of two experiments."""
+    masks = {each.trial: read_arrays(each.place / "masks") for each in one}
+    if other is None:
+        pairs = itertools.combinations(masks.values(), 2)
+        return spread(overlap(first, second) for first, second in pairs)
+    others = {each.trial: read_arrays(each.place / "masks") for each in other}
+    return spread(overlap(masks[trial], others[trial]) for trial in masks if trial in others)
+
+
+def surviving_weights(found: Round) -> dict[str, np.ndarray]:
+    """Returns by layer the initial values of the weights that the mask of a round keeps."""
+    masks, kernels = read_arrays(found.place / "masks"), read_arrays(found.place / "init_kernels")
+    return {name: kernels[name][mask != 0] for name, mask in masks.items()}
+
+
+def input_pixels(found: Round) -> np.ndarray | None:
+    """Returns for each input the number of weights of the first layer that leave it; `None` if that is no image."""
+    first = next(iter(found.layers))
+    mask = read_arrays(found.place / "masks")[first]
+    side = math.isqrt(mask.shape[0])
+    if mask.ndim != 2 or side * side != mask.shape[0]:
+        return None
+    return np.count_nonzero(mask, axis=1).reshape(side, side)
+
+
+def _read(place: Path, trial: int, number: int) -> Round:
+    try:
+        about: dict[str, Any] = json.loads((place / "summary.json").read_text())
+        curves = {path.stem: _read_curve(path) for path in sorted(place.glob("*.csv"))}
+        own = (about["remaining"], about["entries"], about["label"], about["layers"])
+        return Round(trial, number, *own, curves, about["final_measures"], place)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{place}: expected the record of a finished round, summary.json and CSV files. "
+            f"Received: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_curve(path: Path) -> Curve:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "batch" not in rows[0]:
+        raise ValueError(f"{path.name} has no row, or no column `batch`")
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}

@@ -1,0 +1,68 @@
+"""An objective with a penalty on the weights that are connected."""
+
+import copy
+from typing import Any, Self
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.objectives.objective import Objective, Seed
+
+
+class L1Penalty(Objective):
+    """`objective + strength * sum(abs(effective kernel))` over all kernels.
+
+    Of the effective kernel: an entry that is pruned neither counts nor moves.
+
+    Args:
+        objective: What is minimised beside the penalty.
+        strength: At least 0.
+
+    Raises:
+        ValueError: if `objective` is none, or `strength` is negative.
+    """
+
+    def __init__(self, objective: Objective, strength: float) -> None:
+        if not isinstance(objective, Objective):
+            raise ValueError(f"`objective` must be an objective, such as Natural(). Received: objective={objective!r}")
+        if not 0 <= strength < float("inf"):
+            raise ValueError(f"`strength` of the penalty must be at least 0. Received: strength={strength!r}")
+        self.objective = objective
+        self.strength = float(strength)
+        self.adversarial_weight = objective.adversarial_weight
+        self.label_smoothing = objective.label_smoothing
+        if hasattr(objective, "attack"):
+            self.attack = objective.attack
+
+    def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
+        """With the other objective as it is at that step."""
+        now = copy.copy(self)
+        now.objective = self.objective.at_step(step, seed)
+        return now
+
+    def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
+        """The images that the objective trains on."""
+        return self.objective.perturb(network, x, y, seed=seed)
+
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Losses `(batch,)`, the penalty added to each, and the logits of the objective."""
+        return self.losses(network, x, y, x_adv)[:2]
+
+    def losses(
+        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """As `loss`, and the logits of the attacked images if the objective computes them."""
+        per_example, logits, logits_adv = self.objective.losses(network, x, y, x_adv)
+        penalty = self.penalty(network)
+        if penalty.shape.rank:  # of several networks side by side: each pays for its own part of the batch
+            penalty = tf.repeat(penalty, tf.shape(per_example)[0] // penalty.shape[0])
+        return per_example + penalty, logits, logits_adv
+
+    def penalty(self, network: keras.Model) -> tf.Tensor:
+        """The penalty: a scalar, or one number for each of the networks of a stack."""
+        return self.strength * tf.add_n([layers.kernel_l1(layer) for layer in layers.kernel_layers(network)])
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines the objective, as plain values for a results file."""
+        return {**super().describe(), "strength": self.strength, "penalised": self.objective.describe()}

@@ -1,0 +1,46 @@
+"""Where rounds of pruning lie, and how their arrays are written and read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_robust_sparse.saving.atomic import replace_directory
+
+DONE = "DONE"
+
+
+def round_directory(directory: Path, trial: int, number: int) -> Path:
+    """Returns where a round of a trial is written."""
+    return Path(directory) / f"trial_{trial:02d}" / f"prune_iter_{number:02d}"
+
+
+def is_done(place: Path) -> bool:
+    """Tells whether the round in a directory is finished."""
+    return (place / DONE).is_file()
+
+
+def label_of(left: int, entries: int) -> str:
+    """Returns the percentage of weights that remain, as `100.0`, `51.3` or `08.7`."""
+    return f"{100 * left / entries:04.1f}"
+
+
+def read_arrays(directory: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays in a directory by the stems of their files.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    paths = sorted(directory.glob("*.npy"))
+    if not paths:
+        raise FileNotFoundError(f"{directory}: expected the arrays of a round, *.npy. Received: none")
+    return {path.stem: np.load(path, allow_pickle=False) for path in paths}
+
+
+def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray], dtype: Any) -> None:
+    """Writes each array to a file of its name; the directory is whole or as it was."""
+    with replace_directory(directory) as temporary:
+        temporary.mkdir()
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", np.asarray(array, dtype))

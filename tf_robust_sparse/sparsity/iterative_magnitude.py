@@ -1,0 +1,88 @@
+"""Iterative magnitude pruning: from the trained kernels and the mask of one round to the mask of the next."""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+CUTOFFS = ("inclusive", "exact")
+Kernels = Mapping[str, np.ndarray]  # layer -> kernel or mask
+PruningRule = Callable[[Kernels, Kernels], dict[str, np.ndarray]]  # kernels, masks -> masks
+
+_log = logging.getLogger(__name__)
+
+
+def prune_smallest(kernel: np.ndarray, mask: np.ndarray, fraction: float, cutoff: str = "inclusive") -> np.ndarray:
+    """Returns the mask without the smallest of the entries that it has, by magnitude.
+
+    Of `n` entries sorted by magnitude the one at index `round(fraction * n)`, half to even, is the cutoff.
+
+    Args:
+        kernel: Trained kernel, any shape; what the mask hides never matters.
+        mask: Boolean, of that shape.
+        fraction: Share of the remaining entries to remove, in [0, 1].
+        cutoff: `"inclusive"` removes the cutoff too, and all entries that equal it: one entry more than asked for when
+            magnitudes differ, as in the published experiments. `"exact"` removes exactly `round(fraction * n)`, of
+            equal entries those that come first in memory.
+
+    Returns:
+        Boolean, of the shape of `mask` and within it.
+
+    Raises:
+        ValueError: if an argument is out of its range or the shapes differ.
+
+    Reference: [Frankle and Carbin, 2019](https://arxiv.org/abs/1803.03635), section 2.
+    """
+    kernel, mask = np.asarray(kernel), np.asarray(mask).astype(bool)
+    if kernel.shape != mask.shape:
+        raise ValueError(f"A mask has the shape of its kernel, {kernel.shape}. Received: {mask.shape}")
+    if not 0 <= fraction <= 1:
+        raise ValueError(
+            f"`fraction` is the share of the remaining entries to remove, in [0, 1]; pass 0.2 to remove a fifth. "
+            f"Received: fraction={fraction!r}"
+        )
+    if cutoff not in CUTOFFS:
+        raise ValueError(f"`cutoff` must be one of {', '.join(CUTOFFS)}. Received: cutoff={cutoff!r}")
+    places = np.flatnonzero(mask)
+    sizes = np.abs(kernel.reshape(-1)[places])
+    if not len(places):
+        return mask.copy()
+    if not np.isfinite(sizes).all():
+        raise ValueError("The kernel must be finite where it is to be pruned. Received: NaN or infinity")
+    number = int(np.round(fraction * len(places)))
+    if number >= len(places):
+        return np.zeros_like(mask)
+    order = np.argsort(sizes, kind="stable")
+    if cutoff == "exact":
+        removed = places[order[:number]]
+    else:
+        removed = places[sizes <= sizes[order[number]]]
+        if len(removed) > 2 * max(number, 1):
+            _log.warning(
+                "%d of %d entries equal the cutoff or are below it, where %d were to be removed: ties at %g",
+                len(removed),
+                len(places),
+                number,
+                sizes[order[number]],
+            )
+    kept = mask.reshape(-1).copy()
+    kept[removed] = False
+    return kept.reshape(mask.shape)
+
+
+def iterative_magnitude(fractions: Mapping[str, float], cutoff: str = "inclusive") -> PruningRule:
+    """Returns the rule that prunes each layer by its own fraction, by `prune_smallest`.
+
+    Args:
+        fractions: Layer -> share of its remaining entries to remove; each kernel must have one.
+        cutoff: See `prune_smallest`.
+    """
+
+    def rule(kernels: Kernels, masks: Kernels) -> dict[str, np.ndarray]:
+        if set(kernels) != set(fractions):
+            raise ValueError(
+                f"`fractions` names each prunable layer: {', '.join(kernels)}. Received: {', '.join(fractions)}"
+            )
+        return {name: prune_smallest(kernels[name], masks[name], fractions[name], cutoff) for name in kernels}
+
+    return rule

@@ -1,0 +1,401 @@
+"""Rounds of train, prune and rewind above `fit`: lottery tickets.
+
+A round trains networks with the masks that earlier rounds left, from the weights that the strategy says, and prunes
+what it trained. Each trial writes each round into a directory of its own, `trial_00/prune_iter_00/`, from which the
+next round begins; nothing else passes from round to round, so that a run that goes on tomorrow is the run that was not
+interrupted. Within a round a checkpoint is written now and then, with the record so far.
+
+Reference: [Frankle and Carbin, 2019](https://arxiv.org/abs/1803.03635); rewinding to an early step:
+[Frankle et al., 2020](https://arxiv.org/abs/1912.05671).
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse import saving
+from tf_robust_sparse.attacks import GradientAttack
+from tf_robust_sparse.data import stacked_train_dataset
+from tf_robust_sparse.saving.round_files import DONE, is_done, label_of, read_arrays, round_directory, write_arrays
+from tf_robust_sparse.sparsity import masked_kernels
+from tf_robust_sparse.sparsity.iterative_magnitude import PruningRule
+from tf_robust_sparse.training.trials import Measure, State, Trials
+
+STRATEGIES = ("no_pruning", "reinit_rand", "reinit_orig", "reinit_none")
+TRAINED = "trained"
+COLUMNS = ("batch", "loss", "acc", "adv_acc")
+_INIT, _SHUFFLE, _ATTACK, _EVALUATION = range(4)  # what a stream of seeds is for
+_MORE = {"train": ("lr",), "valid": ("loss_nat", "loss_adv"), "test": ("loss_nat", "loss_adv")}
+
+
+class Images(NamedTuple):
+    """Images to train on or to measure: x `(n, height, width, channels)`, y `(n,)`, smoothing of the labels."""
+
+    x: np.ndarray
+    y: np.ndarray
+    label_smoothing: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What rounds are made of.
+
+    Args:
+        train_iters: Optimisation steps of a round, at least 1.
+        prune_iters: Number of prunings; there is one round more. With `"no_pruning"` there is one round.
+        eval_every: Steps between two measurements; the first comes before any step, the last after all.
+        batch_size: Images per step and trial.
+        strategy: Where round k >= 1 begins: `"reinit_orig"` at the weights that round 0 began with, `"reinit_rand"` at
+            new ones, `"reinit_none"` where round k - 1 ended.
+        rewind_step: With `"reinit_orig"`: begin where round 0 was after that many steps, or `"trained"` for its end.
+        seed: From it, the trial, the round and the purpose every draw is derived.
+
+    Raises:
+        ValueError: if a setting is out of its range.
+    """
+
+    train_iters: int = 50_000
+    prune_iters: int = 20
+    eval_every: int = 500
+    batch_size: int = 60
+    strategy: str = "reinit_orig"
+    rewind_step: int | str = 0
+    seed: int = 1234
+
+    def __post_init__(self):
+        for name, least in (("train_iters", 1), ("prune_iters", 0), ("eval_every", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` is an integer, at least {least}. Received: {name}={value!r}")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: strategy={self.strategy!r}")
+        rewind = self.rewind_step
+        if rewind != TRAINED and not (isinstance(rewind, int) and 0 <= rewind < self.train_iters):
+            raise ValueError(
+                f"`rewind_step` is a step before the last of round 0, {self.train_iters}, or {TRAINED!r} for its end. "
+                f"Received: rewind_step={rewind!r}"
+            )
+        if rewind != 0 and self.strategy != "reinit_orig":
+            raise ValueError(
+                f"`rewind_step` belongs to the strategy reinit_orig. Received: rewind_step={rewind!r} with "
+                f"strategy={self.strategy!r}"
+            )
+
+    @property
+    def rounds(self) -> int:
+        """How many networks a trial trains."""
+        return 1 if self.strategy == "no_pruning" else self.prune_iters + 1
+
+    @property
+    def steps_per_call(self) -> int:
+        """Steps that are run at once: the most that end wherever something is measured or kept."""
+        rewind = self.rewind_step if isinstance(self.rewind_step, int) else 0
+        return math.gcd(self.train_iters, min(self.eval_every, self.train_iters), rewind)
+
+    def stream(self, trial: int, number: int, purpose: int) -> int:
+        """Returns the seed of a trial, a round and a purpose, in [0, 2**31)."""
+        words = np.random.SeedSequence([self.seed, trial, number, purpose]).generate_state(1)
+        return int(words[0]) >> 1
+
+    def is_measured(self, step: int) -> bool:
+        """Tells whether networks are measured after so many steps."""
+        return step % self.eval_every == 0 or step == self.train_iters
+
+
+class Rounds:
+    """Runs the rounds of some trials, which are trained together.
+
+    Args:
+        model: A compiled `Trials` with `steps_per_execution=plan.steps_per_call`, of as many members as trials.
+        build: Function from a seed to a freshly initialised network, as the members of the model are.
+        rule: From kernels and masks of a trained network to the next masks.
+        train: Images to train on.
+        held_out: Name -> images, `"valid"` and `"test"`, measured at every `eval_every` steps.
+        plan: What to do.
+        directory: Where trials are written.
+        trials: Their numbers, one per member.
+        final: More measurements of each trained network: name -> (images, attack).
+        checkpoint_seconds: Least time between two checkpoints within a round.
+        say: What a line of progress is given to.
+
+    Raises:
+        ValueError: if the model has another number of members.
+    """
+
+    def __init__(
+        self,
+        model: Trials,
+        build: Callable[[int], keras.Model],
+        rule: PruningRule,
+        train: Images,
+        held_out: Mapping[str, Images],
+        plan: Plan,
+        directory: Path,
+        trials: Sequence[int] = (0,),
+        final: Mapping[str, tuple[Images, GradientAttack]] | None = None,
+        checkpoint_seconds: float = 60.0,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        if model.members != len(trials):
+            raise ValueError(
+                f"The model trains {model.members} networks together; pass as many trials. Received: {list(trials)}"
+            )
+        self.model = model
+        self.plan = plan
+        self.directory = Path(directory)
+        self.trials = tuple(trials)
+        self._build = build
+        self._rule = rule
+        self._train = train
+        self._final = dict(final or {})
+        self._checkpoint_seconds = checkpoint_seconds
+        self._say = say
+        with tf.device("CPU:0") if not tf.config.list_physical_devices("GPU") else tf.device(None):
+            self._held_out = {name: _on_device(images) for name, images in held_out.items()}
+
+    def run(self) -> None:
+        """Runs every round that is not finished.
+
+        Raises:
+            FloatingPointError: if a loss is not finite.
+        """
+        for number in range(self.plan.rounds):
+            if not all(is_done(self.place(trial, number)) for trial in self.trials):
+                self._round(number)
+
+    def place(self, trial: int, number: int) -> Path:
+        """Returns the directory of a round of a trial."""
+        return round_directory(self.directory, trial, number)
+
+    def _round(self, number: int) -> None:
+        plan, model = self.plan, self.model
+        masks = [self._masks(trial, number) for trial in self.trials]
+        begun = [self._initial_state(trial, number) for trial in self.trials]
+        model.begin(begun, masks, self._streams(number, _ATTACK))
+        record = _Record(self, number)
+        path = self._checkpoint_path()
+        if path.is_file() and (found := saving.read_metadata(path))["round"] == number:
+            saving.load_checkpoint(path, model)
+            model.set_seeds(self._streams(number, _ATTACK))
+            model.mask_slots()
+            record.step, record.rows, record.seconds = found["step"], found["rows"], found["seconds"]
+            self._say(f"round {number}: goes on after step {record.step} of {plan.train_iters}")
+        else:
+            for trial, state, mask in zip(self.trials, begun, masks, strict=True):
+                _write_state(self.place(trial, number), "init", state)
+                write_arrays(self.place(trial, number) / "masks", mask, np.float32)
+            left, entries = masked_kernels.remaining(masks[0])
+            self._say(f"round {number}: {left} / {entries} weights, {label_of(left, entries)} % remain")
+            record.measure()
+        if record.step < plan.train_iters:
+            batches = stacked_train_dataset(
+                self._train.x, self._train.y, plan.batch_size, self._streams(number, _SHUFFLE), record.step
+            )
+            steps = plan.steps_per_call
+            model.fit(
+                batches,
+                initial_epoch=record.step // steps,
+                epochs=plan.train_iters // steps,
+                steps_per_epoch=steps,
+                callbacks=[record],
+                verbose=0,
+            )
+        self._finish(number, masks, record)
+
+    def _finish(self, number: int, masks: list[dict[str, np.ndarray]], record: "_Record") -> None:
+        states = self.model.states()
+        final = {
+            name: self.model.measure(*_on_device(images)[:2], self._streams(number, _EVALUATION), 0, 0.0, attack)
+            for name, (images, attack) in self._final.items()
+        }
+        record.write()
+        for member, trial in enumerate(self.trials):
+            place = self.place(trial, number)
+            _write_state(place, "post", states[member])
+            write_arrays(place / "next_masks", self._rule(states[member].kernels, masks[member]), bool)
+            more = {name: measures[member]._asdict() for name, measures in final.items()}
+            _write_json(place / "summary.json", summary(record.rows[member], masks[member], record.seconds, more))
+        for trial in self.trials:
+            with saving.replace_file(self.place(trial, number) / DONE) as path:
+                path.write_text("")
+        self._checkpoint_path().unlink(missing_ok=True)
+        for member, trial in enumerate(self.trials):
+            last = record.rows[member]["test"][-1]
+            self._say(
+                f"round {number}, trial {trial}: test loss {last['loss']:.4f}, accuracy {100 * last['acc']:.2f} %, "
+                f"under attack {100 * last['adv_acc']:.2f} %, {record.seconds:.0f} s"
+            )
+
+    def _initial_state(self, trial: int, number: int) -> State:
+        """Returns the variables that a round begins with."""
+        strategy, rewind = self.plan.strategy, self.plan.rewind_step
+        if number == 0 or strategy == "reinit_rand":
+            return network_state(self._build(self.plan.stream(trial, number, _INIT)))
+        if strategy == "reinit_none":
+            return read_state(self.place(trial, number - 1), "post")
+        return read_state(self.place(trial, 0), {0: "init", TRAINED: "post"}.get(rewind, "rewind"))
+
+    def _masks(self, trial: int, number: int) -> dict[str, np.ndarray]:
+        """Returns the masks of a round: what the rule leaves of those of the round before.
+
+        Raises:
+            RuntimeError: if the rule brings an entry back.
+        """
+        if number == 0:
+            return {name: np.ones(kernel.shape, bool) for name, kernel in self._shapes().items()}
+        before = self.place(trial, number - 1)
+        masks = {name: mask != 0 for name, mask in read_arrays(before / "masks").items()}
+        after = {name: mask != 0 for name, mask in read_arrays(before / "next_masks").items()}
+        for name, mask in after.items():
+            if (mask & ~masks[name]).any():
+                raise RuntimeError(f"The pruning rule brought pruned entries of {name} back in round {number}.")
+        return after
+
+    def _shapes(self) -> dict[str, np.ndarray]:
+        return self.model.states()[0].kernels
+
+    def _streams(self, number: int, purpose: int) -> list[int]:
+        return [self.plan.stream(trial, number, purpose) for trial in self.trials]
+
+    def _checkpoint_path(self) -> Path:
+        name = "-".join(f"{trial:02d}" for trial in (self.trials[0], self.trials[-1]))
+        return self.directory / f"trials_{name}.weights.h5"
+
+
+class _Record(keras.callbacks.Callback):
+    """Measures and keeps the record of one round, and writes checkpoints."""
+
+    def __init__(self, rounds: Rounds, number: int) -> None:
+        super().__init__()
+        self.rounds = rounds
+        self.number = number
+        self.step = 0
+        self.seconds = 0.0
+        self.rows: list[dict[str, list[dict[str, float]]]] = [
+            {name: [] for name in ("train", *rounds._held_out)} for _ in rounds.trials
+        ]
+        self._begun = self._said = self._written = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Measures if it is time to."""
+        plan = self.rounds.plan
+        self.step = (epoch + 1) * plan.steps_per_call
+        if self.number == 0 and self.step == plan.rewind_step:
+            for trial, state in zip(self.rounds.trials, self.rounds.model.states(), strict=True):
+                _write_state(self.rounds.place(trial, 0), "rewind", state)
+        if not plan.is_measured(self.step):
+            return
+        self.measure()
+        now = time.perf_counter()
+        if now - self._said > 30 and self.step < plan.train_iters:
+            self._said = now
+            accuracy = np.mean([rows["test"][-1]["acc"] for rows in self.rows])
+            attacked = np.mean([rows["test"][-1]["adv_acc"] for rows in self.rows])
+            self.rounds._say(
+                f"round {self.number}, step {self.step} of {plan.train_iters}: test accuracy {100 * accuracy:.2f} %, "
+                f"under attack {100 * attacked:.2f} %"
+            )
+        if now - self._written > self.rounds._checkpoint_seconds and self.step < plan.train_iters:
+            self.write()
+            metadata = {"round": self.number, "step": self.step, "rows": self.rows, "seconds": self.seconds}
+            saving.save_checkpoint(self.rounds._checkpoint_path(), self.rounds.model, metadata)
+            self._written = now
+
+    def measure(self) -> None:
+        """Adds a row to every record."""
+        rounds, model = self.rounds, self.rounds.model
+        trained = model.training_record()
+        now = time.perf_counter()
+        self.seconds, self._begun = self.seconds + now - self._begun, now
+        rate = float(np.array(model.optimizer.learning_rate))
+        for member, (loss, accuracy, attacked) in enumerate(trained):
+            if self.step and not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss of trial {rounds.trials[member]} is {loss} in round {self.number} before step "
+                    f"{self.step}; a lower learning rate may help"
+                )
+            row = dict(zip(COLUMNS, (self.step, loss, accuracy, attacked), strict=True))
+            self.rows[member]["train"].append({**row, "lr": rate})
+        for place, (name, images) in enumerate(rounds._held_out.items()):
+            seeds = rounds._streams(self.number, _EVALUATION + 1 + place)
+            for member, found in enumerate(model.measure(images.x, images.y, seeds, self.step, images.label_smoothing)):
+                self.rows[member][name].append(_row(self.step, found))
+
+    def write(self) -> None:
+        """Writes the record of every trial so far as CSV files."""
+        for trial, rows in zip(self.rounds.trials, self.rows, strict=True):
+            for name, lines in rows.items():
+                with (
+                    saving.replace_file(self.rounds.place(trial, self.number) / f"{name}.csv") as path,
+                    path.open("w", newline="") as file,
+                ):
+                    writer = csv.DictWriter(file, [*COLUMNS, *_MORE[name]])
+                    writer.writeheader()
+                    writer.writerows(lines)
+
+
+def network_state(network: keras.Model) -> State:
+    """Returns the variables of a network, without its masks."""
+    kernels = masked_kernels.get_kernels(network)
+    held = {id(v) for layer in masked_kernels.masked_layers(network) for v in (layer.kernel, layer.kernel_mask)}
+    return State(kernels, {v.path: np.array(v) for v in network.variables if id(v) not in held})
+
+
+def read_state(place: Path, name: str) -> State:
+    """Returns the variables that a round wrote: `"init"`, `"post"` or `"rewind"`."""
+    path, others = place / f"{name}_others.npz", {}
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as archive:
+            others = {key: archive[key] for key in archive.files}
+    return State(read_arrays(place / f"{name}_kernels"), others)
+
+
+def summary(
+    rows: Mapping[str, list[dict[str, float]]], masks: Mapping[str, np.ndarray], seconds: float, final: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns what matters of a round: its sparsity, its end, and where the validation loss was least."""
+    left, entries = masked_kernels.remaining(masks)
+    least = min(range(len(rows["valid"])), key=lambda place: rows["valid"][place]["loss"])
+    return {
+        "remaining": left,
+        "entries": entries,
+        "label": label_of(left, entries),
+        "layers": {name: int(np.count_nonzero(mask)) for name, mask in masks.items()},
+        "final": {name: lines[-1] for name, lines in rows.items()},
+        "early_stop": {
+            "batch": rows["valid"][least]["batch"],
+            **{name: lines[least] for name, lines in rows.items() if name != "train"},
+        },
+        "final_measures": final,
+        "seconds": seconds,
+    }
+
+
+def _row(step: int, found: Measure) -> dict[str, float]:
+    row = dict(zip(COLUMNS, (step, found.loss, found.accuracy, found.adversarial_accuracy), strict=True))
+    return {**row, "loss_nat": found.clean_loss, "loss_adv": found.adversarial_loss}
+
+
+def _on_device(images: Images) -> Images:
+    return Images(tf.constant(images.x), tf.constant(images.y, tf.int64), images.label_smoothing)
+
+
+def _write_state(place: Path, name: str, state: State) -> None:
+    write_arrays(place / f"{name}_kernels", state.kernels, np.float32)
+    if state.others:
+        with saving.replace_file(place / f"{name}_others.npz") as path:
+            np.savez(path, **state.others)  # type: ignore[arg-type]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with saving.replace_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=float) + "\n")

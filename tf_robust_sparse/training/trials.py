@@ -1,0 +1,224 @@
+"""Training of several networks side by side with a record of each: what rounds of pruning train with."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.attacks import GradientAttack, fold_in
+from tf_robust_sparse.models import members_of
+from tf_robust_sparse.objectives import Objective, smoothed_cross_entropy
+from tf_robust_sparse.sparsity import masked_kernels, slots
+from tf_robust_sparse.training.robust_model import RobustModel
+
+_CHUNK = 500  # images that each member is measured on at once
+
+
+class State(NamedTuple):
+    """The variables of one member: kernels by layer name, and by path whatever else the network has."""
+
+    kernels: dict[str, np.ndarray]
+    others: dict[str, np.ndarray]
+
+
+class Measure(NamedTuple):
+    """What a member does on a set of images: mean losses in nats, fractions of images that are classified correctly."""
+
+    loss: float
+    accuracy: float
+    adversarial_accuracy: float
+    clean_loss: float
+    adversarial_loss: float
+
+
+class Trials(RobustModel):
+    """A `RobustModel` of one network or of a stack of them, which keeps a record of each.
+
+    Each member of a stack (`models.stack`) minimises its own mean loss, draws its attack noise from its own seed, and
+    so does what it would do alone, up to the rounding of batched products.
+
+    Args:
+        network: A network with masked kernels, or a stack.
+        objective: What training minimises. It is recorded as
+            `(1 - adversarial_weight) * CE(clean) + adversarial_weight * CE(attacked)`, with the penalty it may have.
+        attack: What `measure` attacks with.
+
+    Raises:
+        ValueError: as for `RobustModel`, or if the network has no masked kernels.
+    """
+
+    def __init__(self, network: keras.Model, objective: Objective, attack: GradientAttack) -> None:
+        super().__init__(network, objective)
+        masked_kernels.masked_layers(network)
+        self.members = members_of(network)
+        self.attack = attack
+        self._seeds = tf.Variable(
+            tf.zeros(self.members, tf.int32), aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, trainable=False
+        )
+        # Of each member: images, their loss, how many are right, how many are right under attack.
+        self._sums = tf.Variable(
+            tf.zeros((4, self.members)),
+            aggregation=tf.VariableAggregation.SUM,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            trainable=False,
+        )
+        self._measures: dict[int, Callable[..., tf.Tensor]] = {}
+
+    def begin(self, states: Sequence[State], masks: Sequence[dict[str, np.ndarray]], seeds: Sequence[int]) -> None:
+        """Sets variables and masks of every member, and an optimizer that remembers nothing."""
+        self._assign_states(states)
+        masked_kernels.set_masks(self.network, self._together(masks))
+        for variable in self.optimizer.variables:
+            if variable.name != "learning_rate":
+                variable.assign(tf.zeros(variable.shape, variable.dtype))
+        self.set_seeds(seeds)
+
+    def set_seeds(self, seeds: Sequence[int]) -> None:
+        """Sets the integers, one per member, that the draws of training are functions of; forgets the record."""
+        self._seeds.assign(np.asarray(seeds, np.int32))
+        self._sums.assign(tf.zeros((4, self.members)))
+
+    def states(self) -> list[State]:
+        """Returns the variables of every member."""
+        kernels = self._apart(masked_kernels.get_kernels(self.network))
+        others = {variable.path: np.array(variable) for variable in self._others()}
+        return [State(each, dict(others)) for each in kernels]
+
+    def masks(self) -> list[dict[str, np.ndarray]]:
+        """Returns the masks of every member."""
+        return self._apart(masked_kernels.get_masks(self.network))
+
+    def mask_slots(self) -> None:
+        """Sets the optimizer's memory of pruned entries to zero.
+
+        From fresh it never is anything else: their gradients are zero. A memory that was loaded may be.
+        """
+        for layer in masked_kernels.masked_layers(self.network):
+            for slot in slots(self.optimizer, layer.kernel):
+                slot.assign(layers.select(tf.convert_to_tensor(layer.kernel_mask), tf.convert_to_tensor(slot), 0))
+
+    def training_record(self) -> list[tuple[float, float, float]]:
+        """Returns loss, accuracy and accuracy under attack of every member since the last call, and begins anew.
+
+        The last is NaN if the objective attacks nothing. All are NaN if there was no step.
+        """
+        number, *sums = np.array(self._sums, np.float64)
+        self._sums.assign(tf.zeros((4, self.members)))
+        with np.errstate(invalid="ignore"):
+            columns = zip(*(each / number for each in sums), strict=True)
+            return [(float(loss), float(right), float(attacked)) for loss, right, attacked in columns]
+
+    def measure(
+        self,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        seeds: Sequence[int],
+        number: int = 0,
+        label_smoothing: float = 0.0,
+        attack: GradientAttack | None = None,
+    ) -> list[Measure]:
+        """Measures every member on the same images, each attacked for itself.
+
+        Args:
+            x: `(n, height, width, channels)`, uint8 or floats in [0, 1].
+            y: `(n,)`, int64.
+            seeds: One integer per member, of the noise of its attack.
+            number: Another one, such as that of the training step.
+            label_smoothing: Of the labels in the losses; accuracies are measured on the labels themselves.
+            attack: By default the one given to the constructor.
+        """
+        attack = self.attack if attack is None else attack
+        if id(attack) not in self._measures:
+            self._measures[id(attack)] = self._compiled_measure(attack)
+        pairs = np.stack([seeds, np.full(self.members, number)], 1)
+        seed = tf.constant(pairs if self.members > 1 else pairs[0], tf.int64)
+        sums = np.array(self._measures[id(attack)](x, y, seed, tf.constant(label_smoothing, tf.float32)), np.float64)
+        clean, attacked, right, right_attacked = sums / len(y)
+        weight = self.objective.adversarial_weight
+        loss = (1 - weight) * clean + weight * attacked + self._penalty()
+        columns = (loss, right, right_attacked, clean, attacked)
+        return [Measure(*(float(value) for value in each)) for each in zip(*columns, strict=True)]
+
+    def _compiled_measure(self, attack: GradientAttack) -> Callable[..., tf.Tensor]:
+        members = self.members
+        by_prediction = attack.label == "predicted"
+        if by_prediction:  # which are known here already
+            attack = type(attack).from_config({**attack.get_config(), "label": "true"})
+
+        def of_each(values: tf.Tensor) -> tf.Tensor:
+            return tf.reduce_sum(tf.reshape(tf.cast(values, tf.float32), (members, -1)), axis=1)
+
+        @tf.function(reduce_retracing=True, autograph=False)
+        def measure(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor, label_smoothing: tf.Tensor) -> tf.Tensor:
+            def add(first: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                some, labels = x[first : first + _CHUNK], y[first : first + _CHUNK]
+                if some.dtype == tf.uint8:
+                    some = tf.cast(some, tf.float32) / 255.0
+                if members > 1:
+                    some, labels = tf.tile(some, (members, 1, 1, 1)), tf.tile(labels, (members,))
+                clean = tf.cast(self.network(some, training=False), tf.float32)
+                away_from = tf.argmax(clean, axis=-1) if by_prediction else labels
+                x_adv = attack(self.network, some, away_from, seed=fold_in(seed, first))
+                logits = [clean, tf.cast(self.network(x_adv, training=False), tf.float32)]
+                losses = [of_each(smoothed_cross_entropy(labels, each, label_smoothing)) for each in logits]
+                right = [of_each(tf.argmax(each, axis=-1) == labels) for each in logits]
+                return first + _CHUNK, sums + tf.stack(losses + right)
+
+            with layers.settled_kernels(self.network), self._inference_kernels():
+                state = (tf.constant(0), tf.zeros((4, members)))
+                return tf.while_loop(lambda first, _: first < tf.shape(x)[0], add, state, parallel_iterations=1)[1]
+
+        return measure
+
+    def _penalty(self) -> Any:
+        return np.array(self.objective.penalty(self.network)) if hasattr(self.objective, "penalty") else 0.0
+
+    def _step_seed(self):
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        seeds = tf.convert_to_tensor(self._seeds)
+        if self.members == 1:
+            return tf.stack([seeds[0], step])
+        return tf.stack([seeds, tf.fill((self.members,), step)], axis=1)
+
+    def _mean_loss(self, per_example):
+        return self.members * super()._mean_loss(per_example)  # the mean over its own part of the batch, for each
+
+    def _record_step(self, per_example, x, y, logits, logits_adv):
+        right = tf.cast(tf.argmax(logits, axis=-1) == y, tf.float32)
+        if logits_adv is None:
+            right_adv = tf.fill(tf.shape(right), float("nan"))
+        else:
+            right_adv = tf.cast(tf.argmax(logits_adv, axis=-1) == y, tf.float32)
+        rows = tf.stack([tf.ones_like(right), per_example, right, right_adv])
+        self._sums.assign_add(tf.reduce_sum(tf.reshape(rows, (4, self.members, -1)), axis=2))
+        return {"loss": tf.reduce_mean(per_example)}
+
+    def _others(self) -> list[Any]:
+        held = {
+            id(variable)
+            for layer in masked_kernels.masked_layers(self.network)
+            for variable in (layer.kernel, layer.kernel_mask)
+        }
+        return [variable for variable in self.network.variables if id(variable) not in held]
+
+    def _assign_states(self, states: Sequence[State]) -> None:
+        masked_kernels.set_kernels(self.network, self._together([state.kernels for state in states]))
+        others = self._others()
+        for state in states:  # a stack has no others
+            for variable, value in zip(others, state.others.values(), strict=True):
+                variable.assign(value)
+
+    def _together(self, parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        if len(parts) != self.members:
+            raise ValueError(f"There is one state for each of the {self.members} members. Received: {len(parts)}")
+        if self.members == 1:
+            return parts[0]
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def _apart(self, values: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        if self.members == 1:
+            return [values]
+        return [{name: value[member] for name, value in values.items()} for member in range(self.members)]
