@@ -12,6 +12,7 @@ from tf_robust_sparse.certify.smoothing import (
     prediction_p_value,
 )
 from tf_robust_sparse.certify.verification import VerifiedImage, verify_images
+from tf_robust_sparse.certify.vnnlib import vnnlib_property
 
 __all__ = [
     "ABSTAIN",
@@ -28,4 +29,5 @@ __all__ = [
     "prediction_p_value",
     "specification",
     "verify_images",
+    "vnnlib_property",
 ]

@@ -4,6 +4,7 @@ from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from tf_robust_sparse.saving.copy_weights import copy_weights
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
+from tf_robust_sparse.saving.onnx_export import export_onnx
 from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights
 from tf_robust_sparse.saving.reference_weights import import_reference_weights
 from tf_robust_sparse.saving.strip import strip
@@ -12,6 +13,7 @@ __all__ = [
     "PYTORCH_SUFFIXES",
     "copy_weights",
     "export_network",
+    "export_onnx",
     "import_pytorch_weights",
     "import_reference_weights",
     "load_checkpoint",
