@@ -43,7 +43,7 @@ with command_line.section("Certificates"):
         "slope", "adaptive", ["adaptive", "zero-lb", "one-lb", "same-slope"], "Of CROWN: lower line of undecided ReLUs."
     )
     flags.DEFINE_bool("tight", True, "Of CROWN: intersect with intervals, and take the better of both.")
-    flags.DEFINE_integer("chunk", 4096, "Of CROWN: rows of a backward pass; fewer take less memory.", 1)
+    flags.DEFINE_integer("chunk", 4096, "Of CROWN: rows carried back at once; fewer take less memory.", 1)
     command_line.define_number("sigma", 0.25, "Standard deviation of the noise, in pixels of [0, 1].", excluded=0)
     flags.DEFINE_integer("n0", 100, "Answers under noise that select the class.", 1)
     flags.DEFINE_integer("n", 10_000, "Further answers that estimate its probability.", 1)

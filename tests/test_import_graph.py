@@ -24,7 +24,7 @@ LINE = {folder: number for number, line in enumerate(DIAGRAM) for folder in line
 
 # Imported by the one function that needs them, if at all: slow to import, optional, or with effects on the process.
 LAZY = (
-    *("foolbox", "matplotlib", "scipy", "tensorflow_datasets", "tensorflow_model_optimization", "tf_keras"),
+    *("foolbox", "matplotlib", "onnx", "scipy", "tensorflow_datasets", "tensorflow_model_optimization", "tf_keras"),
     "absl.flags",
 )
 

@@ -398,6 +398,89 @@ def test_the_chunk_changes_nothing_but_the_memory():
         np.testing.assert_allclose(few, many, atol=1e-5)
 
 
+def windowed_network(kind):
+    """Convolutions on images that are larger than what their neurons see."""
+    keras.utils.set_random_seed(5)
+    x = inputs = keras.Input((17, 14, 2))
+    x = keras.layers.Rescaling(2.0, offset=-1.0)(x)
+    padding = "valid" if kind == "symmetric" else "same"
+
+    def conv(x, filters, side, strides=1):
+        if kind == "symmetric" and side > 1:
+            x = keras.layers.ZeroPadding2D(side // 2)(x)
+        return layers.PlainConv2D(filters, side, strides, padding=padding)(x)
+
+    x = keras.layers.ReLU()(conv(x, 4, 3))
+    if kind == "pooled":
+        x = keras.layers.AveragePooling2D(2)(x)
+    y = conv(keras.layers.ReLU()(conv(x, 5, 3, 2)), 5, 3)
+    y = layers.BatchNormalization()(y)
+    x = keras.layers.ReLU()(keras.layers.Add()([y, conv(x, 5, 1, 2)]))
+    x = keras.layers.Flatten()(conv(conv(x, 3, 2, 2), 3, 3))  # two in a row
+    network = keras.Model(inputs, layers.PlainDense(3)(keras.layers.ReLU()(x)))
+    return disturbed(network)
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [("same", "Linf"), ("symmetric", "Linf"), ("pooled", "Linf"), ("symmetric", "L2"), ("same", "L1")],
+)
+def test_windows_give_the_bounds_of_whole_images(kind, norm, monkeypatch):
+    network = windowed_network(kind)
+    x = np.random.default_rng(0).random((2, 17, 14, 2)).astype("float32")
+    steps, around = bound_graph(network), bounds.ball(x, {"Linf": 0.03, "L2": 0.3, "L1": 1.0}[norm], norm)
+    targets = [i for i, step in enumerate(steps) if isinstance(step.rule, bounds.Linear) and len(step.shape) == 3]
+    assert sum(bounds.views(steps, i) is not None for i in targets) >= 5
+    by_windows = [bounds.crown_intervals(steps, around, None, "adaptive", chunk) for chunk in (30, 400)]
+    monkeypatch.setattr(bounds, "views", lambda *_: None)
+    by_images = bounds.crown_intervals(steps, around, None, "adaptive", 400)
+    for found in by_windows:
+        for name, expected in by_images.items():
+            for side in (0, 1):
+                np.testing.assert_allclose(found[name][side], expected[side], rtol=1e-4, atol=1e-4)
+
+
+def test_neurons_that_intervals_decide_keep_them_and_the_margins_do_not_change(monkeypatch):
+    network = network_named("small_cnn")
+    x, y = np.random.default_rng(0).random((2, 8, 8, 3)).astype("float32"), tf.constant([0, 3])
+    steps, around = bound_graph(network), bounds.ball(x, 0.02)
+    known = bounds.interval_bounds(steps, around)
+    found = bounds.crown_intervals(steps, around, known, "adaptive", 64)
+    everywhere = bounds.crown_intervals(steps, around, None, "adaptive", 64)
+    both = {name: bounds._intersection(part, known[name]) for name, part in everywhere.items()}
+    lower = [
+        bounds.linear_lower_bounds(steps, len(steps) - 1, certify.specification(y, 5), each, around, "adaptive")
+        for each in (found, both)
+    ]
+    np.testing.assert_allclose(lower[0], lower[1], atol=1e-5)
+    decided = (known["dense3"].lower >= 0) | (known["dense3"].upper <= 0)
+    kept = tf.reduce_all(decided, axis=0)  # of both images
+    assert tf.reduce_any(kept)
+    for side in (0, 1):
+        np.testing.assert_array_equal(found["dense3"][side].numpy()[:, kept], known["dense3"][side].numpy()[:, kept])
+
+
+def test_gradients_of_lines_are_those_that_tensorflow_derives():
+    random = np.random.default_rng(0)
+    shapes = {"coefficients": (2, 3, 5), "above": (2, 1, 5), "intercept": (2, 1, 5)}
+    for rows in (1, 3):
+        values = [tf.constant(random.normal(size=s), tf.float32) for s in (*shapes.values(), (2, rows, 5))]
+
+        def derived(coefficients, above, intercept, below):
+            positive, negative = tf.maximum(coefficients, 0.0), tf.minimum(coefficients, 0.0)
+            return below * positive + above * negative, tf.reduce_sum(negative * intercept, axis=2)
+
+        results = []
+        for function in (bounds._by_lines, derived):
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                passed, constant = function(*values)
+                total = tf.reduce_sum(tf.sin(passed)) + tf.reduce_sum(tf.cos(constant))
+            results.append([passed, constant, *tape.gradient(total, values)])
+        for ours, theirs in zip(*results, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_mixed_precision_is_refused():
     x = inputs = keras.Input((4,))
     x = keras.layers.Dense(4, activation="relu", dtype="mixed_float16", name="half")(x)

@@ -9,6 +9,7 @@ from scipy import stats
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import certify
+from tf_robust_sparse.certify import smoothing
 
 TRIALS = 10_000
 
@@ -174,3 +175,17 @@ def test_bad_settings():
     broken = certify.SmoothedClassifier(lambda x: tf.fill((tf.shape(x)[0], 2), math.nan), 0.1)
     with pytest.raises(ValueError, match="not finite"):
         broken.votes(x, 10)
+
+
+def test_noise_is_normal_and_of_its_seed():
+    shape, seed = (101, 97, 3), tf.constant([1, 2], tf.int64)
+    noise = smoothing._normal(shape, seed, 0.5).numpy()
+    assert noise.shape == shape and np.isfinite(noise).all()
+    values = noise.ravel() / 0.5
+    assert stats.kstest(values, "norm").pvalue > 0.01
+    assert stats.kstest(np.abs(values[np.abs(values) > 2]), stats.truncnorm(2, np.inf).cdf).pvalue > 0.01
+    half = (len(values) + 1) // 2  # cosine and sine of the same radius are independent all the same
+    pairs = values[: len(values) - half], values[half:]
+    assert abs(np.corrcoef(*pairs)[0, 1]) < 0.02 and abs(np.corrcoef(*np.square(pairs))[0, 1]) < 0.02
+    np.testing.assert_array_equal(noise, smoothing._normal(shape, seed, 0.5))
+    assert not np.array_equal(noise, smoothing._normal(shape, tf.constant([1, 3], tf.int64), 0.5))

@@ -29,10 +29,12 @@ def test_help_tells_every_flag_in_a_sentence(script, word):
     assert "%s" not in done.out
 
 
-@pytest.mark.parametrize("script", ["run_certify", "run_sweep", "run_mask_plots", "run_unpack_imagenet"])
+@pytest.mark.parametrize(
+    "script", ["run_certify", "run_sweep", "run_mask_plots", "run_unpack_imagenet", "run_verifier_export"]
+)
 def test_help_of_the_tools_tells_every_flag_in_a_sentence(script):
     done = run_script(script, "--help").expect()
-    assert done.err == "" and done.out.startswith(("Certifies", "Runs", "Shows", "Copies"))
+    assert done.err == "" and done.out.startswith(("Certifies", "Runs", "Shows", "Copies", "Prepares"))
     shown = re.findall(r"^  --(?:\[no\])?(\w+) +(\S.*)", done.out, re.MULTILINE)
     assert len(shown) >= 3 and all(text for _, text in shown)
     assert max(map(len, done.out.splitlines())) <= 120

@@ -13,6 +13,7 @@ from tf_robust_sparse.certify.smoothing import (
     prediction_p_value,
 )
 from tf_robust_sparse.certify.verification import VerifiedImage, Verifier, verify_images
+from tf_robust_sparse.certify.vnnlib import vnnlib_property
 
 __all__ = [
     "ABSTAIN",
@@ -33,4 +34,5 @@ __all__ = [
     "prediction_p_value",
     "specification",
     "verify_images",
+    "vnnlib_property",
 ]

@@ -22,6 +22,22 @@ _WITHOUT_NEGATIVE_COEFFICIENTS = (
 Map = Callable[[tf.Tensor], tf.Tensor]
 
 
+class Window(NamedTuple):
+    """A linear map of images by windows: output `i` sees `size` inputs from `i * strides - before` on.
+
+    Attributes:
+        apply: The map of images that need no padding.
+        size: Height and width.
+        strides: Vertical and horizontal.
+        before: Rows and columns of zeros that are put before the images.
+    """
+
+    apply: Map
+    size: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    before: tuple[int, int] = (0, 0)
+
+
 class Linear(NamedTuple):
     """`x -> apply(x) + bias`; `absolute` is the same map with absolute coefficients.
 
@@ -30,12 +46,14 @@ class Linear(NamedTuple):
         absolute: The same with the absolute values of its coefficients.
         bias: Broadcasts to the output without its batch axis; `None` for none.
         is_dense: Whether it is a matrix product over vectors.
+        window: What it does by windows, or `None` if it is not known to.
     """
 
     apply: Map
     absolute: Map
     bias: tf.Tensor | None
     is_dense: bool = False
+    window: Window | None = None
 
 
 class ReLU(NamedTuple):
@@ -128,7 +146,7 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
     if isinstance(layer, keras.layers.Dropout):
         return [(_identity(), "")]
     if isinstance(layer, _WITHOUT_NEGATIVE_COEFFICIENTS):
-        return [(Linear(layer, layer, None), "")]
+        return [(Linear(layer, layer, None, window=_window(layer)), "")]
     if isinstance(layer, keras.layers.MaxPooling2D):
         return [(_max_pool(layer), "")]
     if isinstance(layer, keras.layers.Add):
@@ -174,7 +192,31 @@ def _kernel_rule(layer: Any) -> Linear:
             return lambda x: layers.convolve(x, weights, layer.strides, layer.padding)
         return lambda x: tf.nn.conv2d(x, weights, layer.strides, layer.padding.upper(), dilations=dilation)
 
-    return Linear(convolution(kernel), convolution(size), bias)
+    window = None
+    if dilation == (1, 1):
+        before = _before(layer, kernel.shape[:2]) if layer.padding == "same" else (0, 0)
+        window = Window(
+            lambda x: layers.convolve(x, kernel, layer.strides, "valid"),
+            *(tuple(kernel.shape[:2]), tuple(layer.strides), before),
+        )
+    return Linear(convolution(kernel), convolution(size), bias, window=window)
+
+
+def _before(layer: Any, window: Any) -> tuple[int, int]:
+    """Returns the rows and columns that padding "same" puts before the images; an odd one goes to the end."""
+    sides = zip(layer.input.shape[1:3], layer.output.shape[1:3], window, layer.strides, strict=True)
+    top, left = (max((count - 1) * stride + side - size, 0) // 2 for size, count, side, stride in sides)
+    return top, left
+
+
+def _window(layer: Any) -> Window | None:
+    """Returns what zero padding or pooling does by windows."""
+    if isinstance(layer, keras.layers.ZeroPadding2D):
+        (top, _), (left, _) = layer.padding
+        return Window(tf.identity, before=(top, left))
+    if isinstance(layer, keras.layers.AveragePooling2D) and layer.padding == "valid":
+        return Window(layer, tuple(layer.pool_size), tuple(layer.strides))
+    return None
 
 
 def _batch_norm(layer: Any) -> Linear:
@@ -192,11 +234,11 @@ def _batch_norm(layer: Any) -> Linear:
 def _affine(scale: Any, shift: Any) -> Linear:
     scale, shift = tf.cast(scale, tf.float32), tf.cast(shift, tf.float32)
     size = tf.abs(scale)
-    return Linear(lambda x: x * scale, lambda x: x * size, shift)
+    return Linear(lambda x: x * scale, lambda x: x * size, shift, window=Window(lambda x: x * scale))
 
 
 def _identity() -> Linear:
-    return Linear(tf.identity, tf.identity, None)
+    return Linear(tf.identity, tf.identity, None, window=Window(tf.identity))
 
 
 def _max_pool(layer: Any) -> MaxPool:

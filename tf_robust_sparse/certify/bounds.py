@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, Step, Sum, bound_graph
+from tf_robust_sparse.certify.windows import View, cut, sticks_out, through, views, widened
 
 SLOPES = ("adaptive", "zero-lb", "one-lb", "same-slope")
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "zonotope")
@@ -98,8 +99,8 @@ def margins(
         slope: Lower line of a ReLU that may be on or off: `"adaptive"`, `"zero-lb"`, `"one-lb"` or `"same-slope"`.
         norm: Norm of the ball.
         tight: Whether bounds between are intersected with intervals, and the better of both is returned.
-        chunk: Rows of a backward pass over all images and neurons, which bounds the memory: a few times `chunk` times
-            the neurons of the largest layer.
+        chunk: Rows that `"crown"` carries back at once, two for each neuron of each image, which bounds the memory; of a
+            batch of unknown size for each image.
 
     Returns:
         `(batch, classes - 1)`, float32, other classes in rising order.
@@ -120,7 +121,7 @@ def margins(
     if tight or method in ("ibp", "crown-ibp"):
         intervals = interval_bounds(steps, around, chunk)
     if tight or method == "ibp":
-        by_interval = _merged(steps, intervals, rows)
+        by_interval = interval_margins(steps, intervals, rows)
     if method == "ibp":
         return by_interval
     if method != "crown-ibp":
@@ -153,7 +154,7 @@ def mixed_margins(
     steps, around = bound_graph(network), ball(x, epsilon)
     rows = specification(y, steps[-1].shape[0])
     intervals = interval_bounds(steps, around)
-    by_interval = _merged(steps, intervals, rows)
+    by_interval = interval_margins(steps, intervals, rows)
 
     def mixed() -> tf.Tensor:
         by_lines = linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope)
@@ -172,7 +173,8 @@ def check_choices(method: str, slope: str, norm: str) -> None:
 def interval_bounds(steps: list[Step], around: Ball, chunk: int = 4096) -> dict[str, Interval]:
     """Returns the interval of the output of every step: `(batch, ...)` each.
 
-    In l2 and l1 what depends on the images by linear steps alone is bounded by the ball itself, `chunk` rows at once.
+    In l2 and l1 what depends on the images by linear steps alone is bounded by the ball itself, `chunk` rows at
+    once.
     """
     found: dict[str, Interval] = {}
     of_images = set()  # steps that are linear in the images
@@ -196,7 +198,8 @@ def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
         return Interval(around.lower, around.upper)
     if isinstance(rule, Linear):
         lower, upper = inputs[0]
-        centre, radius = rule.apply((upper + lower) / 2), rule.absolute((upper - lower) / 2)
+        middle = (upper + lower) / 2
+        centre, radius = rule.apply(middle), rule.absolute(upper - middle)
         if rule.bias is not None:
             centre += rule.bias
         return Interval(centre - radius, centre + radius)
@@ -208,18 +211,13 @@ def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
     return Interval(tf.add_n([part.lower for part in inputs]), tf.add_n([part.upper for part in inputs]))
 
 
-def _merged(steps: list[Step], intervals: dict[str, Interval], rows: tf.Tensor) -> tf.Tensor:
+def interval_margins(steps: list[Step], intervals: dict[str, Interval], rows: tf.Tensor) -> tf.Tensor:
     """Lower bounds of `rows` times the logits by intervals, the last layer multiplied with the rows first."""
     last = steps[-1]
     assert isinstance(last.rule, Linear)
     lower, upper = intervals[last.inputs[0]]
     coefficients = _through(last.rule.apply, rows, tuple(lower.shape[1:]))
-    constant = _constant(last.rule, rows)
-    centre, radius = (upper + lower) / 2, (upper - lower) / 2
-    axes = list(range(2, len(coefficients.shape)))
-    return constant + tf.reduce_sum(
-        coefficients * centre[:, tf.newaxis] - tf.abs(coefficients) * radius[:, tf.newaxis], axis=axes
-    )
+    return _constant(last.rule, rows) + _over_box(coefficients, Interval(lower, upper))
 
 
 def crown_intervals(
@@ -232,7 +230,7 @@ def crown_intervals(
         around: The ball.
         known: Intervals to intersect them with, or `None`.
         slope: Lower line of undecided ReLUs.
-        chunk: Rows of a backward pass over all images and neurons.
+        chunk: Rows that are carried back at once.
     """
     needed = {step.inputs[0] for step in steps if isinstance(step.rule, (ReLU, MaxPool))}
     found: dict[str, Interval] = {}
@@ -243,7 +241,9 @@ def crown_intervals(
         if first and around.norm == "Linf":  # of one linear map the interval is exact
             bounds = _interval(step, [Interval(around.lower, around.upper)], around)
         else:
-            bounds = _by_backward_passes(steps, number, found, around, slope, chunk)
+            feeds = [other.rule for other in steps if step.name in other.inputs]
+            decided = known[step.name] if known and all(isinstance(rule, ReLU) for rule in feeds) else None
+            bounds = _by_backward_passes(steps, number, found, around, slope, chunk, decided)
         if known is not None:
             bounds = _intersection(bounds, known[step.name])
         found[step.name] = bounds
@@ -251,37 +251,142 @@ def crown_intervals(
 
 
 def _by_backward_passes(
-    steps: list[Step], number: int, intervals: dict[str, Interval], around: Ball, slope: str, chunk: int
+    steps: list[Step],
+    number: int,
+    intervals: dict[str, Interval],
+    around: Ball,
+    slope: str,
+    chunk: int,
+    known: Interval | None = None,
 ) -> Interval:
-    """Bounds the output of one step, some neurons after the other."""
+    """Bounds the output of one step, some neurons at a time; with `known` intervals those that these leave undecided.
+
+    What is decided keeps its interval: the line of its ReLU does not depend on more.
+    """
+    seen = views(steps, number)
+    if seen is not None:
+        return _by_windows(steps, number, intervals, around, slope, chunk, seen)
     shape = steps[number].shape
     neurons = math.prod(shape)
     batch = tf.shape(around.lower)[0]
-    size = tf.clip_by_value(chunk // tf.maximum(batch, 1), 1, neurons)
+    count = max(1, min(chunk // (2 * _images(around)), neurons))  # each has two rows
+    chosen = tf.range(neurons)
+    if known is not None:
+        undecided = tf.reduce_any((known.lower < 0) & (known.upper > 0), axis=0)
+        chosen = tf.cast(tf.where(tf.reshape(undecided, (neurons,)))[:, 0], tf.int32)
 
-    def bounded(begin: tf.Tensor) -> Interval:
-        rows = tf.one_hot(begin + tf.range(size), neurons)  # beyond the last neuron they are 0
-        rows = tf.broadcast_to(tf.reshape(rows, (1, size, *shape)), (batch, size, *shape))
-        return linear_bounds(steps, number, rows, intervals, around, slope)
+    @tf.autograph.experimental.do_not_convert
+    def bound(part: tf.Tensor) -> tf.Tensor:
+        rows = tf.reshape(tf.one_hot(part, neurons), (1, count, *shape))
+        rows = tf.concat([rows, -rows], 1)  # of all images alike, until a ReLU
+        return linear_lower_bounds(steps, number, rows, intervals, around, slope)
 
-    # One after the other, or all of them would be in memory at once.
-    signature = Interval(tf.TensorSpec((None, None)), tf.TensorSpec((None, None)))
-    parts = tf.map_fn(bounded, tf.range(0, neurons, size), signature, parallel_iterations=1)
+    parts = tf.maximum(-(-tf.shape(chosen)[0] // count), 1)
+    padded = tf.reshape(tf.pad(chosen, [(0, parts * count - tf.shape(chosen)[0])]), (parts, count))
+    found = tf.map_fn(bound, padded, fn_output_signature=tf.TensorSpec((None, 2 * count)), parallel_iterations=1)
+    found = tf.reshape(tf.transpose(found, (0, 2, 1)), (parts, 2, count, batch))
     lower, upper = (
-        tf.reshape(tf.reshape(tf.transpose(side, (1, 0, 2)), (batch, -1))[:, :neurons], (batch, *shape))
-        for side in parts
+        tf.reshape(side, (parts * count, batch))[: tf.shape(chosen)[0]] for side in (found[:, 0], -found[:, 1])
     )
-    return Interval(lower, upper)
+    if known is not None:  # scattered to their places
+        before = [tf.transpose(tf.reshape(side, (batch, neurons))) for side in known]
+        lower, upper = (
+            tf.tensor_scatter_nd_update(old, chosen[:, tf.newaxis], new)
+            for old, new in zip(before, (lower, upper), strict=True)
+        )
+    return Interval(*(tf.reshape(tf.transpose(side), (batch, *shape)) for side in (lower, upper)))
 
 
-def linear_bounds(
-    steps: list[Step], number: int, rows: tf.Tensor, intervals: dict[str, Interval], around: Ball, slope: str
+def _images(around: Ball) -> int:
+    """Returns how many images there are, 1 if that is not known before they come."""
+    return around.lower.shape[0] or 1
+
+
+def _by_windows(
+    steps: list[Step],
+    number: int,
+    intervals: dict[str, Interval],
+    around: Ball,
+    slope: str,
+    chunk: int,
+    seen: dict[str, View],
 ) -> Interval:
-    """Returns bounds of `rows` times the output of a step over the ball; arguments as of `linear_lower_bounds`."""
-    if slope == "same-slope" and not any(isinstance(step.rule, MaxPool) for step in steps[:number]):
-        return _walk(steps, number, rows, intervals, around, slope, None)  # one pass gives both, for lines are parallel
-    lower = linear_lower_bounds(steps, number, rows, intervals, around, slope)
-    return Interval(lower, -linear_lower_bounds(steps, number, -rows, intervals, around, slope))
+    """Bounds the output of one step of images by backward passes through the windows that its neurons see."""
+    shape, by_name = steps[number].shape, {step.name: step for step in steps}
+    positions, channels = (shape[0], shape[1]), shape[2]
+    batch, places = tf.shape(around.lower)[0], shape[0] * shape[1]
+    # As many positions as hold no more than `chunk` rows of whole images would.
+    most = max(math.prod(by_name[name].shape) for name in seen)
+    largest = max(math.prod(view.size) * by_name[name].shape[-1] for name, view in seen.items())
+    count = max(1, min(chunk * most // (2 * channels * largest * _images(around)), places))
+    parts = -(-places // count)
+
+    def windows(x: tf.Tensor, name: str) -> tf.Tensor:
+        """Cut for each part: `(parts, batch, count, height, width, channels)`."""
+        found = cut(x, seen[name], positions)
+        found = tf.pad(found, [(0, 0), (0, parts * count - places), (0, 0), (0, 0), (0, 0)])
+        split = tf.reshape(found, (-1, parts, count, *found.shape[2:]))
+        return tf.transpose(split, (1, 0, 2, 3, 4, 5))
+
+    lines = {}
+    for step in steps[: number + 1]:
+        if isinstance(step.rule, ReLU) and step.name in seen:
+            before = step.inputs[0]
+            lines[step.name] = tuple(windows(part, before) for part in relu_slopes(intervals[before], slope))
+    (pixels,) = (name for name in seen if isinstance(by_name[name].rule, Input))
+    box = tuple(windows(part, pixels) for part in (around.lower, around.upper, around.centre) if part is not None)
+    inside = {
+        name: windows(tf.ones((1, *by_name[name].shape[:2], 1)), name)
+        for name, view in seen.items()
+        if sticks_out(view, positions, by_name[name].shape)
+    }
+
+    @tf.autograph.experimental.do_not_convert
+    def bound(part: tuple[Any, ...]) -> tf.Tensor:
+        lines, box, inside = part
+        together = batch * count
+        rows = tf.reshape(tf.concat([tf.eye(channels), -tf.eye(channels)], 0), (1, 2 * channels, 1, 1, channels))
+        pending = {steps[number].name: rows}
+        total = tf.zeros((together, 2 * channels))
+        for step in reversed(steps[: number + 1]):
+            coefficients = pending.pop(step.name, None)
+            if coefficients is None:
+                continue
+            view, rule = seen[step.name], step.rule
+            if step.name in inside and not (isinstance(rule, Input) and around.norm == "Linf"):
+                mask = tf.tile(inside[step.name], (batch, 1, 1, 1, 1))
+                coefficients *= tf.reshape(mask, (together, 1, *view.size, 1))
+            if isinstance(rule, Input):
+                sides = [tf.reshape(side, (together, *view.size, step.shape[-1])) for side in box]
+                local = Ball(sides[0], sides[1], sides[2] if len(sides) > 2 else None, around.radius, around.norm)
+                total += _over_ball(coefficients, local)
+                continue
+            passed = coefficients
+            if isinstance(rule, Linear):
+                assert rule.window is not None
+                total += _constant(rule, coefficients)
+                sizes = zip(view.size, rule.window.strides, rule.window.size, strict=True)
+                height, width = ((k - 1) * t + w for k, t, w in sizes)
+                before = (height, width, by_name[step.inputs[0]].shape[-1])
+                passed = _through(rule.window.apply, coefficients, before)
+                view = through(view, rule.window)
+            elif isinstance(rule, ReLU):
+                flat = (together, 1, math.prod(view.size) * step.shape[-1])
+                passed, constant = _along_lines(coefficients, *(tf.reshape(side, flat) for side in lines[step.name]))
+                total += constant
+            for name in step.inputs:
+                _add(pending, name, widened(passed, view, seen[name]))
+        return total
+
+    found = tf.map_fn(
+        bound,
+        (lines, box, inside),
+        fn_output_signature=tf.TensorSpec((None, 2 * channels)),
+        parallel_iterations=1,
+    )
+    found = tf.transpose(tf.reshape(found, (parts, batch, count, 2, channels)), (3, 1, 0, 2, 4))
+    lower, upper = (tf.reshape(side, (batch, parts * count, channels))[:, :places] for side in (found[0], -found[1]))
+    return Interval(*(tf.reshape(side, (batch, *shape)) for side in (lower, upper)))
 
 
 def linear_lower_bounds(
@@ -298,7 +403,7 @@ def linear_lower_bounds(
     Args:
         steps: The network.
         number: Of the step.
-        rows: `(batch, rows, *shape)`, coefficients of its output.
+        rows: `(batch, rows, *shape)`, coefficients of its output; `(1, rows, *shape)` for all images alike.
         intervals: Of the inputs of every ReLU and max-pooling before it.
         around: The ball.
         slope: Lower line of undecided ReLUs.
@@ -307,28 +412,15 @@ def linear_lower_bounds(
     Returns:
         `(batch, rows)`.
     """
-    return _walk(steps, number, rows, intervals, around, slope, alphas).lower
-
-
-def _walk(
-    steps: list[Step],
-    number: int,
-    rows: tf.Tensor,
-    intervals: dict[str, Interval],
-    around: Ball,
-    slope: str,
-    alphas: dict[str, tf.Tensor] | None,
-) -> Interval:
-    """One backward pass: a lower bound, and an upper one that holds if upper and lower lines are parallel."""
     pending = {steps[number].name: rows}
-    lower = upper = tf.zeros(tf.shape(rows)[:2])
+    total = tf.zeros(tf.shape(rows)[:2])
     for step in reversed(steps[: number + 1]):
         coefficients = pending.pop(step.name, None)
         if coefficients is None:
             continue
         rule = step.rule
         if isinstance(rule, Input):
-            lower, upper = lower + _over_ball(coefficients, around), upper - _over_ball(-coefficients, around)
+            total += _over_ball(coefficients, around)
             continue
         if isinstance(rule, Sum):
             for name in step.inputs:
@@ -336,17 +428,17 @@ def _walk(
             continue
         before = _step(steps, step.inputs[0]).shape
         if isinstance(rule, Linear):
-            passed, below = _through(rule.apply, coefficients, before), _constant(rule, coefficients)
-            above = below
+            total += _constant(rule, coefficients)
+            passed = _through(rule.apply, coefficients, before)
         elif isinstance(rule, ReLU):
             alpha = None if alphas is None else alphas.get(step.name)
-            passed, below, above = _through_relu(coefficients, intervals[step.inputs[0]], slope, alpha)
+            passed, constant = _through_relu(coefficients, intervals[step.inputs[0]], slope, alpha)
+            total += constant
         else:
-            passed, below = _through_max_pool(coefficients, rule, intervals[step.inputs[0]], before)
-            above = below
-        lower, upper = lower + below, upper + above
+            passed, constant = _through_max_pool(coefficients, rule, intervals[step.inputs[0]], before)
+            total += constant
         _add(pending, step.inputs[0], passed)
-    return Interval(lower, upper)
+    return total
 
 
 def _with_moved_slopes(
@@ -435,16 +527,56 @@ def relu_slopes(bounds: Interval, slope: str) -> tuple[tf.Tensor, tf.Tensor, tf.
 
 def _through_relu(
     coefficients: tf.Tensor, bounds: Interval, slope: str, alpha: tf.Tensor | None
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns coefficients of the inputs, and the constants of a lower and, of parallel lines, an upper bound."""
+) -> tuple[tf.Tensor, tf.Tensor]:
     above, intercept, below = (part[:, tf.newaxis] for part in relu_slopes(bounds, slope))
     if alpha is not None:  # of decided ReLUs the line is known
         decided = ((bounds.lower >= 0) | (bounds.upper <= 0))[:, tf.newaxis]
         below = tf.where(decided, tf.cast(bounds.lower >= 0, tf.float32)[:, tf.newaxis], alpha)
-    positive, negative = tf.maximum(coefficients, 0.0), tf.minimum(coefficients, 0.0)
-    axes = list(range(2, len(coefficients.shape)))
-    constants = (tf.reduce_sum(part * intercept, axis=axes) for part in (negative, positive))
-    return below * positive + above * negative, *constants
+    batch, neurons = tf.shape(above)[0], math.prod(coefficients.shape[2:])
+    return _along_lines(coefficients, *(tf.reshape(part, (batch, -1, neurons)) for part in (above, intercept, below)))
+
+
+def _along_lines(
+    coefficients: tf.Tensor, above: tf.Tensor, intercept: tf.Tensor, below: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Passes coefficients `(batch or 1, rows, ...)` through lines `(batch, 1 or rows, neurons)`."""
+    batch, rows, shape = tf.shape(above)[0], tf.shape(coefficients)[1], coefficients.shape[2:]
+    flat = tf.reshape(coefficients, (tf.shape(coefficients)[0], rows, math.prod(shape)))
+    if coefficients.shape[0] == 1:
+        flat = tf.broadcast_to(flat, (batch, rows, math.prod(shape)))
+    passed, constant = _by_lines(flat, above, intercept, below)
+    return tf.reshape(passed, (batch, rows, *shape)), constant
+
+
+@tf.custom_gradient
+def _by_lines(coefficients: tf.Tensor, above: tf.Tensor, intercept: tf.Tensor, below: tf.Tensor) -> Any:
+    """Positive coefficients take the lower line `below * x`, negative ones the upper, `above * x + intercept`.
+
+    The gradient is written out, for what TensorFlow derives from minima and maxima passes ten times over memory.
+
+    Args:
+        coefficients: `(batch, rows, neurons)`.
+        above: `(batch, 1, neurons)`.
+        intercept: As `above`.
+        below: As `above`, or with lines for each row.
+
+    Returns:
+        The coefficients of the ReLU's inputs, and the constants `(batch, rows)`.
+    """
+    negative = tf.minimum(coefficients, 0.0)
+
+    def gradient(of_passed: tf.Tensor, of_constant: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        of_constant = of_constant[:, :, tf.newaxis]
+        of_coefficients = tf.where(coefficients < 0, of_passed * above + of_constant * intercept, of_passed * below)
+        of_above = tf.reduce_sum(of_passed * negative, axis=1, keepdims=True)
+        of_intercept = tf.matmul(of_constant, negative, transpose_a=True)
+        of_below = of_passed * (coefficients - negative)
+        if below.shape[1] == 1:
+            of_below = tf.reduce_sum(of_below, axis=1, keepdims=True)
+        return of_coefficients, of_above, of_intercept, of_below
+
+    passed = coefficients * below + negative * (above - below)
+    return (passed, tf.matmul(negative, intercept, transpose_b=True)[:, :, 0]), gradient
 
 
 def _through_max_pool(
@@ -472,14 +604,22 @@ def _through_max_pool(
 
 def _over_ball(coefficients: tf.Tensor, around: Ball) -> tf.Tensor:
     """Smallest value of `coefficients` times the image over the ball: `(batch, rows)`."""
-    axes = list(range(2, len(coefficients.shape)))
-    lower, upper = around.lower[:, tf.newaxis], around.upper[:, tf.newaxis]
-    box = tf.reduce_sum(tf.maximum(coefficients, 0.0) * lower + tf.minimum(coefficients, 0.0) * upper, axis=axes)
+    box = _over_box(coefficients, Interval(around.lower, around.upper))
     if around.centre is None:
         return box
+    axes = list(range(2, len(coefficients.shape)))
     if around.norm == "L2":
         dual = tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(coefficients), axis=axes), 1e-24))
     else:
         dual = tf.reduce_max(tf.abs(coefficients), axis=axes)
     at_centre = tf.reduce_sum(coefficients * around.centre[:, tf.newaxis], axis=axes)
     return tf.maximum(box, at_centre - around.radius * dual)
+
+
+def _over_box(coefficients: tf.Tensor, box: Interval) -> tf.Tensor:
+    """Smallest value of `coefficients` `(batch, rows, ...)` times what is in the box: `(batch, rows)`."""
+    neurons = math.prod(coefficients.shape[2:])
+    flat = tf.reshape(coefficients, (tf.shape(coefficients)[0], -1, neurons))
+    centre, radius = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
+    centre, radius = (tf.reshape(part, (-1, neurons, 1)) for part in (centre, radius))
+    return (tf.matmul(flat, centre) - tf.matmul(tf.abs(flat), radius))[:, :, 0]

@@ -61,18 +61,19 @@ class Verifier:
 
     def smallest_margin(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """Returns the smallest lower bound of a margin of each image: `(batch,)`."""
-        lower = margins(
-            network,
-            x,
-            y,
-            self.epsilon,
-            self.method,
-            slope=self.slope,
-            norm=self.norm,
-            tight=self.tight,
-            chunk=self.chunk,
+        if self.method in ("ibp", "crown-ibp") or x.shape[0] is not None:
+            return self._smallest_margin(network, x, y)
+        # In a batch of unknown size `chunk` counts for each image: one after the other.
+        return tf.map_fn(
+            lambda one: self._smallest_margin(network, one[0][tf.newaxis], one[1][tf.newaxis])[0],
+            (x, y),
+            fn_output_signature=tf.TensorSpec(()),
+            parallel_iterations=1,
         )
-        return tf.reduce_min(lower, axis=1)
+
+    def _smallest_margin(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        choices = {"slope": self.slope, "norm": self.norm, "tight": self.tight, "chunk": self.chunk}
+        return tf.reduce_min(margins(network, x, y, self.epsilon, self.method, **choices), axis=1)
 
     def __call__(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Any = None) -> tf.Tensor:
         """Returns which of the images `x` are verified as `y`: `(batch,)`, boolean; a validation check.

@@ -85,7 +85,8 @@ def _gradient_of_images(
     entries = tf.concat([tf.reshape(kernel, (-1,)), tf.zeros(1, kernel.dtype)], 0)
     filters = tf.gather(entries, _arrangement(tuple(kernel.shape), rows, columns))
     advance = [1, block // strides[0], block // strides[1], 1]
-    blocks = tf.nn.conv2d(upstream, filters, advance, [(0, 0), rows.padding, columns.padding, (0, 0)])
+    padded = tf.pad(upstream, [(0, 0), rows.padding, columns.padding, (0, 0)])
+    blocks = tf.nn.conv2d(padded, filters, advance, "VALID")
     blocks = blocks[:, : rows.blocks, : columns.blocks]
     pixels = blocks if block == 1 else tf.nn.depth_to_space(blocks, block)
     return tf.ensure_shape(pixels[:, :height, :width], (upstream.shape[0], height, width, channels))

@@ -5,6 +5,7 @@ from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, s
 from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, COMPACT_VALUES, compact_sizes, load_compact, save_compact
 from tf_robust_sparse.saving.copy_weights import copy_weights
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
+from tf_robust_sparse.saving.onnx_export import export_onnx
 from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights
 from tf_robust_sparse.saving.reference_weights import import_reference_weights
 from tf_robust_sparse.saving.strip import strip
@@ -16,6 +17,7 @@ __all__ = [
     "compact_sizes",
     "copy_weights",
     "export_network",
+    "export_onnx",
     "import_pytorch_weights",
     "import_reference_weights",
     "load_checkpoint",

@@ -1,0 +1,71 @@
+"""Local robustness as a VNN-LIB property, which complete verifiers read beside the network as ONNX.
+
+Reference: the [VNN-LIB standard](https://www.vnnlib.org), as the verification competition VNN-COMP uses it.
+"""
+
+from decimal import Decimal
+
+import numpy as np
+
+
+def vnnlib_property(x: np.ndarray, label: int, epsilon: float, classes: int, comment: str = "") -> str:
+    """Returns the property that some image of the l-infinity ball around `x` is not given the class `label`.
+
+    It is what a verifier looks for: "unsat" means that the image is verified, "sat" comes with an adversarial example.
+    The input variables `X_i` are pixels in the order of `export_onnx`, channels first, the outputs `Y_j` logits. Their
+    bounds are float32 numbers, rounded outwards and written out in full: as real numbers and as float32 the box holds
+    the whole ball, as far as it lies in [0, 1], and every point that an attack in float32 finds in it.
+
+    Args:
+        x: `(height, width, channels)` or `(features,)`, float32, in [0, 1].
+        label: The class.
+        epsilon: Radius in pixels of [0, 1], above 0 and below 1.
+        classes: Number of logits, above `label`.
+        comment: What the first lines say.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    x = np.asarray(x, np.float32)
+    if x.ndim not in (1, 3) or not (x >= 0).all() or not (x <= 1).all():
+        raise ValueError(
+            "`x` is one image `(height, width, channels)` or vector of pixels in [0, 1]. Received: shape "
+            f"{x.shape}, values in [{x.min():g}, {x.max():g}]"
+        )
+    if not 0 < epsilon < 1:
+        raise ValueError(f"`epsilon` is a radius in pixels of [0, 1], above 0 and below 1. Received: epsilon={epsilon}")
+    if not 0 <= label < classes or classes < 2:
+        raise ValueError(
+            f"`label` is in [0, classes), and there are at least 2. Received: label={label}, classes={classes}"
+        )
+    pixels = (x if x.ndim == 1 else x.transpose(2, 0, 1)).ravel()
+    lower, upper = (np.clip(side, 0, 1) for side in _outward(pixels, epsilon))
+    lines = [f"; {line}" for line in comment.splitlines()]
+    lines += [f"(declare-const X_{i} Real)" for i in range(len(pixels))]
+    lines += [f"(declare-const Y_{j} Real)" for j in range(classes)]
+    for i, (least, most) in enumerate(zip(lower, upper, strict=True)):
+        lines += [f"(assert (>= X_{i} {_decimal(least)}))", f"(assert (<= X_{i} {_decimal(most)}))"]
+    others = "\n".join(f"    (and (>= Y_{j} Y_{label}))" for j in range(classes) if j != label)
+    return "\n".join([*lines, f"(assert (or\n{others}\n))"]) + "\n"
+
+
+def _outward(pixels: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns float32 bounds outside of the ball in real numbers and of the ball as float32 computes it."""
+    exact, small = pixels.astype(np.float64), np.float32(epsilon)
+    sides = []
+    for direction, real, rounded in (
+        (-np.inf, exact - epsilon, pixels - small),
+        (np.inf, exact + epsilon, pixels + small),
+    ):
+        real = np.nextafter(real, direction)  # the sum itself was rounded by half a step at most
+        single = real.astype(np.float32)
+        is_inside = single > real if direction < 0 else single < real
+        single = np.where(is_inside, np.nextafter(single, np.float32(direction)), single)
+        sides.append((np.minimum if direction < 0 else np.maximum)(single, rounded))
+    return sides[0], sides[1]
+
+
+def _decimal(value: np.float32) -> str:
+    """Returns every digit of a number; the grammar knows no exponents."""
+    text = format(Decimal(float(value)), "f")
+    return text if "." in text else f"{text}.0"
