@@ -99,8 +99,8 @@ def margins(
         slope: Lower line of a ReLU that may be on or off: `"adaptive"`, `"zero-lb"`, `"one-lb"` or `"same-slope"`.
         norm: Norm of the ball.
         tight: Whether bounds between are intersected with intervals, and the better of both is returned.
-        chunk: Rows that `"crown"` carries back at once, two for each neuron of each image, which bounds the memory; of a
-            batch of unknown size for each image.
+        chunk: Rows that `"crown"` carries back at once, two for each neuron of each image, which bounds the memory; in
+            a batch of unknown size they count for each image.
 
     Returns:
         `(batch, classes - 1)`, float32, other classes in rising order.

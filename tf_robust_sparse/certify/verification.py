@@ -72,7 +72,7 @@ class Verifier:
         )
 
     def _smallest_margin(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        choices = {"slope": self.slope, "norm": self.norm, "tight": self.tight, "chunk": self.chunk}
+        choices: dict[str, Any] = {"slope": self.slope, "norm": self.norm, "tight": self.tight, "chunk": self.chunk}
         return tf.reduce_min(margins(network, x, y, self.epsilon, self.method, **choices), axis=1)
 
     def __call__(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Any = None) -> tf.Tensor:
