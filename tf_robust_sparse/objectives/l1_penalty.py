@@ -1,16 +1,15 @@
 """An objective with a penalty on the weights that are connected."""
 
-import copy
-from typing import Any, Self
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.objectives.objective import Objective, Seed
+from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround
 
 
-class L1Penalty(Objective):
+class L1Penalty(ObjectiveAround):
     """`objective + strength * sum(abs(effective kernel))` over all kernels.
 
     Of the effective kernel: an entry that is pruned neither counts nor moves.
@@ -24,26 +23,14 @@ class L1Penalty(Objective):
     """
 
     def __init__(self, objective: Objective, strength: float) -> None:
-        if not isinstance(objective, Objective):
-            raise ValueError(f"`objective` must be an objective, such as Natural(). Received: objective={objective!r}")
+        super().__init__(objective)
         if not 0 <= strength < float("inf"):
             raise ValueError(f"`strength` of the penalty must be at least 0. Received: strength={strength!r}")
-        self.objective = objective
         self.strength = float(strength)
         self.adversarial_weight = objective.adversarial_weight
         self.label_smoothing = objective.label_smoothing
         if hasattr(objective, "attack"):
             self.attack = objective.attack
-
-    def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
-        """With the other objective as it is at that step."""
-        now = copy.copy(self)
-        now.objective = self.objective.at_step(step, seed)
-        return now
-
-    def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
-        """The images that the objective trains on."""
-        return self.objective.perturb(network, x, y, seed=seed)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Losses `(batch,)`, the penalty added to each, and the logits of the objective."""

@@ -1,5 +1,6 @@
 """What training minimises, as two methods."""
 
+import copy
 from typing import Any, Self, TypeAlias
 
 import keras
@@ -103,6 +104,32 @@ class AttackObjective(Objective):
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
         return {**super().describe(), "attack": self.attack.describe()}
+
+
+class ObjectiveAround(Objective):
+    """An objective that changes the loss of another one.
+
+    Args:
+        objective: The other one.
+
+    Raises:
+        ValueError: if it is none.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        if not isinstance(objective, Objective):
+            raise ValueError(f"`objective` must be an objective, such as Natural(). Received: objective={objective!r}")
+        self.objective = objective
+
+    def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
+        """With the other objective as it is at that step."""
+        now = copy.copy(self)
+        now.objective = self.objective.at_step(step, seed)
+        return now
+
+    def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
+        """What the other objective's `perturb` returns."""
+        return self.objective.perturb(network, x, y, seed=seed)
 
 
 def training_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:

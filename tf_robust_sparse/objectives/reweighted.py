@@ -1,14 +1,13 @@
 """Examples weighed by how sure the network is of them."""
 
-import copy
-from typing import Any, Self
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.objectives.divergences import kl_divergence
-from tf_robust_sparse.objectives.objective import Objective, Seed, training_logits
+from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround, training_logits
 from tf_robust_sparse.objectives.trades import TRADES
 
 REWEIGHTINGS = (
@@ -17,7 +16,7 @@ REWEIGHTINGS = (
 )
 
 
-class Reweighted(Objective):
+class Reweighted(ObjectiveAround):
     """Another objective whose examples have weights: `sum(w * loss) / sum(w)` over the global batch.
 
     `w` is the probability of the true class on the attacked images (`"prob"`) or on the clean ones (`"nat_prob"`), the
@@ -35,23 +34,11 @@ class Reweighted(Objective):
     """
 
     def __init__(self, objective: Objective, mode: str) -> None:
-        if not isinstance(objective, Objective):
-            raise ValueError(f"`objective` must be an objective. Received: objective={objective!r}")
+        super().__init__(objective)
         if mode not in REWEIGHTINGS:
             raise ValueError(f"`mode` must be one of {', '.join(REWEIGHTINGS)}. Received: mode={mode!r}")
-        self.objective = objective
         self.mode = mode
         self.active = keras.Variable(True, dtype="bool", trainable=False, aggregation="only_first_replica")
-
-    def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
-        """With the other objective as it is at that step."""
-        now = copy.copy(self)
-        now.objective = self.objective.at_step(step, seed)
-        return now
-
-    def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
-        """What the other objective's `perturb` returns."""
-        return self.objective.perturb(network, x, y, seed=seed)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Losses `(batch,)`, scaled so that their mean is the weighted mean, and the logits of the other objective."""
