@@ -11,7 +11,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python run_scripts/run_robustness_eval.py --flagfile=flags/quickstart_robustness.flags
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -64,7 +64,7 @@ def test_label_smoothing_is_its_formula():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="`label_smoothing` must be in"):
+    with pytest.raises(ValueError, match="`label_smoothing` is the share"):
         objectives.AT(LinfPGD(0.1), label_smoothing=1.0)
     with pytest.raises(ValueError, match="`batch_norm` must be one of inference, training"):
         objectives.AT(LinfPGD(0.1), batch_norm="eval")
