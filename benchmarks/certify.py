@@ -60,6 +60,10 @@ METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN"}
 EPSILON = 2 / 255
 
 
+_PAUSE = 0.3  # seconds before a turn, in which the threads of the one before go to sleep
+_TURN = 0.5  # seconds of a turn, at least one call
+
+
 def main(argv: list[str]) -> None:
     """Runs the chosen parts and prints their tables."""
     if argv[1:]:
@@ -342,14 +346,17 @@ def random_images(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compared(title: str, contenders: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Medians of the contenders in turn, after one call each that is not counted."""
+    """Seconds of a call of the contenders in turn, after one call each that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(FLAGS.rounds + 1):
         for name, run in contenders.items():
-            begin = time.perf_counter()
-            run()
+            time.sleep(_PAUSE)
+            begin, calls = time.perf_counter(), 0
+            while not calls or (number and time.perf_counter() - begin < _TURN):
+                run()
+                calls += 1
             if number:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append((time.perf_counter() - begin) / calls)
     found: dict[str, Any] = {"seconds": seconds}
     for word, of in (("median", statistics.median), ("least", min)):
         times = {name: of(values) for name, values in seconds.items()}
