@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.saving.networks import disturb, residual_network
 from tf_robust_sparse import certify, layers, models
-from tf_robust_sparse.certify import bounds
+from tf_robust_sparse.certify import backward, bounds
 from tf_robust_sparse.certify.bound_graph import bound_graph
 
 METHODS = [
@@ -447,7 +447,7 @@ def test_neurons_that_intervals_decide_keep_them_and_the_margins_do_not_change(m
     known = bounds.interval_bounds(steps, around)
     found = bounds.crown_intervals(steps, around, known, "adaptive", 64)
     everywhere = bounds.crown_intervals(steps, around, None, "adaptive", 64)
-    both = {name: bounds._intersection(part, known[name]) for name, part in everywhere.items()}
+    both = {name: bounds.intersection(part, known[name]) for name, part in everywhere.items()}
     lower = [
         bounds.linear_lower_bounds(steps, len(steps) - 1, certify.specification(y, 5), each, around, "adaptive")
         for each in (found, both)
@@ -471,7 +471,7 @@ def test_gradients_of_lines_are_those_that_tensorflow_derives():
             return below * positive + above * negative, tf.reduce_sum(negative * intercept, axis=2)
 
         results = []
-        for function in (bounds._by_lines, derived):
+        for function in (backward.by_lines, derived):
             with tf.GradientTape() as tape:
                 tape.watch(values)
                 passed, constant = function(*values)

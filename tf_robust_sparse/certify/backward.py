@@ -1,0 +1,251 @@
+"""The backward pass of linear bounds: coefficients of a step's output become coefficients of the image (CROWN)."""
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from tf_robust_sparse.certify.ball import Ball, Interval
+from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, Step, Sum
+
+SLOPES = ("adaptive", "zero-lb", "one-lb", "same-slope")
+_GUARD = 1e-8
+
+
+def linear_lower_bounds(
+    steps: list[Step],
+    number: int,
+    rows: tf.Tensor,
+    intervals: dict[str, Interval],
+    around: Ball,
+    slope: str,
+    alphas: dict[str, tf.Tensor] | None = None,
+) -> tf.Tensor:
+    """Returns lower bounds of `rows` times the output of a step over the ball, by one backward pass.
+
+    Args:
+        steps: The network.
+        number: Of the step.
+        rows: `(batch, rows, *shape)`, coefficients of its output; `(1, rows, *shape)` for all images alike.
+        intervals: Of the inputs of every ReLU and max-pooling before it.
+        around: The ball.
+        slope: Lower line of undecided ReLUs.
+        alphas: Lower slopes by the name of the ReLU, `(batch, 1, *shape)` or one per row, in place of `slope`.
+
+    Returns:
+        `(batch, rows)`.
+    """
+    pending = {steps[number].name: rows}
+    total = tf.zeros(tf.shape(rows)[:2])
+    for step in reversed(steps[: number + 1]):
+        coefficients = pending.pop(step.name, None)
+        if coefficients is None:
+            continue
+        rule = step.rule
+        if isinstance(rule, Input):
+            total += over_ball(coefficients, around)
+            continue
+        if isinstance(rule, Sum):
+            for name in step.inputs:
+                add_to(pending, name, coefficients)
+            continue
+        before = step_named(steps, step.inputs[0]).shape
+        if isinstance(rule, Linear):
+            total += constant_of(rule, coefficients)
+            passed = multiplied(rule.apply, coefficients, before)
+        elif isinstance(rule, ReLU):
+            alpha = None if alphas is None else alphas.get(step.name)
+            passed, constant = _through_relu(coefficients, intervals[step.inputs[0]], slope, alpha)
+            total += constant
+        else:
+            passed, constant = _through_max_pool(coefficients, rule, intervals[step.inputs[0]], before)
+            total += constant
+        add_to(pending, step.inputs[0], passed)
+    return total
+
+
+def lower_bounds_with_moved_slopes(
+    steps: list[Step],
+    rows: tf.Tensor,
+    intervals: dict[str, Interval],
+    around: Ball,
+    slope: str,
+    iterations: int = 20,
+    rate: float = 0.25,
+) -> tf.Tensor:
+    """Moves the lower slopes of undecided ReLUs, each row its own, up the gradient of its bound; keeps the best."""
+    relus = [step for step in steps if isinstance(step.rule, ReLU)]
+    number_of_rows = tf.shape(rows)[1]
+    begin = []
+    for step in relus:
+        below = relu_slopes(intervals[step.inputs[0]], slope)[2][:, tf.newaxis]
+        begin.append(tf.repeat(below, number_of_rows, axis=1))
+
+    def bound(alphas: list[tf.Tensor]) -> tf.Tensor:
+        named = {step.name: alpha for step, alpha in zip(relus, alphas, strict=True)}
+        return linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope, named)
+
+    def move(iteration: tf.Tensor, best: tf.Tensor, alphas: list[tf.Tensor]) -> tuple[Any, ...]:
+        with tf.GradientTape() as tape:
+            tape.watch(alphas)
+            lower = bound(alphas)
+        gradients = tape.gradient(lower, alphas, unconnected_gradients="zero")
+        length = rate * 0.9 ** tf.cast(iteration, tf.float32)
+        moved = [
+            tf.clip_by_value(alpha + length * tf.sign(gradient), 0.0, 1.0)
+            for alpha, gradient in zip(alphas, gradients, strict=True)
+        ]
+        return iteration + 1, tf.maximum(best, lower), moved
+
+    first = bound(begin)
+    if not relus:
+        return first
+    _, best, _ = tf.while_loop(
+        lambda iteration, *_: iteration < iterations, move, (tf.constant(0), first, begin), parallel_iterations=1
+    )
+    return best
+
+
+def step_named(steps: list[Step], name: str) -> Step:
+    """Returns the step of a name."""
+    return next(step for step in steps if step.name == name)
+
+
+def add_to(pending: dict[str, tf.Tensor], name: str, coefficients: tf.Tensor) -> None:
+    """Adds to the coefficients of a step's output."""
+    pending[name] = pending[name] + coefficients if name in pending else coefficients
+
+
+def multiplied(apply: Any, coefficients: tf.Tensor, before: tuple[int, ...]) -> tf.Tensor:
+    """Multiplies coefficients `(batch, rows, *after)` by the linear map: `(batch, rows, *before)`."""
+    batch, rows = tf.shape(coefficients)[0], tf.shape(coefficients)[1]
+    flat = tf.reshape(coefficients, (batch * rows, *coefficients.shape[2:]))
+    nowhere = tf.zeros((batch * rows, *before))
+    with tf.GradientTape() as tape:
+        tape.watch(nowhere)
+        there = apply(nowhere)
+    found = tape.gradient(there, nowhere, output_gradients=flat)
+    return tf.reshape(found, (batch, rows, *before))
+
+
+def constant_of(rule: Linear, coefficients: tf.Tensor) -> tf.Tensor:
+    """Returns `coefficients` `(batch, rows, ...)` times the bias: `(batch, rows)`."""
+    if rule.bias is None:
+        return tf.zeros(tf.shape(coefficients)[:2])
+    return tf.reduce_sum(coefficients * rule.bias, axis=list(range(2, len(coefficients.shape))))
+
+
+def relu_slopes(bounds: Interval, slope: str) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the upper line's slope and intercept and the lower line's slope of ReLUs with these inputs.
+
+    The upper slope carries gradients, the lower one does not, except where both are the same.
+    """
+    lower, upper = tf.minimum(bounds.lower, 0.0), tf.maximum(bounds.upper, 0.0)
+    upper = tf.maximum(upper, lower + _GUARD)
+    above = upper / (upper - lower)
+    if slope == "same-slope":
+        below = above
+    else:
+        threshold = {"adaptive": above > 0.5, "zero-lb": above >= 1.0, "one-lb": above > 0.0}[slope]
+        below = tf.stop_gradient(tf.cast(threshold, tf.float32))
+    return above, -above * lower, below
+
+
+def _through_relu(
+    coefficients: tf.Tensor, bounds: Interval, slope: str, alpha: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    above, intercept, below = (part[:, tf.newaxis] for part in relu_slopes(bounds, slope))
+    if alpha is not None:  # of decided ReLUs the line is known
+        decided = ((bounds.lower >= 0) | (bounds.upper <= 0))[:, tf.newaxis]
+        below = tf.where(decided, tf.cast(bounds.lower >= 0, tf.float32)[:, tf.newaxis], alpha)
+    batch, neurons = tf.shape(above)[0], math.prod(coefficients.shape[2:])
+    return along_lines(coefficients, *(tf.reshape(part, (batch, -1, neurons)) for part in (above, intercept, below)))
+
+
+def along_lines(
+    coefficients: tf.Tensor, above: tf.Tensor, intercept: tf.Tensor, below: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Passes coefficients `(batch or 1, rows, ...)` through lines `(batch, 1 or rows, neurons)`."""
+    batch, rows, shape = tf.shape(above)[0], tf.shape(coefficients)[1], coefficients.shape[2:]
+    flat = tf.reshape(coefficients, (tf.shape(coefficients)[0], rows, math.prod(shape)))
+    if coefficients.shape[0] == 1:
+        flat = tf.broadcast_to(flat, (batch, rows, math.prod(shape)))
+    passed, constant = by_lines(flat, above, intercept, below)
+    return tf.reshape(passed, (batch, rows, *shape)), constant
+
+
+@tf.custom_gradient
+def by_lines(coefficients: tf.Tensor, above: tf.Tensor, intercept: tf.Tensor, below: tf.Tensor) -> Any:
+    """Positive coefficients take the lower line `below * x`, negative ones the upper, `above * x + intercept`.
+
+    The gradient is written out, for what TensorFlow derives from minima and maxima passes ten times over memory.
+
+    Args:
+        coefficients: `(batch, rows, neurons)`.
+        above: `(batch, 1, neurons)`.
+        intercept: As `above`.
+        below: As `above`, or with lines for each row.
+
+    Returns:
+        The coefficients of the ReLU's inputs, and the constants `(batch, rows)`.
+    """
+    negative = tf.minimum(coefficients, 0.0)
+
+    def gradient(of_passed: tf.Tensor, of_constant: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        of_constant = of_constant[:, :, tf.newaxis]
+        of_coefficients = tf.where(coefficients < 0, of_passed * above + of_constant * intercept, of_passed * below)
+        of_above = tf.reduce_sum(of_passed * negative, axis=1, keepdims=True)
+        of_intercept = tf.matmul(of_constant, negative, transpose_a=True)
+        of_below = of_passed * (coefficients - negative)
+        if below.shape[1] == 1:
+            of_below = tf.reduce_sum(of_below, axis=1, keepdims=True)
+        return of_coefficients, of_above, of_intercept, of_below
+
+    passed = coefficients * below + negative * (above - below)
+    return (passed, tf.matmul(negative, intercept, transpose_b=True)[:, :, 0]), gradient
+
+
+def _through_max_pool(
+    coefficients: tf.Tensor, rule: MaxPool, bounds: Interval, before: tuple[int, ...]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Below, the input of largest lower bound; above, that one if it is always the largest, else a constant."""
+    taps, channels = math.prod(rule.window), before[-1]
+
+    def windows(x: tf.Tensor) -> tf.Tensor:
+        size, strides = (1, *rule.window, 1), (1, *rule.strides, 1)
+        patches = tf.image.extract_patches(x, size, strides, (1, 1, 1, 1), "VALID")
+        return tf.reshape(patches, (tf.shape(x)[0], *patches.shape[1:3], taps, channels))
+
+    lower, upper = windows(bounds.lower), windows(bounds.upper)
+    chosen = tf.one_hot(tf.argmax(lower, axis=3), taps, axis=3)
+    others = tf.reduce_max(tf.where(chosen > 0, -math.inf, upper), axis=3)
+    decided = tf.reduce_max(lower, axis=3) >= others
+    positive, negative = tf.maximum(coefficients, 0.0), tf.minimum(coefficients, 0.0)
+    passed = positive + tf.where(decided[:, tf.newaxis], negative, 0.0)
+    spread = passed[:, :, :, :, tf.newaxis] * chosen[:, tf.newaxis]
+    ceiling = tf.where(decided, 0.0, tf.reduce_max(upper, axis=3))
+    constant = tf.reduce_sum(negative * ceiling[:, tf.newaxis], axis=[2, 3, 4])
+    return multiplied(windows, spread, before), constant
+
+
+def over_ball(coefficients: tf.Tensor, around: Ball) -> tf.Tensor:
+    """Smallest value of `coefficients` times the image over the ball: `(batch, rows)`."""
+    box = over_box(coefficients, Interval(around.lower, around.upper))
+    if around.centre is None:
+        return box
+    axes = list(range(2, len(coefficients.shape)))
+    if around.norm == "L2":
+        dual = tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(coefficients), axis=axes), 1e-24))
+    else:
+        dual = tf.reduce_max(tf.abs(coefficients), axis=axes)
+    at_centre = tf.reduce_sum(coefficients * around.centre[:, tf.newaxis], axis=axes)
+    return tf.maximum(box, at_centre - around.radius * dual)
+
+
+def over_box(coefficients: tf.Tensor, box: Interval) -> tf.Tensor:
+    """Smallest value of `coefficients` `(batch, rows, ...)` times what is in the box: `(batch, rows)`."""
+    neurons = math.prod(coefficients.shape[2:])
+    flat = tf.reshape(coefficients, (tf.shape(coefficients)[0], -1, neurons))
+    centre, radius = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
+    centre, radius = (tf.reshape(part, (-1, neurons, 1)) for part in (centre, radius))
+    return (tf.matmul(flat, centre) - tf.matmul(tf.abs(flat), radius))[:, :, 0]
