@@ -1,11 +1,11 @@
 """The flags of training by bounds, and the objectives, checks and measurements they stand for."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
@@ -32,7 +32,7 @@ _OWN = {
     "interval_weight": ("mixtrain",),
     "mixtraink": ("mixtrain",),
     **dict.fromkeys(("schedule_length", "prune_schedule_length", "finetune_schedule_length"), TRAINERS),
-    **dict.fromkeys(("starting_epsilon", "bound_chunk"), TRAINERS),
+    "starting_epsilon": TRAINERS,
 }
 
 
@@ -74,14 +74,23 @@ def check() -> None:
     for name, trainers in _OWN.items():
         if FLAGS[name].present and FLAGS.trainer not in trainers:
             raise BadFlag(f"--{name}: expected --trainer={' or '.join(trainers)}. Received: --trainer={FLAGS.trainer}")
+    if FLAGS["bound_chunk"].present and "mixtrain" not in (FLAGS.trainer, FLAGS.val_method):
+        raise BadFlag(
+            f"--bound_chunk: expected --trainer=mixtrain or --val_method=mixtrain. Received: --trainer={FLAGS.trainer}"
+        )
     if FLAGS.val_method == "smooth" and FLAGS.noise_std == 0:
         raise BadFlag("--noise_std=0: expected noise, or --val_method=base or adv. Received: --val_method=smooth")
-    if FLAGS.trainer not in TRAINERS:
-        return
+    by_bounds = {"trainer": FLAGS.trainer in TRAINERS, "val_method": FLAGS.val_method in BOUNDS}
+    for name in [name for name, wanted in by_bounds.items() if wanted][:1]:
+        _check_bounds(f"--{name}={FLAGS[name].value}")
+
+
+def _check_bounds(who: str) -> None:
+    """Checks what bounds need, whoever needs them."""
     if FLAGS.norm != "linf":
-        raise BadFlag(f"--trainer={FLAGS.trainer}: expected --norm=linf. Received: --norm={FLAGS.norm}")
+        raise BadFlag(f"{who}: expected --norm=linf. Received: --norm={FLAGS.norm}")
     if FLAGS.mixed_precision:
-        raise BadFlag(f"--trainer={FLAGS.trainer}: expected float32, for bounds. Received: --mixed_precision")
+        raise BadFlag(f"{who}: expected float32, for bounds. Received: --mixed_precision")
     if not 0 < FLAGS.epsilon < 1:
         raise BadFlag(f"--epsilon={FLAGS.epsilon:g}: expected a radius above 0 and below 1, such as 2/255")
     if FLAGS.starting_epsilon > FLAGS.epsilon:
@@ -90,7 +99,15 @@ def check() -> None:
             f"Received: --epsilon={FLAGS.epsilon:g}"
         )
     if FLAGS.data in trs.data.IN_FILES:
-        raise BadFlag(f"--trainer={FLAGS.trainer}: expected data in memory. Received: --data={FLAGS.data}")
+        raise BadFlag(f"{who}: expected data in memory. Received: --data={FLAGS.data}")
+
+
+def check_network(network: keras.Model) -> None:
+    """Bounds an image, where training or validation will bound many, so that a layer without bounds is named first."""
+    if FLAGS.trainer in TRAINERS or FLAGS.val_method in BOUNDS:
+        image = tf.zeros((1, *network.input_shape[1:]))
+        with about("model"):
+            trs.certify.margins(network, image, tf.zeros(1, tf.int64), FLAGS.epsilon, "ibp")
 
 
 def objective(steps_per_epoch: int, schedule_length: int) -> trs.objectives.Objective:
@@ -130,24 +147,21 @@ def verified(network: keras.Model, images: trs.data.ImageDataset) -> dict[str, A
     methods = ["ibp", "crown-ibp", *(["zonotope"] if FLAGS.trainer == "mixtrain" else [])]
     batches = trs.data.test_dataset(images.test_images, images.test_labels, FLAGS.batch_size)
     x, y = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
-    shares = {}
-    for method in methods:
-        with about("model"), Progress(f"Verified by {method}", len(y), shown=True) as bar:
-            rows = trs.certify.verify_images(
-                network,
-                x,
-                y,
-                FLAGS.epsilon,
-                method,
-                tight=False,
-                chunk=FLAGS.bound_chunk,
-                batch_size=FLAGS.batch_size,
-                progress=functools.partial(_advance, bar),
-            )
-        shares[method] = float(np.mean([row.verified for row in rows]))
+    shares = {method: _verified_share(network, x, y, method) for method in methods}
     return {"verified": {"epsilon": FLAGS.epsilon, "norm": "Linf", "images": len(y), "accuracy": shares}}
 
 
-def _advance(bar: Progress, row: trs.certify.VerifiedImage) -> None:
-    del row
-    bar.advance(1)
+def _verified_share(network: keras.Model, x: np.ndarray, y: np.ndarray, method: str) -> float:
+    with about("model"), Progress(f"Verified by {method}", len(y), shown=True) as bar:
+        rows = trs.certify.verify_images(
+            network,
+            x,
+            y,
+            FLAGS.epsilon,
+            method,
+            tight=False,
+            chunk=FLAGS.bound_chunk,
+            batch_size=FLAGS.batch_size,
+            progress=lambda _: bar.advance(1),
+        )
+    return float(np.mean([row.verified for row in rows]))

@@ -274,6 +274,7 @@ def _source(path: Path, run: training_run.TrainingRun, phase: trs.training.Phase
 
 def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.RobustModel:
     """Returns the compiled model that trains `built` in a phase."""
+    certified_flags.check_network(built)
     settings: dict[str, Any] = {
         **{"validation_attack": _validation_attack(), "seed": FLAGS.seed},
         "validation_checks": certified_flags.validation_checks(),

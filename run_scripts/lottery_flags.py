@@ -5,7 +5,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
@@ -281,11 +280,6 @@ def experiment_id(adv_train: bool | None = None) -> str:
             value = FLAGS[name].value
             parts.append(f"{key}-{'+'.join(value) if isinstance(value, list) else str(value).lower()}")
     return "_".join(parts)
-
-
-def strategy() -> tf.distribute.Strategy:
-    """Returns the strategy of --strategy."""
-    return common_flags.strategy()
 
 
 @contextlib.contextmanager

@@ -23,10 +23,10 @@ from run_scripts import command_line, common_flags, robustness_flags, run_direct
 
 import keras
 import numpy as np
-import tqdm
 from absl import flags
 
 import tf_robust_sparse as trs
+from tf_robust_sparse.evaluation.progress import Progress
 
 FLAGS = flags.FLAGS
 _BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
@@ -113,8 +113,7 @@ def _check() -> None:
 def _smooth(model: Callable[..., Any], x: np.ndarray, y: np.ndarray, table: Path) -> dict[str, Any]:
     """Certifies by smoothing; returns the entries of the record."""
     smoothed = trs.certify.SmoothedClassifier(model, FLAGS.sigma, FLAGS.batch_size, FLAGS.seed)
-    bar = _bar(len(x))
-    with bar, command_line.about("saved_model_or_network", "data", "outfile"):
+    with _bar(len(x)) as bar, command_line.about("saved_model_or_network", "data", "outfile"):
         rows = trs.certify.certify_images(
             smoothed,
             x,
@@ -125,7 +124,7 @@ def _smooth(model: Callable[..., Any], x: np.ndarray, y: np.ndarray, table: Path
             alpha=FLAGS.alpha,
             skip=FLAGS.skip,
             max_examples=FLAGS.max_examples,
-            progress=lambda _: bar.update(),
+            progress=lambda _: bar.advance(1),
         )
     radii = sorted({0.0, *(FLAGS.radii or _RADII)})
     accuracies = trs.certify.certified_accuracy(rows, radii)
@@ -153,8 +152,7 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
     chosen = (x[:: FLAGS.skip][: FLAGS.max_examples], y[:: FLAGS.skip][: FLAGS.max_examples])
     with command_line.about("saved_model_or_network", "data"):  # images and labels are checked first
         suite = trs.evaluation.RobustnessSuite(network, chosen, FLAGS.batch_size, progress=False)
-    bar = _bar(len(x))
-    with bar, command_line.about("saved_model_or_network", "data", "outfile", "epsilon"):
+    with _bar(len(x)) as bar, command_line.about("saved_model_or_network", "data", "outfile", "epsilon"):
         rows = trs.certify.verify_images(
             network,
             x,
@@ -169,7 +167,7 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
             batch_size=FLAGS.batch_size,
             skip=FLAGS.skip,
             max_examples=FLAGS.max_examples,
-            progress=lambda _: bar.update(),
+            progress=lambda _: bar.advance(1),
         )
     verified = np.array([row.verified for row in rows])
     record = {
@@ -192,9 +190,8 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
     return record
 
 
-def _bar(images: int) -> tqdm.tqdm:
-    total = len(range(0, images, FLAGS.skip)[: FLAGS.max_examples])
-    return tqdm.tqdm(total=total, unit="image", mininterval=0.1 if sys.stderr.isatty() else 20.0)
+def _bar(images: int) -> Progress:
+    return Progress(FLAGS.method, len(range(0, images, FLAGS.skip)[: FLAGS.max_examples]), shown=True)
 
 
 def show(results: dict[str, Any]) -> None:

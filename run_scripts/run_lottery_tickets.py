@@ -40,7 +40,7 @@ def main() -> None:
     directory = lottery_flags.directory()
     resuming = check(directory)
     keras.utils.set_random_seed(FLAGS.seed)
-    strategy = lottery_flags.strategy()
+    strategy = common_flags.strategy()
     images = common_flags.dataset()
     train, held_out, test = lottery_flags.split(images)
     together = lottery_flags.stack_size(images)

@@ -528,3 +528,14 @@ def test_what_has_no_rule_is_refused_by_name():
     for arguments in ({"method": "milp"}, {"slope": "steep"}, {"norm": "L3"}):
         with pytest.raises(ValueError, match="must be one of"):
             certify.margins(good, x, y, 0.1, **arguments)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+def test_normalisation_of_the_input_inside_a_compiled_function(method):
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.04, 0.05, 0.06])(inputs)
+    network = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    images, labels = np.random.default_rng(0).random((2, 4, 4, 3), "float32"), tf.constant([0, 2])
+    compiled = tf.function(lambda x, y: certify.margins(network, x, y, 0.1, method))
+    eager = certify.margins(network, images, labels, 0.1, method)
+    np.testing.assert_allclose(compiled(images, labels), eager, atol=1e-5)

@@ -3,12 +3,13 @@
 import csv
 import time
 
+import keras
 import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import hydra_flags, hydra_originals
-from run_scripts.command_line import BadFlag
+from run_scripts import certified_flags, hydra_flags, hydra_originals
+from run_scripts.command_line import BadFlag, BadInput
 from tests.run_scripts.conftest import run_script
 from tests.run_scripts.test_bad_input import assert_explained
 from tests.run_scripts.test_hydra import HYDRA, results
@@ -168,6 +169,9 @@ def test_schedules_of_a_phase(parse):
             "--epsilon_schedule: expected --trainer=crown-ibp or ibp",
         ),
         (["--trainer=crown-ibp", "--norm=l2"], "--norm=linf"),
+        (["--trainer=adv", "--val_method=ibp", "--norm=l2"], "--val_method=ibp: expected --norm=linf"),
+        (["--trainer=adv", "--val_method=ibp", "--mixed_precision"], "--val_method=ibp: expected float32"),
+        (["--trainer=crown-ibp", "--bound_chunk=9"], "--bound_chunk: expected --trainer=mixtrain"),
         (["--trainer=ibp", "--mixed_precision"], "float32"),
         (["--trainer=crown-ibp", "--epsilon=0"], "above 0 and below 1"),
         (["--trainer=crown-ibp", "--epsilon=0.1", "--starting_epsilon=0.2"], "--starting_epsilon=0.2"),
@@ -182,3 +186,12 @@ def test_what_does_not_go_together(words, message, parse):
         hydra_originals.translate()
         hydra_flags.check()
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("words", [["--trainer=ibp"], ["--trainer=adv", "--val_method=crown-ibp"]])
+def test_a_network_without_bounds_is_named_before_it_trains(words, parse):
+    inputs = keras.Input((8, 8, 3))
+    outputs = keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.Activation("tanh", name="bent")(inputs)))
+    parse(HYDRA, "--epsilon=0.1", *words)
+    with pytest.raises(BadInput, match=r"--model.*tanh of bent"):
+        certified_flags.check_network(keras.Model(inputs, outputs))

@@ -154,10 +154,10 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
     if isinstance(layer, keras.layers.Rescaling):
         return [(_affine(np.asarray(layer.scale, "float32"), np.asarray(layer.offset, "float32")), "")]
     if isinstance(layer, keras.layers.Normalization):
-        mean, deviation = (keras.ops.convert_to_numpy(v) for v in (layer.mean, keras.ops.sqrt(layer.variance)))
+        mean, variance = (keras.ops.convert_to_numpy(v) for v in (layer.mean, layer.variance))
         if layer.invert:
             raise ValueError(f"The layer {layer.name} inverts a normalisation, which bounds know no rule for")
-        mean, deviation = mean.reshape(-1), np.maximum(deviation.reshape(-1), 1e-7)
+        mean, deviation = mean.reshape(-1), np.maximum(np.sqrt(variance.reshape(-1)), 1e-7)
         return [(_affine(1 / deviation, -mean / deviation), "")]
     raise ValueError(
         f"Bounds know no rule for the layer {layer.name} of type {type(layer).__name__}; replace it by dense, Conv2D, "

@@ -135,13 +135,10 @@ class SmoothedClassifier:
 
     def monitor(self, x: np.ndarray, passes: int = 10, image: int = 0) -> tuple[int, float]:
         """Returns a class and a radius from the mean probabilities of a few passes: an estimate, uncertified."""
-        from scipy import stats
-
-        noise = np.random.default_rng([self.seed, image, _MONITOR]).normal(size=(passes, *np.shape(x)))
-        noisy = np.asarray(x, np.float32) + self.sigma * noise.astype(np.float32)
-        mean = tf.reduce_mean(tf.nn.softmax(self._forward(tf.constant(noisy))), 0).numpy()
-        largest = float(np.clip(mean.max(), 0.0, 1 - 1e-7))
-        return int(mean.argmax()), float(max(0.0, self.sigma * stats.norm.ppf(largest)))
+        seed = tf.constant([self.seed, image * 4 + _MONITOR], tf.int64)
+        images = tf.constant(np.asarray(x, np.float32)[np.newaxis])
+        classes, radii = SmoothingMonitor(self.sigma, passes).estimate(self.model, images, seed)
+        return int(classes[0]), float(radii[0])
 
     def _function(self, shape: tuple[int, ...]) -> Callable[..., tf.Tensor]:
         if shape not in self._counted:
@@ -200,19 +197,27 @@ class SmoothingMonitor:
         """Returns which of the images `x` count as `y`: `(batch,)`, boolean; a validation check.
 
         Args:
-            network: A Keras network that returns logits.
-            x: `(batch, height, width, channels)`, in [0, 1].
+            network: See `estimate`, as `x` and `seed`.
             y: `(batch,)`, integer labels.
+        """
+        classes, radii = self.estimate(network, x, seed)
+        return (classes == tf.cast(y, tf.int64)) & (radii >= self.radius)
+
+    def estimate(self, network: Any, x: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns class and radius of each image from mean probabilities, `(batch,)` each: uncertified.
+
+        Args:
+            network: A Keras network or any callable from images to logits.
+            x: `(batch, height, width, channels)`, in [0, 1].
             seed: Integers of shape `(2,)`.
         """
-        mean = tf.add_n([self._probabilities(network, x, seed, number) for number in range(self.passes)]) / self.passes
-        estimate = self.sigma * tf.math.ndtri(tf.clip_by_value(tf.reduce_max(mean, axis=1), 0.5, 1 - 1e-7))
-        return (tf.argmax(mean, axis=1) == tf.cast(y, tf.int64)) & (estimate >= self.radius)
-
-    def _probabilities(self, network: Any, x: tf.Tensor, seed: tf.Tensor, number: int) -> tf.Tensor:
-        key = tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int64), number)
-        noise = tf.random.stateless_normal(tf.shape(x), key, stddev=self.sigma)
-        return tf.nn.softmax(tf.cast(network(x + noise, training=False), tf.float32))
+        forward = inference_forward(network)
+        seed = tf.cast(seed, tf.int64)
+        keys = [tf.random.experimental.stateless_fold_in(seed, number) for number in range(self.passes)]
+        noisy = [x + tf.random.stateless_normal(tf.shape(x), key, stddev=self.sigma) for key in keys]
+        mean = tf.add_n([tf.nn.softmax(tf.cast(forward(each), tf.float32)) for each in noisy]) / self.passes
+        largest = tf.clip_by_value(tf.reduce_max(mean, axis=1), 0.5, 1 - 1e-7)
+        return tf.argmax(mean, axis=1), self.sigma * tf.math.ndtri(largest)
 
 
 def _normal(shape: tuple[int, ...], seed: tf.Tensor, deviation: float) -> tf.Tensor:

@@ -4,7 +4,13 @@ import math
 from collections.abc import Sequence
 
 POLICIES = (
-    *("constant_lr", "cosine_lr", "multistep_lr", "manual_multistep_lr", "linear_lr", "exponential_lr", "jump_lr"),
+    "constant_lr",
+    "cosine_lr",
+    "multistep_lr",
+    "manual_multistep_lr",
+    "linear_lr",
+    "exponential_lr",
+    "jump_lr",
 )
 
 

@@ -159,8 +159,7 @@ class Rounds:
         self._final = dict(final or {})
         self._checkpoint_seconds = checkpoint_seconds
         self._say = say
-        with tf.device("CPU:0") if not tf.config.list_physical_devices("GPU") else tf.device(None):
-            self._held_out = {name: _on_device(images) for name, images in held_out.items()}
+        self._held_out = {name: _on_device(images) for name, images in held_out.items()}
 
     def run(self) -> None:
         """Runs every round that is not finished.

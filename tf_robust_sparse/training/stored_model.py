@@ -1,6 +1,7 @@
 """Fast adversarial training: one step per batch on perturbations that are kept for every image over the epochs."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -88,7 +89,7 @@ class StoredRobustModel(RobustModel):
     Args:
         network: As for `RobustModel`.
         objective: `StoredAT`, or one that wraps it such as `Reweighted`.
-        sparsifier, validation_attack, seed: As for `RobustModel`.
+        sparsifier, validation_attack, seed, validation_checks: As for `RobustModel`.
 
     Raises:
         ValueError: as for `RobustModel`, or if the objective is another one.
@@ -104,12 +105,13 @@ class StoredRobustModel(RobustModel):
         sparsifier: Sparsifier | None = None,
         validation_attack: GradientAttack | None = None,
         seed: int = 0,
+        validation_checks: Mapping[str, Callable[..., tf.Tensor]] | None = None,
     ) -> None:
         stored = getattr(objective, "objective", objective)
         if not isinstance(stored, StoredAT):
             raise ValueError(f"`objective` must be a StoredAT, or wrap one. Received: objective={objective!r}")
         self._settings = stored
-        super().__init__(network, objective, sparsifier, validation_attack, seed)
+        super().__init__(network, objective, sparsifier, validation_attack, seed, validation_checks)
 
     def build(self, input_shape):
         """Creates the perturbations, uniform in the ball."""
