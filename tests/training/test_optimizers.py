@@ -83,3 +83,15 @@ def test_bad_rates(arguments):
         epoch_rates(*arguments)
     with pytest.raises(ValueError, match="at least one learning rate"):
         PerEpoch([], 1)
+
+
+def test_batch_norm_is_left_without_decay_on_demand():
+    norm = keras.layers.BatchNormalization()
+    norm.build((None, 3))
+    optimizer = CoupledSGD(0.1, l2=0.5, decay_batch_norm=False)
+    dense = keras.layers.Dense(2, kernel_initializer="ones")
+    dense.build((None, 3))
+    weights = [*norm.trainable_variables, *dense.trainable_variables]
+    optimizer.apply([keras.ops.zeros(weight.shape) for weight in weights], weights)
+    np.testing.assert_array_equal(norm.gamma, np.ones(3))
+    np.testing.assert_allclose(dense.kernel, np.full((3, 2), 0.95), rtol=1e-6)

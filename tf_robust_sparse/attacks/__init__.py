@@ -5,11 +5,11 @@ from tf_robust_sparse.attacks.fab import FAB
 from tf_robust_sparse.attacks.fgsm import L2FGSM, LinfFGSM
 from tf_robust_sparse.attacks.gradient_attack import GradientAttack
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
-from tf_robust_sparse.attacks.noise import fold_in, normal_like, uniform_like
 from tf_robust_sparse.attacks.pgd import L2PGD, LinfBestPGD, LinfPGD
 from tf_robust_sparse.attacks.square import Square
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack
 from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.noise import fold_in, normal_like, uniform_like
 
 __all__ = [
     "APGD",

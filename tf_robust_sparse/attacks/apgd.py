@@ -7,11 +7,11 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer, input_gradient
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, targeted_dlr
-from tf_robust_sparse.attacks.noise import normal_like, uniform_like
 from tf_robust_sparse.attacks.projections import distance, l1_ball, linf_ball, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
+from tf_robust_sparse.layers.noise import normal_like, uniform_like
 
 LOSSES = ("ce", "dlr", "targeted-dlr")
 MOMENTUM = 0.75

@@ -5,11 +5,11 @@ from typing import Any
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer
-from tf_robust_sparse.attacks.noise import normal_like, uniform_like
 from tf_robust_sparse.attacks.projections import distance, hyperplane, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
+from tf_robust_sparse.layers.noise import normal_like, uniform_like
 
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 

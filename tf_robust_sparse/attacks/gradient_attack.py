@@ -8,9 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.losses import cross_entropy
-from tf_robust_sparse.attacks.noise import as_seed, fold_in, normal_like
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward, inference_forward
+from tf_robust_sparse.layers.noise import as_seed, fold_in, normal_like
 
 LossFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

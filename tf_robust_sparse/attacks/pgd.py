@@ -5,10 +5,10 @@ import math
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import GradientAttack, LossFn
-from tf_robust_sparse.attacks.noise import fold_in, normal_like, uniform_like
 from tf_robust_sparse.attacks.projections import l2_ball, l2_norm, linf_ball, pixel_range
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
+from tf_robust_sparse.layers.noise import fold_in, normal_like, uniform_like
 
 
 class LinfPGD(GradientAttack):

@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.losses import margin
-from tf_robust_sparse.attacks.noise import uniform_like
 from tf_robust_sparse.attacks.projections import l1_ball, l2_norm, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, while_state
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
+from tf_robust_sparse.layers.noise import uniform_like
 
 # The share of the image that a window covers is halved after each of these queries of a schedule of 10,000.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

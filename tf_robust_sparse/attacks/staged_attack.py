@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import as_images, check_integer
-from tf_robust_sparse.attacks.noise import as_seed, fold_in
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward, inference_forward
+from tf_robust_sparse.layers.noise import as_seed, fold_in
 
 NORMS = ("Linf", "L2", "L1")
 

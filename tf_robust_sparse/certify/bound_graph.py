@@ -135,6 +135,8 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
         return [(Input(), "")]
     if hasattr(layer, "compute_effective_kernel") or isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
         return [(_kernel_rule(layer), ""), *_activation(layer.name, layer.activation, "_activation")]
+    if isinstance(layer, layers.BetaBernoulliDropout | layers.BayesianScale):
+        return [(_affine(*layer.inference_scale_and_shift()), "")]
     if isinstance(layer, keras.layers.BatchNormalization):
         return [(_batch_norm(layer), "")]
     if isinstance(layer, keras.layers.ReLU):
@@ -143,7 +145,7 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
         return [(ReLU(), "")]
     if isinstance(layer, keras.layers.Activation):
         return _activation(layer.name, layer.activation, "") or [(_identity(), "")]
-    if isinstance(layer, keras.layers.Dropout):
+    if isinstance(layer, keras.layers.Dropout | layers.Dropout):
         return [(_identity(), "")]
     if isinstance(layer, _WITHOUT_NEGATIVE_COEFFICIENTS):
         return [(Linear(layer, layer, None, window=_window(layer)), "")]

@@ -20,12 +20,15 @@ from tf_robust_sparse.evaluation.robustness_suite import RobustnessSuite
 from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier, load_saved_model
 from tf_robust_sparse.evaluation.security_curve import security_curve
 from tf_robust_sparse.evaluation.transfer import Transfer, transfer_attack
+from tf_robust_sparse.evaluation.vulnerability import Vulnerability, VulnerabilityMonitor, vulnerability
 
 __all__ = [
     "AutoAttack",
     "RobustnessSuite",
     "SavedModelClassifier",
     "Transfer",
+    "Vulnerability",
+    "VulnerabilityMonitor",
     "check_matplotlib",
     "draw_certified",
     "draw_kept_per_layer",
@@ -44,5 +47,6 @@ __all__ = [
     "robustbench_row",
     "security_curve",
     "transfer_attack",
+    "vulnerability",
     "write_report",
 ]

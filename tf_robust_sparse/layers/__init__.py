@@ -1,6 +1,10 @@
 """Kernels as Keras layers: what is connected is held here and decided by `tf_robust_sparse.sparsity`."""
 
+from tf_robust_sparse.layers.bayesian import BayesianConv2D, BayesianDense, BayesianScale
+from tf_robust_sparse.layers.beta_bernoulli import BetaBernoulliDropout, gates, prior_divergence
 from tf_robust_sparse.layers.binary import BinaryConv2D, BinaryDense
+from tf_robust_sparse.layers.dropout import Dropout
+from tf_robust_sparse.layers.features import FeatureRecorder, distortions, feature_names, with_features
 from tf_robust_sparse.layers.forward import Forward, inference_forward
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
 from tf_robust_sparse.layers.kernel_seam import (
@@ -15,6 +19,7 @@ from tf_robust_sparse.layers.kernel_seam import (
     unfolded_kernels,
 )
 from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
+from tf_robust_sparse.layers.noise import fold_in, normal_like, uniform_like
 from tf_robust_sparse.layers.normalization import BatchNormalization
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
@@ -22,6 +27,7 @@ from tf_robust_sparse.layers.selection import largest_mask, select
 from tf_robust_sparse.layers.signed import SignedConv2D, SignedDense
 from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense, default_scores
 from tf_robust_sparse.layers.topology import graph
+from tf_robust_sparse.layers.training_noise import joined_parts, pass_number, training_noise
 
 # Kernel form -> its dense and convolutional layer; a network builder takes the name as `kernel=`.
 KERNELS = {
@@ -31,15 +37,22 @@ KERNELS = {
     "subnet": (SubnetDense, SubnetConv2D),
     "signed": (SignedDense, SignedConv2D),
     "binary": (BinaryDense, BinaryConv2D),
+    "bayesian": (BayesianDense, BayesianConv2D),
 }
 
 __all__ = [
     "KERNELS",
     "BatchNormalization",
+    "BayesianConv2D",
+    "BayesianDense",
+    "BayesianScale",
+    "BetaBernoulliDropout",
     "BinaryConv2D",
     "BinaryDense",
     "Conv2DOperation",
     "DenseOperation",
+    "Dropout",
+    "FeatureRecorder",
     "Forward",
     "KernelLayer",
     "MaskedConv2D",
@@ -55,15 +68,26 @@ __all__ = [
     "all_layers",
     "convolve",
     "default_scores",
+    "distortions",
+    "feature_names",
+    "fold_in",
+    "gates",
     "graph",
     "inference_forward",
     "inference_kernels",
+    "joined_parts",
     "kernel_l1",
     "kernel_layers",
     "largest_mask",
     "multiply",
+    "normal_like",
+    "pass_number",
+    "prior_divergence",
     "select",
     "settled_for_inference",
     "settled_kernels",
+    "training_noise",
     "unfolded_kernels",
+    "uniform_like",
+    "with_features",
 ]

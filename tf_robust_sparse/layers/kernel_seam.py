@@ -34,11 +34,12 @@ class Settled(NamedTuple):
 
 
 class _Block(threading.local):
-    """What is settled in this thread: float32 kernels, their compute form, and folded batch norm layers, by layer."""
+    """What is settled in this thread by layer: float32 kernels, their compute form, gates, and what is folded."""
 
     def __init__(self) -> None:
         self.kernels: dict[int, tf.Tensor] = {}
         self.settled: dict[int, Settled] = {}
+        self.scales: dict[int, tf.Tensor] = {}
         self.folded: frozenset[int] = frozenset()
 
 
@@ -87,9 +88,32 @@ def kernel_and_bias(layer: Any) -> Settled:
     return _compute_form(layer, effective_kernel(layer)) if settled is None else settled
 
 
-def is_folded(layer: Any) -> bool:
-    """Tells whether the batch norm `layer` is part of the preceding kernel at present."""
-    return id(layer) in _block.folded
+def inference_scale(layer: Any) -> tf.Tensor:
+    """Returns what the gates of `layer` multiply by in inference, the settled ones inside `inference_kernels`."""
+    scale = _block.scales.get(id(layer))
+    return layer.inference_scale() if scale is None else scale
+
+
+def skips_folded(layer: Any, training: Any) -> bool:
+    """Tells whether a batch norm or gate is part of the preceding kernel at present, so that it has nothing to do.
+
+    Raises:
+        RuntimeError: if it is, and the network trains.
+    """
+    if id(layer) not in _block.folded:
+        return False
+    if training:
+        raise RuntimeError("A network inside `inference_kernels` must be called with training=False.")
+    return True
+
+
+@contextlib.contextmanager
+def instead(layer: Any, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> Iterator[None]:
+    """Has `layer` compute with another kernel and bias, float32, inside the block."""
+    dtype = layer.compute_dtype
+    settled = Settled(tf.cast(kernel, dtype), None if bias is None else tf.cast(bias, dtype))
+    with _installed(settled=_block.settled | {id(layer): settled}):
+        yield
 
 
 @contextlib.contextmanager
@@ -111,25 +135,26 @@ def settled_kernels(network: keras.Model) -> Iterator[None]:
 def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterator[None]:
     """Prepares every kernel of `network` for forward passes in inference mode inside the block.
 
-    Every batch norm is folded into the kernel before it, where the kernel's output goes nowhere else and has no
-    activation of its own; the others stay as they are. On CPUs, convolutions that expect few connections become sparse
-    products. Inside the block the network must be called with `training=False`, and gradients reach the inputs alone.
+    Every batch norm and every gate is folded into the kernel before it, where the kernel's output goes nowhere else and
+    has no activation of its own; of the others the gates are computed once. On CPUs, convolutions that expect few
+    connections become sparse products. Inside the block the network must be called with `training=False`, and
+    gradients reach the inputs alone.
 
     Args:
         network: A network of the toolkit's layers; other layers are left alone.
         allow_sparse: Whether sparse products are allowed; XLA cannot compile them.
     """
     allow_sparse = allow_sparse and not tf.config.list_logical_devices("GPU")
-    normalizations = {id(layer): normalization for layer, normalization in foldable_pairs(network)}
-    settled, folded = {}, set()
+    followers = {id(layer): found for layer, found in foldable_followers(network)}
+    settled: dict[int, Settled] = {}
+    folded: set[int] = set()
     for layer in kernel_layers(network):
         sparse = allow_sparse and _sparse_pays(layer)
-        normalization = normalizations.get(id(layer))
-        if normalization is None:
+        if not followers[id(layer)]:
             if sparse:
                 settled[id(layer)] = Settled(sparse_kernel(effective_kernel(layer)), _compute_bias(layer))
             continue
-        scale, shift = normalization.inference_scale_and_shift()
+        scale, shift = _composed(followers[id(layer)])
         if layer.bias is not None:
             shift += layer.bias * scale
         kernel, dtype = effective_kernel(layer) * scale, layer.compute_dtype
@@ -137,8 +162,13 @@ def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterat
             sparse_kernel(kernel) if sparse else tf.cast(kernel, dtype),
             tf.cast(shift, dtype),
         )
-        folded.add(id(normalization))
-    with _installed(settled=_block.settled | settled, folded=_block.folded | folded):
+        folded.update(id(follower) for follower in followers[id(layer)])
+    gates = {
+        id(layer): layer.inference_scale()
+        for layer in all_layers(network)
+        if hasattr(layer, "inference_scale") and id(layer) not in folded
+    }
+    with _installed(settled=_block.settled | settled, scales=_block.scales | gates, folded=_block.folded | folded):
         yield
 
 
@@ -167,16 +197,21 @@ def settled_for_inference(model: Any) -> Iterator[None]:
         yield
 
 
-def foldable_pairs(network: keras.Model) -> list[tuple[Any, Any]]:
-    """Returns the (kernel layer, batch norm) pairs of `network` in which the one feeds nothing but the other."""
-    return [
-        (layer, follower)
-        for layer, follower in chains(network)
-        if hasattr(layer, "compute_effective_kernel")
-        and layer.activation is keras.activations.linear
-        and hasattr(follower, "inference_scale_and_shift")
-        and follower.folds_into_last_axis
-    ]
+def foldable_followers(network: keras.Model) -> list[tuple[Any, list[Any]]]:
+    """Returns each kernel layer of `network` and the batch norms and gates after it that it can take up, in order.
+
+    It feeds nothing but the first of them, this nothing but the second, and so on.
+    """
+    after = {id(layer): follower for layer, follower in chains(network)}
+    found: list[tuple[Any, list[Any]]] = []
+    for layer in kernel_layers(network):
+        follower = after.get(id(layer)) if layer.activation is keras.activations.linear else None
+        followers: list[Any] = []
+        while follower is not None and getattr(follower, "folds_into_last_axis", False):
+            followers.append(follower)
+            follower = after.get(id(follower))
+        found.append((layer, followers))
+    return found
 
 
 def all_layers(network: keras.Model) -> Iterator[Any]:
@@ -186,6 +221,15 @@ def all_layers(network: keras.Model) -> Iterator[Any]:
             yield from all_layers(layer)
         else:
             yield layer
+
+
+def _composed(followers: list[Any]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns scale and shift of layers one after the other."""
+    scale, shift = followers[0].inference_scale_and_shift()
+    for follower in followers[1:]:
+        more, then = follower.inference_scale_and_shift()
+        scale, shift = scale * more, shift * more + then
+    return scale, shift
 
 
 def _sparse_pays(layer: Any) -> bool:

@@ -1,5 +1,7 @@
 """Batch normalisation that can be folded into the kernel before it while an attack runs."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -16,11 +18,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Reference: [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
     """
 
+    plain_class = keras.layers.BatchNormalization
+
     def add_weight(self, *args, **kwargs):
         """Creates a weight; the moving statistics with an aggregation, without which the replicas drift apart."""
         if not kwargs.get("trainable", True):
             kwargs["aggregation"] = "mean"
         return super().add_weight(*args, **kwargs)
+
+    def plain_config(self) -> dict[str, Any]:
+        """Returns the configuration of the equivalent layer of Keras."""
+        return self.get_config()
 
     @property
     def folds_into_last_axis(self) -> bool:
@@ -39,8 +47,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         """Normalises `inputs`, or returns them unchanged where the preceding kernel has done so."""
-        if kernel_seam.is_folded(self):
-            if training:
-                raise RuntimeError("A network inside `inference_kernels` must be called with training=False.")
+        if kernel_seam.skips_folded(self, training):
             return inputs
         return super().call(inputs, training=training, mask=mask)

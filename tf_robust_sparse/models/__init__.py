@@ -4,7 +4,7 @@ from tf_robust_sparse.models.catalogue import NETWORKS, build
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
 from tf_robust_sparse.models.construction import NORMALIZATIONS, Variant
 from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS, initialize_kernels
-from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe
+from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe, lenet_conv
 from tf_robust_sparse.models.resnet import (
     BUDGET_WIDTHS,
     resnet18,
@@ -17,11 +17,12 @@ from tf_robust_sparse.models.resnet import (
 )
 from tf_robust_sparse.models.stacked import can_be_stacked, members_of, stack
 from tf_robust_sparse.models.unbiased_dense import unbiased_dense_300_100
-from tf_robust_sparse.models.vgg import vgg16
+from tf_robust_sparse.models.vgg import INPUT_NORMS, vgg16, vgg16_dropout
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
 __all__ = [
     "BUDGET_WIDTHS",
+    "INPUT_NORMS",
     "KERNEL_INITIALIZATIONS",
     "NETWORKS",
     "NORMALIZATIONS",
@@ -32,6 +33,7 @@ __all__ = [
     "initialize_kernels",
     "large_cnn",
     "lenet5_caffe",
+    "lenet_conv",
     "members_of",
     "resnet18",
     "resnet18_imagenet",
@@ -45,6 +47,7 @@ __all__ = [
     "unbiased_dense_300_100",
     "vgg4",
     "vgg16",
+    "vgg16_dropout",
     "wrn28_2",
     "wrn28_4",
     "wrn28_10",

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
-from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe
+from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe, lenet_conv
 from tf_robust_sparse.models.resnet import (
     resnet18,
     resnet18_imagenet,
@@ -17,12 +17,13 @@ from tf_robust_sparse.models.resnet import (
     resnet50_imagenet,
     small_resnet,
 )
-from tf_robust_sparse.models.vgg import vgg16
+from tf_robust_sparse.models.vgg import vgg16, vgg16_dropout
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
 # Name -> builder; all take the same keyword arguments.
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "vgg16": vgg16,
+    "vgg16_dropout": vgg16_dropout,
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
@@ -43,6 +44,7 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "wrn28_10": wrn28_10,
     "wrn34_10": wrn34_10,
     "lenet5_caffe": lenet5_caffe,
+    "lenet_conv": lenet_conv,
     "dense_300_100": dense_300_100,
     "small_cnn": small_cnn,
     "large_cnn": large_cnn,

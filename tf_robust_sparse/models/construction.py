@@ -157,21 +157,20 @@ class Construction:
         dense = layers.KERNELS[kernel][0]
         return dense(units, name=name, **self._form(initial_connectivity, kernel), **kwargs)(x)
 
-    def classifier(self, x: keras.KerasTensor, initial_connectivity: float) -> keras.KerasTensor:
+    def classifier(self, x: keras.KerasTensor, initial_connectivity: float, **kwargs: Any) -> keras.KerasTensor:
         """Returns the logits `(batch, num_classes)` of the features `x`, in float32 under every dtype policy."""
-        options: dict[str, Any] = {"dtype": "float32", "kernel": self.variant.last_kernel}
+        options: dict[str, Any] = {"dtype": "float32", "kernel": self.variant.last_kernel, **kwargs}
         if not self.variant.classifier_bias:
             options["use_bias"] = False
         x = self.dense(x, self.num_classes, "classifier", initial_connectivity, **options)
         return self.batch_norm(x, "classifier_bn", dtype="float32") if self.variant.final_batch_norm else x
 
     def batch_norm(self, x: keras.KerasTensor, name: str, **kwargs: Any) -> keras.KerasTensor:
-        """Normalises `x`; the moving statistics keep 0.9 of their value at each step."""
+        """Normalises `x`; by default the moving statistics keep 0.9 of their value at each step."""
         if not self.variant.affine_batch_norm:
             kwargs |= {"scale": False, "center": False}
-        return layers.BatchNormalization(
-            momentum=0.9, epsilon=1e-5, synchronized=self._synchronized, name=name, **kwargs
-        )(x)
+        kwargs = {"momentum": 0.9, "epsilon": 1e-5, **kwargs}
+        return layers.BatchNormalization(synchronized=self._synchronized, name=name, **kwargs)(x)
 
     def relu(self, x: keras.KerasTensor, name: str, leaky: bool = False) -> keras.KerasTensor:
         """Returns `max(x, 0)`, or plus a small multiple of `min(x, 0)` if it is `leaky` and the variant has a slope."""
@@ -213,6 +212,8 @@ class Construction:
         if kernel == "rewiring":
             return {"seed": seeds[0], "initial_connectivity": initial_connectivity}
         form: dict[str, Any] = {"kernel_initializer": keras.initializers.HeNormal(seed=seeds[0])}
+        if kernel == "bayesian":  # means in +-1/sqrt(fan_in)
+            form["kernel_initializer"] = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seeds[0])
         if kernel == "binary":
             form["stochastic"] = self.variant.stochastic
         if kernel in ("subnet", "signed"):

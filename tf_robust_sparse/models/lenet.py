@@ -1,9 +1,10 @@
-"""The two networks of the LeNet family, for MNIST-sized images."""
+"""The networks of the LeNet family, for MNIST-sized images."""
 
 from collections.abc import Sequence
 
 import keras
 
+from tf_robust_sparse.layers import BetaBernoulliDropout
 from tf_robust_sparse.models.construction import Construction
 from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
 
@@ -45,6 +46,54 @@ def lenet5_caffe(
     x = keras.layers.Flatten(name="flatten")(x)
     x = build.dense(x, 500, "dense3", in_the_middle(p, x.shape[-1]), activation="relu")
     return build.model(build.classifier(x, at_the_ends(p)), name)
+
+
+def lenet_conv(
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (28, 28, 1),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    gates: bool = False,
+    threshold: float = 1e-3,
+    name: str = "lenet_conv",
+) -> keras.Model:
+    """Builds LeNet-5 as neural pruning takes it: `lenet5_caffe` with a ReLU after every layer, and gates if wanted.
+
+    Gates are `BetaBernoulliDropout` layers: `gate1` and `gate2` on the 20 and 50 channels of the convolutions, before
+    the ReLU, `gate3` on the flattened features and `gate4` on the 500 units of the dense layer. Their features that
+    attacks distort are `relu1`, `relu2` and `relu3`. With `kernel="bayesian"` weights have a prior of deviation 1.
+
+    Args: see `tf_robust_sparse.models.construction`. Images have at least 16x16 pixels. `padding_mode` and
+        `synchronized_batch_norm` have nothing to act on here.
+        gates: Whether there are gates.
+        threshold: Of the gates.
+
+    Returns:
+        A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), section 5.
+    """
+    build = Construction(
+        "lenet_conv", 16, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+    )
+    p = build.connectivity
+
+    def gate(x: keras.KerasTensor, number: int) -> keras.KerasTensor:
+        return BetaBernoulliDropout(threshold=threshold, name=f"gate{number}")(x) if gates else x
+
+    x = build.conv(build.inputs, 20, 5, "conv1", at_the_ends(p), padding="valid", use_bias=True)
+    x = keras.layers.MaxPooling2D(2, name="pool1")(build.relu(gate(x, 1), "relu1"))
+    x = build.conv(x, 50, 5, "conv2", in_the_middle(p, 25 * x.shape[-1]), padding="valid", use_bias=True)
+    x = keras.layers.MaxPooling2D(2, name="pool2")(build.relu(gate(x, 2), "relu2"))
+    x = gate(keras.layers.Flatten(name="flatten")(x), 3)
+    x = build.relu(build.dense(x, 500, "dense3", in_the_middle(p, x.shape[-1])), "relu3")
+    return build.model(build.classifier(gate(x, 4), at_the_ends(p)), name)
 
 
 def dense_300_100(

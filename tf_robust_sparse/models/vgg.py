@@ -1,14 +1,20 @@
 """VGG16 for small images, with batch norm."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
+from tf_robust_sparse import layers
 from tf_robust_sparse.models.construction import Construction
 
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Connected at the start, by layer; every other layer starts at half of the global connectivity.
 _INITIAL_CONNECTIVITY = {1: 0.6, 2: 0.6, 3: 0.2, 4: 0.2}
+_DROPOUT = {1: 0.3, **dict.fromkeys((3, 5, 6, 8, 9, 11, 12), 0.4)}  # after which layers of `vgg16_dropout`
+_BAYESIAN = {"prior_stddev": 0.1, "initial_rho": -5.0}
+INPUT_NORMS = ("image", "channel", "none")
 
 
 def vgg16(
@@ -52,3 +58,80 @@ def vgg16(
     x = build.dense(x, 256, "dense14", build.half, activation="relu")
     x = build.dense(x, 256, "dense15", build.half, activation="relu")
     return build.model(build.classifier(x, 0.6), name)
+
+
+def vgg16_dropout(
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    gates: bool = False,
+    threshold: float = 1e-3,
+    input_norm: str = "image",
+    name: str = "vgg16_dropout",
+) -> keras.Model:
+    """Builds VGG16 as neural pruning takes it: with dropout, five max-pools, one dense layer of 512, and gates.
+
+    Gates are `BetaBernoulliDropout` layers: `gate1` to `gate13` on the channels between a convolution and its batch
+    norm, `gate14` on the 512 flattened features and `gate15` on the units of the dense layer. Where they are, the dense
+    layers go without dropout. The features that attacks distort are `relu1` to `relu13`, `dense14` and `relu14`. With
+    `kernel="bayesian"` all weights, scale and shift of batch norm too, have a prior of deviation 0.1.
+
+    The padding modes agree, as all strides are 1.
+
+    Args: see `tf_robust_sparse.models.construction`. Images have at least 32x32 pixels.
+        gates: Whether there are gates.
+        threshold: Of the gates.
+        input_norm: What is done to pixels first: `"image"` standardises each image, its variance raised by one over
+            the number of its values so that a flat image stays flat; `"channel"` takes mean and deviation of CIFAR-10;
+            or `"none"`.
+
+    Returns:
+        A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), section 5.
+    """
+    if input_norm not in INPUT_NORMS:
+        raise ValueError(f"`input_norm` must be one of {', '.join(INPUT_NORMS)}. Received: input_norm={input_norm!r}")
+    build = Construction(
+        "vgg16_dropout", 32, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
+    )
+    bayesian: dict[str, Any] = _BAYESIAN if kernel == "bayesian" else {}
+
+    def gate(x: keras.KerasTensor, number: int) -> keras.KerasTensor:
+        initial = 2.0 if number <= 13 else -1.0
+        return layers.BetaBernoulliDropout(initial, threshold, name=f"gate{number}")(x) if gates else x
+
+    def normalised(x: keras.KerasTensor, number: int) -> keras.KerasTensor:
+        affine = {"scale": not bayesian, "center": not bayesian}
+        x = build.batch_norm(x, f"bn{number}", momentum=0.99, epsilon=1e-3, **affine)
+        x = layers.BayesianScale(**bayesian, name=f"scale{number}")(x) if bayesian else x
+        return build.relu(x, f"relu{number}")
+
+    x, layer = build.inputs, 0
+    if input_norm == "image":
+        x = keras.layers.LayerNormalization(
+            (1, 2, 3), epsilon=1 / math.prod(x.shape[1:]), center=False, scale=False, name="standardization"
+        )(x)
+    elif input_norm == "channel":
+        x = build.normalized("cifar10")
+    for block, widths in enumerate(_WIDTHS, start=1):
+        for width in widths:
+            layer += 1
+            initial = _INITIAL_CONNECTIVITY.get(layer, build.half)
+            x = build.conv(x, width, 3, f"conv{layer}", initial, use_bias=True, **bayesian)
+            x = normalised(gate(x, layer), layer)
+            if layer in _DROPOUT:
+                x = layers.Dropout(_DROPOUT[layer], name=f"dropout{layer}")(x)
+        x = keras.layers.MaxPooling2D(2, name=f"pool{block}")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    x = gate(x, 14) if gates else layers.Dropout(0.5, name="dropout14")(x)
+    x = normalised(build.dense(x, 512, "dense14", build.half, **bayesian), 14)
+    x = gate(x, 15) if gates else layers.Dropout(0.5, name="dropout15")(x)
+    return build.model(build.classifier(x, 0.6, **bayesian), name)

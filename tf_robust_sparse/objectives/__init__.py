@@ -10,6 +10,7 @@ from tf_robust_sparse.objectives.epsilon_schedules import (
     LinearEpsilon,
     SmoothedEpsilon,
 )
+from tf_robust_sparse.objectives.kl_penalty import KLPenalty
 from tf_robust_sparse.objectives.l1_penalty import L1Penalty
 from tf_robust_sparse.objectives.label_smoothing import smoothed_cross_entropy, smoothed_labels
 from tf_robust_sparse.objectives.mart import MART
@@ -20,6 +21,7 @@ from tf_robust_sparse.objectives.objective import AttackObjective, Objective
 from tf_robust_sparse.objectives.reweighted import REWEIGHTINGS, Reweighted
 from tf_robust_sparse.objectives.stability import Stability
 from tf_robust_sparse.objectives.trades import TRADES
+from tf_robust_sparse.objectives.vulnerability_suppression import VULNERABILITIES, VulnerabilitySuppression
 
 __all__ = [
     "AT",
@@ -28,11 +30,13 @@ __all__ = [
     "MAT",
     "REWEIGHTINGS",
     "TRADES",
+    "VULNERABILITIES",
     "AttackObjective",
     "CleanAndAdversarial",
     "CrownIBP",
     "EpochwiseEpsilon",
     "EpsilonSchedule",
+    "KLPenalty",
     "L1Penalty",
     "LinearEpsilon",
     "MixTrain",
@@ -41,6 +45,7 @@ __all__ = [
     "Reweighted",
     "SmoothedEpsilon",
     "Stability",
+    "VulnerabilitySuppression",
     "kl_divergence",
     "smoothed_cross_entropy",
     "smoothed_labels",

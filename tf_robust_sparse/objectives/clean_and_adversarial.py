@@ -5,21 +5,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
-from tf_robust_sparse.objectives.objective import AttackObjective, Seed, training_logits
+from tf_robust_sparse.objectives.objective import AttackObjective, Seed, joint_training_logits, training_logits
 
 
 class CleanAndAdversarial(AttackObjective):
     """`(1 - weight) * CE(f(x), y) + weight * CE(f(x_adv), y)` of every image.
 
     Both terms have the same, possibly smoothed, labels. The attacked images count as constants: no gradient flows
-    through the attack. Clean and attacked images pass through the network as two batches, clean first.
+    through the attack. Clean and attacked images pass through the network as two batches, clean first, or as one.
 
     Args:
         attack: Untargeted attack; its own `random_start` decides where it starts.
         weight: Share of the attacked images in the loss, in [0, 1].
         label_smoothing: Share of each label that is spread evenly over all classes, in [0, 1).
+        joint: Whether both pass as one batch, over which batch norm takes its statistics.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack, or a number is out of its range.
@@ -27,7 +29,9 @@ class CleanAndAdversarial(AttackObjective):
     Reference: [Goodfellow et al., 2015](https://arxiv.org/abs/1412.6572), section 6.
     """
 
-    def __init__(self, attack: GradientAttack, weight: float = 0.5, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, attack: GradientAttack, weight: float = 0.5, label_smoothing: float = 0.0, joint: bool = False
+    ) -> None:
         super().__init__(attack)
         if not 0 <= weight <= 1:
             raise ValueError(
@@ -36,6 +40,7 @@ class CleanAndAdversarial(AttackObjective):
             )
         self.adversarial_weight = float(weight)
         self.label_smoothing = checked_smoothing(label_smoothing)
+        self.joint = bool(joint)
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """Images that raise the cross entropy: `(batch, ...)`, float32."""
@@ -49,13 +54,17 @@ class CleanAndAdversarial(AttackObjective):
         self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         """Losses `(batch,)`, clean logits and the logits of the attacked images, `(batch, classes)` each."""
-        logits = training_logits(network, x)
-        logits_adv = training_logits(network, x_adv)
+        if self.joint:
+            logits, logits_adv = joint_training_logits(network, x, x_adv)
+        else:
+            logits = training_logits(network, x)
+            with layers.pass_number(1):
+                logits_adv = training_logits(network, x_adv)
         clean = smoothed_cross_entropy(y, logits, self.label_smoothing)
         attacked = smoothed_cross_entropy(y, logits_adv, self.label_smoothing)
         return (1 - self.adversarial_weight) * clean + self.adversarial_weight * attacked, logits, logits_adv
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
-        settings = {"weight": self.adversarial_weight, "label_smoothing": self.label_smoothing}
+        settings = {"weight": self.adversarial_weight, "label_smoothing": self.label_smoothing, "joint": self.joint}
         return {**super().describe(), **settings}

@@ -6,6 +6,7 @@ from typing import Any, Self, TypeAlias
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
 
 Seed: TypeAlias = int | tf.Tensor | None
@@ -135,6 +136,16 @@ class ObjectiveAround(Objective):
 def training_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
     """Logits with batch norm and dropout in training mode: `(batch, classes)`, float32 also in mixed precision."""
     return tf.cast(network(x, training=True), tf.float32)
+
+
+def joint_training_logits(network: keras.Model, x: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `training_logits` of both batches in one forward pass: batch norm takes its statistics over both."""
+    both = tf.concat([x, x_adv], axis=0)
+    with layers.joined_parts(2):
+        logits, logits_adv = tf.split(training_logits(network, both), 2)
+    if isinstance(network, layers.FeatureRecorder):
+        network.split(both, (x, x_adv))
+    return logits, logits_adv
 
 
 def bounded_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:

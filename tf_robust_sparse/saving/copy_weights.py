@@ -13,7 +13,8 @@ def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True)
     """Copies kernels, biases, batch norm and, where both have them, scores, by the names of the layers.
 
     A kernel form that has a variable `kernel` gives and takes that, whatever its mask; another one, such as rewiring,
-    gives its effective kernel. Nothing is assigned unless everything fits.
+    gives its effective kernel. Gates that only one of the two has are left alone. Nothing is assigned unless everything
+    fits.
 
     Args:
         source: Where from.
@@ -25,6 +26,10 @@ def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True)
     """
     theirs = {layer.name: layer for layer in layers.all_layers(source) if layer.weights}
     ours = {layer.name: layer for layer in layers.all_layers(network) if layer.weights}
+    for each, other in ((theirs, ours), (ours, theirs)):
+        for name in [gate.name for gate in each.values() if isinstance(gate, layers.BetaBernoulliDropout)]:
+            if name not in other:
+                del each[name]
     if set(theirs) != set(ours):
         odd = sorted(set(theirs) ^ set(ours))
         raise ValueError(f"Only one of the two networks has a layer {odd[0]}; {_HOW}")

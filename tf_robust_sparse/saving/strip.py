@@ -4,16 +4,14 @@ from typing import Any
 
 import keras
 
-from tf_robust_sparse import layers
-
 
 def strip(network: keras.Model) -> keras.Model:
     """Clones `network` to plain Keras layers that hold the effective kernels.
 
     Every kernel layer becomes a `keras.layers.Dense` or `keras.layers.Conv2D` whose kernel is the effective kernel,
-    zeros where nothing is connected; every batch norm becomes that of Keras. All other weights are copied by layer
-    name. The clone computes in float32 under every dtype policy, needs nothing of this package, and its logits equal
-    those of a float32 `network`.
+    zeros where nothing is connected; every batch norm becomes that of Keras, and gates a `keras.layers.Rescaling`.
+    All other weights are copied by layer name. The clone computes in float32 under every dtype policy, needs nothing of
+    this package, and its logits equal those of a float32 `network`.
 
     Args:
         network: A functional or sequential model.
@@ -49,16 +47,14 @@ def _inputs(network: keras.Model) -> Any:
 
 
 def _plain_layer(layer: Any) -> Any:
-    if hasattr(layer, "compute_effective_kernel"):
+    if hasattr(layer, "plain_class"):
         plain_class, config = layer.plain_class, layer.plain_config()
-    elif isinstance(layer, layers.BatchNormalization):
-        plain_class, config = keras.layers.BatchNormalization, layer.get_config()
     else:
         plain_class, config = type(layer), layer.get_config()
         if plain_class.__module__.partition(".")[0] != "keras":
             raise ValueError(
                 f"The layer {layer.name} is not part of Keras, so a stripped network would need its code; replace it "
-                f"by Keras layers or give it `compute_effective_kernel`. Received: {plain_class.__name__}"
+                f"by Keras layers or give it `plain_class` and `plain_config`. Received: {plain_class.__name__}"
             )
     return plain_class.from_config({**config, "dtype": "float32"})
 
@@ -73,5 +69,5 @@ def _copy_weights(network: keras.Model, stripped: keras.Model) -> None:
         elif hasattr(layer, "compute_effective_kernel"):
             bias = [] if layer.bias is None else [layer.bias]
             plain.set_weights([keras.ops.convert_to_numpy(value) for value in (layer.effective_kernel, *bias)])
-        else:
+        elif plain.weights:
             plain.set_weights(layer.get_weights())

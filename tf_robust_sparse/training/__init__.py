@@ -4,7 +4,8 @@ from tf_robust_sparse.training.callbacks import Checkpoints, Connections, Refere
 from tf_robust_sparse.training.free_model import FreeAT, FreeRobustModel
 from tf_robust_sparse.training.gradual_pruning import GradualPruning, Reweighting
 from tf_robust_sparse.training.learning_rate import SCHEDULES, PerEpoch, epoch_rates, sgdw, tenfold_drops
-from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledRMSprop, CoupledSGD, FusedAdam, coupled
+from tf_robust_sparse.training.neural_pruning import NeuralPruningModel
+from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledRMSprop, CoupledSGD, FusedAdam, GatedAdam, coupled
 from tf_robust_sparse.training.phases import Phase, PhaseCheck
 from tf_robust_sparse.training.policies import POLICIES, gradual_rates, policy_rates
 from tf_robust_sparse.training.robust_model import RobustModel
@@ -24,9 +25,11 @@ __all__ = [
     "FreeAT",
     "FreeRobustModel",
     "FusedAdam",
+    "GatedAdam",
     "GradualPruning",
     "Images",
     "Measure",
+    "NeuralPruningModel",
     "PerEpoch",
     "Phase",
     "PhaseCheck",

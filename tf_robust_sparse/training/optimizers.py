@@ -6,7 +6,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity import slots
+
+
+def _weight_name(variable: Any) -> str:
+    """Returns the last part of the name of a variable of Keras, or of the one of TensorFlow inside it."""
+    path = getattr(variable, "path", None) or variable.name.partition(":")[0]
+    return path.rpartition("/")[2]
 
 
 class _DecayInGradient:
@@ -21,7 +28,7 @@ class _DecayInGradient:
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable, whose gradient decays it too."""
-        if self.l2 and (self.decay_batch_norm or variable.path.rpartition("/")[2] not in ("gamma", "beta")):
+        if self.l2 and (self.decay_batch_norm or _weight_name(variable) not in ("gamma", "beta")):
             gradient = gradient + keras.ops.cast(self.l2, gradient.dtype) * keras.ops.convert_to_tensor(variable)
         super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
@@ -50,6 +57,45 @@ class CoupledAdam(_DecayInGradient, keras.optimizers.Adam):
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class CoupledRMSprop(_DecayInGradient, keras.optimizers.RMSprop):
     """`keras.optimizers.RMSprop` on `gradient + l2 * weight`; see `CoupledSGD`."""
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class GatedAdam(CoupledAdam):
+    """Two Adams in one: gates learn at one rate, all other weights at another and with decay.
+
+    Both follow the learning rate of the optimizer, times a factor of their own. As both have the same moments' decay
+    and count the same steps, the numbers are those of two optimizers.
+
+    Args:
+        learning_rate: Number or schedule.
+        gate_rate: Factor of the learning rate of gates, at least 0.
+        weight_rate: The same for all other weights.
+        l2: Strength of the decay of the weights, at least 0.
+        *args, **kwargs: As in Keras.
+
+    Raises:
+        ValueError: if a factor or the decay is negative.
+
+    Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), section 4.
+    """
+
+    def __init__(self, *args: Any, gate_rate: float = 1.0, weight_rate: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, value in (("gate_rate", gate_rate), ("weight_rate", weight_rate)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"`{name}` is a factor of the learning rate, at least 0. Received: {name}={value!r}")
+        self.gate_rate, self.weight_rate = float(gate_rate), float(weight_rate)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable at its own rate; gates do not decay."""
+        if _weight_name(variable) in layers.BetaBernoulliDropout.WEIGHTS:
+            keras.optimizers.Adam.update_step(self, gradient, variable, self.gate_rate * learning_rate)
+        else:
+            super().update_step(gradient, variable, self.weight_rate * learning_rate)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "gate_rate": self.gate_rate, "weight_rate": self.weight_rate}
 
 
 COUPLED = {"sgd": CoupledSGD, "adam": CoupledAdam, "rmsprop": CoupledRMSprop}

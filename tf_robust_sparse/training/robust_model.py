@@ -12,7 +12,8 @@ from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in
 from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.sparsity import Sparsifier
 
-_VALIDATION = 1 << 30  # the seeds of validation attacks stand apart from those of training steps
+# Seeds of validation attacks, and of what layers draw in training, stand apart from those of attacks in training.
+_VALIDATION, _DRAWS = 1 << 30, 1 << 29
 
 
 class RobustModel(keras.Model):
@@ -36,6 +37,7 @@ class RobustModel(keras.Model):
         validation_checks: Name -> function of `(network, x, y, seed)` that tells of each image whether it counts, such
             as `{"verified_accuracy": certify.Verifier(2 / 255)}`; `evaluate` and the validation of `fit` report their
             shares too.
+        shared_noise: Whether gates and dropout of this package draw the same for an image and the attacked one.
 
     Raises:
         ValueError: if an argument is of the wrong kind or the network does not fit the sparsifier.
@@ -49,6 +51,7 @@ class RobustModel(keras.Model):
         validation_attack: GradientAttack | None = None,
         seed: int = 0,
         validation_checks: Mapping[str, Callable[..., tf.Tensor]] | None = None,
+        shared_noise: bool = True,
     ) -> None:
         super().__init__()
         _check_kind("network", network, keras.Model, "a built keras.Model, such as tf_robust_sparse.models.resnet18()")
@@ -70,6 +73,7 @@ class RobustModel(keras.Model):
         self.sparsifier = sparsifier
         self.validation_attack = validation_attack
         self.seed = int(seed)
+        self.shared_noise = bool(shared_noise)
         self._robust_accuracy = (
             keras.metrics.SparseCategoricalAccuracy(name="robust_accuracy") if validation_attack else None
         )
@@ -142,13 +146,14 @@ class RobustModel(keras.Model):
 
     def train_step(self, data):
         """Does one optimisation step; see the class."""
-        x, y = _images_and_labels(data)
+        x, y = images_and_labels(data)
         seed = self._step_seed()
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
         with tf.GradientTape() as tape, layers.settled_kernels(self.network):
             with tape.stop_recording(), self._inference_kernels():
                 x_adv = objective.perturb(self.network, x, y, seed=seed)
-            per_example, logits, logits_adv = objective.losses(self.network, x, y, x_adv)
+            with self._training_noise(seed):
+                per_example, logits, logits_adv = objective.losses(self.network, x, y, x_adv)
             loss = self.optimizer.scale_loss(self._mean_loss(per_example))
         weights = self.network.trainable_variables
         self._update(tape.gradient(loss, weights), weights)
@@ -156,7 +161,7 @@ class RobustModel(keras.Model):
 
     def test_step(self, data):
         """Reports loss and metrics on clean images, accuracy under the validation attack, and the checks' shares."""
-        x, y = _images_and_labels(data)
+        x, y = images_and_labels(data)
         (some_x, some_y), number = _at_least_one(x, y), tf.shape(y)[0]
         seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
         with layers.settled_kernels(self.network):
@@ -210,6 +215,9 @@ class RobustModel(keras.Model):
     def _inference_kernels(self):
         return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)
 
+    def _training_noise(self, seed):
+        return layers.training_noise(self.network, fold_in(seed, _DRAWS), shared=self.shared_noise)
+
     def _step_seed(self):
         """Returns the seed of all that is drawn in this step."""
         return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
@@ -251,11 +259,11 @@ class RobustModel(keras.Model):
         """Checks the images and labels that can be looked at and returns the size of the first batch."""
         if isinstance(data, tf.data.Dataset):
             for batch in data.take(1).as_numpy_iterator():
-                x, y = _images_and_labels(batch)
+                x, y = images_and_labels(batch)
                 self._check_batch(x, y)
                 return len(x)
         elif isinstance(data, (tuple, list)):
-            x, y = _images_and_labels(data)
+            x, y = images_and_labels(data)
             if isinstance(x, (np.ndarray, tf.Tensor)):
                 self._check_batch(np.asarray(x), np.asarray(y))
                 return min(batch_size or 32, len(x))  # 32 is the default of Keras
@@ -277,7 +285,12 @@ class RobustModel(keras.Model):
             )
 
 
-def _images_and_labels(data: Any) -> tuple[Any, Any]:
+def images_and_labels(data: Any) -> tuple[Any, Any]:
+    """Returns the two parts of a batch.
+
+    Raises:
+        ValueError: if there are others.
+    """
     if not isinstance(data, (tuple, list)) or len(data) not in (2, 3) or (len(data) == 3 and data[2] is not None):
         raise ValueError(
             "A RobustModel trains on pairs (images, labels) without sample weights. "

@@ -1,0 +1,48 @@
+"""An objective with the divergence of variational weights or gates from their prior."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround
+
+
+class KLPenalty(ObjectiveAround):
+    """`objective + strength * KL(posterior || prior)`, summed over all layers that have a `kl_divergence`.
+
+    Args:
+        objective: What is minimised beside it.
+        strength: At least 0; `1 / number of training images` makes the loss a bound of the evidence.
+
+    Raises:
+        ValueError: if `objective` is none, or `strength` is negative; when used, if the network has no such layer.
+
+    Reference: [Blundell et al., 2015](https://arxiv.org/abs/1505.05424), section 3.
+    """
+
+    def __init__(self, objective: Objective, strength: float) -> None:
+        super().__init__(objective)
+        if not 0 <= strength < float("inf"):
+            raise ValueError(f"`strength` of the divergence must be at least 0. Received: strength={strength!r}")
+        self.strength = float(strength)
+        self.adversarial_weight = objective.adversarial_weight
+        self.label_smoothing = objective.label_smoothing
+        if hasattr(objective, "attack"):
+            self.attack = objective.attack
+
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Losses `(batch,)`, the divergence added to each, and the logits of the objective."""
+        return self.losses(network, x, y, x_adv)[:2]
+
+    def losses(
+        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """As `loss`, and the logits of the attacked images if the objective computes them."""
+        per_example, logits, logits_adv = self.objective.losses(network, x, y, x_adv)
+        return per_example + self.strength * layers.prior_divergence(network), logits, logits_adv
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines the objective, as plain values for a results file."""
+        return {**super().describe(), "strength": self.strength, "penalised": self.objective.describe()}
