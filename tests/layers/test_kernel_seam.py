@@ -103,7 +103,10 @@ def folded(network):
 
 
 def test_which_batch_norms_are_folded():
-    assert [(layer.name, follower.name) for layer, follower in folded(network_of())] == [("stem", "bn"), ("conv1", "bn1")]
+    assert [(layer.name, follower.name) for layer, follower in folded(network_of())] == [
+        ("stem", "bn"),
+        ("conv1", "bn1"),
+    ]
 
 
 def test_shared_layers_are_not_folded():

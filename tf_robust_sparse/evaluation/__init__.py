@@ -2,6 +2,7 @@
 
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.corruption_accuracy import evaluate_corruptions
+from tf_robust_sparse.evaluation.efficiency import ARCHITECTURES, Efficiency, efficiency
 from tf_robust_sparse.evaluation.figures import (
     check_matplotlib,
     draw_certified,
@@ -23,7 +24,9 @@ from tf_robust_sparse.evaluation.transfer import Transfer, transfer_attack
 from tf_robust_sparse.evaluation.vulnerability import Vulnerability, VulnerabilityMonitor, vulnerability
 
 __all__ = [
+    "ARCHITECTURES",
     "AutoAttack",
+    "Efficiency",
     "RobustnessSuite",
     "SavedModelClassifier",
     "Transfer",
@@ -36,6 +39,7 @@ __all__ = [
     "draw_layout",
     "draw_structure",
     "draw_sweep",
+    "efficiency",
     "evaluate_corruptions",
     "evaluate_robustness",
     "foolbox_check",

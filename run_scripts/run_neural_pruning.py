@@ -1,0 +1,116 @@
+"""Trains networks whose vulnerable channels are dropped: adversarial neural pruning.
+
+    python run_scripts/run_neural_pruning.py --net=lenet_conv --data_dir=DIR --mode=base
+    python run_scripts/run_neural_pruning.py --net=lenet_conv --data_dir=DIR --mode=bbd --adv_train \\
+        --eps=0.3 --step_size=0.01 --pgd_steps=20 --eval_steps=40 --beta_weight=4 --lambda_weight=1e-3
+
+train a network and then, from its weights, gates and weights under attack. Finished runs are evaluated by
+
+    python run_scripts/run_neural_pruning.py ... --eval_mode=test                   # cost and clean accuracy
+    python run_scripts/run_neural_pruning.py ... --eval_mode=attack                 # attacks of the network itself
+    python run_scripts/run_neural_pruning.py ... --eval_mode=attack --nowhite_box   # attacks of an independent one,
+                                                                                    # trained with --train_source
+
+A run leaves what every training run leaves: `network.keras`, `serve/`, `run.flags`, `results.json` and `checkpoints/`;
+an evaluation leaves `cost.json`, `white_box.json` or `black_box.json` beside them.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from run_scripts import command_line, common_flags, neural_flags, run_directory, training_run  # isort: skip
+
+import keras
+from absl import flags
+
+import tf_robust_sparse as trs
+
+FLAGS = flags.FLAGS
+
+common_flags.define_data()
+neural_flags.define()
+common_flags.define_evaluation()
+run_directory.define()
+training_run.define()
+
+
+@command_line.section("Evaluation")
+def define() -> None:
+    """Defines what is evaluated."""
+    flags.DEFINE_enum("eval_mode", "train", ["train", "test", "attack"], "Train, or evaluate the finished run.")
+    flags.DEFINE_bool("white_box", True, "Attack the network itself; with --nowhite_box another one.")
+    flags.DEFINE_string(
+        "source", None, "Run attacked with --nowhite_box; by default the one trained with --train_source --adv_train."
+    )
+    flags.DEFINE_enum("attack_source", "base", neural_flags.MODES, "Mode of that run.")
+    command_line.define_aliases({"directory": "output_dir"})
+
+
+define()
+neural_flags.set_defaults()
+
+
+def main() -> None:
+    """Trains or evaluates."""
+    neural_flags.check()
+    common_flags.check()
+    directory = run_directory.chosen(neural_flags.directory())
+    if FLAGS.eval_mode != "train":
+        evaluate(directory)
+    elif FLAGS.load_model:
+        training_run.evaluate_again(directory)
+    else:
+        train(directory)
+
+
+def train(directory: Path) -> None:
+    """Trains, selects, saves and evaluates."""
+    begins_with = neural_flags.start()
+    run = training_run.prepare(directory)
+    if run is None:
+        return
+    with run.strategy.scope():
+        network = neural_flags.network(run)
+        model = neural_flags.model(run, network)
+    callbacks = (neural_flags.GateRecord(network),)
+    state = training_run.train(run, model, neural_flags.config(), callbacks)
+    more = {"mode": FLAGS.mode, "init_from": str(begins_with) if begins_with else None}
+    training_run.finish(run, model, state, more, neural_flags.measure)
+
+
+def evaluate(directory: Path) -> None:
+    """Measures a finished run again and writes down what it finds."""
+    network, images = loaded(directory, "output_dir"), common_flags.dataset()
+    if FLAGS.eval_mode == "test":
+        cost = neural_flags.efficiency(network, images.num_classes)
+        report = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_flags.test_batches(images), [])
+        neural_flags.record(directory, "cost.json", {"clean_accuracy": report["clean_accuracy"], **cost})
+        print(f"Clean accuracy      {100 * report['clean_accuracy']:6.2f} %")
+        for name, value in cost.items():
+            print(f"{name.replace('_', ' '):19} {value if isinstance(value, list) else f'{value:.6g}'}")
+        return
+    source = None
+    if not FLAGS.white_box:
+        default = neural_flags.directory(FLAGS.attack_source, source=True, attacked=True)
+        source = loaded(Path(FLAGS.source).expanduser() if FLAGS.source else default, "source")
+    found = neural_flags.attacked(network, images, neural_flags.evaluation_attack(), source)
+    neural_flags.record(directory, "white_box.json" if FLAGS.white_box else "black_box.json", found)
+    print(f"Clean accuracy      {100 * found['clean_accuracy']:6.2f} %   on {found['images']} test images")
+    print(f"Robust accuracy     {100 * found['robust_accuracy']:6.2f} %   {found['attack']['name']}")
+    print(f"Vulnerability       {found['vulnerability']:8.4f}   largest {found['largest_vulnerability']:.4f}")
+
+
+def loaded(directory: Path, flag: str) -> keras.Model:
+    """Returns the network of a finished run."""
+    if not (directory / "network.keras").is_file():
+        raise command_line.BadFlag(
+            f"--{flag}: expected the directory of a finished run. Received: {directory}, which holds no network.keras"
+        )
+    with command_line.about(flag):
+        return trs.load_network(directory)
+
+
+if __name__ == "__main__":
+    command_line.run(main, training_run.IF_INTERRUPTED)
