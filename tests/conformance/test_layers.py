@@ -119,4 +119,4 @@ def test_replicas_agree_after_a_training_step(name):
         first, second = mirrored().experimental_local_results(weight.value)
         np.testing.assert_array_equal(first, second, err_msg=weight.path)
     moved = [(old != np.array(weight)).any() for old, weight in zip(before, layer.weights, strict=True)]
-    assert any(moved)
+    assert any(moved) or not layer.weights

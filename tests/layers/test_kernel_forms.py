@@ -133,7 +133,7 @@ def test_variables_stay_float32_under_mixed_precision(kernel, is_conv, name, pol
         total = tf.reduce_sum(tf.cast(outputs, "float32"))
     assert outputs.dtype.name == name.removeprefix("mixed_")
     kinds = {"kernel": "float32", "theta": "float32", "positive": "bool", "kernel_mask": "bool", "bias": "float32"}
-    kinds["scores"] = "float32"
+    kinds |= dict.fromkeys(("scores", "kernel_rho", "bias_rho"), "float32")
     assert {v.name: v.dtype for v in layer.variables} == {v.name: kinds[v.name] for v in layer.variables}
     assert layer.effective_kernel.dtype == tf.float32
     gradients = tape.gradient(total, [v.value for v in layer.trainable_variables])

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers, models
 
-SMALL = ["small_cnn", "large_cnn", "vgg4", "lenet5_caffe", "dense_300_100"]
+SMALL = ["small_cnn", "large_cnn", "vgg4", "lenet5_caffe", "lenet_conv", "dense_300_100"]
 CONVOLUTIONAL = ["wrn28_2", *SMALL]
 
 
@@ -23,7 +23,7 @@ def test_every_builder_is_in_the_catalogue_under_its_name():
     narrow = {name for name, builder in models.NETWORKS.items() if isinstance(builder, functools.partial)}
     assert set(models.NETWORKS) - narrow == set(models.__all__) - {
         *("NETWORKS", "build", "KERNEL_INITIALIZATIONS", "initialize_kernels", "NORMALIZATIONS", "Variant"),
-        *("BUDGET_WIDTHS", "small_resnet"),
+        *("BUDGET_WIDTHS", "small_resnet", "INPUT_NORMS"),
         *("stack", "can_be_stacked", "members_of", "unbiased_dense_300_100"),  # of lottery tickets alone
     }
     for name in SMALL:
@@ -31,7 +31,7 @@ def test_every_builder_is_in_the_catalogue_under_its_name():
 
 
 def test_unknown_network_lists_the_names():
-    with pytest.raises(ValueError, match=r"must be one of vgg16, resnet18.*Received: name='resnet19'"):
+    with pytest.raises(ValueError, match=r"must be one of vgg16, vgg16_dropout, resnet18.*Received: name='resnet19'"):
         models.build("resnet19")
 
 

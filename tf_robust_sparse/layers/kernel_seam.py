@@ -94,13 +94,18 @@ def inference_scale(layer: Any) -> tf.Tensor:
     return layer.inference_scale() if scale is None else scale
 
 
+def is_folded(layer: Any) -> bool:
+    """Tells whether the batch norm or gate `layer` is part of the preceding kernel at present."""
+    return id(layer) in _block.folded
+
+
 def skips_folded(layer: Any, training: Any) -> bool:
     """Tells whether a batch norm or gate is part of the preceding kernel at present, so that it has nothing to do.
 
     Raises:
         RuntimeError: if it is, and the network trains.
     """
-    if id(layer) not in _block.folded:
+    if not is_folded(layer):
         return False
     if training:
         raise RuntimeError("A network inside `inference_kernels` must be called with training=False.")
