@@ -227,14 +227,13 @@ def model(run: training_run.TrainingRun, built: keras.Model) -> trs.RobustModel:
     else:
         beta = FLAGS.beta_weight if FLAGS.adv_train else 1.0
         wrapped = trs.training.NeuralPruningModel(built, found, beta / images, **settings)
-    optimizer = _optimizer(run)
-    wrapped.compile(
-        keras.optimizers.LossScaleOptimizer(optimizer) if FLAGS.mixed_precision else optimizer, metrics=["accuracy"]
-    )
+    own = optimizer(run)
+    wrapped.compile(keras.optimizers.LossScaleOptimizer(own) if FLAGS.mixed_precision else own, metrics=["accuracy"])
     return wrapped
 
 
-def _optimizer(run: training_run.TrainingRun) -> keras.optimizers.Optimizer:
+def optimizer(run: training_run.TrainingRun) -> keras.optimizers.Optimizer:
+    """Returns Adam with the published rates; of gates and weights with a rate for each."""
     rate = FLAGS.base_lr if FLAGS.mode == "base" else FLAGS.init_lr
     schedule: Any = rate
     if FLAGS.lr_schedule == "drops":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, neural_flags, run_directory, training_run  # isort: skip
+from run_scripts import command_line, common_flags, neural_flags, report, run_directory, training_run  # isort: skip
 
 import keras
 from absl import flags
@@ -85,9 +85,9 @@ def evaluate(directory: Path) -> None:
     network, images = loaded(directory, "output_dir"), common_flags.dataset()
     if FLAGS.eval_mode == "test":
         cost = neural_flags.efficiency(network, images.num_classes)
-        report = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_flags.test_batches(images), [])
-        neural_flags.record(directory, "cost.json", {"clean_accuracy": report["clean_accuracy"], **cost})
-        print(f"Clean accuracy      {100 * report['clean_accuracy']:6.2f} %")
+        clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_flags.test_batches(images), [])
+        neural_flags.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
+        print(f"Clean accuracy      {100 * clean['clean_accuracy']:6.2f} %")
         for name, value in cost.items():
             print(f"{name.replace('_', ' '):19} {value if isinstance(value, list) else f'{value:.6g}'}")
         return
@@ -98,7 +98,7 @@ def evaluate(directory: Path) -> None:
     found = neural_flags.attacked(network, images, neural_flags.evaluation_attack(), source)
     neural_flags.record(directory, "white_box.json" if FLAGS.white_box else "black_box.json", found)
     print(f"Clean accuracy      {100 * found['clean_accuracy']:6.2f} %   on {found['images']} test images")
-    print(f"Robust accuracy     {100 * found['robust_accuracy']:6.2f} %   {found['attack']['name']}")
+    print(f"Robust accuracy     {100 * found['robust_accuracy']:6.2f} %   {report.words(found['attack'])}")
     print(f"Vulnerability       {found['vulnerability']:8.4f}   largest {found['largest_vulnerability']:.4f}")
 
 
