@@ -1,0 +1,74 @@
+"""Neural pruning does what it is for, on real images."""
+
+import numpy as np
+import pytest
+
+from tf_robust_sparse import data, evaluation, layers, models, objectives, saving, training
+from tf_robust_sparse.attacks import LinfFGSM, LinfPGD
+
+ATTACK = LinfPGD(0.1, 0.03, 5)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load("fashion_mnist_sample").take(3200, 500)
+
+
+def batches(images, epochs):
+    return data.train_dataset(images.train_images, images.train_labels, 64, seed=0, augmentation=None, epochs=epochs)
+
+
+def fit(model, optimizer, images, epochs):
+    model.compile(optimizer)
+    model.fit(batches(images, epochs), epochs=epochs, steps_per_epoch=50, verbose=0)
+    return model.network
+
+
+def tested(images):
+    x = np.asarray(images.test_images, "float32") / 255
+    return x.reshape(-1, 28, 28, 1), images.test_labels
+
+
+def accuracies(network, images):
+    report = evaluation.evaluate_robustness(network, tested(images), [LinfFGSM(0.1), LinfPGD(0.1, 0.01, 20)])
+    return report["clean_accuracy"], [one["robust_accuracy"] for one in report["attacks"].values()]
+
+
+@pytest.fixture(scope="module")
+def base(images):
+    model = training.RobustModel(models.lenet_conv(seed=0), objectives.Natural())
+    return fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, 6)
+
+
+def gated(base):
+    network = models.lenet_conv(gates=True, seed=1)
+    saving.copy_weights(base, network)
+    return network
+
+
+def test_clean_pruning_closes_units_and_keeps_the_accuracy(base, images):
+    network, active = gated(base), []
+    model = training.NeuralPruningModel(network, objectives.Natural(), 1 / 3200)
+    model.compile(training.GatedAdam(3e-2, l2=1e-4))
+    for _ in range(2):
+        model.fit(batches(images, 8), epochs=8, steps_per_epoch=50, verbose=0)
+        active.append(sum(int(layer.active_units()) for layer in layers.gates(network)))
+    assert 1370 > active[0] > active[1]
+    assert accuracies(network, images)[0] > accuracies(base, images)[0] - 0.05
+
+
+def test_gates_under_attack_are_robust_and_move_less(base, images):
+    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
+    plain = models.lenet_conv(seed=0)
+    saving.copy_weights(base, plain)
+    trained = fit(training.RobustModel(plain, objective), training.CoupledAdam(1e-3, l2=1e-4), images, 6)
+    suppressed = objectives.VulnerabilitySuppression(objective, 1e-3)
+    model = training.NeuralPruningModel(gated(base), suppressed, 4 / 3200)
+    pruned = fit(model, training.GatedAdam(1e-2, l2=1e-4), images, 6)
+    clean, (fgsm, pgd) = accuracies(pruned, images)
+    assert pgd > accuracies(base, images)[1][1] + 0.2 and clean > 0.5
+    assert pgd <= fgsm + 0.01
+    x, y = tested(images)
+    moved = [evaluation.vulnerability(network, x, y, ATTACK).expected for network in (pruned, trained)]
+    assert moved[0] < moved[1]
