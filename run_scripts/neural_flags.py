@@ -41,7 +41,17 @@ MODES = ("base", "bbd")
 # What --resume cannot change, beside the flags of every run.
 IDENTITY = (
     *("mode", "adv_train", "train_source", "robust_loss", "adv_weight", "trades_beta", "lambda_weight", "beta_weight"),
-    *("vulnerability", "vulnerability_type", "kl_weight", "thres", "init_lr", "base_lr", "lr_schedule", "joint_bn"),
+    *(
+        "vulnerability",
+        "vulnerability_type",
+        "kl_weight",
+        "thres",
+        "init_lr",
+        "weight_rate",
+        "base_lr",
+        "lr_schedule",
+        "joint_bn",
+    ),
     *("vs_shared_noise", "input_norm", "weight_decay"),
 )
 
@@ -93,7 +103,8 @@ def _define_training() -> None:
     define_number("lambda_weight", 1e-4, "Weight of the vulnerability.")
     define_number("beta_weight", 1.0, "Weight of the divergence of the gates, divided by the number of images.")
     define_number("kl_weight", 100.0, "What the divergence of drawn weights is divided by.", excluded=0)
-    define_number("init_lr", 1e-2, "Learning rate of the gates; their network's is a tenth of it.", excluded=0)
+    define_number("init_lr", 1e-2, "Learning rate of the gates; --weight_rate says that of the weights.", excluded=0)
+    define_number("weight_rate", 0.1, "Learning rate of the weights of --mode=bbd, as a share of the gates'.")
     define_number("base_lr", 1e-3, "Learning rate of --mode=base.", excluded=0)
     flags.DEFINE_enum("lr_schedule", "drops", ["drops", "constant"], "Two tenfold drops, or none.")
     define_number("weight_decay", 1e-4, "Strength of the weight decay, in the gradient; gates do not decay.", 0, 1)
@@ -242,7 +253,7 @@ def optimizer(run: training_run.TrainingRun) -> keras.optimizers.Optimizer:
     decay = 0.0 if chosen().kernel == "bayesian" else FLAGS.weight_decay
     if FLAGS.mode == "base":
         return trs.training.CoupledAdam(schedule, l2=decay, epsilon=1e-8)
-    return trs.training.GatedAdam(schedule, gate_rate=1.0, weight_rate=0.1, l2=decay, epsilon=1e-8)
+    return trs.training.GatedAdam(schedule, gate_rate=1.0, weight_rate=FLAGS.weight_rate, l2=decay, epsilon=1e-8)
 
 
 def config() -> dict[str, Any]:
@@ -283,22 +294,12 @@ def attacked(
     """Returns accuracy and vulnerability under an attack of the network itself, or of another one."""
     batches = trs.data.test_dataset(images.test_images, images.test_labels, 256)
     x, y = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
-    stripped = trs.saving.strip(found)
-    report = trs.evaluation.evaluate_robustness(stripped, (x, y), [chosen_attack] if source is None else [])
-    if source is None:
-        accuracy = report["robust_accuracy"]
-    else:
-        logits = stripped.predict(x, batch_size=256, verbose=0)
-        transfer = trs.evaluation.transfer_attack(
-            stripped, trs.saving.strip(source), chosen_attack, x, y, logits.argmax(-1) == y, 256
-        )
-        accuracy = float(transfer.standing.mean())
     moved = trs.evaluation.vulnerability(found, x, y, chosen_attack, chosen().features, source=source, progress=True)
     return {
         "attack": chosen_attack.describe(),
         "images": len(y),
-        "clean_accuracy": report["clean_accuracy"],
-        "robust_accuracy": accuracy,
+        "clean_accuracy": moved.clean_accuracy,
+        "robust_accuracy": moved.robust_accuracy,
         "vulnerability": moved.expected,
         "largest_vulnerability": moved.largest,
         "vulnerability_per_layer": moved.per_layer,
