@@ -3,6 +3,16 @@
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.corruption_accuracy import evaluate_corruptions
 from tf_robust_sparse.evaluation.efficiency import ARCHITECTURES, Efficiency, efficiency
+from tf_robust_sparse.evaluation.feature_figures import (
+    draw_channels,
+    draw_distortion_maps,
+    draw_distortions,
+    draw_features,
+    draw_gates,
+    draw_layer_distortions,
+    draw_loss_surfaces,
+    draw_strength,
+)
 from tf_robust_sparse.evaluation.figures import (
     check_matplotlib,
     draw_certified,
@@ -15,6 +25,7 @@ from tf_robust_sparse.evaluation.figures import (
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_linf_pgd
 from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
+from tf_robust_sparse.evaluation.loss_surface import LossSurface, loss_surface
 from tf_robust_sparse.evaluation.report_page import write_report
 from tf_robust_sparse.evaluation.robust_accuracy import evaluate_robustness, robust_accuracy
 from tf_robust_sparse.evaluation.robustness_suite import RobustnessSuite
@@ -27,6 +38,7 @@ __all__ = [
     "ARCHITECTURES",
     "AutoAttack",
     "Efficiency",
+    "LossSurface",
     "RobustnessSuite",
     "SavedModelClassifier",
     "Transfer",
@@ -34,9 +46,17 @@ __all__ = [
     "VulnerabilityMonitor",
     "check_matplotlib",
     "draw_certified",
+    "draw_channels",
+    "draw_distortion_maps",
+    "draw_distortions",
+    "draw_features",
+    "draw_gates",
     "draw_kept_per_layer",
     "draw_kept_weights",
+    "draw_layer_distortions",
     "draw_layout",
+    "draw_loss_surfaces",
+    "draw_strength",
     "draw_structure",
     "draw_sweep",
     "efficiency",
@@ -45,6 +65,7 @@ __all__ = [
     "foolbox_check",
     "foolbox_linf_pgd",
     "load_saved_model",
+    "loss_surface",
     "pruning_benchmark_row",
     "radius",
     "robust_accuracy",

@@ -43,7 +43,7 @@ def with_features(network: keras.Model, names: Sequence[str] | None = None) -> k
         if not isinstance(output, keras.KerasTensor):
             raise ValueError(f"The layer {name} is called more than once, or gives several outputs; name another one")
         outputs.append(output)
-    return keras.Model(network.inputs, [network.outputs[0], *outputs], name=f"{network.name}_with_features")
+    return keras.Model(network.input, [network.outputs[0], *outputs], name=f"{network.name}_with_features")
 
 
 def distortions(feature: tf.Tensor, attacked: tf.Tensor) -> tf.Tensor:

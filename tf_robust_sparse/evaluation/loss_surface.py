@@ -1,0 +1,98 @@
+"""The loss around images, along the direction an attack would take and a random one."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.attacks import cross_entropy, fold_in, inference_forward
+from tf_robust_sparse.evaluation.examples import check_image_shape
+from tf_robust_sparse.evaluation.progress import Progress
+
+
+class LossSurface(NamedTuple):
+    """What `loss_surface` computed.
+
+    Attributes:
+        offsets: `(points,)`, float32, from `-epsilon` to `epsilon`: how far the images are moved along a direction.
+        losses: `(images, points, points)`, float32, cross-entropies; first along the gradient's sign.
+    """
+
+    offsets: np.ndarray
+    losses: np.ndarray
+
+
+def loss_surface(
+    network: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    epsilon: float,
+    points: int = 21,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> LossSurface:
+    """Computes the cross-entropy at `clip(x + a * sign(gradient) + b * r, 0, 1)`, `r` random of +1 and -1.
+
+    A surface that falls off sharply beside the image, or is rough where others are smooth, hints at gradients that lead
+    an attack astray.
+
+    Args:
+        network: A Keras model from `(batch, ...)` images to logits.
+        x: `(images, ...)`, floating, in [0, 1].
+        y: `(images,)`, integer labels.
+        epsilon: Largest offset, in pixels of [0, 1], positive.
+        points: Offsets along each direction, odd, so that the image itself is among them.
+        seed: Of the random directions, one for each image.
+        batch_size: Number of images at a time.
+        progress: Whether to show a bar on standard error.
+
+    Raises:
+        ValueError: if there is no image, or a value is out of its range.
+
+    Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), figure 4.
+    """
+    if not len(x) or len(x) != len(y):
+        raise ValueError(f"`x` and `y` must hold as many images as labels, at least one. Received: {len(x)}, {len(y)}")
+    if not 0 < epsilon <= 1:
+        raise ValueError(f"`epsilon` is in pixels of [0, 1] and above 0. Received: epsilon={epsilon!r}")
+    if points < 3 or points % 2 == 0:
+        raise ValueError(f"`points` must be odd and at least 3. Received: points={points!r}")
+    check_image_shape(network, x)
+    forward = inference_forward(network)
+    offsets = np.linspace(-epsilon, epsilon, points, dtype=np.float32)
+
+    @tf.function(reduce_retracing=True)
+    def surface(x: tf.Tensor, y: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        with layers.settled_for_inference(network):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                loss = cross_entropy(y, forward(x))
+            steepest = tf.sign(tape.gradient(loss, x))
+            seeds = fold_in(seed, rows)
+            flips = tf.map_fn(
+                lambda each: tf.random.stateless_uniform(x.shape[1:], each, 0, 2, tf.int32),
+                seeds,
+                fn_output_signature=tf.int32,
+            )
+            random = tf.cast(2 * flips - 1, x.dtype)
+            steps = tf.reshape(tf.stack(tf.meshgrid(offsets, offsets, indexing="ij"), -1), (-1, 2))
+            losses = tf.map_fn(
+                lambda step: cross_entropy(
+                    y, forward(tf.clip_by_value(x + step[0] * steepest + step[1] * random, 0.0, 1.0))
+                ),
+                steps,
+                parallel_iterations=1,
+            )
+        return tf.reshape(tf.transpose(losses), (-1, points, points))
+
+    found = []
+    with Progress("Loss surface", len(x), progress) as bar:
+        for start in range(0, len(x), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(x)), dtype=np.int64)
+            images, labels = tf.constant(x[rows], tf.float32), tf.constant(y[rows], tf.int64)
+            found.append(surface(images, labels, tf.constant(rows)).numpy())
+            bar.advance(len(rows))
+    return LossSurface(offsets, np.concatenate(found))
