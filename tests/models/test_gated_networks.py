@@ -64,6 +64,17 @@ def test_pixels_are_normalised_inside(input_norm):
         assert np.abs(normalised.mean(axis=(0, 1, 2))).max() < 0.5
 
 
+@pytest.mark.parametrize("name", UNITS)
+def test_open_gates_change_nothing(name):
+    base, gated = models.build(name, seed=0), models.build(name, gates=True, seed=1)
+    saving.copy_weights(base, gated)
+    for layer in layers.gates(gated):
+        layer.a_raw.assign(np.full(layer.a_raw.shape, 1e9))
+        np.testing.assert_array_equal(layer.inference_scale(), np.ones(layer.a_raw.shape))
+    x = np.random.default_rng(0).random((2, *base.input_shape[1:]), "float32")
+    np.testing.assert_allclose(gated(x, training=False), base(x, training=False), rtol=1e-5, atol=1e-5)
+
+
 def test_attacks_stay_in_their_ball_of_pixels():
     network = models.vgg16_dropout(seed=0)
     random = np.random.default_rng(0)
