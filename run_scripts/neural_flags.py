@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
@@ -64,6 +65,7 @@ def define() -> None:
     _define_attack()
     common_flags.define_augmentation()
     common_flags.define_machines()
+    _define_gpu()
 
 
 def set_defaults() -> None:
@@ -124,6 +126,11 @@ def _define_attack() -> None:
     define_aliases({"eps": "epsilon", "pgd_steps": "num_steps"})
 
 
+@section("Machines")
+def _define_gpu() -> None:
+    flags.DEFINE_integer("gpuid", None, "Use this GPU alone; by default what --strategy takes.", 0)
+
+
 def check() -> None:
     """Checks combinations of flags.
 
@@ -141,6 +148,21 @@ def check() -> None:
         raise BadFlag("--vulnerability: expected --adv_train, for it compares with attacked images. Received: none")
     if FLAGS.mixed_precision and chosen().kernel == "bayesian":
         raise BadFlag(f"--mixed_precision: expected float32 with --net={FLAGS.model}. Received: both")
+
+
+def choose_gpu() -> None:
+    """Hides all GPUs but that of --gpuid; must come before anything else that touches devices.
+
+    Raises:
+        BadFlag: if this machine has GPUs and not as many.
+    """
+    gpus = tf.config.list_physical_devices("GPU") if FLAGS.gpuid is not None else []
+    if gpus and FLAGS.gpuid >= len(gpus):
+        raise BadFlag(f"--gpuid={FLAGS.gpuid}: expected less than {len(gpus)}, the number of GPUs of this machine")
+    if gpus:
+        tf.config.set_visible_devices(gpus[FLAGS.gpuid], "GPU")
+    elif FLAGS.gpuid is not None:
+        print(f"Note: --gpuid={FLAGS.gpuid} means nothing here, for this machine has no GPU")
 
 
 def chosen() -> Network:
@@ -292,8 +314,7 @@ def attacked(
     source: keras.Model | None = None,
 ) -> dict[str, Any]:
     """Returns accuracy and vulnerability under an attack of the network itself, or of another one."""
-    batches = trs.data.test_dataset(images.test_images, images.test_labels, 256)
-    x, y = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
+    x, y = _tested(images)
     moved = trs.evaluation.vulnerability(found, x, y, chosen_attack, chosen().features, source=source, progress=True)
     return {
         "attack": chosen_attack.describe(),
@@ -305,6 +326,18 @@ def attacked(
         "vulnerability_per_layer": moved.per_layer,
         "vulnerability_per_channel": {name: values.tolist() for name, values in moved.per_channel.items()},
     }
+
+
+def loss_surface(found: keras.Model, images: trs.data.ImageDataset) -> trs.evaluation.LossSurface:
+    """Returns the loss around the first 100 test images, up to --epsilon."""
+    x, y = (part[:100] for part in _tested(images))
+    return trs.evaluation.loss_surface(found, x, y, FLAGS.epsilon, seed=FLAGS.seed, progress=True)
+
+
+def _tested(images: trs.data.ImageDataset) -> tuple[np.ndarray, np.ndarray]:
+    batches = trs.data.test_dataset(images.test_images, images.test_labels, 256)
+    x, y = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
+    return x, y
 
 
 def efficiency(found: keras.Model, num_classes: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ train a network and then, from its weights, gates and weights under attack. Fini
                                                                                     # trained with --train_source
 
 A run leaves what every training run leaves: `network.keras`, `serve/`, `run.flags`, `results.json` and `checkpoints/`;
-an evaluation leaves `cost.json`, `white_box.json` or `black_box.json` beside them.
+an evaluation leaves `cost.json`, `white_box.json` or `black_box.json` beside them, with --draw_loss also
+`loss_surface.png`. `run_vulnerability_plots.py` draws several runs side by side.
 """
 
 import sys
@@ -45,6 +46,7 @@ def define() -> None:
         "source", None, "Run attacked with --nowhite_box; by default the one trained with --train_source --adv_train."
     )
     flags.DEFINE_enum("attack_source", "base", neural_flags.MODES, "Mode of that run.")
+    flags.DEFINE_bool("draw_loss", False, "With --eval_mode=attack: draw the loss around the first 100 test images.")
     command_line.define_aliases({"directory": "output_dir"})
 
 
@@ -56,6 +58,12 @@ def main() -> None:
     """Trains or evaluates."""
     neural_flags.check()
     common_flags.check()
+    if FLAGS.draw_loss and FLAGS.eval_mode != "attack":
+        raise command_line.BadFlag(f"--draw_loss: expected --eval_mode=attack. Received: --eval_mode={FLAGS.eval_mode}")
+    if FLAGS.draw_loss:
+        with command_line.about("draw_loss"):
+            trs.evaluation.check_matplotlib()
+    neural_flags.choose_gpu()
     directory = run_directory.chosen(neural_flags.directory())
     if FLAGS.eval_mode != "train":
         evaluate(directory)
@@ -100,6 +108,10 @@ def evaluate(directory: Path) -> None:
     print(f"Clean accuracy      {100 * found['clean_accuracy']:6.2f} %   on {found['images']} test images")
     print(f"Robust accuracy     {100 * found['robust_accuracy']:6.2f} %   {report.words(found['attack'])}")
     print(f"Vulnerability       {found['vulnerability']:8.4f}   largest {found['largest_vulnerability']:.4f}")
+    if FLAGS.draw_loss:
+        surface = neural_flags.loss_surface(network, images)
+        trs.evaluation.draw_loss_surfaces({directory.name: surface}, directory / "loss_surface.png")
+        print(f"Loss surface        {directory / 'loss_surface.png'}")
 
 
 def loaded(directory: Path, flag: str) -> keras.Model:

@@ -67,7 +67,8 @@ def test_evaluation_writes_costs_and_attacks(runs):
     assert "speed up" in cost.out
     written = json.loads((runs / "gated" / "cost.json").read_text())
     assert written["clean_accuracy"] == results(runs / "gated")["clean_accuracy"]
-    run_script(*gated, "--eval_mode=attack").expect()
+    done = run_script(*gated, "--eval_mode=attack", "--draw_loss", "--gpuid=0").expect()
+    assert (runs / "gated" / "loss_surface.png").read_bytes()[:4] == b"\x89PNG" and "loss_surface.png" in done.out
     white = json.loads((runs / "gated" / "white_box.json").read_text())
     for name in ("robust_accuracy", "vulnerability"):
         assert white[name] == pytest.approx(results(runs / "gated")["white_box"][name], abs=1e-4)
@@ -156,6 +157,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, runs):
     black = ("--eval_mode=attack", "--nowhite_box", f"--output_dir={runs / 'gated'}")
     assert_explained(run_script(SCRIPT, *TINY, *black), "--source", "adv_train/attack_source/base")
     assert_explained(run_script(SCRIPT, *TINY, "--attack_ord=2"), "attack_ord")
+    assert_explained(run_script(SCRIPT, *TINY, "--draw_loss"), "--draw_loss", "--eval_mode=attack")
     small = run_script(SCRIPT, *TINY[1:], "--net=vgg16", f"--output_dir={tmp_path / 'run'}")
     assert_explained(small, "--model=vgg16", "32x32")
     assert not (tmp_path / "saved_models").exists() and not (tmp_path / "run").exists()
