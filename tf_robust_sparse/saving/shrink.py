@@ -7,7 +7,7 @@ import numpy as np
 
 from tf_robust_sparse.saving.channels import Channels, find_channels
 from tf_robust_sparse.saving.sizes import Sizes, network_sizes
-from tf_robust_sparse.saving.steps import Step, fold, read_steps
+from tf_robust_sparse.saving.steps import Step, check_layers, fold, read_steps
 from tf_robust_sparse.saving.strip import strip
 
 
@@ -72,7 +72,9 @@ def shrink(network: keras.Model, fold_batch_norm: bool = False) -> Shrunk:
 
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), which counts what would be left.
     """
-    steps = read_steps(network)
+    check_layers(network)
+    plain = strip(network)
+    steps = read_steps(plain)
     names = [step.name for step in steps]
     found = find_channels(fold(steps, fold_batch_norm))
     smaller = _build(found, network.name)
@@ -84,7 +86,7 @@ def shrink(network: keras.Model, fold_batch_norm: bool = False) -> Shrunk:
         carriers=found.carriers,
         emptied=[step.name for step in kernels if step.name in found.emptied],
         removed=[name for name in names if name not in staying],
-        before=network_sizes(strip(network)),
+        before=network_sizes(plain),
         after=network_sizes(smaller),
     )
     return Shrunk(smaller, report)

@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.saving.strip import strip
 
 # What a layer does to channels: `kernel` mixes them by a matrix, `affine` scales and shifts each one, `each` does
 # anything else to each one alone, `merge` combines several inputs channel by channel, `flat` makes every position of an
@@ -114,15 +113,8 @@ class Step:
         return np.asarray(result)[0].astype(np.float64)
 
 
-def read_steps(network: keras.Model) -> list[Step]:
-    """Returns the steps of a functional or sequential network, inputs first; the output is that of the last one.
-
-    Raises:
-        ValueError: naming the layer, if one is of no known kind, mixes channels by its activation, is called twice or
-            is a network itself, if a shape is unknown, or if there are several inputs or outputs.
-    """
-    _check(network)
-    plain = strip(network)
+def read_steps(plain: keras.Model) -> list[Step]:
+    """Returns the steps of a stripped network, inputs first; the output is that of the last one."""
     steps: dict[str, Step] = {}
     for node in layers.graph(plain):
         inputs = node.inputs
@@ -173,7 +165,13 @@ def fold(steps: Sequence[Step], batch_norm: bool) -> list[Step]:
     return list(left.values())
 
 
-def _check(network: keras.Model) -> None:
+def check_layers(network: keras.Model) -> None:
+    """Checks that all layers of a functional or sequential network, stripped or not, are of known kinds.
+
+    Raises:
+        ValueError: naming the layer, if one is not, mixes channels by its activation, is called twice or is a network
+            itself, if a shape is unknown, or if there are several inputs or outputs.
+    """
     nodes = layers.graph(network)
     if len(network.inputs) != 1 or len(network.outputs) != 1:
         raise ValueError(
