@@ -1,5 +1,7 @@
 """Whole channels are pruned, and the network without them says the same."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -53,7 +55,7 @@ def test_scales_of_batch_norm_decide():
     first, second, _ = kept(network)
     assert np.flatnonzero(first).tolist() == [1, 3]
     assert second.all()  # no batch norm follows
-    with pytest.raises(ValueError, match='criterion="batch_norm".*conv1, conv2'):
+    with pytest.raises(ValueError, match=r'criterion="batch_norm".*conv1, conv2'):
         ChannelMagnitudePruning(0.5, criterion="batch_norm").attach(tiny_network("masked", batch_norm=False))
 
 
@@ -69,7 +71,7 @@ def test_trained_gradually_and_shrunk(allocation, criterion):
     look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: before.append(kept(network)[0]))
     model.fit(tiny_dataset(), epochs=3, verbose=0, callbacks=[look])
     assert before[0].sum() > before[-1].sum()
-    assert all((later <= earlier).all() for earlier, later in zip(before, before[1:], strict=False))
+    assert all((later <= earlier).all() for earlier, later in itertools.pairwise(before))
     assert sparsifier.within_budget()
     sparsifier.check(network)
     x, _ = tiny_images(32)

@@ -14,6 +14,7 @@ from tf_robust_sparse.evaluation.figures import (
 )
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_linf_pgd
+from tf_robust_sparse.evaluation.latency import median_latency
 from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
 from tf_robust_sparse.evaluation.report_page import write_report
 from tf_robust_sparse.evaluation.robust_accuracy import evaluate_robustness, robust_accuracy
@@ -45,6 +46,7 @@ __all__ = [
     "foolbox_check",
     "foolbox_linf_pgd",
     "load_saved_model",
+    "median_latency",
     "pruning_benchmark_row",
     "radius",
     "robust_accuracy",

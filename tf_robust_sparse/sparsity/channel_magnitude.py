@@ -116,3 +116,7 @@ class ChannelMagnitudePruning(MagnitudePruning):
             tf.broadcast_to(next(channels), layer.kernel.shape) if units else tf.convert_to_tensor(layer.kernel_mask)
             for layer, units in zip(self.layers, self.units, strict=True)
         ]
+
+
+def _is_largest(scores: tf.Tensor) -> tf.Tensor:
+    return tf.range(scores.shape[0]) == tf.argmax(scores, output_type=tf.int32)
