@@ -7,9 +7,9 @@ Cases:
 
 - lenet: `lenet_conv` with 14, 27, 120 and 56 gates open of 20, 50, 800 and 500, as in the published table of neural
   pruning (speed-up 2.80 by its formula);
-- vgg16: `vgg16` with masked kernels, 1 % of the entries of all kernels together. Which ones: entries compete by size
-  after each channel has been drawn a scale of its own (log-normal, `--spread`), in place of the spread of channels that
-  training makes; `--spread=0` leaves channels alike, and hardly one dies;
+- vgg16: `vgg16` with masked kernels, each with as many connections as connectivity sampling starts with at 1 %. Which
+  ones: the largest, after each channel has drawn a scale (log-normal, `--spread`) for the kernels that make it and read
+  it, in place of what training makes of channels; with `--spread=0` they are alike, and hardly one dies;
 - vgg16_channels: `vgg16`, a third of the channels of each kernel kept.
 
 Latency is the median of compiled calls on random pixels, `before` that of the network of plain Keras layers, zeros and
@@ -106,19 +106,21 @@ def vgg16():
     import tf_robust_sparse as trs
 
     network = trs.models.vgg16(kernel="masked", seed=FLAGS.seed)
+    start = trs.models.vgg16(kernel="rewiring", connectivity=FLAGS.connectivity, seed=FLAGS.seed)
     random = np.random.default_rng(FLAGS.seed)
-    *hidden, last = trs.layers.kernel_layers(network)
-    sizes = []
-    for layer in (*hidden, last):
+    pairs = zip(trs.layers.kernel_layers(network), trs.layers.kernel_layers(start), strict=True)
+    before = np.ones(3)
+    for layer, rewiring in pairs:
         kernel = layer.kernel.numpy()
-        sizes.append(np.abs(kernel) / kernel.std())  # kernels compete by rank within their layer's scale
-        if layer is not last:
-            sizes[-1] *= np.exp(FLAGS.spread * random.normal(size=kernel.shape[-1]))
-    together = np.concatenate([size.ravel() for size in sizes])
-    kept = int(FLAGS.connectivity * together.size)
-    threshold = np.partition(together, -kept)[-kept]
-    for layer, size in zip((*hidden, last), sizes, strict=True):
-        layer.kernel_mask.assign(size >= threshold)
+        after = np.exp(FLAGS.spread * random.normal(size=kernel.shape[-1]))
+        if layer.name == "classifier":
+            after[:] = 1
+        if len(before) != kernel.shape[-2]:  # the features of flattened channels
+            before = np.tile(before, kernel.shape[-2] // len(before))
+        sizes = np.abs(kernel) * before[:, np.newaxis] * after
+        kept = int(np.count_nonzero(rewiring.effective_kernel))
+        layer.kernel_mask.assign(sizes >= np.partition(sizes.ravel(), -kept)[-kept])
+        before = after
     _move_batch_norm(network, random)
     return network
 

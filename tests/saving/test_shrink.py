@@ -49,7 +49,7 @@ def gated(name, closed, seed=0):
     if closed == 1:  # the one path must not end at a ReLU
         for layer in layers.kernel_layers(network):
             kernel = np.abs(layer.kernel.numpy())
-            kernel[..., 0, 0] = 2 / kernel[..., 0, 0].size  # nor fade
+            kernel[..., 0, 0] = 1 / kernel[..., 0, 0].size  # nor fade
             layer.kernel.assign(kernel)
             layer.bias.assign(np.abs(layer.bias))
     return network
