@@ -8,7 +8,7 @@ import numpy as np
 from tf_robust_sparse.saving.channels import Channels, find_channels
 from tf_robust_sparse.saving.sizes import Sizes, network_sizes
 from tf_robust_sparse.saving.steps import Step, check_layers, fold, read_steps
-from tf_robust_sparse.saving.strip import strip
+from tf_robust_sparse.saving.strip import set_weights, strip
 
 
 class ShrinkReport(NamedTuple):
@@ -107,7 +107,8 @@ def _build(found: Channels, name: str) -> keras.Model:
             continue
         layer, weights = _layer(step, found)
         tensors[step.name] = layer(arguments if len(arguments) > 1 else arguments[0])
-        layer.set_weights(weights)
+        if weights:
+            set_weights(layer, weights)
     return keras.Model(inputs, tensors[found.steps[-1].name], name=name)
 
 
