@@ -21,10 +21,17 @@ OBJECTIVES = {
     "mart": lambda attack, beta, start: trs.objectives.MART(attack, beta),
     "rst": trs.objectives.TRADES,  # on labelled and pseudo-labelled images
 }
-SPARSIFIERS = {"none": "plain", "connectivity_sampling": "rewiring", "magnitude": "masked"}  # -> kernel form
+SPARSIFIERS = {  # -> kernel form
+    "none": "plain",
+    "connectivity_sampling": "rewiring",
+    "magnitude": "masked",
+    "channel_magnitude": "masked",
+}
+_MAGNITUDE = ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation")
 SPARSIFIER_FLAGS = {
     "connectivity_sampling": ("noise_scaling", "l1", "dormant_policy", "init_policy", "layer_prior"),
-    "magnitude": ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation"),
+    "magnitude": _MAGNITUDE,
+    "channel_magnitude": (*_MAGNITUDE, "pruning_criterion"),
 }
 OBJECTIVE_FLAGS = {  # -> the objectives that use it
     "beta": ("trades", "mart", "rst"),
@@ -65,7 +72,13 @@ def define_network() -> None:
         list(SPARSIFIERS),
         "How connections are chosen; by default connectivity_sampling with --sparse_train and none without.",
     )
-    define_number("connectivity", 0.01, "Fraction of the kernel entries kept; 0.01 is 99 % sparse.", 0, 1, excluded=0)
+    define_number(
+        "connectivity",
+        0.01,
+        "Fraction of the kernel entries kept, 0.01 is 99 % sparse; of channels with --sparsifier=channel_magnitude.",
+        *(0, 1),
+        excluded=0,
+    )
     flags.DEFINE_enum(
         "padding_mode",
         "tf_same",
@@ -196,6 +209,12 @@ def _define_magnitude_pruning() -> None:
     define_number("pruning_end", 0.5, "Where pruning ends, as a fraction of all steps.", 0, 1, excluded=0)
     flags.DEFINE_integer("pruning_frequency", 100, "Steps between two prunings.", 1)
     flags.DEFINE_enum("allocation", "uniform", ["uniform", "global"], "Keep the largest of each kernel, or of all.")
+    flags.DEFINE_enum(
+        "pruning_criterion",
+        "kernel",
+        list(trs.sparsity.CRITERIA),
+        "Of --sparsifier=channel_magnitude: size of channels by their kernel, or by the scale of their batch norm.",
+    )
 
 
 @section("Machines")
@@ -249,17 +268,15 @@ def _check_training() -> None:
             f"Received: --batch_size={FLAGS.batch_size}, of which {int(FLAGS.batch_size * FLAGS.rst_frac)} are "
             "pseudo-labelled"
         )
-    if sparsifier_name() == "magnitude" and not FLAGS.pruning_begin < FLAGS.pruning_end:
+    if sparsifier_name() in ("magnitude", "channel_magnitude") and not FLAGS.pruning_begin < FLAGS.pruning_end:
         raise BadFlag(
             f"--pruning_begin={FLAGS.pruning_begin:g}: expected less than --pruning_end. "
             f"Received: --pruning_end={FLAGS.pruning_end:g}"
         )
-    for sparsifier, names in SPARSIFIER_FLAGS.items():
-        for name in names:
-            if FLAGS[name].present and sparsifier_name() != sparsifier:
-                raise BadFlag(
-                    f"--{name} belongs to --sparsifier={sparsifier}. Received: --sparsifier={sparsifier_name()}"
-                )
+    for name in _flags_of_others():
+        if FLAGS[name].present:
+            owners = " or ".join(sparsifier for sparsifier, names in SPARSIFIER_FLAGS.items() if name in names)
+            raise BadFlag(f"--{name} belongs to --sparsifier={owners}. Received: --sparsifier={sparsifier_name()}")
     for name, objectives in OBJECTIVE_FLAGS.items():
         if FLAGS[name].present and FLAGS.objective not in objectives:
             raise BadFlag(
@@ -304,11 +321,16 @@ def _check_radius(name: str) -> None:
 
 def unused() -> set[str]:
     """Returns the names of flags that mean nothing to the chosen sparsifier and objective."""
-    name = sparsifier_name()
-    others = {each for sparsifier, names in SPARSIFIER_FLAGS.items() if sparsifier != name for each in names}
+    others = set(_flags_of_others())
     if "objective" in FLAGS:
         others |= {flag for flag, objectives in OBJECTIVE_FLAGS.items() if FLAGS.objective not in objectives}
-    return others | ({"connectivity"} if name == "none" else set())
+    return others | ({"connectivity"} if sparsifier_name() == "none" else set())
+
+
+def _flags_of_others() -> list[str]:
+    """Returns the names of the flags of sparsifiers that the chosen one does not use."""
+    own = SPARSIFIER_FLAGS.get(sparsifier_name(), ())
+    return list(dict.fromkeys(name for names in SPARSIFIER_FLAGS.values() for name in names if name not in own))
 
 
 def _check_data_name() -> None:
@@ -405,7 +427,7 @@ def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
             layer_prior=FLAGS.layer_prior,
             seed=FLAGS.seed,
         )
-    if name == "magnitude":
+    if name in ("magnitude", "channel_magnitude"):
         schedule = None
         if FLAGS.pruning_schedule == "polynomial":
             begin = int(FLAGS.pruning_begin * total_steps)
@@ -414,7 +436,10 @@ def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
             frequency = max(1, min(FLAGS.pruning_frequency, end - begin))
             end = begin + (end - begin) // frequency * frequency
             schedule = trs.sparsity.schedules.polynomial(FLAGS.connectivity, end, begin_step=begin, frequency=frequency)
-        return trs.sparsity.MagnitudePruning(FLAGS.connectivity, schedule, FLAGS.allocation)
+        arguments = (FLAGS.connectivity, schedule, FLAGS.allocation)
+        if name == "magnitude":
+            return trs.sparsity.MagnitudePruning(*arguments)
+        return trs.sparsity.ChannelMagnitudePruning(*arguments, FLAGS.pruning_criterion)
     return None
 
 

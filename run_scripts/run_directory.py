@@ -20,7 +20,8 @@ FLAGS = flags.FLAGS
 ARTEFACTS = (
     *("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard", "dense"),
     *("foolbox.json", "robustness.json", "certified.json", "certified.tsv", "certified.png"),
-    *("network.trs", "compact.json", "cost.json", "white_box.json", "black_box.json", "loss_surface.png"),
+    *("network.trs", "compact.json", "shrink.json", "cost.json", "white_box.json", "black_box.json"),
+    "loss_surface.png",
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
 # What says where and how to begin, and not what the run is.

@@ -1,7 +1,7 @@
 """Train, measure and ship neural networks that are at once sparse and adversarially robust."""
 
 from tf_robust_sparse import attacks, certify, data, evaluation, layers, models, objectives, saving, sparsity, training
-from tf_robust_sparse.saving import export_network, load_network, save_network
+from tf_robust_sparse.saving import export_network, load_network, save_network, shrink
 from tf_robust_sparse.training import RobustModel
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "objectives",
     "save_network",
     "saving",
+    "shrink",
     "sparsity",
     "training",
 ]

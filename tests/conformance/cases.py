@@ -94,6 +94,13 @@ OBJECTIVES = {
 
 # Row -> (how to make the sparsifier, the kernel form it works on).
 SPARSIFIERS = {
+    "ChannelMagnitudePruning": (lambda: sparsity.ChannelMagnitudePruning(0.1), "masked"),
+    "ChannelMagnitudePruning, gradual": (
+        lambda: sparsity.ChannelMagnitudePruning(
+            0.1, sparsity.schedules.polynomial(0.1, end_step=4, frequency=1), "global", "batch_norm"
+        ),
+        "masked",
+    ),
     "ConnectivitySampling": (lambda: sparsity.ConnectivitySampling(0.1, seed=4, check_invariants=True), "rewiring"),
     "ConnectivitySampling, exact start": (
         lambda: sparsity.ConnectivitySampling(0.1, init_policy="exact", layer_prior="target", l1=1e-4),

@@ -29,8 +29,11 @@ def test_the_budget_holds_in_the_kernels_and_in_the_momentum(name):
     model = trained(name)
     sparsifier = model.sparsifier
     counts = sparsifier.count()
-    assert sum(counts) <= sparsifier.budget == 266
-    assert sum(counts) > 0.95 * sparsifier.budget  # each of three kernels rounds down
+    assert sum(counts) <= sparsifier.budget
+    if "Channel" not in name:  # what others keep is a share of the entries
+        assert sparsifier.budget == 266
+        assert sum(counts) > 0.95 * sparsifier.budget  # each of three kernels rounds down
+    assert sparsifier.within_budget()
     assert sum(counts) == statistics.nonzero(model.network)
     sparsifier.check(model.network)
     for layer in layers.kernel_layers(model.network):

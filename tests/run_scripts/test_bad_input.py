@@ -41,6 +41,12 @@ ARGUMENTS = [
     ("labels without rst", ["--pseudo_labels=x.npz"], "--pseudo_labels=x.npz", "--objective=rst"),
     ("sparse and dense", ["-s", "--sparsifier=none"], "--sparsifier=none", "drop one"),
     ("a flag of another sparsifier", ["-s", "--allocation=global"], "--allocation", "--sparsifier=magnitude"),
+    (
+        "a criterion of channels",
+        ["--sparsifier=magnitude", "--pruning_criterion=kernel"],
+        "--pruning_criterion",
+        "channel",
+    ),
     ("a weight of no use", ["--beta=3"], "--beta", "--objective=trades or mart or rst"),
     ("a share of no use", ["--rst_frac=0.3"], "--rst_frac", "--objective=rst"),
     ("pruning that ends first", ["--sparsifier=magnitude", "--pruning_begin=.6"], "--pruning_begin=0.6", "less than"),

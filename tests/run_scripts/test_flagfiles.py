@@ -67,8 +67,23 @@ def meaning(flags):
 
 def test_every_flagfile_is_in_the_table():
     known = set(RECIPES) | set(HYDRA) | set(FREE) | set(CERTIFIED) | set(LOTTERY) | set(GRIDS) | EVALUATIONS
-    known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample"}
+    known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample", "sample_channel_magnitude"}
     assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
+
+
+def test_channels_are_pruned_by_the_flagfile_of_the_sample(parse):
+    flags = parse(TRAIN, "--flagfile=flags/sample_channel_magnitude.flags")
+    common_flags.check()
+    assert (flags.data, flags.model) == ("fashion_mnist_sample", "small_cnn")
+    sparsifier = common_flags.sparsifier(1000)
+    assert sparsifier.describe() == {
+        "sparsifier": "ChannelMagnitudePruning",
+        "connectivity": 0.5,
+        "allocation": "uniform",
+        "gradual": True,
+        "criterion": "kernel",
+    }
+    assert "noise_scaling" in common_flags.unused() and "pruning_criterion" not in common_flags.unused()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -96,6 +96,17 @@ def test_nested_and_sequential_networks():
     np.testing.assert_allclose(saving.strip(inner)(images(4)), inner(images(4)), atol=LOGIT_TOLERANCE)
 
 
+def test_adapted_normalisation():
+    x = images(64) * 5 + 2
+    normalization = keras.layers.Normalization(name="normalization")
+    normalization.adapt(x)
+    inputs = keras.Input((8, 8, 3))
+    flat = keras.layers.Flatten()(normalization(inputs))
+    network = keras.Model(inputs, layers.MaskedDense(3, name="out")(flat))
+    for plain in (saving.strip(network), saving.shrink(network).network):
+        np.testing.assert_allclose(plain(x), network(x), atol=1e-4)
+
+
 def test_subclassed_models_and_foreign_layers_are_refused():
     class Trainer(keras.Model):
         pass

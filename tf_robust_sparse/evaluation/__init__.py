@@ -24,6 +24,7 @@ from tf_robust_sparse.evaluation.figures import (
 )
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_linf_pgd
+from tf_robust_sparse.evaluation.latency import median_latency
 from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
 from tf_robust_sparse.evaluation.loss_surface import LossSurface, loss_surface
 from tf_robust_sparse.evaluation.report_page import write_report
@@ -66,6 +67,7 @@ __all__ = [
     "foolbox_linf_pgd",
     "load_saved_model",
     "loss_surface",
+    "median_latency",
     "pruning_benchmark_row",
     "radius",
     "robust_accuracy",

@@ -8,12 +8,17 @@ from tf_robust_sparse.saving.network import export_network, load_network, save_n
 from tf_robust_sparse.saving.onnx_export import export_onnx
 from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights
 from tf_robust_sparse.saving.reference_weights import import_reference_weights
+from tf_robust_sparse.saving.shrink import ShrinkReport, Shrunk, shrink
+from tf_robust_sparse.saving.sizes import Sizes, network_sizes
 from tf_robust_sparse.saving.strip import strip
 
 __all__ = [
     "COMPACT_SUFFIX",
     "COMPACT_VALUES",
     "PYTORCH_SUFFIXES",
+    "ShrinkReport",
+    "Shrunk",
+    "Sizes",
     "compact_sizes",
     "copy_weights",
     "export_network",
@@ -23,11 +28,13 @@ __all__ = [
     "load_checkpoint",
     "load_compact",
     "load_network",
+    "network_sizes",
     "read_metadata",
     "replace_directory",
     "replace_file",
     "save_checkpoint",
     "save_compact",
     "save_network",
+    "shrink",
     "strip",
 ]

@@ -70,4 +70,11 @@ def _copy_weights(network: keras.Model, stripped: keras.Model) -> None:
             bias = [] if layer.bias is None else [layer.bias]
             plain.set_weights([keras.ops.convert_to_numpy(value) for value in (layer.effective_kernel, *bias)])
         elif plain.weights:
-            plain.set_weights(layer.get_weights())
+            set_weights(plain, layer.get_weights())
+
+
+def set_weights(layer: Any, weights: list[Any]) -> None:
+    """Sets the weights of a Keras layer, and what it computed from them when it was built."""
+    layer.set_weights(weights)
+    if isinstance(layer, keras.layers.Normalization):
+        layer.finalize_state()

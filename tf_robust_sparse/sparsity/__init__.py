@@ -3,6 +3,7 @@
 from tf_robust_sparse.sparsity import masked_kernels, schedules, statistics
 from tf_robust_sparse.sparsity.allocation import adaptive_fractions, draw_layers, global_budget
 from tf_robust_sparse.sparsity.binarization import StochasticBinarization
+from tf_robust_sparse.sparsity.channel_magnitude import CRITERIA, ChannelMagnitudePruning
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
 from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, iterative_magnitude, prune_smallest
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
@@ -26,10 +27,12 @@ from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
 __all__ = [
     "ALLOCATIONS",
+    "CRITERIA",
     "CUTOFFS",
     "FANS",
     "FAN_SCALED",
     "RANDOM_SCORES",
+    "ChannelMagnitudePruning",
     "ConnectivitySampling",
     "MagnitudePruning",
     "PruningRule",

@@ -50,8 +50,12 @@ class MagnitudePruning(Sparsifier):
     def attach(self, network: keras.Model) -> None:
         """Binds the sparsifier to the masked layers of `network`; without a schedule, prunes them at once."""
         super().attach(network)
+        self.prepare(network)
         if self.schedule is None:
             assign_everywhere(list(self._pruned(self._masks(tf.constant(self.connectivity, tf.float64)))))
+
+    def prepare(self, network: keras.Model) -> None:
+        """Reads what else is needed of `network`, before anything is pruned."""
 
     def after_update(self, state: Any, optimizer: keras.optimizers.Optimizer) -> None:
         """Prunes if it is time to, then holds pruned entries and their momentum at 0."""

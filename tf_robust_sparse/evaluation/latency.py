@@ -1,0 +1,52 @@
+"""How long networks take for a batch, measured side by side."""
+
+import statistics
+import time
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+
+def median_latency(
+    networks: Mapping[str, keras.Model], batch_size: int, seconds: float = 1.0, rounds: int = 5
+) -> dict[str, float]:
+    """Measures how long one batch of random pixels takes each network, compiled, in inference mode.
+
+    The networks take turns, so that what else the machine does meets all of them.
+
+    Args:
+        networks: Name -> functional or sequential model of known image size.
+        batch_size: Number of images, positive.
+        seconds: How long each network runs, compilation and warming up apart.
+        rounds: How many turns that time is split into.
+
+    Returns:
+        Name -> median over all calls, in seconds.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+    for name, value in (("batch_size", batch_size), ("seconds", seconds), ("rounds", rounds)):
+        if not value > 0:
+            raise ValueError(f"`{name}` must be positive. Received: {name}={value!r}")
+    calls = {}
+    for name, network in networks.items():
+        shape = (batch_size, *network.input_shape[1:])
+        step = tf.function(lambda x, network=network: network(x, training=False)).get_concrete_function(
+            tf.TensorSpec(shape, tf.float32)
+        )
+        calls[name] = step, tf.random.stateless_uniform(shape, (0, 1))
+    durations: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, (step, x) in calls.items():
+            for _ in range(2):
+                step(x)
+            end = time.perf_counter() + seconds / rounds
+            while True:
+                begin = time.perf_counter()
+                step(x).numpy()
+                durations[name].append(time.perf_counter() - begin)
+                if time.perf_counter() > end:
+                    break
+    return {name: statistics.median(found) for name, found in durations.items()}

@@ -1,0 +1,233 @@
+"""Which channels of a network have an influence on its output, and what is left of the kernels without the others.
+
+The graph has no cycles, so one sweep forward finds every channel whose value is constant, and one sweep backward every
+channel whose value is asked for; no removal makes another one possible after these. Constants are kept position by
+position, so that what zero padding makes of them at borders is exact.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from tf_robust_sparse.saving.steps import Step
+
+_SAME = 1e-6  # relative difference of two numbers that float32 arithmetic takes for one
+
+
+@dataclasses.dataclass
+class Channels:
+    """What stays of each step, by its name.
+
+    Attributes:
+        steps: The steps that stay, in order.
+        present: Whether each channel of the output stays, bool `(channels,)`.
+        inputs: Names of the inputs that stay.
+        kernels: Kernel and bias, whole, zeros where nothing is asked for.
+        carriers: Constant input channels that stay to carry constants over zero-padded borders.
+        emptied: Steps whose output has no influence, of which one channel stays.
+    """
+
+    steps: list[Step]
+    present: dict[str, np.ndarray]
+    inputs: dict[str, tuple[str, ...]]
+    kernels: dict[str, tuple[np.ndarray, np.ndarray]]
+    carriers: dict[str, list[int]]
+    emptied: list[str]
+
+
+@dataclasses.dataclass
+class _Constants:
+    """Which channels of a step's output are the same for every image, bool `(channels,)`, and their values."""
+
+    known: np.ndarray
+    values: np.ndarray  # of the shape of the output; anything where not known
+
+    @property
+    def at_known(self) -> np.ndarray:
+        return np.where(self.known, self.values, 0)
+
+    @property
+    def zero(self) -> np.ndarray:
+        axes = tuple(range(self.values.ndim - 1))
+        return self.known & ~self.values.any(axis=axes)
+
+
+def find_channels(steps: Sequence[Step]) -> Channels:
+    """Returns what stays of a network.
+
+    Args:
+        steps: What `read_steps` returned, folded or not; the last one is the output, all of which stays.
+    """
+    constants = _constants(steps)
+    by_name = {step.name: step for step in steps}
+    needed = {step.name: np.zeros(step.channels, bool) for step in steps}
+    needed[steps[-1].name][:] = True
+    found = Channels([], {}, {}, {}, {}, [])
+    reached = {steps[-1].name}
+    for step in reversed(steps):
+        if step.name not in reached:
+            continue
+        found.steps.insert(0, step)
+        wanted = needed[step.name]
+        if step.kind == "kernel":
+            reads = _read(step, wanted, constants[step.inputs[0]], found)
+            found.inputs[step.name] = step.inputs
+            needed[step.inputs[0]] |= reads
+        else:
+            found.inputs[step.name] = _pass_on(step, wanted, constants, needed, by_name)
+        reached.update(found.inputs[step.name])
+    found.present = {step.name: needed[step.name].copy() for step in found.steps}
+    _align(found, by_name)
+    for step in found.steps:
+        if not found.present[step.name].any():
+            found.present[step.name][0] = True
+            found.emptied.append(step.name)
+            _align(found, by_name)
+    return found
+
+
+def _constants(steps: Sequence[Step]) -> dict[str, _Constants]:
+    """Returns the constants of each step, from the first to the last."""
+    found: dict[str, _Constants] = {}
+    for step in steps:
+        inputs = [found[name] for name in step.inputs]
+        if step.kind in ("input", "whole"):
+            found[step.name] = _Constants(np.zeros(step.channels, bool), np.zeros(step.shape))
+            continue
+        values = step.evaluate([each.at_known for each in inputs])
+        if step.kind == "kernel":
+            known = ~(step.kernel[:, :, ~inputs[0].known] != 0).any(axis=(0, 1, 2))
+        elif step.kind == "affine":
+            known = inputs[0].known | (step.scale == 0)
+        elif step.kind == "concatenate":
+            known = np.concatenate([each.known for each in inputs])
+        elif step.kind == "flat":
+            known = _spread(inputs[0].known, inputs[0].values.shape)
+        else:
+            known = np.logical_and.reduce([each.known for each in inputs])
+        found[step.name] = _Constants(known, values)
+    return found
+
+
+def _spread(channels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns, for each feature of a flattened image, the entry of its channel; the layout is that of the image."""
+    return np.broadcast_to(channels, shape).reshape(-1)
+
+
+def _gather(features: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns, for each channel of an image, whether any of its features is set."""
+    return np.asarray(features.reshape(shape).any(axis=tuple(range(len(shape) - 1))))
+
+
+def _pass_on(
+    step: Step,
+    wanted: np.ndarray,
+    constants: dict[str, _Constants],
+    needed: dict[str, np.ndarray],
+    by_name: dict[str, Step],
+) -> tuple[str, ...]:
+    """Asks the inputs of a step without a kernel for what is wanted of it; returns the inputs that it keeps."""
+    names = step.inputs
+    if step.kind == "merge" and isinstance(step.layer, keras.layers.Add):  # zeros add nothing
+        names = tuple(name for name in names if (wanted & ~constants[name].zero).any()) or names[:1]
+    start = 0
+    for name in names:
+        channels = by_name[name].channels
+        if step.kind == "affine":
+            asked = wanted & (step.scale != 0)
+        elif step.kind == "concatenate":
+            asked = wanted[start : start + channels]
+            start += channels
+        elif step.kind == "flat":
+            asked = _gather(wanted, by_name[name].shape)
+        elif step.kind == "whole":
+            asked = np.ones(channels, bool)
+        else:
+            asked = wanted
+        needed[name] |= asked
+    return names
+
+
+def _read(step: Step, wanted: np.ndarray, given: _Constants, found: Channels) -> np.ndarray:
+    """Settles kernel and bias of a step; returns the inputs it still asks for, bool `(inputs,)`.
+
+    Constant inputs become part of the bias where what they add is the same at every position. Of the others, whose
+    kernel meets zero padding, those of proportional values are read through one of them, the carrier.
+    """
+    kernel = np.where(wanted, step.kernel, 0)
+    bias = np.where(wanted, step.bias, 0)
+    reads = kernel.any(axis=(0, 1, 3))
+    live = reads & ~given.known
+    settled = np.where(live[:, np.newaxis], kernel, 0)
+    asked = live.copy()
+    carriers = []
+    for members, factors, pattern in _proportional(given, reads & given.known, step.is_image):
+        together = np.einsum("k,hwkj->hwj", factors, kernel[:, :, members])
+        added = step.multiply(pattern[..., np.newaxis], together[:, :, np.newaxis])
+        if added.ndim == 1 or _is_uniform(added, together, pattern):
+            bias = bias + (added if added.ndim == 1 else added[added.shape[0] // 2, added.shape[1] // 2])
+            continue
+        strongest = np.abs(factors).argmax()
+        settled[:, :, members[strongest]] = together / factors[strongest]
+        asked[members[strongest]] = True
+        carriers.append(int(members[strongest]))
+    found.kernels[step.name] = settled, bias
+    if carriers:
+        found.carriers[step.name] = sorted(carriers)
+    return asked
+
+
+def _proportional(
+    given: _Constants, which: np.ndarray, is_image: bool
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Returns the constant channels `which` in groups: their numbers, and factors and a map that give their values."""
+    which = np.flatnonzero(which & ~given.zero)
+    if not len(which):
+        return []
+    values = given.values[..., which]
+    if not is_image:
+        return [(which, values, np.ones(()))]
+    flat = values.reshape(-1, len(which))
+    factors = flat[np.abs(flat).argmax(axis=0), np.arange(len(which))]
+    patterns = np.round(flat / factors, 6)
+    _, first, group = np.unique(patterns, axis=1, return_index=True, return_inverse=True)
+    group = group.reshape(-1)
+    return [
+        (which[group == number], factors[group == number], values[..., place] / factors[place])
+        for number, place in enumerate(first)
+    ]
+
+
+def _is_uniform(added: np.ndarray, kernel: np.ndarray, pattern: np.ndarray) -> bool:
+    """Tells whether a map `(height, width, outputs)` is the same at every position, but for rounding."""
+    spread = added.max(axis=(0, 1)) - added.min(axis=(0, 1))
+    return bool((spread <= _SAME * np.abs(kernel).sum(axis=(0, 1)) * np.abs(pattern).max()).all())
+
+
+def _align(found: Channels, by_name: dict[str, Step]) -> None:
+    """Extends `present` until channels that share a place stay together, at both ends of every step."""
+    present = found.present
+    count = -1
+    while count != (count := sum(int(each.sum()) for each in present.values())):
+        for step in [*reversed(found.steps), *found.steps]:
+            mine, names = present[step.name], found.inputs[step.name]
+            if step.kind == "input":
+                mine[:] = True
+            elif step.kind == "flat":
+                shape = by_name[names[0]].shape
+                present[names[0]] |= _gather(mine, shape)
+                mine |= _spread(present[names[0]], shape)
+            elif step.kind == "concatenate":
+                ends = np.cumsum([by_name[name].channels for name in names])[:-1]
+                for name, part in zip(names, np.split(mine, ends), strict=True):
+                    present[name] |= part
+                mine |= np.concatenate([present[name] for name in names])
+            elif step.kind != "kernel":
+                for name in names:
+                    mine |= present[name]
+                for name in names:
+                    present[name] |= mine
+                if step.kind == "whole":
+                    mine[:] = True

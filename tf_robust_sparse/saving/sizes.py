@@ -1,0 +1,41 @@
+"""How large a network of plain Keras layers is, and how much it computes."""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+
+class Sizes(NamedTuple):
+    """Sizes of a network.
+
+    Attributes:
+        parameters: Numbers in all its weights, moving statistics included.
+        nonzero: Entries of kernels that are not zero.
+        multiply_adds: Multiplications, each with an addition, of kernels for one image, zeros included; batch norm,
+            activations and pooling are not among them.
+        file_bytes: Of its `.keras` file.
+    """
+
+    parameters: int
+    nonzero: int
+    multiply_adds: int
+    file_bytes: int
+
+
+def network_sizes(network: keras.Model) -> Sizes:
+    """Returns the sizes of a functional or sequential network of plain dense and Conv2D layers and known image size."""
+    kernels = [layer for layer in network.layers if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D))]
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "network.keras"
+        network.save(file)
+        file_bytes = file.stat().st_size
+    return Sizes(
+        parameters=sum(math.prod(variable.shape) for variable in network.variables),
+        nonzero=sum(int(np.count_nonzero(keras.ops.convert_to_numpy(layer.kernel))) for layer in kernels),
+        multiply_adds=sum(math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1]) for layer in kernels),
+        file_bytes=file_bytes,
+    )

@@ -1,0 +1,118 @@
+"""Pruning whole channels and units by their size: what `shrink` makes a smaller network of."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse.layers.topology import chains
+from tf_robust_sparse.sparsity import schedules
+from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
+from tf_robust_sparse.sparsity.masks import top_k_mask
+
+CRITERIA = ("kernel", "batch_norm")
+
+
+class ChannelMagnitudePruning(MagnitudePruning):
+    """Keeps the channels and units of largest kernels, or of largest batch norm scales; what is pruned stays pruned.
+
+    The mask of a channel is off as a whole: with its bias or its batch norm it gives a constant, which `shrink` makes
+    part of later layers. The last kernel keeps all its units, the logits; every other keeps at least one.
+
+    Args:
+        connectivity: Fraction of the channels and units kept at the end, in (0, 1]; not of the kernel entries.
+        schedule: As of `MagnitudePruning`; `None` prunes once, before the first update.
+        allocation: `"uniform"` keeps the same fraction of each kernel's channels, `"global"` the largest of all
+            kernels together.
+        criterion: `"kernel"` compares mean absolute values of the entries of a channel, its L1 norm by their number;
+            `"batch_norm"` the absolute scales of the batch norm that follows, and prunes no kernel without one.
+
+    Raises:
+        ValueError: if `connectivity` is outside (0, 1], or `allocation` or `criterion` unknown.
+
+    Reference: [Li et al., 2017](https://arxiv.org/abs/1608.08710), section 3;
+        [Liu et al., 2017](https://arxiv.org/abs/1708.06519), section 3, for batch norm scales.
+    """
+
+    def __init__(
+        self,
+        connectivity: float,
+        schedule: schedules.Schedule | None = None,
+        allocation: str = "uniform",
+        criterion: str = "kernel",
+    ) -> None:
+        super().__init__(connectivity, schedule, allocation)
+        if criterion not in CRITERIA:
+            raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}. Received: criterion={criterion!r}")
+        self.criterion = criterion
+        self.units: list[int] = []
+        self._scales: dict[int, Any] = {}  # by number of the layer
+
+    def prepare(self, network: keras.Model) -> None:
+        """Finds the channels that may be pruned.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        followers = {id(layer): follower for layer, follower in chains(network)}
+        self._scales = {
+            number: follower.gamma
+            for number, layer in enumerate(self.layers)
+            if isinstance(follower := followers.get(id(layer)), keras.layers.BatchNormalization) and follower.scale
+        }
+        self.units = [layer.kernel.shape[-1] if self._is_pruned(n) else 0 for n, layer in enumerate(self.layers)]
+        if not any(self.units):
+            raise ValueError(
+                'No kernel but the last is pruned, and with criterion="batch_norm" those alone that a batch norm with '
+                f"a scale follows. Received: criterion={self.criterion!r} and the layers "
+                f"{', '.join(layer.name for layer in self.layers)}"
+            )
+        # Entries that the masks leave at most; which channels are kept of all together decides how many there are.
+        self.budget = sum(
+            size // units * max(1, int(units * self.connectivity)) if units and self.allocation == "uniform" else size
+            for size, units in zip(self.sizes, self.units, strict=True)
+        )
+
+    def scores(self, layer: Any) -> tf.Tensor:
+        """Returns how much each channel of a layer is worth keeping, `(channels,)`; less than 0 for pruned ones."""
+        axes = tuple(range(len(layer.kernel.shape) - 1))
+        scale = self._scales.get(self.layers.index(layer)) if self.criterion == "batch_norm" else None
+        size = tf.reduce_mean(tf.abs(layer.compute_effective_kernel()), axes) if scale is None else tf.abs(scale)
+        return tf.where(tf.reduce_any(tf.convert_to_tensor(layer.kernel_mask), axes), size, -1.0)
+
+    def within_budget(self) -> bool:
+        """Tells whether the network has come down to the channels it is meant to end with."""
+        left = [
+            int(tf.reduce_sum(tf.cast(self.scores(layer) >= 0, tf.int32)))
+            for layer, units in zip(self.layers, self.units, strict=True)
+            if units
+        ]
+        pruned = [units for units in self.units if units]
+        if self.allocation == "global":
+            return sum(left) <= max(len(pruned), int(sum(pruned) * self.connectivity))
+        return all(a <= max(1, int(b * self.connectivity)) for a, b in zip(left, pruned, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the name and the settings, ready for JSON."""
+        return {**super().describe(), "criterion": self.criterion}
+
+    def _is_pruned(self, number: int) -> bool:
+        return number < len(self.layers) - 1 and (self.criterion == "kernel" or number in self._scales)
+
+    def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the masks that keep `int(units * connectivity)` channels per kernel or in all, one at least."""
+        scores = [self.scores(layer) for layer, units in zip(self.layers, self.units, strict=True) if units]
+        if self.allocation == "uniform":
+            kept = [top_k_mask(each, tf.maximum(self._number(each.shape[0], connectivity), 1)) for each in scores]
+        else:
+            best = [
+                tf.where(tf.range(each.shape[0]) == tf.argmax(each, output_type=tf.int32), 1e30, each)
+                for each in scores
+            ]
+            number = tf.maximum(self._number(sum(self.units), connectivity), len(best))
+            kept = tf.split(top_k_mask(tf.concat(best, 0), number), [each.shape[0] for each in best])
+        channels = iter(kept)
+        return [
+            tf.broadcast_to(next(channels), layer.kernel.shape) if units else tf.convert_to_tensor(layer.kernel_mask)
+            for layer, units in zip(self.layers, self.units, strict=True)
+        ]
