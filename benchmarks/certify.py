@@ -14,10 +14,11 @@ Four parts, of which --parts chooses:
 - smoothing: one certificate with 100 and 10,000 answers under noise.
 
 In the last three ours and theirs take turns in this process; compared are the medians, and the least times, which other
-work on the machine disturbs less. Networks reach PyTorch by way of their ONNX file. auto_LiRPA bounds convolutions as
-patches or as matrices; it is timed both ways, and the faster counts. PyTorch comes with the extra `benchmark`, onnx
-with `onnx`; auto_LiRPA wants appdirs, graphviz and pyyaml beside, smoothing statsmodels. Without the clones ours runs
-alone.
+work on the machine disturbs less. Run it on an idle machine all the same: the threads of PyTorch wait for one another,
+and beside other work its times grow many times over. Networks reach PyTorch by way of their ONNX file. auto_LiRPA
+bounds convolutions as patches or as matrices; it is timed both ways, and the faster counts. PyTorch comes with the
+extra `benchmark`, onnx with `onnx`; auto_LiRPA wants appdirs, graphviz and pyyaml beside, smoothing statsmodels.
+Without the clones ours runs alone.
 """
 
 import json
@@ -362,7 +363,7 @@ def compared(title: str, contenders: dict[str, Callable[[], Any]]) -> dict[str, 
         times = {name: of(values) for name, values in seconds.items()}
         peers = [value for name, value in times.items() if name != "ours"]
         found[word] = {**times, "ratio": min(peers) / times["ours"] if peers else float("nan")}
-        row = ", ".join(f"{name} {value:.3f} s" for name, value in times.items())
+        row = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in times.items())
         print(f"{title:36s} {word:6s} {row}   the faster peer / ours: {found[word]['ratio']:.2f}", flush=True)
     return found
 
