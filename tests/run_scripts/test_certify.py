@@ -109,7 +109,10 @@ def test_a_damaged_table_is_refused(more, run, tmp_path):
     run_script(*command).expect()
     table = tmp_path / "a.tsv"
     table.write_text(table.read_text().replace("\n2\t", "\ntwo\t"))
-    assert_explained(run_script(*command), "a.tsv", "line 5 is damaged")
+    done = run_script(*command)
+    assert done.code == 1
+    line = done.err.splitlines()[-1]  # after the empty progress bar
+    assert line.startswith("error: ") and "a.tsv, line 5 is damaged" in line
 
 
 def test_a_layer_without_bounds_is_named(tmp_path):
