@@ -14,10 +14,12 @@ Four parts, of which --parts chooses:
 - smoothing: one certificate with 100 and 10,000 answers under noise.
 
 In the last three ours and theirs take turns in this process; compared are the medians, and the least times, which other
-work on the machine disturbs less. Networks reach PyTorch by way of their ONNX file. auto_LiRPA bounds convolutions as
-patches or as matrices; it is timed both ways, and the faster counts. PyTorch comes with the extra `benchmark`, onnx
-with `onnx`; auto_LiRPA wants appdirs, graphviz and pyyaml beside, smoothing statsmodels. Without the clones ours runs
-alone.
+work on the machine disturbs less. Run it on an idle machine all the same: the threads of PyTorch wait for one another,
+and beside other work its times grow many times over. Where the machine is never idle, --threads=1 --clock=cpu compares
+the time that the processor spends on either side. Networks reach PyTorch by way of their ONNX file. auto_LiRPA bounds
+convolutions as patches or as matrices; it is timed both ways, and the faster counts. PyTorch comes with the extra
+`benchmark`, onnx with `onnx`; auto_LiRPA wants appdirs, graphviz and pyyaml beside, smoothing statsmodels. Without the
+clones ours runs alone.
 """
 
 import json
@@ -52,6 +54,7 @@ flags.DEFINE_integer("batch_size", 64, "Images of a training step and of an eval
 flags.DEFINE_integer("crown_images", 4, "Images of an evaluation by CROWN.", 1)
 flags.DEFINE_integer("n", 10_000, "Answers under noise.", 100)
 flags.DEFINE_integer("threads", os.cpu_count(), "Threads of each side.", 1)
+flags.DEFINE_enum("clock", "wall", ["wall", "cpu"], "What to time: elapsed time, or the process's time on the CPU.")
 flags.DEFINE_integer("rounds", 5, "How often the contenders take turns.", 1)
 flags.DEFINE_integer("seed", 0, "Of weights, images and noise.")
 flags.DEFINE_string("results_file", None, "Where to write everything as JSON.")
@@ -68,6 +71,8 @@ def main(argv: list[str]) -> None:
     """Runs the chosen parts and prints their tables."""
     if argv[1:]:
         raise app.UsageError(f"Unexpected positional arguments: {argv[1:]}")
+    if FLAGS.clock == "cpu" and FLAGS.threads != 1:
+        raise app.UsageError("--clock=cpu compares one thread of each side, for waiting threads count too: --threads=1")
     _set_threads()
     sys.path[:0] = [str(Path(folder).resolve()) for folder in (FLAGS.reference,) if folder]
     parts = {"agreement": agreement, "training": training, "evaluation": evaluation, "smoothing": smoothing}
@@ -347,22 +352,23 @@ def random_images(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def compared(title: str, contenders: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     """Seconds of a call of the contenders in turn, after one call each that is not counted."""
+    clock = time.perf_counter if FLAGS.clock == "wall" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(FLAGS.rounds + 1):
         for name, run in contenders.items():
             time.sleep(_PAUSE)
-            begin, calls = time.perf_counter(), 0
-            while not calls or (number and time.perf_counter() - begin < _TURN):
+            begin, calls = clock(), 0
+            while not calls or (number and clock() - begin < _TURN):
                 run()
                 calls += 1
             if number:
-                seconds[name].append((time.perf_counter() - begin) / calls)
+                seconds[name].append((clock() - begin) / calls)
     found: dict[str, Any] = {"seconds": seconds}
     for word, of in (("median", statistics.median), ("least", min)):
         times = {name: of(values) for name, values in seconds.items()}
         peers = [value for name, value in times.items() if name != "ours"]
         found[word] = {**times, "ratio": min(peers) / times["ours"] if peers else float("nan")}
-        row = ", ".join(f"{name} {value:.3f} s" for name, value in times.items())
+        row = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in times.items())
         print(f"{title:36s} {word:6s} {row}   the faster peer / ours: {found[word]['ratio']:.2f}", flush=True)
     return found
 

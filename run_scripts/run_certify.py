@@ -137,6 +137,7 @@ def _smooth(model: Callable[..., Any], x: np.ndarray, y: np.ndarray, table: Path
             for radius, accuracy, least in zip(radii, accuracies, sure, strict=True)
         ],
         "abstained": sum(row.prediction == trs.certify.ABSTAIN for row in rows) / len(rows),
+        "seconds_per_image": float(np.mean([row.seconds for row in rows])),
         "curve": _curve(rows),
     }
 
@@ -175,6 +176,7 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
         "images": len(rows),
         "clean_accuracy": float(np.mean([row.prediction == row.label for row in rows])),
         "verified_accuracy": float(verified.mean()),
+        "seconds_per_image": float(np.mean([row.seconds for row in rows])),
     }
     if FLAGS.norm in robustness_flags.GRADIENT_ATTACKS:
         attack = robustness_flags.GRADIENT_ATTACKS[FLAGS.norm][1](FLAGS.epsilon, num_steps=50, seed=FLAGS.seed)
@@ -197,13 +199,14 @@ def _bar(images: int) -> Progress:
 def show(results: dict[str, Any]) -> None:
     """Prints the certified accuracies."""
     print()
+    pace = f"{results['seconds_per_image']:.3g} s per image"
     for row in results.get("certified_accuracy", ()):
         print(
             f"Certified at l2 {row['radius']:.3f}  {100 * row['accuracy']:6.2f} %   of {results['images']} images; at "
             f"least {100 * row['with_probability_0.999']:.2f} % with probability 0.999"
         )
     if "abstained" in results:
-        print(f"Abstained           {100 * results['abstained']:6.2f} %")
+        print(f"Abstained           {100 * results['abstained']:6.2f} %   {pace}")
         return
     print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['images']} test images")
     if "pgd_accuracy" in results:
@@ -211,7 +214,7 @@ def show(results: dict[str, Any]) -> None:
             f"PGD-50              {100 * results['pgd_accuracy']:6.2f} %   {results['norm']}, epsilon "
             f"{results['epsilon']:.4g}"
         )
-    print(f"Verified            {100 * results['verified_accuracy']:6.2f} %   {results['method']}")
+    print(f"Verified            {100 * results['verified_accuracy']:6.2f} %   {results['method']}, {pace}")
 
 
 def _load() -> tuple[Path, Callable[..., Any]]:

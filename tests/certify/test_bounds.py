@@ -229,6 +229,27 @@ def test_every_neuron_is_inside_its_bounds(name):
                 assert (values <= found[layer.name].upper.numpy() + 1e-4).all()
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_intervals_of_linear_steps_are_the_values_at_their_corners(name):
+    steps = bound_graph(network_named(name))
+    x = np.random.default_rng(2).random((2, 8, 8, 3)).astype("float32")
+    intervals = bounds.interval_bounds(steps, bounds.ball(x, 0.05))
+    linear = [step for step in steps if isinstance(step.rule, bounds.Linear)]
+    for step in linear:
+        (lower, upper), found = intervals[step.inputs[0]], intervals[step.name]
+        apply, absolute, bias = step.rule[:3]
+        # Positive coefficients times one side, negative ones times the other.
+        least = (apply(lower) + absolute(lower) + apply(upper) - absolute(upper)) / 2
+        most = (apply(upper) + absolute(upper) + apply(lower) - absolute(lower)) / 2
+        for side, expected in zip(found, (least, most), strict=True):
+            np.testing.assert_allclose(side, expected + (0 if bias is None else bias), rtol=1e-4, atol=1e-5)
+        if apply is absolute:  # reshaped, padded or averaged, without rounding of a centre and a radius
+            np.testing.assert_array_equal(found.lower, apply(lower))
+            np.testing.assert_array_equal(found.upper, apply(upper))
+    assert any(step.rule.apply is step.rule.absolute for step in linear)
+    assert any(step.rule.apply is not step.rule.absolute for step in linear)
+
+
 @pytest.mark.parametrize(("method", "slope"), METHODS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_without_a_radius_the_margin_is_exact(name, method, slope):

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -73,7 +74,10 @@ def test_bounds_beside_pgd(method, run, tmp_path):
     assert record["verified_accuracy"] <= record["pgd_accuracy"] <= record["clean_accuracy"]
     if method != "ibp":
         assert record["verified_accuracy"] > 0
-    assert f"Verified            {100 * record['verified_accuracy']:6.2f} %   {method}" in done.out
+    line = f"Verified            {100 * record['verified_accuracy']:6.2f} %   {method}, "
+    assert f"{line}{record['seconds_per_image']:.3g} s per image" in done.out
+    times = [float(line.split("\t")[-1]) for line in (tmp_path / "a.tsv").read_text().splitlines()[2:]]
+    assert record["seconds_per_image"] == pytest.approx(np.mean(times), abs=1e-3) and min(times) > 0
 
 
 def test_bad_input(run, tmp_path):
@@ -96,3 +100,28 @@ def test_bad_input(run, tmp_path):
     assert_explained(run_script(CERTIFY, *FEW, path, "--n=10"), "--n=10", "--n0=20")
     assert_explained(run_script(CERTIFY, *FEW, path, "--alpha=1"), "--alpha=1", "below 1")
     assert_explained(run_script(CERTIFY, *FEW, path, f"--outfile={tmp_path}"), "--outfile", "a directory of that name")
+
+
+@pytest.mark.parametrize("more", [("--method=ibp", "--epsilon=1/255"), ("--n0=20", "--n=200")])
+def test_a_damaged_table_is_refused(more, run, tmp_path):
+    few = ("--data=fashion_mnist_sample", "--test_examples=4", "--batch_size=2", f"--saved_model_or_network={run}")
+    command = (CERTIFY, *few, *more, f"--results_file={tmp_path / 'a.json'}")
+    run_script(*command).expect()
+    table = tmp_path / "a.tsv"
+    table.write_text(table.read_text().replace("\n2\t", "\ntwo\t"))
+    done = run_script(*command)
+    assert done.code == 1
+    line = done.err.splitlines()[-1]  # after the empty progress bar
+    assert line.startswith("error: ") and "a.tsv, line 5 is damaged" in line
+
+
+def test_a_layer_without_bounds_is_named(tmp_path):
+    x = inputs = keras.Input((28, 28, 1))
+    x = keras.layers.Dense(4, activation="tanh", name="odd")(keras.layers.Flatten()(x))
+    trs.save_network(keras.Model(inputs, keras.layers.Dense(10)(x)), tmp_path)
+    few = ("--data=fashion_mnist_sample", "--test_examples=4", f"--saved_model_or_network={tmp_path}")
+    done = run_script(CERTIFY, *few, "--method=crown", "--epsilon=0.1")
+    assert done.code == 1
+    line = done.err.splitlines()[-1]  # after the empty progress bar
+    assert line.startswith("error: ") and "activation tanh of odd" in line
+    assert not (tmp_path / "certified.tsv").exists()

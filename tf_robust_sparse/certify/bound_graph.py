@@ -43,7 +43,7 @@ class Linear(NamedTuple):
 
     Attributes:
         apply: From `(batch, ...)` to `(batch, ...)`, linear.
-        absolute: The same with the absolute values of its coefficients.
+        absolute: The same with the absolute values of its coefficients; `apply` itself if none is negative.
         bias: Broadcasts to the output without its batch axis; `None` for none.
         is_dense: Whether it is a matrix product over vectors.
         window: What it does by windows, or `None` if it is not known to.

@@ -161,10 +161,10 @@ def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
         return Interval(around.lower, around.upper)
     if isinstance(rule, Linear):
         lower, upper = inputs[0]
-        middle = (upper + lower) / 2
-        centre, radius = rule.apply(middle), rule.absolute(upper - middle)
-        if rule.bias is not None:
-            centre += rule.bias
+        if rule.absolute is rule.apply:  # no coefficient is negative
+            return Interval(*(_shifted(rule.apply(side), rule.bias) for side in (lower, upper)))
+        centre, radius = rule.apply((upper + lower) / 2), rule.absolute((upper - lower) / 2)
+        centre = _shifted(centre, rule.bias)
         return Interval(centre - radius, centre + radius)
     if isinstance(rule, ReLU):
         return Interval(tf.nn.relu(inputs[0].lower), tf.nn.relu(inputs[0].upper))
@@ -172,6 +172,13 @@ def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
         lower, upper = (tf.nn.max_pool2d(part, rule.window, rule.strides, "VALID") for part in inputs[0])
         return Interval(lower, upper)
     return Interval(tf.add_n([part.lower for part in inputs]), tf.add_n([part.upper for part in inputs]))
+
+
+def _shifted(x: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    """Adds a bias, where it can by the operation that TensorFlow computes together with the convolution before."""
+    if bias is None:
+        return x
+    return tf.nn.bias_add(x, bias) if bias.shape == x.shape[-1:] else x + bias
 
 
 def interval_margins(steps: list[Step], intervals: dict[str, Interval], rows: tf.Tensor) -> tf.Tensor:
