@@ -109,10 +109,7 @@ def test_a_damaged_table_is_refused(more, run, tmp_path):
     run_script(*command).expect()
     table = tmp_path / "a.tsv"
     table.write_text(table.read_text().replace("\n2\t", "\ntwo\t"))
-    done = run_script(*command)
-    assert done.code == 1
-    line = done.err.splitlines()[-1]  # after the empty progress bar
-    assert line.startswith("error: ") and "a.tsv, line 5 is damaged" in line
+    assert_explained(run_script(*command), "a.tsv, line 5 is damaged")
 
 
 def test_a_layer_without_bounds_is_named(tmp_path):
@@ -120,8 +117,5 @@ def test_a_layer_without_bounds_is_named(tmp_path):
     x = keras.layers.Dense(4, activation="tanh", name="odd")(keras.layers.Flatten()(x))
     trs.save_network(keras.Model(inputs, keras.layers.Dense(10)(x)), tmp_path)
     few = ("--data=fashion_mnist_sample", "--test_examples=4", f"--saved_model_or_network={tmp_path}")
-    done = run_script(CERTIFY, *few, "--method=crown", "--epsilon=0.1")
-    assert done.code == 1
-    line = done.err.splitlines()[-1]  # after the empty progress bar
-    assert line.startswith("error: ") and "activation tanh of odd" in line
+    assert_explained(run_script(CERTIFY, *few, "--method=crown", "--epsilon=0.1"), "activation tanh of odd")
     assert not (tmp_path / "certified.tsv").exists()

@@ -18,7 +18,13 @@ class Progress:
     def __init__(self, title: str, total: int, shown: bool) -> None:
         seconds = 0.1 if sys.stderr.isatty() else 20.0  # a log file needs a line now and then, not ten a second
         self._bar = tqdm.tqdm(
-            total=total, desc=title, unit="image", disable=not shown, mininterval=seconds, maxinterval=2 * seconds
+            total=total,
+            desc=title,
+            unit="image",
+            disable=not shown,
+            mininterval=seconds,
+            maxinterval=2 * seconds,
+            delay=1e-3,  # an error before the first image leaves no empty bar
         )
 
     def __enter__(self) -> "Progress":
