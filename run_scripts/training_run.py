@@ -285,6 +285,7 @@ def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False)
         auxiliary=run.auxiliary,
         auxiliary_fraction=FLAGS.rst_frac,
         with_index=with_index,
+        parts=run.strategy.num_replicas_in_sync if with_index else 1,
     )
 
 

@@ -8,6 +8,7 @@ from tf_robust_sparse.training.neural_pruning import NeuralPruningModel
 from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledRMSprop, CoupledSGD, FusedAdam, GatedAdam, coupled
 from tf_robust_sparse.training.phases import Phase, PhaseCheck
 from tf_robust_sparse.training.policies import POLICIES, gradual_rates, policy_rates
+from tf_robust_sparse.training.radii import RADIUS_COURSES, radius_course
 from tf_robust_sparse.training.robust_model import RobustModel
 from tf_robust_sparse.training.rounds import STRATEGIES, Images, Plan, Rounds
 from tf_robust_sparse.training.stored_model import StoredAT, StoredRobustModel
@@ -15,6 +16,7 @@ from tf_robust_sparse.training.trials import Measure, State, Trials
 
 __all__ = [
     "POLICIES",
+    "RADIUS_COURSES",
     "SCHEDULES",
     "STRATEGIES",
     "Checkpoints",
@@ -47,6 +49,7 @@ __all__ = [
     "epoch_rates",
     "gradual_rates",
     "policy_rates",
+    "radius_course",
     "sgdw",
     "tenfold_drops",
 ]

@@ -153,11 +153,10 @@ class Checkpoints(keras.callbacks.Callback):
 
     def write(self, stem: str) -> None:
         """Writes the present state to `<stem>.weights.h5`, if this process is the one that writes."""
-        if not self._writes:
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._writes:
+            self.directory.mkdir(parents=True, exist_ok=True)
         metadata = {"state": self.state, "config": self.config}
-        saving.save_checkpoint(self.directory / f"{stem}.weights.h5", self.model, metadata)
+        saving.save_checkpoint(self.directory / f"{stem}.weights.h5", self.model, metadata, self._writes)
 
     def _write_history(self) -> None:
         history = self.state["history"]
