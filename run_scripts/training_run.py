@@ -129,6 +129,7 @@ def train(
         connections=connections,
         sparsifier=model.sparsifier,
         writes=is_chief(),
+        every=FLAGS.save_every if "save_every" in FLAGS and FLAGS.save_every > 0 else None,
     )
     for callback in more:
         if isinstance(callback, trs.training.GradualPruning):

@@ -6,6 +6,7 @@ from tf_robust_sparse.evaluation.efficiency import ARCHITECTURES, Efficiency, ef
 from tf_robust_sparse.evaluation.figures import (
     check_matplotlib,
     draw_certified,
+    draw_channels_between,
     draw_kept_per_layer,
     draw_kept_weights,
     draw_layout,
@@ -34,6 +35,7 @@ __all__ = [
     "VulnerabilityMonitor",
     "check_matplotlib",
     "draw_certified",
+    "draw_channels_between",
     "draw_kept_per_layer",
     "draw_kept_weights",
     "draw_layout",
