@@ -37,8 +37,8 @@ _ATTACK_FLAGS = {  # what a setting of an attack stands for
 # Flags of the original that mean nothing here, each with the value that changes nothing and what to do instead. A
 # configuration may hold the first ones, for all of them do.
 _REFUSED: dict[str, tuple[Any, str]] = {
-    "workers": (None, "nothing, for the input pipeline takes as many threads as it needs"),
-    "print_freq": (None, "nothing, for progress is shown by epochs"),
+    "workers": (None, "none, for the input pipeline takes as many threads as it needs"),
+    "print_freq": (None, "none, for progress is shown by epochs"),
     "multigpu": (None, "--strategy=mirrored, with all devices, or --num_replicas"),
     "subset": ("test", "test images; --select chooses among epochs by held-out ones"),
     "start_epoch": ("0", "--resume, which goes on after the last finished epoch"),
@@ -70,10 +70,10 @@ def _define_spellings() -> None:
     define_aliases({"num_classes": "n_classes", "a": "model_type", "evaluate": "load_model", "e": "load_model"})
 
 
+@section("Of the original, and refused here")
 def _define_refused() -> None:
-    """Not in a section, so neither listed nor recorded."""
-    for name in _REFUSED:
-        flags.DEFINE_string(name, None, "Of the original alone.")
+    for name, (_, instead) in _REFUSED.items():
+        flags.DEFINE_string(name, None, f"Use {instead}.")
     define_aliases({"j": "workers", "p": "print_freq"})
 
 
