@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
@@ -101,8 +102,11 @@ def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None
         _check_fractions(source, network)
         if FLAGS.trainer == "adv_step_lottery_retrain":
             drawn = {layer.name: layer for layer in _subnets(network)}
-            for layer in _subnets(source):
-                drawn[layer.name].scores.assign(layer.scores)
+            pairs = [(layer, drawn[layer.name]) for layer in _subnets(source)]
+            for old, new in pairs:
+                new.scores.assign(old.scores)
+            if all((np.sign(old.effective_kernel) == np.sign(new.effective_kernel)).all() for old, new in pairs):
+                raise BadFlag(f"--seed={FLAGS.seed}: expected another one than that of --pretrained, for new signs")
             return
         trs.saving.copy_weights(source, network)
 

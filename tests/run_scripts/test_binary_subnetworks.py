@@ -123,6 +123,10 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
     assert agreeing == total if trainer.endswith("finetune") else 0.45 < agreeing / total < 0.55  # its signs, or new
     moved = network.get_layer("stem_bn").moving_mean.numpy().any()
     assert moved == trainer.endswith("finetune")  # batch norm starts anew with new signs
+    if trainer.endswith("retrain"):
+        meaning(parse, *FEW, *more[:-1])  # the seed of the run that found the mask
+        with pytest.raises(BadFlag, match="--seed=0: expected another one than that of --pretrained"):
+            binary_objects.load_pretrained(binary_objects.built(images), images)
 
 
 @pytest.mark.slow
