@@ -1,15 +1,15 @@
-"""The flags of binary sub-networks, their checks, and the objects they stand for."""
+"""The flags of binary sub-networks and their checks."""
 
 import math
 from pathlib import Path
 from typing import Any
 
-import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags, training_run
-from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
+from run_scripts import common_flags
+from run_scripts.command_line import BadFlag, define_aliases, define_number, section
+from tf_robust_sparse.evaluation.auto_attack import ATTACKS, VERSIONS
 
 FLAGS = flags.FLAGS
 
@@ -24,20 +24,31 @@ IDENTITY = (
     *("trainer", "prune_rate", "pr_scale", "pr_steps", "conv_type", "bn_type", "init", "end_with_bn", "mode"),
     *("score_init_scale", "fan_scaled_score_mode", "scale_fan", "lr_policy", "learning_rate", "reweight", "optimizer"),
     *("first_layer_type", "last_layer_type", "binconv_stochastic", "binconv_freeze_rand", "normalize", "warmup_length"),
-    *("carry", "attack_bn", "attack_select", "label_smoothing", "leaky_relu_slope", "freeze_weights", "valid_ratio"),
+    *("carry", "attack_bn", "attack_select", "eps_schedule", "mix", "soft_targets"),
+    *("label_smoothing", "leaky_relu_slope", "freeze_weights", "valid_ratio"),
 )
+
+
+# Settings of --eps_schedule, and names of its courses, as the original calls them.
+_SCHEDULE = {
+    **{"start_v": "start", "slope": "slope", "power": "power", "interval": "interval", "alpha": "alpha"},
+    **{"circle": "circle", "min_jump_pt": "min_jump", "jump_freq": "jump_interval", "min": "lowest", "max": "highest"},
+    "warmup": "warmup",
+}
+_COURSES = {"const": "constant", "const_int": "constant_int", "exp": "exponential", "cos": "cosine"}
 
 
 def define() -> None:
     """Defines the network, how it is pruned and how it is trained."""
     _define_network()
     _define_pruning()
-    common_flags.define_length(200)
+    common_flags.define_length(200, letter=False)  # -e is --evaluate here
     _define_trainer()
     _define_optimisation()
     common_flags.define_training_attack()
     _define_attacks()
     common_flags.define_augmentation()
+    _define_autoattack()
     common_flags.define_machines()
 
 
@@ -93,6 +104,15 @@ def _define_trainer() -> None:
     flags.DEFINE_enum("reweight", None, list(trs.objectives.REWEIGHTINGS), "What examples are weighed by.")
     flags.DEFINE_integer("warmup_rw", 0, "Epochs without these weights.", 0)
     define_number("valid_ratio", None, "Held-out share of the training images.", 0, 1)
+    flags.DEFINE_integer(
+        "save_every", -1, "Keep the checkpoint of every so many epochs; -1 the last and best alone.", -1
+    )
+    flags.DEFINE_bool(
+        "debug",
+        False,
+        "Write which connections and batch norms changed when held-out accuracy falls and recovers at once.",
+    )
+    define_number("explode_th", 5.0, "--debug: by how many points it must fall and recover.")
 
 
 @section("Training")
@@ -135,10 +155,28 @@ def _define_attacks() -> None:
         "Batch norm in the attacks of adv_step and adv_step_fast: by the batch, as published and by default on one "
         "replica, or by its statistics, as on several replicas.",
     )
+    flags.DEFINE_string(
+        "eps_schedule",
+        None,
+        "Radius of the training attack by epoch: name=linear,start_v=2,slope=0.5,max=8; see the documentation.",
+    )
+    flags.DEFINE_enum(
+        "mix", None, list(trs.training.MIXES), "adv_step_fast: boxes of other images, one per image or per batch."
+    )
+    flags.DEFINE_bool("soft_targets", False, "adv_step_fast: aim at means of what the network said before.")
     flags.DEFINE_bool("carry", True, "adv_step_fast: keep perturbations for every image; else begin at random.")
     define_number("val_epsilon", None, "Radius of the attack on held-out images; by default --epsilon.")
     define_number("val_step_size", None, "Its step; by default a quarter of the radius.")
     flags.DEFINE_integer("val_num_steps", 10, "Its steps.", 1)
+
+
+@section("Evaluation")
+def _define_autoattack() -> None:
+    flags.DEFINE_string(
+        "autoattack",
+        "standard",
+        f"--evaluate: version of AutoAttack, {', '.join(VERSIONS)}, or names of its attacks, or none to leave it out.",
+    )
 
 
 def check() -> None:
@@ -149,13 +187,13 @@ def check() -> None:
     """
     if FLAGS.trainer in LOTTERY and not (FLAGS.pretrained or FLAGS.resume):
         raise BadFlag(f"--trainer={FLAGS.trainer}: expected --pretrained=DIR, the run that found it. Received: none")
-    if FLAGS.trainer in LOTTERY and _kernel("conv_type") != "subnet":
+    if FLAGS.trainer in LOTTERY and kernel("conv_type") != "subnet":
         raise BadFlag(f"--trainer={FLAGS.trainer}: expected --conv_type=SubnetConv. Received: {FLAGS.conv_type}")
-    if not FLAGS.freeze_weights and FLAGS.trainer not in LOTTERY and _is_subnet():
+    if not FLAGS.freeze_weights and FLAGS.trainer not in LOTTERY and is_subnet():
         raise BadFlag(
             f"--nofreeze_weights: expected --trainer={' or '.join(LOTTERY)}. Received: --trainer={FLAGS.trainer}"
         )
-    if FLAGS.pr_steps > 1 and not _is_subnet():
+    if FLAGS.pr_steps > 1 and not is_subnet():
         raise BadFlag(f"--pr_steps={FLAGS.pr_steps}: expected --conv_type=SubnetConv. Received: {FLAGS.conv_type}")
     if FLAGS.warmup_length >= FLAGS.epochs:
         raise BadFlag(f"--warmup_length={FLAGS.warmup_length}: expected fewer than --epochs={FLAGS.epochs}")
@@ -173,11 +211,30 @@ def check() -> None:
         raise BadFlag(f"--reweight={FLAGS.reweight}: expected --trainer=adv_trades. Received: {FLAGS.trainer}")
     if FLAGS["label_smoothing"].present and FLAGS.trainer not in ("default", "adv_step", *LOTTERY):
         raise BadFlag(f"--label_smoothing: expected --trainer=adv_step. Received: --trainer={FLAGS.trainer}")
+    for name in ("mix", "soft_targets"):
+        if FLAGS[name].value and FLAGS.trainer != "adv_step_fast":
+            raise BadFlag(f"--{name}: expected --trainer=adv_step_fast. Received: --trainer={FLAGS.trainer}")
+    if FLAGS.mix and FLAGS.soft_targets:
+        raise BadFlag("--soft_targets are of whole images; expected no --mix. Received: both")
+    if FLAGS.debug and not is_subnet():
+        raise BadFlag(f"--debug: expected --conv_type=SubnetConv. Received: --conv_type={FLAGS.conv_type}")
+    if FLAGS["explode_th"].present and not FLAGS.debug:
+        raise BadFlag(f"--explode_th={FLAGS.explode_th:g}: expected --debug with it. Received: no such flag")
+    if FLAGS.save_every == 0:
+        raise BadFlag("--save_every=0: expected a number of epochs, or -1. Received: 0")
+    if FLAGS.eps_schedule is not None:
+        radii()
+    unknown = [name for name in autoattack()[1] if name not in ATTACKS]
+    if unknown:
+        raise BadFlag(
+            f"--autoattack={FLAGS.autoattack}: expected {', '.join(VERSIONS)}, none, or some of {', '.join(ATTACKS)}. "
+            f"Received: {unknown[0]}"
+        )
     if FLAGS.trainer == "adv_step_fast":  # it crops and mirrors together with the perturbations
         FLAGS["augmentation"].value = "none"
     if FLAGS.pseudo_labels:
         raise BadFlag("--pseudo_labels: expected another script. Received: it")
-    if (FLAGS.binconv_stochastic or FLAGS.binconv_freeze_rand) and _kernel("conv_type") != "binary":
+    if (FLAGS.binconv_stochastic or FLAGS.binconv_freeze_rand) and kernel("conv_type") != "binary":
         raise BadFlag(f"--binconv_stochastic: expected --conv_type=BinConv. Received: --conv_type={FLAGS.conv_type}")
 
 
@@ -185,7 +242,7 @@ def run_name() -> str:
     """Returns the directory name of a run with these flags."""
     data = Path(FLAGS.data).expanduser().resolve().stem
     kind = {"SubnetConv": "binary", "FixedSubnetConv": "binary", "DenseConv": "dense", "BinConv": "bnn"}
-    degree = f"{FLAGS.prune_rate!r}_p{FLAGS.pr_scale!r}" if _is_subnet() else ""
+    degree = f"{FLAGS.prune_rate!r}_p{FLAGS.pr_scale!r}" if is_subnet() else ""
     return f"{data}_{FLAGS.model}_{kind[FLAGS.conv_type]}_{FLAGS.trainer}{degree}"
 
 
@@ -194,15 +251,50 @@ def config() -> dict[str, Any]:
     return {name: FLAGS[name].value for name in IDENTITY}
 
 
-def describe(network: keras.Model) -> dict[str, Any]:
-    """Returns the entries of `results.json` that say what the network is."""
-    names = ("trainer", "conv_type", "init", "prune_rate", "pr_scale", "end_with_bn", "score_init_scale")
-    planned = {each.name: each.keep_fraction for each in _subnets(network)}
-    return {**{name: FLAGS[name].value for name in names}, "keep_fractions": planned}
+def autoattack() -> tuple[str | None, list[str]]:
+    """Returns the version of AutoAttack, `None` to leave it out, and the attacks of a custom one."""
+    if FLAGS.autoattack == "none":
+        return None, []
+    return (FLAGS.autoattack, []) if FLAGS.autoattack in VERSIONS else ("custom", FLAGS.autoattack.split(","))
 
 
-def _kernel(flag: str) -> str | None:
-    """The kernel form of a flag."""
+def radii() -> list[float]:
+    """Returns the radius of the training attack in each epoch that --eps_schedule stands for, in pixels of [0, 1].
+
+    Raises:
+        BadFlag: if it is none.
+    """
+    what = f"--eps_schedule={FLAGS.eps_schedule}"
+    try:
+        settings = dict(part.split("=", 1) for part in FLAGS.eps_schedule.split(","))
+        course = settings.pop("name").lower().replace(" ", "_")
+        segments, ratios = (
+            [float(each) for each in settings.pop(name, "").split(":") if each] for name in ("segs", "seg_ratio")
+        )
+        numbers = {_SCHEDULE[name]: float(value) for name, value in settings.items()}
+        found = trs.training.radius_course(
+            _COURSES.get(course, course),
+            epochs=FLAGS.epochs,
+            segments=segments,
+            segment_ratios=ratios,
+            **numbers,  # type: ignore[arg-type]
+        )
+    except KeyError as error:
+        raise BadFlag(
+            f"{what}: expected name=linear,start_v=2 and more of {', '.join(_SCHEDULE)}, segs, seg_ratio. "
+            f"Received: {error.args[0]!r} is missing or unknown"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise BadFlag(f"{what}: expected name=linear,start_v=2,slope=0.5,max=8. Reason: {error}") from None
+    # Of the whole schedule, for within one that passes 1 the unit would change from pixels to 255ths of them.
+    unit = 255 if max(found) >= 1 else 1
+    if not 0 < max(found) / unit <= 1:
+        raise BadFlag(f"{what}: expected radii of up to 255, and not all 0. Received: up to {max(found):g}")
+    return [radius / unit for radius in found]
+
+
+def kernel(flag: str) -> str | None:
+    """Returns the kernel form that a flag stands for."""
     value = FLAGS[flag].value
     if value is None:
         return None
@@ -210,197 +302,6 @@ def _kernel(flag: str) -> str | None:
     return "signed" if frozen_signs else KERNELS[value]
 
 
-def _is_subnet() -> bool:
-    return _kernel("conv_type") in ("subnet", "signed")
-
-
-def _subnets(network: keras.Model) -> list[Any]:
-    return [layer for layer in trs.layers.kernel_layers(network) if hasattr(layer, "scores")]
-
-
-def _variant() -> trs.models.Variant:
-    batch_norm = FLAGS.bn_type or ("NonAffineBatchNorm" if _is_subnet() else "LearnedBatchNorm")
-    return trs.models.Variant(
-        normalization=None if FLAGS.normalize == "none" else FLAGS.normalize,
-        affine_batch_norm=batch_norm == "LearnedBatchNorm",
-        classifier_bias=False,
-        final_batch_norm=FLAGS.end_with_bn,
-        leaky_relu_slope=FLAGS.leaky_relu_slope if FLAGS.nonlinearity == "leaky_relu" else 0.0,
-        first_kernel="plain" if FLAGS.first_layer_dense else _kernel("first_layer_type"),
-        last_kernel="plain" if FLAGS.last_layer_dense else _kernel("last_layer_type"),
-        stochastic=FLAGS.binconv_stochastic or FLAGS.binconv_freeze_rand,
-    )
-
-
-def built(images: trs.data.ImageDataset, synchronized: bool = False, kernel: str | None = None) -> keras.Model:
-    """Builds the network with kernels and scores as they are drawn, and its fractions."""
-    with about("model", "data"):
-        network = trs.models.build(
-            FLAGS.model,
-            num_classes=images.num_classes,
-            input_shape=images.train_images.shape[1:],
-            kernel=kernel or _kernel("conv_type"),
-            padding_mode=FLAGS.padding_mode,
-            seed=FLAGS.seed,
-            synchronized_batch_norm=synchronized,
-            variant=_variant(),
-        )
-    slope = FLAGS.leaky_relu_slope if FLAGS.nonlinearity == "leaky_relu" else 0.0
-    scaled_by = FLAGS.prune_rate if FLAGS.scale_fan and _is_subnet() else None
-    with about("init", "prune_rate"):
-        trs.models.initialize_kernels(
-            network, FLAGS.init, FLAGS.seed, FLAGS.mode, scaled_by, math.sqrt(2 / (1 + slope**2))
-        )
-    if _subnets(network):
-        trs.sparsity.uniform_scores(
-            network, FLAGS.score_init_scale, FLAGS.fan_scaled_score_mode, FLAGS.mode, FLAGS.seed
-        )
-        trs.sparsity.set_keep_fractions(network, _fractions(network, _rates()[0]))
-    return network
-
-
-def network(run: training_run.TrainingRun) -> keras.Model:
-    """Builds the network that is trained, with the weights it begins with, and says which of them train."""
-    found = built(run.images, run.strategy.num_replicas_in_sync > 1)
-    if FLAGS.pretrained and not run.resuming:
-        load_pretrained(found, run.images)
-    if _is_subnet():
-        trs.training.Phase("finetune" if FLAGS.trainer in LOTTERY else "prune").begin(found)
-        for layer in trs.layers.kernel_layers(found):
-            if not hasattr(layer, "scores"):  # a dense first or last layer
-                for variable in layer.variables:
-                    variable.trainable = variable.dtype != "bool"
-    empty = trs.sparsity.statistics.empty_kernels(found)
-    if empty:
-        print(f"Warning: --prune_rate={FLAGS.prune_rate:g} leaves no connection in {', '.join(empty)}")
-    return found
-
-
-def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None:
-    """Takes over the weights of --pretrained; for a retraining its mask alone."""
-    path = Path(FLAGS.pretrained).expanduser()
-    with about("pretrained"):
-        if path.suffix not in trs.saving.PYTORCH_SUFFIXES:
-            source = trs.load_network(path)
-        elif FLAGS.trainer in LOTTERY:
-            source = built(images, kernel="subnet")
-            trs.saving.import_pytorch_weights(path, source)
-        else:
-            try:
-                trs.saving.import_pytorch_weights(path, network)
-            except ImportError as error:
-                raise BadFlag(f"--pretrained={path}: {error}") from error
-            return
-        _check_fractions(source, network)
-        if FLAGS.trainer == "adv_step_lottery_retrain":
-            drawn = {layer.name: layer for layer in _subnets(network)}
-            for layer in _subnets(source):
-                drawn[layer.name].scores.assign(layer.scores)
-            return
-        trs.saving.copy_weights(source, network)
-
-
-def _check_fractions(source: keras.Model, network: keras.Model) -> None:
-    theirs = {layer.name: layer.kept for layer in _subnets(source)}
-    for layer in _subnets(network):
-        if layer.name in theirs and theirs[layer.name] != layer.kept:
-            raise BadFlag(
-                f"--prune_rate={FLAGS.prune_rate:g} --pr_scale={FLAGS.pr_scale:g}: expected those of --pretrained, "
-                f"which keeps {theirs[layer.name]} weights of {layer.name}. Received: ones that keep {layer.kept}"
-            )
-
-
-def _fractions(network: keras.Model, rate: float) -> dict[str, float]:
-    with about("prune_rate", "pr_scale"):
-        return trs.sparsity.keep_fractions(network, rate, "adaptive", FLAGS.pr_scale)
-
-
-def _rates() -> list[float]:
-    return trs.training.gradual_rates(FLAGS.prune_rate, FLAGS.epochs, FLAGS.pr_steps, FLAGS.warmup_length)
-
-
-def callbacks(run: training_run.TrainingRun, model: trs.RobustModel) -> tuple[keras.callbacks.Callback, ...]:
-    """Returns what happens between the epochs."""
-    found: list[keras.callbacks.Callback] = []
-    if FLAGS.pr_steps > 1:
-        found.append(trs.training.GradualPruning(_rates(), lambda rate: _fractions(model.network, rate)))
-    if isinstance(model.objective, trs.objectives.Reweighted):
-        found.append(trs.training.Reweighting(model.objective, FLAGS.warmup_rw))
-    if _is_subnet():
-        found.append(trs.training.PhaseCheck(model.network))
-    return tuple(found)
-
-
-def end(model: trs.RobustModel) -> None:
-    """Sets the fractions of the last stage, in which a run that was interrupted after it would not be otherwise."""
-    if FLAGS.pr_steps > 1:
-        trs.sparsity.set_keep_fractions(model.network, _fractions(model.network, FLAGS.prune_rate))
-
-
-def model(run: training_run.TrainingRun, network: keras.Model) -> trs.RobustModel:
-    """Returns the compiled model that trains `network`."""
-    objective = _objective(run)
-    if FLAGS.reweight:
-        objective = trs.objectives.Reweighted(objective, FLAGS.reweight)
-    sparsifier = trs.sparsity.StochasticBinarization(FLAGS.seed) if FLAGS.binconv_stochastic else None
-    if FLAGS.binconv_freeze_rand:
-        sparsifier = None
-    kind = trs.training.StoredRobustModel if FLAGS.trainer == "adv_step_fast" else trs.RobustModel
-    found = kind(network, objective, sparsifier, validation_attack=_validation_attack(), seed=FLAGS.seed)
-    optimizer = _optimizer(run.steps_per_epoch)
-    found.compile(
-        keras.optimizers.LossScaleOptimizer(optimizer) if FLAGS.mixed_precision else optimizer, metrics=["accuracy"]
-    )
-    return found
-
-
-def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
-    several = run.strategy.num_replicas_in_sync > 1
-    batch_norm = {"train": "training", "eval": "inference", None: "inference" if several else "training"}
-    if FLAGS.trainer == "adv_trades":
-        return trs.objectives.TRADES(common_flags.attack(), FLAGS.beta, FLAGS.trades_start)
-    if FLAGS.trainer == "adv_step_fast":
-        return trs.training.StoredAT(
-            len(run.images.train_labels),
-            FLAGS.epsilon,
-            FLAGS.step_size,
-            flip=run.images.flip if FLAGS.flip is None else FLAGS.flip,
-            carry=FLAGS.carry,
-            batch_norm=batch_norm["train" if FLAGS.attack_bn is None else FLAGS.attack_bn],
-        )
-    kind = trs.attacks.LinfBestPGD if FLAGS.attack_select == "best_visited" else common_flags.ATTACKS[FLAGS.norm]
-    attack = kind(FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps)
-    return trs.objectives.AT(attack, FLAGS.label_smoothing, batch_norm[FLAGS.attack_bn])
-
-
-def _validation_attack() -> trs.attacks.GradientAttack:
-    epsilon = FLAGS.epsilon if FLAGS.val_epsilon is None else FLAGS.val_epsilon
-    step_size = epsilon / 4 if FLAGS.val_step_size is None else FLAGS.val_step_size
-    return common_flags.ATTACKS[FLAGS.norm](epsilon, step_size, FLAGS.val_num_steps)
-
-
-def _optimizer(steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    with about("lr_policy", "learning_rate", "lr_epochs"):
-        rates = trs.training.policy_rates(
-            FLAGS.lr_policy,
-            FLAGS.learning_rate,
-            FLAGS.epochs,
-            FLAGS.warmup_length,
-            FLAGS.pr_steps,
-            alpha=FLAGS.alpha,
-            interval=FLAGS.lr_adjust if FLAGS.lr_policy == "multistep_lr" else FLAGS.interval,
-            gamma=FLAGS.lr_gamma,
-            milestones=[int(epoch) for epoch in FLAGS.lr_epochs or ()],
-            slope=FLAGS.slope,
-            power=FLAGS.power,
-            min_jump=FLAGS.min_jump_pt,
-            jump_interval=FLAGS.jump_freq,
-            lowest=FLAGS.min_v,
-            highest=FLAGS.max_v,
-        )
-    settings: dict[str, Any] = {"l2": FLAGS.weight_decay, "decay_batch_norm": not FLAGS.no_bn_decay}
-    schedule = trs.training.PerEpoch(rates, steps_per_epoch)
-    if FLAGS.optimizer == "adam":
-        more = {"beta_1": FLAGS.beta1, "beta_2": FLAGS.beta2, "epsilon": FLAGS.eps, "amsgrad": FLAGS.amsgrad}
-        return trs.training.CoupledAdam(schedule, **more, **settings)
-    return trs.training.CoupledSGD(schedule, momentum=FLAGS.momentum, nesterov=FLAGS.nesterov, **settings)
+def is_subnet() -> bool:
+    """Tells whether kernels are chosen by scores."""
+    return kernel("conv_type") in ("subnet", "signed")

@@ -9,13 +9,15 @@ from typing import Any
 
 from absl import flags
 
+import tf_robust_sparse as trs
 from run_scripts.command_line import BadFlag, BadInput, define_aliases, section
 
 FLAGS = flags.FLAGS
 
+DEPTHS = (18, 34, 50, 101, 152)
 MODELS = {
-    **{f"cResNet{depth}{data}": f"resnet{depth}" for depth in (18, 34, 50) for data in ("", "_cifar100")},
-    **{f"ResNet{depth}_imagenet100": f"resnet{depth}_imagenet" for depth in (18, 34, 50)},
+    **{f"cResNet{depth}{data}": f"resnet{depth}" for depth in DEPTHS for data in ("", "_cifar100")},
+    **{f"ResNet{depth}_imagenet100": f"resnet{depth}_imagenet" for depth in DEPTHS},
     **{
         f"ResNet{depth}_001_{widths}{data}": f"resnet{depth}_{widths}"
         for depth, all_widths in ((18, ("p01", "p1")), (34, ("p0", "p01", "p05", "p1")), (50, ("p01", "p1")))
@@ -32,14 +34,29 @@ _ATTACK_FLAGS = {  # what a setting of an attack stands for
     "trades_attack": {"threshold": "epsilon", "step_size": "step_size", "iter_num": "num_steps"},
     "eval_attack": {"threshold": "val_epsilon", "step_size": "val_step_size", "iter_num": "val_num_steps"},
 }
-# Settings of the machines and the logs of the original, which a configuration may hold and which mean nothing here.
+# Flags of the original that mean nothing here, each with the value that changes nothing and what to do instead. A
+# configuration may hold the first ones, for all of them do.
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "workers": (None, "none, for the input pipeline takes as many threads as it needs"),
+    "print_freq": (None, "none, for progress is shown by epochs"),
+    "multigpu": (None, "--strategy=mirrored, with all devices, or --num_replicas"),
+    "subset": ("test", "test images; --select chooses among epochs by held-out ones"),
+    "start_epoch": ("0", "--resume, which goes on after the last finished epoch"),
+    "dampening": (0.0, "0, for no configuration has another one"),
+    "file": (None, "run_mask_plots.py --network=FILE"),
+}
 _ELSEWHERE = ("workers", "log_dir", "print_freq", "multigpu", "subset")
 _OTHER_NAMES = {"lr": "learning_rate", "num_classes": "n_classes"}
 
 
-@section("As the original says it")
 def define() -> None:
     """Defines the configuration file and the other spellings."""
+    _define_spellings()
+    _define_refused()
+
+
+@section("As the original says it")
+def _define_spellings() -> None:
     flags.DEFINE_string("config", None, "YAML file of the original; flags win over what it says.")
     flags.DEFINE_string("model_type", None, "--model, or the original's name of one.")
     flags.DEFINE_string("dataset", None, "--data, or the original's name of it.")
@@ -50,7 +67,14 @@ def define() -> None:
         ("trades_attack", "Attack of adv_trades, name=TradesKL"),
     ):
         flags.DEFINE_string(name, None, f"{what},step_size=2,threshold=8,iter_num=10; numbers from 1 on are 255ths.")
-    define_aliases({"num_classes": "n_classes", "a": "model_type", "evaluate": "load_model"})
+    define_aliases({"num_classes": "n_classes", "a": "model_type", "evaluate": "load_model", "e": "load_model"})
+
+
+@section("Of the original, and refused here")
+def _define_refused() -> None:
+    for name, (_, instead) in _REFUSED.items():
+        flags.DEFINE_string(name, None, f"Use {instead}.")
+    define_aliases({"j": "workers", "p": "print_freq"})
 
 
 def translate() -> None:
@@ -60,6 +84,10 @@ def translate() -> None:
         BadFlag: if both are given, or a setting is not known.
         BadInput: if the file cannot be read.
     """
+    for name, (harmless, instead) in _REFUSED.items():
+        given = FLAGS[name].value
+        if given is not None and str(given) != str(harmless) and not _is_number(given, harmless):
+            raise BadFlag(f"--{name}={given} is a flag of the original: expected {instead}. Received: it")
     settings = _from_file(Path(FLAGS.config).expanduser()) if FLAGS.config else {}
     attacks = {name: settings.pop(name, None) for name in _ATTACK_FLAGS}
     for name, value in settings.items():
@@ -91,6 +119,13 @@ def translate() -> None:
         FLAGS.output_dir = str(Path(FLAGS.log_dir) / FLAGS.model_name)
 
 
+def _is_number(text: str, value: Any) -> bool:
+    try:
+        return value is not None and float(text) == float(value)
+    except ValueError:
+        return False
+
+
 def _from_file(path: Path) -> dict[str, Any]:
     import yaml
 
@@ -116,6 +151,8 @@ def _set(name: str, value: Any) -> None:
     flag = FLAGS[_OTHER_NAMES.get(name, name)]
     if flag.present:
         return
+    if name == "eps_schedule" and isinstance(value, dict):
+        value = ",".join(f"{key}={each}" for key, each in value.items())
     if name == "normalize":
         name = str(value).lower().removesuffix("_normalize")
         value = _NORMALIZE.get(name, name)
@@ -133,14 +170,51 @@ def _parsed(name: str, text: str) -> dict[str, Any]:
         raise BadFlag(f"--{name}={text}: expected name=PGD,step_size=2,threshold=8,iter_num=10") from None
 
 
+def _set_augmentations(what: str, policy: Any, kind: str) -> None:
+    """Sets --flip and --mix by `aug_policy`, a list or words separated by colons; crops are always made."""
+    if policy is None:
+        return
+    words = [str(each).lower() for each in (policy if isinstance(policy, list) else str(policy).split(":"))]
+    if kind != "fgsm-rs" or "crop" not in words or set(words) - {"crop", "vflip", *trs.training.MIXES}:
+        raise BadFlag(
+            f"{what}: expected name=FGSM-RS with aug_policy=crop and some of vflip, {', '.join(trs.training.MIXES)}, "
+            f"separated by colons. Received: aug_policy={policy}"
+        )
+    mixes = [word for word in words if word in trs.training.MIXES]
+    if len(mixes) > 1:
+        raise BadFlag(f"{what}: expected one of {', '.join(trs.training.MIXES)}. Received: both")
+    for name, value in (("flip", "vflip" in words), ("mix", mixes[0] if mixes else None)):
+        if not FLAGS[name].present:
+            FLAGS[name].value = value
+            FLAGS[name].using_default_value = False
+
+
+def _set_norm(what: str, order: Any) -> None:
+    """Sets --norm by `order`: 2, or anything that is not positive or infinite for the largest entry."""
+    if order is None:
+        return
+    try:
+        number = float(order)
+    except ValueError:
+        number = 0.5
+    if not (number <= 0 or number in (2, float("inf"))):
+        raise BadFlag(f"{what}: expected order=2 or inf. Received: order={order}")
+    if not FLAGS["norm"].present:
+        FLAGS["norm"].value = "l2" if number == 2 else "linf"
+        FLAGS["norm"].using_default_value = False
+
+
 def _set_attack(name: str, settings: dict[str, Any], on_command_line: bool) -> None:
     what = f"--{name}" if on_command_line else f"--config: {name}"
+    settings = dict(settings)
     kind = str(settings.get("name", "")).lower()
     if "name" not in settings and "norm" in settings:  # a configuration of the evaluation
         settings = {"threshold": settings["threshold"]} if "threshold" in settings else {}
     elif kind not in _ATTACK_NAMES[name]:
         raise BadFlag(f"{what}: expected name={' or '.join(_ATTACK_NAMES[name])}. Received: {settings.get('name')}")
-    unknown = set(settings) - {"name", "n_class", "order", *_ATTACK_FLAGS[name]}
+    _set_augmentations(what, settings.pop("aug_policy", None), kind)
+    _set_norm(what, settings.pop("order", None))
+    unknown = set(settings) - {"name", "n_class", *_ATTACK_FLAGS[name]}
     if unknown:
         raise BadFlag(f"{what}: expected name, step_size, threshold, iter_num. Received: {', '.join(sorted(unknown))}")
     targets = dict(_ATTACK_FLAGS[name])

@@ -108,8 +108,8 @@ def define_training() -> None:
 
 
 @section("Training")
-def define_length(epochs: int) -> None:
-    """Defines on how many images a network is trained how often."""
+def define_length(epochs: int, letter: bool = True) -> None:
+    """Defines on how many images a network is trained how often; `letter` tells whether -e is short for --epochs."""
     flags.DEFINE_integer("epochs", epochs, "Passes over the training images.", 1)
     flags.DEFINE_integer("train_examples", None, "Use only N training images, drawn at random.", 1)
     flags.DEFINE_integer(
@@ -124,7 +124,7 @@ def define_length(epochs: int) -> None:
     )
     define_number("rst_frac", 0.5, "Share of pseudo-labelled images in a batch.", 0, 1, excluded=0)
     flags.DEFINE_bool("mixed_precision", False, "Compute in float16; theta, masks and logits stay float32.")
-    define_aliases({"n_epochs": "epochs", "e": "epochs"})
+    define_aliases({"n_epochs": "epochs", **({"e": "epochs"} if letter else {})})
 
 
 @section("Training")

@@ -10,8 +10,9 @@ or with a configuration of the original as it is, on top of which flags count:
 --trainer=adv_step trains on PGD, adv_trades by TRADES, adv_step_fast on one step from perturbations that are kept for
 every image; adv_step_lottery_finetune and adv_step_lottery_retrain train the weights of the sub-network that
 --pretrained found, from its signs or from new ones. --conv_type=DenseConv and BinConv are the baselines: a dense
-network, and one trained to be signs. --evaluate with --pretrained=FILE takes over a network or a published checkpoint
-without training it.
+network, and one trained to be signs. --evaluate does not train: AutoAttack runs on the network of the finished run in
+the directory, or with --pretrained=FILE on another one or a published checkpoint, which is taken over before. Each
+evaluation is kept in a folder of its own, `autoattack/<number>`: `aa-log.txt` and `results.json`.
 
 Leaves what every training run leaves, and `network.trs`, the network in about a bit and a position per weight.
 """
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from run_scripts import (  # isort: skip
     binary_flags,
+    binary_objects,
     binary_originals,
     command_line,
     common_flags,
@@ -31,6 +33,7 @@ from run_scripts import (  # isort: skip
     training_run,
 )
 
+import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
@@ -51,21 +54,23 @@ def main() -> None:
     common_flags.check()
     binary_flags.check()
     directory = run_directory.chosen(Path("saved_models") / binary_flags.run_name())
-    if FLAGS.load_model and not FLAGS.pretrained:
-        training_run.evaluate_again(directory)
-        return
     if FLAGS.load_model:
-        take_over(directory)
+        if FLAGS.pretrained:
+            take_over(directory)
+        else:
+            training_run.evaluate_again(directory)
+        if FLAGS.autoattack != "none":
+            attack(directory)
         return
     run = training_run.prepare(directory)
     if run is None:
         return
     with run.strategy.scope():
-        network = binary_flags.network(run)
-        model = binary_flags.model(run, network)
-    state = training_run.train(run, model, binary_flags.config(), binary_flags.callbacks(run, model))
-    binary_flags.end(model)
-    training_run.finish(run, model, state, binary_flags.describe(network))
+        network = binary_objects.network(run)
+        model = binary_objects.model(run, network)
+    state = training_run.train(run, model, binary_flags.config(), binary_objects.callbacks(run, model))
+    binary_objects.end(model)
+    training_run.finish(run, model, state, binary_objects.describe(network))
     if training_run.is_chief():
         file = trs.saving.save_compact(model.network, directory / f"network{trs.saving.COMPACT_SUFFIX}")
         print(f"Compact network     {file}, {file.stat().st_size} bytes")
@@ -75,14 +80,14 @@ def take_over(directory: Path) -> None:
     """Makes a directory like that of a run of a network that is trained already."""
     run_directory.check(directory)
     images = common_flags.dataset()
-    network = binary_flags.built(images)
-    binary_flags.load_pretrained(network, images)
+    network = binary_objects.built(images)
+    binary_objects.load_pretrained(network, images)
     run_directory.begin(directory)
     report.save(network, directory)
     trs.saving.save_compact(network, directory / f"network{trs.saving.COMPACT_SUFFIX}")
     results = {
         **report.evaluate(network, images, attacked=False),
-        **binary_flags.describe(network),
+        **binary_objects.describe(network),
         "pretrained": FLAGS.pretrained,
         "model": FLAGS.model,
         "data": {"name": images.name, "origin": images.origin},
@@ -90,10 +95,43 @@ def take_over(directory: Path) -> None:
     }
     run_directory.write_json(directory / "results.json", results)
     report.show(results, directory)
-    print(
-        f"AutoAttack          python run_scripts/run_robustness_eval.py --saved_model={directory / 'serve'} "
-        f"--data={FLAGS.data} --epsilon={FLAGS.epsilon:g} --attacks=autoattack"
+
+
+def attack(directory: Path) -> None:
+    """Runs AutoAttack on the network of a directory, and keeps its log and results in a folder of their own."""
+    images = common_flags.dataset()
+    with command_line.about("output_dir"):
+        network = trs.load_network(directory)
+    folder = run_directory.numbered(directory / "autoattack")
+    version, attacks = binary_flags.autoattack()
+    # Each attack is compiled once, which TensorFlow takes for tracing again and again.
+    tf.get_logger().setLevel("ERROR")
+    with command_line.about("output_dir", "data"):
+        suite = trs.evaluation.RobustnessSuite(network, common_flags.test_batches(images), FLAGS.batch_size)
+    ensemble = trs.evaluation.AutoAttack(
+        network,
+        {"linf": "Linf", "l2": "L2"}[FLAGS.norm],
+        common_flags.pgd_epsilon(),
+        version or "standard",
+        attacks,
+        seed=FLAGS.seed,
+        batch_size=FLAGS.batch_size,
+        log_path=folder / "aa-log.txt",
     )
+    suite.auto_attack("autoattack", ensemble)
+    results = {
+        **suite.results(),
+        "data": {"name": images.name, "origin": images.origin},
+        "versions": run_directory.versions(),
+    }
+    run_directory.write_json(folder / "results.json", results)
+    ball = f"epsilon {trs.evaluation.radius(ensemble.norm, ensemble.epsilon)}"
+    print(
+        f"AutoAttack          {100 * results['robust_accuracy']:6.2f} %   {version}, {ball}, {results['images']} images"
+    )
+    for warning in results["flags"]:
+        print(f"Warning: {warning}")
+    print(f"Record              {folder}: aa-log.txt, results.json", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import platform
 import shutil
@@ -20,8 +21,8 @@ FLAGS = flags.FLAGS
 ARTEFACTS = (
     *("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard", "dense"),
     *("foolbox.json", "robustness.json", "certified.json", "certified.tsv", "certified.png"),
-    *("network.trs", "compact.json", "shrink.json", "cost.json", "white_box.json", "black_box.json"),
-    "loss_surface.png",
+    *("masks", "changes", "autoattack", "network.trs", "compact.json", "shrink.json"),
+    *("cost.json", "white_box.json", "black_box.json", "loss_surface.png"),
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
 # What says where and how to begin, and not what the run is.
@@ -81,6 +82,18 @@ def begin(directory: Path, resuming: bool = False) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
     write_flags(directory / "run.flags")
+
+
+def numbered(parent: Path) -> Path:
+    """Makes and returns the directory `parent/<number>` of the lowest number, from 0, that does not exist yet."""
+    for number in itertools.count():
+        found = parent / str(number)
+        try:
+            found.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return found
+    raise AssertionError("numbers do not end")
 
 
 def write_flags(record: Path, place: str = "--output_dir") -> None:

@@ -4,8 +4,10 @@
 
 Writes `kept_per_layer.png`, `kept_weights.png` (the weights that stay beside those that magnitude pruning would keep,
 by value), `structure.png` (how they are spread over channels, filters and kernels, beside random masks) and the numbers
-behind them, `masks.json`; with --layers also the mask of each named layer, entry by entry. Of a network whose dropped
-weights are gone, --before names the one that it was pruned from; without it the second figure is left out.
+behind them, `masks.json`; with --layers also the mask of each named layer, entry by entry, and with --pairs which
+channels between two layers are in use, such as --pairs=stage3_block6_conv1:stage3_block6_conv2. Of a network
+whose dropped weights are gone, --before names the one that it was pruned from; without it the second figure is left
+out.
 """
 
 import sys
@@ -28,6 +30,11 @@ with command_line.section("Files"):
     flags.DEFINE_string("before", None, "Directory of the run, or network.keras, that it was pruned from.")
     flags.DEFINE_string("output_dir", None, "Where to write; by default figures/ beside the network.")
     flags.DEFINE_list("layers", None, "Layers whose masks are drawn entry by entry, separated by commas.")
+    flags.DEFINE_list(
+        "pairs",
+        None,
+        "Pairs of layers, first:second, of which the second takes the outputs of the first: their channels.",
+    )
     flags.DEFINE_integer("random_masks", 20, "Random masks that the structure is compared with.", 1)
 
 
@@ -45,24 +52,49 @@ def main() -> None:
     if directory.exists() and not directory.is_dir():
         raise command_line.BadFlag(f"--output_dir={directory}: expected a directory. Received: a file of that name")
     rows = trs.sparsity.mask_statistics(network)
+    planned = {
+        layer.name: layer.keep_fraction for layer in trs.layers.kernel_layers(network) if hasattr(layer, "scores")
+    }
     histograms = _histograms(network, before)
     structure = trs.sparsity.mask_structure(network, FLAGS.random_masks)
     drawn = {layer.name: layer for layer in trs.layers.kernel_layers(network)}
     for name in FLAGS.layers or ():
         if name not in drawn:
             raise command_line.BadFlag(f"--layers={name}: expected some of {', '.join(drawn)}. Received: another one")
+    pairs = [_pair(text, drawn) for text in FLAGS.pairs or ()]
     directory.mkdir(parents=True, exist_ok=True)
-    trs.evaluation.draw_kept_per_layer(rows, network.name, directory / "kept_per_layer.png")
+    trs.evaluation.draw_kept_per_layer(rows, network.name, directory / "kept_per_layer.png", planned)
     if histograms:
         trs.evaluation.draw_kept_weights(histograms, directory / "kept_weights.png")
     trs.evaluation.draw_structure(structure, directory / "structure.png")
     for name in FLAGS.layers or ():
         mask = keras.ops.convert_to_numpy(drawn[name].effective_kernel) != 0
         trs.evaluation.draw_layout(mask, f"{name} of {network.name}", directory / f"layout_{name}.png")
-    record = {"network": FLAGS.network, "before": FLAGS.before, "layers": rows, "kept_weights": histograms}
-    record |= {"structure": structure}
+    between = {}
+    for first, second, found in pairs:
+        between[f"{first}:{second}"] = found
+        trs.evaluation.draw_channels_between(found, (first, second), directory / f"between_{first}_{second}.png")
+    record: dict[str, Any] = {
+        "network": FLAGS.network,
+        "before": FLAGS.before,
+        "layers": rows,
+        "kept_weights": histograms,
+    }
+    record |= {"structure": structure, "planned": planned, "between": between, "relative_cost": _cost(network)}
     run_directory.write_json(directory / "masks.json", record)
     show(rows, histograms, structure)
+    for names, found in between.items():
+        print(
+            f"{names}: {found['empty_in_both']} channels are empty in both "
+            f"({found['random_empty_in_both']:.1f} by chance), {found['without_output']} are of no output alone, "
+            f"{found['without_input']} of no input alone"
+        )
+    if record["relative_cost"]:
+        cost = {name: f"{100 * share:.1f} %" for name, share in record["relative_cost"].items()}
+        print(
+            f"Signs in place of numbers would take {cost['forward']} of a forward pass, {cost['backward']} of a "
+            f"backward pass, {cost['total']} of both"
+        )
     print(f"Figures and numbers {directory}")
 
 
@@ -88,6 +120,20 @@ def show(rows: list[dict[str, Any]], histograms: list[dict[str, Any]], structure
 def _load(name: str) -> keras.Model:
     with command_line.about(name):
         return trs.load_network(Path(FLAGS[name].value).expanduser())
+
+
+def _cost(network: keras.Model) -> dict[str, float] | None:
+    """What signs save, of the networks that the estimate is made for."""
+    is_residual = network.name.startswith("resnet") and "imagenet" not in network.name
+    return trs.sparsity.relative_cost(network) if is_residual else None
+
+
+def _pair(text: str, drawn: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    names = text.split(":")
+    if len(names) != 2 or not set(names) <= set(drawn):
+        raise command_line.BadFlag(f"--pairs={text}: expected first:second, two of {', '.join(drawn)}")
+    with command_line.about("pairs"):
+        return names[0], names[1], trs.sparsity.channels_between(drawn[names[0]], drawn[names[1]])
 
 
 def _histograms(network: keras.Model, before: keras.Model | None) -> list[dict[str, Any]]:

@@ -47,7 +47,8 @@ def define() -> None:
     )
     flags.DEFINE_enum("attack_source", "base", neural_flags.MODES, "Mode of that run.")
     flags.DEFINE_bool("draw_loss", False, "With --eval_mode=attack: draw the loss around the first 100 test images.")
-    command_line.define_aliases({"directory": "output_dir"})
+    flags.DEFINE_integer("save_every", 20, "Keep the checkpoint of every so many epochs, beside the last one.", 1)
+    command_line.define_aliases({"directory": "output_dir", "save_freq": "save_every"})
 
 
 define()

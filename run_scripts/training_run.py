@@ -129,6 +129,7 @@ def train(
         connections=connections,
         sparsifier=model.sparsifier,
         writes=is_chief(),
+        every=FLAGS.save_every if "save_every" in FLAGS and FLAGS.save_every > 0 else None,
     )
     for callback in more:
         if isinstance(callback, trs.training.GradualPruning):
@@ -285,6 +286,7 @@ def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False)
         auxiliary=run.auxiliary,
         auxiliary_fraction=FLAGS.rst_frac,
         with_index=with_index,
+        parts=run.strategy.num_replicas_in_sync if with_index else 1,
     )
 
 

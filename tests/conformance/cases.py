@@ -80,6 +80,12 @@ OBJECTIVES = {
     "Reweighted, TRADES": lambda: objectives.Reweighted(
         objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2)), "comp_nat_prob"
     ),
+    "ScheduledRadius": lambda: objectives.ScheduledRadius(
+        objectives.AT(attacks.LinfBestPGD(8 / 255, 2 / 255, 2)), objectives.TabledEpsilon((0.02, 0.03), 3)
+    ),
+    "ScheduledRadius, TRADES in l2": lambda: objectives.ScheduledRadius(
+        objectives.TRADES(attacks.L2PGD(0.5, 0.2, 2)), objectives.LinearEpsilon(0.5, 0, 3, start=0.1)
+    ),
     "Natural, smooth labels": lambda: objectives.Natural(label_smoothing=0.1),
     "Stability": lambda: objectives.Stability(0.1, beta=2.0),
     "Stability, noisy images alone": lambda: objectives.Stability(0.1, beta=None),
@@ -128,6 +134,7 @@ ABSTRACT = {
     "EpsilonSchedule": "a schedule, which objectives take",
     "LinearEpsilon": "a schedule, which objectives take",
     "SmoothedEpsilon": "a schedule, which objectives take",
+    "TabledEpsilon": "a schedule, which objectives take",
     "Objective": "lacks a loss",
     "AttackObjective": "lacks a loss",
     "Sparsifier": "decides nothing",

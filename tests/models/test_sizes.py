@@ -104,6 +104,20 @@ def test_residual_networks_of_imagenet_have_the_published_parameters(name, param
     assert network.get_layer("pool").output.shape[1:3] == (1, 1)
 
 
+@pytest.mark.parametrize(("depth", "parameters"), [(101, 44_549_160), (152, 60_192_808)])
+def test_deep_residual_networks_have_the_published_parameters(depth, parameters, shapes_only):
+    network = models.build(f"resnet{depth}_imagenet")
+    kernels = {layer.name: math.prod(layer.kernel_shape) for layer in layers.kernel_layers(network)}
+    assert sum(kernels.values()) + other_trainables(network) == parameters
+    assert len(kernels) == depth + 4 and network.output_shape == (None, 1000)  # and the shortcuts of four stages
+    small = models.build(f"resnet{depth}", num_classes=7)
+    expected = {**kernels, "stem": 3 * 3 * 3 * 64, "classifier": 2048 * 7}
+    assert {layer.name: math.prod(layer.kernel_shape) for layer in layers.kernel_layers(small)} == expected
+    assert small.input_shape == (None, 32, 32, 3) and small.output_shape == (None, 7)
+    with pytest.raises(ValueError, match="`depth` must be one of 101, 152"):
+        models.deep_resnet(50)
+
+
 def test_order_of_the_budget_is_forward_with_the_shortcut_after_its_block():
     expected = [
         "stem",

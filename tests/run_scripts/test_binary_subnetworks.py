@@ -1,12 +1,13 @@
 """Binary sub-networks from the command line: a tiny run, configurations of the original, flagfiles, bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import binary_flags, binary_originals, common_flags
+from run_scripts import binary_flags, binary_objects, binary_originals, common_flags
 from run_scripts.command_line import BadFlag, BadInput
 from tests.run_scripts.conftest import ROOT, run_script
 from tests.run_scripts.test_bad_input import assert_explained
@@ -107,8 +108,8 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
     more = (f"--trainer={trainer}", "--init=lottery_binary", f"--pretrained={directory}", "--seed=5")
     meaning(parse, *FEW, *more)
     images, before = common_flags.dataset(), trs.load_network(directory)
-    network = binary_flags.built(images)
-    binary_flags.load_pretrained(network, images)
+    network = binary_objects.built(images)
+    binary_objects.load_pretrained(network, images)
     trs.training.Phase("finetune").begin(network)
     names = {variable.path.rpartition("/")[2] for variable in network.trainable_variables}
     assert names == {"kernel"}
@@ -122,6 +123,10 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
     assert agreeing == total if trainer.endswith("finetune") else 0.45 < agreeing / total < 0.55  # its signs, or new
     moved = network.get_layer("stem_bn").moving_mean.numpy().any()
     assert moved == trainer.endswith("finetune")  # batch norm starts anew with new signs
+    if trainer.endswith("retrain"):
+        meaning(parse, *FEW, *more[:-1])  # the seed of the run that found the mask
+        with pytest.raises(BadFlag, match="--seed=0: expected another one than that of --pretrained"):
+            binary_objects.load_pretrained(binary_objects.built(images), images)
 
 
 @pytest.mark.slow
@@ -154,14 +159,46 @@ def test_stages_keep_less_and_less_and_resume(tmp_path):
 
 def test_a_pretrained_network_is_taken_over(found, tmp_path):
     directory, _ = found
-    more = ("--evaluate", f"--pretrained={directory / 'network.trs'}", "--init=binary")
+    more = ("--evaluate", f"--pretrained={directory / 'network.trs'}", "--init=binary", "--autoattack=apgd-ce,fab-t")
     done = run_script(BINARY, *FEW, *more, f"--output_dir={tmp_path / 'run'}").expect()
     assert results(tmp_path / "run")["clean_accuracy"] == pytest.approx(results(directory)["clean_accuracy"])
-    assert "--attacks=autoattack" in done.out
+    folder = tmp_path / "run/autoattack/0"
+    assert f"{folder}" in done.out and "robust accuracy" in (folder / "aa-log.txt").read_text()
+    record = results(folder)
+    assert record["clean_accuracy"] == pytest.approx(results(directory)["clean_accuracy"])
+    assert record["attacks"]["autoattack"]["epsilon"] == 0.1
+    assert record["robust_accuracy"] <= results(directory)["robust_accuracy"]  # PGD with a single step
     other = (*FEW, "--evaluate", f"--pretrained={directory}", "--init=binary", "--pr_scale=1")
     assert_explained(
         run_script(BINARY, *other, f"--output_dir={tmp_path / 'x'}"), "--pr_scale=1", "those of --pretrained"
     )
+
+
+def test_each_evaluation_has_a_folder_of_its_own(found, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(found[0], directory)
+    for number in range(2):
+        more = ("-e", "--init=binary", "--autoattack=apgd-ce", f"--seed={number}", "--pgd_epsilon=0.01")
+        done = run_script(BINARY, *FEW, *more, f"--output_dir={directory}").expect()
+        assert f"{directory / 'autoattack' / str(number)}" in done.out
+        assert results(directory / "autoattack" / str(number))["attacks"]["autoattack"]["epsilon"] == 0.01
+    run_script(BINARY, *FEW, "--evaluate", "--autoattack=none", f"--output_dir={directory}").expect()
+    assert not (directory / "autoattack/2").exists()
+    assert results(directory) == results(found[0])  # the record of the training stays
+
+
+def test_the_radius_by_epoch_boxes_and_kept_checkpoints(tmp_path):
+    more = ("--trainer=adv_step_fast", "--init=binary", "--mix=cutmix", "--save_every=1", "--debug", "--explode_th=0")
+    more += ("--eps_schedule=name=linear,start_v=10,slope=10", "--epochs=3")
+    directory = tmp_path / "run"
+    run_script(BINARY, *FEW, *more, f"--output_dir={directory}").expect()
+    objective = results(directory)["objective"]
+    assert objective["schedule"]["radii"] == pytest.approx([10 / 255, 20 / 255, 30 / 255])
+    assert objective["of"]["mix"] == "cutmix" and objective["of"]["epsilon"] == 0.1
+    assert {path.name for path in (directory / "checkpoints").glob("epoch_*")} == {
+        f"epoch_{n}.weights.h5" for n in (1, 2, 3)
+    }
+    assert "--eps_schedule=name=linear,start_v=10,slope=10\n" in (directory / "run.flags").read_text()
 
 
 def test_a_configuration_of_the_original_is_read_as_it_is(parse, config):
@@ -171,7 +208,7 @@ def test_a_configuration_of_the_original_is_read_as_it_is(parse, config):
     assert (flags.epsilon, flags.step_size, flags.num_steps) == (8 / 255, 2 / 255, 10)
     assert (flags.init, flags.scale_fan, flags.seed, flags.valid_ratio) == ("binary", True, 1234, 0.02)
     assert (flags.prune_rate, flags.pr_scale, flags.end_with_bn) == (0.01, 0.1, True)
-    assert binary_flags._kernel("conv_type") == "signed"
+    assert binary_flags.kernel("conv_type") == "signed"
 
 
 def test_the_command_line_wins_over_the_file_and_that_over_the_default(parse, config):
@@ -205,6 +242,67 @@ def test_an_attack_is_one_setting(parse, config):
     )
     flags = meaning(parse, f"--config={trades}")
     assert (flags.epsilon, flags.num_steps, flags.val_epsilon, flags.beta) == (4 / 255, 9, 8 / 255, 5)
+
+
+def test_the_radius_schedule_in_either_unit(parse, config):
+    for text, radii in (
+        ("name=const,start_v=8,warmup=2", [0, 4 / 255, 8 / 255]),
+        ("name=linear,start_v=0.01,slope=0.01,max=0.025", [0.01, 0.02, 0.025]),
+        ("name=exp,start_v=0.5,power=4", [0.5 / 255, 2 / 255, 8 / 255]),  # one unit, that of the largest
+        ("name=cosine,start_v=8,circle=2,segs=0:1:3,seg_ratio=1:0.5:0.5", [8 / 255, 4 / 255, 3.4142136 / 255]),
+    ):
+        meaning(parse, f"--eps_schedule={text}", "--epochs=3")
+        assert binary_flags.radii() == pytest.approx(radii)
+    meaning(parse, f"--config={config(eps_schedule='{name: const, start_v: 4}')}")
+    assert binary_flags.radii() == pytest.approx([4 / 255] * 400)
+
+
+def test_other_settings_of_the_attack(parse):
+    fast = ("--trainer=adv_step_fast",)
+    flags = meaning(parse, *fast, "--attack=name=FGSM-RS,threshold=8,aug_policy=crop:vflip:acutmix")
+    assert flags.mix == "acutmix" and flags.flip is True
+    flags = meaning(parse, *fast, "--attack=name=FGSM-RS,threshold=8,aug_policy=crop,order=inf")
+    assert flags.mix is None and flags.flip is False and flags.norm == "linf"
+    assert meaning(parse, "--attack=name=PGD,threshold=128,order=2").norm == "l2"
+
+
+# Every flag of the original, with a value that it takes there.
+ORIGINAL = {
+    **{"seed": 3, "log-dir": None, "model_name": None, "dataset": "cifar10", "normalize": "cifar10"},
+    **{"valid_ratio": 0.02, "num-classes": 10, "model_type": "cResNet34", "prune-rate": 0.01, "pr-steps": 1},
+    **{"pr-scale": 0.1, "epochs": 200, "batch-size": 256, "evaluate": True, "debug": True, "trainer": "adv_step"},
+    **{"beta": 6.0, "reweight": "prob", "warmup_rw": 0, "save_every": 2, "pretrained": "FILE", "resume": True},
+    **{"eps_schedule": "name=const,start_v=8", "attack": "name=PGD,threshold=8"},
+    **{"eval-attack": "name=PGD,threshold=8", "trades_attack": "name=TradesKL,threshold=8", "subset": "test"},
+    **{"label-smoothing": 0.1, "freeze-weights": True, "lr": 0.1, "lr-policy": "constant_lr", "min-v": 1e-4},
+    **{"max-v": 1, "warmup_length": 2, "slope": 0.1, "power": 0.5, "interval": 2, "alpha": 0.1, "min-jump-pt": 3},
+    **{"jump-freq": 2, "lr-adjust": 30, "lr-gamma": 0.1, "lr-epochs": "3,4", "optimizer": "sgd"},
+    **{"weight-decay": 1e-4, "momentum": 0.9, "nesterov": True, "dampening": 0, "beta1": 0.9, "beta2": 0.99},
+    **{"eps": 1e-8, "amsgrad": True, "nonlinearity": "relu", "leaky-relu-slope": 0.1, "init": "binary"},
+    **{"scale-fan": True, "score-init-scale": 1.0, "fan-scaled-score-mode": "all", "conv-type": "SubnetConv"},
+    **{"bn-type": "NonAffineBatchNorm", "first-layer-dense": True, "first-layer-type": "DenseConv"},
+    **{"last-layer-dense": True, "last-layer-type": "DenseConv", "end-with-bn": True, "no-bn-decay": True},
+    **{"mode": "fan_in", "start-epoch": 0},
+}
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_every_flag_of_the_original_in_both_spellings(name, parse):
+    value = ORIGINAL[name]
+    if value is None:  # these two go together
+        given = meaning(parse, "--log-dir=runs", "--model-name=a"), meaning(parse, "--log_dir=runs", "--model_name=a")
+        assert all(flags.output_dir == "runs/a" for flags in given)
+        return
+    for spelling in {name, name.replace("-", "_"), name.replace("_", "-")}:
+        flags = meaning(parse, f"--{spelling}" if value is True else f"--{spelling}={value}")
+        found = getattr(flags, name.replace("-", "_"))
+        assert found == value or str(found) == str(value) or found == str(value).split(",")
+
+
+def test_single_letters_of_the_original(parse):
+    flags = meaning(parse, "-e", "-b", "64", "-a", "cResNet152")
+    assert flags.load_model and flags.batch_size == 64 and flags.model == "resnet152"
+    assert meaning(parse, "-a", "ResNet101_imagenet100").model == "resnet101_imagenet"
 
 
 def test_both_spellings_and_both_names(parse):
@@ -254,6 +352,38 @@ def test_files_that_are_no_configuration(text, parse, tmp_path):
 )
 def test_bad_input(words, expected):
     assert_explained(run_script(BINARY, "--data=fashion_mnist_sample", *words), *expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-j", "20"], ("--workers=20", "as many threads as it needs")),
+        (["-p", "10"], ("--print_freq=10", "by epochs")),
+        (["--multigpu=0,1"], ("--multigpu=0,1", "--strategy=mirrored")),
+        (["--start-epoch=3"], ("--start_epoch=3", "--resume")),
+        (["--dampening=0.1"], ("--dampening=0.1", "expected 0")),
+        (["--subset=train"], ("--subset=train", "test images")),
+        (["--file=a.pth"], ("--file=a.pth", "run_mask_plots.py")),
+        (["--mix=cutmix"], ("--mix", "adv_step_fast")),
+        (["--soft_targets"], ("--soft_targets", "adv_step_fast")),
+        (["--trainer=adv_step_fast", "--mix=cutmix", "--soft_targets"], ("whole images",)),
+        (["--debug", "--conv_type=DenseConv"], ("--debug", "SubnetConv")),
+        (["--explode_th=3"], ("--explode_th=3", "--debug")),
+        (["--save_every=0"], ("--save_every=0", "number of epochs")),
+        (["--autoattack=standart"], ("--autoattack=standart", "apgd-ce")),
+        (["--eps_schedule=name=linear"], ("--eps_schedule=name=linear", "start")),
+        (["--eps_schedule=start_v=3"], ("--eps_schedule", "'name' is missing")),
+        (["--eps_schedule=name=linear,start_v=3,slop=3"], ("--eps_schedule", "'slop' is missing or unknown")),
+        (["--eps_schedule=name=const,start_v=300"], ("--eps_schedule", "up to 300")),
+        (["--attack=name=PGD,threshold=8,aug_policy=crop"], ("--attack", "FGSM-RS")),
+        (["--attack=name=PGD,threshold=8,order=1"], ("--attack", "order=2 or inf")),
+    ],
+)
+def test_flags_that_do_not_go_together(words, expected, parse):
+    with pytest.raises(BadFlag) as error:
+        meaning(parse, "--data=fashion_mnist_sample", *words)
+    for each in expected:
+        assert each in str(error.value)
 
 
 FLAGFILES = sorted((ROOT / "flags/binary").glob("*.flags"))

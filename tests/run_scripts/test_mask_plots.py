@@ -23,15 +23,23 @@ def pruned(tmp_path_factory):
 def test_figures_and_numbers(pruned, tmp_path):
     directory, network = pruned
     done = run_script(
-        PLOTS, f"--network={directory}", "--layers=conv2,classifier", f"--output_dir={tmp_path / 'f'}"
+        PLOTS,
+        f"--network={directory}",
+        "--layers=conv2,classifier",
+        "--pairs=conv1:conv2",
+        f"--output_dir={tmp_path / 'f'}",
     ).expect()
-    layouts = ("layout_conv2.png", "layout_classifier.png")
+    layouts = ("layout_conv2.png", "layout_classifier.png", "between_conv1_conv2.png")
     for name in ("kept_per_layer.png", "kept_weights.png", "structure.png", *layouts):
         assert (tmp_path / "f" / name).read_bytes()[:4] == b"\x89PNG"
     record = json.loads((tmp_path / "f/masks.json").read_text())
     assert record["layers"] == trs.sparsity.mask_statistics(network)
     assert record["kept_weights"] == trs.sparsity.kept_weights(network)
     assert record["structure"] == trs.sparsity.mask_structure(network)
+    found = trs.sparsity.channels_between(network.get_layer("conv1"), network.get_layer("conv2"))
+    assert record["between"] == {"conv1:conv2": found} and record["relative_cost"] is None
+    assert f"conv1:conv2: {found['empty_in_both']} channels are empty in both" in done.out
+    assert record["planned"] == {layer.name: layer.keep_fraction for layer in trs.layers.kernel_layers(network)}
     for layer in trs.layers.kernel_layers(network):
         assert f"{layer.name} " in done.out and str(layer.kept) in done.out
 
@@ -53,6 +61,10 @@ def test_of_an_exported_network_the_one_before_tells_what_was_dropped(pruned, tm
 def test_bad_input(pruned, tmp_path):
     directory, _ = pruned
     (tmp_path / "file").write_text("")
+    more = f"--output_dir={tmp_path / 'pairs'}"
+    assert_explained(
+        run_script(PLOTS, f"--network={directory}", "--pairs=conv1", more), "--pairs=conv1", "first:second"
+    )
     assert_explained(run_script(PLOTS), "--network", "the directory of a run")
     assert_explained(run_script(PLOTS, f"--network={tmp_path}"), "--network", "no network at")
     assert_explained(run_script(PLOTS, f"--network={directory}", f"--output_dir={tmp_path / 'file'}"), "a directory")

@@ -49,6 +49,22 @@ def test_a_random_mask_is_like_chance():
     np.testing.assert_allclose(row["by_filter"], row["random_by_filter"], atol=6)
 
 
+def test_channels_between_two_layers():
+    network = tiny_network("masked")
+    first, second = network.get_layer("conv1"), network.get_layer("conv2")
+    outputs, inputs = np.zeros((3, 3, 1, 8), bool), np.zeros((3, 3, 8, 16), bool)
+    outputs[0, :2, 0, [0, 1]] = True  # two connections each
+    inputs[0, 0, 1, :5] = inputs[1, 1, 7, :3] = True
+    first.kernel_mask.assign(outputs)
+    second.kernel_mask.assign(inputs)
+    found = sparsity.channels_between(first, second)
+    assert found["outputs"] == [2, 2, 0, 0, 0, 0, 0, 0] and found["inputs"] == [0, 5, 0, 0, 0, 0, 0, 3]
+    assert (found["empty_in_both"], found["without_output"], found["without_input"]) == (5, 1, 1)
+    assert found["random_empty_in_both"] == 6 * 6 / 8
+    with pytest.raises(ValueError, match="`second` must take the outputs of `first`"):
+        sparsity.channels_between(second, first)
+
+
 def test_published_cost_of_resnet34():
     """A network of signs takes 0.638305 of the operations of full precision; of the fractions that are planned."""
     network = models.build("resnet34", variant=models.Variant(classifier_bias=False))

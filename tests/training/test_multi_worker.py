@@ -91,6 +91,42 @@ def test_the_script_trains_on_two_workers_and_goes_on_after_a_stop(tmp_path):
     assert len(json.loads((parts / "checkpoints" / "history.json").read_text())) == 2
 
 
+def test_each_worker_keeps_the_perturbations_of_its_own_images(tmp_path):
+    """They are collected for checkpoints, from which a stopped run ends like the one that was not stopped."""
+
+    def binary(output_dir, *more):
+        return [
+            "run_scripts/run_binary_subnetworks.py",
+            "--flagfile=flags/binary/sample.flags",
+            "--train_examples=80",
+            "--test_examples=16",
+            "--validation_examples=16",
+            "--batch_size=32",
+            "--epochs=2",
+            "--val_num_steps=1",
+            "--pgd_iters=1",
+            "--pgd_restarts=1",
+            "--strategy=multi_worker",
+            f"--output_dir={output_dir}",
+            *more,
+        ]
+
+    whole, parts, stopper = tmp_path / "whole", tmp_path / "parts", tmp_path / "stopper.py"
+    cluster.run(binary(whole), workers=2)
+    stopper.write_text(STOPPER)
+    cluster.run([stopper, *binary(parts)], workers=2)
+    first = weights(parts / "checkpoints" / "last.weights.h5")["tables/perturbations"]
+    cluster.run(binary(parts, "--resume"), workers=2)
+    expected, found = (weights(each / "checkpoints" / "last.weights.h5") for each in (whole, parts))
+    assert set(expected) == set(found)
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], found[name], err_msg=name)
+    table = expected["tables/perturbations"]
+    assert table.shape == (64, 36, 36, 1)
+    moved = (table != first).any((1, 2, 3))
+    assert moved[0::2].all() and moved[1::2].all()  # all images are seen in an epoch, by both workers
+
+
 # Runs the script and leaves it, on both workers alike, as soon as the first epoch is on disk.
 STOPPER = """
 import os, runpy, sys

@@ -7,8 +7,17 @@ import tensorflow as tf
 
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import data, layers, objectives, saving
-from tf_robust_sparse.training import RobustModel, StoredAT, StoredRobustModel, coupled
-from tf_robust_sparse.training.stored_model import block_means, cropped, crops, put_back
+from tf_robust_sparse.training import RobustModel, StoredAT, StoredRobustModel, coupled, stored_model
+from tf_robust_sparse.training.moved_images import (
+    block_means,
+    boxes,
+    cropped,
+    crops,
+    mixed,
+    mixed_labels,
+    put_back,
+    unmixed,
+)
 
 X, Y = tiny_images(32)
 EPSILON, STEP = 0.1, 0.04
@@ -23,14 +32,14 @@ def model_of(network=None, scope=None, seed=0, **settings):
     return model
 
 
-def batches(epochs=1, batch_size=16, first_epoch=0):
+def batches(epochs=1, batch_size=16, first_epoch=0, parts=1):
     return data.train_dataset(
-        X, Y, batch_size, augmentation=None, epochs=epochs, first_epoch=first_epoch, with_index=True
+        X, Y, batch_size, augmentation=None, epochs=epochs, first_epoch=first_epoch, with_index=True, parts=parts
     )
 
 
 def stored(model):
-    return keras.ops.convert_to_numpy(model._perturbations).astype("float32")
+    return np.asarray(model.tables["perturbations"], "float32")
 
 
 def constant_network():
@@ -87,7 +96,7 @@ def test_one_step_goes_up_the_loss_from_what_was_stored():
     x, y = tf.constant(X[:8]), tf.constant(Y[:8])
     start = tf.random.stateless_uniform(x.shape, (1, 2), -EPSILON, EPSILON)
     with layers.settled_kernels(model.network):
-        delta = model._stepped(x, y, start).numpy()
+        delta = model._stepped(model.objective, x, y, start)[0].numpy()
     assert np.abs(delta).max() <= EPSILON + 1e-6
     assert (x + delta).numpy().min() >= 0 and (x + delta).numpy().max() <= 1
 
@@ -103,7 +112,9 @@ def test_the_second_epoch_starts_from_what_the_first_stored():
     model.fit(batches(1), steps_per_epoch=2, verbose=0)
     kept = stored(model)
     assert np.abs(kept).max() <= EPSILON
-    rows = model._stored(tf.constant([5, 9], tf.int64), tf.zeros((2, 20, 20, 1)), tf.constant([0, 1], tf.int64))
+    rows = model._stored(
+        tf.constant([5, 9], tf.int64), tf.zeros((2, 20, 20, 1)), tf.constant([0, 1], tf.int64), EPSILON
+    )
     np.testing.assert_array_equal(rows, kept[[5, 9]])
     model.fit(batches(2, first_epoch=1), steps_per_epoch=2, verbose=0)
     assert (stored(model) != kept).any() and np.abs(stored(model)).max() <= EPSILON
@@ -120,20 +131,52 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path):
     again.fit(batches(2, first_epoch=1), steps_per_epoch=2, verbose=0)
     for one, two in zip(whole.variables, again.variables, strict=True):
         np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(stored(whole), stored(again))
 
 
-def test_replicas_keep_what_one_would():
+def test_each_of_two_replicas_keeps_its_half_and_they_train_as_one(tmp_path):
     one = model_of(batch_norm="inference")
     two = model_of(scope=mirrored().scope(), batch_norm="inference")
     for network in (one.network, two.network):
         network.get_layer("bn1").trainable = False  # batches of half the size have other statistics
     with mirrored().scope():
         two.network.set_weights(one.network.get_weights())
+    np.testing.assert_array_equal(stored(one), stored(two))  # as drawn
+    before = stored(one)
     for model in (one, two):
+        model.fit(batches(1, parts=2), steps_per_epoch=2, verbose=0)
+    parts = mirrored().experimental_local_results(two.tables["perturbations"]._part.value)
+    assert [part.shape[0] for part in parts] == [16, 16] and (parts[0].numpy() != parts[1].numpy()).any()
+    np.testing.assert_array_equal(stored(two)[0::2], parts[0].numpy().astype("float32"))
+    np.testing.assert_array_equal(stored(two)[1::2], parts[1].numpy().astype("float32"))
+    moved = np.abs(stored(one) - before) > ROUNDING
+    assert moved.mean() > 0.1
+    assert (np.abs(stored(two) - stored(one)) > ROUNDING).mean() < 0.01  # a sign may turn where a gradient is 0
+    saving.save_checkpoint(tmp_path / "two.weights.h5", two, {})
+    kept = stored(two)
+    for scope in (tf.name_scope("none"), mirrored().scope()):  # in the order of the examples, for any number of them
+        other = model_of(scope=scope, seed=7, batch_norm="inference")
+        assert (stored(other) != kept).any()
+        saving.load_checkpoint(tmp_path / "two.weights.h5", other)
+        np.testing.assert_array_equal(stored(other), kept)
+
+
+def test_examples_of_another_replica_are_refused():
+    model = model_of(scope=mirrored().scope(), batch_norm="inference")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="each replica needs its own examples"):
         model.fit(batches(1), steps_per_epoch=2, verbose=0)
-    first, second = mirrored().experimental_local_results(two._perturbations.value)
-    np.testing.assert_array_equal(first, second)
-    assert (np.abs(first.numpy() - stored(one)) > ROUNDING).mean() < 0.01  # a sign may turn where a gradient is 0
+
+
+def test_parts_of_a_batch_hold_the_examples_of_their_replica():
+    found = [index.numpy() for _, _, index in batches(2, parts=4)]
+    for index in found:
+        for part in range(4):
+            assert (index[4 * part : 4 * part + 4] % 4 == part).all()
+    for epoch in (found[:2], found[2:]):
+        assert sorted(np.concatenate(epoch)) == list(range(32))
+    assert (np.concatenate(found[:2]) != np.concatenate(found[2:])).any()
+    with pytest.raises(ValueError, match="`parts` is a number of equal parts"):
+        batches(parts=3)
 
 
 def test_it_learns_and_traces_once():
@@ -144,10 +187,10 @@ def test_it_learns_and_traces_once():
 
 def test_without_carrying_every_batch_starts_at_random():
     model = model_of(carry=False)
-    assert stored(model).shape[0] == 1
+    assert not model.tables
     model.fit(batches(1), steps_per_epoch=2, verbose=0)
     padded = tf.zeros((4, 20, 20, 1))
-    starts = [model._stored(None, padded, tf.constant([0, step], tf.int64)).numpy() for step in (1, 1, 2)]
+    starts = [model._stored(None, padded, tf.constant([0, step], tf.int64), EPSILON).numpy() for step in (1, 1, 2)]
     np.testing.assert_array_equal(starts[0], starts[1])
     assert (starts[0] != starts[2]).any() and np.abs(starts).max() <= EPSILON
 
@@ -169,6 +212,104 @@ def test_large_images_keep_one_value_per_block():
     assert np.isfinite(stored(model)).all()
 
 
+@pytest.mark.parametrize("one", [False, True])
+def test_boxes_come_from_a_partner_and_go_back_to_it(one):
+    images = tf.constant(np.random.default_rng(0).random((40, 12, 12, 2), "float32"))
+    partner, box = (np.asarray(value) for value in boxes(40, [1, 2], (12, 12), one))
+    assert sorted(partner) == list(range(40)) and box.shape == (40, 12, 12, 1)
+    assert (len(np.unique(box, axis=0)) == 1) == one
+    for each in box[..., 0]:  # a rectangle of sides in proportion to those of the image
+        rows, columns = each.any(1), each.any(0)
+        assert each.sum() == rows.sum() * columns.sum() and rows.sum() == columns.sum() < 12
+    new = mixed(images, partner, box).numpy()
+    labels = mixed_labels(np.arange(40) % 10, 10, partner, box).numpy()
+    for i in range(40):
+        np.testing.assert_array_equal(new[i], np.where(box[i], images[partner[i]], images[i]))
+        share = box[i].mean()
+        expected = (1 - share) * np.eye(10)[i % 10] + share * np.eye(10)[partner[i] % 10]
+        np.testing.assert_allclose(labels[i], expected, atol=1e-6)
+    # What was not changed comes back as it was, whether a pixel was in one image, in two or in none.
+    np.testing.assert_allclose(unmixed(tf.constant(new), images, partner, box), images, atol=1e-6)
+    changed = new + np.arange(40, dtype="float32")[:, None, None, None]
+    back = unmixed(tf.constant(changed), images, partner, box).numpy()
+    for i in range(40):
+        (giver,) = np.flatnonzero(partner == i)
+        own, given = ~box[i, ..., 0], box[giver, ..., 0]
+        added = (back[i] - images[i]).numpy()[..., 0]
+        np.testing.assert_allclose(added[own & ~given], i, atol=1e-5)
+        np.testing.assert_allclose(added[~own & given], giver, atol=1e-5)
+        np.testing.assert_allclose(added[own & given], (i + giver) / 2, atol=1e-5)
+        np.testing.assert_allclose(added[~own & ~given], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "acutmix"])
+def test_training_with_boxes_learns_and_keeps_perturbations_in_the_ball(mix):
+    model = model_of(mix=mix)
+    before = stored(model)
+    loss = model.fit(batches(8), epochs=8, steps_per_epoch=2, verbose=0).history["loss"]
+    assert loss[-1] < loss[0] and (stored(model) != before).any() and np.abs(stored(model)).max() <= EPSILON
+    assert model.objective.describe()["mix"] == mix
+
+
+def test_soft_targets_are_means_that_start_at_the_labels():
+    model = model_of(soft_targets=True)
+    aims = []
+    original = model._soft_targets
+
+    def recorded(index, y, probabilities):
+        before = model.tables["soft_targets"].read(index)
+        found = original(index, y, probabilities)
+        after = model.tables["soft_targets"].read(index)
+        tf.py_function(
+            lambda *values: aims.append([np.array(v) for v in values]), [before, probabilities, after, found, y], []
+        )
+        return found
+
+    model._soft_targets = recorded
+    model.fit(batches(2), epochs=2, steps_per_epoch=2, verbose=0)
+    assert len(aims) == 4
+    for step, (before, probabilities, after, found, y) in enumerate(aims):
+        labels = np.eye(10)[y]
+        assert (before == 0).all() if step < 2 else np.allclose(before.sum(1), 1, atol=1e-5)
+        expected = 0.9 * (labels if step < 2 else before) + 0.1 * probabilities
+        np.testing.assert_allclose(after, expected, atol=1e-6)
+        np.testing.assert_allclose(found, 0.1 * labels + 0.9 * expected, atol=1e-6)
+
+
+def test_the_loss_aims_at_the_soft_targets():
+    model = model_of(batch_norm="inference")
+    logits = model.network(X[:8], training=True)
+    targets = tf.nn.softmax(tf.random.stateless_normal((8, 10), (1, 2)))
+    aimed = stored_model._aiming_at(objectives.Reweighted(model.objective, "prob"), targets).objective
+    losses, _ = aimed.loss(model.network, X[:8], tf.constant(Y[:8]), tf.constant(X[:8]))
+    np.testing.assert_allclose(losses, -(targets * tf.nn.log_softmax(logits)).numpy().sum(1), rtol=1e-5)
+    assert model.objective.targets is None
+
+
+def test_the_radius_may_change_from_epoch_to_epoch():
+    schedule = objectives.TabledEpsilon((0.0, EPSILON / 2, EPSILON), steps_per_epoch=2)
+    network = tiny_network("plain")
+    model = StoredRobustModel(network, objectives.ScheduledRadius(StoredAT(len(X), EPSILON, STEP), schedule))
+    model.compile(coupled("sgd", 0.05, 1e-4))
+    largest = []
+    stepped = model._stepped
+
+    def recorded(settings, x, labels, delta):
+        found = stepped(settings, x, labels, delta)
+        tf.py_function(
+            lambda *v: largest.append([float(each) for each in v]),
+            [tf.reduce_max(tf.abs(found[0])), settings.step_size],
+            [],
+        )
+        return found
+
+    model._stepped = recorded
+    model.fit(batches(4), epochs=4, steps_per_epoch=2, verbose=0)
+    for step, (perturbation, step_size) in enumerate(largest):
+        radius = schedule.radii[min(step // 2, 2)]
+        assert perturbation == pytest.approx(radius, abs=1e-6) and step_size == pytest.approx(radius / EPSILON * STEP)
+
+
 @pytest.mark.parametrize("mode", ["prob", "comp_nat_prob"])
 def test_examples_may_have_weights(mode):
     network = tiny_network("plain")
@@ -184,6 +325,8 @@ def test_examples_may_have_weights(mode):
         (lambda: StoredAT(0), "`num_examples` must be a positive integer"),
         (lambda: StoredAT(5, epsilon=8), "`epsilon` is a radius in pixels"),
         (lambda: StoredAT(5, batch_norm="eval"), '`batch_norm` must be "training" or "inference"'),
+        (lambda: StoredAT(5, mix="mixup"), "`mix` must be None or one of cutmix, acutmix"),
+        (lambda: StoredAT(5, mix="cutmix", soft_targets=True), "of whole images"),
         (lambda: StoredRobustModel(tiny_network(), objectives.Natural()), "must be a StoredAT"),
     ],
 )

@@ -1,9 +1,10 @@
 """The one loop that all gradient attacks share."""
 
+import copy
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import tensorflow as tf
 
@@ -217,6 +218,21 @@ class GradientAttack:
             maximum_iterations=self.restarts,
             parallel_iterations=1,
         )[1]
+
+    def at_radius(self, epsilon: tf.Tensor) -> Self:
+        """This attack in a ball of another radius, with steps in proportion, for a radius that changes in training.
+
+        Args:
+            epsilon: Scalar, float32, at least 0; a value of a graph, unlike that of the constructor.
+
+        Raises:
+            ValueError: if the radius of this attack is 0, so that there is no proportion.
+        """
+        if not self.epsilon > 0:
+            raise ValueError(f"`epsilon` must be positive for steps in proportion to it. Received: {self!r}")
+        now = copy.copy(self)
+        now.epsilon, now.step_size = epsilon, self.step_size / self.epsilon * epsilon
+        return now
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, as plain values."""

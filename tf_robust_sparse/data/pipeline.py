@@ -37,6 +37,7 @@ def train_dataset(
     auxiliary: tuple[np.ndarray, np.ndarray] | None = None,
     auxiliary_fraction: float = 0.5,
     with_index: bool = False,
+    parts: int = 1,
 ) -> tf.data.Dataset:
     """Returns shuffled, augmented batches `(x, y)` for training.
 
@@ -64,6 +65,9 @@ def train_dataset(
         auxiliary_fraction: Share of auxiliary examples in a batch, in (0, 1).
         with_index: Whether batches are `(x, y, index)` with the place of each example in `images`; auxiliary ones
             count on.
+        parts: Number of equal, consecutive parts of a batch, of which part r has the examples whose place in `images`
+            is r modulo `parts`: one per replica that keeps something of each of its examples. With `with_index`,
+            without `auxiliary`.
 
     Returns:
         A dataset of `x` float32 `(batch, height, width, channels)` in [0, 1] and `y` int64 `(batch,)`, of known
@@ -112,12 +116,17 @@ def train_dataset(
             "a batch would reach from one epoch into the next; pass drop_remainder=True, or a batch size that divides "
             f"the number of examples, or leave `epochs` out. Received: {n} examples, batch_size={batch_size}"
         )
+    if parts != 1 and (parts < 1 or batch_size % parts or auxiliary is not None or not drop_remainder):
+        raise ValueError(
+            "`parts` is a number of equal parts of full batches without auxiliary examples. "
+            f"Received: parts={parts}, batch_size={batch_size}, drop_remainder={drop_remainder}"
+        )
     steps = steps_per_epoch(n, batch_size, auxiliary_batch, drop_remainder=drop_remainder)
     per_epoch = steps * batch_size if drop_remainder else n
 
     def epoch_stream(key):
         if auxiliary is None:
-            index = _permutation(n, _key(seed, key, _SHUFFLE))[:per_epoch]
+            index = _in_parts(_permutation(n, _key(seed, key, _SHUFFLE)), parts, steps, batch_size)[:per_epoch]
         else:
             labelled_batch = batch_size - auxiliary_batch
             labelled = _permutation(n, _key(seed, key, _SHUFFLE))[: steps * labelled_batch]
@@ -301,6 +310,17 @@ def _permutation(n: int, key: tf.Tensor) -> tf.Tensor:
     """Returns 0..n-1 in random order, int64, the same for the same key."""
     draws = tf.random.stateless_uniform([n], key, minval=None, maxval=None, dtype=tf.int64, alg="philox")
     return tf.cast(tf.argsort(draws, stable=True), tf.int64)
+
+
+def _in_parts(order: tf.Tensor, parts: int, steps: int, batch_size: int) -> tf.Tensor:
+    """Returns the places in such an order that part r of each batch has those that are r modulo `parts`."""
+    if parts == 1:
+        return order
+    of_parts = [
+        tf.reshape(tf.boolean_mask(order, order % parts == part)[: steps * (batch_size // parts)], [steps, -1])
+        for part in range(parts)
+    ]
+    return tf.reshape(tf.concat(of_parts, axis=1), [-1])
 
 
 def _endless_permutations(n: int, epoch: tf.Tensor, count: int, seed: int) -> tf.Tensor:

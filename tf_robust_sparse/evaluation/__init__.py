@@ -16,6 +16,7 @@ from tf_robust_sparse.evaluation.feature_figures import (
 from tf_robust_sparse.evaluation.figures import (
     check_matplotlib,
     draw_certified,
+    draw_channels_between,
     draw_kept_per_layer,
     draw_kept_weights,
     draw_layout,
@@ -48,6 +49,7 @@ __all__ = [
     "check_matplotlib",
     "draw_certified",
     "draw_channels",
+    "draw_channels_between",
     "draw_distortion_maps",
     "draw_distortions",
     "draw_features",

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,16 @@ def draw_examples(
     save_figure(figure, path)
 
 
-def draw_kept_per_layer(rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike) -> None:
-    """Draws what fraction of the weights, channels and filters of each layer stays into a PNG file.
+def draw_kept_per_layer(
+    rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike, planned: Mapping[str, float] | None = None
+) -> None:
+    """Draws what fraction of the weights, channels and filters of each layer stays into a PNG file, and how many.
 
     Args:
         rows: As `sparsity.mask_statistics` returns them.
         title: Which network.
         path: The file, whole or not at all.
+        planned: The fractions that were planned, by the name of the layer.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -88,6 +91,13 @@ def draw_kept_per_layer(rows: Sequence[dict[str, Any]], title: str, path: str | 
     axes = figure.add_subplot()
     places = np.arange(len(rows))
     axes.bar(places, [100 * row["connectivity"] for row in rows], width=0.6, label="weights")
+    marked = [
+        (place, 100 * planned[row["name"]]) for place, row in enumerate(rows) if planned and row["name"] in planned
+    ]
+    if marked:
+        axes.plot(*zip(*marked, strict=True), "_", color="black", markersize=9, label="weights, as planned")
+    for place, row in zip(places, rows, strict=True):
+        axes.annotate(str(row["nonzero"]), (place, 100 * row["connectivity"]), rotation=90, ha="center", fontsize=6)
     for part, marker in (("channels", "v"), ("filters", "^")):
         share = [100 * row[f"{part}_kept"] / row[part] for row in rows]
         axes.plot(places, share, marker, linestyle="none", label=f"{part} with a weight")
@@ -153,6 +163,30 @@ def draw_structure(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most
             axes.tick_params(labelsize=7)
             if line == 0 and column == 0:
                 axes.legend(fontsize=7)
+    save_figure(figure, path)
+
+
+def draw_channels_between(row: dict[str, Any], names: tuple[str, str], path: str | os.PathLike) -> None:
+    """Draws which channels between two layers are in use, outputs of the first above inputs of the second, into a PNG.
+
+    Args:
+        row: As `sparsity.channels_between` returns it.
+        names: Of the two layers.
+        path: The file, whole or not at all.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+    """
+    figure = new_figure(9, 3.6)
+    both = [np.asarray(row[kind]) for kind in ("outputs", "inputs")]
+    for number, (counts, name, what) in enumerate(zip(both, names, ("output", "input"), strict=True), start=1):
+        axes = figure.add_subplot(2, 1, number)
+        axes.bar(np.arange(len(counts)), counts, width=1.0, color="tab:blue")
+        empty = np.flatnonzero(counts == 0)
+        axes.plot(empty, np.zeros(len(empty)), "|", color="tab:red", markersize=9, clip_on=False)
+        axes.set(xlim=(-0.5, len(counts) - 0.5), xlabel="channel" if number == 2 else "")
+        axes.set_title(f"{name}: weights per {what} channel, {len(empty)} of {len(counts)} have none", fontsize=8)
+        axes.tick_params(labelsize=7)
     save_figure(figure, path)
 
 

@@ -7,6 +7,7 @@ from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe, lenet_conv
 from tf_robust_sparse.models.resnet import (
     BUDGET_WIDTHS,
+    deep_resnet,
     resnet18,
     resnet18_imagenet,
     resnet34,
@@ -29,6 +30,7 @@ __all__ = [
     "Variant",
     "build",
     "can_be_stacked",
+    "deep_resnet",
     "dense_300_100",
     "initialize_kernels",
     "large_cnn",

@@ -9,6 +9,7 @@ import keras
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe, lenet_conv
 from tf_robust_sparse.models.resnet import (
+    deep_resnet,
     resnet18,
     resnet18_imagenet,
     resnet34,
@@ -27,9 +28,16 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    **{f"resnet{depth}": functools.partial(deep_resnet, depth) for depth in (101, 152)},
     "resnet18_imagenet": resnet18_imagenet,
     "resnet34_imagenet": resnet34_imagenet,
     "resnet50_imagenet": resnet50_imagenet,
+    **{
+        f"resnet{depth}_imagenet": functools.partial(
+            deep_resnet, depth, num_classes=1000, input_shape=(224, 224, 3), imagenet=True
+        )
+        for depth in (101, 152)
+    },
     **{
         f"resnet{depth}_{widths}": functools.partial(small_resnet, depth, widths)
         for depth, all_widths in ((18, ("p01", "p1")), (34, ("p0", "p01", "p05", "p1")), (50, ("p01", "p1")))

@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50: for small images with a 3x3 stem and no pool before the stages, and as made for ImageNet."""
+"""ResNet-18 to 152: for small images with a 3x3 stem and no pool before the stages, and as made for ImageNet."""
 
 from collections.abc import Callable, Sequence
 
@@ -208,6 +208,51 @@ def resnet50_imagenet(
     return _imagenet_resnet(build, _bottleneck, (3, 4, 6, 3), name)
 
 
+def deep_resnet(
+    depth: int,
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    kernel: str = "plain",
+    connectivity: float | None = None,
+    padding_mode: str = "tf_same",
+    seed: int | None = None,
+    synchronized_batch_norm: bool = False,
+    variant: Variant | None = None,
+    imagenet: bool = False,
+    name: str | None = None,
+) -> keras.Model:
+    """Builds ResNet-101 or 152: as `resnet50`, with 3, 4, 23 and 3, or 3, 8, 36 and 3 bottleneck blocks.
+
+    Args: see `tf_robust_sparse.models.construction`, and
+        depth: 101 or 152.
+        imagenet: Whether as made for ImageNet, see `resnet18_imagenet`; else with a 3x3 stem.
+
+    Returns:
+        A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [He et al., 2016](https://arxiv.org/abs/1512.03385), table 1.
+    """
+    if depth not in _DEEP:
+        raise ValueError(f"`depth` must be one of {', '.join(map(str, _DEEP))}. Received: depth={depth!r}")
+    name = name or f"resnet{depth}" + "_imagenet" * imagenet
+    build = Construction(
+        name,
+        32 if imagenet else 8,
+        num_classes,
+        input_shape,
+        kernel,
+        connectivity,
+        padding_mode,
+        seed,
+        synchronized_batch_norm,
+        variant,
+    )
+    return (_imagenet_resnet if imagenet else _resnet)(build, _bottleneck, _DEEP[depth], name)
+
+
 def small_resnet(
     depth: int,
     widths: str,
@@ -322,4 +367,5 @@ def _joined(build, h, shortcut, name, leaky=False):
 
 
 _BLOCKS = {18: (_basic, (2, 2, 2, 2)), 34: (_basic, (3, 4, 6, 3)), 50: (_bottleneck, (3, 4, 6, 3))}
+_DEEP = {101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _BOTTLENECK_WIDTHS = {"p01": (23, 25, 27, 31), "p1": (7, 13, 26, 51)}

@@ -9,6 +9,7 @@ from tf_robust_sparse.objectives.epsilon_schedules import (
     EpsilonSchedule,
     LinearEpsilon,
     SmoothedEpsilon,
+    TabledEpsilon,
 )
 from tf_robust_sparse.objectives.kl_penalty import KLPenalty
 from tf_robust_sparse.objectives.l1_penalty import L1Penalty
@@ -19,6 +20,7 @@ from tf_robust_sparse.objectives.mixtrain import MixTrain
 from tf_robust_sparse.objectives.natural import Natural
 from tf_robust_sparse.objectives.objective import AttackObjective, Objective
 from tf_robust_sparse.objectives.reweighted import REWEIGHTINGS, Reweighted
+from tf_robust_sparse.objectives.scheduled_radius import ScheduledRadius
 from tf_robust_sparse.objectives.stability import Stability
 from tf_robust_sparse.objectives.trades import TRADES
 from tf_robust_sparse.objectives.vulnerability_suppression import VULNERABILITIES, VulnerabilitySuppression
@@ -43,8 +45,10 @@ __all__ = [
     "Natural",
     "Objective",
     "Reweighted",
+    "ScheduledRadius",
     "SmoothedEpsilon",
     "Stability",
+    "TabledEpsilon",
     "VulnerabilitySuppression",
     "kl_divergence",
     "smoothed_cross_entropy",

@@ -1,4 +1,4 @@
-"""How the radius that a network is certified in grows while it trains, as functions of the step."""
+"""How the radius that a network is certified or attacked in changes while it trains, as functions of the step."""
 
 import dataclasses
 from typing import Any
@@ -136,6 +136,38 @@ class EpochwiseEpsilon(EpsilonSchedule):
             return super().__call__(step)
         share = tf.minimum(tf.cast(self.epoch(step), tf.float32) / self.epochs, 1.0)
         return self.start + (self.epsilon - self.start) * share
+
+
+@dataclasses.dataclass(frozen=True)
+class TabledEpsilon(EpsilonSchedule):
+    """A radius of its own in each epoch; after the last of them it stays. Its `epsilon` is the largest.
+
+    Args:
+        radii: One per epoch, in pixels of [0, 1], each in [0, 1] and not all 0.
+        steps_per_epoch: At least 1.
+    """
+
+    epsilon: float = dataclasses.field(init=False)
+    radii: tuple[float, ...]
+    steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        if not self.radii or not all(0 <= radius <= 1 for radius in self.radii) or self.steps_per_epoch < 1:
+            raise ValueError(
+                "`radii` are pixels of [0, 1], one per epoch, and `steps_per_epoch` is at least 1. "
+                f"Received: radii={self.radii}, steps_per_epoch={self.steps_per_epoch}"
+            )
+        object.__setattr__(self, "epsilon", max(self.radii))
+        super().__post_init__()
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the radius at a step: scalar, float32."""
+        epoch = tf.cast(step, tf.int32) // self.steps_per_epoch
+        return tf.gather(tf.constant(self.radii, tf.float32), tf.minimum(epoch, len(self.radii) - 1))
+
+    def describe(self) -> dict[str, Any]:
+        """Returns name and settings, ready for JSON."""
+        return {**super().describe(), "radii": list(self.radii)}
 
 
 def as_schedule(epsilon: float | EpsilonSchedule) -> EpsilonSchedule:

@@ -102,6 +102,12 @@ class AttackObjective(Objective):
             )
         self.attack = attack
 
+    def at_radius(self, epsilon: tf.Tensor) -> Self:
+        """This objective with its attack in a ball of another radius, see `GradientAttack.at_radius`."""
+        now = copy.copy(self)
+        now.attack = self.attack.at_radius(epsilon)
+        return now
+
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
         return {**super().describe(), "attack": self.attack.describe()}

@@ -33,19 +33,27 @@ class _Content(NamedTuple):
     variables: dict[str, tuple[str, np.ndarray]]
 
 
-def save_checkpoint(path: str | os.PathLike, model: keras.Model, metadata: Mapping[str, Any]) -> None:
-    """Saves every variable of `model` and its optimizer, and `metadata`.
+def save_checkpoint(
+    path: str | os.PathLike, model: keras.Model, metadata: Mapping[str, Any], writes: bool = True
+) -> None:
+    """Saves every variable of `model` and its optimizer, the arrays of its `tables` if it has any, and `metadata`.
 
     Args:
         path: The file, `run.weights.h5` for example. What was there stays until the new file is complete.
         model: A built model; its optimizer is included if it is compiled.
         metadata: What JSON can hold; NumPy numbers and arrays become numbers and lists.
+        writes: Whether this process writes. Of several workers one does, and the others take part in collecting the
+            tables.
 
     Raises:
         ValueError: if the model has no variables yet.
         TypeError: if `metadata` holds what JSON cannot.
         OSError: if the file cannot be written.
     """
+    if not writes:
+        for table in _tables(model).values():
+            np.asarray(table)
+        return
     text = json.dumps(dict(metadata), default=_plain)
     variables = _variables(model)
     # HDF5 crashes the process when the disk is full, so it writes to memory.
@@ -111,6 +119,7 @@ def _variables(model: keras.Model) -> dict[str, Any]:
             f"is saved or loaded. Received: {model.name}"
         )
     named = [(_name(variable.path, model.name), variable) for variable in model.variables]
+    named += [(f"tables/{name}", table) for name, table in _tables(model).items()]
     optimizer, place = getattr(model, "optimizer", None), "optimizer"
     if optimizer is not None:
         if not optimizer.built:
@@ -133,6 +142,11 @@ def _variables(model: keras.Model) -> dict[str, Any]:
         seen[name] = seen.get(name, -1) + 1
         variables[name if counts[name] == 1 else f"{name}#{seen[name]}"] = variable
     return variables
+
+
+def _tables(model: keras.Model) -> Mapping[str, Any]:
+    """Returns what `model` keeps per example."""
+    return getattr(model, "tables", {})
 
 
 def _name(path: str, owner: str) -> str:
@@ -159,7 +173,7 @@ def _check(key: str, variable: Any, stored: Mapping[str, tuple[str, np.ndarray]]
 
 
 def _to_storage(variable: Any) -> np.ndarray:
-    value = np.asarray(keras.ops.convert_to_numpy(variable))
+    value = np.asarray(keras.ops.convert_to_numpy(variable) if isinstance(variable, keras.Variable) else variable)
     return value.view(np.uint16) if variable.dtype == "bfloat16" else value
 
 

@@ -9,7 +9,7 @@ from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, 
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
-from tf_robust_sparse.sparsity.mask_structure import mask_structure, relative_cost
+from tf_robust_sparse.sparsity.mask_structure import channels_between, mask_structure, relative_cost
 from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
 from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.sparsity.scores import (
@@ -39,6 +39,7 @@ __all__ = [
     "Sparsifier",
     "StochasticBinarization",
     "adaptive_fractions",
+    "channels_between",
     "draw_dormant",
     "draw_layers",
     "global_budget",

@@ -50,6 +50,43 @@ def mask_structure(network: keras.Model, draws: int = 20, seed: int = 0) -> list
     return found
 
 
+def channels_between(first: keras.layers.Layer, second: keras.layers.Layer) -> dict[str, Any]:
+    """Compares the output channels of a layer with the input channels of the one that they go to.
+
+    Args:
+        first: A kernel layer of the toolkit.
+        second: The one that takes its outputs, channel by channel, such as the other convolution of its block.
+
+    Returns:
+        `outputs` and `inputs`: connections of each channel in `first` and in `second`, in the order of the channels;
+        and how many channels have none in both, `empty_in_both`, in `first` alone, `without_output`, or in `second`
+        alone, `without_input`; and `random_empty_in_both`, what the first number would be if the two had nothing to do
+        with each other.
+
+    Raises:
+        ValueError: if the layers do not have as many channels.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 5.3.
+    """
+    masks = [keras.ops.convert_to_numpy(layer.effective_kernel) != 0 for layer in (first, second)]
+    outputs = masks[0].reshape(-1, masks[0].shape[-1]).sum(0)
+    inputs = np.moveaxis(masks[1], -2, 0).reshape(masks[1].shape[-2], -1).sum(1)
+    if len(outputs) != len(inputs):
+        raise ValueError(
+            f"`second` must take the outputs of `first`, as many channels. Received: {first.name} of {len(outputs)} "
+            f"outputs, {second.name} of {len(inputs)} inputs"
+        )
+    no_output, no_input = outputs == 0, inputs == 0
+    return {
+        "outputs": outputs.tolist(),
+        "inputs": inputs.tolist(),
+        "empty_in_both": int((no_output & no_input).sum()),
+        "without_output": int((no_output & ~no_input).sum()),
+        "without_input": int((~no_output & no_input).sum()),
+        "random_empty_in_both": float(no_output.sum() * no_input.sum() / len(outputs)),
+    }
+
+
 def relative_cost(network: keras.Model, leave_out: str = "shortcut") -> dict[str, float]:
     """Estimates what a network of signs costs beside one of full-precision weights with the same connections.
 

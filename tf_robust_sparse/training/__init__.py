@@ -4,17 +4,21 @@ from tf_robust_sparse.training.callbacks import Checkpoints, Connections, Refere
 from tf_robust_sparse.training.free_model import FreeAT, FreeRobustModel
 from tf_robust_sparse.training.gradual_pruning import GradualPruning, Reweighting
 from tf_robust_sparse.training.learning_rate import SCHEDULES, PerEpoch, epoch_rates, sgdw, tenfold_drops
+from tf_robust_sparse.training.mask_changes import MaskChanges, save_masks
 from tf_robust_sparse.training.neural_pruning import NeuralPruningModel
 from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledRMSprop, CoupledSGD, FusedAdam, GatedAdam, coupled
 from tf_robust_sparse.training.phases import Phase, PhaseCheck
 from tf_robust_sparse.training.policies import POLICIES, gradual_rates, policy_rates
+from tf_robust_sparse.training.radii import RADIUS_COURSES, radius_course
 from tf_robust_sparse.training.robust_model import RobustModel
 from tf_robust_sparse.training.rounds import STRATEGIES, Images, Plan, Rounds
-from tf_robust_sparse.training.stored_model import StoredAT, StoredRobustModel
+from tf_robust_sparse.training.stored_model import MIXES, StoredAT, StoredRobustModel
 from tf_robust_sparse.training.trials import Measure, State, Trials
 
 __all__ = [
+    "MIXES",
     "POLICIES",
+    "RADIUS_COURSES",
     "SCHEDULES",
     "STRATEGIES",
     "Checkpoints",
@@ -28,6 +32,7 @@ __all__ = [
     "GatedAdam",
     "GradualPruning",
     "Images",
+    "MaskChanges",
     "Measure",
     "NeuralPruningModel",
     "PerEpoch",
@@ -47,6 +52,8 @@ __all__ = [
     "epoch_rates",
     "gradual_rates",
     "policy_rates",
+    "radius_course",
+    "save_masks",
     "sgdw",
     "tenfold_drops",
 ]

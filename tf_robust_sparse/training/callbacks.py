@@ -76,6 +76,7 @@ class Checkpoints(keras.callbacks.Callback):
         connections: The callback that counts connections, or `None`.
         sparsifier: Its `check` runs before anything is written.
         writes: Whether this process writes; only one of several workers does.
+        every: Also keep the state of every so many epochs, `epoch_<n>.weights.h5`, or `None`.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class Checkpoints(keras.callbacks.Callback):
         connections: Connections | None = None,
         sparsifier: Sparsifier | None = None,
         writes: bool = True,
+        every: int | None = None,
     ) -> None:
         super().__init__()
+        self._every = every
         self.directory = Path(directory)
         self.best_names = best
         self.config = config
@@ -146,6 +149,8 @@ class Checkpoints(keras.callbacks.Callback):
             if eligible and value is not None and value > self.state["best"].get(stem, {"value": -math.inf})["value"]:
                 self.state["best"][stem] = {"epoch": epoch + 1, "monitor": name, "value": value}
                 improved.append(stem)
+        if self._every is not None and (epoch + 1) % self._every == 0:
+            improved.append(f"epoch_{epoch + 1}")
         for stem in [*improved, "last"]:
             self.write(stem)
         if self._writes:
@@ -153,11 +158,10 @@ class Checkpoints(keras.callbacks.Callback):
 
     def write(self, stem: str) -> None:
         """Writes the present state to `<stem>.weights.h5`, if this process is the one that writes."""
-        if not self._writes:
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._writes:
+            self.directory.mkdir(parents=True, exist_ok=True)
         metadata = {"state": self.state, "config": self.config}
-        saving.save_checkpoint(self.directory / f"{stem}.weights.h5", self.model, metadata)
+        saving.save_checkpoint(self.directory / f"{stem}.weights.h5", self.model, metadata, self._writes)
 
     def _write_history(self) -> None:
         history = self.state["history"]

@@ -1,12 +1,14 @@
 """What changes between the epochs of a binary sub-network: how much is kept, and which examples count."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from tf_robust_sparse.sparsity import set_keep_fractions
 from tf_robust_sparse.training.callbacks import Checkpoints
+from tf_robust_sparse.training.mask_changes import save_masks
 
 
 class GradualPruning(keras.callbacks.Callback):
@@ -20,6 +22,8 @@ class GradualPruning(keras.callbacks.Callback):
         fractions: From that fraction to those of the layers, by name; such as
             `lambda rate: keep_fractions(network, rate, "adaptive", exponent=0.1)`.
         checkpoints: The callback whose best epochs are forgotten, or `None`.
+        masks: Directory that the masks of each new stage are written to as it begins, `epoch_<n>.npz`, or `None`; see
+            `save_masks`.
     """
 
     def __init__(
@@ -27,11 +31,13 @@ class GradualPruning(keras.callbacks.Callback):
         rates: Sequence[float],
         fractions: Callable[[float], Mapping[str, float]],
         checkpoints: Checkpoints | None = None,
+        masks: Path | None = None,
     ) -> None:
         super().__init__()
         self._rates = list(rates)
         self._fractions = fractions
         self.checkpoints = checkpoints
+        self._masks = masks
         self._set: float | None = None
 
     def on_train_begin(self, logs=None):
@@ -49,6 +55,8 @@ class GradualPruning(keras.callbacks.Callback):
         begins = epoch > 0 and self._rates[min(epoch - 1, len(self._rates) - 1)] != rate
         if begins and self.checkpoints is not None:
             self.checkpoints.state["best"] = {}
+        if begins and self._masks is not None:
+            save_masks(self.model.network, self._masks / f"epoch_{epoch + 1}.npz")
         self._set = rate
 
 

@@ -1,8 +1,9 @@
 """Fast adversarial training: one step per batch on perturbations that are kept for every image over the epochs."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -10,16 +11,19 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in, uniform_like
-from tf_robust_sparse.layers import select
 from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.objectives.objective import training_logits
 from tf_robust_sparse.sparsity import Sparsifier
+from tf_robust_sparse.training import moved_images
+from tf_robust_sparse.training.moved_images import MARGIN
+from tf_robust_sparse.training.replica_table import ReplicaTable
 from tf_robust_sparse.training.robust_model import RobustModel
 
-_MARGIN = 4  # pixels by which images are padded before they are cropped
-_FILL = 0.5  # what they are padded with
+MIXES = ("cutmix", "acutmix")
+_FILL = 0.5  # what images are padded with
 _LARGE, _BLOCK = 160, 8  # images taller than this keep one value per block of this side
-_CROP, _START = 0xC20, 0x5A7  # streams of draws
+_CROP, _START, _MIX = 0xC20, 0x5A7, 0x317  # streams of draws
+_REMEMBERED, _OF_LABEL = 0.9, 0.1  # of soft targets: what stays in a step, and the share of the label
 
 
 class StoredAT(Objective):
@@ -33,10 +37,16 @@ class StoredAT(Objective):
         carry: Whether perturbations are kept; else each batch starts at random.
         batch_norm: `"training"`, as published: the step of the attack normalises by the batch and moves the
             statistics; or `"inference"`.
+        mix: `"cutmix"`: each image gets a box of another one of the batch, and its label a share of the other's as
+            large as the box; `"acutmix"`: the same box for the whole batch; or `None`.
+        soft_targets: Whether training aims at a tenth of the label and nine tenths of what the network said to the
+            image before: a mean in which a step counts a tenth, from the label on. Not together with `mix`.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
+
+    targets: tf.Tensor | None = None  # of the batch, `(batch, classes)`, where they are not the labels
 
     def __init__(
         self,
@@ -46,6 +56,8 @@ class StoredAT(Objective):
         flip: bool = True,
         carry: bool = True,
         batch_norm: str = "training",
+        mix: str | None = None,
+        soft_targets: bool = False,
     ) -> None:
         if isinstance(num_examples, bool) or not isinstance(num_examples, (int, np.integer)) or num_examples < 1:
             raise ValueError(f"`num_examples` must be a positive integer. Received: num_examples={num_examples!r}")
@@ -56,22 +68,36 @@ class StoredAT(Objective):
             )
         if batch_norm not in ("training", "inference"):
             raise ValueError(f'`batch_norm` must be "training" or "inference". Received: batch_norm={batch_norm!r}')
+        if mix not in (None, *MIXES) or (mix and soft_targets):
+            raise ValueError(
+                f"`mix` must be None or one of {', '.join(MIXES)}, and None with `soft_targets`, which are of whole "
+                f"images. Received: mix={mix!r}, soft_targets={soft_targets}"
+            )
         self.num_examples = int(num_examples)
         self.epsilon = float(epsilon)
         self.step_size = float(step_size)
         self.flip = bool(flip)
         self.carry = bool(carry)
         self.batch_norm = batch_norm
+        self.mix = mix
+        self.soft_targets = bool(soft_targets)
+
+    def at_radius(self, epsilon: tf.Tensor) -> Self:
+        """This objective in a ball of another radius, scalar, float32, with a step in proportion."""
+        now = copy.copy(self)
+        now.epsilon, now.step_size = epsilon, self.step_size / self.epsilon * epsilon
+        return now
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Losses `(batch,)` and logits `(batch, classes)` of the perturbed images."""
         logits = training_logits(network, x_adv)
-        return cross_entropy(y, logits), logits
+        return _cross_entropy(y if self.targets is None else self.targets, logits), logits
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
         names = ("epsilon", "step_size", "flip", "carry", "batch_norm")
-        return {**super().describe(), **{name: getattr(self, name) for name in names}}
+        more = {name: getattr(self, name) for name in ("mix", "soft_targets") if getattr(self, name)}
+        return {**super().describe(), **{name: getattr(self, name) for name in names}, **more}
 
 
 class StoredRobustModel(RobustModel):
@@ -80,22 +106,29 @@ class StoredRobustModel(RobustModel):
     Batches are `(x, y, index)`, see `data.train_dataset(with_index=True)`, with images that are not augmented: each is
     padded by 4 pixels of 0.5, cropped at an offset of 0 to 7 either way and mirrored here, and the part of its own
     perturbation at the same place comes with it. One gradient step moves that part, which is written back. So an epoch
-    costs two passes per image, and attacks grow as strong as ones of many steps over the epochs.
+    costs two passes per image, and attacks grow as strong as ones of many steps over the epochs. Boxes of other images
+    bring their perturbations along and take them back; where two images had the same pixel, both keep the mean.
 
-    Perturbations are float16, in one variable `(num_examples, height + 8, width + 8, channels)` (480 MB for CIFAR's
-    50,000 images), with one value per 8x8 block for images taller than 160 pixels. It is part of a checkpoint. On
-    several replicas each has a copy, and every copy gets the rows of all of them.
+    Perturbations are float16, `(num_examples, height + 8, width + 8, channels)` (480 MB for CIFAR's 50,000 images),
+    with one value per 8x8 block for images taller than 160 pixels. They are part of a checkpoint. Each of R replicas
+    holds those of every R-th image and must get these: pass `parts=R` to `train_dataset`. Batches are composed
+    otherwise for another R, so that a run that goes on with another number of replicas goes on well, but not as it
+    would have.
 
     Args:
         network: As for `RobustModel`.
-        objective: `StoredAT`, or one that wraps it such as `Reweighted`.
+        objective: `StoredAT`, or one that wraps it such as `Reweighted` or `ScheduledRadius`.
         sparsifier, validation_attack, seed, validation_checks: As for `RobustModel`.
+
+    Attributes:
+        tables: What is kept per example, by name; arrays in the order of the examples for `numpy.asarray`.
 
     Raises:
         ValueError: as for `RobustModel`, or if the objective is another one.
 
     Reference: [Zheng et al., 2020](https://arxiv.org/abs/1912.11969), section 3.3 (perturbations carried over epochs);
-        [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 4.3.
+        [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 4.3; [Yun et al.,
+        2019](https://arxiv.org/abs/1905.04899) (boxes).
     """
 
     def __init__(
@@ -107,54 +140,72 @@ class StoredRobustModel(RobustModel):
         seed: int = 0,
         validation_checks: Mapping[str, Callable[..., tf.Tensor]] | None = None,
     ) -> None:
-        stored = getattr(objective, "objective", objective)
-        if not isinstance(stored, StoredAT):
+        if not isinstance(_innermost(objective), StoredAT):
             raise ValueError(f"`objective` must be a StoredAT, or wrap one. Received: objective={objective!r}")
-        self._settings = stored
         super().__init__(network, objective, sparsifier, validation_attack, seed, validation_checks)
 
     def build(self, input_shape):
-        """Creates the perturbations, uniform in the ball."""
+        """Creates the tables, the perturbations uniform in the ball."""
         height, width, channels = input_shape[1:]
+        settings: Any = _innermost(self.objective)
         self._block = _BLOCK if height > _LARGE else 1
-        self._frame = (height + 2 * _MARGIN, width + 2 * _MARGIN)
-        rows = [-(-side // self._block) for side in self._frame]
-        number = self._settings.num_examples if self._settings.carry else 1
-        self._perturbations = self.add_weight(
-            name="perturbations",
-            shape=(number, *rows, channels),
-            initializer=self._random_perturbations,
-            dtype="float16",
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
-        )
+        self._frame = (height + 2 * MARGIN, width + 2 * MARGIN)
+        self._largest = _float16_below(settings.epsilon)
+        blocks = [-(-side // self._block) for side in self._frame]
+        generator = np.random.default_rng([self.seed, _START])
+
+        def uniform(first: int, last: int) -> np.ndarray:
+            draws = generator.random((last - first, *blocks, channels), np.float32)
+            return np.clip(settings.epsilon * (2 * draws - 1), -self._largest, self._largest).astype(np.float16)
+
+        self.tables: dict[str, ReplicaTable] = {}
+        if settings.carry:
+            row = (*blocks, channels)
+            self.tables["perturbations"] = ReplicaTable("perturbations", settings.num_examples, row, "float16", uniform)
+        if settings.soft_targets:
+            row = (self.network.output_shape[-1],)
+            self.tables["soft_targets"] = ReplicaTable(
+                "soft_targets", settings.num_examples, row, "float32", lambda i, j: np.zeros((j - i, *row), np.float32)
+            )
         super().build(input_shape)
 
     def train_step(self, data):
         """Crops, attacks by one step, keeps the perturbations, trains; see the class."""
         x, y, index = data
-        x, settings = tf.cast(x, tf.float32), self._settings
-        seed = self._step_seed()
-        offsets, mirrored = crops(tf.shape(x)[0], fold_in(seed, _CROP), settings.flip)
-        padded = tf.pad(x, ((0, 0), *[(_MARGIN, _MARGIN)] * 2, (0, 0)), constant_values=_FILL)
-        x = cropped(padded, offsets, mirrored, x.shape[1:3])
-        stored = self._stored(index, padded, fold_in(seed, _START))
-        start = cropped(stored, offsets, mirrored, x.shape[1:3])
+        x, seed = tf.cast(x, tf.float32), self._step_seed()
+        objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
+        settings: Any = _innermost(objective)
+        size, number = x.shape[1:3], tf.shape(x)[0]
+        offsets, mirrored = moved_images.crops(number, fold_in(seed, _CROP), settings.flip)
+        padded = tf.pad(x, ((0, 0), *[(MARGIN, MARGIN)] * 2, (0, 0)), constant_values=_FILL)
+        x = moved_images.cropped(padded, offsets, mirrored, size)
+        stored = self._stored(index, padded, fold_in(seed, _START), settings.epsilon)
+        own = moved_images.cropped(stored, offsets, mirrored, size)
+        start, labels, pairs = own, y, None
+        if settings.mix:
+            pairs = moved_images.boxes(number, fold_in(seed, _MIX), size, one=settings.mix == "acutmix")
+            x, start = moved_images.mixed(x, *pairs), moved_images.mixed(own, *pairs)
+            labels = moved_images.mixed_labels(y, self.network.output_shape[-1], *pairs)
         with tf.GradientTape() as tape, layers.settled_kernels(self.network):
             with tape.stop_recording():
-                delta = self._stepped(x, y, start)
-            per_example, logits = self.objective.loss(self.network, x, y, x + delta)
+                delta, logits = self._stepped(settings, x, labels, start)
+                if settings.soft_targets:
+                    labels = self._soft_targets(index, y, tf.nn.softmax(logits))
+            if labels is not y:
+                objective = _aiming_at(objective, labels)
+            per_example, logits = objective.loss(self.network, x, y, x + delta)
             loss = self.optimizer.scale_loss(self._mean_loss(per_example))
         weights = self.network.trainable_variables
         self._update(tape.gradient(loss, weights), weights)
         if settings.carry:
-            self._keep(index, put_back(stored, delta, offsets, mirrored))
+            part = delta if pairs is None else moved_images.unmixed(delta, own, *pairs)
+            self._keep(index, moved_images.put_back(stored, part, offsets, mirrored))
         return self._without_validation(self._update_metrics(per_example, x, y, logits))
 
-    def _stepped(self, x: tf.Tensor, y: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
-        """One step of the attack from `x + delta`, which need not be in [0, 1]."""
-        settings = self._settings
+    def _stepped(
+        self, settings: StoredAT, x: tf.Tensor, labels: tf.Tensor, delta: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """One step of the attack from `x + delta`, which need not be in [0, 1], and the logits there."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(delta)
             if settings.batch_norm == "training":
@@ -162,57 +213,34 @@ class StoredRobustModel(RobustModel):
             else:
                 with self._inference_kernels():
                     logits = tf.cast(self.network(x + delta, training=False), tf.float32)
-            loss = tf.reduce_sum(cross_entropy(y, logits))
+            loss = tf.reduce_sum(_cross_entropy(labels, logits))
         direction = tf.sign(tape.gradient(loss, delta))
         delta = tf.clip_by_value(delta + settings.step_size * direction, -settings.epsilon, settings.epsilon)
-        return tf.clip_by_value(x + delta, 0.0, 1.0) - x
+        return tf.clip_by_value(x + delta, 0.0, 1.0) - x, logits
 
-    def _stored(self, index: tf.Tensor, padded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def _soft_targets(self, index: tf.Tensor, y: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+        """Moves the means of these images on, and returns what training aims at: `(batch, classes)`."""
+        labels = tf.one_hot(y, probabilities.shape[-1])
+        means = self.tables["soft_targets"].read(index)
+        means = tf.where(tf.reduce_any(means > 0, -1, keepdims=True), means, labels)  # of images that are new
+        means = _REMEMBERED * means + (1 - _REMEMBERED) * probabilities
+        self.tables["soft_targets"].write(index, means)
+        return _OF_LABEL * labels + (1 - _OF_LABEL) * means
+
+    def _stored(self, index: tf.Tensor, padded: tf.Tensor, seed: tf.Tensor, epsilon: Any) -> tf.Tensor:
         """The perturbations of these images in the padded frame, float32."""
-        epsilon = self._settings.epsilon
-        if not self._settings.carry:
+        if "perturbations" not in self.tables:
             return uniform_like(padded, seed, -epsilon, epsilon)
-        rows = tf.cast(tf.gather(self._perturbations.value, index), tf.float32)
+        rows = tf.cast(self.tables["perturbations"].read(index), tf.float32)
         if self._block > 1:
             rows = tf.repeat(tf.repeat(rows, self._block, 1), self._block, 2)[:, : self._frame[0], : self._frame[1]]
-        rows = tf.ensure_shape(rows, padded.shape)
-        return tf.clip_by_value(rows, -epsilon, epsilon)
+        return tf.ensure_shape(rows, padded.shape)
 
     def _keep(self, index: tf.Tensor, rows: tf.Tensor) -> None:
-        """Writes perturbations back, on every replica those of all."""
-        rows = self._compact(rows)
-        context = tf.distribute.get_replica_context()
-        variable = self._perturbations.value
-        if context.num_replicas_in_sync == 1:
-            variable.scatter_update(tf.IndexedSlices(rows, index))
-            return
-        index, rows = context.all_gather(index, axis=0), context.all_gather(rows, axis=0)
-
-        def write(strategy, index, rows):
-            strategy.extended.update(
-                variable, lambda v, i, r: v.scatter_update(tf.IndexedSlices(r, i)), args=(index, rows), group=False
-            )
-
-        context.merge_call(write, args=(index, rows))
-
-    def _compact(self, rows: tf.Tensor) -> tf.Tensor:
-        """Averages blocks and rounds to float16, never beyond the ball."""
+        """Writes perturbations back: blocks averaged, rounded to float16, never beyond the ball."""
         if self._block > 1:
-            rows = block_means(rows, self._block)
-        largest = _float16_below(self._settings.epsilon)
-        return tf.cast(tf.clip_by_value(rows, -largest, largest), tf.float16)
-
-    def _random_perturbations(self, shape, dtype=None):
-        """Draws a few thousand images at a time, for float32 numbers of all would take twice the memory."""
-        generator = np.random.default_rng([self.seed, _START])
-        found = np.empty(shape, np.float16)
-        largest = _float16_below(self._settings.epsilon)
-        for first in range(0, shape[0], 1024):
-            part = found[first : first + 1024]
-            part[...] = np.clip(
-                self._settings.epsilon * (2 * generator.random(part.shape, np.float32) - 1), -largest, largest
-            )
-        return tf.constant(found)
+            rows = moved_images.block_means(rows, self._block)
+        self.tables["perturbations"].write(index, tf.clip_by_value(rows, -self._largest, self._largest))
 
     def _check_data(self, data: Any, batch_size: int | None = None) -> int | None:
         if isinstance(data, tf.data.Dataset) and isinstance(data.element_spec, tuple) and len(data.element_spec) == 3:
@@ -220,45 +248,28 @@ class StoredRobustModel(RobustModel):
         return super()._check_data(data, batch_size)
 
 
-def crops(number: tf.Tensor, seed: tf.Tensor, flip: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns offsets `(number, 2)`, integers in 0..7, and which of the images are mirrored `(number,)`."""
-    draws = uniform_like(tf.zeros((number, 3)), seed, 0.0, 1.0)
-    offsets = tf.minimum(tf.cast(draws[:, :2] * 2 * _MARGIN, tf.int32), 2 * _MARGIN - 1)
-    return offsets, (draws[:, 2] < 0.5) if flip else tf.zeros_like(draws[:, 2], tf.bool)
+def _innermost(objective: Any) -> Any:
+    """The objective that others wrap."""
+    while hasattr(objective, "objective"):
+        objective = objective.objective
+    return objective
 
 
-def cropped(images: tf.Tensor, offsets: tf.Tensor, mirrored: tf.Tensor, size: Any) -> tf.Tensor:
-    """Returns the part of each image `(batch, height, width, channels)` at its offset, then mirrored."""
-    rows = offsets[:, :1] + tf.range(size[0])[tf.newaxis]
-    columns = offsets[:, 1:] + tf.range(size[1])[tf.newaxis]
-    columns = tf.where(mirrored[:, tf.newaxis], columns[:, ::-1], columns)
-    return tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+def _aiming_at(objective: Any, targets: tf.Tensor) -> Any:
+    """The objective, or one that others wrap, with other targets than the labels: `(batch, classes)`."""
+    now = copy.copy(objective)
+    if hasattr(now, "objective"):
+        now.objective = _aiming_at(now.objective, targets)
+    else:
+        now.targets = targets
+    return now
 
 
-def put_back(images: tf.Tensor, parts: tf.Tensor, offsets: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
-    """Returns `images` with `parts` where `cropped` took them from."""
-    height, width = parts.shape[1:3]
-    rows = tf.range(images.shape[1])[tf.newaxis] - offsets[:, :1]
-    columns = tf.range(images.shape[2])[tf.newaxis] - offsets[:, 1:]
-    inside = ((rows >= 0) & (rows < height))[:, :, tf.newaxis] & ((columns >= 0) & (columns < width))[:, tf.newaxis, :]
-    rows, columns = tf.clip_by_value(rows, 0, height - 1), tf.clip_by_value(columns, 0, width - 1)
-    columns = tf.where(mirrored[:, tf.newaxis], width - 1 - columns, columns)
-    moved = tf.gather(tf.gather(parts, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
-    return select(tf.broadcast_to(inside[..., tf.newaxis], tf.shape(images)), moved, images)
-
-
-def block_means(images: tf.Tensor, side: int) -> tf.Tensor:
-    """Averages blocks of `side` x `side` pixels; those at the lower and right border may be smaller."""
-    height, width, channels = images.shape[1:]
-    missing = [-height % side, -width % side]
-    images = tf.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
-    rows, columns = images.shape[1] // side, images.shape[2] // side
-    sums = tf.reduce_sum(tf.reshape(images, (-1, rows, side, columns, side, channels)), (2, 4))
-    heights = np.full(rows, side)
-    widths = np.full(columns, side)
-    heights[-1] -= missing[0]
-    widths[-1] -= missing[1]
-    return sums / tf.constant(heights[:, None, None] * widths[None, :, None], tf.float32)
+def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Losses `(batch,)` for integer labels `(batch,)` or shares of the classes `(batch, classes)`."""
+    if labels.shape.rank == 1:
+        return cross_entropy(labels, logits)
+    return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
 
 
 def _float16_below(value: float) -> float:
