@@ -319,10 +319,11 @@ def test_bad_data_and_networks_are_named(some):
             quick(model).run_standard_evaluation(images, labels)
 
 
-def test_batch_sizes_halve_down_to_sixteen():
-    assert batch_sizes(250) == [250, 125, 63, 32, 16]
+def test_batch_sizes_fall_down_to_sixteen():
+    assert batch_sizes(250) == [250, 188, 125, 94, 63, 32, 16]
+    assert batch_sizes(64) == [64, 48, 32, 24, 16] and batch_sizes(32) == [32, 24, 16]
     assert batch_sizes(16) == [16] and batch_sizes(5) == [5] and batch_sizes(31) == [31]
-    assert len(batch_sizes(500)) <= 6
+    assert len(batch_sizes(500)) <= 8
 
 
 def test_a_keras_network_is_attacked_with_settled_kernels(some):

@@ -16,8 +16,8 @@ SMALLEST = 16
 class CompactedAttack:
     """A staged attack against one network, compiled once per batch size.
 
-    Whenever images have fallen, those left are moved to the smallest batch size that holds them: the full one, a half,
-    a quarter and so on, not below 16. A batch size is traced once; the rows that fill it up repeat the first image.
+    Whenever images have fallen, those left are moved to the smallest batch size that holds them, see `batch_sizes`. A
+    batch size is traced once; the rows that fill it up repeat the first image.
 
     Args:
         attack: The attack.
@@ -112,11 +112,16 @@ class CompactedAttack:
 
 
 def batch_sizes(batch_size: int) -> list[int]:
-    """The full batch size, its half, its quarter and so on, not below 16 unless the full one is."""
+    """The full batch size, its half, its quarter and so on, not below 16 unless the full one is, in falling order.
+
+    Three quarters of the full one and of its half lie between: where much is to be done, rows that only fill up cost
+    more than another trace.
+    """
     sizes = [batch_size]
     while sizes[-1] // 2 >= SMALLEST:
         sizes.append((sizes[-1] + 1) // 2)
-    return sizes
+    between = [(3 * size + 3) // 4 for size in sizes[:2] if size // 2 >= SMALLEST]
+    return sorted({*sizes, *between}, reverse=True)
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
