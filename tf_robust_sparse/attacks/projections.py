@@ -130,7 +130,7 @@ def towards_hyperplane(x: tf.Tensor, normal: tf.Tensor, gap: tf.Tensor, norm: st
         `(batch, ...)`, float32; added to `x` it stays in [0, 1] up to float32 rounding.
     """
     shape = tf.shape(x)
-    x, normal = (tf.reshape(tensor, (shape[0], -1)) for tensor in (x, normal))
+    x, normal = (tf.reshape(tensor, (tf.shape(tensor)[0], -1)) for tensor in (x, normal))
     weight = tf.abs(normal)
     if norm != "Linf":
         weight = select(weight >= 1e-8, weight, 0)
@@ -205,7 +205,7 @@ def distance(x_adv: tf.Tensor, x: tf.Tensor, norm: str) -> tf.Tensor:
 
 def per_example(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Makes one value per example broadcastable to the examples: `(batch,)` to `(batch, 1, ..., 1)`."""
-    return tf.reshape(values, tf.concat([tf.shape(values), tf.ones(x.shape.rank - 1, tf.int32)], axis=0))
+    return tf.reshape(values, (-1, *[1] * (x.shape.rank - 1)))
 
 
 def l2_norm(x: tf.Tensor) -> tf.Tensor:

@@ -80,4 +80,4 @@ class Normalization(keras.layers.Normalization):
         )
         deviation = tf.maximum(tf.sqrt(variance), keras.config.epsilon())
         flat = tf.reshape(x, (-1, mean.shape[0]))
-        return tf.reshape((flat - mean) / deviation, tf.shape(x))
+        return tf.reshape((flat - mean) / deviation, (-1, *x.shape[1:]))
