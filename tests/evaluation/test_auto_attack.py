@@ -333,6 +333,23 @@ def test_a_keras_network_is_attacked_with_settled_kernels(some):
     np.testing.assert_array_equal(result["broken_by"], expected["broken_by"])
 
 
+def test_a_model_of_fixed_batch_size_gets_no_other_batches(some):
+    x, y = some
+    network, sizes = toy_network(), set()
+
+    class Fixed:
+        input_shape = (16, *x.shape[1:])
+
+        def __call__(self, images):
+            sizes.add(images.shape[0])
+            return network(images)
+
+    attack = quick(Fixed())
+    result = attack.run_standard_evaluation(x, y)
+    assert sizes == {16}
+    np.testing.assert_array_equal(result["broken_by"], quick(network).run_standard_evaluation(x, y)["broken_by"])
+
+
 def test_attacks_share_one_interface():
     assert all(issubclass(one, StagedAttack) for one in (APGD, FAB, Square))
 
