@@ -80,8 +80,9 @@ def reduced_after_first_window(start, history):
     x, y = tf.fill((number, 2, 2, 1), 0.5), tf.zeros(number, tf.int64)
     state = attack.start(lambda x: x, x, y, tf.zeros((number, 2), tf.int64), tf.constant(0), tf.constant(0.1))
     radius = tf.constant(0.1)
+    project = attack._projection(x, radius)
     for _ in range(22):
-        state = attack._step(lambda x: x, x, y, state, radius)
+        state = attack._step(lambda x: x, x, y, state, radius, project)
     assert int(state["counter"]) == 0 and int(state["window"]) == 19
     return np.array(state["step"]) < 0.19
 

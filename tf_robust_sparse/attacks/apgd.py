@@ -1,18 +1,20 @@
 """Auto-PGD: projected gradient ascent that chooses its own step size."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer, input_gradient
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, targeted_dlr
-from tf_robust_sparse.attacks.projections import distance, l1_ball, linf_ball, per_example, pixel_range
+from tf_robust_sparse.attacks.projections import between, distance, l1_ball, linf_bounds, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import normal_like, uniform_like
 
+Projection = Callable[[tf.Tensor], tf.Tensor]
 LOSSES = ("ce", "dlr", "targeted-dlr")
 MOMENTUM = 0.75
 
@@ -123,7 +125,8 @@ class APGD(StagedAttack):
 
     def advance(self, forward, x, y, state, until, epsilon):
         """See `StagedAttack`."""
-        return while_state(until, lambda now: self._step(forward, x, y, now, epsilon), state)
+        project = self._projection(x, epsilon)
+        return while_state(until, lambda now: self._step(forward, x, y, now, epsilon, project), state)
 
     def _phases(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         if not self.shrinking_radius:
@@ -188,13 +191,15 @@ class APGD(StagedAttack):
             "best_loss_before": loss,
         }
 
-    def _step(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State, epsilon: tf.Tensor) -> State:
+    def _step(
+        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State, epsilon: tf.Tensor, project: Projection
+    ) -> State:
         x_current = state["x_current"]
         if self.norm == "L1":
             x_new = self._sparse_step(x, state, epsilon)
             state = dict(state)
         else:
-            x_new = self._momentum_step(x, state, epsilon)
+            x_new = self._momentum_step(x, state, project)
             state = state | {"x_previous": x_current}
         loss, gradient, wrong = self._evaluate(forward, x_new, y, state["target"])
         better = loss > state["best_loss"]
@@ -222,13 +227,13 @@ class APGD(StagedAttack):
         values = tf.cond(due, checkpoint, lambda: [state[name] for name in names])
         return dict(zip(names, values, strict=True))
 
-    def _momentum_step(self, x: tf.Tensor, state: State, epsilon: tf.Tensor) -> tf.Tensor:
+    def _momentum_step(self, x: tf.Tensor, state: State, project: Projection) -> tf.Tensor:
         x_current, gradient = state["x_current"], state["gradient"]
         direction = tf.sign(gradient) if self.norm == "Linf" else _unit(gradient)
-        ahead = self._project(x_current + per_example(state["step"], x) * direction, x, epsilon)
+        ahead = project(x_current + per_example(state["step"], x) * direction)
         share = tf.where(tf.equal(state["iteration"], 0), 1.0, MOMENTUM)
         moved = x_current + share * (ahead - x_current) + (1 - share) * (x_current - state["x_previous"])
-        return self._project(moved, x, epsilon)
+        return project(moved)
 
     def _sparse_step(self, x: tf.Tensor, state: State, epsilon: tf.Tensor) -> tf.Tensor:
         size = tf.reshape(tf.abs(state["gradient"]), (tf.shape(x)[0], -1))
@@ -240,11 +245,17 @@ class APGD(StagedAttack):
         length = distance(direction, tf.zeros_like(x), "L1") + 1e-10
         return l1_ball(state["x_current"] + per_example(state["step"] / length, x) * direction, x, epsilon)
 
-    def _project(self, x_adv: tf.Tensor, x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+    def _projection(self, x: tf.Tensor, epsilon: tf.Tensor) -> Projection:
+        """From points to those of the ball around `x`, for all steps of a run."""
         if self.norm == "Linf":
-            return linf_ball(x_adv, x, epsilon)
-        delta = x_adv - x
-        return pixel_range(x + _unit(delta) * per_example(tf.minimum(distance(x_adv, x, "L2"), epsilon), x))
+            low, high = linf_bounds(x, epsilon)
+            return lambda x_adv: between(x_adv, low, high)
+
+        def l2(x_adv: tf.Tensor) -> tf.Tensor:
+            delta = x_adv - x
+            return pixel_range(x + _unit(delta) * per_example(tf.minimum(distance(x_adv, x, "L2"), epsilon), x))
+
+        return l2
 
     def _checkpoint(self, x: tf.Tensor, state: State) -> State:
         """Halves the step size of the images whose loss has oscillated or stood still, and sends them back."""

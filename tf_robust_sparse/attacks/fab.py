@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer
-from tf_robust_sparse.attacks.projections import distance, hyperplane, per_example, pixel_range
+from tf_robust_sparse.attacks.projections import distance, per_example, pixel_range, towards_hyperplane
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
@@ -112,12 +112,9 @@ class FAB(StagedAttack):
         x_current = state["x_current"]
         gap, normal = self._boundary(forward, x_current, y, state["target"])
         axes = list(range(1, x.shape.rank))
-        offset = tf.reduce_sum(normal * x_current, axis=axes) - gap
-        twice = hyperplane(
-            tf.concat([x_current, x], 0), tf.concat([normal, normal], 0), tf.concat([offset, offset], 0), self.norm
-        )
-        from_current, from_image = tf.split(twice, 2)
-        from_current, from_image = from_current - x_current, from_image - x
+        gap_of_image = gap - tf.reduce_sum(normal * (x_current - x), axis=axes)
+        from_current = towards_hyperplane(x_current, normal, gap, self.norm)
+        from_image = towards_hyperplane(x, normal, gap_of_image, self.norm)
         zero = tf.zeros_like(x)
         a_current = tf.maximum(distance(from_current, zero, self.norm), 1e-8)
         a_image = tf.maximum(distance(from_image, zero, self.norm), 1e-8)

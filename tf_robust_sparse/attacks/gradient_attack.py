@@ -110,6 +110,10 @@ class GradientAttack:
         """Brings `(batch, ...)` images back into the ball around `x` and into `[0, 1]`."""
         raise NotImplementedError
 
+    def projection(self, x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+        """`project` for many points around the same images; what depends on the images alone is computed here."""
+        return lambda x_adv: self.project(x_adv, x)
+
     def __call__(
         self,
         model: Callable[..., Any],
@@ -164,10 +168,11 @@ class GradientAttack:
         if self.num_steps == 0:
             return self.project(x_start, x)
         direction = -self.step_size if self.targeted else self.step_size
+        project = self.projection(x)
 
         def step(index: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             gradient = input_gradient(forward, x_adv, y, loss_fn)
-            x_adv = self.project(x_adv + direction * self.normalise(gradient), x)
+            x_adv = project(x_adv + direction * self.normalise(gradient))
             return index + 1, tf.ensure_shape(x_adv, x.shape)
 
         # Not a loop over tf.range: train_step is traced without AutoGraph.

@@ -4,6 +4,9 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers import select
 
+ENOUGH = 1e-6  # share of a gap that may be left, about what the rounding of a sum over the pixels leaves
+LONG = 1e30  # the time after which all room is used, finite so that a speed of 0 goes nowhere in it
+
 
 def pixel_range(x: tf.Tensor) -> tf.Tensor:
     """Clips images to the pixel range `[0, 1]`; any shape."""
@@ -11,7 +14,7 @@ def pixel_range(x: tf.Tensor) -> tf.Tensor:
 
 
 def linf_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """`clip(x + clip(x_adv - x, -epsilon, epsilon), 0, 1)`.
+    """Clips to what is within `epsilon` of `x` and in [0, 1].
 
     Args:
         x_adv: `(batch, ...)`, float32.
@@ -21,7 +24,20 @@ def linf_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float) -> tf.Tensor:
     Returns:
         `(batch, ...)`: no pixel is further than `epsilon` from `x`, up to float32 rounding.
     """
-    return pixel_range(x + tf.clip_by_value(x_adv - x, -epsilon, epsilon))
+    return between(x_adv, *linf_bounds(x, epsilon))
+
+
+def linf_bounds(x: tf.Tensor, epsilon: float | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The least and the largest value of each pixel of the l-infinity ball around `x`, within [0, 1]; as `x`.
+
+    A loop of many steps around the same images takes them once: see `between`.
+    """
+    return pixel_range(x - epsilon), pixel_range(x + epsilon)
+
+
+def between(x_adv: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    """Clips each pixel to its own bounds; all of one shape."""
+    return tf.minimum(tf.maximum(x_adv, low), high)
 
 
 def l2_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float) -> tf.Tensor:
@@ -97,27 +113,44 @@ def hyperplane(x: tf.Tensor, normal: tf.Tensor, offset: tf.Tensor, norm: str) ->
 
     Reference: [Croce and Hein, 2020](https://arxiv.org/abs/1907.02044), section 3.1.
     """
+    gap = tf.reduce_sum(normal * x, axis=list(range(1, x.shape.rank))) - offset
+    return pixel_range(x + towards_hyperplane(x, normal, gap, norm))
+
+
+def towards_hyperplane(x: tf.Tensor, normal: tf.Tensor, gap: tf.Tensor, norm: str) -> tf.Tensor:
+    """How each pixel moves when `x` goes to the nearest point of a hyperplane within [0, 1]^n, see `hyperplane`.
+
+    Args:
+        x: `(batch, ...)`, float32, in `[0, 1]`.
+        normal: As `x`.
+        gap: `(batch,)`, float32, `<normal, x>` less the offset of the hyperplane.
+        norm: `"Linf"`, `"L2"` or `"L1"`.
+
+    Returns:
+        `(batch, ...)`, float32; added to `x` it stays in [0, 1] up to float32 rounding.
+    """
     shape = tf.shape(x)
-    x, normal = (tf.reshape(tensor, (shape[0], -1)) for tensor in (x, normal))
-    gap = tf.reduce_sum(normal * x, axis=1) - offset
+    x, normal = (tf.reshape(tensor, (tf.shape(tensor)[0], -1)) for tensor in (x, normal))
     weight = tf.abs(normal)
     if norm != "Linf":
         weight = select(weight >= 1e-8, weight, 0)
     # Towards the hyperplane a pixel goes down if its weight has the sign of the gap, and up otherwise.
-    direction = tf.where(gap >= 0, -1.0, 1.0)[:, tf.newaxis] * select(weight > 0, tf.sign(normal), 0)
-    room = select(direction < 0, x, select(direction > 0, 1 - x, 0))
-    gap = tf.abs(gap)
+    below = select(normal > 0, x, 1 - x)
+    room = select(weight > 0, select(gap >= 0, below, 1 - below), 0)
+    size = tf.abs(gap)
     if norm == "L1":
-        move = _largest_weights_first(weight, room, gap)
+        move = _largest_weights_first(weight, room, size)
     else:
-        move = _filled(weight if norm == "L2" else None, weight, room, gap)
-    return tf.reshape(pixel_range(x + direction * move), shape)
+        move = _filled(weight if norm == "L2" else None, weight, room, size)
+    side = tf.where(gap >= 0, -1.0, 1.0)[:, tf.newaxis]
+    return tf.reshape(side * move * tf.sign(normal), shape)
 
 
 def _filled(speed: tf.Tensor | None, weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -> tf.Tensor:
     """`min(time * speed, room)` at the time when `sum(weight * min(time * speed, room))` is the gap, or at the end.
 
-    Without `speed` it is 1 everywhere; where the weight is 0 there is no room.
+    Without `speed` it is 1 everywhere; where the weight is 0 there is no room. Where all the room is not enough the
+    time becomes infinite.
 
     The sum is concave and piecewise linear in time, so that Newton's steps from 0 never go too far and end at the exact
     answer after passing each kink at most once; a handful suffices, where sorting the kinks would cost more.
@@ -133,20 +166,20 @@ def _filled(speed: tf.Tensor | None, weight: tf.Tensor, room: tf.Tensor, gap: tf
 
     def step(index: tf.Tensor, time: tf.Tensor, left: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         slope = tf.reduce_sum(select(reached(time) < room, gain, none), axis=1)
-        time = tf.where((left > 0) & (slope > 0), time + left / tf.maximum(slope, 1e-30), time)
+        later = tf.where(slope > 0, time + left / tf.maximum(slope, 1e-30), never)
+        time = tf.where(left > enough, later, time)
         return index + 1, time, lacking(time)
 
-    reach = tf.reduce_sum(weight * room, axis=1)
-    reachable = reach > gap
-    enough = 1e-7 * gap
-    zero, none = tf.zeros_like(gap), tf.zeros_like(weight)
+    enough = ENOUGH * gap
+    never = tf.fill(tf.shape(gap), LONG)
+    none = tf.zeros_like(weight)
     _, time, _ = tf.while_loop(
-        lambda index, time, left: (index < 50) & tf.reduce_any(reachable & (left > enough)),
+        lambda index, time, left: (index < 50) & tf.reduce_any((left > enough) & (time < LONG)),
         step,
-        (tf.constant(0), zero, gap),
+        (tf.constant(0), tf.zeros_like(gap), gap),
         parallel_iterations=1,
     )
-    return select(reachable, tf.minimum(reached(time), room), room)
+    return tf.minimum(reached(time), room)
 
 
 def _largest_weights_first(weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -> tf.Tensor:
@@ -172,7 +205,7 @@ def distance(x_adv: tf.Tensor, x: tf.Tensor, norm: str) -> tf.Tensor:
 
 def per_example(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Makes one value per example broadcastable to the examples: `(batch,)` to `(batch, 1, ..., 1)`."""
-    return tf.reshape(values, tf.concat([tf.shape(values), tf.ones(x.shape.rank - 1, tf.int32)], axis=0))
+    return tf.reshape(values, (-1, *[1] * (x.shape.rank - 1)))
 
 
 def l2_norm(x: tf.Tensor) -> tf.Tensor:

@@ -14,10 +14,10 @@ SMALLEST = 16
 
 
 class CompactedAttack:
-    """A staged attack against one network, compiled once per batch size.
+    """A staged attack against one network, compiled once.
 
-    Whenever images have fallen, those left are moved to the smallest batch size that holds them: the full one, a half,
-    a quarter and so on, not below 16. A batch size is traced once; the rows that fill it up repeat the first image.
+    Whenever images have fallen, those left are moved to the smallest batch size that holds them, see `batch_sizes`; the
+    rows that fill it up repeat the first image. One trace serves all batch sizes, unless the model has one of its own.
 
     Args:
         attack: The attack.
@@ -30,18 +30,19 @@ class CompactedAttack:
     def __init__(self, attack: StagedAttack, forward: Forward, model: Any, num_classes: int, batch_size: int) -> None:
         self.attack = attack
         self.runs = attack.runs(num_classes)
-        self.sizes = batch_sizes(batch_size)
+        fixed = isinstance((getattr(model, "input_shape", None) or (None,))[0], int)
+        self.sizes = [batch_size] if fixed else batch_sizes(batch_size)
         self.iterations = 0  # of all images together
         self.starts = 0
         self.without_gradient = 0  # images whose first gradient was zero in the first run
         self._functions = {
-            name: _compiled(getattr(attack, name), forward, model)
+            name: _Compiled(getattr(attack, name), forward, model, batch_size if fixed else None)
             for name in ("start", "start_again", "next_phase", "advance")
         }
 
     def traces(self) -> dict[str, int]:
         """How often each compiled function was traced."""
-        return {name: function.experimental_get_tracing_count() for name, function in self._functions.items()}
+        return {name: function.traces() for name, function in self._functions.items()}
 
     def __call__(
         self, x: np.ndarray, y: np.ndarray, seeds: Callable[[int], np.ndarray]
@@ -112,20 +113,43 @@ class CompactedAttack:
 
 
 def batch_sizes(batch_size: int) -> list[int]:
-    """The full batch size, its half, its quarter and so on, not below 16 unless the full one is."""
-    sizes = [batch_size]
-    while sizes[-1] // 2 >= SMALLEST:
-        sizes.append((sizes[-1] + 1) // 2)
-    return sizes
+    """The full batch size and its eighths, then halves down to 16; in falling order, none below 16 but the full one.
+
+    A few sizes, for libraries prepare a convolution anew for each.
+    """
+    sizes = {batch_size, *(-(-batch_size * eighth // 8) for eighth in range(1, 8))}
+    smallest = min(sizes)
+    while smallest // 2 >= SMALLEST:
+        smallest = (smallest + 1) // 2
+        sizes.add(smallest)
+    return sorted((size for size in sizes if size >= min(SMALLEST, batch_size)), reverse=True)
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([rows, np.repeat(rows[:1], size - len(rows))])
 
 
-def _compiled(method: Callable[..., Any], forward: Forward, model: Any) -> Any:
-    def call(*args: Any) -> Any:
-        with settled_for_inference(model):
-            return method(forward, *args)
+class _Compiled:
+    """A method of an attack, traced once for batches of any size, or of the one size that the model takes."""
 
-    return tf.function(call, autograph=False)
+    def __init__(self, method: Callable[..., Any], forward: Forward, model: Any, batch_size: int | None) -> None:
+        def call(*args: Any) -> Any:
+            with settled_for_inference(model):
+                return method(forward, *args)
+
+        self._call = call
+        self._batch_size = batch_size
+        self._function: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self._function is None:
+            # What is not a scalar has a row for each image.
+            specs = tf.nest.map_structure(
+                lambda each: tf.TensorSpec((self._batch_size, *each.shape[1:]) if each.shape.rank else (), each.dtype),
+                args,
+            )
+            self._function = tf.function(self._call, input_signature=specs, autograph=False)
+        return self._function(*args)
+
+    def traces(self) -> int:
+        return 0 if self._function is None else self._function.experimental_get_tracing_count()

@@ -2,7 +2,7 @@
 
 An attack takes the gradient of each step with respect to images of one or three channels. TensorFlow's gradient of the
 first convolution is slow on CPUs there: it multiplies matrices with one to three columns. Here a convolution over the
-upstream gradient computes blocks of several pixels at once as its filters, and `depth_to_space` lays them out.
+upstream gradient computes blocks of several pixels at once as its filters, and a transposition lays them out.
 """
 
 from typing import Any, NamedTuple
@@ -19,12 +19,14 @@ class _Side(NamedTuple):
 
     Attributes:
         padding: Zeros before and after the upstream gradient.
+        before: Number of pixels by which the first block begins before the image.
         taps: `(block, window)`, the tap of the kernel between each pixel of a block and each entry of the window of
             the upstream gradient that the block sees; -1 where there is none.
         blocks: Number of blocks.
     """
 
     padding: tuple[int, int]
+    before: int
     taps: np.ndarray
     blocks: int
 
@@ -87,9 +89,15 @@ def _gradient_of_images(
     advance = [1, block // strides[0], block // strides[1], 1]
     padded = tf.pad(upstream, [(0, 0), rows.padding, columns.padding, (0, 0)])
     blocks = tf.nn.conv2d(padded, filters, advance, "VALID")
-    blocks = blocks[:, : rows.blocks, : columns.blocks]
-    pixels = blocks if block == 1 else tf.nn.depth_to_space(blocks, block)
-    return tf.ensure_shape(pixels[:, :height, :width], (upstream.shape[0], height, width, channels))
+    lines = tf.reshape(
+        blocks[:, : rows.blocks, : columns.blocks], (-1, rows.blocks, columns.blocks, block, block * channels)
+    )
+    # Faster on CPUs than `depth_to_space`, which moves single pixels.
+    pixels = tf.reshape(
+        tf.transpose(lines, (0, 1, 3, 2, 4)), (-1, rows.blocks * block, columns.blocks * block, channels)
+    )
+    inside = pixels[:, rows.before : rows.before + height, columns.before : columns.before + width]
+    return tf.ensure_shape(inside, (upstream.shape[0], height, width, channels))
 
 
 def _block(channels: int, strides: tuple[int, int]) -> int:
@@ -103,6 +111,9 @@ def _block(channels: int, strides: tuple[int, int]) -> int:
 
 def _side(size: int, taps: int, stride: int, outputs: int, padding: str, block: int) -> _Side:
     before = max((outputs - 1) * stride + taps - size, 0) // 2 if padding == "same" else 0
+    # A block that begins where an output's window may begin sees the fewest outputs.
+    cut = before % stride
+    before, size = before - cut, size + cut
     # Pixel r of a block sees output (r + before - tap) / stride of those that start with the block's own.
     first = -((taps - 1 - before) // stride)
     last = (block - 1 + before) // stride
@@ -111,7 +122,7 @@ def _side(size: int, taps: int, stride: int, outputs: int, padding: str, block: 
     found = np.where((found >= 0) & (found < taps), found, -1)
     blocks = -(-size // block)
     needed = block // stride * (blocks - 1) + last + 1
-    return _Side((-first, max(0, needed - outputs)), found, blocks)
+    return _Side((-first, max(0, needed - outputs)), cut, found, blocks)
 
 
 def _arrangement(shape: tuple[int, ...], rows: _Side, columns: _Side) -> np.ndarray:
