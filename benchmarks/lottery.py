@@ -141,6 +141,7 @@ def ours(contender: str, kind: str, count: int) -> tuple[Callable[[], Any], Call
         attack: trs.attacks.GradientAttack = trs.attacks.LinfFGSM(EPSILON, label="predicted")
     else:
         attack = trs.attacks.LinfPGD(EPSILON, STEP_SIZE, NUM_STEPS, label="predicted")
+    attack.unrolled = True
     objective: trs.objectives.Objective = trs.objectives.Natural(SMOOTHING)
     if kind != "natural":
         objective = trs.objectives.CleanAndAdversarial(attack, label_smoothing=SMOOTHING)
@@ -148,7 +149,8 @@ def ours(contender: str, kind: str, count: int) -> tuple[Callable[[], Any], Call
     model = trs.training.Trials(network, objective, attack)
     model.compile(trs.training.FusedAdam(RATE), steps_per_execution=count, jit_compile=contender == "xla")
     images, labels = data()
-    batches = trs.data.stacked_train_dataset(images, labels, FLAGS.batch_size, range(networks))
+    batches = trs.data.stacked_batches(len(labels), FLAGS.batch_size, range(networks))
+    model.train_on(images, labels)
     x, y = tf.constant(images[: FLAGS.eval_images]), tf.constant(labels[: FLAGS.eval_images])
 
     def measuring() -> None:

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import attacks, layers, models, objectives
 from tf_robust_sparse.attacks import cross_entropy
-from tf_robust_sparse.data import stacked_train_dataset
+from tf_robust_sparse.data import stacked_batches
 from tf_robust_sparse.sparsity import masked_kernels, slots
 from tf_robust_sparse.training import FusedAdam, State, Trials
 
@@ -32,7 +32,8 @@ def half_masks(network, seed=0):
 
 def fitted(model, states, masks, seeds, steps=50):
     model.begin(states, masks, seeds)
-    model.fit(stacked_train_dataset(X, Y, 16, seeds), steps_per_epoch=steps, epochs=1, verbose=0)
+    model.train_on(X, Y)
+    model.fit(stacked_batches(len(Y), 16, seeds), steps_per_epoch=steps, epochs=1, verbose=0)
     return model
 
 

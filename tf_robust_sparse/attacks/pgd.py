@@ -1,11 +1,12 @@
 """Projected gradient attacks in the l-infinity and the l2 ball."""
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import GradientAttack, LossFn
-from tf_robust_sparse.attacks.projections import l2_ball, l2_norm, linf_ball, pixel_range
+from tf_robust_sparse.attacks.projections import l2_ball, l2_norm, linf_ball, linf_box, pixel_range
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import fold_in, normal_like, uniform_like
@@ -37,6 +38,10 @@ class LinfPGD(GradientAttack):
         """See `projections.linf_ball`."""
         return linf_ball(x_adv, x, self.epsilon)
 
+    def projection(self, x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+        """See `projections.linf_box`."""
+        return linf_box(x, self.epsilon)
+
 
 class LinfBestPGD(LinfPGD):
     """As `LinfPGD`, but returns the point of the highest loss among those whose gradient was taken.
@@ -53,6 +58,7 @@ class LinfBestPGD(LinfPGD):
         if self.num_steps == 0:
             return super()._run(forward, x, y, loss_fn, seed, start)
         direction = -self.step_size if self.targeted else self.step_size
+        project = self.projection(x)
 
         def step(
             index: tf.Tensor, x_adv: tf.Tensor, best: tf.Tensor, best_gain: tf.Tensor
@@ -63,7 +69,7 @@ class LinfBestPGD(LinfPGD):
             gain = -loss if self.targeted else loss
             better = gain > best_gain
             best = tf.ensure_shape(select(better, x_adv, best), x.shape)
-            moved = self.project(x_adv + direction * self.normalise(tape.gradient(loss, x_adv)), x)
+            moved = project(x_adv + direction * self.normalise(tape.gradient(loss, x_adv)))
             return index + 1, tf.ensure_shape(moved, x.shape), best, tf.where(better, gain, best_gain)
 
         first = self._start(x, seed, start)
@@ -75,7 +81,7 @@ class LinfBestPGD(LinfPGD):
             maximum_iterations=self.num_steps,
             parallel_iterations=1,
         )[2]
-        return self.project(best, x)  # a gaussian start is not in the ball
+        return project(best)  # a gaussian start is not in the ball
 
 
 class L2PGD(GradientAttack):

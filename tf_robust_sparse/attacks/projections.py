@@ -1,5 +1,7 @@
 """Projections onto the set an adversarial example may lie in: a ball around `x`, within the pixel range [0, 1]."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from tf_robust_sparse.layers import select
@@ -22,6 +24,20 @@ def linf_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float) -> tf.Tensor:
         `(batch, ...)`: no pixel is further than `epsilon` from `x`, up to float32 rounding.
     """
     return pixel_range(x + tf.clip_by_value(x_adv - x, -epsilon, epsilon))
+
+
+def linf_box(x: tf.Tensor, epsilon: float) -> Callable[[tf.Tensor], tf.Tensor]:
+    """`linf_ball` for one `x` in [0, 1], up to rounding, at a third of the cost: its corners are computed once.
+
+    Args:
+        x: `(batch, ...)`, float32, in `[0, 1]`.
+        epsilon: Radius in pixels of `[0, 1]`.
+
+    Returns:
+        Function from `x_adv`, as `x`, to `clip(x_adv, max(x - epsilon, 0), min(x + epsilon, 1))`; no gradient.
+    """
+    low, high = tf.maximum(x - epsilon, 0.0), tf.minimum(x + epsilon, 1.0)
+    return lambda x_adv: tf.raw_ops.ClipByValue(t=x_adv, clip_value_min=low, clip_value_max=high)
 
 
 def l2_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float) -> tf.Tensor:
