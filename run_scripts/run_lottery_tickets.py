@@ -76,6 +76,7 @@ def run_trials(
     directory: Path,
 ) -> None:
     """Runs the rounds of trials that are trained together."""
+    who = f"trials {', '.join(map(str, trials))}, " if len(trials) < FLAGS.trials else ""
     final = {} if FLAGS.attack == "pgd" else {"test_pgd": (test, lottery_flags.attack("pgd"))}
     if FLAGS.eval_subset:
         final["test"] = (test, trained.attack)
@@ -90,10 +91,8 @@ def run_trials(
         trials,
         final,
         FLAGS.checkpoint_seconds,
-        say=lambda line: print(line, flush=True),
+        say=lambda line: print(f"{who}{line}", flush=True),
     )
-    if FLAGS.trials > 1:
-        print(f"\ntrials {', '.join(map(str, trials))}", flush=True)
     rounds.run()
 
 

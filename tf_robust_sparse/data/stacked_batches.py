@@ -37,16 +37,13 @@ def stacked_batches(examples: int, batch_size: int, seeds: Sequence[int], first_
     numbers = tf.range(examples)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        orders = tf.stack(
-            [tf.random.experimental.stateless_shuffle(numbers, tf.stack([seed, number])) for seed in seeds]
-        )
-        whole = tf.reshape(orders[:, : full * batch_size], (len(seeds), full, batch_size))
-        batches = tf.data.Dataset.from_tensor_slices(
-            tf.reshape(tf.transpose(whole, (1, 0, 2)), (full, len(seeds) * batch_size))
-        )
+        orders = [tf.random.experimental.stateless_shuffle(numbers, tf.stack([seed, number])) for seed in seeds]
+        whole = [tf.reshape(order[: full * batch_size], (full, batch_size)) for order in orders]
+        batches = tf.data.Dataset.from_tensor_slices(tf.concat(whole, axis=1))
         if full == steps:
             return batches
-        return batches.concatenate(tf.data.Dataset.from_tensors(tf.reshape(orders[:, full * batch_size :], (-1,))))
+        rest = tf.concat([order[full * batch_size :] for order in orders], axis=0)
+        return batches.concatenate(tf.data.Dataset.from_tensors(rest))
 
     epochs = tf.data.Dataset.range(first_step // steps, np.iinfo(np.int64).max)
     return epochs.flat_map(epoch).skip(first_step % steps)
