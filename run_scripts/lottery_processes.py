@@ -53,7 +53,8 @@ def end_with_parent() -> None:
     """Has this process end when the one that started it is gone, which holds the other end of its standard input."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin.read(), which holds a lock that the end of the interpreter needs
+            pass
         os._exit(130)
 
     threading.Thread(target=wait, daemon=True).start()
