@@ -5,13 +5,10 @@ script again with --only_trials and writes into the same tree, in which every tr
 """
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-
-from run_scripts import command_line
 
 _ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
@@ -26,7 +23,7 @@ def run(parts: Sequence[Sequence[int]], arguments: Sequence[str]) -> None:
     """Runs this script once for each part, side by side, and waits for all.
 
     Raises:
-        BadInput: if one of them fails; the others end first.
+        ValueError: if one of them fails; the others end first.
         KeyboardInterrupt: if one of them, or this process, is interrupted.
     """
     started = []
@@ -39,14 +36,14 @@ def run(parts: Sequence[Sequence[int]], arguments: Sequence[str]) -> None:
         codes = [process.wait() for process in started]
     except BaseException:
         for process in started:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
         for process in started:
             process.wait()
         raise
     if any(code < 0 or code == 130 for code in codes):
         raise KeyboardInterrupt
     if any(codes):
-        raise command_line.BadInput(f"expected every trial to end well. Received: exit codes {codes}; see above")
+        raise ValueError(f"expected every trial to end well. Received: exit codes {codes}; see above")
 
 
 def end_with_parent() -> None:

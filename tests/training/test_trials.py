@@ -174,6 +174,31 @@ def test_replicas_train_one_network_as_one_device_does():
     assert np.isfinite(two[2]).all()
 
 
+def test_fitting_needs_places_of_examples_that_are_held():
+    model = compiled(dense(1))
+    with pytest.raises(ValueError, match="call `train_on` first"):
+        model.fit(stacked_batches(len(Y), 16, [1]), steps_per_epoch=1, verbose=0)
+    with pytest.raises(ValueError, match="train_on: expected"):
+        model.train_on(X, Y[:3])
+    with pytest.raises(ValueError, match="takes images of shape"):
+        model.train_on(np.zeros((80, 8, 8, 1), np.uint8), Y)
+    model.train_on(X, Y)
+    with pytest.raises(ValueError, match="integers of shape"):
+        model.fit(tf.data.Dataset.from_tensors((X, Y)), verbose=0)
+
+
+def test_other_examples_take_the_place_of_those_before():
+    network = dense(1)
+    model = compiled(network, objectives.Natural())
+    losses = []
+    for images in (X, 1 - X):
+        model.begin([state_of(dense(1))], [masked_kernels.get_masks(network)], [7])
+        model.train_on(images, Y)
+        model.fit(stacked_batches(len(Y), 16, [7]), steps_per_epoch=5, verbose=0)
+        losses.append(model.training_record()[0][0])
+    assert losses[0] != losses[1]
+
+
 def test_networks_without_masks_and_wrong_numbers_of_states_are_refused():
     with pytest.raises(ValueError, match='kernel="masked"'):
         compiled(tiny_network("plain"))
