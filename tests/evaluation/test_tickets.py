@@ -110,7 +110,7 @@ def test_overlap_is_what_both_keep_of_what_either_keeps(rounds):
 
 def test_the_accuracy_at_the_end_is_of_all_test_images_where_they_were_measured(rounds):
     found = rounds[0][0]
-    loss, accuracy, attacked = curve_values(0, 0, 1000)
+    _, accuracy, attacked = curve_values(0, 0, 1000)
     assert tickets.final_accuracy(found) == pytest.approx(accuracy)
     assert tickets.final_accuracy(found, "fgsm", "fgsm") == pytest.approx(attacked)
     assert tickets.final_accuracy(found, "pgd", "fgsm") == pytest.approx(0.1)
