@@ -24,7 +24,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.saving.round_files import round_directory
+from tf_robust_sparse.saving.round_files import is_done, round_directory
 
 FLAGS = flags.FLAGS
 
@@ -50,10 +50,10 @@ def main() -> None:
     if not FLAGS.only_trials:
         begin(directory, resuming)
         describe(images, train, held_out, parts, directory)
+    parts = [trials for trials in parts if not all_done(directory, trials)]
     if len(parts) > 1 and lottery_flags.processes(images) > 1:
         lottery_processes.run(parts, sys.argv[1:])
-        finish(directory)
-        return
+        parts = []
     if FLAGS.only_trials:
         lottery_processes.end_with_parent()
     models: dict[int, trs.training.Trials] = {}
@@ -64,6 +64,12 @@ def main() -> None:
         run_trials(models[len(trials)], trials, images, train, held_out, test, directory)
     if not FLAGS.only_trials:
         finish(directory)
+
+
+def all_done(directory: Path, trials: list[int]) -> bool:
+    """Tells whether every round of these trials is finished."""
+    numbers = range(lottery_flags.plan().rounds)
+    return all(is_done(round_directory(directory, trial, number)) for trial in trials for number in numbers)
 
 
 def run_trials(
