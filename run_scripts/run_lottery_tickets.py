@@ -51,7 +51,7 @@ def main() -> None:
         begin(directory, resuming)
         describe(images, train, held_out, parts, directory)
     parts = [trials for trials in parts if not all_done(directory, trials)]
-    if len(parts) > 1 and lottery_flags.processes(images) > 1:
+    if parts and lottery_flags.processes(images) > 1:
         lottery_processes.run(parts, sys.argv[1:])
         parts = []
     if FLAGS.only_trials:
