@@ -231,12 +231,15 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _with_underscores(argv: list[str]) -> list[str]:
-    """Accepts `--exp-mode` for `--exp_mode`."""
+    """Accepts `--exp-mode` for `--exp_mode`, and `--no-jit` for `--nojit`."""
     words = []
     for word in argv:
         name, equals, value = word.partition("=")
         if name.startswith("--") and len(name) > 2:
             name = "--" + name[2:].replace("-", "_")
+            off = name[5:] if name.startswith("--no_") else ""
+            if name[2:] not in FLAGS and off in FLAGS and FLAGS[off].boolean:
+                name = f"--no{off}"
         words.append(name + equals + value)
     return words
 

@@ -1,14 +1,16 @@
 """Flags of rounds of pruning, by the names of the published experiments, and the objects they stand for."""
 
 import contextlib
+import os
 from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags
+from run_scripts import common_flags, lottery_processes
 from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
@@ -60,7 +62,11 @@ def define_rounds() -> None:
     flags.DEFINE_integer("prune_iters", 20, "Prunings; there is one round more.", 0)
     flags.DEFINE_integer("eval_every", 500, "Steps between two measurements.", 1)
     flags.DEFINE_integer("valid_size", 10000, "First training images, held out; a fifth if there are few.", 1)
-    flags.DEFINE_integer("stacked", None, "Trials trained together; by default all where the network allows it.", 1)
+    flags.DEFINE_integer(
+        "processes", None, "Processes of one thread that share the trials; by default many for small networks.", 1
+    )
+    flags.DEFINE_integer("stacked", None, "Trials a process trains together; by default all it has, if it can.", 1)
+    flags.DEFINE_list("only_trials", None, "Run these trials alone, as one of several processes.")
     flags.DEFINE_integer(
         "eval_subset", None, "Measure during training on the first N held-out and test images; at the end on all.", 1
     )
@@ -211,9 +217,13 @@ def network(images: trs.data.ImageDataset, seed: int) -> keras.Model:
 
 def attack(name: str | None = None) -> trs.attacks.GradientAttack:
     """Returns the attack of --attack, or of another name."""
+    found: trs.attacks.GradientAttack
     if (name or FLAGS.attack) == "fgsm":
-        return trs.attacks.LinfFGSM(FLAGS.eps, label=FLAGS.attack_label)
-    return trs.attacks.LinfPGD(FLAGS.eps, FLAGS.pgd_step_size, FLAGS.pgd_steps, label=FLAGS.attack_label)
+        found = trs.attacks.LinfFGSM(FLAGS.eps, label=FLAGS.attack_label)
+    else:
+        found = trs.attacks.LinfPGD(FLAGS.eps, FLAGS.pgd_step_size, FLAGS.pgd_steps, label=FLAGS.attack_label)
+    found.unrolled = FLAGS.model == DENSE and found.num_steps <= 50
+    return found
 
 
 def objective(attacked_by: trs.attacks.GradientAttack) -> trs.objectives.Objective:
@@ -232,16 +242,37 @@ def optimizer() -> keras.optimizers.Optimizer:
     return kind(FLAGS.learning_rate)
 
 
-def stack_size(images: trs.data.ImageDataset) -> int:
-    """Returns how many trials are trained together."""
-    if FLAGS.strategy == "none" and trs.models.can_be_stacked(network(images, 0)):
-        return min(FLAGS.stacked or FLAGS.trials, FLAGS.trials)
-    if (FLAGS.stacked or 1) > 1:
+def processes(images: trs.data.ImageDataset) -> int:
+    """Returns how many processes train; by default one for each trial of a small network, up to four per core."""
+    if FLAGS.only_trials:
+        return 1
+    cores, small = os.cpu_count() or 1, _is_small(images)
+    if FLAGS.processes is None and (cores == 1 or not small or tf.config.list_physical_devices("GPU")):
+        return 1
+    return min(FLAGS.processes or 4 * cores, FLAGS.trials)
+
+
+def parts(images: trs.data.ImageDataset) -> list[list[int]]:
+    """Returns the trials in groups: those of a process, which are trained together where the network allows it.
+
+    Raises:
+        BadFlag: if more are to be trained together than the network allows.
+    """
+    trials = [int(trial) for trial in FLAGS.only_trials or range(FLAGS.trials)]
+    if (FLAGS.stacked or 1) > 1 and not _is_small(images):
         raise BadFlag(
             f"--stacked={FLAGS.stacked}: expected a network of masked dense layers without biases, {DENSE}. "
             f"Received: --model={FLAGS.model}"
         )
-    return 1
+    number = processes(images)
+    if number > 1:
+        return lottery_processes.groups(trials, number)
+    together = (FLAGS.stacked or len(trials)) if _is_small(images) else 1
+    return lottery_processes.groups(trials, -(-len(trials) // min(together, len(trials))))
+
+
+def _is_small(images: trs.data.ImageDataset) -> bool:
+    return FLAGS.strategy == "none" and trs.models.can_be_stacked(network(images, 0))
 
 
 def split(

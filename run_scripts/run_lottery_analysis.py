@@ -7,7 +7,7 @@ The first draws what run_lottery_tickets.py has finished so far, with the same f
 `<base_dir>/<dataset>/<model>/analysis/<attack>/lr-..._l1-..._advtrain-.../`: curves over training steps, measures over
 sparsity, early stopping, densities of initial weights, remaining layers and pixels, and `comparison.md`. The second
 writes tables of each data set, natural and adversarial training side by side, into `<base_dir>/tables/`, as Markdown,
-CSV and LaTeX.
+CSV and LaTeX, and a figure of accuracies and overlaps of masks by kind of training.
 """
 
 import shutil
@@ -156,6 +156,10 @@ def tables() -> None:
         }.items():
             ticket_tables.write_table(place / "tables" / name, header, rows)
             print(f"\n{name}\n\n{ticket_tables.markdown(header, rows)}")
+        ticket_figures.draw_training(
+            {_training(*key): (key[0], rounds) for key, rounds in _of_each_training(found).items()},
+            [place / "tables" / f"{dataset}_training.{form}" for form in FLAGS.formats],
+        )
     if not written:
         raise command_line.BadInput(
             f"--base_dir={FLAGS.base_dir}: expected experiments of reinit_orig. Received: a folder without any"
@@ -190,30 +194,24 @@ def last(
 ) -> tuple[list[str], list[list[str]]]:
     """Returns a table of what was measured at the end on all test images, PGD beside FGSM, and how masks overlap."""
     header = ["remain %", "training", "accuracy %", "FGSM %", "PGD %", "overlap of trials", "with natural training"]
-    # Natural training is the same whatever it is measured with; the runs measured with FGSM know PGD too.
-    measured = next((attack for attack in lottery_flags.ATTACKS if (attack, False) in found), None)
-    shown = {key: rounds for key, rounds in found.items() if key[1] or key[0] == measured}
     rows = []
     for number in numbers:
-        for (attack, adversarial), rounds in shown.items():
+        for (attack, adversarial), rounds in _of_each_training(found).items():
             if number not in rounds:
                 continue
             trials = rounds[number]
-            measures = [_final(each) for each in trials]
-            own = tickets.spread(each["adversarial_accuracy"] for each in measures).percent()
-            pgd = tickets.spread(
-                each.final["test_pgd"]["adversarial_accuracy"] for each in trials if "test_pgd" in each.final
-            ).percent()
+            measures = [
+                tickets.spread(tickets.final_accuracy(each, under, attack) for each in trials).percent()
+                for under in (None, *lottery_flags.ATTACKS)
+            ]
             natural = found.get((attack, False), {}).get(number)
             shared = tickets.mask_overlaps(trials)
             beside = tickets.mask_overlaps(trials, natural) if adversarial and natural else None
             rows.append(
                 [
                     trials[0].label,
-                    attack.upper() if adversarial else "natural",
-                    tickets.spread(each["accuracy"] for each in measures).percent(),
-                    own if attack == "fgsm" else "-",
-                    own if attack == "pgd" else pgd,
+                    _training(attack, adversarial),
+                    *measures,
                     f"{shared.mean:.3f}" if shared.number else "-",
                     f"{beside.mean:.3f}" if beside and beside.number else "-",
                 ]
@@ -221,12 +219,19 @@ def last(
     return header, rows
 
 
-def _final(found: tickets.Round) -> dict[str, float]:
-    """Returns what was measured at the end, on all test images if that was done."""
-    if "test" in found.final:
-        return found.final["test"]
-    curve = found.curves["test"]
-    return {"accuracy": float(curve["acc"][-1]), "adversarial_accuracy": float(curve["adv_acc"][-1])}
+def _of_each_training(
+    found: dict[tuple[str, bool], dict[int, list[tickets.Round]]],
+) -> dict[tuple[str, bool], dict[int, list[tickets.Round]]]:
+    """Returns one experiment of each way of training.
+
+    Natural training is the same whatever it is measured with; the runs measured with FGSM know PGD too.
+    """
+    measured = next((attack for attack in lottery_flags.ATTACKS if (attack, False) in found), None)
+    return {key: rounds for key, rounds in found.items() if key[1] or key[0] == measured}
+
+
+def _training(attack: str, adversarial: bool) -> str:
+    return attack.upper() if adversarial else "natural"
 
 
 def _numbers(runs: ticket_figures.Runs, labels: list[str] | tuple[str, ...]) -> list[int]:

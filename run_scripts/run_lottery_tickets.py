@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, lottery_flags, report, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, lottery_flags, lottery_processes, report, run_directory  # isort: skip
 
 import keras
 import numpy as np
@@ -24,14 +24,17 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.saving.round_files import round_directory
+from tf_robust_sparse.saving.round_files import is_done, round_directory
 
 FLAGS = flags.FLAGS
 
 lottery_flags.define()
 
 # What --resume may change; everything else makes it another run.
-_MAY_CHANGE = ("base_dir", "checkpoint_seconds", "data_dir", "force", "prune_iters", "resume", "stacked", "trials")
+_MAY_CHANGE = (
+    *("base_dir", "checkpoint_seconds", "data_dir", "force", "only_trials", "processes", "prune_iters", "resume"),
+    *("stacked", "trials"),
+)
 
 
 def main() -> None:
@@ -43,22 +46,35 @@ def main() -> None:
     strategy = common_flags.strategy()
     images = common_flags.dataset()
     train, held_out, test = lottery_flags.split(images)
-    together = lottery_flags.stack_size(images)
-    begin(directory, resuming)
-    describe(images, train, held_out, together, directory)
+    parts = lottery_flags.parts(images)
+    if not FLAGS.only_trials:
+        begin(directory, resuming)
+        describe(images, train, held_out, parts, directory)
+    parts = [trials for trials in parts if not all_done(directory, trials)]
+    if parts and lottery_flags.processes(images) > 1:
+        lottery_processes.run(parts, sys.argv[1:])
+        parts = []
+    if FLAGS.only_trials:
+        lottery_processes.end_with_parent()
     models: dict[int, trs.training.Trials] = {}
-    for first in range(0, FLAGS.trials, together):
-        trials = range(first, min(first + together, FLAGS.trials))
+    for trials in parts:
         if len(trials) not in models:
             with strategy.scope():
                 models[len(trials)] = model(images, len(trials))
         run_trials(models[len(trials)], trials, images, train, held_out, test, directory)
-    finish(directory)
+    if not FLAGS.only_trials:
+        finish(directory)
+
+
+def all_done(directory: Path, trials: list[int]) -> bool:
+    """Tells whether every round of these trials is finished."""
+    numbers = range(lottery_flags.plan().rounds)
+    return all(is_done(round_directory(directory, trial, number)) for trial in trials for number in numbers)
 
 
 def run_trials(
     trained: trs.training.Trials,
-    trials: range,
+    trials: list[int],
     images: trs.data.ImageDataset,
     train: trs.training.Images,
     held_out: dict[str, trs.training.Images],
@@ -66,6 +82,7 @@ def run_trials(
     directory: Path,
 ) -> None:
     """Runs the rounds of trials that are trained together."""
+    who = f"trials {', '.join(map(str, trials))}, " if len(trials) < FLAGS.trials else ""
     final = {} if FLAGS.attack == "pgd" else {"test_pgd": (test, lottery_flags.attack("pgd"))}
     if FLAGS.eval_subset:
         final["test"] = (test, trained.attack)
@@ -80,10 +97,8 @@ def run_trials(
         trials,
         final,
         FLAGS.checkpoint_seconds,
-        say=lambda line: print(line, flush=True),
+        say=lambda line: print(f"{who}{line}", flush=True),
     )
-    if FLAGS.trials > 1:
-        print(f"\ntrials {', '.join(map(str, trials))}", flush=True)
     rounds.run()
 
 
@@ -168,7 +183,7 @@ def describe(
     images: trs.data.ImageDataset,
     train: trs.training.Images,
     held_out: dict[str, trs.training.Images],
-    together: int,
+    parts: list[list[int]],
     directory: Path,
 ) -> None:
     """Says what is about to happen."""
@@ -177,9 +192,10 @@ def describe(
     print(f"Data:      {images.name} from {images.origin}: {len(train.y)} images to train on; measured on {sizes}")
     print(f"Objective: {report.words(lottery_flags.objective(attack).describe())}")
     print(f"Attack:    {report.words(attack.describe())}, away from the {attack.label} class")
+    how = f"{len(parts)} processes" if lottery_flags.processes(images) > 1 else "one process"
     print(
         f"Rounds:    {FLAGS.trials} trials of {plan.rounds} rounds of {plan.train_iters} steps, {plan.strategy}; "
-        f"{together} trained together; after Ctrl-C, --resume goes on"
+        f"{how}, in which {len(parts[0])} are trained together; after Ctrl-C, --resume goes on"
     )
     print(f"Output:    {directory}", flush=True)
 

@@ -108,6 +108,17 @@ def test_overlap_is_what_both_keep_of_what_either_keeps(rounds):
     assert tickets.mask_overlaps(rounds[3], rounds[3]) == (1.0, 0.0, 2)
 
 
+def test_the_accuracy_at_the_end_is_of_all_test_images_where_they_were_measured(rounds):
+    found = rounds[0][0]
+    _, accuracy, attacked = curve_values(0, 0, 1000)
+    assert tickets.final_accuracy(found) == pytest.approx(accuracy)
+    assert tickets.final_accuracy(found, "fgsm", "fgsm") == pytest.approx(attacked)
+    assert tickets.final_accuracy(found, "pgd", "fgsm") == pytest.approx(0.1)
+    assert math.isnan(tickets.final_accuracy(found, "fgsm", "pgd"))
+    whole = found._replace(final={"test": {"accuracy": 0.8, "adversarial_accuracy": 0.3}})
+    assert tickets.final_accuracy(whole) == 0.8 and tickets.final_accuracy(whole, "pgd", "pgd") == 0.3
+
+
 def test_surviving_weights_and_pixels_are_those_of_the_mask(rounds):
     found = rounds[2][0]
     assert {name: len(values) for name, values in tickets.surviving_weights(found).items()} == found.layers

@@ -16,7 +16,7 @@ from tf_robust_sparse.saving.round_files import read_arrays, round_directory
 RUN, ANALYSIS, GRID = "run_lottery_tickets", "run_lottery_analysis", "run_lottery_grid"
 TINY = (
     *("--dataset=sample", "--test_examples=50", "--valid_size=50", "--batch_size=30"),
-    *("--train_iters=20", "--eval_every=10", "--prune_iters=2"),
+    *("--train_iters=20", "--eval_every=10", "--prune_iters=2", "--processes=1"),
 )
 NAME = "sample/dense-300-100/reinit_orig/fgsm/lr-0.0012_l1-0.0_advtrain-true"
 REFERENCE = os.environ.get("TRS_DATA_DIR")
@@ -49,6 +49,37 @@ def test_a_run_leaves_the_published_tree_and_its_own_records(output):
     assert config["flags"]["train_iters"] == 20 and config["versions"]["tensorflow"] and config["devices"]
     results = json.loads((directory / "results.json").read_text())
     assert [row["label"] for row in results["rounds"]] == ["100.0", "80.0", "64.1"]
+
+
+@pytest.mark.slow
+def test_processes_leave_what_one_process_leaves(output, tmp_path):
+    """Up to rounding, for products of one thread and of several may add up in another order."""
+    options = (*TINY, "--trials=2", "--adv_train", "--processes=2", f"--base_dir={tmp_path}")
+    assert "2 processes, in which 1 are trained" in run_script(RUN, *options).expect().out
+    assert {path.name for path in (tmp_path / NAME).iterdir()} == {path.name for path in (output / NAME).iterdir()}
+    for trial in (0, 1):
+        first, second = (round_directory(base / NAME, trial, 0) for base in (output, tmp_path))
+        for kernels, tolerance in (("init_kernels", 0), ("post_kernels", 1e-4)):
+            one, other = read_arrays(first / kernels), read_arrays(second / kernels)
+            assert all(np.abs(one[name] - other[name]).max() <= tolerance for name in one)
+
+
+def test_trials_have_processes_where_that_is_faster(parse, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    images = None
+    for arguments, expected in (
+        (("--trials=3",), [[0], [1], [2]]),
+        (("--trials=10",), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]),
+        (("--trials=3", "--processes=1"), [[0, 1, 2]]),
+        (("--trials=3", "--processes=1", "--stacked=2"), [[0, 1], [2]]),
+        (("--trials=3", "--only_trials=1,2"), [[1, 2]]),
+        (("--trials=3", "--model=small_cnn"), [[0], [1], [2]]),
+    ):
+        parse(RUN, "--dataset=sample", *arguments)
+        lottery_flags.check()
+        images = images or common_flags.dataset()
+        assert lottery_flags.parts(images) == expected
+        assert (lottery_flags.processes(images) > 1) == (len(arguments) == 1)
 
 
 def test_a_record_of_flags_repeats_the_run(output, tmp_path):
@@ -141,6 +172,11 @@ def test_other_names_of_flags(alias, name, value, parse):
     assert parse(RUN, alias, value)[name].value == value
 
 
+def test_a_switch_can_be_turned_off_in_two_ways(parse):
+    for word in ("--nojit", "--no-jit", "--no_jit"):
+        assert parse(RUN, "--jit", word).jit is False
+
+
 def test_the_defaults_are_the_published_ones(parse):
     flags = parse(RUN)
     assert (flags.trials, flags.train_iters, flags.prune_iters, flags.eval_every) == (10, 50_000, 20, 500)
@@ -190,9 +226,9 @@ def test_tables_have_means_and_deviations_of_both_kinds_of_training(tmp_path):
     assert rows[0]["FGSM natural"] == "90.50 ± 0.50 (2) / 80.50 ± 0.50 (2)"
     assert rows[0]["FGSM attack"] == "55.00 ± 5.00 (2) / 55.00 ± 5.00 (2)"
     assert rows[0]["PGD natural"] == "- / -"
-    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
-        f"fashion{part}.{suffix}" for part in ("", "_tickets") for suffix in ("md", "csv", "txt")
-    }
+    written = {f"fashion{part}.{suffix}" for part in ("", "_tickets") for suffix in ("md", "csv", "txt")}
+    written |= {f"fashion_training.{suffix}" for suffix in ("svg", "png")}
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == written
     assert "10.00 ± 0.00 (2)" in (tmp_path / "tables/fashion_tickets.md").read_text()  # PGD beside FGSM
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import attacks, layers, models, objectives
 from tf_robust_sparse.attacks import cross_entropy
-from tf_robust_sparse.data import stacked_train_dataset
+from tf_robust_sparse.data import stacked_batches
 from tf_robust_sparse.sparsity import masked_kernels, slots
 from tf_robust_sparse.training import FusedAdam, State, Trials
 
@@ -32,7 +32,8 @@ def half_masks(network, seed=0):
 
 def fitted(model, states, masks, seeds, steps=50):
     model.begin(states, masks, seeds)
-    model.fit(stacked_train_dataset(X, Y, 16, seeds), steps_per_epoch=steps, epochs=1, verbose=0)
+    model.train_on(X, Y)
+    model.fit(stacked_batches(len(Y), 16, seeds), steps_per_epoch=steps, epochs=1, verbose=0)
     return model
 
 
@@ -171,6 +172,31 @@ def test_replicas_train_one_network_as_one_device_does():
         np.testing.assert_allclose(two[0].kernels[name], kernel, atol=0.02)
     np.testing.assert_allclose(two[1], one[1], atol=0.3)
     assert np.isfinite(two[2]).all()
+
+
+def test_fitting_needs_places_of_examples_that_are_held():
+    model = compiled(dense(1))
+    with pytest.raises(ValueError, match="call `train_on` first"):
+        model.fit(stacked_batches(len(Y), 16, [1]), steps_per_epoch=1, verbose=0)
+    with pytest.raises(ValueError, match="train_on: expected"):
+        model.train_on(X, Y[:3])
+    with pytest.raises(ValueError, match="takes images of shape"):
+        model.train_on(np.zeros((80, 8, 8, 1), np.uint8), Y)
+    model.train_on(X, Y)
+    with pytest.raises(ValueError, match="integers of shape"):
+        model.fit(tf.data.Dataset.from_tensors((X, Y)), verbose=0)
+
+
+def test_other_examples_take_the_place_of_those_before():
+    network = dense(1)
+    model = compiled(network, objectives.Natural())
+    losses = []
+    for images in (X, 1 - X):
+        model.begin([state_of(dense(1))], [masked_kernels.get_masks(network)], [7])
+        model.train_on(images, Y)
+        model.fit(stacked_batches(len(Y), 16, [7]), steps_per_epoch=5, verbose=0)
+        losses.append(model.training_record()[0][0])
+    assert losses[0] != losses[1]
 
 
 def test_networks_without_masks_and_wrong_numbers_of_states_are_refused():

@@ -27,7 +27,7 @@ class GradientAttack:
     `x_adv <- project(x_adv + step_size * normalise(gradient))`, `num_steps` times; the last iterate is returned, in the
     ball and in `[0, 1]`. The gradient is taken with respect to the images only, with the network in inference mode, so
     no weight and no batch-norm statistic changes. A subclass is a norm: it writes the three hooks `uniform_start`,
-    `normalise` and `project`.
+    `normalise` and `project`, and `projection` where a loop can do with less.
 
     The attack is a function of its arguments: equal calls give equal answers. Pass another `seed`
     in each training step.
@@ -50,11 +50,16 @@ class GradientAttack:
     Raises:
         ValueError: if an argument is out of its range.
 
+    Attributes:
+        unrolled: Whether a graph holds every step of its own, `False` at first. For networks of a few small layers,
+            whose gradient takes no longer than a pass of TensorFlow's loop.
+
     Reference: [Madry et al., 2018](https://arxiv.org/abs/1706.06083), section 2.1.
     """
 
     norm = "none"
     max_epsilon = math.inf
+    unrolled = False
 
     def __init__(
         self,
@@ -175,6 +180,11 @@ class GradientAttack:
             x_adv = project(x_adv + direction * self.normalise(gradient))
             return index + 1, tf.ensure_shape(x_adv, x.shape)
 
+        if self.unrolled:
+            x_adv = x_start
+            for _ in range(self.num_steps):
+                _, x_adv = step(tf.constant(0), x_adv)
+            return x_adv
         # Not a loop over tf.range: train_step is traced without AutoGraph.
         _, x_adv = tf.while_loop(
             lambda index, _: index < self.num_steps,

@@ -82,7 +82,7 @@ class LinfBestPGD(LinfPGD):
             maximum_iterations=self.num_steps,
             parallel_iterations=1,
         )[2]
-        return self.project(best, x)  # a gaussian start is not in the ball
+        return project(best)  # a gaussian start is not in the ball
 
 
 class L2PGD(GradientAttack):

@@ -36,8 +36,8 @@ def linf_bounds(x: tf.Tensor, epsilon: float | tf.Tensor) -> tuple[tf.Tensor, tf
 
 
 def between(x_adv: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-    """Clips each pixel to its own bounds; all of one shape."""
-    return tf.minimum(tf.maximum(x_adv, low), high)
+    """Clips each pixel to its own bounds; all of one shape; no gradient reaches the bounds."""
+    return tf.raw_ops.ClipByValue(t=x_adv, clip_value_min=low, clip_value_max=high)  # one pass instead of two
 
 
 def l2_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float) -> tf.Tensor:

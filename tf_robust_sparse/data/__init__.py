@@ -25,7 +25,7 @@ from tf_robust_sparse.data.ready_made import (
     svhn,
 )
 from tf_robust_sparse.data.source import ImageDataset
-from tf_robust_sparse.data.stacked_batches import stacked_train_dataset
+from tf_robust_sparse.data.stacked_batches import stacked_batches
 
 __all__ = [
     "COMPUTED_CORRUPTIONS",
@@ -50,7 +50,7 @@ __all__ = [
     "random_shift_and_flip",
     "read_corruptions",
     "restricted_pickle",
-    "stacked_train_dataset",
+    "stacked_batches",
     "steps_per_epoch",
     "svhn",
     "test_dataset",

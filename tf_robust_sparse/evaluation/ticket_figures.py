@@ -11,7 +11,9 @@ from tf_robust_sparse.evaluation.tickets import (
     Round,
     at_step,
     early_stop,
+    final_accuracy,
     input_pixels,
+    mask_overlaps,
     over_trials,
     spread,
     surviving_weights,
@@ -21,6 +23,7 @@ Runs = Mapping[str, Mapping[int, Sequence[Round]]]  # strategy -> round -> trial
 NAMES = {"reinit_orig": "original", "reinit_rand": "random", "reinit_none": "continued", "no_pruning": "dense"}
 _LINES = {"reinit_orig": "-", "reinit_rand": ":", "reinit_none": "--", "no_pruning": "-"}
 _DENSE = 0
+_WIDE = 2.5  # the published width of densities
 _DRAWN = 20_000  # weights of a layer that a density is estimated from, at most
 
 
@@ -121,6 +124,8 @@ def draw_densities(
             if len(some) > 1 and some.std() > 0:
                 axis.plot(x, gaussian_kde(some)(x), label=name, lw=1.2)
         axis.set(title=f"{found.label} % remain", xlabel="initial value", xlim=(-width, width))
+        if width >= _WIDE and found.number != _DENSE:
+            axis.set_ylim(0, 4.5)  # as published
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     _write(figure, paths)
@@ -157,6 +162,43 @@ def draw_pixels(rounds: Mapping[int, Sequence[Round]], numbers: Sequence[int], p
         figure.colorbar(image, ax=axis, shrink=0.7).ax.tick_params(labelsize=6)
     _write(figure, paths)
     return True
+
+
+def draw_training(kinds: Mapping[str, tuple[str, Mapping[int, Sequence[Round]]]], paths: Sequence[Path]) -> None:
+    """Draws, over the weights that remain, what networks of each kind of training do, and how their masks overlap.
+
+    Accuracies are those measured at the end on all test images, so that every kind is seen under both attacks. Overlaps
+    are between trials, beside that of random masks with as many entries.
+
+    Args:
+        kinds: Name of the training -> attack that it was measured with, and round -> trials.
+        paths: Files.
+    """
+    titles = ["test accuracy", "test accuracy under FGSM", "test accuracy under PGD", "overlap of masks of trials"]
+    figure = new_figure(16, 4)
+    axes = figure.subplots(1, 4)
+    first = {number: trials[0] for _, rounds in kinds.values() for number, trials in rounds.items()}
+    numbers = sorted(first)
+    for kind, (own, rounds) in kinds.items():
+        places = [place for place, number in enumerate(numbers) if number in rounds]
+        found = [
+            [spread(final_accuracy(each, attack, own) for each in rounds[numbers[place]]) for place in places]
+            for attack in (None, "fgsm", "pgd")
+        ]
+        found.append([mask_overlaps(rounds[numbers[place]]) for place in places])
+        for axis, spreads in zip(axes, found, strict=True):
+            mean, sd = (np.array([getattr(each, name) for each in spreads]) for name in ("mean", "sd"))
+            (line,) = axis.plot(places, mean, marker=".", label=kind)
+            axis.fill_between(places, mean - sd, mean + sd, color=line.get_color(), alpha=0.15, lw=0)
+    shares = [first[number].remaining / first[number].entries for number in numbers]
+    random = [share / (2 - share) for share in shares]
+    axes[3].plot(range(len(numbers)), random, "k:", label="random masks")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_xticks(range(len(numbers)), [first[number].label for number in numbers], rotation=90, fontsize=7)
+        axis.set(xlabel="weights remaining in %", title=title)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    _write(figure, paths)
 
 
 def _draw_over_sparsity(runs: Runs, measures: Sequence[tuple[str, Any]], paths: Sequence[Path]) -> None:

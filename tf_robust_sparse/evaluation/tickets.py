@@ -83,6 +83,23 @@ def early_stop(found: Round) -> int:
     return int(np.argmin(found.curves["valid"]["loss"]))
 
 
+def final_accuracy(found: Round, attack: str | None = None, own: str | None = None) -> float:
+    """Returns the accuracy at the end, on all test images if that was measured; NaN if the attack was not.
+
+    Args:
+        found: A round.
+        attack: `"fgsm"` or `"pgd"`; `None` for the images as they are.
+        own: The attack that the experiment measures with.
+    """
+    curve = found.curves["test"]
+    whole = found.final.get("test", {"accuracy": curve["acc"][-1], "adversarial_accuracy": curve["adv_acc"][-1]})
+    if attack is None:
+        return float(whole["accuracy"])
+    if attack == own:
+        return float(whole["adversarial_accuracy"])
+    return float(found.final.get(f"test_{attack}", {"adversarial_accuracy": math.nan})["adversarial_accuracy"])
+
+
 def over_trials(rounds: Sequence[Round], of: str, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns steps, and mean and standard deviation over trials at each that all of them have."""
     steps = sorted(set.intersection(*(set(each.curves[of]["batch"].tolist()) for each in rounds)))

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import saving
 from tf_robust_sparse.attacks import GradientAttack
-from tf_robust_sparse.data import stacked_train_dataset
+from tf_robust_sparse.data import stacked_batches
 from tf_robust_sparse.saving.round_files import DONE, is_done, label_of, read_arrays, round_directory, write_arrays
 from tf_robust_sparse.sparsity import masked_kernels
 from tf_robust_sparse.sparsity.iterative_magnitude import PruningRule
@@ -167,6 +167,7 @@ class Rounds:
         Raises:
             FloatingPointError: if a loss is not finite.
         """
+        self.model.train_on(self._train.x, self._train.y)
         for number in range(self.plan.rounds):
             if not all(is_done(self.place(trial, number)) for trial in self.trials):
                 self._round(number)
@@ -196,9 +197,7 @@ class Rounds:
             self._say(f"round {number}: {left} / {entries} weights, {label_of(left, entries)} % remain")
             record.measure()
         if record.step < plan.train_iters:
-            batches = stacked_train_dataset(
-                self._train.x, self._train.y, plan.batch_size, self._streams(number, _SHUFFLE), record.step
-            )
+            batches = stacked_batches(len(self._train.y), plan.batch_size, self._streams(number, _SHUFFLE), record.step)
             steps = plan.steps_per_call
             model.fit(
                 batches,

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, fold_in
+from tf_robust_sparse.data.source import check_examples
 from tf_robust_sparse.models import members_of
 from tf_robust_sparse.objectives import Objective, smoothed_cross_entropy
 from tf_robust_sparse.sparsity import masked_kernels, slots
@@ -40,6 +41,8 @@ class Trials(RobustModel):
     Each member of a stack (`models.stack`) minimises its own mean loss, draws its attack noise from its own seed, and
     so does what it would do alone, up to the rounding of batched products.
 
+    Images are held in memory: `train_on` them, and `fit` batches of their places (`data.stacked_batches`).
+
     Args:
         network: A network with masked kernels, or a stack.
         objective: What training minimises. It is recorded as
@@ -55,6 +58,7 @@ class Trials(RobustModel):
         masked_kernels.masked_layers(network)
         self.members = members_of(network)
         self.attack = attack
+        self._examples: tuple[tf.Tensor, tf.Tensor] | None = None
         self._seeds = tf.Variable(
             tf.zeros(self.members, tf.int32), aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, trainable=False
         )
@@ -66,6 +70,24 @@ class Trials(RobustModel):
             trainable=False,
         )
         self._measures: dict[int, Callable[..., tf.Tensor]] = {}
+
+    def train_on(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Sets the examples whose places `fit` is given.
+
+        Args:
+            images: `(n, height, width, channels)`, uint8, or floats in [0, 1].
+            labels: `(n,)`, integers.
+
+        Raises:
+            ValueError: if they do not fit this description or the network.
+        """
+        if not isinstance(images, np.ndarray):
+            raise ValueError("`images` must be in memory; pass an array. Received: image files")
+        images, labels = check_examples(images, labels, where="Trials.train_on")
+        self._check_batch(np.zeros((1, *images.shape[1:]), np.float32), labels)
+        with tf.device("CPU:0"):
+            self._examples = (tf.constant(images), tf.constant(labels))
+        self.train_function = None  # one that is traced already has the examples of before
 
     def begin(self, states: Sequence[State], masks: Sequence[dict[str, np.ndarray]], seeds: Sequence[int]) -> None:
         """Sets variables and masks of every member, and an optimizer that remembers nothing."""
@@ -155,8 +177,7 @@ class Trials(RobustModel):
         def measure(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor, label_smoothing: tf.Tensor) -> tf.Tensor:
             def add(first: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 some, labels = x[first : first + _CHUNK], y[first : first + _CHUNK]
-                if some.dtype == tf.uint8:
-                    some = tf.cast(some, tf.float32) / 255.0
+                some = _pixels(some)
                 if members > 1:
                     some, labels = tf.tile(some, (members, 1, 1, 1)), tf.tile(labels, (members,))
                 clean = tf.cast(self.network(some, training=False), tf.float32)
@@ -172,6 +193,23 @@ class Trials(RobustModel):
                 return tf.while_loop(lambda first, _: first < tf.shape(x)[0], add, state, parallel_iterations=1)[1]
 
         return measure
+
+    def train_step(self, data):
+        """Does one optimisation step of every member, on the examples at the places `data` `(members * batch,)`."""
+        images, labels = (tf.gather(each, data) for each in self._examples)
+        return super().train_step((_pixels(images), labels))
+
+    def _check_data(self, data: Any, batch_size: int | None = None) -> int | None:
+        """Checks that batches hold places of examples that there are; returns the size of the first batch."""
+        if self._examples is None:
+            raise ValueError("Trials are fitted on batches of the places of examples; call `train_on` first.")
+        spec = getattr(data, "element_spec", None)
+        if not isinstance(spec, tf.TensorSpec) or not spec.dtype.is_integer or spec.shape.rank != 1:
+            raise ValueError(
+                "Trials are fitted on a tf.data.Dataset of integers of shape (members * batch,), such as "
+                f"data.stacked_batches. Received: elements {spec}"
+            )
+        return next((len(places) for places in data.take(1).as_numpy_iterator()), None)
 
     def _penalty(self) -> Any:
         return np.array(self.objective.penalty(self.network)) if hasattr(self.objective, "penalty") else 0.0
@@ -222,3 +260,7 @@ class Trials(RobustModel):
         if self.members == 1:
             return [values]
         return [{name: value[member] for name, value in values.items()} for member in range(self.members)]
+
+
+def _pixels(images: tf.Tensor) -> tf.Tensor:
+    return tf.cast(images, tf.float32) / 255.0 if images.dtype == tf.uint8 else images

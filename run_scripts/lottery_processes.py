@@ -1,0 +1,57 @@
+"""Trials side by side, each in a process of one thread: what uses the cores of a machine best for small networks.
+
+Threads that share the products of 60 images by 300 units wait for each other; processes do not. A process runs the
+script again with --only_trials and writes into the same tree, in which every trial has a directory of its own.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+_ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+
+
+def groups(trials: Sequence[int], processes: int) -> list[list[int]]:
+    """Returns the trials in at most so many groups of neighbours, of one size but for the last."""
+    size = -(-len(trials) // processes)
+    return [list(trials[first : first + size]) for first in range(0, len(trials), size)]
+
+
+def run(parts: Sequence[Sequence[int]], arguments: Sequence[str]) -> None:
+    """Runs this script once for each part, side by side, and waits for all.
+
+    Raises:
+        ValueError: if one of them fails; the others end first.
+        KeyboardInterrupt: if one of them, or this process, is interrupted.
+    """
+    started = []
+    try:
+        for part in parts:
+            own = [*arguments, "--noforce", "--resume", f"--only_trials={','.join(map(str, part))}"]
+            command = [sys.executable, sys.argv[0], *own]
+            environment = {**os.environ, **_ONE_THREAD}
+            started.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
+        codes = [process.wait() for process in started]
+    except BaseException:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
+        raise
+    if any(code < 0 or code == 130 for code in codes):
+        raise KeyboardInterrupt
+    if any(codes):
+        raise ValueError(f"expected every trial to end well. Received: exit codes {codes}; see above")
+
+
+def end_with_parent() -> None:
+    """Has this process end when the one that started it is gone, which holds the other end of its standard input."""
+
+    def wait() -> None:
+        while os.read(0, 1):  # not sys.stdin.read(), which holds a lock that the end of the interpreter needs
+            pass
+        os._exit(130)
+
+    threading.Thread(target=wait, daemon=True).start()
