@@ -4,6 +4,7 @@ Threads that share the products of 60 images by 300 units wait for each other; p
 script again with --only_trials and writes into the same tree, in which every trial has a directory of its own.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -26,20 +27,15 @@ def run(parts: Sequence[Sequence[int]], arguments: Sequence[str]) -> None:
         ValueError: if one of them fails; the others end first.
         KeyboardInterrupt: if one of them, or this process, is interrupted.
     """
-    started = []
-    try:
+    processes: list[subprocess.Popen] = []
+    with contextlib.ExitStack() as stack:  # which waits for every process at its end
         for part in parts:
             own = [*arguments, "--noforce", "--resume", f"--only_trials={','.join(map(str, part))}"]
             command = [sys.executable, sys.argv[0], *own]
             environment = {**os.environ, **_ONE_THREAD}
-            started.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
-        codes = [process.wait() for process in started]
-    except BaseException:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait()
-        raise
+            processes.append(stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)))
+            stack.callback(processes[-1].terminate)  # of which one that has ended knows nothing
+        codes = [process.wait() for process in processes]
     if any(code < 0 or code == 130 for code in codes):
         raise KeyboardInterrupt
     if any(codes):

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from run_scripts import lottery_processes
-from tests.run_scripts.conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os, pathlib, sys
 part = sys.argv[-1].partition("=")[2]
