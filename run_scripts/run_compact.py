@@ -32,6 +32,7 @@ with command_line.section("Files"):
         "values", "float32", list(trs.saving.COMPACT_VALUES), "Numbers of kernels that are not of one magnitude."
     )
     flags.DEFINE_string("output_dir", None, "Where to write; by default beside the network. Needed to unpack.")
+    flags.DEFINE_bool("overwrite", False, "Unpack into a directory that holds a run, removing what that wrote.")
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     with command_line.about("network"):
         network = trs.load_network(given)
     if given.suffix == trs.saving.COMPACT_SUFFIX:
-        unpack(network)
+        unpack(network, given)
     else:
         pack(network, given if given.is_dir() else given.parent)
 
@@ -63,12 +64,15 @@ def pack(network: keras.Model, beside: Path) -> None:
     print(f"Compact network     {file}")
 
 
-def unpack(network: keras.Model) -> None:
+def unpack(network: keras.Model, given: Path) -> None:
     """Writes the network in the usual forms."""
     if not FLAGS.output_dir:
         raise command_line.BadFlag("--network=*.trs: expected --output_dir=DIR to unpack to. Received: no such flag")
     directory = Path(FLAGS.output_dir).expanduser()
+    if FLAGS.overwrite and directory.resolve() == given.parent.resolve():
+        raise command_line.BadFlag(f"--overwrite: expected another directory than that of {given}. Received: its own")
     run_directory.check(directory)
+    run_directory.begin(directory)
     report.save(network, directory)
     print(f"Network to train on {directory / 'network.keras'}")
     print(f"SavedModel          {directory / 'serve'}")

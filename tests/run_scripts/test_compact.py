@@ -25,6 +25,11 @@ def test_a_run_is_packed_and_unpacked(finished, tmp_path):
     x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
     np.testing.assert_array_equal(one(x, training=False), two(x, training=False))
     assert (tmp_path / "again/serve/saved_model.pb").exists()
+    unpack = (COMPACT, f"--network={tmp_path / 'run/network.trs'}")
+    assert_explained(run_script(*unpack, f"--output_dir={tmp_path / 'again'}"), "--output_dir", "--overwrite")
+    run_script(*unpack, f"--output_dir={tmp_path / 'again'}", "--overwrite").expect()
+    assert_explained(run_script(*unpack, f"--output_dir={tmp_path / 'run'}", "--overwrite"), "--overwrite", "its own")
+    assert (tmp_path / "run/results.json").exists()
 
 
 def test_half_precision_is_smaller(finished, tmp_path):
