@@ -42,7 +42,8 @@ def test_help_of_the_tools_tells_every_flag_in_a_sentence(script):
 
 def test_help_shows_choices_ranges_defaults_and_other_names():
     text = " ".join(run_script(TRAIN, "--help").out.split())
-    assert "--connectivity Fraction of the kernel entries kept; 0.01 is 99 % sparse. A number in (0, 1]." in text
+    assert "--connectivity Fraction of the kernel entries kept, 0.01 is 99 % sparse;" in text
+    assert "of channels with --sparsifier=channel_magnitude. A number in (0, 1]." in text
     assert "One of freeze, reference. [freeze]" in text
     assert "Also --batch, -b. [128]" in text
     assert "Also --eps_iter. [2/255]" in text

@@ -68,7 +68,9 @@ def test_trained_gradually_and_shrunk(allocation, criterion):
     model = RobustModel(network, objectives.Natural(), sparsifier)
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=1e-3))
     before = []
-    look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: before.append(kept(network)[0]))
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: before.append(np.concatenate(kept(network)))
+    )
     model.fit(tiny_dataset(), epochs=3, verbose=0, callbacks=[look])
     assert before[0].sum() > before[-1].sum()
     assert all((later <= earlier).all() for earlier, later in itertools.pairwise(before))
