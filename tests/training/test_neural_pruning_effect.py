@@ -58,18 +58,31 @@ def test_clean_pruning_closes_units_and_keeps_the_accuracy(base, images):
     assert accuracies(network, images)[0] > accuracies(base, images)[0] - 0.08
 
 
-def test_gates_under_attack_are_robust_and_move_less(base, images):
+def test_gates_under_attack_are_robust(base, images):
     objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
     plain = models.lenet_conv(seed=0)
     saving.copy_weights(base, plain)
     trained = fit(training.RobustModel(plain, objective), training.CoupledAdam(1e-3, l2=1e-4), images, 6)
     suppressed = objectives.VulnerabilitySuppression(objective, 1e-3)
-    model = training.NeuralPruningModel(gated(trained), suppressed, 4 / 3200)
+    network = gated(trained)
+    for layer in layers.gates(network):  # open at first: with so few images the prior closes them soon enough
+        layer.a_raw.assign(np.full(layer.a_raw.shape, 2.0))
+    model = training.NeuralPruningModel(network, suppressed, 4 / 3200)
     pruned = fit(model, training.GatedAdam(3e-2, weight_rate=1 / 30, l2=1e-4), images, 6)
     assert sum(int(layer.active_units()) for layer in layers.gates(pruned)) < 1370
     clean, (fgsm, pgd) = accuracies(pruned, images)
     assert pgd > accuracies(base, images)[1][1] + 0.2 and clean > 0.5
     assert pgd <= fgsm + 0.01
+
+
+def test_suppressed_features_move_less(base, images):
+    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
     x, y = all_tested(images)
-    moved = [evaluation.vulnerability(network, x, y, ATTACK).expected for network in (pruned, trained)]
-    assert moved[0] < moved[1]
+    moved = []
+    for chosen in (objective, objectives.VulnerabilitySuppression(objective, 2.0)):
+        network = models.lenet_conv(seed=0)
+        saving.copy_weights(base, network)
+        fit(training.RobustModel(network, chosen), training.CoupledAdam(1e-3, l2=1e-4), images, 4)
+        moved.append(evaluation.vulnerability(network, x, y, ATTACK))
+    assert moved[1].expected < 0.8 * moved[0].expected
+    assert moved[1].robust_accuracy > 0.4
