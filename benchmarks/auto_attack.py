@@ -183,7 +183,7 @@ def keras_network(tensors: list[np.ndarray], shape: tuple[int, ...], normalised:
     """The network of our layers, channels last; the rows of the first dense kernel are put in that order."""
     import keras
 
-    from tf_robust_sparse.layers import Normalization, PlainConv2D, PlainDense
+    from tf_robust_sparse.layers import MaxPooling2D, Normalization, PlainConv2D, PlainDense
 
     x = inputs = keras.Input(shape)
     if normalised:
@@ -211,7 +211,7 @@ def keras_network(tensors: list[np.ndarray], shape: tuple[int, ...], normalised:
             flattened = x.shape[1:]
             layer = keras.layers.Flatten()
         else:
-            layer = keras.layers.ReLU() if kind == "relu" else keras.layers.MaxPooling2D(2)
+            layer = keras.layers.ReLU() if kind == "relu" else MaxPooling2D(2)
         x = layer(x)
         weights.append((layer, values))
     for layer, values in weights:

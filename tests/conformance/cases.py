@@ -22,6 +22,7 @@ LAYERS = {
     "Dropout": (lambda: layers.Dropout(0.4), IMAGE),
     "MaskedConv2D": (lambda: layers.MaskedConv2D(5, 3, strides=2, padding="same"), IMAGE),
     "MaskedDense": (lambda: layers.MaskedDense(7, activation="relu"), VECTOR),
+    "MaxPooling2D": (lambda: layers.MaxPooling2D(2), IMAGE),
     "Normalization": (lambda: layers.Normalization(mean=[0.4, 0.5, 0.3], variance=[0.1, 0.2, 0.3]), IMAGE),
     "PlainConv2D": (lambda: layers.PlainConv2D(5, (3, 2), use_bias=False), IMAGE),
     "PlainDense": (lambda: layers.PlainDense(7), VECTOR),

@@ -22,6 +22,7 @@ from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
 from tf_robust_sparse.layers.noise import fold_in, normal_like, uniform_like
 from tf_robust_sparse.layers.normalization import BatchNormalization, Normalization
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
+from tf_robust_sparse.layers.pooling import MaxPooling2D
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
 from tf_robust_sparse.layers.selection import largest_mask, select
 from tf_robust_sparse.layers.signed import SignedConv2D, SignedDense
@@ -57,6 +58,7 @@ __all__ = [
     "KernelLayer",
     "MaskedConv2D",
     "MaskedDense",
+    "MaxPooling2D",
     "Normalization",
     "PlainConv2D",
     "PlainDense",

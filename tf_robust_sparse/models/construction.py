@@ -190,7 +190,7 @@ class Construction:
         """Takes the maximum of windows that reach over the border, of values that are not negative."""
         if self._symmetric:
             x = keras.layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_padding")(x)
-        return keras.layers.MaxPooling2D(size, strides, "valid" if self._symmetric else "same", name=name)(x)
+        return layers.MaxPooling2D(size, strides, "valid" if self._symmetric else "same", name=name)(x)
 
     def average_pool(self, x: keras.KerasTensor, size: int) -> keras.KerasTensor:
         """Averages windows of `size` x `size`, or the whole map where it is smaller, and flattens."""

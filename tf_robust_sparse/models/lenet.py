@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from tf_robust_sparse.layers import BetaBernoulliDropout
+from tf_robust_sparse.layers import BetaBernoulliDropout, MaxPooling2D
 from tf_robust_sparse.models.construction import Construction
 from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
 
@@ -40,9 +40,9 @@ def lenet5_caffe(
     )
     p = build.connectivity
     x = build.conv(build.inputs, 20, 5, "conv1", at_the_ends(p), padding="valid", use_bias=True)
-    x = keras.layers.MaxPooling2D(2, name="pool1")(x)
+    x = MaxPooling2D(2, name="pool1")(x)
     x = build.conv(x, 50, 5, "conv2", in_the_middle(p, 25 * x.shape[-1]), padding="valid", use_bias=True)
-    x = keras.layers.MaxPooling2D(2, name="pool2")(x)
+    x = MaxPooling2D(2, name="pool2")(x)
     x = keras.layers.Flatten(name="flatten")(x)
     x = build.dense(x, 500, "dense3", in_the_middle(p, x.shape[-1]), activation="relu")
     return build.model(build.classifier(x, at_the_ends(p)), name)
@@ -88,9 +88,9 @@ def lenet_conv(
         return BetaBernoulliDropout(threshold=threshold, name=f"gate{number}")(x) if gates else x
 
     x = build.conv(build.inputs, 20, 5, "conv1", at_the_ends(p), padding="valid", use_bias=True)
-    x = keras.layers.MaxPooling2D(2, name="pool1")(build.relu(gate(x, 1), "relu1"))
+    x = MaxPooling2D(2, name="pool1")(build.relu(gate(x, 1), "relu1"))
     x = build.conv(x, 50, 5, "conv2", in_the_middle(p, 25 * x.shape[-1]), padding="valid", use_bias=True)
-    x = keras.layers.MaxPooling2D(2, name="pool2")(build.relu(gate(x, 2), "relu2"))
+    x = MaxPooling2D(2, name="pool2")(build.relu(gate(x, 2), "relu2"))
     x = gate(keras.layers.Flatten(name="flatten")(x), 3)
     x = build.relu(build.dense(x, 500, "dense3", in_the_middle(p, x.shape[-1])), "relu3")
     return build.model(build.classifier(gate(x, 4), at_the_ends(p)), name)

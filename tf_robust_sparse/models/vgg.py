@@ -49,7 +49,7 @@ def vgg16(
     x, layer = build.inputs, 0
     for block, widths in enumerate(_WIDTHS, start=1):
         if block > 1:
-            x = keras.layers.MaxPooling2D(2, name=f"pool{block - 1}")(x)
+            x = layers.MaxPooling2D(2, name=f"pool{block - 1}")(x)
         for width in widths:
             layer += 1
             x = build.conv(x, width, 3, f"conv{layer}", _INITIAL_CONNECTIVITY.get(layer, build.half))
@@ -129,7 +129,7 @@ def vgg16_dropout(
             x = normalised(gate(x, layer), layer)
             if layer in _DROPOUT:
                 x = layers.Dropout(_DROPOUT[layer], name=f"dropout{layer}")(x)
-        x = keras.layers.MaxPooling2D(2, name=f"pool{block}")(x)
+        x = layers.MaxPooling2D(2, name=f"pool{block}")(x)
     x = keras.layers.Flatten(name="flatten")(x)
     x = gate(x, 14) if gates else layers.Dropout(0.5, name="dropout14")(x)
     x = normalised(build.dense(x, 512, "dense14", build.half, **bayesian), 14)
