@@ -51,11 +51,11 @@ def test_clean_pruning_closes_units_and_keeps_the_accuracy(base, images):
     network, active = gated(base), []
     model = training.NeuralPruningModel(network, objectives.Natural(), 1 / 3200)
     model.compile(training.GatedAdam(3e-2, l2=1e-4))
-    for _ in range(2):
+    for _ in range(3):
         model.fit(batches(images, 8), epochs=8, steps_per_epoch=50, verbose=0)
         active.append(sum(int(layer.active_units()) for layer in layers.gates(network)))
-    assert 1370 > active[0] > active[1]
-    assert accuracies(network, images)[0] > accuracies(base, images)[0] - 0.08
+    assert 1370 > active[0] > active[1] >= active[2]
+    assert accuracies(network, images)[0] > accuracies(base, images)[0] - 0.05
 
 
 def test_gates_under_attack_are_robust(base, images):
