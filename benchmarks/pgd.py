@@ -5,8 +5,9 @@
 Contenders, in turn, `--rounds` times over:
 
 - ours: `LinfPGD` as `evaluate_robustness` runs it, compiled, kernels settled once per batch;
-- eager: Foolbox on the Keras network itself;
-- compiled: Foolbox on the same network behind a `tf.function`.
+- eager, compiled: Foolbox on the same network, called as it is, and behind a `tf.function`;
+- exported eager, exported compiled: Foolbox on the plain Keras network that is exported, of the same function: what a
+  user of the exported network attacks, without our layers and their gradients.
 
 All attack all images, at full length. Printed are median times after a first call that is not timed, and ratios.
 """
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
         print(f"\n{name}, {len(x)} images, PGD-{FLAGS.steps}")
         for who, found in seconds.items():
             print(
-                f"{who:9s} {statistics.median(found):7.3f} s   {statistics.median(found) / ours:5.2f} x ours",
+                f"{who:17s} {statistics.median(found):7.3f} s   {statistics.median(found) / ours:5.2f} x ours",
                 flush=True,
             )
     if FLAGS.results_file:
@@ -99,7 +100,10 @@ def prepare(network: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[]
         with trs.layers.settled_for_inference(network):
             return attack(forward, images, labels, seed=0)
 
-    compiled = tf.function(lambda images: network(images, training=False), autograph=False)
+    exported = trs.saving.strip(network)
+
+    def compiled(model: Any) -> Any:
+        return tf.function(lambda images: model(images, training=False), autograph=False)
 
     def foolbox_on(function: Callable[..., Any]) -> Callable[[], Any]:
         model = foolbox.models.TensorFlowModel(function, bounds=(0, 1), device="/CPU:0")
@@ -109,7 +113,9 @@ def prepare(network: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[]
     return {
         "ours": lambda: ours(images, labels).numpy(),
         "eager": foolbox_on(lambda images: network(images, training=False)),
-        "compiled": foolbox_on(compiled),
+        "compiled": foolbox_on(compiled(network)),
+        "exported eager": foolbox_on(lambda images: exported(images, training=False)),
+        "exported compiled": foolbox_on(compiled(exported)),
     }
 
 

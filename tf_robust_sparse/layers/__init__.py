@@ -6,6 +6,7 @@ from tf_robust_sparse.layers.binary import BinaryConv2D, BinaryDense
 from tf_robust_sparse.layers.dropout import Dropout
 from tf_robust_sparse.layers.features import FeatureRecorder, distortions, feature_names, with_features
 from tf_robust_sparse.layers.forward import Forward, inference_forward
+from tf_robust_sparse.layers.fusion import fused
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
 from tf_robust_sparse.layers.kernel_seam import (
     all_layers,
@@ -74,6 +75,7 @@ __all__ = [
     "distortions",
     "feature_names",
     "fold_in",
+    "fused",
     "gates",
     "graph",
     "inference_forward",

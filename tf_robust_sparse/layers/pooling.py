@@ -1,17 +1,18 @@
 """Max pooling with another gradient on CPUs.
 
 TensorFlow's gradient of max pooling visits the windows one by one. Where windows do not overlap, each pixel belongs to
-one window, and whole maps of the pixels at one place of their windows are compared with the maxima at once. Within
-PGD-50 on LeNet-5 (`benchmarks/pgd.py`, 250 images) this took 0.79 instead of 1.02 s; alone, outside such a loop, it is
-slower.
+one window, and one loop over the images compares it with the maximum. `benchmarks/pgd.py` shows what that is worth.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.layers.selection import select
+from tf_robust_sparse.layers.fusion import compiles, fused
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
@@ -51,7 +52,7 @@ def pays(x: tf.Tensor, window: tuple[int, int], strides: tuple[int, int], paddin
         and None not in x.shape[1:]
         and all(size >= side for size, side in zip(x.shape[1:3], window, strict=True))
         and (padding == "valid" or all(size % side == 0 for size, side in zip(x.shape[1:3], window, strict=True)))
-        and not tf.config.list_logical_devices("GPU")
+        and compiles()
     )
 
 
@@ -68,30 +69,37 @@ def max_pool(x: tf.Tensor, window: tuple[int, int]) -> tf.Tensor:
     @tf.custom_gradient
     def pooled(x: tf.Tensor) -> Any:
         maxima = tf.nn.max_pool2d(x, window, window, "VALID")
-        return maxima, lambda upstream: _gradient(x, maxima, upstream, window)
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(_gradient(tuple(window))(x, maxima, upstream), x.shape)
+
+        return maxima, gradient
 
     return pooled(x)
 
 
-def _gradient(x: tf.Tensor, maxima: tf.Tensor, upstream: tf.Tensor, window: tuple[int, int]) -> tf.Tensor:
+@functools.cache
+def _gradient(window: tuple[int, int]) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns the function from images, maxima and upstream gradient to the gradient, for windows of one size."""
     high, wide = window
-    _, rows, columns, channels = maxima.shape
-    _, height, width, _ = x.shape
-    # Axes: image, window row, row within the window, window column, the pixels of a row of a window.
-    whole = x[:, : rows * high, : columns * wide]
-    pixels = tf.reshape(whole, (-1, rows, high, columns, wide * channels))
-    maxima, left = (tf.reshape(tensor, (-1, rows, columns, channels)) for tensor in (maxima, upstream))
-    lines = []
-    for row in range(high):
-        line = []
-        for column in range(wide):
-            if (row, column) == (high - 1, wide - 1):
-                line.append(left)  # nobody before was the maximum
-            else:
-                found = tf.equal(pixels[:, :, row, :, column * channels : (column + 1) * channels], maxima)
-                line.append(select(found, left, 0))
-                left = select(found, tf.zeros_like(left), left)
-        lines.append(tf.concat(line, axis=-1))
-    gradient = tf.reshape(tf.stack(lines, axis=2), (-1, rows * high, columns * wide, channels))
-    beyond = [(0, 0), (0, height - rows * high), (0, width - columns * wide), (0, 0)]
-    return tf.ensure_shape(tf.pad(gradient, beyond) if any(map(any, beyond)) else gradient, x.shape)
+
+    def gradient(x: tf.Tensor, maxima: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+        _, rows, columns, channels = maxima.shape
+        _, height, width, _ = x.shape
+        # Axes: image, window row, row within the window, window column, column within the window, channel.
+        windows = tf.reshape(x[:, : rows * high, : columns * wide], (-1, rows, high, columns, wide, channels))
+        maxima, upstream = (
+            tf.reshape(tensor, (-1, rows, 1, columns, 1, channels)) for tensor in (maxima, upstream)
+        )
+        last = high * wide - 1
+        first = tf.fill(tf.shape(maxima), last)  # the place of the first pixel that is the maximum
+        for place in reversed(range(last)):
+            row, column = divmod(place, wide)
+            pixel = windows[:, :, row : row + 1, :, column : column + 1]
+            first = tf.where(tf.equal(pixel, maxima), place, first)
+        places = np.arange(high * wide, dtype=np.int32).reshape(1, 1, high, 1, wide, 1)
+        routed = tf.where(tf.equal(first, places), upstream, tf.zeros((), upstream.dtype))
+        routed = tf.reshape(routed, (-1, rows * high, columns * wide, channels))
+        return tf.pad(routed, [(0, 0), (0, height - rows * high), (0, width - columns * wide), (0, 0)])
+
+    return fused(gradient)
