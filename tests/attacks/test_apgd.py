@@ -7,7 +7,7 @@ import tensorflow as tf
 from tests.attacks.toy import toy_images, toy_labels, toy_network
 from tf_robust_sparse.attacks import APGD
 from tf_robust_sparse.attacks.apgd import checkpoints, windows
-from tf_robust_sparse.attacks.projections import distance
+from tf_robust_sparse.attacks.projections import distance, linf_bounds
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,9 @@ def reduced_after_first_window(start, history):
     x, y = tf.fill((number, 2, 2, 1), 0.5), tf.zeros(number, tf.int64)
     state = attack.start(lambda x: x, x, y, tf.zeros((number, 2), tf.int64), tf.constant(0), tf.constant(0.1))
     radius = tf.constant(0.1)
-    project = attack._projection(x, radius)
+    bounds = linf_bounds(x, radius)
     for _ in range(22):
-        state = attack._step(lambda x: x, x, y, state, radius, project)
+        state = attack._step(lambda x: x, x, y, state, radius, bounds)
     assert int(state["counter"]) == 0 and int(state["window"]) == 19
     return np.array(state["step"]) < 0.19
 

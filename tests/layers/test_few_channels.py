@@ -37,6 +37,8 @@ def value_and_gradients(convolve, x, kernel):
         ((11, 11, 2), (5, 4), (3, 3)),
         ((32, 32, 3), (4, 4), (2, 2)),
         ((6, 6, 3), (1, 3), (1, 1)),
+        ((9, 9, 8), (5, 5), (2, 2)),
+        ((7, 9, 6), (3, 3), (1, 1)),
     ],
 )
 def test_values_and_gradients_are_those_of_the_convolution(image, kernel, strides, padding):
@@ -88,11 +90,11 @@ def test_the_seam_uses_it_for_images_and_only_there():
     def seam(x, kernel):
         return kernel_seam.convolve(x, kernel, (1, 1), "same")
 
-    assert "GatherV2" in operations(gradient(seam), tf.zeros((2, 8, 8, 3)), tf.zeros((3, 3, 3, 16)))
+    for shape in ((3, 3, 3, 16), (3, 3, 1, 2), (3, 3, 8, 16)):
+        assert "GatherV2" in operations(gradient(seam), tf.zeros((2, 8, 8, shape[2])), tf.zeros(shape))
     for x, kernel in (
         (tf.zeros((2, 8, 8, 16)), tf.zeros((3, 3, 16, 16))),
         (tf.zeros((2, 8, 8, 3)), tf.zeros((1, 1, 3, 16))),
         (tf.zeros((2, 8, 8, 3), tf.float16), tf.zeros((3, 3, 3, 16), tf.float16)),
-        (tf.zeros((2, 8, 8, 3)), tf.zeros((3, 3, 3, 2))),
     ):
         assert "GatherV2" not in operations(gradient(seam), x, kernel)

@@ -1,20 +1,19 @@
 """Auto-PGD: projected gradient ascent that chooses its own step size."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer, input_gradient
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, targeted_dlr
-from tf_robust_sparse.attacks.projections import between, distance, l1_ball, linf_bounds, per_example, pixel_range
+from tf_robust_sparse.attacks.projections import distance, l1_ball, linf_bounds, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
-from tf_robust_sparse.layers import select
+from tf_robust_sparse.layers import fused, select
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import normal_like, uniform_like
 
-Projection = Callable[[tf.Tensor], tf.Tensor]
+Around = tuple[tf.Tensor, tf.Tensor]  # the ball: its bounds for Linf, else its centre and radius
 LOSSES = ("ce", "dlr", "targeted-dlr")
 MOMENTUM = 0.75
 
@@ -125,8 +124,8 @@ class APGD(StagedAttack):
 
     def advance(self, forward, x, y, state, until, epsilon):
         """See `StagedAttack`."""
-        project = self._projection(x, epsilon)
-        return while_state(until, lambda now: self._step(forward, x, y, now, epsilon, project), state)
+        around = linf_bounds(x, epsilon) if self.norm == "Linf" else (x, epsilon)
+        return while_state(until, lambda now: self._step(forward, x, y, now, epsilon, around), state)
 
     def _phases(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         if not self.shrinking_radius:
@@ -192,26 +191,29 @@ class APGD(StagedAttack):
         }
 
     def _step(
-        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State, epsilon: tf.Tensor, project: Projection
+        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State, epsilon: tf.Tensor, around: Around
     ) -> State:
         x_current = state["x_current"]
         if self.norm == "L1":
             x_new = self._sparse_step(x, state, epsilon)
             state = dict(state)
         else:
-            x_new = self._momentum_step(x, state, project)
+            x_new = self._momentum_step(x, state, around)
             state = state | {"x_previous": x_current}
         loss, gradient, wrong = self._evaluate(forward, x_new, y, state["target"])
         better = loss > state["best_loss"]
+        x_found, x_best, best_gradient = _kept(
+            wrong, better, x_new, gradient, state["x_found"], state["x_best"], state["best_gradient"]
+        )
         state |= {
             "iteration": state["iteration"] + 1,
             "counter": state["counter"] + 1,
             "x_current": x_new,
             "gradient": gradient,
             "found": state["found"] | wrong,
-            "x_found": select(wrong, x_new, state["x_found"]),
-            "x_best": select(better, x_new, state["x_best"]),
-            "best_gradient": select(better, gradient, state["best_gradient"]),
+            "x_found": x_found,
+            "x_best": x_best,
+            "best_gradient": best_gradient,
             "best_loss": tf.where(better, loss, state["best_loss"]),
         }
         if self.norm != "L1":
@@ -227,13 +229,13 @@ class APGD(StagedAttack):
         values = tf.cond(due, checkpoint, lambda: [state[name] for name in names])
         return dict(zip(names, values, strict=True))
 
-    def _momentum_step(self, x: tf.Tensor, state: State, project: Projection) -> tf.Tensor:
-        x_current, gradient = state["x_current"], state["gradient"]
-        direction = tf.sign(gradient) if self.norm == "Linf" else _unit(gradient)
-        ahead = project(x_current + per_example(state["step"], x) * direction)
+    def _momentum_step(self, x: tf.Tensor, state: State, around: Around) -> tf.Tensor:
+        x_current, gradient, size = state["x_current"], state["gradient"], per_example(state["step"], x)
         share = tf.where(tf.equal(state["iteration"], 0), 1.0, MOMENTUM)
-        moved = x_current + share * (ahead - x_current) + (1 - share) * (x_current - state["x_previous"])
-        return project(moved)
+        if self.norm == "Linf":
+            return _signed_step(x_current, state["x_previous"], gradient, *around, size, share)
+        ahead = _l2_projected(x_current + size * _unit(gradient), *around)
+        return _l2_projected(_with_momentum(x_current, state["x_previous"], ahead, share), *around)
 
     def _sparse_step(self, x: tf.Tensor, state: State, epsilon: tf.Tensor) -> tf.Tensor:
         size = tf.reshape(tf.abs(state["gradient"]), (tf.shape(x)[0], -1))
@@ -244,18 +246,6 @@ class APGD(StagedAttack):
         direction = select(large, tf.sign(state["gradient"]), 0)
         length = distance(direction, tf.zeros_like(x), "L1") + 1e-10
         return l1_ball(state["x_current"] + per_example(state["step"] / length, x) * direction, x, epsilon)
-
-    def _projection(self, x: tf.Tensor, epsilon: tf.Tensor) -> Projection:
-        """From points to those of the ball around `x`, for all steps of a run."""
-        if self.norm == "Linf":
-            low, high = linf_bounds(x, epsilon)
-            return lambda x_adv: between(x_adv, low, high)
-
-        def l2(x_adv: tf.Tensor) -> tf.Tensor:
-            delta = x_adv - x
-            return pixel_range(x + _unit(delta) * per_example(tf.minimum(distance(x_adv, x, "L2"), epsilon), x))
-
-        return l2
 
     def _checkpoint(self, x: tf.Tensor, state: State) -> State:
         """Halves the step size of the images whose loss has oscillated or stood still, and sends them back."""
@@ -377,6 +367,49 @@ def _far_cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> Any:
         return None, upstream[:, tf.newaxis] * tf.where(is_own, own, others)
 
     return -tf.gather(log_probabilities, y, batch_dims=1), gradient
+
+
+@fused
+def _signed_step(
+    x_current: tf.Tensor,
+    x_previous: tf.Tensor,
+    gradient: tf.Tensor,
+    low: tf.Tensor,
+    high: tf.Tensor,
+    size: tf.Tensor,
+    share: tf.Tensor,
+) -> tf.Tensor:
+    """One step of the l-infinity attack, with momentum, between the bounds of each pixel."""
+    ahead = tf.clip_by_value(x_current + size * tf.sign(gradient), low, high)
+    return tf.clip_by_value(_with_momentum(x_current, x_previous, ahead, share), low, high)
+
+
+def _with_momentum(x_current: tf.Tensor, x_previous: tf.Tensor, ahead: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    return x_current + share * (ahead - x_current) + (1 - share) * (x_current - x_previous)
+
+
+def _l2_projected(x_adv: tf.Tensor, x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+    length = tf.minimum(distance(x_adv, x, "L2"), epsilon)
+    return pixel_range(x + _unit(x_adv - x) * per_example(length, x))
+
+
+@fused
+def _kept(
+    wrong: tf.Tensor,
+    better: tf.Tensor,
+    x_new: tf.Tensor,
+    gradient: tf.Tensor,
+    x_found: tf.Tensor,
+    x_best: tf.Tensor,
+    best_gradient: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The adversarial examples, the best points and their gradients after a step."""
+    wrong, better = per_example(wrong, x_new), per_example(better, x_new)
+    return (
+        tf.where(wrong, x_new, x_found),
+        tf.where(better, x_new, x_best),
+        tf.where(better, gradient, best_gradient),
+    )
 
 
 def _unit(delta: tf.Tensor) -> tf.Tensor:

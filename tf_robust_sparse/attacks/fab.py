@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer
-from tf_robust_sparse.attacks.projections import distance, per_example, pixel_range, towards_hyperplane
+from tf_robust_sparse.attacks.projections import distance, length, moves_to_hyperplane, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
@@ -113,13 +113,14 @@ class FAB(StagedAttack):
         gap, normal = self._boundary(forward, x_current, y, state["target"])
         axes = list(range(1, x.shape.rank))
         gap_of_image = gap - tf.reduce_sum(normal * (x_current - x), axis=axes)
-        from_current = towards_hyperplane(x_current, normal, gap, self.norm)
-        from_image = towards_hyperplane(x, normal, gap_of_image, self.norm)
-        zero = tf.zeros_like(x)
-        a_current = tf.maximum(distance(from_current, zero, self.norm), 1e-8)
-        a_image = tf.maximum(distance(from_image, zero, self.norm), 1e-8)
+        direction, from_current = moves_to_hyperplane(x_current, normal, gap, self.norm)
+        direction_of_image, from_image = moves_to_hyperplane(x, normal, gap_of_image, self.norm)
+        a_current = tf.maximum(length(from_current, self.norm), 1e-8)
+        a_image = tf.maximum(length(from_image, self.norm), 1e-8)
         alpha = per_example(tf.minimum(a_current / (a_current + a_image), self.alpha_max), x)
-        x_new = pixel_range((1 - alpha) * (x_current + self.eta * from_current) + alpha * (x + self.eta * from_image))
+        beyond_current = x_current + self.eta * direction * from_current
+        beyond_image = x + self.eta * direction_of_image * from_image
+        x_new = pixel_range((1 - alpha) * beyond_current + alpha * beyond_image)
         wrong = tf.argmax(forward(x_new), axis=-1) != y
         away = distance(x_new, x, self.norm)
         nearer = wrong & (away < state["distance"])

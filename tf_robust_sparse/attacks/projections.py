@@ -129,21 +129,25 @@ def towards_hyperplane(x: tf.Tensor, normal: tf.Tensor, gap: tf.Tensor, norm: st
     Returns:
         `(batch, ...)`, float32; added to `x` it stays in [0, 1] up to float32 rounding.
     """
+    direction, move = moves_to_hyperplane(x, normal, gap, norm)
+    return direction * move
+
+
+def moves_to_hyperplane(x: tf.Tensor, normal: tf.Tensor, gap: tf.Tensor, norm: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """What `towards_hyperplane` multiplies: which way each pixel moves, -1, 0 or 1, and how far, at least 0; as `x`."""
     shape = tf.shape(x)
     x, normal = (tf.reshape(tensor, (tf.shape(tensor)[0], -1)) for tensor in (x, normal))
-    weight = tf.abs(normal)
     if norm != "Linf":
-        weight = select(weight >= 1e-8, weight, 0)
+        normal = select(tf.abs(normal) >= 1e-8, normal, 0)
+    weight = tf.abs(normal)
     # Towards the hyperplane a pixel goes down if its weight has the sign of the gap, and up otherwise.
-    below = select(normal > 0, x, 1 - x)
-    room = select(weight > 0, select(gap >= 0, below, 1 - below), 0)
-    size = tf.abs(gap)
+    direction = tf.where(gap >= 0, -1.0, 1.0)[:, tf.newaxis] * tf.sign(normal)
+    room = tf.nn.relu(direction) - direction * x
     if norm == "L1":
-        move = _largest_weights_first(weight, room, size)
+        move = _largest_weights_first(weight, room, tf.abs(gap))
     else:
-        move = _filled(weight if norm == "L2" else None, weight, room, size)
-    side = tf.where(gap >= 0, -1.0, 1.0)[:, tf.newaxis]
-    return tf.reshape(side * move * tf.sign(normal), shape)
+        move = _filled(weight if norm == "L2" else None, weight, room, tf.abs(gap))
+    return tf.reshape(direction, shape), tf.reshape(move, shape)
 
 
 def _filled(speed: tf.Tensor | None, weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -> tf.Tensor:
@@ -194,13 +198,17 @@ def _largest_weights_first(weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -
 
 def distance(x_adv: tf.Tensor, x: tf.Tensor, norm: str) -> tf.Tensor:
     """Distance of each example in a norm: two `(batch, ...)` to `(batch,)`."""
-    delta = tf.abs(x_adv - x)
-    axes = list(range(1, x.shape.rank))
+    return length(tf.abs(x_adv - x), norm)
+
+
+def length(moves: tf.Tensor, norm: str) -> tf.Tensor:
+    """The norm of each example of a `(batch, ...)` tensor without negative entries: `(batch,)`."""
+    axes = list(range(1, moves.shape.rank))
     if norm == "Linf":
-        return tf.reduce_max(delta, axis=axes)
+        return tf.reduce_max(moves, axis=axes)
     if norm == "L2":
-        return tf.sqrt(tf.reduce_sum(tf.square(delta), axis=axes))
-    return tf.reduce_sum(delta, axis=axes)
+        return tf.sqrt(tf.reduce_sum(tf.square(moves), axis=axes))
+    return tf.reduce_sum(moves, axis=axes)
 
 
 def per_example(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

@@ -1,7 +1,8 @@
 """Convolution of images of few channels, whose gradient with respect to the images is a convolution too.
 
 An attack takes the gradient of each step with respect to images of one or three channels. TensorFlow's gradient of the
-first convolution is slow on CPUs there: it multiplies matrices with one to three columns. Here a convolution over the
+first convolution is slow on CPUs there: it multiplies matrices with one to three columns. So it is of later ones of up
+to eight channels. Here a convolution over the
 upstream gradient computes blocks of several pixels at once as its filters, and a transposition lays them out.
 """
 
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 _ENOUGH_COLUMNS = 12  # pixels of a block times channels, from which on the product is fast
-_MOST_CHANNELS = 4
+_MOST_CHANNELS = 8
 
 
 class _Side(NamedTuple):
@@ -43,7 +44,6 @@ def pays(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str
         and None not in x.shape[1:]
         and x.shape[3] <= _MOST_CHANNELS
         and 1 < height * width <= 64
-        and kernel.shape[3] >= 8
         and all(step <= side for step, side in zip(strides, (height, width), strict=True))
         and all(size >= side or padding == "same" for size, side in zip(x.shape[1:3], (height, width), strict=True))
         and not tf.config.list_logical_devices("GPU")

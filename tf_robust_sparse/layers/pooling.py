@@ -88,9 +88,7 @@ def _gradient(window: tuple[int, int]) -> Callable[[tf.Tensor, tf.Tensor, tf.Ten
         _, height, width, _ = x.shape
         # Axes: image, window row, row within the window, window column, column within the window, channel.
         windows = tf.reshape(x[:, : rows * high, : columns * wide], (-1, rows, high, columns, wide, channels))
-        maxima, upstream = (
-            tf.reshape(tensor, (-1, rows, 1, columns, 1, channels)) for tensor in (maxima, upstream)
-        )
+        maxima, upstream = (tf.reshape(tensor, (-1, rows, 1, columns, 1, channels)) for tensor in (maxima, upstream))
         last = high * wide - 1
         first = tf.fill(tf.shape(maxima), last)  # the place of the first pixel that is the maximum
         for place in reversed(range(last)):
