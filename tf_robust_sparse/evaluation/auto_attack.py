@@ -1,6 +1,7 @@
 """AutoAttack: the ensemble of parameter-free attacks by which robust networks are compared."""
 
 import datetime
+import functools
 import hashlib
 import json
 import time
@@ -326,7 +327,8 @@ class AutoAttack:
     def _seeds(self, attack: StagedAttack, rows: np.ndarray) -> Callable[[int], np.ndarray]:
         """Seeds of the images in `rows` for one attack, by restart; whichever attacks run beside it."""
         of_attack = fold_in(attack.seed, zlib.crc32(attack.name.encode()))
-        return lambda restart: fold_in(fold_in(of_attack, restart), tf.constant(rows, tf.int64)).numpy()
+        images = tf.constant(rows, tf.int64)
+        return functools.cache(lambda restart: _seeds_of(of_attack, tf.constant(restart), images).numpy())
 
     def _static_forward(self, classes: int) -> Callable[[tf.Tensor], tf.Tensor]:
         channels_first = self.data_format == "channels_first"
@@ -438,6 +440,15 @@ class AutoAttack:
         run.iterations, run.gradient_passes = numbers["iterations"], numbers["gradient_passes"]
         names = {flag.name for flag in run.flags}
         run.flags += [flag for flag in flags if flag.name not in names]
+
+
+@tf.function(
+    input_signature=[tf.TensorSpec((2,), tf.int64), tf.TensorSpec((), tf.int32), tf.TensorSpec((None,), tf.int64)],
+    autograph=False,
+)
+def _seeds_of(seed: tf.Tensor, restart: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+    """The seeds of images, by their numbers: `(images, 2)`, int64. Compiled: a loop over images is slow eagerly."""
+    return fold_in(fold_in(seed, restart), images)
 
 
 class _Run:
