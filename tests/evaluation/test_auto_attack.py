@@ -94,6 +94,50 @@ def test_the_batch_size_does_not_matter(some):
     np.testing.assert_array_equal(results[0]["broken_by"], results[1]["broken_by"])
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has no halves side by side")
+def test_halves_side_by_side_count_as_a_whole_does(some, monkeypatch):
+    side_by_side = quick(toy_network(), batch_size=60)
+    found = side_by_side.run_standard_evaluation(*some)
+    assert all(compiled.halves == 2 and max(compiled.sizes) == 30 for compiled in side_by_side.compiled.values())
+    assert max(max(compiled.traces().values()) for compiled in side_by_side.compiled.values()) == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    alone = quick(toy_network(), batch_size=60)
+    expected = alone.run_standard_evaluation(*some)
+    assert all(compiled.halves == 1 for compiled in alone.compiled.values())
+    np.testing.assert_array_equal(found["broken_by"], expected["broken_by"])
+    for name, row in found["attacks"].items():
+        for count in ("iterations_per_image", "gradient_passes_per_image"):
+            assert row[count] == expected["attacks"][name][count]
+
+
+def test_a_randomised_network_is_attacked_in_one_thread(some):
+    attack = quick(keras_network(keras.layers.Activation("linear")), batch_size=60)
+    attack.run_standard_evaluation(*some)
+    drawn = quick(lambda x: toy_network()(x) + 1e-3 * tf.random.normal((1, 10)), batch_size=60)
+    drawn.run_standard_evaluation(*some)
+    assert [max(each.halves for each in run.compiled.values()) for run in (attack, drawn)] == [
+        min(2, os.cpu_count() or 1),
+        1,
+    ]
+
+
+def test_an_error_in_one_half_ends_both(some):
+    x, y = some[0].copy(), some[1]
+    x[np.flatnonzero(np.argmax(toy_network()(x), -1) == y)[0], 0, 0, 0] = mark = np.float32(0.123)
+
+    class Failing(Square):
+        def advance(self, forward, x, y, state, until, epsilon):
+            after = super().advance(forward, x, y, state, until, epsilon)
+            marked = tf.reduce_any(tf.equal(x[:, 0, 0, 0], mark))
+            with tf.control_dependencies([tf.debugging.Assert(~marked, ["the end of the test"])]):
+                return {name: tf.identity(value) for name, value in after.items()}
+
+    attack = quick(toy_network(), attacks=[Failing(1e-6, num_queries=20_000)], batch_size=60)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the end of the test"):
+        attack.run_standard_evaluation(x, y)
+    assert attack.compiled["square"].iterations < 20_000 * 10  # the other half has 28 images or so
+
+
 class Stop(Exception):
     pass
 

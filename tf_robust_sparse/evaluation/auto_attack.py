@@ -238,7 +238,9 @@ class AutoAttack:
         seconds_before = run.seconds.get(attack.name, 0.0)
         iterations_before = run.iterations.get(attack.name, 0)
         passes_before = run.gradient_passes.get(attack.name, 0)
-        compacted = CompactedAttack(attack, self._static_forward(run.classes), self.model, run.classes, run.size)
+        randomised = self.version == "rand" or any(flag.name == "randomised" for flag in run.flags)
+        forward = self._static_forward(run.classes)
+        compacted = CompactedAttack(attack, forward, self.model, run.classes, run.size, side_by_side=not randomised)
         self.compiled[attack.name] = compacted
         rows = np.flatnonzero(run.robust)
         rows = rows[rows >= run.next_row]

@@ -1,6 +1,9 @@
 """Staged attacks on what still stands, in batches of a few fixed sizes."""
 
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,22 +22,38 @@ class CompactedAttack:
     Whenever images have fallen, those left are moved to the smallest batch size that holds them, see `batch_sizes`; the
     rows that fill it up repeat the first image. One trace serves all batch sizes, unless the model has one of its own.
 
+    On CPUs of two cores or more the two halves of a batch run side by side, each in a thread of its own: while one does
+    what cannot be divided among the cores, the other one uses them. The answers are the same.
+
     Args:
         attack: The attack.
         forward: From images to float32 logits, of which the number of classes is known statically.
         model: What `forward` calls; the kernels of a Keras model are settled for each stage.
         num_classes: Number of logits.
         batch_size: The full batch size.
+        side_by_side: Whether halves may; not for a model with a random state of its own.
     """
 
-    def __init__(self, attack: StagedAttack, forward: Forward, model: Any, num_classes: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        attack: StagedAttack,
+        forward: Forward,
+        model: Any,
+        num_classes: int,
+        batch_size: int,
+        side_by_side: bool = True,
+    ) -> None:
         self.attack = attack
         self.runs = attack.runs(num_classes)
         fixed = isinstance((getattr(model, "input_shape", None) or (None,))[0], int)
-        self.sizes = [batch_size] if fixed else batch_sizes(batch_size)
+        pays = batch_size >= 2 * SMALLEST and (os.cpu_count() or 1) > 1 and not tf.config.list_logical_devices("GPU")
+        self.halves = 2 if side_by_side and pays and not fixed else 1
+        self.sizes = [batch_size] if fixed else batch_sizes(-(-batch_size // self.halves))
         self.iterations = 0  # of all images together
         self.starts = 0
         self.without_gradient = 0  # images whose first gradient was zero in the first run
+        self._counting = threading.Lock()
+        self._stop = threading.Event()
         self._functions = {
             name: _Compiled(getattr(attack, name), forward, model, batch_size if fixed else None)
             for name in ("start", "start_again", "next_phase", "advance")
@@ -57,6 +76,24 @@ class CompactedAttack:
         Returns:
             Which images were broken, `(images,)` bool, and adversarial examples, the image itself where none was found.
         """
+        if self.halves == 1 or len(x) <= min(self.sizes[0], 2 * SMALLEST):
+            return self._attack(x, y, seeds)
+        parts = np.array_split(np.arange(len(x)), self.halves)
+        self._stop.clear()
+        with ThreadPoolExecutor(self.halves) as pool:
+            try:
+                found = pool.map(
+                    lambda rows: self._attack(x[rows], y[rows], lambda restart: seeds(restart)[rows]), parts
+                )
+                broken, x_adv = zip(*found, strict=True)
+            except BaseException:  # an interruption reaches this thread alone
+                self._stop.set()
+                raise
+        return np.concatenate(broken), np.concatenate(x_adv)
+
+    def _attack(
+        self, x: np.ndarray, y: np.ndarray, seeds: Callable[[int], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
         broken, x_adv = np.zeros(len(x), bool), x.copy()
         for number, run in enumerate(self.runs):
             rows = np.flatnonzero(~broken)
@@ -83,13 +120,15 @@ class CompactedAttack:
                 start = self._functions["start_again" if run.restart else "start"]
                 state = start(images, labels, tf.constant(seeds[chosen]), tf.constant(run.rank), epsilon)
                 if first and "no_gradient" in state:
-                    self.without_gradient += int(state["no_gradient"].numpy()[: len(rows)].sum())
-            self.starts += len(rows)
+                    self._count(without_gradient=int(state["no_gradient"].numpy()[: len(rows)].sum()))
+            self._count(starts=len(rows))
             done = 0
             # Only the last phase has the radius that counts; before it nobody is dropped.
             for end in self.attack.stages(iterations) if last_phase else [iterations]:
+                if self._stop.is_set():
+                    return
                 state = self._functions["advance"](images, labels, state, tf.constant(end), epsilon)
-                self.iterations += (end - done) * len(rows)
+                self._count(iterations=(end - done) * len(rows))
                 done = end
                 if not last_phase:
                     continue
@@ -107,6 +146,11 @@ class CompactedAttack:
                     state = {
                         name: tf.gather(value, places) if value.shape.rank else value for name, value in state.items()
                     }
+
+    def _count(self, **numbers: int) -> None:
+        with self._counting:
+            for name, number in numbers.items():
+                setattr(self, name, getattr(self, name) + number)
 
     def _size(self, count: int) -> int:
         return min(size for size in self.sizes if size >= count)
@@ -140,15 +184,20 @@ class _Compiled:
         self._call = call
         self._batch_size = batch_size
         self._function: Any = None
+        self._creating = threading.Lock()
 
     def __call__(self, *args: Any) -> Any:
-        if self._function is None:
-            # What is not a scalar has a row for each image.
-            specs = tf.nest.map_structure(
-                lambda each: tf.TensorSpec((self._batch_size, *each.shape[1:]) if each.shape.rank else (), each.dtype),
-                args,
-            )
-            self._function = tf.function(self._call, input_signature=specs, autograph=False)
+        with self._creating:
+            if self._function is None:
+                # What is not a scalar has a row for each image.
+                specs = tf.nest.map_structure(
+                    lambda each: tf.TensorSpec(
+                        (self._batch_size, *each.shape[1:]) if each.shape.rank else (), each.dtype
+                    ),
+                    args,
+                )
+                self._function = tf.function(self._call, input_signature=specs, autograph=False)
+                self._function.get_concrete_function(*specs)
         return self._function(*args)
 
     def traces(self) -> int:
