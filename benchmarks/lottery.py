@@ -160,17 +160,18 @@ def measure(contender: str) -> dict[str, Any]:
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Returns the duration of a call that was made before, the shorter of two; all processes begin at once."""
+    """Returns the mean duration of two calls after one before; all processes begin at once.
+
+    Not the shorter one: by then another process may have ended and left its core.
+    """
     call()
     if FLAGS.in_turn:
         print("ready", flush=True)
         sys.stdin.readline()
-    durations = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - begin)
-    return min(durations)
+    begin = time.perf_counter()
+    call()
+    call()
+    return (time.perf_counter() - begin) / 2
 
 
 def ours(contender: str, kind: str, count: int) -> tuple[Callable[[], Any], dict[str, Callable[[], Any]], int]:
