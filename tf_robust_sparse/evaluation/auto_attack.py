@@ -1,11 +1,9 @@
 """AutoAttack: the ensemble of parameter-free attacks by which robust networks are compared."""
 
-import datetime
 import functools
 import hashlib
 import json
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,11 +17,11 @@ from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack, fold_in, i
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.clean import check_finite
 from tf_robust_sparse.evaluation.compaction import CompactedAttack
+from tf_robust_sparse.evaluation.ensemble_run import EnsembleRun
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import padded_batches
 from tf_robust_sparse.layers import settled_for_inference
-from tf_robust_sparse.saving import replace_file
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -31,7 +29,6 @@ VERSIONS = {
     "rand": ("apgd-ce", "apgd-dlr"),
 }
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-SECONDS_BETWEEN_SAVES = 60.0
 
 
 class AutoAttack:
@@ -198,7 +195,7 @@ class AutoAttack:
             return FAB(**common, targeted=name == "fab-t", restarts=1 if name == "fab-t" else restarts)
         return Square(**common)
 
-    def _prepare(self, x: Any, y: Any) -> "_Run":
+    def _prepare(self, x: Any, y: Any) -> EnsembleRun:
         """Checks everything that can be checked before any attack."""
         x, y, _ = collect_examples((np.asarray(x), np.asarray(y)))
         if x.ndim != 4:
@@ -224,11 +221,11 @@ class AutoAttack:
             flags += safety.randomised(lambda images: self._logits(images, size), x[:size])
         if not isinstance(getattr(self.model, "input_shape", (None,))[0], int):
             flags += safety.depends_on_batch(lambda images: self._logits(images, len(images)), x[:size])
-        return _Run(x, y, logits, size, flags)
+        return EnsembleRun(x, y, logits, size, flags)
 
     def _attack(
         self,
-        run: "_Run",
+        run: EnsembleRun,
         number: int,
         attack: StagedAttack,
         begin: float,
@@ -281,7 +278,7 @@ class AutoAttack:
             f"(total time {time.perf_counter() - begin:.1f} s)"
         )
 
-    def _finish(self, run: "_Run") -> dict[str, Any]:
+    def _finish(self, run: EnsembleRun) -> dict[str, Any]:
         """Counts once more, in one pass of another batch size, and says what was found."""
         size = run.size if isinstance(getattr(self.model, "input_shape", (None,))[0], int) else max(run.size // 2, 1)
         again = self._logits(run.x_adv, size).argmax(-1) == run.y
@@ -368,7 +365,7 @@ class AutoAttack:
             with self.log_path.open("a") as file:
                 file.write(line + "\n")
 
-    def _fingerprint(self, run: "_Run") -> str:
+    def _fingerprint(self, run: EnsembleRun) -> str:
         """Identifies data, network and settings."""
         digest = hashlib.sha256()
         for array in (run.x, run.y):
@@ -382,66 +379,13 @@ class AutoAttack:
         digest.update(json.dumps([self.version, settings], sort_keys=True).encode())
         return digest.hexdigest()
 
-    def _examples_path(self) -> Path:
-        assert self.state_path is not None
-        return self.state_path.with_name(self.state_path.name + ".npz")
+    def _save(self, run: EnsembleRun, force: bool = False) -> None:
+        if self.state_path is not None:
+            run.save(self.state_path, self._fingerprint(run), [attack.name for attack in self.attacks], force)
 
-    def _save(self, run: "_Run", force: bool = False) -> None:
-        """Writes the state, the adversarial examples first: what the JSON file counts is in the other one."""
-        if self.state_path is None or (not force and time.monotonic() - run.saved < SECONDS_BETWEEN_SAVES):
-            return
-        fallen = np.flatnonzero(run.broken_by >= 0)
-        with replace_file(self._examples_path()) as temporary, temporary.open("wb") as file:
-            np.savez(file, rows=fallen, x_adv=run.x_adv[fallen], y_adv=run.y_adv[fallen], by=run.broken_by[fallen])
-        state = {
-            "attacks_to_run": [attack.name for attack in self.attacks],
-            "run_attacks": run.done,
-            "robust_flags": run.robust.tolist(),
-            "clean_accuracy": run.clean_accuracy,
-            "last_saved": datetime.datetime.now(datetime.UTC).isoformat(),
-            "path": str(self.state_path),
-            "next_row": run.next_row,
-            "after": run.after,
-            "seconds": run.seconds,
-            "iterations": run.iterations,
-            "gradient_passes": run.gradient_passes,
-            "flags": [list(flag) for flag in run.flags],
-            "fingerprint": self._fingerprint(run),
-        }
-        with replace_file(self.state_path) as temporary:
-            temporary.write_text(json.dumps(state, indent=1))
-        run.saved = time.monotonic()
-
-    def _restore(self, run: "_Run") -> None:
-        """Takes up the state of an interrupted run, if there is one."""
-        if self.state_path is None or not self.state_path.exists():
-            return
-        try:
-            state = json.loads(self.state_path.read_text())
-            robust = np.array(state["robust_flags"], bool)
-            fingerprint, done = state["fingerprint"], list(state["run_attacks"])
-            with self._examples_path().open("rb") as file, np.load(file, allow_pickle=False) as examples:
-                rows, x_adv, y_adv, by = (examples[name] for name in ("rows", "x_adv", "y_adv", "by"))
-            numbers = {name: dict(state[name]) for name in ("after", "seconds", "iterations", "gradient_passes")}
-            next_row, flags = int(state["next_row"]), [safety.Flag(*flag) for flag in state["flags"]]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(
-                f"The state file {self.state_path} or {self._examples_path().name} beside it is damaged; delete both "
-                f"to start anew: {type(error).__name__}"
-            ) from error
-        if fingerprint != self._fingerprint(run) or len(robust) != len(run.x):
-            raise ValueError(
-                f"The state file {self.state_path} belongs to another network, data set or list of attacks; delete it, "
-                "or pass another state_path."
-            )
-        for row, example, label, number in zip(rows, x_adv, y_adv, by, strict=True):
-            if not robust[row]:
-                run.count(np.array([row]), int(number), example[np.newaxis], np.array([label]))
-        run.done, run.next_row = done, next_row
-        run.after, run.seconds = numbers["after"], numbers["seconds"]
-        run.iterations, run.gradient_passes = numbers["iterations"], numbers["gradient_passes"]
-        names = {flag.name for flag in run.flags}
-        run.flags += [flag for flag in flags if flag.name not in names]
+    def _restore(self, run: EnsembleRun) -> None:
+        if self.state_path is not None and self.state_path.exists():
+            run.restore(self.state_path, self._fingerprint(run))
 
 
 @tf.function(
@@ -451,29 +395,3 @@ class AutoAttack:
 def _seeds_of(seed: tf.Tensor, restart: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
     """The seeds of images, by their numbers: `(images, 2)`, int64. Compiled: a loop over images is slow eagerly."""
     return fold_in(fold_in(seed, restart), images)
-
-
-class _Run:
-    """What is known of the images during one evaluation."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, logits: np.ndarray, size: int, flags: list[safety.Flag]) -> None:
-        self.x, self.y, self.logits, self.size, self.flags = x, y, logits, size, flags
-        self.classes = logits.shape[-1]
-        self.y_adv = logits.argmax(-1)
-        self.robust = self.y_adv == y
-        self.clean_accuracy = float(self.robust.mean())
-        self.x_adv = x.copy()
-        self.broken_by = np.where(self.robust, -1, -2)
-        self.done: list[str] = []
-        self.next_row = 0
-        self.after: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
-        self.iterations: dict[str, int] = {}
-        self.gradient_passes: dict[str, int] = {}
-        self.saved = time.monotonic()
-
-    def count(self, rows: np.ndarray, number: int, x_adv: np.ndarray, y_adv: np.ndarray) -> None:
-        """Counts images as broken by attack `number`."""
-        self.robust[rows] = False
-        self.broken_by[rows] = number
-        self.x_adv[rows], self.y_adv[rows] = x_adv, y_adv

@@ -1,0 +1,129 @@
+"""What is known of the images while an ensemble of attacks runs, and its file."""
+
+import datetime
+import json
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from tf_robust_sparse.evaluation import safety
+from tf_robust_sparse.saving import replace_file
+
+SECONDS_BETWEEN_SAVES = 60.0
+
+
+class EnsembleRun:
+    """One evaluation: its images, which of them stand, and what each attack has cost.
+
+    Args:
+        x: `(images, height, width, channels)`, float32, in [0, 1].
+        y: `(images,)`, int64.
+        logits: Of the images as they are, `(images, classes)`.
+        size: Images in a batch.
+        flags: Reasons for doubt found so far.
+
+    Attributes:
+        robust: Which images no attack has broken, `(images,)` bool.
+        broken_by: Number of the attack, -1 robust, -2 wrong from the start.
+        x_adv, y_adv: Adversarial examples and what the network says of them; the image itself where there is none.
+        done: Names of the attacks that are finished.
+        next_row: First image that the present attack has not seen.
+        after, seconds, iterations, gradient_passes: By the name of an attack.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, logits: np.ndarray, size: int, flags: list[safety.Flag]) -> None:
+        self.x, self.y, self.logits, self.size, self.flags = x, y, logits, size, flags
+        self.classes = logits.shape[-1]
+        self.y_adv = logits.argmax(-1)
+        self.robust = self.y_adv == y
+        self.clean_accuracy = float(self.robust.mean())
+        self.x_adv = x.copy()
+        self.broken_by = np.where(self.robust, -1, -2)
+        self.done: list[str] = []
+        self.next_row = 0
+        self.after: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self.iterations: dict[str, int] = {}
+        self.gradient_passes: dict[str, int] = {}
+        self._saved = time.monotonic()
+
+    def count(self, rows: np.ndarray, number: int, x_adv: np.ndarray, y_adv: np.ndarray) -> None:
+        """Counts images as broken by attack `number`."""
+        self.robust[rows] = False
+        self.broken_by[rows] = number
+        self.x_adv[rows], self.y_adv[rows] = x_adv, y_adv
+
+    def save(self, path: Path, fingerprint: str, attacks: list[str], force: bool) -> None:
+        """Writes the state, at most once a minute unless forced.
+
+        The adversarial examples come first: what the JSON file counts is in the other one.
+
+        Args:
+            path: The JSON file; the examples go into an .npz file beside it.
+            fingerprint: Of data, network and settings.
+            attacks: Names of all attacks of the ensemble.
+            force: Whether to write now.
+        """
+        if not force and time.monotonic() - self._saved < SECONDS_BETWEEN_SAVES:
+            return
+        fallen = np.flatnonzero(self.broken_by >= 0)
+        with replace_file(_examples_path(path)) as temporary, temporary.open("wb") as file:
+            np.savez(file, rows=fallen, x_adv=self.x_adv[fallen], y_adv=self.y_adv[fallen], by=self.broken_by[fallen])
+        state = {
+            "attacks_to_run": attacks,
+            "run_attacks": self.done,
+            "robust_flags": self.robust.tolist(),
+            "clean_accuracy": self.clean_accuracy,
+            "last_saved": datetime.datetime.now(datetime.UTC).isoformat(),
+            "path": str(path),
+            "next_row": self.next_row,
+            "after": self.after,
+            "seconds": self.seconds,
+            "iterations": self.iterations,
+            "gradient_passes": self.gradient_passes,
+            "flags": [list(flag) for flag in self.flags],
+            "fingerprint": fingerprint,
+        }
+        with replace_file(path) as temporary:
+            temporary.write_text(json.dumps(state, indent=1))
+        self._saved = time.monotonic()
+
+    def restore(self, path: Path, fingerprint: str) -> None:
+        """Takes up the state of an interrupted run.
+
+        Raises:
+            ValueError: if the files are damaged, or of another run.
+        """
+        try:
+            state = json.loads(path.read_text())
+            robust = np.array(state["robust_flags"], bool)
+            found, done = state["fingerprint"], list(state["run_attacks"])
+            with _examples_path(path).open("rb") as file, np.load(file, allow_pickle=False) as examples:
+                rows, x_adv, y_adv, by = (examples[name] for name in ("rows", "x_adv", "y_adv", "by"))
+            numbers = {name: dict(state[name]) for name in ("after", "seconds", "iterations", "gradient_passes")}
+            next_row, flags = int(state["next_row"]), [safety.Flag(*flag) for flag in state["flags"]]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"The state file {path} or {_examples_path(path).name} beside it is damaged; delete both "
+                f"to start anew: {type(error).__name__}"
+            ) from error
+        if found != fingerprint or len(robust) != len(self.x):
+            raise ValueError(
+                f"The state file {path} belongs to another network, data set or list of attacks; delete it, "
+                "or pass another state_path."
+            )
+        for row, example, label, number in zip(rows, x_adv, y_adv, by, strict=True):
+            if not robust[row]:
+                self.count(np.array([row]), int(number), example[np.newaxis], np.array([label]))
+        self.done, self.next_row = done, next_row
+        self.after, self.seconds = numbers["after"], numbers["seconds"]
+        self.iterations, self.gradient_passes = numbers["iterations"], numbers["gradient_passes"]
+        names = {flag.name for flag in self.flags}
+        self.flags += [flag for flag in flags if flag.name not in names]
+
+
+def _examples_path(path: Path) -> Path:
+    return path.with_name(path.name + ".npz")
