@@ -40,3 +40,8 @@ def test_batches_from_a_step_on_are_those_of_the_whole(first_step):
 def test_bad_numbers_are_refused(examples, batch_size, seeds, first_step):
     with pytest.raises(ValueError, match="there must be a seed"):
         stacked_batches(examples, batch_size, seeds, first_step)
+
+
+def test_nothing_is_tuned():
+    # A thread that tunes would be waited for whenever an endless iterator is left.
+    assert stacked_batches(10, 3, [0]).options().autotune.enabled is False
