@@ -121,9 +121,10 @@ def test_a_randomised_network_is_attacked_in_one_thread(some):
     ]
 
 
-def test_an_error_in_one_half_ends_both(some):
+@pytest.mark.parametrize("place", [0, -1])
+def test_an_error_in_one_half_ends_both(place, some):
     x, y = some[0].copy(), some[1]
-    x[np.flatnonzero(np.argmax(toy_network()(x), -1) == y)[0], 0, 0, 0] = mark = np.float32(0.123)
+    x[np.flatnonzero(np.argmax(toy_network()(x), -1) == y)[place], 0, 0, 0] = mark = np.float32(0.123)
 
     class Failing(Square):
         def advance(self, forward, x, y, state, until, epsilon):

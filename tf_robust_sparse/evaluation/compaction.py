@@ -78,14 +78,18 @@ class CompactedAttack:
         """
         if self.halves == 1 or len(x) <= min(self.sizes[0], 2 * SMALLEST):
             return self._attack(x, y, seeds)
-        parts = np.array_split(np.arange(len(x)), self.halves)
         self._stop.clear()
+
+        def half(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            try:
+                return self._attack(x[rows], y[rows], lambda restart: seeds(restart)[rows])
+            except BaseException:
+                self._stop.set()  # the other half ends after its stage
+                raise
+
         with ThreadPoolExecutor(self.halves) as pool:
             try:
-                found = pool.map(
-                    lambda rows: self._attack(x[rows], y[rows], lambda restart: seeds(restart)[rows]), parts
-                )
-                broken, x_adv = zip(*found, strict=True)
+                broken, x_adv = zip(*pool.map(half, np.array_split(np.arange(len(x)), self.halves)), strict=True)
             except BaseException:  # an interruption reaches this thread alone
                 self._stop.set()
                 raise
