@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer, input_gradient
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, targeted_dlr
-from tf_robust_sparse.attacks.projections import distance, l1_ball, linf_bounds, per_example, pixel_range
+from tf_robust_sparse.attacks.projections import between, distance, l1_ball, linf_bounds, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
 from tf_robust_sparse.layers import fused, select
 from tf_robust_sparse.layers.forward import Forward
@@ -380,8 +380,8 @@ def _signed_step(
     share: tf.Tensor,
 ) -> tf.Tensor:
     """One step of the l-infinity attack, with momentum, between the bounds of each pixel."""
-    ahead = tf.clip_by_value(x_current + size * tf.sign(gradient), low, high)
-    return tf.clip_by_value(_with_momentum(x_current, x_previous, ahead, share), low, high)
+    ahead = between(x_current + size * tf.sign(gradient), low, high)
+    return between(_with_momentum(x_current, x_previous, ahead, share), low, high)
 
 
 def _with_momentum(x_current: tf.Tensor, x_previous: tf.Tensor, ahead: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
@@ -404,12 +404,7 @@ def _kept(
     best_gradient: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The adversarial examples, the best points and their gradients after a step."""
-    wrong, better = per_example(wrong, x_new), per_example(better, x_new)
-    return (
-        tf.where(wrong, x_new, x_found),
-        tf.where(better, x_new, x_best),
-        tf.where(better, gradient, best_gradient),
-    )
+    return select(wrong, x_new, x_found), select(better, x_new, x_best), select(better, gradient, best_gradient)
 
 
 def _unit(delta: tf.Tensor) -> tf.Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer
-from tf_robust_sparse.attacks.projections import distance, length, moves_to_hyperplane, per_example, pixel_range
+from tf_robust_sparse.attacks.projections import distance, moves_to_hyperplane, norm_of, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
@@ -115,8 +115,8 @@ class FAB(StagedAttack):
         gap_of_image = gap - tf.reduce_sum(normal * (x_current - x), axis=axes)
         direction, from_current = moves_to_hyperplane(x_current, normal, gap, self.norm)
         direction_of_image, from_image = moves_to_hyperplane(x, normal, gap_of_image, self.norm)
-        a_current = tf.maximum(length(from_current, self.norm), 1e-8)
-        a_image = tf.maximum(length(from_image, self.norm), 1e-8)
+        a_current = tf.maximum(norm_of(from_current, self.norm), 1e-8)
+        a_image = tf.maximum(norm_of(from_image, self.norm), 1e-8)
         alpha = per_example(tf.minimum(a_current / (a_current + a_image), self.alpha_max), x)
         beyond_current = x_current + self.eta * direction * from_current
         beyond_image = x + self.eta * direction_of_image * from_image

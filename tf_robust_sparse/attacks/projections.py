@@ -198,10 +198,10 @@ def _largest_weights_first(weight: tf.Tensor, room: tf.Tensor, gap: tf.Tensor) -
 
 def distance(x_adv: tf.Tensor, x: tf.Tensor, norm: str) -> tf.Tensor:
     """Distance of each example in a norm: two `(batch, ...)` to `(batch,)`."""
-    return length(tf.abs(x_adv - x), norm)
+    return norm_of(tf.abs(x_adv - x), norm)
 
 
-def length(moves: tf.Tensor, norm: str) -> tf.Tensor:
+def norm_of(moves: tf.Tensor, norm: str) -> tf.Tensor:
     """The norm of each example of a `(batch, ...)` tensor without negative entries: `(batch,)`."""
     axes = list(range(1, moves.shape.rank))
     if norm == "Linf":

@@ -1,9 +1,9 @@
 """Convolution of images of few channels, whose gradient with respect to the images is a convolution too.
 
-An attack takes the gradient of each step with respect to images of one or three channels. TensorFlow's gradient of the
-first convolution is slow on CPUs there: it multiplies matrices with one to three columns. So it is of later ones of up
-to eight channels. Here a convolution over the
-upstream gradient computes blocks of several pixels at once as its filters, and a transposition lays them out.
+An attack takes the gradient of each step with respect to images of one or three channels. TensorFlow's gradient of such
+a convolution is slow on CPUs, up to about eight channels: it multiplies matrices with as many columns. Here a
+convolution over the upstream gradient computes blocks of several pixels at once as its filters, and a transposition
+lays them out.
 """
 
 from typing import Any, NamedTuple
