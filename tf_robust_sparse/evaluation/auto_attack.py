@@ -380,8 +380,8 @@ class AutoAttack:
         return digest.hexdigest()
 
     def _save(self, run: EnsembleRun, force: bool = False) -> None:
-        if self.state_path is not None:
-            run.save(self.state_path, self._fingerprint(run), [attack.name for attack in self.attacks], force)
+        if self.state_path is not None and (force or run.save_is_due()):
+            run.save(self.state_path, self._fingerprint(run), [attack.name for attack in self.attacks])
 
     def _restore(self, run: EnsembleRun) -> None:
         if self.state_path is not None and self.state_path.exists():

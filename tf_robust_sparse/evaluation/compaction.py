@@ -76,9 +76,9 @@ class CompactedAttack:
         Returns:
             Which images were broken, `(images,)` bool, and adversarial examples, the image itself where none was found.
         """
+        self._stop.clear()
         if self.halves == 1 or len(x) <= min(self.sizes[0], 2 * SMALLEST):
             return self._attack(x, y, seeds)
-        self._stop.clear()
 
         def half(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             try:
@@ -101,7 +101,7 @@ class CompactedAttack:
         broken, x_adv = np.zeros(len(x), bool), x.copy()
         for number, run in enumerate(self.runs):
             rows = np.flatnonzero(~broken)
-            if not len(rows):
+            if not len(rows) or self._stop.is_set():
                 break
             for row, example in self._run(x[rows], y[rows], seeds(run.restart)[rows], run, first=number == 0):
                 broken[rows[row]] = True

@@ -56,19 +56,18 @@ class EnsembleRun:
         self.broken_by[rows] = number
         self.x_adv[rows], self.y_adv[rows] = x_adv, y_adv
 
-    def save(self, path: Path, fingerprint: str, attacks: list[str], force: bool) -> None:
-        """Writes the state, at most once a minute unless forced.
+    def save_is_due(self) -> bool:
+        """Tells whether the last time is a minute ago."""
+        return time.monotonic() - self._saved >= SECONDS_BETWEEN_SAVES
 
-        The adversarial examples come first: what the JSON file counts is in the other one.
+    def save(self, path: Path, fingerprint: str, attacks: list[str]) -> None:
+        """Writes the state, the adversarial examples first: what the JSON file counts is in the other one.
 
         Args:
             path: The JSON file; the examples go into an .npz file beside it.
             fingerprint: Of data, network and settings.
             attacks: Names of all attacks of the ensemble.
-            force: Whether to write now.
         """
-        if not force and time.monotonic() - self._saved < SECONDS_BETWEEN_SAVES:
-            return
         fallen = np.flatnonzero(self.broken_by >= 0)
         with replace_file(_examples_path(path)) as temporary, temporary.open("wb") as file:
             np.savez(file, rows=fallen, x_adv=self.x_adv[fallen], y_adv=self.y_adv[fallen], by=self.broken_by[fallen])
