@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import binary_flags, common_flags, training_run
+from run_scripts import binary_flags, common_flags, common_objects, training_run
 from run_scripts.command_line import BadFlag, about
 
 FLAGS = flags.FLAGS
@@ -175,7 +175,7 @@ def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
     several = run.strategy.num_replicas_in_sync > 1
     batch_norm = {"train": "training", "eval": "inference", None: "inference" if several else "training"}
     if FLAGS.trainer == "adv_trades":
-        return trs.objectives.TRADES(common_flags.attack(), FLAGS.beta, FLAGS.trades_start)
+        return trs.objectives.TRADES(common_objects.attack(), FLAGS.beta, FLAGS.trades_start)
     if FLAGS.trainer == "adv_step_fast":
         return trs.training.StoredAT(
             len(run.images.train_labels),

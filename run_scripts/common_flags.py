@@ -1,15 +1,12 @@
-"""Flags that several scripts share, and the tables from a name to an object."""
+"""Flags that several scripts share, their checks, and what their names stand for."""
 
 import os
 from pathlib import Path
-from typing import Any
 
-import keras
-import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
+from run_scripts.command_line import BadFlag, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
 
@@ -365,118 +362,6 @@ def run_name() -> str:
 def default_directory() -> Path:
     """Returns where a run with these flags is written, relative to the working directory."""
     return Path("saved_models") / run_name()
-
-
-def dataset() -> trs.data.ImageDataset:
-    """Reads the data set of --data, cut down to --train_examples and --test_examples."""
-    with about("data", "data_dir", "image_size"):
-        found = trs.data.load(FLAGS.data, FLAGS.data_dir, FLAGS.image_size)
-    if FLAGS.n_classes is not None and FLAGS.n_classes != found.num_classes:
-        raise BadFlag(f"--n_classes={FLAGS.n_classes}: expected {found.num_classes}, the classes of {FLAGS.data}")
-    for name, available in (("train_examples", len(found.train_labels)), ("test_examples", len(found.test_labels))):
-        if name in FLAGS and (FLAGS[name].value or 0) > available:
-            raise BadFlag(f"--{name}={FLAGS[name].value}: expected at most the {available} that {FLAGS.data} has")
-    train_examples = FLAGS.train_examples if "train_examples" in FLAGS else None
-    if "data_fraction" in FLAGS and FLAGS.data_fraction is not None:
-        train_examples = max(1, int(FLAGS.data_fraction * len(found.train_labels)))
-    return found.take(train_examples, FLAGS.test_examples, seed=FLAGS.seed)
-
-
-def test_batches(images: trs.data.ImageDataset) -> tf.data.Dataset:
-    """Returns the test images in batches."""
-    return trs.data.test_dataset(images.test_images, images.test_labels, FLAGS.batch_size)
-
-
-def attack() -> trs.attacks.GradientAttack:
-    """Returns the training attack."""
-    return ATTACKS[FLAGS.norm](FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps)
-
-
-def objective() -> trs.objectives.Objective:
-    """Returns the objective of --objective."""
-    return OBJECTIVES[FLAGS.objective](attack(), FLAGS.beta, FLAGS.trades_start)
-
-
-def network(images: trs.data.ImageDataset, synchronized: bool = False, kernel: str | None = None) -> keras.Model:
-    """Builds the network of --model for the data, with the kernel form its sparsifier needs or another one."""
-    kernel = kernel or SPARSIFIERS[sparsifier_name()]
-    arguments: dict[str, Any] = {"connectivity": FLAGS.connectivity} if kernel == "rewiring" else {}
-    with about("model", "data"):
-        return trs.models.build(
-            FLAGS.model,
-            num_classes=images.num_classes,
-            input_shape=images.train_images.shape[1:],
-            kernel=kernel,
-            padding_mode=FLAGS.padding_mode,
-            seed=FLAGS.seed,
-            synchronized_batch_norm=synchronized,
-            **arguments,
-        )
-
-
-def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
-    """Returns the sparsifier, or `None` for a dense network."""
-    name = sparsifier_name()
-    if name == "connectivity_sampling":
-        return trs.sparsity.ConnectivitySampling(
-            FLAGS.connectivity,
-            noise_scaling=FLAGS.noise_scaling,
-            l1=FLAGS.l1,
-            dormant_policy=FLAGS.dormant_policy,
-            init_policy=FLAGS.init_policy,
-            layer_prior=FLAGS.layer_prior,
-            seed=FLAGS.seed,
-        )
-    if name in ("magnitude", "channel_magnitude"):
-        schedule = None
-        if FLAGS.pruning_schedule == "polynomial":
-            begin = int(FLAGS.pruning_begin * total_steps)
-            end = max(begin + 1, int(FLAGS.pruning_end * total_steps))
-            # The last pruning must fall on the end, where the target is reached.
-            frequency = max(1, min(FLAGS.pruning_frequency, end - begin))
-            end = begin + (end - begin) // frequency * frequency
-            schedule = trs.sparsity.schedules.polynomial(FLAGS.connectivity, end, begin_step=begin, frequency=frequency)
-        arguments = (FLAGS.connectivity, schedule, FLAGS.allocation)
-        if name == "magnitude":
-            return trs.sparsity.MagnitudePruning(*arguments)
-        return trs.sparsity.ChannelMagnitudePruning(*arguments, FLAGS.pruning_criterion)
-    return None
-
-
-def optimizer(total_steps: int) -> keras.optimizers.Optimizer:
-    """Returns SGD with the paper's decay and schedule."""
-    sgd = trs.training.sgdw(
-        FLAGS.learning_rate, FLAGS.weight_decay, total_steps, FLAGS.momentum, FLAGS.decay_bias_and_bn
-    )
-    return keras.optimizers.LossScaleOptimizer(sgd) if FLAGS.mixed_precision else sgd
-
-
-def strategy() -> tf.distribute.Strategy:
-    """Returns the strategy of --strategy; must come before anything else that touches devices."""
-    if FLAGS.strategy == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if FLAGS.strategy == "mirrored":
-        kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-        number = FLAGS.num_replicas
-        if kind == "CPU" and number is not None:
-            tf.config.set_logical_device_configuration(
-                tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * number
-            )
-        devices = [device.name for device in tf.config.list_logical_devices(kind)][:number]
-        if number is not None and len(devices) < number:
-            raise BadFlag(f"--num_replicas={number}: this machine has {len(devices)} devices of type {kind}")
-        # Parts of one CPU that wait for each other in collective operations may starve each other of threads.
-        reduction = tf.distribute.ReductionToOneDevice() if kind == "CPU" else None
-        return tf.distribute.MirroredStrategy([name.replace("/device:", "") for name in devices], reduction)
-    return tf.distribute.get_strategy()
-
-
-def test_attack(norm: str = "linf") -> trs.attacks.GradientAttack:
-    """Returns the attack that the reported robust accuracy is measured with."""
-    epsilon = pgd_epsilon()
-    return ATTACKS[norm](
-        epsilon, 2.5 * epsilon / FLAGS.pgd_iters, FLAGS.pgd_iters, restarts=FLAGS.pgd_restarts, seed=FLAGS.seed
-    )
 
 
 def pgd_epsilon() -> float:

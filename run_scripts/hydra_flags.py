@@ -7,7 +7,7 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import certified_flags, common_flags, training_run
+from run_scripts import certified_flags, common_flags, common_objects, training_run
 from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
@@ -199,7 +199,7 @@ def network(run: training_run.TrainingRun, phase: trs.training.Phase, source: Pa
     """Builds the network of a phase with the weights, scores and fractions that it begins with."""
     sparse_start = FLAGS.exp_mode == "pretrain" and (FLAGS.layer_type == "subnet" or FLAGS.snip_init)
     is_subnet = phase.name != "pretrain" or sparse_start
-    built = common_flags.network(
+    built = common_objects.network(
         run.images, run.strategy.num_replicas_in_sync > 1, kernel="subnet" if is_subnet else "plain"
     )
     if FLAGS.init_type and phase.name == "pretrain":
@@ -262,7 +262,7 @@ def _source(path: Path, run: training_run.TrainingRun, phase: trs.training.Phase
     with about("source_net"):
         if path.suffix not in trs.saving.PYTORCH_SUFFIXES:
             return trs.load_network(path)
-        found = common_flags.network(run.images, kernel="subnet")
+        found = common_objects.network(run.images, kernel="subnet")
         if phase.name == "finetune":  # the mask of its scores counts
             trs.sparsity.set_keep_fractions(found, FLAGS.k)
         try:
@@ -329,5 +329,5 @@ def _objective(run: training_run.TrainingRun, phase: str) -> trs.objectives.Obje
     if FLAGS.trainer == "base":
         return trs.objectives.Natural()
     if FLAGS.trainer == "adv":
-        return trs.objectives.TRADES(common_flags.attack(), FLAGS.beta, FLAGS.trades_start)
+        return trs.objectives.TRADES(common_objects.attack(), FLAGS.beta, FLAGS.trades_start)
     return trs.objectives.Stability(FLAGS.noise_std, FLAGS.beta)

@@ -7,7 +7,7 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags
+from run_scripts import common_objects
 
 FLAGS = flags.FLAGS
 
@@ -20,8 +20,8 @@ def evaluate(network: keras.Model, images: trs.data.ImageDataset, attacked: bool
         images: Its test images are used.
         attacked: Whether the robust accuracy is measured too, under the attack of the flags.
     """
-    attacks = [common_flags.test_attack(FLAGS.norm)] if attacked else []
-    report = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_flags.test_batches(images), attacks)
+    attacks = [common_objects.test_attack(FLAGS.norm)] if attacked else []
+    report = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_objects.test_batches(images), attacks)
     results = {"clean_accuracy": report["clean_accuracy"]}
     for name, details in report["attacks"].items():
         results["robust_accuracy"] = report["robust_accuracy"]

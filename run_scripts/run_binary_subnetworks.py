@@ -28,6 +28,7 @@ from run_scripts import (  # isort: skip
     binary_originals,
     command_line,
     common_flags,
+    common_objects,
     report,
     run_directory,
     training_run,
@@ -79,7 +80,7 @@ def main() -> None:
 def take_over(directory: Path) -> None:
     """Makes a directory like that of a run of a network that is trained already."""
     run_directory.check(directory)
-    images = common_flags.dataset()
+    images = common_objects.dataset()
     network = binary_objects.built(images)
     binary_objects.load_pretrained(network, images)
     run_directory.begin(directory)
@@ -99,7 +100,7 @@ def take_over(directory: Path) -> None:
 
 def attack(directory: Path) -> None:
     """Runs AutoAttack on the network of a directory, and keeps its log and results in a folder of their own."""
-    images = common_flags.dataset()
+    images = common_objects.dataset()
     with command_line.about("output_dir"):
         network = trs.load_network(directory)
     folder = run_directory.numbered(directory / "autoattack")
@@ -107,7 +108,7 @@ def attack(directory: Path) -> None:
     # Each attack is compiled once, which TensorFlow takes for tracing again and again.
     tf.get_logger().setLevel("ERROR")
     with command_line.about("output_dir", "data"):
-        suite = trs.evaluation.RobustnessSuite(network, common_flags.test_batches(images), FLAGS.batch_size)
+        suite = trs.evaluation.RobustnessSuite(network, common_objects.test_batches(images), FLAGS.batch_size)
     ensemble = trs.evaluation.AutoAttack(
         network,
         {"linf": "Linf", "l2": "L2"}[FLAGS.norm],

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, robustness_flags, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, robustness_flags, run_directory  # isort: skip
 
 import keras
 import numpy as np
@@ -66,7 +66,7 @@ def main() -> None:
     _check()
     path, model = _load()
     results_file, table = _files(path)
-    images = common_flags.dataset()
+    images = common_objects.dataset()
     x, y = np.asarray(images.test_images), images.test_labels
     x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
     begin = time.perf_counter()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, run_directory, training_run  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, run_directory, training_run  # isort: skip
 
 from absl import flags
 
@@ -38,15 +38,15 @@ def main() -> None:
     if run is None:
         return
     with run.strategy.scope():
-        network = common_flags.network(run.images, synchronized=run.strategy.num_replicas_in_sync > 1)
+        network = common_objects.network(run.images, synchronized=run.strategy.num_replicas_in_sync > 1)
         model = trs.RobustModel(
             network,
-            common_flags.objective(),
-            common_flags.sparsifier(run.total_steps),
-            validation_attack=common_flags.attack(),
+            common_objects.objective(),
+            common_objects.sparsifier(run.total_steps),
+            validation_attack=common_objects.attack(),
             seed=FLAGS.seed,
         )
-        model.compile(common_flags.optimizer(run.total_steps), metrics=["accuracy"])
+        model.compile(common_objects.optimizer(run.total_steps), metrics=["accuracy"])
     state = training_run.train(run, model)
     training_run.finish(run, model, state)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, report, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, report, run_directory  # isort: skip
 
 from absl import flags
 
@@ -42,11 +42,11 @@ def main() -> None:
         )
     with command_line.about("saved_model"):
         model = trs.evaluation.load_saved_model(path)
-    images = common_flags.dataset()
+    images = common_objects.dataset()
     with command_line.about("saved_model", "data"):
         results = trs.evaluation.foolbox_linf_pgd(
             model,
-            common_flags.test_batches(images),
+            common_objects.test_batches(images),
             epsilon=common_flags.pgd_epsilon(),
             num_steps=FLAGS.pgd_iters,
             restarts=FLAGS.pgd_restarts,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, report, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, report, run_directory  # isort: skip
 
 from absl import flags
 
@@ -65,8 +65,8 @@ def main() -> None:
         FLAGS["padding_mode"].value = "symmetric"
     directory = run_directory.chosen()
     run_directory.check(directory)
-    images = common_flags.dataset()
-    network = common_flags.network(images, kernel=None if FLAGS.k is None else "subnet")
+    images = common_objects.dataset()
+    network = common_objects.network(images, kernel=None if FLAGS.k is None else "subnet")
     if FLAGS.k is not None:
         trs.sparsity.set_keep_fractions(network, FLAGS.k)
     read = trs.saving.import_pytorch_weights if is_pytorch else trs.saving.import_reference_weights

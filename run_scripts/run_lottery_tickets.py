@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, lottery_flags, lottery_processes, report, run_directory  # isort: skip
+from run_scripts import command_line, common_objects, lottery_flags, lottery_processes, report, run_directory  # isort: skip
 
 import keras
 import numpy as np
@@ -43,8 +43,8 @@ def main() -> None:
     directory = lottery_flags.directory()
     resuming = check(directory)
     keras.utils.set_random_seed(FLAGS.seed)
-    strategy = common_flags.strategy()
-    images = common_flags.dataset()
+    strategy = common_objects.strategy()
+    images = common_objects.dataset()
     train, held_out, test = lottery_flags.split(images)
     parts = lottery_flags.parts(images)
     if not FLAGS.only_trials:

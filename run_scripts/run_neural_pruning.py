@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, neural_flags, report, run_directory, training_run  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, neural_flags, report, run_directory, training_run  # isort: skip
 
 import keras
 from absl import flags
@@ -91,10 +91,10 @@ def train(directory: Path) -> None:
 
 def evaluate(directory: Path) -> None:
     """Measures a finished run again and writes down what it finds."""
-    network, images = loaded(directory, "output_dir"), common_flags.dataset()
+    network, images = loaded(directory, "output_dir"), common_objects.dataset()
     if FLAGS.eval_mode == "test":
         cost = neural_flags.efficiency(network, images.num_classes)
-        clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_flags.test_batches(images), [])
+        clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_objects.test_batches(images), [])
         neural_flags.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
         print(f"Clean accuracy      {100 * clean['clean_accuracy']:6.2f} %")
         for name, value in cost.items():

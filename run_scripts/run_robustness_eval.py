@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, report, robustness_flags, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, report, robustness_flags, run_directory  # isort: skip
 
 from collections.abc import Callable
 from typing import Any
@@ -38,13 +38,13 @@ def main() -> None:
     path = robustness_flags.network_path()
     file = robustness_flags.results_file(path)
     model = robustness_flags.load(path)
-    images = common_flags.dataset()
+    images = common_objects.dataset()
     source = robustness_flags.source(images)
     # Each attack is compiled once, which TensorFlow takes for tracing again and again.
     tf.get_logger().setLevel("ERROR")
     begin = time.perf_counter()
     with command_line.about(robustness_flags.network_flag(), "data"):
-        suite = trs.evaluation.RobustnessSuite(model, common_flags.test_batches(images), FLAGS.batch_size)
+        suite = trs.evaluation.RobustnessSuite(model, common_objects.test_batches(images), FLAGS.batch_size)
         found = attack(suite, model, source)
     examples = found.pop("examples", None)
     results = {

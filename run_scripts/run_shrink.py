@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, report, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, report, run_directory  # isort: skip
 
 import keras
 import numpy as np
@@ -137,13 +137,13 @@ def _difference(one: keras.Model, two: keras.Model, x: np.ndarray) -> tuple[floa
 
 def _accuracy(before: keras.Model, after: keras.Model) -> dict[str, Any]:
     """Returns the accuracies of both networks on the test images, and on how many they agree."""
-    images = common_flags.dataset()
+    images = common_objects.dataset()
     if tuple(images.test_images.shape[1:]) != tuple(before.input_shape[1:]):
         raise command_line.BadInput(
             f"--data={FLAGS.data}: expected images of shape {tuple(before.input_shape[1:])}, which the network takes. "
             f"Received: {tuple(images.test_images.shape[1:])}"
         )
-    batches = common_flags.test_batches(images)
+    batches = common_objects.test_batches(images)
     labels = np.concatenate([np.asarray(y) for _, y in batches])
     answers = [each.predict(batches, verbose=0).argmax(axis=-1) for each in (before, after)]
     return {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, run_directory  # isort: skip
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ def main() -> None:
     directory = _directory()
     with command_line.about("network"):
         network = trs.load_network(Path(FLAGS.network).expanduser())
-    images = common_flags.dataset()
+    images = common_objects.dataset()
     chosen = _chosen(len(images.test_labels))
     x, y = np.asarray(images.test_images[chosen]), images.test_labels[chosen]
     x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x

@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import command_line, common_flags, report, run_directory
+from run_scripts import command_line, common_flags, common_objects, report, run_directory
 
 FLAGS = flags.FLAGS
 
@@ -82,12 +82,12 @@ def prepare(directory: Path, epochs: int | None = None, before: TrainingRun | No
         return before._replace(directory=directory, epochs=epochs, resuming=resuming)
     if FLAGS.mixed_precision:
         keras.mixed_precision.set_global_policy("mixed_float16")
-    strategy = common_flags.strategy()
+    strategy = common_objects.strategy()
     if FLAGS.batch_size % strategy.num_replicas_in_sync:
         raise command_line.BadFlag(
             f"--batch_size={FLAGS.batch_size}: expected a multiple of the {strategy.num_replicas_in_sync} replicas"
         )
-    images = common_flags.dataset()
+    images = common_objects.dataset()
     auxiliary = None
     if FLAGS.pseudo_labels:
         with command_line.about("pseudo_labels"):
@@ -136,7 +136,7 @@ def train(
             callback.checkpoints = checkpoints
     callbacks = [trs.training.StopOnNaN(), connections, *more, checkpoints]
     if FLAGS.select == "reference":
-        callbacks.append(trs.training.ReferenceSelection(checkpoints, common_flags.test_batches(run.images)))
+        callbacks.append(trs.training.ReferenceSelection(checkpoints, common_objects.test_batches(run.images)))
     if FLAGS.tensorboard and is_chief():
         callbacks.append(_tensorboard(run.directory))
     first_epoch = 0
@@ -208,7 +208,7 @@ def evaluate_again(directory: Path) -> None:
         )
     with command_line.about("load_model"):
         network = trs.load_network(directory)
-    report.show(report.evaluate(network, common_flags.dataset()), directory)
+    report.show(report.evaluate(network, common_objects.dataset()), directory)
 
 
 def _part(auxiliary: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import binary_flags, binary_objects, binary_originals, common_flags
+from run_scripts import binary_flags, binary_objects, binary_originals, common_flags, common_objects
 from run_scripts.command_line import BadFlag, BadInput
 from tests.run_scripts.conftest import ROOT, run_script
 from tests.run_scripts.test_bad_input import assert_explained
@@ -107,7 +107,7 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
     directory, _ = found
     more = (f"--trainer={trainer}", "--init=lottery_binary", f"--pretrained={directory}", "--seed=5")
     meaning(parse, *FEW, *more)
-    images, before = common_flags.dataset(), trs.load_network(directory)
+    images, before = common_objects.dataset(), trs.load_network(directory)
     network = binary_objects.built(images)
     binary_objects.load_pretrained(network, images)
     trs.training.Phase("finetune").begin(network)

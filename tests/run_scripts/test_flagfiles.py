@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from run_scripts import common_flags, hydra_flags, hydra_originals, lottery_flags
+from run_scripts import common_flags, common_objects, hydra_flags, hydra_originals, lottery_flags
 from tests.run_scripts.conftest import EVALUATE, ROOT, TRAIN
 
 # name -> data, model, objective, connectivity (None: dense)
@@ -75,7 +75,7 @@ def test_channels_are_pruned_by_the_flagfile_of_the_sample(parse):
     flags = parse(TRAIN, "--flagfile=flags/sample_channel_magnitude.flags")
     common_flags.check()
     assert (flags.data, flags.model) == ("fashion_mnist_sample", "small_cnn")
-    sparsifier = common_flags.sparsifier(1000)
+    sparsifier = common_objects.sparsifier(1000)
     assert sparsifier.describe() == {
         "sparsifier": "ChannelMagnitudePruning",
         "connectivity": 0.5,

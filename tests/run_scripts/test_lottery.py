@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from run_scripts import common_flags, lottery_flags
+from run_scripts import common_objects, lottery_flags
 from tests.evaluation.test_tickets import curve_values, write_tree
 from tests.run_scripts.conftest import run_script
 from tf_robust_sparse.saving.round_files import read_arrays, round_directory
@@ -77,7 +77,7 @@ def test_trials_have_processes_where_that_is_faster(parse, monkeypatch):
     ):
         parse(RUN, "--dataset=sample", *arguments)
         lottery_flags.check()
-        images = images or common_flags.dataset()
+        images = images or common_objects.dataset()
         assert lottery_flags.parts(images) == expected
         assert (lottery_flags.processes(images) > 1) == (len(arguments) == 1)
 
@@ -290,10 +290,10 @@ def check_split(images):
 def test_the_first_images_are_held_out(parse):
     parse(RUN, "--dataset=sample", "--valid_size=500")
     lottery_flags.check()
-    assert check_split(common_flags.dataset()) == (500, 7500)
+    assert check_split(common_objects.dataset()) == (500, 7500)
     parse(RUN, "--dataset=sample", "--eval_subset=20", "--nosmooth_valid_labels")
     lottery_flags.check()
-    _, held_out, test = lottery_flags.split(common_flags.dataset())
+    _, held_out, test = lottery_flags.split(common_objects.dataset())
     assert (len(held_out["valid"].y), len(held_out["test"].y), len(test.y)) == (20, 20, 2000)
     assert held_out["valid"].label_smoothing == 0
 
@@ -303,7 +303,7 @@ def test_the_first_images_are_held_out(parse):
 def test_the_first_ten_thousand_digits_are_held_out(parse):
     parse(RUN, f"--data_dir={REFERENCE}")
     lottery_flags.check()
-    assert check_split(common_flags.dataset()) == (10_000, 50_000)
+    assert check_split(common_objects.dataset()) == (10_000, 50_000)
 
 
 @pytest.mark.slow
