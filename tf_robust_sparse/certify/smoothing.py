@@ -120,7 +120,7 @@ class SmoothedClassifier:
             ValueError: if `n0` or `n` is not positive, `n` is below `n0`, or `alpha` outside (0, 1).
         """
         check_settings(n0, n, alpha)
-        selected = int(self.votes(x, n0, image, _SELECTION).argmax())
+        selected = int(np.argmax(self.votes(x, n0, image, _SELECTION)))
         successes = int(self.votes(x, n, image, _ESTIMATION)[selected])
         radius = certified_radius(successes, n, alpha, self.sigma)
         return Certificate(ABSTAIN, 0.0) if radius is None else Certificate(selected, radius)

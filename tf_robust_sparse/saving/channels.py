@@ -106,7 +106,7 @@ def _constants(steps: Sequence[Step]) -> dict[str, _Constants]:
         elif step.kind == "flat":
             known = _spread(inputs[0].known, inputs[0].values.shape)
         else:
-            known = np.logical_and.reduce([each.known for each in inputs])
+            known = np.all([each.known for each in inputs], axis=0)
         found[step.name] = _Constants(known, values)
     return found
 
@@ -169,7 +169,7 @@ def _read(step: Step, wanted: np.ndarray, given: _Constants, found: Channels) ->
         if added.ndim == 1 or _is_uniform(added, together, pattern):
             bias = bias + (added if added.ndim == 1 else added[added.shape[0] // 2, added.shape[1] // 2])
             continue
-        strongest = np.abs(factors).argmax()
+        strongest = int(np.argmax(np.abs(factors)))
         settled[:, :, members[strongest]] = together / factors[strongest]
         asked[members[strongest]] = True
         carriers.append(int(members[strongest]))

@@ -96,5 +96,5 @@ def _histogram(name: str, weights: np.ndarray, mask: np.ndarray, bins: int) -> d
         "all": np.histogram(weights, edges)[0].tolist(),
         "kept": np.histogram(weights[mask], edges)[0].tolist(),
         "kept_by_magnitude": np.histogram(weights[by_magnitude], edges)[0].tolist(),
-        "small_kept": float((mask & ~by_magnitude).sum() / max(mask.sum(), 1)),
+        "small_kept": float((mask & ~by_magnitude).sum() / max(int(mask.sum()), 1)),
     }
