@@ -75,6 +75,36 @@ def test_gradients_are_those_of_the_two_losses():
             np.testing.assert_allclose(taken[variable.path], expected, atol=1e-5 * scale + 1e-8, err_msg=variable.path)
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        objectives.AT(ATTACK),
+        objectives.MAT(ATTACK),
+        objectives.TRADES(ATTACK),
+        objectives.MART(ATTACK),
+        objectives.CleanAndAdversarial(ATTACK),
+    ],
+    ids=lambda inner: type(inner).__name__,
+)
+def test_suppression_moves_no_gate(inner):
+    gradients = {}
+    for strength in (0.0, 5.0):
+        network = models.lenet_conv(4, SHAPE, gates=True, seed=1)
+        objective = objectives.VulnerabilitySuppression(inner, strength)
+        model = training.NeuralPruningModel(network, objective, 1e-3, seed=3)
+        model.compile(training.GatedAdam(1e-2))
+        taken = gradients[strength] = {}
+        model._update = lambda found, weights, taken=taken: taken.update(
+            {v.path: np.array(g) for g, v in zip(found, weights, strict=True)}
+        )
+        model.train_step(tuple(tf.constant(each) for each in images()))
+    gates, weights = split(network)
+    for variable in gates:
+        np.testing.assert_array_equal(gradients[0.0][variable.path], gradients[5.0][variable.path])
+    first = weights[0].path
+    assert np.abs(gradients[0.0][first] - gradients[5.0][first]).max() > 1e-4
+
+
 def test_gates_follow_the_objective_that_gives_no_logits_of_attacked_images():
     network = models.lenet_conv(4, SHAPE, gates=True, seed=1)
     model = training.NeuralPruningModel(network, objectives.Natural(), 1e-3)

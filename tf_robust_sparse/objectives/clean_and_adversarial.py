@@ -5,10 +5,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
-from tf_robust_sparse.objectives.objective import AttackObjective, Seed, joint_training_logits, training_logits
+from tf_robust_sparse.objectives.objective import (
+    AttackObjective,
+    Seed,
+    attacked_logits,
+    joint_training_logits,
+    training_logits,
+)
 
 
 class CleanAndAdversarial(AttackObjective):
@@ -58,8 +63,7 @@ class CleanAndAdversarial(AttackObjective):
             logits, logits_adv = joint_training_logits(network, x, x_adv)
         else:
             logits = training_logits(network, x)
-            with layers.pass_number(1):
-                logits_adv = training_logits(network, x_adv)
+            logits_adv = attacked_logits(network, x_adv)
         clean = smoothed_cross_entropy(y, logits, self.label_smoothing)
         attacked = smoothed_cross_entropy(y, logits_adv, self.label_smoothing)
         return (1 - self.adversarial_weight) * clean + self.adversarial_weight * attacked, logits, logits_adv

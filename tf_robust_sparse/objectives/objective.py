@@ -71,7 +71,7 @@ class Objective:
     def losses(
         self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """As `loss`, and the logits of the attacked images where the loss computes them beside the clean ones."""
+        """As `loss`, and the logits of `x_adv` where the loss computes them."""
         return (*self.loss(network, x, y, x_adv), None)
 
     def describe(self) -> dict[str, Any]:
@@ -139,9 +139,22 @@ class ObjectiveAround(Objective):
         return self.objective.perturb(network, x, y, seed=seed)
 
 
+def innermost(objective: Objective) -> Objective:
+    """The objective that others are around."""
+    while isinstance(objective, ObjectiveAround):
+        objective = objective.objective
+    return objective
+
+
 def training_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
     """Logits with batch norm and dropout in training mode: `(batch, classes)`, float32 also in mixed precision."""
     return tf.cast(network(x, training=True), tf.float32)
+
+
+def attacked_logits(network: keras.Model, x_adv: tf.Tensor) -> tf.Tensor:
+    """As `training_logits`, of attacked images after the clean ones: gates and dropout may draw anew."""
+    with layers.pass_number(1):
+        return training_logits(network, x_adv)
 
 
 def joint_training_logits(network: keras.Model, x: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy, inference_forward
 from tf_robust_sparse.objectives.divergences import kl_divergence
-from tf_robust_sparse.objectives.objective import AttackObjective, Seed, training_logits
+from tf_robust_sparse.objectives.objective import AttackObjective, Seed, attacked_logits, training_logits
 
 TRADES_STARTS = ("gaussian", "uniform")
 
@@ -49,9 +49,15 @@ class TRADES(AttackObjective):
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Losses `(batch,)` and clean logits `(batch, classes)`."""
+        return self.losses(network, x, y, x_adv)[:2]
+
+    def losses(
+        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Losses `(batch,)`, clean logits and the logits of the attacked images, `(batch, classes)` each."""
         logits = training_logits(network, x)
-        logits_adv = training_logits(network, x_adv)
-        return cross_entropy(y, logits) + self.beta * kl_divergence(logits, logits_adv), logits
+        logits_adv = attacked_logits(network, x_adv)
+        return cross_entropy(y, logits) + self.beta * kl_divergence(logits, logits_adv), logits, logits_adv
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

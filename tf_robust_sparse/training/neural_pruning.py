@@ -15,8 +15,8 @@ class NeuralPruningModel(RobustModel):
     """Trains the weights of a network with gates under `objective`, and its gates for what withstands the attack.
 
     Gates follow the gradient of the cross-entropy of the attacked images and of the divergence from their prior, all
-    other weights that of `objective`, both taken at the same point. If the objective does not compute logits of
-    attacked images, gates follow it too. The forward passes are shared. Compile with a `GatedAdam` for two learning
+    other weights that of `objective`, both taken at the same point. Where nothing is attacked, gates follow the
+    objective too. The forward passes are shared. Compile with a `GatedAdam` for two learning
     rates.
 
     Args:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in, uniform_like
 from tf_robust_sparse.objectives import Objective
-from tf_robust_sparse.objectives.objective import training_logits
+from tf_robust_sparse.objectives.objective import innermost, training_logits
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.training import moved_images
 from tf_robust_sparse.training.moved_images import MARGIN
@@ -140,14 +140,14 @@ class StoredRobustModel(RobustModel):
         seed: int = 0,
         validation_checks: Mapping[str, Callable[..., tf.Tensor]] | None = None,
     ) -> None:
-        if not isinstance(_innermost(objective), StoredAT):
+        if not isinstance(innermost(objective), StoredAT):
             raise ValueError(f"`objective` must be a StoredAT, or wrap one. Received: objective={objective!r}")
         super().__init__(network, objective, sparsifier, validation_attack, seed, validation_checks)
 
     def build(self, input_shape):
         """Creates the tables, the perturbations uniform in the ball."""
         height, width, channels = input_shape[1:]
-        settings: Any = _innermost(self.objective)
+        settings: Any = innermost(self.objective)
         self._block = _BLOCK if height > _LARGE else 1
         self._frame = (height + 2 * MARGIN, width + 2 * MARGIN)
         self._largest = _float16_below(settings.epsilon)
@@ -174,7 +174,7 @@ class StoredRobustModel(RobustModel):
         x, y, index = data
         x, seed = tf.cast(x, tf.float32), self._step_seed()
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
-        settings: Any = _innermost(objective)
+        settings: Any = innermost(objective)
         size, number = x.shape[1:3], tf.shape(x)[0]
         offsets, mirrored = moved_images.crops(number, fold_in(seed, _CROP), settings.flip)
         padded = tf.pad(x, ((0, 0), *[(MARGIN, MARGIN)] * 2, (0, 0)), constant_values=_FILL)
@@ -246,13 +246,6 @@ class StoredRobustModel(RobustModel):
         if isinstance(data, tf.data.Dataset) and isinstance(data.element_spec, tuple) and len(data.element_spec) == 3:
             data = data.map(lambda x, y, index: (x, y))
         return super()._check_data(data, batch_size)
-
-
-def _innermost(objective: Any) -> Any:
-    """The objective that others wrap."""
-    while hasattr(objective, "objective"):
-        objective = objective.objective
-    return objective
 
 
 def _aiming_at(objective: Any, targets: tf.Tensor) -> Any:
