@@ -1,5 +1,6 @@
 """The flags of neural pruning, their checks, and the objects they stand for."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,22 @@ NETWORKS = {
     "vgg16_bayes": Network("vgg16_dropout", "bayesian", (0.5, 0.8), _VGG_FEATURES),
 }
 MODES = ("base", "bbd")
+# Flags that mean nothing to some runs -> those they mean something to.
+_MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
+    "input_norm": ("--net=vgg16 or vgg16_bayes", lambda: chosen().builder.startswith("vgg")),
+    "weight_decay": ("networks that do not draw their weights", lambda: chosen().kernel != "bayesian"),
+    "kl_weight": ("networks that draw their weights", lambda: chosen().kernel == "bayesian"),
+    "base_lr": ("--mode=base", lambda: FLAGS.mode == "base"),
+    "init_lr": ("--mode=bbd", lambda: FLAGS.mode == "bbd"),
+    "weight_rate": ("--mode=bbd", lambda: FLAGS.mode == "bbd"),
+    "thres": ("--mode=bbd", lambda: FLAGS.mode == "bbd"),
+    "joint_bn": ("--adv_train --robust_loss=at", lambda: FLAGS.adv_train and FLAGS.robust_loss == "at"),
+    "vs_shared_noise": ("--adv_train", lambda: FLAGS.adv_train),
+    "num_steps": ("--attack=pgd", lambda: FLAGS.attack == "pgd"),
+    "eval_steps": ("--attack=pgd", lambda: FLAGS.attack == "pgd"),
+    "step_size": ("--attack=pgd", lambda: FLAGS.attack == "pgd"),
+    "attack_source": ("--eval_mode=attack --nowhite_box", lambda: FLAGS.eval_mode == "attack" and not FLAGS.white_box),
+}
 # What --resume cannot change, beside the flags of every run.
 IDENTITY = (
     *("mode", "adv_train", "train_source", "robust_loss", "adv_weight", "trades_beta", "lambda_weight", "beta_weight"),
@@ -141,6 +158,8 @@ def check() -> None:
         raise BadFlag(f"--mode=bbd: expected --net=lenet_conv or vgg16. Received: --net={FLAGS.model}")
     if chosen().builder == "lenet_conv" and not FLAGS["data"].present:
         FLAGS["data"].value = "mnist"
+    if not FLAGS["augmentation"].present and FLAGS.data not in trs.data.IN_FILES:
+        FLAGS["augmentation"].value = "none" if chosen().builder == "lenet_conv" else "crop"
     for name, wanted in (("trades_beta", "trades"), ("adv_weight", "at")):
         if FLAGS[name].present and not (FLAGS.adv_train and FLAGS.robust_loss == wanted):
             raise BadFlag(f"--{name}: expected --adv_train --robust_loss={wanted}. Received: other ones")
@@ -148,6 +167,13 @@ def check() -> None:
         raise BadFlag("--vulnerability: expected --adv_train, for it compares with attacked images. Received: none")
     if FLAGS.mixed_precision and chosen().kernel == "bayesian":
         raise BadFlag(f"--mixed_precision: expected float32 with --net={FLAGS.model}. Received: both")
+
+
+def note_unused() -> None:
+    """Says which flags were given another value than usual and mean nothing to this run."""
+    for name, (owners, means_something) in _MEANINGFUL.items():
+        if FLAGS[name].value != FLAGS[name].default and not means_something():
+            print(f"Note: --{name}={FLAGS[name].value} means nothing here, it belongs to {owners}")
 
 
 def choose_gpu() -> None:
@@ -196,8 +222,29 @@ def network(run: training_run.TrainingRun) -> keras.Model:
     begins_with = start()
     if begins_with is not None and not run.resuming:
         with about("init_from"):
-            trs.saving.copy_weights(trs.load_network(begins_with), built)
+            base = trs.load_network(begins_with)
+            check_start(base, built)
+            trs.saving.copy_weights(base, built)
     return built
+
+
+def check_start(base: keras.Model, built: keras.Model) -> None:
+    """Checks that a network can begin with what another one has learnt.
+
+    Raises:
+        ValueError: if its images are normalised in another way, or it has gates and the new one has not.
+    """
+    norms = [
+        [layer.name for layer in each.layers if layer.name in ("normalization", "standardization")] or ["none"]
+        for each in (base, built)
+    ]
+    if norms[0] != norms[1]:
+        raise ValueError(
+            f"The run to begin with has the input layer {norms[0][0]}, this one {norms[1][0]}; pass --input_norm "
+            "as for that run"
+        )
+    if trs.layers.gates(base) and not trs.layers.gates(built):
+        raise ValueError("The run to begin with has gates, which --mode=base would drop; pass --mode=bbd, or its base")
 
 
 def start() -> Path | None:
@@ -211,7 +258,7 @@ def start() -> Path | None:
     if FLAGS.mode == "base":
         return None
     found = directory("base", attacked=False)
-    if not (found / "network.keras").is_file():
+    if not (found / "network.keras").is_file() and not FLAGS.resume:
         raise BadFlag(
             f"--mode=bbd: expected a finished run of --mode=base in {found}, or --init_from=DIR of another one. "
             "Received: none"
@@ -249,7 +296,7 @@ def model(run: training_run.TrainingRun, built: keras.Model) -> trs.RobustModel:
             )
     if chosen().kernel == "bayesian":
         found = trs.objectives.KLPenalty(found, 1 / (images * FLAGS.kl_weight))
-    settings: dict[str, Any] = {"seed": FLAGS.seed, "shared_noise": FLAGS.vs_shared_noise}
+    settings: dict[str, Any] = {"seed": FLAGS.seed, "shared_noise": FLAGS.vs_shared_noise, "log_terms": True}
     if FLAGS.adv_train and run.validation is not None:
         settings["validation_attack"] = attack()
         settings["validation_checks"] = {
@@ -283,8 +330,11 @@ def config() -> dict[str, Any]:
     return {name: FLAGS[name].value for name in IDENTITY}
 
 
-class GateRecord(keras.callbacks.Callback):
-    """Adds the numbers of active units to the logs of each epoch; stands before the callbacks that record."""
+class PruningRecord(keras.callbacks.Callback):
+    """Adds active units, divergence and learning rates to the logs of each epoch, before callbacks that record.
+
+    The divergence is that of gates, or of weights that are drawn, from their priors.
+    """
 
     def __init__(self, network: keras.Model) -> None:
         super().__init__()
@@ -292,10 +342,18 @@ class GateRecord(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Counts."""
-        for layer in trs.layers.gates(self._network):
-            logs[f"active_{layer.name}"] = int(layer.active_units())
-        if trs.layers.gates(self._network):
+        gates = trs.layers.gates(self._network)
+        active = {f"active_{layer.name}": int(layer.active_units()) for layer in gates}
+        logs.update(active)
+        if gates:
+            logs["zero_units"] = 100 - 100 * sum(active.values()) / sum(layer.a_raw.shape[0] for layer in gates)
+        if gates or chosen().kernel == "bayesian":
             logs["divergence"] = float(trs.layers.prior_divergence(self._network))
+        optimizer = self.model.optimizer
+        rate, inner = float(optimizer.learning_rate), getattr(optimizer, "inner_optimizer", optimizer)
+        if isinstance(inner, trs.training.GatedAdam):
+            logs["gate_learning_rate"] = inner.gate_rate * rate
+        logs["learning_rate"] = getattr(inner, "weight_rate", 1.0) * rate
 
 
 def measure(found: keras.Model, images: trs.data.ImageDataset) -> dict[str, Any]:
@@ -303,7 +361,7 @@ def measure(found: keras.Model, images: trs.data.ImageDataset) -> dict[str, Any]
     chosen_attack = evaluation_attack()
     return {
         "white_box": attacked(found, images, chosen_attack),
-        "efficiency": efficiency(found, images.num_classes),
+        "efficiency": efficiency(found),
     }
 
 
@@ -340,15 +398,31 @@ def _tested(images: trs.data.ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def efficiency(found: keras.Model, num_classes: int) -> dict[str, Any]:
+def efficiency(found: keras.Model) -> dict[str, Any]:
     """Returns the published figures of cost; of a network that draws its weights, twice the memory by definition."""
     if chosen().kernel == "bayesian":
         return {"memory": 200.0, "speed_up": 0.5, "sparsity": 0.0}
-    gates = trs.layers.gates(found)
-    whole = trs.evaluation.ARCHITECTURES[chosen().builder].units
-    active = [int(layer.active_units()) for layer in gates] or list(whole)
-    cost = trs.evaluation.efficiency(chosen().builder, active, num_classes)
+    shape = found.input_shape[1:]
+    whole = trs.evaluation.gated_units(chosen().builder, shape)
+    active = [int(layer.active_units()) for layer in trs.layers.gates(found)] or list(whole)
+    cost = trs.evaluation.efficiency(chosen().builder, active, found.output_shape[-1], shape)
     return {"active_units": active, "units": list(whole), **cost._asdict()}
+
+
+def materialised(found: keras.Model) -> dict[str, Any]:
+    """Returns what is left when closed gates and all that only they read are taken out, and how fast that is.
+
+    Shares are in per cent of the network without its gates; latencies are medians in ms.
+    """
+    small, done = trs.shrink(found, fold_batch_norm=True)
+    plain = trs.saving.strip(found)
+    latency = {size: trs.evaluation.median_latency({"before": plain, "after": small}, size) for size in (1, 64, 256)}
+    return {
+        "units": {name: len(kept) for name, kept in done.kept.items()},
+        "parameters": 100 * done.after.parameters / done.before.parameters,
+        "multiply_adds": 100 * done.after.multiply_adds / done.before.multiply_adds,
+        "latency": {size: {name: 1e3 * seconds for name, seconds in each.items()} for size, each in latency.items()},
+    }
 
 
 def record(directory: Path, name: str, results: dict[str, Any]) -> None:

@@ -16,8 +16,10 @@ an evaluation leaves `cost.json`, `white_box.json` or `black_box.json` beside th
 `loss_surface.png`. `run_vulnerability_plots.py` draws several runs side by side.
 """
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -64,6 +66,7 @@ def main() -> None:
     if FLAGS.draw_loss:
         with command_line.about("draw_loss"):
             trs.evaluation.check_matplotlib()
+    neural_flags.note_unused()
     neural_flags.choose_gpu()
     directory = run_directory.chosen(neural_flags.directory())
     if FLAGS.eval_mode != "train":
@@ -83,7 +86,7 @@ def train(directory: Path) -> None:
     with run.strategy.scope():
         network = neural_flags.network(run)
         model = neural_flags.model(run, network)
-    callbacks = (neural_flags.GateRecord(network),)
+    callbacks = (neural_flags.PruningRecord(network),)
     state = training_run.train(run, model, neural_flags.config(), callbacks)
     more = {"mode": FLAGS.mode, "init_from": str(begins_with) if begins_with else None}
     training_run.finish(run, model, state, more, neural_flags.measure)
@@ -91,14 +94,20 @@ def train(directory: Path) -> None:
 
 def evaluate(directory: Path) -> None:
     """Measures a finished run again and writes down what it finds."""
-    network, images = loaded(directory, "output_dir"), common_objects.dataset()
+    network = loaded(directory, "output_dir")
+    check_network(directory)
+    images = common_objects.dataset()
+    if FLAGS["thres"].present:
+        for gate in trs.layers.gates(network):
+            gate.threshold = FLAGS.thres
     if FLAGS.eval_mode == "test":
-        cost = neural_flags.efficiency(network, images.num_classes)
+        cost = neural_flags.efficiency(network)
+        if trs.layers.gates(network):
+            cost["materialised"] = neural_flags.materialised(network)
         clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_objects.test_batches(images), [])
         neural_flags.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
         print(f"Clean accuracy      {100 * clean['clean_accuracy']:6.2f} %")
-        for name, value in cost.items():
-            print(f"{name.replace('_', ' '):19} {value if isinstance(value, list) else f'{value:.6g}'}")
+        show_cost(cost)
         return
     source = None
     if not FLAGS.white_box:
@@ -113,6 +122,34 @@ def evaluate(directory: Path) -> None:
         surface = neural_flags.loss_surface(network, images)
         trs.evaluation.draw_loss_surfaces({directory.name: surface}, directory / "loss_surface.png")
         print(f"Loss surface        {directory / 'loss_surface.png'}")
+
+
+def show_cost(cost: dict[str, Any]) -> None:
+    """Prints what `neural_flags.efficiency` and `neural_flags.materialised` found."""
+    left = cost.get("materialised")
+    for name, value in cost.items():
+        if name != "materialised":
+            print(f"{name.replace('_', ' '):19} {value if isinstance(value, list) else f'{value:.6g}'}")
+    if left:
+        print(
+            f"left without gates  {left['parameters']:.2f} % of parameters, {left['multiply_adds']:.2f} % of operations"
+        )
+        for size, ms in left["latency"].items():
+            print(f"{f'batch of {size}':19} {ms['after']:.3f} ms instead of {ms['before']:.3f}")
+
+
+def check_network(directory: Path) -> None:
+    """Checks that a finished run is one of the network of --net.
+
+    Raises:
+        BadFlag: if it is another one's.
+    """
+    record = directory / "results.json"
+    model = json.loads(record.read_text()).get("model", FLAGS.model) if record.is_file() else FLAGS.model
+    if model != FLAGS.model:
+        raise command_line.BadFlag(
+            f"--net={FLAGS.model}: expected --net={model}, which {directory} holds. Received: another"
+        )
 
 
 def loaded(directory: Path, flag: str) -> keras.Model:

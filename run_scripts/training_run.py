@@ -242,7 +242,8 @@ def _has_checkpoint(directory: Path) -> bool:
 def _monitored(model: trs.RobustModel) -> dict[str, str]:
     """Returns what an epoch may be the best by, and the logged quantity that tells it."""
     monitored = {"best_robust": "val_robust_accuracy", "best_clean": "val_accuracy"}
-    for name in model.validation_checks:
+    certifies = "best_certified" in FLAGS["select"].parser.enum_values
+    for name in model.validation_checks if certifies else ():
         monitored["best_certified"] = f"val_{name}"
     return monitored
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 
 from tf_robust_sparse import layers, models
@@ -15,6 +16,24 @@ def test_divergence_of_one_weight(mean, expected):
     layer.build((None, 1))
     layer.kernel.assign([[mean]])
     np.testing.assert_allclose(layer.kl_divergence(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("prior", [0.1, 1.0, 3.0])
+def test_divergence_is_the_integral(prior):
+    dense = layers.BayesianDense(3, prior_stddev=prior, initial_rho=-1.5)
+    dense.build((None, 2))
+    scale = layers.BayesianScale(prior, -0.5)
+    scale.build((None, 4))
+    random = np.random.default_rng(0)
+    for layer in (dense, scale):
+        expected = 0.0
+        for mean, rho in layer.posteriors():
+            mean.assign(random.normal(0, 0.3, mean.shape))
+            stddev = float(np.log1p(np.exp(rho.numpy().ravel()[0])))
+            for each in mean.numpy().ravel():
+                posterior, divisor = scipy.stats.norm(each, stddev), scipy.stats.norm(0, prior)
+                expected += posterior.expect(lambda w, q=posterior, p=divisor: q.logpdf(w) - p.logpdf(w))
+        np.testing.assert_allclose(layer.kl_divergence(), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("make", [lambda: layers.BayesianDense(300), lambda: layers.BayesianScale(1.0, INVERSE_OF_ONE)])
@@ -46,9 +65,12 @@ def test_gradients_reach_mean_and_spread():
     assert all(np.abs(each).max() > 0 for each in tape.gradient(loss, layer.trainable_variables))
 
 
-@pytest.mark.parametrize("build", [models.lenet_conv, models.vgg16_dropout])
-def test_networks(build):
+@pytest.mark.parametrize(("build", "prior", "rho"), [(models.lenet_conv, 1.0, -3.0), (models.vgg16_dropout, 0.1, -5.0)])
+def test_networks(build, prior, rho):
     network = build(kernel="bayesian", seed=1)
+    drawn = [layer for layer in network.layers if hasattr(layer, "posteriors")]
+    assert {(layer.prior_stddev, layer.initial_rho) for layer in drawn} == {(prior, rho)}
+    assert all((spread.numpy() == rho).all() for layer in drawn for _, spread in layer.posteriors())
     plain = build(seed=1)
     assert not any(layer.name.startswith("gate") for layer in network.layers)
     # a mean and a spread for every weight

@@ -26,7 +26,14 @@ def gate(a_raw, b_raw=INVERSE[1.0], units=1, **kwargs):
     [(1e-4, 1, 0), (1, 1, 8.21044), (2, 1, 8.90354), (1, 2, 7.90364), (0.5, 3, 7.11617)],
 )
 def test_published_divergences(a, b, expected):
-    np.testing.assert_allclose(gate(INVERSE[a], INVERSE[b]).kl_divergence(), expected, atol=1e-4)
+    layer = gate(INVERSE[a], INVERSE[b])
+    np.testing.assert_allclose(layer.kl_divergence(), expected, atol=1e-4 if expected else 1e-5)
+
+
+@pytest.mark.parametrize(("b", "expected"), [(1, 0.11083), (3, 0.20944)])
+def test_published_divergences_from_a_wider_prior(b, expected):
+    layer = gate(INVERSE[0.5], INVERSE[b], prior=0.3)
+    np.testing.assert_allclose(layer.kl_divergence(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("initial", "expected"), [(-1, 7.04995), (2, 8.96508)])
@@ -66,6 +73,10 @@ def test_mean_and_threshold(a_raw, expected, active):
     np.testing.assert_allclose(layer.mean(), [expected], rtol=1e-4, atol=1e-8)
     assert int(layer.active_units()) == active
     assert (layer.inference_scale().numpy() > 0).tolist() == [bool(active)]
+
+
+def test_gates_far_below_the_threshold_are_alike():
+    np.testing.assert_array_equal(gate(-10.0).mean(), gate(-12.0).mean())
 
 
 def test_draws_have_the_mean_and_are_nearly_binary():

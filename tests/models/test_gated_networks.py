@@ -75,14 +75,15 @@ def test_open_gates_change_nothing(name):
     np.testing.assert_allclose(gated(x, training=False), base(x, training=False), rtol=1e-5, atol=1e-5)
 
 
-def test_attacks_stay_in_their_ball_of_pixels():
-    network = models.vgg16_dropout(seed=0)
-    random = np.random.default_rng(0)
-    x = tf.constant(np.concatenate([random.random((2, 32, 32, 3)), random.integers(0, 2, (1, 32, 32, 3))]), tf.float32)
+@pytest.mark.parametrize(("name", "epsilon", "step"), [("vgg16_dropout", 0.03, 0.007), ("lenet_conv", 0.3, 0.01)])
+def test_attacks_stay_in_their_ball_of_pixels(name, epsilon, step):
+    network = models.build(name, gates=True, seed=0)
+    random, shape = np.random.default_rng(0), network.input_shape[1:]
+    x = tf.constant(np.concatenate([random.random((2, *shape)), random.integers(0, 2, (1, *shape))]), tf.float32)
     clean = network(x, training=False)
-    for attack in (attacks.LinfPGD(0.03, 0.007, 10), attacks.LinfFGSM(0.03)):
+    for attack in (attacks.LinfPGD(epsilon, step, 10), attacks.LinfFGSM(epsilon)):
         x_adv = attack(network, x, tf.argmax(clean, -1)).numpy()
-        assert np.abs(x_adv - x).max() <= 0.03 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+        assert np.abs(x_adv - x).max() <= epsilon + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
         assert np.abs(network(x_adv, training=False) - clean).max() > 0
 
 

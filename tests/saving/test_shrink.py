@@ -41,9 +41,11 @@ def gated(name, closed, seed=0):
     for layer in network.layers:
         if isinstance(layer, layers.BatchNormalization):
             values = layer.get_weights()  # gamma, beta, mean, variance
-            shifts = ((0, 1), (-1, 0)) if closed == 1 else ((-1, 1), (-0.5, 0.5))
-            ranges = ((0.5, 1.5), *shifts, (0.5, 1.5))
-            layer.set_weights([random.uniform(*each, value.shape) for each, value in zip(ranges, values, strict=True)])
+            ranges = ((0.5, 1.5), (-1, 1), (-0.5, 0.5), (0.5, 1.5))
+            values = [random.uniform(*each, value.shape) for each, value in zip(ranges, values, strict=True)]
+            if closed == 1:  # the one path stays above 0
+                values[1][0], values[2][0] = abs(values[1][0]), -abs(values[2][0])
+            layer.set_weights(values)
         elif getattr(layer, "bias", None) is not None:
             layer.bias.assign(random.normal(0, 0.2, layer.bias.shape))
     if closed == 1:  # the one path must not end at a ReLU
@@ -72,13 +74,17 @@ def test_gated_lenet(closed, fold_batch_norm):
     assert [name for name in report.removed if name.startswith("gate")] == ["gate1", "gate2", "gate3", "gate4"]
 
 
-@pytest.mark.parametrize(("closed", "fold_batch_norm"), [(0.3, False), (0.7, True), (1, True)])
-def test_gated_vgg16(closed, fold_batch_norm):
+@pytest.mark.parametrize(
+    ("closed", "fold_batch_norm", "count"),
+    [(0.3, False, 16), (0.3, True, 256), (0.7, False, 16), (0.7, True, 16), (1, False, 16), (1, True, 16)],
+)
+def test_gated_vgg16(closed, fold_batch_norm, count):
     network = gated("vgg16_dropout", closed)
-    x = images(16, shape=(32, 32, 3))
+    x = images(count, shape=(32, 32, 3))
     small, report = saving.shrink(network, fold_batch_norm)
     assert np.abs(logits(small, x) - logits(network, x)).max() <= GATED_TOLERANCE
     assert_equal_logits(network, small, x)
+    np.testing.assert_array_equal(logits(small, x).argmax(-1), logits(network, x).argmax(-1))
     gates = [np.flatnonzero(gate.inference_scale()) for gate in layers.gates(network)]
     for number in range(1, 13):
         extra = set(report.kept[f"conv{number}"]) - set(gates[number - 1].tolist())

@@ -58,11 +58,30 @@ def test_clean_pruning_closes_units_and_keeps_the_accuracy(base, images):
     assert accuracies(network, images)[0] > accuracies(base, images)[0] - 0.05
 
 
-def test_gates_under_attack_are_robust(base, images):
-    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
+@pytest.fixture(scope="module")
+def trained(base, images):
+    """The base after adversarial training."""
     plain = models.lenet_conv(seed=0)
     saving.copy_weights(base, plain)
-    trained = fit(training.RobustModel(plain, objective), training.CoupledAdam(1e-3, l2=1e-4), images, 6)
+    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
+    return fit(training.RobustModel(plain, objective), training.CoupledAdam(1e-3, l2=1e-4), images, 6)
+
+
+def test_a_black_box_is_no_stronger_than_a_white_one(trained, images):
+    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
+    model = training.RobustModel(models.lenet_conv(seed=7), objective, seed=7)
+    source = fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, 6)
+    attack, (x, y) = LinfPGD(0.1, 0.01, 20), all_tested(images)
+    white, own, black = (
+        evaluation.vulnerability(trained, x, y, attack, source=each) for each in (None, trained, source)
+    )
+    assert 0.4 < white.robust_accuracy < white.clean_accuracy - 0.05
+    assert black.robust_accuracy >= white.robust_accuracy - 0.01 and black.expected != white.expected
+    assert own.robust_accuracy == pytest.approx(white.robust_accuracy, abs=2e-3)
+
+
+def test_gates_under_attack_are_robust(base, trained, images):
+    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
     suppressed = objectives.VulnerabilitySuppression(objective, 1e-3)
     network = gated(trained)
     for layer in layers.gates(network):  # open at first: with so few images the prior closes them soon enough

@@ -2,7 +2,7 @@
 
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.corruption_accuracy import evaluate_corruptions
-from tf_robust_sparse.evaluation.efficiency import ARCHITECTURES, Efficiency, efficiency
+from tf_robust_sparse.evaluation.efficiency import Efficiency, efficiency, gated_units
 from tf_robust_sparse.evaluation.feature_figures import (
     draw_channels,
     draw_distortion_maps,
@@ -37,7 +37,6 @@ from tf_robust_sparse.evaluation.transfer import Transfer, transfer_attack
 from tf_robust_sparse.evaluation.vulnerability import Vulnerability, VulnerabilityMonitor, vulnerability
 
 __all__ = [
-    "ARCHITECTURES",
     "AutoAttack",
     "Efficiency",
     "LossSurface",
@@ -67,6 +66,7 @@ __all__ = [
     "evaluate_robustness",
     "foolbox_check",
     "foolbox_linf_pgd",
+    "gated_units",
     "load_saved_model",
     "loss_surface",
     "median_latency",

@@ -4,42 +4,46 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class _Convolution(NamedTuple):
-    size: int  # height and width of its output
-    kernel: int
-    channels: int | None  # of its input; None for the units of the layer before
-    batch_norm: bool
-
-
 class _Architecture(NamedTuple):
-    """Convolutions in order, which of them a pooling of 2x2 follows, and how often tables count the dense layers."""
+    """A chain of equal convolutions, some followed by a pooling of 2x2, and two dense layers.
 
-    units: tuple[int, ...]
-    convolutions: tuple[_Convolution, ...]
+    Attributes:
+        input_shape: Of the images it was published with.
+        channels: Of each convolution.
+        hidden: Units of the first dense layer.
+        kernel: Height and width of the kernels.
+        padded: Whether convolutions keep the size of images.
+        pooled: Numbers of the convolutions before a pooling, from 1.
+        batch_norm: Whether convolutions and the first dense layer have one.
+        last_activation: Whether tables count one for the logits.
+        repeats_in_table: How often tables count the dense layers.
+    """
+
+    input_shape: tuple[int, int, int]
+    channels: tuple[int, ...]
+    hidden: int
+    kernel: int
+    padded: bool
     pooled: tuple[int, ...]
-    dense_batch_norm: bool
+    batch_norm: bool
     last_activation: bool
     repeats_in_table: int
 
 
-_VGG_SIZES = (32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2)
-_VGG_UNITS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512, 512)
-ARCHITECTURES = {
-    "lenet_conv": _Architecture(
-        (20, 50, 800, 500),
-        (_Convolution(24, 5, 1, False), _Convolution(8, 5, None, False)),
-        (1, 2),
-        dense_batch_norm=False,
-        last_activation=False,
-        repeats_in_table=1,
-    ),
+class _Convolution(NamedTuple):
+    """A convolution: number of positions of its output, of those after pooling (0 without), input channels."""
+
+    positions: int
+    pooled_positions: int
+    inputs: int
+
+
+_ARCHITECTURES = {
+    "lenet_conv": _Architecture((28, 28, 1), (20, 50), 500, 5, False, (1, 2), False, False, 1),
     "vgg16_dropout": _Architecture(
-        _VGG_UNITS,
-        tuple(_Convolution(size, 3, None if i else 3, True) for i, size in enumerate(_VGG_SIZES)),
-        (2, 4, 7, 10, 13),
-        dense_batch_norm=True,
-        last_activation=True,
-        repeats_in_table=13,
+        (32, 32, 3),
+        (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512),
+        *(512, 3, True, (2, 4, 7, 10, 13), True, True, 13),
     ),
 }
 
@@ -65,56 +69,111 @@ class Efficiency(NamedTuple):
     memory_in_table: float
 
 
-def efficiency(architecture: str, units: Sequence[int], num_classes: int = 10) -> Efficiency:
+def gated_units(architecture: str, input_shape: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Returns how many units each gate of the whole network has, in forward order.
+
+    Args:
+        architecture: `"lenet_conv"` or `"vgg16_dropout"`.
+        input_shape: `(height, width, channels)` of the images; `None` for those it was published with.
+
+    Raises:
+        ValueError: if there is no such architecture, or the images are too small for it.
+    """
+    found = _architecture(architecture)
+    height, width = _sizes(found, input_shape)[-1]
+    return (*found.channels, height * width * found.channels[-1], found.hidden)
+
+
+def efficiency(
+    architecture: str, units: Sequence[int], num_classes: int = 10, input_shape: Sequence[int] | None = None
+) -> Efficiency:
     """Computes what a gated network with so many active units costs.
 
     Args:
-        architecture: A key of `ARCHITECTURES`.
+        architecture: `"lenet_conv"` or `"vgg16_dropout"`.
         units: Active units of each gate, in forward order.
         num_classes: Number of classes.
+        input_shape: `(height, width, channels)` of the images; `None` for those it was published with.
 
     Raises:
-        ValueError: if there is no such architecture, or the units are not some of its units.
+        ValueError: if there is no such architecture, the images are too small for it, or the units are not some of
+            its units.
 
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), section 5, and its published code.
     """
-    if architecture not in ARCHITECTURES:
-        options = ", ".join(ARCHITECTURES)
-        raise ValueError(f"`architecture` must be one of {options}. Received: architecture={architecture!r}")
-    found = ARCHITECTURES[architecture]
+    found, whole = _architecture(architecture), gated_units(architecture, input_shape)
     units = tuple(int(number) for number in units)
-    if len(units) != len(found.units) or not all(0 <= a <= b for a, b in zip(units, found.units, strict=True)):
-        raise ValueError(f"`units` are at most {found.units} of {architecture}. Received: units={units}")
-    ours, whole = (_flops(found, each, num_classes) for each in (units, found.units))
+    if len(units) != len(whole) or not all(0 <= a <= b for a, b in zip(units, whole, strict=True)):
+        raise ValueError(f"`units` are at most {whole} of {architecture}. Received: units={units}")
+    ours, theirs = (_flops(found, each, num_classes, input_shape) for each in (units, whole))
     memory = {
-        repeats: 100 * _memory(found, units, num_classes, repeats) / _memory(found, found.units, num_classes, repeats)
+        repeats: 100
+        * _memory(found, units, num_classes, repeats, input_shape)
+        / _memory(found, whole, num_classes, repeats, input_shape)
         for repeats in (1, found.repeats_in_table)
     }
     return Efficiency(
-        100 - 100 * sum(units) / sum(found.units),
+        100 - 100 * sum(units) / sum(whole),
         ours,
-        whole / ours if ours else float("inf"),
+        theirs / ours if ours else float("inf"),
         memory[1],
         memory[found.repeats_in_table],
     )
 
 
-def _flops(found: _Architecture, units: Sequence[int], num_classes: int) -> int:
-    total = 0
-    for number, layer in enumerate(found.convolutions):
-        channels = units[number - 1] if layer.channels is None else layer.channels
-        total += units[number] * layer.size**2 * (2 * layer.kernel**2 * channels + 1)  # bias and activation among them
-        if number + 1 in found.pooled:
-            total += 4 * units[number] * (layer.size // 2) ** 2
-    hidden, last = units[-2:]
-    return total + last * (2 * hidden + 1) + num_classes * (2 * last + found.last_activation)
+def _architecture(name: str) -> _Architecture:
+    if name not in _ARCHITECTURES:
+        options = ", ".join(_ARCHITECTURES)
+        raise ValueError(f"`architecture` must be one of {options}. Received: architecture={name!r}")
+    return _ARCHITECTURES[name]
 
 
-def _memory(found: _Architecture, units: Sequence[int], num_classes: int, repeats: int) -> int:
+def _sizes(found: _Architecture, input_shape: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Heights and widths after each convolution, before its pooling; last what the dense layers see."""
+    height, width = (found.input_shape if input_shape is None else input_shape)[:2]
+    sizes = []
+    for number in range(1, len(found.channels) + 1):
+        if not found.padded:
+            height, width = height - found.kernel + 1, width - found.kernel + 1
+        sizes.append((height, width))
+        if number in found.pooled:
+            height, width = height // 2, width // 2
+        if height < 1 or width < 1:
+            raise ValueError(f"`input_shape` is too small for the network. Received: input_shape={input_shape}")
+    return [*sizes, (height, width)]
+
+
+def _convolutions(found: _Architecture, units: Sequence[int], input_shape: Sequence[int] | None) -> list[_Convolution]:
+    channels = (found.input_shape if input_shape is None else input_shape)[2]
+    convolutions = []
+    for number, (height, width) in enumerate(_sizes(found, input_shape)[:-1], 1):
+        pooled = (height // 2) * (width // 2) if number in found.pooled else 0
+        convolutions.append(_Convolution(height * width, pooled, channels if number == 1 else units[number - 2]))
+    return convolutions
+
+
+def _flops(
+    found: _Architecture, units: Sequence[int], num_classes: int, input_shape: Sequence[int] | None = None
+) -> int:
     total = 0
-    for number, layer in enumerate(found.convolutions):
-        channels = units[number - 1] if layer.channels is None else layer.channels
-        total += layer.kernel**2 * channels * (layer.size**2 + units[number]) + 2 * layer.batch_norm * units[number]
-    hidden, last = units[-2:]
-    dense = hidden * last + last + 2 * found.dense_batch_norm * hidden + (last + 1) * num_classes
+    for outputs, layer in zip(units, _convolutions(found, units, input_shape), strict=False):
+        # Bias and activation are among them.
+        total += outputs * layer.positions * (2 * found.kernel**2 * layer.inputs + 1)
+        total += 4 * outputs * layer.pooled_positions
+    flat, last = units[-2:]
+    return total + last * (2 * flat + 1) + num_classes * (2 * last + found.last_activation)
+
+
+def _memory(
+    found: _Architecture,
+    units: Sequence[int],
+    num_classes: int,
+    repeats: int,
+    input_shape: Sequence[int] | None = None,
+) -> int:
+    total = 0
+    for outputs, layer in zip(units, _convolutions(found, units, input_shape), strict=False):
+        total += found.kernel**2 * layer.inputs * (layer.positions + outputs) + 2 * found.batch_norm * outputs
+    flat, last = units[-2:]
+    dense = flat * last + last + 2 * found.batch_norm * flat + (last + 1) * num_classes
     return total + repeats * dense

@@ -22,10 +22,12 @@ class Objective:
         adversarial_weight: Share of the cross entropy of attacked images in the loss, in [0, 1]; for records of what
             training minimises.
         label_smoothing: Share of each label that is spread evenly over all classes.
+        terms: Names of what the loss reports of itself, see `terms.report_term`.
     """
 
     adversarial_weight: float = 0.0
     label_smoothing: float = 0.0
+    terms: tuple[str, ...] = ()
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
         """The objective as it is at a step, for those that change while training goes on; the others are themselves.
@@ -127,6 +129,7 @@ class ObjectiveAround(Objective):
         if not isinstance(objective, Objective):
             raise ValueError(f"`objective` must be an objective, such as Natural(). Received: objective={objective!r}")
         self.objective = objective
+        self.terms = objective.terms
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
         """With the other objective as it is at that step."""

@@ -10,7 +10,7 @@ _HOW = "pass a network of the same architecture, number of classes and image siz
 
 
 def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True) -> None:
-    """Copies kernels, biases, batch norm and, where both have them, scores, by the names of the layers.
+    """Copies kernels, biases, batch norm and, where both have them, scores and spreads, by the names of the layers.
 
     A kernel form that has a variable `kernel` gives and takes that, whatever its mask; another one, such as rewiring,
     gives its effective kernel. Gates that only one of the two has are left alone. Nothing is assigned unless everything
@@ -75,6 +75,8 @@ def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
             pairs.append((layer.bias, bias))
         if scores and hasattr(layer, "scores") and hasattr(source, "scores"):
             pairs.append((layer.scores, source.scores))
+        if hasattr(layer, "posteriors") and hasattr(source, "posteriors"):
+            pairs += [(ours, of) for (_, ours), (_, of) in zip(layer.posteriors(), source.posteriors(), strict=True)]
     for variable, value in pairs:
         if tuple(variable.shape) != tuple(value.shape):
             raise ValueError(

@@ -115,7 +115,7 @@ class FreeRobustModel(RobustModel):
             self._update(gradients, weights)
             delta = tf.clip_by_value(delta + epsilon * tf.sign(of_images), -epsilon, epsilon)
         self._keep(delta)
-        return self._without_validation(self._update_metrics(per_example, x, y, logits))
+        return self._training_logs(self._update_metrics(per_example, x, y, logits))
 
     def _rows(self, number: tf.Tensor) -> slice:
         """The part of the perturbation that belongs to this replica."""

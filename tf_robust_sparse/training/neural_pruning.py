@@ -8,6 +8,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.objectives import Objective
+from tf_robust_sparse.objectives.terms import collected_terms
 from tf_robust_sparse.training.robust_model import RobustModel, images_and_labels
 
 
@@ -54,7 +55,7 @@ class NeuralPruningModel(RobustModel):
         with tf.GradientTape(persistent=True) as tape, layers.settled_kernels(self.network):
             with tape.stop_recording(), self._inference_kernels():
                 x_adv = objective.perturb(self.network, x, y, seed=seed)
-            with self._training_noise(seed):
+            with self._training_noise(seed), collected_terms() as terms:
                 per_example, logits, logits_adv = objective.losses(self.network, x, y, x_adv)
             divergence = self.divergence_weight * layers.prior_divergence(self.network)
             of_gates = per_example if logits_adv is None else cross_entropy(y, logits_adv)
@@ -68,4 +69,5 @@ class NeuralPruningModel(RobustModel):
         gradients |= {id(variable): each for variable, each in zip(others, tape.gradient(loss, others), strict=True)}
         del tape
         self._update([gradients[id(variable)] for variable in weights], weights)
-        return self._without_validation(self._record_step(per_example + divergence, x, y, logits, logits_adv))
+        terms |= self._terms_of(y, logits, logits_adv)
+        return self._training_logs(self._record_step(per_example + divergence, x, y, logits, logits_adv), terms)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in
 from tf_robust_sparse.objectives import Objective
+from tf_robust_sparse.objectives.terms import collected_terms
 from tf_robust_sparse.sparsity import Sparsifier
 
 # Seeds of validation attacks, and of what layers draw in training, stand apart from those of attacks in training.
@@ -38,6 +39,9 @@ class RobustModel(keras.Model):
             as `{"verified_accuracy": certify.Verifier(2 / 255)}`; `evaluate` and the validation of `fit` report their
             shares too.
         shared_noise: Whether gates and dropout of this package draw the same for an image and the attacked one.
+        log_terms: Whether training also logs what its loss is made of: the cross-entropy of clean and of attacked
+            images, `clean_loss` and `adversarial_loss`, the accuracy on the latter, `adversarial_accuracy`, as far as
+            the objective computes logits of both, and its own `terms`, such as `vulnerability`.
 
     Raises:
         ValueError: if an argument is of the wrong kind or the network does not fit the sparsifier.
@@ -52,6 +56,7 @@ class RobustModel(keras.Model):
         seed: int = 0,
         validation_checks: Mapping[str, Callable[..., tf.Tensor]] | None = None,
         shared_noise: bool = True,
+        log_terms: bool = False,
     ) -> None:
         super().__init__()
         _check_kind("network", network, keras.Model, "a built keras.Model, such as tf_robust_sparse.models.resnet18()")
@@ -79,6 +84,8 @@ class RobustModel(keras.Model):
         )
         self.validation_checks = dict(validation_checks or {})
         self._checked = [keras.metrics.Mean(name=name) for name in self.validation_checks]
+        names = ("clean_loss", "adversarial_loss", "adversarial_accuracy", *objective.terms) if log_terms else ()
+        self._terms = [keras.metrics.Mean(name=name) for name in names]
         self.build(network.input_shape)
 
     def build(self, input_shape):
@@ -152,12 +159,13 @@ class RobustModel(keras.Model):
         with tf.GradientTape() as tape, layers.settled_kernels(self.network):
             with tape.stop_recording(), self._inference_kernels():
                 x_adv = objective.perturb(self.network, x, y, seed=seed)
-            with self._training_noise(seed):
+            with self._training_noise(seed), collected_terms() as terms:
                 per_example, logits, logits_adv = objective.losses(self.network, x, y, x_adv)
             loss = self.optimizer.scale_loss(self._mean_loss(per_example))
         weights = self.network.trainable_variables
         self._update(tape.gradient(loss, weights), weights)
-        return self._without_validation(self._record_step(per_example, x, y, logits, logits_adv))
+        terms |= self._terms_of(y, logits, logits_adv)
+        return self._training_logs(self._record_step(per_example, x, y, logits, logits_adv), terms)
 
     def test_step(self, data):
         """Reports loss and metrics on clean images, accuracy under the validation attack, and the checks' shares."""
@@ -173,7 +181,8 @@ class RobustModel(keras.Model):
             for share, check in zip(self._checked, self.validation_checks.values(), strict=True):
                 share.update_state(check(self.network, some_x, some_y, seed=seed)[:number])
         per_example = cross_entropy(y, logits)
-        return self._update_metrics(per_example, x, y, logits)
+        logs = self._update_metrics(per_example, x, y, logits)
+        return {name: value for name, value in logs.items() if name not in [term.name for term in self._terms]}
 
     def predict_step(self, data):
         """Returns the logits of a batch of images."""
@@ -208,9 +217,23 @@ class RobustModel(keras.Model):
             self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
             self.sparsifier.after_update(state, self.optimizer)
 
-    def _without_validation(self, logs):
-        """Drops what is measured in validation only."""
-        return {name: value for name, value in logs.items() if name not in ("robust_accuracy", *self.validation_checks)}
+    def _training_logs(self, logs, terms=None):
+        """Drops what is measured in validation only, and adds the terms that there are."""
+        dropped = ["robust_accuracy", *self.validation_checks, *(term.name for term in self._terms)]
+        logs = {name: value for name, value in logs.items() if name not in dropped}
+        for metric in self._terms:
+            if terms and metric.name in terms:
+                metric.update_state(terms[metric.name])
+                logs[metric.name] = self._spread(metric.result())
+        return logs
+
+    def _terms_of(self, y, logits, logits_adv):
+        """Returns what can be told from logits of both kinds of images, for each of them."""
+        if not self._terms or logits_adv is None:
+            return {}
+        right = tf.cast(tf.argmax(logits_adv, axis=-1) == tf.cast(y, tf.int64), tf.float32)
+        adversarial = {"adversarial_loss": cross_entropy(y, logits_adv), "adversarial_accuracy": right}
+        return adversarial if logits is logits_adv else {"clean_loss": cross_entropy(y, logits), **adversarial}
 
     def _inference_kernels(self):
         return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)
@@ -233,11 +256,14 @@ class RobustModel(keras.Model):
 
     def _update_metrics(self, per_example, x, y, logits):
         self._loss_metric.update_state(per_example)
-        logs = self.compute_metrics(x, y, logits)
-        if self._spans_workers:
-            # Keras averages logs over their first axis there, which scalars lack (keras-team/keras issue 20585).
-            logs = {name: tf.reshape(value, (1,)) for name, value in logs.items()}
-        return logs
+        return {name: self._spread(value) for name, value in self.compute_metrics(x, y, logits).items()}
+
+    def _spread(self, value):
+        """Returns a number of the logs as Keras takes it: with several workers it averages over the first axis.
+
+        Scalars have none (keras-team/keras issue 20585).
+        """
+        return tf.reshape(value, (1,)) if self._spans_workers else value
 
     @property
     def _loss_metric(self):

@@ -200,7 +200,7 @@ class StoredRobustModel(RobustModel):
         if settings.carry:
             part = delta if pairs is None else moved_images.unmixed(delta, own, *pairs)
             self._keep(index, moved_images.put_back(stored, part, offsets, mirrored))
-        return self._without_validation(self._update_metrics(per_example, x, y, logits))
+        return self._training_logs(self._update_metrics(per_example, x, y, logits))
 
     def _stepped(
         self, settings: StoredAT, x: tf.Tensor, labels: tf.Tensor, delta: tf.Tensor
