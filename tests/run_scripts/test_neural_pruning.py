@@ -1,6 +1,7 @@
 """Neural pruning from the command line: base, gates on it, and evaluation by white and black box."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -51,6 +52,102 @@ def test_what_a_run_leaves(runs):
     assert results(runs / "base")["efficiency"]["speed_up"] == 1
 
 
+def test_what_an_epoch_logs(runs):
+    logs = {name: json.loads((runs / name / "checkpoints" / "history.json").read_text()) for name in ("base", "gated")}
+    base, gated = logs["base"][-1], logs["gated"][-1]
+    assert {"loss", "accuracy", "learning_rate"} <= set(base) and base["learning_rate"] == pytest.approx(1e-3)
+    assert not {"adversarial_loss", "vulnerability", "divergence", "zero_units"} & set(base)
+    assert (gated["gate_learning_rate"], gated["learning_rate"]) == pytest.approx((0.1, 0.01))
+    assert gated["zero_units"] == pytest.approx(results(runs / "gated")["efficiency"]["sparsity"])
+    assert gated["clean_loss"] > 0 and 0 <= gated["adversarial_accuracy"] <= 1 and gated["vulnerability"] > 0
+    weighted = (gated["clean_loss"] + 2 * gated["adversarial_loss"]) / 3 + 1e-3 * gated["vulnerability"]
+    images = 256
+    of_gates = gated["loss"] - weighted  # the divergence, at its mean of the epoch and so above that of its end
+    assert of_gates > 4 * gated["divergence"] / images
+    assert len(logs["gated"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["at", "vs", "trades", "bp", "bnn"])
+def test_what_is_minimised(kind, runs, parse, tmp_path):
+    words = {
+        "at": ["--adv_train", "--novulnerability", "--adv_weight=3", "--nojoint_bn"],
+        "vs": ["--adv_train", "--mode=bbd", "--lambda_weight=0.5", "--vulnerability_type=max", "--beta_weight=4"],
+        "trades": [
+            "--adv_train",
+            "--robust_loss=trades",
+            "--trades_beta=5",
+            "--novulnerability",
+            "--novs_shared_noise",
+        ],
+        "bp": ["--mode=bbd", "--beta_weight=4"],
+        "bnn": ["--adv_train", "--novulnerability", "--kl_weight=50"],
+    }[kind]
+    net = "lenet_conv_bayes" if kind == "bnn" else "lenet_conv"
+    parse(
+        SCRIPT,
+        *TINY[1:],
+        f"--net={net}",
+        *words,
+        f"--init_from={runs / 'base'}" if "--mode=bbd" in words else "--seed=1",
+    )
+    neural_flags.check()
+    run = training_run.prepare(tmp_path / "run")
+    model = neural_flags.model(run, neural_flags.network(run))
+    objective, optimizer = model.objective, model.optimizer
+    assert optimizer.epsilon == 1e-8 and model.shared_noise is (kind != "trades")
+    assert optimizer.l2 == (0 if kind == "bnn" else 1e-4)
+    if kind == "at":
+        assert type(objective) is trs.objectives.CleanAndAdversarial
+        assert (objective.adversarial_weight, objective.joint) == (pytest.approx(3 / 4), False)
+    elif kind == "vs":
+        assert (objective.strength, objective.kind, objective.objective.joint) == (0.5, "max", True)
+        assert objective.objective.adversarial_weight == pytest.approx(2 / 3)
+        assert model.divergence_weight == pytest.approx(4 / 256)
+    elif kind == "trades":
+        assert type(objective) is trs.objectives.TRADES and objective.beta == 5
+    elif kind == "bp":
+        assert type(objective) is trs.objectives.Natural
+        assert model.divergence_weight == pytest.approx(1 / 256)  # beta is for attacked images
+    else:
+        assert type(objective) is trs.objectives.KLPenalty and objective.strength == pytest.approx(1 / (256 * 50))
+
+
+def test_the_source_begins_elsewhere(parse, tmp_path):
+    kernels = []
+    for words in (["--adv_train"], ["--adv_train", "--train_source"]):
+        parse(SCRIPT, *TINY, *words)
+        kernels.append(np.array(neural_flags.network(training_run.prepare(tmp_path / "run")).get_layer("conv1").kernel))
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.1
+
+
+def test_vgg16_from_the_command_line(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(40) % 10, x_test=x[:8], y_test=np.arange(8))
+    few = (SCRIPT, "--net=vgg16", f"--data={tmp_path / 'a.npz'}", "--n_epochs=1", "--batch_size=20", "--pgd_iters=1")
+    run_script(*few, f"--output_dir={tmp_path / 'base'}").expect()
+    gated = (*few, "--mode=bbd", "--adv_train", "--pgd_steps=1", f"--output_dir={tmp_path / 'gated'}")
+    done = run_script(*gated, f"--init_from={tmp_path / 'base'}").expect()
+    found = results(tmp_path / "gated")
+    assert len(found["white_box"]["vulnerability_per_layer"]) == 15
+    assert "augmentation" not in done.out and found["efficiency"]["units"][:2] == [64, 64]
+    flags = (tmp_path / "base" / "run.flags").read_text()
+    assert "--augmentation=crop" in flags
+    shutil.rmtree(tmp_path / "base")
+    again = run_script(*gated, "--resume").expect()  # the base is not needed any more
+    assert "nothing to resume" in again.out
+    other = run_script(*few, "--mode=bbd", f"--init_from={tmp_path / 'gated'}", "--input_norm=none")
+    assert_explained(other, "--init_from", "standardization", "--input_norm")
+
+
+def test_images_of_another_size(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (40, 20, 24, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(40) % 4, x_test=x[:8], y_test=np.arange(8) % 4)
+    few = (SCRIPT, "--net=lenet_conv", f"--data={tmp_path / 'a.npz'}", "--n_epochs=1", "--batch_size=20")
+    run_script(*few, "--pgd_iters=1", f"--output_dir={tmp_path / 'run'}").expect()
+    found = results(tmp_path / "run")["efficiency"]
+    assert found["units"] == [20, 50, 2 * 3 * 50, 500] and (found["speed_up"], found["memory"]) == (1, 100)
+
+
 def test_gates_begin_with_the_weights_and_statistics_of_the_base(runs, parse, tmp_path):
     parse(SCRIPT, *TINY, "--mode=bbd", f"--init_from={runs / 'base'}")
     neural_flags.check()
@@ -64,8 +161,16 @@ def test_gates_begin_with_the_weights_and_statistics_of_the_base(runs, parse, tm
 def test_evaluation_writes_costs_and_attacks(runs):
     gated = (SCRIPT, *TINY, "--mode=bbd", "--adv_train", f"--output_dir={runs / 'gated'}")
     cost = run_script(*gated, "--eval_mode=test").expect()
-    assert "speed up" in cost.out
+    assert "speed up" in cost.out and "batch of 64" in cost.out
     written = json.loads((runs / "gated" / "cost.json").read_text())
+    left = written["materialised"]
+    assert left["units"]["conv1"] == written["active_units"][0] and 0 < left["parameters"] <= 100
+    assert set(left["latency"]) == {"1", "64", "256"} and min(left["latency"]["1"].values()) > 0
+    stricter = run_script(*gated, "--eval_mode=test", "--thres=0.5").expect()
+    assert "speed up" in stricter.out
+    network = trs.load_network(runs / "gated")
+    open_at_half = [int(np.sum(np.array(layer.mean()) > 0.5)) for layer in trs.layers.gates(network)]
+    assert json.loads((runs / "gated" / "cost.json").read_text())["active_units"] == open_at_half
     assert written["clean_accuracy"] == results(runs / "gated")["clean_accuracy"]
     done = run_script(*gated, "--eval_mode=attack", "--draw_loss", "--gpuid=0").expect()
     assert (runs / "gated" / "loss_surface.png").read_bytes()[:4] == b"\x89PNG" and "loss_surface.png" in done.out
@@ -120,11 +225,14 @@ def test_there_is_a_flagfile_for_every_row():
         ("lenet_conv", 60_000, "base", (93_700, 131_180), (1e-3, 1e-4, 1e-5)),
         ("lenet_conv", 60_000, "bbd", (93_700, 131_180), (1e-2, 1e-3, 1e-4)),
         ("vgg16", 50_000, "base", (78_100, 124_960), (1e-3, 1e-4, 1e-5)),
+        ("vgg16", 50_000, "bbd", (78_100, 124_960), (1e-2, 1e-3, 1e-4)),
     ],
 )
 def test_learning_rates(net, images, mode, boundaries, rates, parse):
     parse(SCRIPT, f"--net={net}", f"--mode={mode}", "--init_from=somewhere")
-    run = training_run.TrainingRun(None, None, None, None, None, 200, images // 64, False)
+    steps = trs.data.steps_per_epoch(images, 64)
+    assert steps == {60_000: 937, 50_000: 781}[images]
+    run = training_run.TrainingRun(None, None, None, None, None, 200, steps, False)
     optimizer = neural_flags.optimizer(run)
     schedule = optimizer._learning_rate
     assert isinstance(schedule, keras.optimizers.schedules.PiecewiseConstantDecay)
@@ -149,6 +257,33 @@ def test_what_does_not_go_together(words, message, parse):
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (
+            ["--weight_rate=0.2", "--init_lr=0.1", "--thres=0.1", "--attack_source=bbd"],
+            "weight_rate init_lr thres attack_source",
+        ),
+        (["--mode=bbd", "--base_lr=0.1", "--input_norm=none"], "base_lr input_norm"),
+        (
+            ["--net=lenet_conv_bayes", "--weight_decay=0", "--adv_train", "--robust_loss=trades", "--nojoint_bn"],
+            "weight_decay joint_bn",
+        ),
+        (
+            ["--adv_train", "--attack=fgsm", "--step_size=0.1", "--pgd_steps=3", "--kl_weight=3"],
+            "step_size num_steps kl_weight",
+        ),
+        (["--mode=bbd", "--adv_train", "--init_lr=0.2", "--novs_shared_noise"], ""),
+    ],
+)
+def test_flags_that_mean_nothing_are_said(words, names, parse, capsys):
+    parse(SCRIPT, *words)
+    neural_flags.check()
+    neural_flags.note_unused()
+    notes = capsys.readouterr().out.splitlines()
+    assert {line.split("--")[1].split("=")[0] for line in notes} == set(names.split())
+
+
 def test_what_is_missing_is_named(tmp_path, monkeypatch, runs):
     monkeypatch.chdir(tmp_path)
     done = run_script(SCRIPT, *TINY, "--mode=bbd")
@@ -157,6 +292,10 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, runs):
     black = ("--eval_mode=attack", "--nowhite_box", f"--output_dir={runs / 'gated'}")
     assert_explained(run_script(SCRIPT, *TINY, *black), "--source", "adv_train/attack_source/base")
     assert_explained(run_script(SCRIPT, *TINY, "--attack_ord=2"), "attack_ord")
+    bayes = (*TINY[1:], "--net=lenet_conv_bayes", "--eval_mode=test", f"--output_dir={runs / 'gated'}")
+    assert_explained(run_script(SCRIPT, *bayes), "--net=lenet_conv_bayes", "--net=lenet_conv")
+    dropped = (*TINY, f"--init_from={runs / 'gated'}", f"--output_dir={tmp_path / 'run'}")
+    assert_explained(run_script(SCRIPT, *dropped), "--init_from", "gates", "--mode=bbd")
     assert_explained(run_script(SCRIPT, *TINY, "--draw_loss"), "--draw_loss", "--eval_mode=attack")
     small = run_script(SCRIPT, *TINY[1:], "--net=vgg16", f"--output_dir={tmp_path / 'run'}")
     assert_explained(small, "--model=vgg16", "32x32")

@@ -157,6 +157,35 @@ def test_kernels_are_settled_once_per_step_and_nothing_is_traced_again(sparsifie
     assert set(calls.values()) == {1}
 
 
+@pytest.mark.parametrize("kind", ["clean_and_adversarial", "at", "natural"])
+def test_terms_of_the_loss_are_logged_on_demand(kind):
+    objective = {
+        "clean_and_adversarial": objectives.VulnerabilitySuppression(
+            objectives.CleanAndAdversarial(ATTACK, 0.25, joint=True), 0.5
+        ),
+        "at": objectives.L1Penalty(objectives.AT(ATTACK), 1e-3),
+        "natural": objectives.Natural(),
+    }[kind]
+    logs = {}
+    for log_terms in (True, False):
+        model = RobustModel(tiny_network("plain"), objective, log_terms=log_terms)
+        model.compile(keras.optimizers.SGD(0.01))
+        fitted = model.fit(tiny_dataset(), validation_data=tiny_dataset(), epochs=2, verbose=0).history
+        logs[log_terms] = {name: values[-1] for name, values in fitted.items()}
+    terms = {name: logs[True].pop(name) for name in set(logs[True]) - set(logs[False])}
+    assert logs[True] == logs[False]
+    if kind == "natural":
+        assert not terms
+    elif kind == "at":
+        assert set(terms) == {"adversarial_loss", "adversarial_accuracy"}
+        assert terms["adversarial_loss"] < logs[True]["loss"]
+    else:
+        assert set(terms) == {"clean_loss", "adversarial_loss", "adversarial_accuracy", "vulnerability"}
+        total = 0.75 * terms["clean_loss"] + 0.25 * terms["adversarial_loss"] + 0.5 * terms["vulnerability"]
+        assert total == pytest.approx(logs[True]["loss"], rel=1e-5) and terms["vulnerability"] > 0
+        assert 0 <= terms["adversarial_accuracy"] <= 1
+
+
 def test_gradients_do_not_flow_through_the_attack():
     """The images depend on a bias here; as the tape stands still during `perturb`, the bias does not learn from it."""
 
