@@ -126,12 +126,12 @@ def _directory() -> Path:
 
 
 def _pixels(network: keras.Model) -> np.ndarray:
-    return np.random.default_rng(FLAGS.seed).random((8, *network.input_shape[1:]), "float32")
+    return np.random.default_rng(FLAGS.seed).random((256, *network.input_shape[1:]), "float32")
 
 
 def _difference(one: keras.Model, two: keras.Model, x: np.ndarray) -> tuple[float, float]:
     """Returns the largest difference of logits, and the largest logit."""
-    logits = [keras.ops.convert_to_numpy(each(x, training=False)).astype("float32") for each in (one, two)]
+    logits = [each.predict(x, batch_size=32, verbose=0).astype("float32") for each in (one, two)]
     return float(np.abs(logits[0] - logits[1]).max()), float(np.abs(logits[0]).max())
 
 
@@ -145,12 +145,14 @@ def _accuracy(before: keras.Model, after: keras.Model) -> dict[str, Any]:
         )
     batches = common_objects.test_batches(images)
     labels = np.concatenate([np.asarray(y) for _, y in batches])
-    answers = [each.predict(batches, verbose=0).argmax(axis=-1) for each in (before, after)]
+    logits = [each.predict(batches, verbose=0) for each in (before, after)]
+    answers = [each.argmax(axis=-1) for each in logits]
     return {
         "before": float((answers[0] == labels).mean()),
         "after": float((answers[1] == labels).mean()),
         "agree": int((answers[0] == answers[1]).sum()),
         "images": len(labels),
+        "largest_difference_of_logits": float(np.abs(logits[0] - logits[1]).max()),
         "data": {"name": images.name, "origin": images.origin},
     }
 

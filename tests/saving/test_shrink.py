@@ -234,13 +234,20 @@ def test_attacks_give_the_same():
         found.append([evaluation.robust_accuracy(each, (x, y), attack, batch_size=64) for each in (network, small)])
     np.testing.assert_allclose(*np.transpose(found), atol=1 / 128)
     assert any(0.1 < one < 0.9 for one, _ in found)
+
+
+@pytest.mark.parametrize("name", ["lenet_conv", "vgg16_dropout"])
+def test_gradients_in_the_pixels_are_the_same(name):
+    network = gated(name, 0.5)
+    small, _ = saving.shrink(network)
     gradients = []
     for each in (network, small):
         with tf.GradientTape() as tape:
-            pixels = tf.constant(x[:8])
+            pixels = tf.constant(images(8, shape=network.input_shape[1:]))
             tape.watch(pixels)
             total = tf.reduce_sum(each(pixels, training=False) * tf.range(10, dtype=tf.float32))
         gradients.append(tape.gradient(total, pixels).numpy())
+    assert np.abs(gradients[0]).max() > 0
     np.testing.assert_allclose(*gradients, atol=1e-5 * np.abs(gradients[0]).max())
 
 

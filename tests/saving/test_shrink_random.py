@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.saving.networks import images
 from tf_robust_sparse import layers, saving
@@ -32,7 +33,7 @@ class Builder:
             x = keras.layers.ZeroPadding2D(((1, 0), (1, 2)))(x)
         batch_norm = self.maybe(0.5)
         layer = layers.MaskedConv2D(channels, size, strides=strides, padding=padding, use_bias=self.maybe(0.7))
-        x = layer(x)
+        x = self.gate(layer(x))
         if self.maybe(0.3):
             x = keras.layers.Rescaling(np.where(self.random.random(channels) < 0.3, 0, 0.7).tolist())(x)
         x = keras.layers.BatchNormalization()(x) if batch_norm else x
@@ -48,6 +49,12 @@ class Builder:
         if layer.bias is not None:
             bias = self.random.normal(size=layer.bias.shape)
             layer.bias.assign(np.where(self.random.random(bias.shape) < 0.3, 0, bias))
+
+    def merge(self):
+        return keras.layers.Add()
+
+    def gate(self, x):
+        return x
 
     def pool(self, x):
         kinds = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
@@ -66,10 +73,10 @@ class Builder:
                 if branch.shape[1:3] != x.shape[1:3]:
                     branch = self.conv(x, channels + 1, 1)
                 branch = self.conv(branch, channels, alone=False)
-                x = keras.layers.ReLU()(keras.layers.Add()([branch, x]))
+                x = keras.layers.ReLU()(self.merge()([branch, x]))
             elif kind == "pre-activation":
                 y = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-                x = keras.layers.Add()([self.conv(y, channels, alone=False), x])
+                x = self.merge()([self.conv(y, channels, alone=False), x])
             elif kind == "concatenation":
                 parts = [x, self.conv(x, 3, alone=False), self.conv(x, 2, 1, alone=False)]
                 x = keras.layers.ELU()(keras.layers.Concatenate()(parts))
@@ -80,7 +87,7 @@ class Builder:
         else:
             x = keras.layers.Flatten()(x) if self.maybe(0.8) else keras.layers.Reshape((-1,))(x)
         hidden = layers.MaskedDense(6, activation="relu")
-        x = keras.layers.Dropout(0.3)(hidden(x))
+        x = keras.layers.Dropout(0.3)(hidden(self.gate(x)))
         self.close(hidden)
         network = keras.Model(inputs, layers.MaskedDense(CLASSES)(x))
         for layer in network.layers:
@@ -92,24 +99,58 @@ class Builder:
         return network
 
 
+class RicherBuilder(Builder):
+    """Also puts gates, some of them closed, merges in all ways, enlarges and crops."""
+
+    def merge(self):
+        names = ("Subtract", "Multiply", "Average", "Maximum", "Minimum")
+        return getattr(keras.layers, names[self.random.integers(len(names))])()
+
+    def gate(self, x):
+        if self.maybe(0.5):
+            return x
+        layer = layers.BetaBernoulliDropout()
+        x = layer(x)
+        closed = self.random.random(layer.a_raw.shape) < 0.3
+        layer.a_raw.assign(np.where(closed, -12, self.random.normal(1, 1, closed.shape)))
+        return x
+
+    def pool(self, x):
+        if x.shape[1] > 3 and self.maybe(0.5):
+            return keras.layers.Cropping2D(((0, 1), (1, 1)))(x)
+        return keras.layers.UpSampling2D(2)(x) if self.maybe(0.3) else super().pool(x)
+
+
 def logits(network, x):
     return network(x, training=False).numpy()
 
 
+def gradient(network, x):
+    """Where an attack would go: the gradient of a sum of the logits in the pixels."""
+    pixels = tf.constant(x, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(pixels)
+        total = tf.reduce_sum(network(pixels, training=False) * tf.range(1.0, CLASSES + 1))
+    return tape.gradient(total, pixels).numpy()
+
+
 @functools.cache
-def shrunk(seed, fold_batch_norm):
-    network = Builder(seed).network()
+def shrunk(seed, fold_batch_norm, builder=Builder):
+    network = builder(seed).network()
     return network, *saving.shrink(network, fold_batch_norm)
 
 
+@pytest.mark.parametrize("builder", [Builder, RicherBuilder])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_logits_are_equal_and_nothing_more_can_go(seed):
+def test_logits_are_equal_and_nothing_more_can_go(seed, builder):
     x = images(32, seed, (SIZE, SIZE, 2)) * 3 - 1
     for fold_batch_norm in (False, True):
-        network, small, report = shrunk(seed, fold_batch_norm)
+        network, small, report = shrunk(seed, fold_batch_norm, builder)
         expected = logits(network, x)
         assert np.abs(logits(small, x) - expected).max() <= TOLERANCE * max(1e-3, np.abs(expected).max())
         assert report.after.parameters <= report.before.parameters
+        before, after = (gradient(each, x[:8]) for each in (network, small))
+        np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * max(1e-3, np.abs(before).max()))
         again, repeated = saving.shrink(small, fold_batch_norm)
         assert repeated.after.parameters == report.after.parameters
         assert {name: len(kept) for name, kept in repeated.kept.items()} == {

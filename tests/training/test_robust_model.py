@@ -18,6 +18,7 @@ OBJECTIVES = {
     "mat": objectives.MAT(ATTACK),
     "trades": objectives.TRADES(ATTACK, beta=1.0),
     "mart": objectives.MART(ATTACK, beta=1.0),
+    "suppressed": objectives.VulnerabilitySuppression(objectives.TRADES(ATTACK, beta=1.0), 0.1),
 }
 # Name -> (kernel form, sparsifier). "dense" is the twin of the other two.
 SPARSIFIERS = {
