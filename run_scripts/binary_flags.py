@@ -19,6 +19,11 @@ LOTTERY = ("adv_step_lottery_finetune", "adv_step_lottery_retrain")
 TRAINERS = ("adv_step", "adv_trades", "adv_step_fast", *LOTTERY)
 RESIDUAL = tuple(name for name in trs.models.NETWORKS if name.startswith("resnet"))
 _SIGNS = ("binary", "lottery_binary")
+# What says which network it is.
+OF_NETWORK = (
+    *("model", "conv_type", "bn_type", "first_layer_type", "last_layer_type", "normalize", "nonlinearity", "init"),
+    *("end_with_bn", "prune_rate", "pr_scale", "padding_mode"),
+)
 # What --resume cannot change, beside the flags of every run.
 IDENTITY = (
     *("trainer", "prune_rate", "pr_scale", "pr_steps", "conv_type", "bn_type", "init", "end_with_bn", "mode"),
@@ -185,14 +190,25 @@ def check() -> None:
     Raises:
         BadFlag: naming the flags.
     """
-    if FLAGS.trainer in LOTTERY and not (FLAGS.pretrained or FLAGS.resume):
+    if not FLAGS["augmentation"].present and FLAGS.data not in trs.data.IN_FILES:
+        FLAGS["augmentation"].value = "crop"
+    if FLAGS.trainer in LOTTERY and not (FLAGS.pretrained or FLAGS.resume or FLAGS.load_model):
         raise BadFlag(f"--trainer={FLAGS.trainer}: expected --pretrained=DIR, the run that found it. Received: none")
     if FLAGS.trainer in LOTTERY and kernel("conv_type") != "subnet":
         raise BadFlag(f"--trainer={FLAGS.trainer}: expected --conv_type=SubnetConv. Received: {FLAGS.conv_type}")
-    if not FLAGS.freeze_weights and FLAGS.trainer not in LOTTERY and is_subnet():
+    fixed = "FixedSubnetConv" in (layer_type("stem"), layer_type("classifier"), FLAGS.conv_type)
+    if not FLAGS.freeze_weights and FLAGS.trainer not in LOTTERY and is_subnet() and not fixed:
         raise BadFlag(
-            f"--nofreeze_weights: expected --trainer={' or '.join(LOTTERY)}. Received: --trainer={FLAGS.trainer}"
+            f"--nofreeze_weights: expected --trainer={' or '.join(LOTTERY)}, or --conv_type=FixedSubnetConv. "
+            f"Received: --trainer={FLAGS.trainer}"
         )
+    if FLAGS.pr_steps > 1 and FLAGS.trainer in LOTTERY:
+        raise BadFlag(
+            f"--pr_steps={FLAGS.pr_steps}: expected 1 with --trainer={FLAGS.trainer}, for the mask is found already"
+        )
+    for name, other in (("first_layer_type", "first_layer_dense"), ("last_layer_type", "last_layer_dense")):
+        if FLAGS[other].value and FLAGS[name].value not in (None, "DenseConv"):
+            raise BadFlag(f"--{name}={FLAGS[name].value} and --{other} say different things; pass one. Received: both")
     if FLAGS.pr_steps > 1 and not is_subnet():
         raise BadFlag(f"--pr_steps={FLAGS.pr_steps}: expected --conv_type=SubnetConv. Received: {FLAGS.conv_type}")
     if FLAGS.warmup_length >= FLAGS.epochs:
@@ -209,16 +225,16 @@ def check() -> None:
         raise BadFlag(f"--attack_bn=train: expected --strategy=none. Received: --strategy={FLAGS.strategy}")
     if FLAGS.reweight and "nat_max" in FLAGS.reweight and FLAGS.trainer != "adv_trades":
         raise BadFlag(f"--reweight={FLAGS.reweight}: expected --trainer=adv_trades. Received: {FLAGS.trainer}")
-    if FLAGS["label_smoothing"].present and FLAGS.trainer not in ("default", "adv_step", *LOTTERY):
+    if FLAGS.label_smoothing and FLAGS.trainer not in ("default", "adv_step", *LOTTERY):
         raise BadFlag(f"--label_smoothing: expected --trainer=adv_step. Received: --trainer={FLAGS.trainer}")
-    for name in ("mix", "soft_targets"):
-        if FLAGS[name].value and FLAGS.trainer != "adv_step_fast":
+    for name in ("mix", "soft_targets", "carry"):
+        if FLAGS[name].value != FLAGS[name].default and FLAGS.trainer != "adv_step_fast":
             raise BadFlag(f"--{name}: expected --trainer=adv_step_fast. Received: --trainer={FLAGS.trainer}")
     if FLAGS.mix and FLAGS.soft_targets:
         raise BadFlag("--soft_targets are of whole images; expected no --mix. Received: both")
     if FLAGS.debug and not is_subnet():
         raise BadFlag(f"--debug: expected --conv_type=SubnetConv. Received: --conv_type={FLAGS.conv_type}")
-    if FLAGS["explode_th"].present and not FLAGS.debug:
+    if FLAGS.explode_th != FLAGS["explode_th"].default and not FLAGS.debug:
         raise BadFlag(f"--explode_th={FLAGS.explode_th:g}: expected --debug with it. Received: no such flag")
     if FLAGS.save_every == 0:
         raise BadFlag("--save_every=0: expected a number of epochs, or -1. Received: 0")
@@ -231,6 +247,11 @@ def check() -> None:
             f"Received: {unknown[0]}"
         )
     if FLAGS.trainer == "adv_step_fast":  # it crops and mirrors together with the perturbations
+        if FLAGS["augmentation"].present and FLAGS.augmentation not in ("none", "crop"):
+            raise BadFlag(
+                f"--augmentation={FLAGS.augmentation}: expected none or crop with --trainer=adv_step_fast, which crops "
+                "images together with their perturbations"
+            )
         FLAGS["augmentation"].value = "none"
     if FLAGS.pseudo_labels:
         raise BadFlag("--pseudo_labels: expected another script. Received: it")
@@ -300,6 +321,18 @@ def kernel(flag: str) -> str | None:
         return None
     frozen_signs = FLAGS.init in _SIGNS and FLAGS.trainer not in LOTTERY and value == "SubnetConv"
     return "signed" if frozen_signs else KERNELS[value]
+
+
+def layer_type(name: str) -> str:
+    """Returns the kind of kernel of a layer, `"stem"`, `"classifier"` or another one, as --conv_type says it."""
+    for layer, which in (("stem", "first"), ("classifier", "last")):
+        if name == layer:
+            return (
+                "DenseConv"
+                if FLAGS[f"{which}_layer_dense"].value
+                else FLAGS[f"{which}_layer_type"].value or FLAGS.conv_type
+            )
+    return FLAGS.conv_type
 
 
 def is_subnet() -> bool:

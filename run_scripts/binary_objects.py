@@ -63,25 +63,48 @@ def built(images: trs.data.ImageDataset, synchronized: bool = False, kernel: str
         trs.sparsity.uniform_scores(
             network, FLAGS.score_init_scale, FLAGS.fan_scaled_score_mode, FLAGS.mode, FLAGS.seed
         )
-        trs.sparsity.set_keep_fractions(network, _fractions(network, _rates()[0]))
+        trs.sparsity.set_keep_fractions(
+            network, _fractions(network, FLAGS.prune_rate if FLAGS.load_model else _rates()[0])
+        )
     return network
 
 
 def network(run: training_run.TrainingRun) -> keras.Model:
     """Builds the network that is trained, with the weights it begins with, and says which of them train."""
+    if FLAGS.trainer in binary_flags.LOTTERY and not (FLAGS.pretrained or run.resuming):
+        raise BadFlag(
+            f"--trainer={FLAGS.trainer}: expected --pretrained=DIR, the run that found it, for {run.directory} holds "
+            "no checkpoint to --resume from. Received: none"
+        )
     found = built(run.images, run.strategy.num_replicas_in_sync > 1)
     if FLAGS.pretrained and not run.resuming:
         load_pretrained(found, run.images)
-    if binary_flags.is_subnet():
-        trs.training.Phase("finetune" if FLAGS.trainer in binary_flags.LOTTERY else "prune").begin(found)
-        for layer in trs.layers.kernel_layers(found):
-            if not hasattr(layer, "scores"):  # a dense first or last layer
-                for variable in layer.variables:
-                    variable.trainable = variable.dtype != "bool"
+    if _subnets(found):
+        _choose_what_trains(found)
     empty = trs.sparsity.statistics.empty_kernels(found)
     if empty:
         print(f"Warning: --prune_rate={FLAGS.prune_rate:g} leaves no connection in {', '.join(empty)}")
     return found
+
+
+def _choose_what_trains(network: keras.Model) -> None:
+    """Lets scores train, or weights, by the kind of each layer and the trainer."""
+    if binary_flags.is_subnet():
+        trs.training.Phase("finetune" if FLAGS.trainer in binary_flags.LOTTERY else "prune").begin(network)
+    for layer in trs.layers.kernel_layers(network):
+        kind = binary_flags.layer_type(layer.name)
+        if not hasattr(layer, "scores"):  # a dense first or last layer
+            for variable in layer.variables:
+                variable.trainable = variable.dtype != "bool"
+        elif kind == "FixedSubnetConv" or not binary_flags.is_subnet():
+            fixed = kind == "FixedSubnetConv"
+            for variable in layer.variables:
+                variable.trainable = fixed and not FLAGS.freeze_weights and variable.dtype != "bool"
+            layer.scores.trainable = not fixed
+    if not network.trainable_variables:
+        raise BadFlag(
+            "--conv_type=FixedSubnetConv: expected --nofreeze_weights, or --evaluate. Received: nothing to train"
+        )
 
 
 def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None:
@@ -92,15 +115,12 @@ def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None
             source = trs.load_network(path)
         elif FLAGS.trainer in binary_flags.LOTTERY:
             source = built(images, kernel="subnet")
-            trs.saving.import_pytorch_weights(path, source)
+            _import(path, source)
         else:
-            try:
-                trs.saving.import_pytorch_weights(path, network)
-            except ImportError as error:
-                raise BadFlag(f"--pretrained={path}: {error}") from error
+            _import(path, network)
             return
         _check_fractions(source, network)
-        if FLAGS.trainer == "adv_step_lottery_retrain":
+        if FLAGS.trainer == "adv_step_lottery_retrain" and not FLAGS.load_model:
             drawn = {layer.name: layer for layer in _subnets(network)}
             pairs = [(layer, drawn[layer.name]) for layer in _subnets(source)]
             for old, new in pairs:
@@ -109,6 +129,13 @@ def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None
                 raise BadFlag(f"--seed={FLAGS.seed}: expected another one than that of --pretrained, for new signs")
             return
         trs.saving.copy_weights(source, network)
+
+
+def _import(path: Path, network: keras.Model) -> None:
+    try:
+        trs.saving.import_pytorch_weights(path, network)
+    except ImportError as error:
+        raise BadFlag(f"--pretrained={path}: {error}") from error
 
 
 def _check_fractions(source: keras.Model, network: keras.Model) -> None:

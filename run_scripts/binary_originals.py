@@ -84,15 +84,15 @@ def translate() -> None:
         BadFlag: if both are given, or a setting is not known.
         BadInput: if the file cannot be read.
     """
-    for name, (harmless, instead) in _REFUSED.items():
-        given = FLAGS[name].value
-        if given is not None and str(given) != str(harmless) and not _is_number(given, harmless):
-            raise BadFlag(f"--{name}={given} is a flag of the original: expected {instead}. Received: it")
     settings = _from_file(Path(FLAGS.config).expanduser()) if FLAGS.config else {}
     attacks = {name: settings.pop(name, None) for name in _ATTACK_FLAGS}
     for name, value in settings.items():
         if name not in _ELSEWHERE:
             _set(name, value)
+    for name, (harmless, instead) in _REFUSED.items():
+        given = FLAGS[name].value
+        if given is not None and str(given) != str(harmless) and not _is_number(given, harmless):
+            raise BadFlag(f"--{name}={given} is a setting of the original: expected {instead}. Received: it")
     for theirs, ours, names in (("model_type", "model", MODELS), ("dataset", "data", DATA)):
         given = FLAGS[theirs].value
         if given is None or (FLAGS[ours].present and not FLAGS[theirs].present):
@@ -117,6 +117,12 @@ def translate() -> None:
         if FLAGS.output_dir:
             raise BadFlag("--output_dir and --model_name both say where to write; pass one. Received: both")
         FLAGS.output_dir = str(Path(FLAGS.log_dir) / FLAGS.model_name)
+
+
+def forget_attacks() -> None:
+    """Unsets the attacks of the original, which `translate` has said in our words: what is recorded."""
+    for name in _ATTACK_FLAGS:
+        FLAGS[name].value = None
 
 
 def _is_number(text: str, value: Any) -> bool:
@@ -204,8 +210,21 @@ def _set_norm(what: str, order: Any) -> None:
         FLAGS["norm"].using_default_value = False
 
 
+def _set_classes(what: str, number: Any) -> None:
+    """Sets --n_classes, which is compared with the data, by `n_class`."""
+    if number is None:
+        return
+    if not str(number).isdecimal() or (FLAGS.n_classes is not None and FLAGS.n_classes != int(number)):
+        raise BadFlag(
+            f"{what}: n_class={number}: expected the number of classes. Received: --n_classes={FLAGS.n_classes}"
+        )
+    FLAGS["n_classes"].value = int(number)
+
+
 def _set_attack(name: str, settings: dict[str, Any], on_command_line: bool) -> None:
     what = f"--{name}" if on_command_line else f"--config: {name}"
+    if not isinstance(settings, dict):
+        raise BadFlag(f"{what}: expected name, step_size, threshold, iter_num. Received: {settings!r}")
     settings = dict(settings)
     kind = str(settings.get("name", "")).lower()
     if "name" not in settings and "norm" in settings:  # a configuration of the evaluation
@@ -214,7 +233,8 @@ def _set_attack(name: str, settings: dict[str, Any], on_command_line: bool) -> N
         raise BadFlag(f"{what}: expected name={' or '.join(_ATTACK_NAMES[name])}. Received: {settings.get('name')}")
     _set_augmentations(what, settings.pop("aug_policy", None), kind)
     _set_norm(what, settings.pop("order", None))
-    unknown = set(settings) - {"name", "n_class", *_ATTACK_FLAGS[name]}
+    _set_classes(what, settings.pop("n_class", None))
+    unknown = set(settings) - {"name", *_ATTACK_FLAGS[name]}
     if unknown:
         raise BadFlag(f"{what}: expected name, step_size, threshold, iter_num. Received: {', '.join(sorted(unknown))}")
     targets = dict(_ATTACK_FLAGS[name])

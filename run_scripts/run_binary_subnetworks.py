@@ -52,6 +52,7 @@ binary_originals.define()
 def main() -> None:
     """Trains, or takes over a network."""
     binary_originals.translate()
+    binary_originals.forget_attacks()
     common_flags.check()
     binary_flags.check()
     directory = run_directory.chosen(Path("saved_models") / binary_flags.run_name())
@@ -59,7 +60,7 @@ def main() -> None:
         if FLAGS.pretrained:
             take_over(directory)
         else:
-            training_run.evaluate_again(directory)
+            training_run.evaluate_again(directory, binary_flags.OF_NETWORK)
         if FLAGS.autoattack != "none":
             attack(directory)
         return

@@ -84,6 +84,19 @@ def begin(directory: Path, resuming: bool = False) -> None:
     write_flags(directory / "run.flags")
 
 
+def recorded(directory: Path) -> dict[str, Any]:
+    """Returns the flags that the run in `directory` was begun with, of those that this script has, by their names."""
+    record = directory / "run.flags"
+    found = {}
+    for line in record.read_text().splitlines() if record.is_file() else ():
+        name, equals, value = line.removeprefix("--").partition("=")
+        if name not in FLAGS and name.startswith("no") and not equals:
+            name, equals, value = name[2:], "=", "false"
+        if line.startswith("--") and name in FLAGS:
+            found[name] = FLAGS[name].parser.parse(value if equals else "true")
+    return found
+
+
 def numbered(parent: Path) -> Path:
     """Makes and returns the directory `parent/<number>` of the lowest number, from 0, that does not exist yet."""
     for number in itertools.count():

@@ -199,13 +199,29 @@ def finish(
         run.strategy.reduce("SUM", run.strategy.run(lambda: tf.constant(1.0)), axis=None)
 
 
-def evaluate_again(directory: Path) -> None:
-    """Evaluates the network of a finished run and prints the table; `results.json` stays as it is."""
+def evaluate_again(directory: Path, names: tuple[str, ...] = ("model",)) -> None:
+    """Evaluates the network of a finished run and prints the table; `results.json` stays as it is.
+
+    What the flags do not say of the attack is as in training.
+
+    Args:
+        directory: Of the run.
+        names: Flags that say what the network is; where they are given, they are compared with those of the run.
+    """
     if not (directory / "network.keras").is_file():
         raise command_line.BadFlag(
             f"--load_model: expected the directory of a finished run, named by --output_dir or by the flags it was "
             f"trained with. Received: {directory}, which holds no network.keras"
         )
+    recorded = run_directory.recorded(directory)
+    for name in names:
+        if name in FLAGS and FLAGS[name].present and name in recorded and recorded[name] != FLAGS[name].value:
+            raise command_line.BadFlag(
+                f"--{name}={FLAGS[name].value}: expected {recorded[name]}, as the network in {directory} was trained"
+            )
+    for name in ("norm", "epsilon", "pgd_epsilon"):
+        if name in FLAGS and not FLAGS[name].present and name in recorded:
+            FLAGS[name].value = recorded[name]
     with command_line.about("load_model"):
         network = trs.load_network(directory)
     report.show(report.evaluate(network, common_objects.dataset()), directory)

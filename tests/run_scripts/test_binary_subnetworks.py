@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import binary_flags, binary_objects, binary_originals, common_flags, common_objects
+from run_scripts import (
+    binary_flags,
+    binary_objects,
+    binary_originals,
+    common_flags,
+    common_objects,
+    run_directory,
+    training_run,
+)
 from run_scripts.command_line import BadFlag, BadInput
 from tests.run_scripts.conftest import ROOT, run_script
 from tests.run_scripts.test_bad_input import assert_explained
@@ -415,3 +423,97 @@ def test_each_published_script_and_family_has_a_flagfile():
     for data in ("cifar10", "cifar100"):
         for depth in (18, 34, 50):
             assert {f"{data}_resnet{depth}_binary_weights", f"{data}_resnet{depth}_binary_weights_fast"} <= names
+
+
+@pytest.mark.parametrize("trainer", binary_flags.TRAINERS)
+def test_recorded_flags_repeat_the_run(trainer, parse, tmp_path):
+    words = (
+        ["--init=lottery_binary", "--pretrained=somewhere"] if trainer in binary_flags.LOTTERY else ["--init=binary"]
+    )
+    attack = (
+        []
+        if trainer == "adv_trades"
+        else [f"--attack=name={'FGSM-RS' if trainer == 'adv_step_fast' else 'PGD'},step_size=2,threshold=8"]
+    )
+    few = [word for word in FEW if not attack or not word.startswith(("--epsilon", "--step_size", "--num_steps"))]
+    flags = meaning(parse, *few, f"--trainer={trainer}", *words, *attack)
+    binary_originals.forget_attacks()
+    expected = {name: flags[name].value for name in binary_flags.IDENTITY}
+    run_directory.write_flags(tmp_path / "run.flags")
+    again = meaning(parse, f"--flagfile={tmp_path / 'run.flags'}")
+    assert {name: again[name].value for name in binary_flags.IDENTITY} == expected
+    assert again.epsilon == flags.epsilon
+
+
+def test_fixed_masks_stay_and_their_weights_train(parse, tmp_path):
+    meaning(parse, *FEW, "--conv_type=FixedSubnetConv", "--nofreeze_weights", "--prune_rate=0.3")
+    run = training_run.prepare(tmp_path / "run")
+    network = binary_objects.network(run)
+    names = {variable.path.split("/")[-1] for variable in network.trainable_variables}
+    assert "kernel" in names and "scores" not in names
+    mask = np.array(network.get_layer("stem").effective_kernel) != 0
+    model = binary_objects.model(run, network)
+    images = np.random.default_rng(0).random((8, *network.input_shape[1:]), "float32")
+    model.fit(images, np.arange(8) % 10, epochs=1, batch_size=8, verbose=0)
+    np.testing.assert_array_equal(np.array(network.get_layer("stem").effective_kernel) != 0, mask)
+    meaning(parse, *FEW, "--conv_type=FixedSubnetConv")
+    with pytest.raises(BadFlag, match="FixedSubnetConv: expected --nofreeze_weights"):
+        binary_objects.network(training_run.prepare(tmp_path / "run"))
+
+
+def test_scores_of_the_last_layer_alone(parse, tmp_path):
+    meaning(parse, *FEW, "--conv_type=DenseConv", "--last_layer_type=SubnetConv")
+    network = binary_objects.network(training_run.prepare(tmp_path / "run"))
+    last = network.get_layer("classifier")
+    assert last.scores.trainable and not last.kernel.trainable and network.get_layer("stem").kernel.trainable
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--trainer=adv_step_lottery_finetune", "--pretrained=x", "--pr_steps=2", "--epochs=4"],
+            "--pr_steps=2: expected 1",
+        ),
+        (["--first_layer_dense", "--first_layer_type=SubnetConv"], "--first_layer_dense say different things"),
+        (["--trainer=adv_step_fast", "--augmentation=shift"], "--augmentation=shift: expected none or crop"),
+        (["--nocarry"], "--carry: expected --trainer=adv_step_fast"),
+        (["--attack=name=PGD,threshold=8,n_class=100", "--n_classes=10"], "n_class=100"),
+    ],
+)
+def test_more_that_does_not_go_together(words, message, parse):
+    with pytest.raises(BadFlag) as refused:
+        meaning(parse, *FEW, *words)
+    assert message in str(refused.value)
+
+
+def test_a_configuration_is_checked_like_flags(parse, config):
+    assert meaning(parse, f"--config={config()}").augmentation == "crop"
+    for settings, message in (
+        ({"dampening": "0.5"}, "--dampening=0.5"),
+        ({"start_epoch": "5"}, "--start_epoch=5"),
+        ({"attack": "8"}, "attack: expected name"),
+    ):
+        with pytest.raises(BadFlag) as refused:
+            meaning(parse, f"--config={config(**settings)}")
+        assert message in str(refused.value)
+
+
+def test_a_ticket_needs_where_it_was_found(parse, tmp_path):
+    meaning(parse, *FEW, "--trainer=adv_step_lottery_retrain", "--init=lottery_binary", "--resume")
+    with pytest.raises(BadFlag, match="no checkpoint to --resume from"):
+        binary_objects.network(training_run.prepare(tmp_path / "run"))
+
+
+def test_what_is_evaluated_is_the_network_of_the_last_stage(parse):
+    kept = []
+    for words in ([], ["--epochs=2", "--pr_steps=2"]):
+        meaning(parse, *FEW, *words, "--evaluate", "--prune_rate=0.04")
+        kept.append(trs.sparsity.statistics.summary(binary_objects.built(common_objects.dataset()))["nonzero"])
+    assert kept[0] == kept[1]
+
+
+def test_evaluation_minds_how_the_run_was_trained(found):
+    directory, _ = found
+    for words, message in (("--model=resnet50", "--model=resnet50"), ("--prune_rate=0.7", "--prune_rate=0.7")):
+        assert_explained(run_script(BINARY, "--evaluate", words, f"--output_dir={directory}"), message)

@@ -286,6 +286,21 @@ def test_the_loss_aims_at_the_soft_targets():
     assert model.objective.targets is None
 
 
+@pytest.mark.parametrize("value", [0.1, 0.2, 0.3, 3 * 0.1, 8 / 255, 1.0])
+def test_half_precision_never_leaves_the_ball(value):
+    assert value * 0.999 < stored_model._float16_below(value) <= value
+
+
+def test_perturbations_grow_with_the_radius():
+    schedule = objectives.TabledEpsilon((3 * EPSILON,), steps_per_epoch=2)
+    objective = objectives.ScheduledRadius(StoredAT(len(X), EPSILON, STEP), schedule)
+    model = StoredRobustModel(tiny_network("plain"), objective)
+    assert np.abs(stored(model)).max() <= EPSILON  # they begin in the ball of the objective
+    model.compile(coupled("sgd", 0.05, 1e-4))
+    model.fit(batches(4), epochs=4, steps_per_epoch=2, verbose=0)
+    assert 1.5 * EPSILON < np.abs(stored(model)).max() <= 3 * EPSILON
+
+
 def test_the_radius_may_change_from_epoch_to_epoch():
     schedule = objectives.TabledEpsilon((0.0, EPSILON / 2, EPSILON), steps_per_epoch=2)
     network = tiny_network("plain")

@@ -47,6 +47,12 @@ class ScheduledRadius(ObjectiveAround):
         """Losses `(batch,)` and logits `(batch, classes)` of the other objective."""
         return self.objective.loss(network, x, y, x_adv)
 
+    def losses(
+        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """As `loss`, and the logits of the attacked images if the objective computes them."""
+        return self.objective.losses(network, x, y, x_adv)
+
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
         return {**super().describe(), "of": self.objective.describe(), "schedule": self.schedule.describe()}

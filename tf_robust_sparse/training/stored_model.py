@@ -12,7 +12,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in, uniform_like
 from tf_robust_sparse.objectives import Objective
-from tf_robust_sparse.objectives.objective import innermost, training_logits
+from tf_robust_sparse.objectives.objective import ObjectiveAround, innermost, training_logits
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.training import moved_images
 from tf_robust_sparse.training.moved_images import MARGIN
@@ -150,13 +150,14 @@ class StoredRobustModel(RobustModel):
         settings: Any = innermost(self.objective)
         self._block = _BLOCK if height > _LARGE else 1
         self._frame = (height + 2 * MARGIN, width + 2 * MARGIN)
-        self._largest = _float16_below(settings.epsilon)
+        self._largest = _float16_below(max(settings.epsilon, _largest_scheduled(self.objective)))
         blocks = [-(-side // self._block) for side in self._frame]
         generator = np.random.default_rng([self.seed, _START])
 
         def uniform(first: int, last: int) -> np.ndarray:
             draws = generator.random((last - first, *blocks, channels), np.float32)
-            return np.clip(settings.epsilon * (2 * draws - 1), -self._largest, self._largest).astype(np.float16)
+            within = _float16_below(settings.epsilon)
+            return np.clip(settings.epsilon * (2 * draws - 1), -within, within).astype(np.float16)
 
         self.tables: dict[str, ReplicaTable] = {}
         if settings.carry:
@@ -248,6 +249,16 @@ class StoredRobustModel(RobustModel):
         return super()._check_data(data, batch_size)
 
 
+def _largest_scheduled(objective: Any) -> float:
+    """The largest radius of schedules around an objective, 0 without any."""
+    largest = 0.0
+    while isinstance(objective, ObjectiveAround):
+        schedule = getattr(objective, "schedule", None)
+        largest = max(largest, schedule.epsilon if schedule else 0.0)
+        objective = objective.objective
+    return largest
+
+
 def _aiming_at(objective: Any, targets: tf.Tensor) -> Any:
     """The objective, or one that others wrap, with other targets than the labels: `(batch, classes)`."""
     now = copy.copy(objective)
@@ -268,4 +279,4 @@ def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 def _float16_below(value: float) -> float:
     """The largest float16 that is not above `value`, as float32."""
     rounded = np.float16(value)
-    return float(rounded if rounded <= value else np.nextafter(rounded, np.float16(0)))
+    return float(rounded if float(rounded) <= value else np.nextafter(rounded, np.float16(0)))
