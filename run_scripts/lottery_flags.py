@@ -18,7 +18,7 @@ FLAGS = flags.FLAGS
 DENSE = "dense-300-100"
 DATASETS = {"digits": "mnist", "fashion": "fashion_mnist", "sample": "fashion_mnist_sample"}  # theirs -> ours
 ATTACKS = ("fgsm", "pgd")
-DENSE_PERCENTS = {"hidden_1": 0.2, "hidden_2": 0.2, "output": 0.1}
+_NEVER_REWOUND = ("no_pruning", "reinit_rand", "reinit_none")
 # New flags that change what a run is: name in the id -> flag. Their defaults leave the published id as it is.
 _IN_THE_ID = {
     "rewind": "rewind_step",
@@ -61,12 +61,14 @@ def define_rounds() -> None:
     flags.DEFINE_integer("train_iters", 50000, "Optimisation steps per round.", 1)
     flags.DEFINE_integer("prune_iters", 20, "Prunings; there is one round more.", 0)
     flags.DEFINE_integer("eval_every", 500, "Steps between two measurements.", 1)
-    flags.DEFINE_integer("valid_size", 10000, "First training images, held out; a fifth if there are few.", 1)
+    flags.DEFINE_integer(
+        "valid_size", 10000, "First training images, held out; 10000 is a fifth of fewer than 40000 images.", 1
+    )
     flags.DEFINE_integer(
         "processes", None, "Processes of one thread that share the trials; by default many for small networks.", 1
     )
     flags.DEFINE_integer("stacked", None, "Trials a process trains together; by default all it has, if it can.", 1)
-    flags.DEFINE_list("only_trials", None, "Run these trials alone, as one of several processes.")
+    flags.DEFINE_list("only_trials", None, "Internal: the trials of one of the processes that this script starts.")
     flags.DEFINE_integer(
         "eval_subset", None, "Measure during training on the first N held-out and test images; at the end on all.", 1
     )
@@ -124,8 +126,15 @@ def check() -> None:
     """
     translate_dataset()
     common_flags.check()
-    if FLAGS.experiment == "no_pruning" and FLAGS["prune_iters"].present and FLAGS.prune_iters:
-        raise BadFlag(f"--experiment=no_pruning: expected no --prune_iters. Received: {FLAGS.prune_iters}")
+    if FLAGS.strategy == "multi_worker":
+        raise BadFlag(
+            "--strategy=multi_worker: expected none or mirrored, for trials are split among the processes of one "
+            "machine; on several machines run other experiments. Received: multi_worker"
+        )
+    if FLAGS.experiment == "no_pruning":
+        if FLAGS["prune_iters"].present and FLAGS.prune_iters:
+            raise BadFlag(f"--experiment=no_pruning: expected no --prune_iters. Received: {FLAGS.prune_iters}")
+        FLAGS["prune_iters"].value = 0  # as it is recorded
     if FLAGS.force and FLAGS.resume:
         raise BadFlag("--resume goes on with a run and --force removes it; pass one of them. Received: both")
     if FLAGS.stacked is not None and FLAGS.stacked > 1 and FLAGS.strategy != "none":
@@ -133,12 +142,13 @@ def check() -> None:
             f"--stacked={FLAGS.stacked}: expected --strategy=none, for a stack has one device. Received: both"
         )
     common_flags.check_machines()
+    only_trials()
     plan()
     percents()
 
 
 def translate_dataset() -> None:
-    """Sets --data by --dataset.
+    """Sets --data by --dataset, and leaves --dataset without a value where --data alone is given.
 
     Raises:
         BadFlag: if both are given and differ.
@@ -149,6 +159,8 @@ def translate_dataset() -> None:
             raise BadFlag(
                 f"--dataset={FLAGS.dataset} and --data={FLAGS.data} say the same; pass one of them. Received: both"
             )
+        if not FLAGS["dataset"].present:
+            FLAGS["dataset"].value = None  # its default is not what is run, and is not to be recorded
     else:
         FLAGS["data"].value = value
 
@@ -159,11 +171,38 @@ def dataset_name() -> str:
     return ours.get(FLAGS.data, Path(FLAGS.data).expanduser().resolve().stem)
 
 
+def rewind_step() -> int | str:
+    """Returns the step of --rewind_step, or trained.
+
+    Raises:
+        BadFlag: if it is neither.
+    """
+    text = FLAGS.rewind_step
+    if text != "trained" and not (text.isascii() and text.isdigit()):
+        raise BadFlag(f"--rewind_step={text}: expected a step such as 0 or 500, or trained")
+    return text if text == "trained" else int(text)
+
+
+def only_trials() -> list[int] | None:
+    """Returns the trials of --only_trials, or `None` without.
+
+    Raises:
+        BadFlag: if they are not trials of this run.
+    """
+    words = FLAGS.only_trials
+    if words is None:
+        return None
+    numbers = [int(word) if word.isascii() and word.isdigit() else -1 for word in words]
+    if not numbers or len(set(numbers)) < len(numbers) or any(not 0 <= each < FLAGS.trials for each in numbers):
+        raise BadFlag(
+            f"--only_trials: expected different trials from 0 to {FLAGS.trials - 1}, such as 0,1; the script passes it "
+            f"to processes that it starts, leave it out. Received: {','.join(words)}"
+        )
+    return numbers
+
+
 def plan() -> trs.training.Plan:
     """Returns the plan of the flags."""
-    text = FLAGS.rewind_step
-    if text != "trained" and not text.isdigit():
-        raise BadFlag(f"--rewind_step={text}: expected a step such as 0 or 500, or trained")
     with _as_flag():
         return trs.training.Plan(
             train_iters=FLAGS.train_iters,
@@ -171,7 +210,7 @@ def plan() -> trs.training.Plan:
             eval_every=FLAGS.eval_every,
             batch_size=FLAGS.batch_size,
             strategy=FLAGS.experiment,
-            rewind_step=text if text == "trained" else int(text),
+            rewind_step=rewind_step(),
             seed=FLAGS.seed,
         )
 
@@ -199,7 +238,7 @@ def rule(network: keras.Model) -> trs.sparsity.PruningRule:
     if set(shares) != set(names):
         raise BadFlag(
             f"--percents: expected layers of {FLAGS.model}: {', '.join(names)}. "
-            f"Received: {', '.join(set(shares) - set(names))}"
+            f"Received: {', '.join(sorted(set(shares) - set(names)))}"
         )
     return trs.sparsity.iterative_magnitude(shares, FLAGS.cutoff)
 
@@ -258,7 +297,7 @@ def parts(images: trs.data.ImageDataset) -> list[list[int]]:
     Raises:
         BadFlag: if more are to be trained together than the network allows.
     """
-    trials = [int(trial) for trial in FLAGS.only_trials or range(FLAGS.trials)]
+    trials = only_trials() or list(range(FLAGS.trials))
     if (FLAGS.stacked or 1) > 1 and not _is_small(images):
         raise BadFlag(
             f"--stacked={FLAGS.stacked}: expected a network of masked dense layers without biases, {DENSE}. "
@@ -280,7 +319,7 @@ def split(
 ) -> tuple[trs.training.Images, dict[str, trs.training.Images], trs.training.Images]:
     """Returns the images to train on, those that are measured during training by name, and all test images."""
     available, number = len(images.train_labels), FLAGS.valid_size
-    if not FLAGS["valid_size"].present and number > available // 4:
+    if number == FLAGS["valid_size"].default and number > available // 4:
         number = available // 5
     if number >= available:
         raise BadFlag(f"--valid_size={number}: expected fewer than the training images. Received: {available} of them")
@@ -299,18 +338,42 @@ def split(
 def directory(experiment: str | None = None, attack_name: str | None = None, adv_train: bool | None = None) -> Path:
     """Returns the directory of the experiment of the flags, or of another one beside it."""
     place = Path(FLAGS.base_dir).expanduser() / dataset_name() / FLAGS.model
-    return place / (experiment or FLAGS.experiment) / (attack_name or FLAGS.attack) / experiment_id(adv_train)
+    experiment = experiment or FLAGS.experiment
+    return place / experiment / (attack_name or FLAGS.attack) / experiment_id(adv_train, experiment)
 
 
-def experiment_id(adv_train: bool | None = None) -> str:
-    """Returns `lr-0.0012_l1-0.0_advtrain-false`, and what else is not as published."""
+def experiment_id(adv_train: bool | None = None, experiment: str | None = None) -> str:
+    """Returns `lr-0.0012_l1-0.0_advtrain-false`, and what else is not as published and belongs to the experiment."""
     adversarial = FLAGS.adv_train if adv_train is None else adv_train
-    parts = [f"lr-{FLAGS.learning_rate!r}", f"l1-{FLAGS.l1_reg!r}", f"advtrain-{str(adversarial).lower()}"]
+    return "_".join([*_rates(), f"advtrain-{str(adversarial).lower()}", *_variants(experiment)])
+
+
+def table_name() -> str:
+    """Returns what tables of the flags are called: by the data, and what is not as published."""
+    network = [] if FLAGS.model == DENSE else [FLAGS.model]
+    rates = [rate for rate in _rates() if rate not in ("lr-0.0012", "l1-0.0")]
+    return "_".join([dataset_name(), *network, *rates, *_variants("reinit_orig")])
+
+
+def place_flags() -> list[str]:
+    """Returns the arguments by which run_lottery_analysis.py finds the experiment of the flags."""
+    names = ("model", "attack", "adv_train", "learning_rate", "l1_reg", "base_dir", *_IN_THE_ID.values())
+    own = [FLAGS[name] for name in names if FLAGS[name].value != FLAGS[name].default]
+    return [flag.serialize() for flag in [FLAGS["dataset" if FLAGS.dataset else "data"], *own]]
+
+
+def _rates() -> list[str]:
+    return [f"lr-{FLAGS.learning_rate!r}", f"l1-{FLAGS.l1_reg!r}"]
+
+
+def _variants(experiment: str | None) -> list[str]:
+    parts = []
     for key, name in _IN_THE_ID.items():
-        if name in FLAGS and FLAGS[name].value != FLAGS[name].default:
-            value = FLAGS[name].value
-            parts.append(f"{key}-{'+'.join(value) if isinstance(value, list) else str(value).lower()}")
-    return "_".join(parts)
+        value = FLAGS[name].value
+        if value == FLAGS[name].default or (name == "rewind_step" and experiment in _NEVER_REWOUND):
+            continue
+        parts.append(f"{key}-{'+'.join(value) if isinstance(value, list) else str(value).lower()}")
+    return parts
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+STARTED = "TF_ROBUST_SPARSE_STARTED_BY"  # set in the environment of a process that `run` starts
 _ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
@@ -32,7 +33,7 @@ def run(parts: Sequence[Sequence[int]], arguments: Sequence[str]) -> None:
         for part in parts:
             own = [*arguments, "--noforce", "--resume", f"--only_trials={','.join(map(str, part))}"]
             command = [sys.executable, sys.argv[0], *own]
-            environment = {**os.environ, **_ONE_THREAD}
+            environment = {**os.environ, **_ONE_THREAD, STARTED: str(os.getpid())}
             processes.append(stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)))
             stack.callback(processes[-1].terminate)  # of which one that has ended knows nothing
         codes = [process.wait() for process in processes]
@@ -43,7 +44,12 @@ def run(parts: Sequence[Sequence[int]], arguments: Sequence[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """Has this process end when the one that started it is gone, which holds the other end of its standard input."""
+    """Has this process end when the one that started it is gone, which holds the other end of its standard input.
+
+    Does nothing in a process that `run` did not start.
+    """
+    if STARTED not in os.environ:
+        return
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin.read(), which holds a lock that the end of the interpreter needs

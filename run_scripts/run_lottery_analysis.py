@@ -6,12 +6,13 @@
 The first draws what run_lottery_tickets.py has finished so far, with the same flags, into
 `<base_dir>/<dataset>/<model>/analysis/<attack>/lr-..._l1-..._advtrain-.../`: curves over training steps, measures over
 sparsity, early stopping, densities of initial weights, remaining layers and pixels, and `comparison.md`. The second
-writes tables of each data set, natural and adversarial training side by side, into `<base_dir>/tables/`, as Markdown,
-CSV and LaTeX, and a figure of accuracies and overlaps of masks by kind of training.
+writes tables of digits, fashion, sample and what --dataset says, natural and adversarial training side by side, into
+`<base_dir>/tables/`, as Markdown, CSV and LaTeX, and a figure of accuracies and overlaps of masks by kind of training.
 """
 
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -56,6 +57,9 @@ _WINDOWS = {
 def main() -> None:
     """Draws, or writes tables."""
     lottery_flags.translate_dataset()
+    lottery_flags.rewind_step()
+    lottery_flags.percents()
+    shown_labels()
     with command_line.about("formats"):
         trs.evaluation.check_matplotlib()
     strange = [form for form in FLAGS.formats if form not in ("svg", "png", "pdf")]
@@ -65,6 +69,26 @@ def main() -> None:
         tables()
     else:
         figures()
+
+
+def shown_labels() -> list[str]:
+    """Returns --labels as rounds are labelled: `8.7` as `08.7`.
+
+    Raises:
+        BadFlag: if they are not percentages.
+    """
+    found = []
+    for word in FLAGS.labels:
+        try:
+            value = float(word)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 100:
+            raise command_line.BadFlag(
+                f"--labels: expected percentages of weights that remain, such as 100.0,51.3,08.7. Received: {word}"
+            )
+        found.append(f"{value:04.1f}")
+    return found
 
 
 def figures() -> None:
@@ -88,7 +112,7 @@ def figures() -> None:
     def paths(name: str) -> list[Path]:
         return [directory / f"{name}.{form}" for form in FLAGS.formats]
 
-    numbers = _numbers(runs, FLAGS.labels)
+    numbers = _numbers(runs, shown_labels())
     last = min(FLAGS.step, max(_last_step(rounds) for rounds in runs.values()))
     window = _WINDOWS.get((lottery_flags.dataset_name(), FLAGS.attack)) if FLAGS.adv_train else None
     windows = {"acc": window if FLAGS.attack == "fgsm" else None, "adv_acc": window, "loss": (0.0, 1.5)}
@@ -132,11 +156,12 @@ def comparison(runs: ticket_figures.Runs, step: int) -> tuple[list[str], list[li
 
 
 def tables() -> None:
-    """Writes one table per data set that has experiments, and says which are missing."""
+    """Writes one table per data set that has experiments, that of the flags included, and says which are missing."""
     place = Path(FLAGS.base_dir).expanduser()
     written = 0
-    for dataset in lottery_flags.DATASETS:
-        FLAGS["data"].value = lottery_flags.DATASETS[dataset]
+    for data in dict.fromkeys([*lottery_flags.DATASETS.values(), FLAGS.data]):
+        FLAGS["data"].value = data
+        dataset, stem = lottery_flags.dataset_name(), lottery_flags.table_name()
         found = {}
         for attack in lottery_flags.ATTACKS:
             for adversarial in (False, True):
@@ -149,16 +174,16 @@ def tables() -> None:
         if not found:
             continue
         written += 1
-        numbers = _numbers({str(key): rounds for key, rounds in found.items()}, FLAGS.labels)
+        numbers = _numbers({str(key): rounds for key, rounds in found.items()}, shown_labels())
         for name, (header, rows) in {
-            dataset: table(found, numbers),
-            f"{dataset}_tickets": last(found, numbers),
+            stem: table(found, numbers),
+            f"{stem}_tickets": last(found, numbers),
         }.items():
             ticket_tables.write_table(place / "tables" / name, header, rows)
             print(f"\n{name}\n\n{ticket_tables.markdown(header, rows)}")
         ticket_figures.draw_training(
             {_training(*key): (key[0], rounds) for key, rounds in _of_each_training(found).items()},
-            [place / "tables" / f"{dataset}_training.{form}" for form in FLAGS.formats],
+            [place / "tables" / f"{stem}_training.{form}" for form in FLAGS.formats],
         )
     if not written:
         raise command_line.BadInput(
@@ -234,14 +259,9 @@ def _training(attack: str, adversarial: bool) -> str:
     return attack.upper() if adversarial else "natural"
 
 
-def _numbers(runs: ticket_figures.Runs, labels: list[str] | tuple[str, ...]) -> list[int]:
+def _numbers(runs: ticket_figures.Runs, labels: Collection[str]) -> list[int]:
     """Returns the rounds whose sparsity the labels name, or the first and the last if there is none of them."""
-    named = {
-        number
-        for rounds in runs.values()
-        for number, trials in rounds.items()
-        if trials[0].label in {f"{float(label):04.1f}" for label in labels}
-    }
+    named = {number for rounds in runs.values() for number, trials in rounds.items() if trials[0].label in labels}
     numbers = {number for rounds in runs.values() for number in rounds}
     return sorted(named) if len(named) > 1 else sorted({min(numbers), max(numbers)})
 

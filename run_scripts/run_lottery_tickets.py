@@ -24,7 +24,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.saving.round_files import is_done, round_directory
+from tf_robust_sparse.saving.round_files import finished_rounds, round_directory
 
 FLAGS = flags.FLAGS
 
@@ -34,6 +34,7 @@ lottery_flags.define()
 _MAY_CHANGE = (
     *("base_dir", "checkpoint_seconds", "data_dir", "force", "only_trials", "processes", "prune_iters", "resume"),
     *("stacked", "trials"),
+    "dataset",  # another word for data
 )
 
 
@@ -46,30 +47,36 @@ def main() -> None:
     strategy = common_objects.strategy()
     images = common_objects.dataset()
     train, held_out, test = lottery_flags.split(images)
+    lottery_flags.rule(lottery_flags.network(images, 0))  # which checks --percents
     parts = lottery_flags.parts(images)
     if not FLAGS.only_trials:
         begin(directory, resuming)
         describe(images, train, held_out, parts, directory)
-    parts = [trials for trials in parts if not all_done(directory, trials)]
+    parts = [trials for trials in parts if unfinished(directory, trials)]
     if parts and lottery_flags.processes(images) > 1:
         lottery_processes.run(parts, sys.argv[1:])
         parts = []
     if FLAGS.only_trials:
         lottery_processes.end_with_parent()
     models: dict[int, trs.training.Trials] = {}
-    for trials in parts:
+    for trials in [group for part in parts for group in unfinished(directory, part)]:
         if len(trials) not in models:
             with strategy.scope():
                 models[len(trials)] = model(images, len(trials))
         run_trials(models[len(trials)], trials, images, train, held_out, test, directory)
     if not FLAGS.only_trials:
-        finish(directory)
+        finish(directory, len(held_out["test"].y), len(test.y))
 
 
-def all_done(directory: Path, trials: list[int]) -> bool:
-    """Tells whether every round of these trials is finished."""
-    numbers = range(lottery_flags.plan().rounds)
-    return all(is_done(round_directory(directory, trial, number)) for trial in trials for number in numbers)
+def unfinished(directory: Path, trials: list[int]) -> list[list[int]]:
+    """Returns the trials that are not finished, in groups of those that have finished as many rounds.
+
+    Only such are trained together: the others would be trained again.
+    """
+    groups: dict[int, list[int]] = {}
+    for trial in trials:
+        groups.setdefault(finished_rounds(directory, trial), []).append(trial)
+    return [groups[number] for number in sorted(groups) if number < lottery_flags.plan().rounds]
 
 
 def run_trials(
@@ -200,8 +207,14 @@ def describe(
     print(f"Output:    {directory}", flush=True)
 
 
-def finish(directory: Path) -> None:
-    """Writes `results.json`, means and standard deviations over trials, and prints them."""
+def finish(directory: Path, measured: int, available: int) -> None:
+    """Writes `results.json`, means and standard deviations over trials, and prints them.
+
+    Args:
+        directory: Of the experiment.
+        measured: Test images that the accuracies are of.
+        available: Test images that there are.
+    """
     rows = []
     for number in range(lottery_flags.plan().rounds):
         found = [
@@ -214,7 +227,10 @@ def finish(directory: Path) -> None:
             row[name], row[f"{name}_sd"] = float(np.mean(values)), float(np.std(values))
         rows.append({"prune_iter": number, **row, "seconds": sum(each["seconds"] for each in found) / FLAGS.trials})
     results = {"rounds": rows, "trials": FLAGS.trials, "seed": FLAGS.seed, "versions": run_directory.versions()}
+    results["test_images"] = {"measured": measured, "available": available}
     run_directory.write_json(directory / "results.json", results)
+    if measured < available:
+        print(f"\nOn the first {measured} of {available} test images (--eval_subset):", end="")
     print(f"\n{'remain %':>8s}  {'accuracy %':>14s}  {'under ' + FLAGS.attack + ' %':>14s}")
     for row in rows:
         pairs = [f"{100 * row[name]:6.2f} ± {100 * row[f'{name}_sd']:5.2f}" for name in ("acc", "adv_acc")]

@@ -90,6 +90,18 @@ def test_unfinished_rounds_are_left_out(tmp_path):
         tickets.read_rounds(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("missing", ["null", "NaN"])
+def test_a_number_that_is_missing_may_be_null_or_nan(missing, tmp_path):
+    write_tree(tmp_path, trials=1, rounds=1)
+    path = round_directory(tmp_path, 0, 0) / "summary.json"
+    about = json.loads(path.read_text())
+    about["final_measures"]["test_pgd"]["adversarial_accuracy"] = None
+    path.write_text(json.dumps(about).replace("null", missing))
+    found = tickets.read_rounds(tmp_path)[0][0]
+    assert math.isnan(tickets.final_accuracy(found, "pgd", "fgsm"))
+    assert found.final["test_pgd"]["accuracy"] == 0.9
+
+
 @pytest.mark.parametrize("damage", ["summary.json", "test.csv"])
 def test_a_damaged_record_is_named(damage, tmp_path):
     write_tree(tmp_path)

@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from run_scripts import common_objects, lottery_flags
+from run_scripts import common_objects, lottery_flags, run_directory
 from tests.evaluation.test_tickets import curve_values, write_tree
 from tests.run_scripts.conftest import run_script
 from tf_robust_sparse.saving.round_files import read_arrays, round_directory
@@ -49,6 +51,7 @@ def test_a_run_leaves_the_published_tree_and_its_own_records(output):
     assert config["flags"]["train_iters"] == 20 and config["versions"]["tensorflow"] and config["devices"]
     results = json.loads((directory / "results.json").read_text())
     assert [row["label"] for row in results["rounds"]] == ["100.0", "80.0", "64.1"]
+    assert results["test_images"] == {"measured": 50, "available": 50}
 
 
 @pytest.mark.slow
@@ -97,13 +100,16 @@ def test_an_experiment_is_neither_overwritten_nor_changed(output):
     assert "--train_iters: the experiment" in other.err and "begun with 20" in other.err
 
 
-def test_resume_adds_trials_and_force_begins_anew(tmp_path):
+def test_resume_adds_trials_and_prunings_and_force_begins_anew(tmp_path):
     short = (*TINY, "--adv_train", "--prune_iters=0", f"--base_dir={tmp_path}")
     run_script(RUN, *short, "--trials=1").expect()
-    first = (round_directory(tmp_path / NAME, 0, 0) / "test.csv").read_text()
-    run_script(RUN, *short, "--trials=2", "--stacked=1", "--resume").expect()
-    assert (round_directory(tmp_path / NAME, 0, 0) / "test.csv").read_text() == first
-    assert (round_directory(tmp_path / NAME, 1, 0) / "test.csv").read_text() != first
+    first = round_directory(tmp_path / NAME, 0, 0)
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    said = run_script(RUN, *short, "--trials=3", "--prune_iters=1", "--resume").expect().out
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+    assert "trials 1, 2, round 0, trial 1: test" in said and "trials 0, round 1, trial 0: test" in said
+    assert "round 0, trial 0: test" not in said
+    assert (round_directory(tmp_path / NAME, 1, 0) / "test.csv").read_text() != (first / "test.csv").read_text()
     run_script(RUN, *short, "--trials=1", "--force").expect()
     assert not (tmp_path / NAME / "trial_01").exists()
 
@@ -112,7 +118,8 @@ def test_convolutional_networks_have_tickets_too(tmp_path):
     options = ("--model=small_cnn", "--percents=conv1=0.5", "--attack=pgd", "--pgd_steps=2", "--trials=1")
     options += ("--prune_iters=1", "--train_iters=4", "--eval_every=4", "--eval_subset=20")
     options += ("--strategy=mirrored",)
-    run_script(RUN, *TINY, *options, f"--base_dir={tmp_path}").expect()
+    said = run_script(RUN, *TINY, *options, f"--base_dir={tmp_path}").expect().out
+    assert "On the first 20 of 50 test images (--eval_subset)" in said
     (directory,) = tmp_path.glob("sample/small_cnn/reinit_orig/pgd/*")
     assert directory.name == "lr-0.0012_l1-0.0_advtrain-false_pgdsteps-2_percents-conv1=0.5"
     place = round_directory(directory, 0, 1)
@@ -123,6 +130,8 @@ def test_convolutional_networks_have_tickets_too(tmp_path):
     )
     final = json.loads((place / "summary.json").read_text())["final_measures"]
     assert set(final) == {"test"}
+    results = json.loads((directory / "results.json").read_text())
+    assert results["test_images"] == {"measured": 20, "available": 50}
 
 
 @pytest.mark.parametrize(
@@ -138,11 +147,58 @@ def test_convolutional_networks_have_tickets_too(tmp_path):
         (("--dataset=sample", "--percents=conv1=0.2", "--trials=1"), "expected layers of dense-300-100"),
         (("--dataset=sample", "--stacked=2", "--model=small_cnn"), "without biases"),
         (("--dataset=sample", "--valid_size=8000"), "fewer than the training images"),
+        (("--strategy=multi_worker",), "--strategy=multi_worker: expected none or mirrored"),
+        (("--only_trials=a",), "different trials from 0 to 9"),
+        (("--only_trials=1,10",), "different trials from 0 to 9"),
+        (("--only_trials=1,1",), "different trials from 0 to 9"),
     ],
 )
 def test_bad_flags_are_named_before_any_work(arguments, words, tmp_path):
     done = run_script(RUN, *arguments, f"--base_dir={tmp_path}").expect(2)
-    assert words in done.err
+    assert words in done.err and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    """The path of a small .npz file of images."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, number in (("train", 60), ("test", 20)):
+        arrays[f"x_{split}"] = random.integers(0, 256, (number, 28, 28), np.uint8)
+        arrays[f"y_{split}"] = np.arange(number) % 10
+    np.savez(tmp_path / "own.npz", **arrays)
+    return tmp_path / "own.npz"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--experiment=reinit_orig", "--rewind_step=500", "--percents=hidden_1=0.5,output=0"),
+        ("--experiment=reinit_rand", "--eval_subset=100", "--nosmooth_valid_labels", "--stacked=2"),
+        ("--experiment=reinit_none", "-l1", "1e-4", "--attack=pgd", "--adv_train"),
+        ("--experiment=no_pruning", "--strategy=mirrored"),
+        ("--data=OWN",),
+    ],
+)
+def test_the_record_of_every_kind_of_experiment_means_the_same(arguments, own_images, tmp_path, parse):
+    words = [word.replace("OWN", str(own_images)) for word in arguments]
+    if "--data=OWN" not in arguments:
+        words.append("--dataset=sample")
+
+    def meaning(*command):
+        parse(RUN, *command, f"--base_dir={tmp_path}")
+        lottery_flags.check()
+        train, held_out, test = lottery_flags.split(common_objects.dataset())
+        sizes = [len(part.y) for part in (train, *held_out.values(), test)]
+        return lottery_flags.plan(), lottery_flags.directory(), lottery_flags.percents(), sizes
+
+    first = meaning(*words)
+    record = tmp_path / "run.flags"
+    run_directory.write_flags(record, "--base_dir")
+    assert meaning(f"--flagfile={record}") == first
+    again = tmp_path / "again.flags"
+    run_directory.write_flags(again, "--base_dir")
+    assert again.read_text() == record.read_text()
 
 
 @pytest.mark.parametrize(
@@ -162,6 +218,17 @@ def test_the_name_of_an_experiment_says_what_is_not_as_published(arguments, name
         parse(script, *arguments)
         lottery_flags.translate_dataset()
         assert lottery_flags.experiment_id() == name
+
+
+def test_rewinding_is_part_of_the_name_where_weights_are_rewound(parse):
+    parse(ANALYSIS, "--rewind_step=trained")
+    lottery_flags.translate_dataset()
+    for strategy, part in (("reinit_orig", "_rewind-trained"), ("analysis", "_rewind-trained"), ("reinit_rand", "")):
+        assert lottery_flags.directory(strategy).name == f"lr-0.0012_l1-0.0_advtrain-false{part}"
+    found = lottery_flags.directory("reinit_none")
+    parse(RUN, "--experiment=reinit_none")
+    lottery_flags.check()
+    assert lottery_flags.directory() == found
 
 
 @pytest.mark.parametrize(
@@ -232,32 +299,117 @@ def test_tables_have_means_and_deviations_of_both_kinds_of_training(tmp_path):
     assert "10.00 ± 0.00 (2)" in (tmp_path / "tables/fashion_tickets.md").read_text()  # PGD beside FGSM
 
 
+def test_tables_are_of_the_data_set_of_the_flags_too_and_named_by_what_is_not_as_published(tmp_path):
+    place = tmp_path / "cifar10/small_cnn/reinit_orig/fgsm/lr-0.0012_l1-0.0001_advtrain-false_rewind-trained"
+    write_tree(place)
+    options = ("--dataset=cifar10", "--model=small_cnn", "-l1", "1e-4", "--rewind_step=trained", "--table")
+    run_script(ANALYSIS, *options, f"--base_dir={tmp_path}").expect()
+    assert (tmp_path / "tables/cifar10_small_cnn_l1-0.0001_rewind-trained_tickets.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--labels=abc", "--labels: expected percentages"),
+        ("--labels=100.0,101", "Received: 101"),
+        ("--rewind_step=soon", "--rewind_step=soon: expected a step"),
+        ("--percents=hidden_1", "--percents: expected layer=share"),
+        ("--formats=gif", "--formats: expected some of"),
+    ],
+)
+def test_bad_flags_of_the_analysis_are_named(argument, words, tmp_path):
+    write_tree(tmp_path / "digits/dense-300-100/reinit_orig/fgsm/lr-0.0012_l1-0.0_advtrain-false")
+    assert words in run_script(ANALYSIS, argument, f"--base_dir={tmp_path}").expect(2).err
+
+
 @pytest.mark.parametrize("more", [(), ("--table",)])
 def test_an_analysis_of_nothing_says_what_is_missing(more, tmp_path):
     done = run_script(ANALYSIS, *more, f"--base_dir={tmp_path}").expect(1)
     assert "expected" in done.err and str(tmp_path) in done.err
 
 
-def test_a_grid_passes_on_what_it_varies_and_refuses_what_it_sets(tmp_path, monkeypatch):
-    commands = []
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands of a grid, as script and arguments, which are not run."""
+    found, really = [], subprocess.run
 
-    def run(command, check):
-        commands.append(command[2:])
+    def run(command, **kwargs):
+        if command[0] != sys.executable:
+            return really(command, **kwargs)
+        found.append((Path(command[1]).stem, *command[2:]))
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr("subprocess.run", run)
-    options = "--options=--trials=1 --train_iters=10"
+    return found
+
+
+def test_a_grid_passes_on_what_it_varies_and_analyses_what_it_ran(tmp_path, commands, parse):
+    options = "--options=--trials=1 --train_iters=10 --eps=0.1"
     run_script(GRID, "--datasets=sample", "--experiments=reinit_orig", options, f"--base_dir={tmp_path}").expect()
-    assert len(commands) == 4
-    assert commands[1] == [
+    assert [command[0] for command in commands] == [RUN] * 4 + [ANALYSIS] * 5
+    assert commands[1][1:] == (
         *("--dataset=sample", "--experiment=reinit_orig", "--attack=fgsm", "--l1_reg=0.0", "--adv_train"),
-        *("--trials=1", "--train_iters=10", "--resume", f"--base_dir={tmp_path}"),
-    ]
+        *("--trials=1", "--train_iters=10", "--eps=0.1", "--resume", f"--base_dir={tmp_path}"),
+    )
     assert "--noadv_train" in commands[0] and "--attack=pgd" in commands[2]
-    refused = run_script(GRID, "--options=--dataset=digits").expect(2)
-    assert "expected no --dataset" in refused.err
-    assert "expected one for each" in run_script(GRID, "--data_dirs=a").expect(2).err
-    assert "--attacks: expected some of" in run_script(GRID, "--attacks=cw").expect(2).err
+    assert ["--table" in command for command in commands] == [False] * 8 + [True]
+    places = set()
+    for script, *arguments in commands[:-1]:
+        parse(script, *arguments)
+        lottery_flags.translate_dataset()
+        places.add(lottery_flags.directory("reinit_orig"))
+    assert len(places) == 4
+
+
+def test_a_grid_without_analysis_and_with_flags_that_some_strategies_have_no_use_for(tmp_path, commands):
+    grid = (
+        *(
+            "--datasets=sample",
+            "--attacks=fgsm",
+            "--training=natural",
+            "--options=--rewind_step=trained --prune_iters=3",
+        ),
+        *("--experiments=reinit_orig,reinit_none,no_pruning", f"--base_dir={tmp_path}"),
+    )
+    run_script(GRID, *grid).expect()
+    runs, analyses = commands[:3], commands[3:]
+    assert [command[-1] for command in runs] == [f"--base_dir={tmp_path}", "--rewind_step=0", "--rewind_step=0"]
+    assert ["--prune_iters=0" in command for command in runs] == [False, False, True]
+    assert len(analyses) == 2 and all("--rewind_step=trained" in command for command in analyses)
+    del commands[:]
+    run_script(GRID, *grid, "--noanalysis").expect()
+    assert commands == runs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--options=--dataset=digits",), 2, "expected no --dataset"),
+        (("--options=--noadv_train",), 2, "expected no --noadv_train"),
+        (("--data_dirs=a,b",), 2, "expected one for each"),
+        (("--attacks=cw",), 2, "--attacks: expected some of"),
+        (("--datasets=sample,letters",), 2, "--dataset=letters"),
+        (("--l1_regs=0.0,much",), 2, "--l1_reg=much"),
+        (("--options=--train_iter=10",), 2, "such as train_iters"),
+        (("--options=--percents=conv1=0.1",), 2, "expected layers of dense-300-100"),
+        (("--options=--rewind_step=60000",), 2, "a step before the last of round 0"),
+        (("--options=--strategy=multi_worker",), 2, "expected none or mirrored"),
+        (("--datasets=sample,digits", "--data_dirs=.,nowhere"), 1, "no files of mnist found"),
+    ],
+)
+def test_a_grid_is_checked_as_a_whole_before_its_first_run(arguments, code, words, commands, tmp_path):
+    done = run_script(GRID, "--datasets=sample", *arguments, f"--base_dir={tmp_path}").expect(code)
+    assert words in done.err and not commands
+
+
+def test_what_a_grid_runs_ends_in_figures_and_tables(tmp_path, commands):
+    options = " ".join(["--options=--trials=1 --processes=1", *TINY[1:]])
+    grid = ("--datasets=sample", "--experiments=reinit_orig", "--attacks=pgd", "--training=natural")
+    run_script(GRID, *grid, options, f"--base_dir={tmp_path}").expect()
+    for script, *arguments in list(commands):
+        run_script(script, *arguments).expect()
+    assert list(tmp_path.glob("sample/*/analysis/pgd/*/test_acc.svg"))
+    assert (tmp_path / "tables/sample.md").is_file()
 
 
 def test_a_short_run_on_the_sample_learns_and_withstands_what_it_was_trained_against(tmp_path):

@@ -1,5 +1,6 @@
 """Trials in processes of their own, with a script that does nothing but say what it was asked."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os, pathlib, sys
 part = sys.argv[-1].partition("=")[2]
-words = sys.argv[1:] + [os.environ["TF_NUM_INTRAOP_THREADS"]]
+words = sys.argv[1:] + [os.environ["TF_NUM_INTRAOP_THREADS"]] * (os.environ["{started}"] == str(os.getppid()))
 pathlib.Path(sys.argv[1], part).write_text(" ".join(words[1:]))
 sys.exit({codes}.get(part, 0))
 """
@@ -29,7 +30,7 @@ def test_groups_are_of_one_size_but_for_the_last():
 def script(tmp_path, monkeypatch):
     def write(**codes):
         path = tmp_path / "script.py"
-        path.write_text(SCRIPT.format(codes=codes.get("codes", {})))
+        path.write_text(SCRIPT.format(codes=codes.get("codes", {}), started=lottery_processes.STARTED))
         monkeypatch.setattr(sys, "argv", [str(path)])
         return [str(tmp_path), "--force", "--trials=3"]
 
@@ -63,7 +64,11 @@ time.sleep(float(sys.argv[1]))
 @pytest.mark.parametrize(("seconds", "closes", "code"), [(60, True, 130), (0.2, False, 0)])
 def test_a_process_ends_with_the_one_that_started_it_and_not_before(seconds, closes, code):
     started = subprocess.Popen(
-        [sys.executable, "-c", WAITING, str(seconds)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-c", WAITING, str(seconds)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, lottery_processes.STARTED: str(os.getpid())},
     )
     if closes:
         started.stdin.close()
@@ -71,3 +76,9 @@ def test_a_process_ends_with_the_one_that_started_it_and_not_before(seconds, clo
     assert started.stderr.read() == b""
     for stream in (started.stdin, started.stderr):
         stream.close()
+
+
+def test_a_process_that_was_started_by_hand_does_not_wait_for_its_standard_input():
+    environment = {name: value for name, value in os.environ.items() if name != lottery_processes.STARTED}
+    command = [sys.executable, "-c", WAITING, "0.2"]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment, timeout=30).returncode == 0

@@ -1,5 +1,6 @@
 import csv
 import itertools
+import json
 import shutil
 
 import numpy as np
@@ -201,8 +202,60 @@ def test_finished_rounds_are_left_alone_and_missing_ones_made_again(finished, tm
     (round_directory(tmp_path / "run", 1, 2) / "DONE").unlink()
     said = []
     prepare(tmp_path / "run", plan(), (0, 1), say=said.append).run()
-    assert [line.partition(":")[0] for line in said] == ["round 2", "round 2, trial 0", "round 2, trial 1"]
+    assert [line.partition(":")[0] for line in said] == ["round 2", "round 2, trial 1"]
     assert everything(tmp_path / "run", trials=(0, 1)) == everything(finished, trials=(0, 1))
+
+
+def test_what_one_trial_has_finished_is_not_written_again_for_another(finished, tmp_path):
+    shutil.copytree(round_directory(finished, 0, 0), round_directory(tmp_path, 0, 0))
+    place = round_directory(tmp_path, 0, 0)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    prepare(tmp_path, plan(prune_iters=0), (0, 1), checkpoint_seconds=0.0).run()
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    assert everything(tmp_path, 1, (0, 1)) == everything(finished, 1, (0, 1))
+
+
+def test_a_checkpoint_of_other_trials_is_not_gone_on_with(finished, tmp_path):
+    killed = prepare(tmp_path, plan(), (0, 2, 1), checkpoint_seconds=0.0)
+    stop_at(killed, 0, 40)
+    with pytest.raises(Stopped):
+        killed.run()
+    assert (tmp_path / "trials_00-01.weights.h5").is_file()
+    prepare(tmp_path, plan(prune_iters=0), (0, 1)).run()
+    assert everything(tmp_path, 1, (0, 1)) == everything(finished, 1, (0, 1))
+
+
+def test_a_directory_holds_rounds_of_one_plan(finished, tmp_path):
+    other = prepare(finished, plan(train_iters=60), (0, 1))
+    with pytest.raises(ValueError, match=r"train_iters=50 as .*prune_iter_00 was made with\. Received: train_iters=60"):
+        other.run()
+    prepare(finished, plan(prune_iters=1), (0, 1)).run()  # which is the same plan, and done
+    killed = prepare(tmp_path, plan(), checkpoint_seconds=0.0)
+    stop_at(killed, 0, 40)
+    with pytest.raises(Stopped):
+        killed.run()
+    with pytest.raises(ValueError, match=r"seed=1234 as .*h5 was made with"):
+        prepare(tmp_path, plan(seed=5)).run()
+
+
+def test_a_summary_is_json_where_nothing_was_attacked(tmp_path):
+    attack = attacks.LinfFGSM(0.3, label="predicted")
+    model = Trials(dense(0), objectives.Natural(), attack)
+    model.compile(FusedAdam(1.2e-3), steps_per_execution=10)
+    held_out = {"valid": VALID, "test": TEST, "more": TEST}
+    settings = plan(train_iters=10, eval_every=10, prune_iters=0)
+    Rounds(
+        model, dense, iterative_magnitude(FRACTIONS), TRAIN, held_out, settings, tmp_path, say=lambda line: None
+    ).run()
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (round_directory(tmp_path, 0, 0) / "summary.json").read_text()
+    about = json.loads(text, parse_constant=refuse)
+    assert about["final"]["train"]["adv_acc"] is None and about["final"]["train"]["acc"] > 0
+    assert rows(tmp_path, 0, "train")[-1]["adv_acc"] == "nan"
+    assert rows(tmp_path, 0, "more")[-1]["acc"] == rows(tmp_path, 0, "test")[-1]["acc"]
 
 
 def test_convolutions_and_batch_norm_rewind_too(tmp_path):
@@ -261,3 +314,33 @@ def test_there_are_as_many_trials_as_members(tmp_path):
     rounds = prepare(tmp_path, plan(), (0, 1))
     with pytest.raises(ValueError, match="trains 2 networks together"):
         Rounds(rounds.model, dense, rounds._rule, TRAIN, {}, plan(), tmp_path, (0,))
+
+
+@pytest.mark.parametrize("names", [(), ("valid",), ("test",), ("valid", "test", "train")])
+def test_sets_of_images_are_checked_before_training(names, tmp_path):
+    model = prepare(tmp_path, plan()).model
+    with pytest.raises(ValueError, match=r"`held_out` maps \"valid\" and \"test\" to images"):
+        Rounds(model, dense, None, TRAIN, dict.fromkeys(names, TEST), plan(), tmp_path)
+
+
+def test_a_model_is_compiled_and_does_no_more_steps_than_are_counted(tmp_path):
+    attack = attacks.LinfFGSM(0.3)
+    held_out = {"valid": VALID, "test": TEST}
+
+    def begin(**compiled):
+        model = Trials(dense(0), objectives.Natural(), attack)
+        if compiled:
+            model.compile(FusedAdam(), **compiled)
+        settings = plan(train_iters=20, prune_iters=0)
+        return Rounds(
+            model, dense, iterative_magnitude(FRACTIONS), TRAIN, held_out, settings, tmp_path, say=lambda line: None
+        )
+
+    with pytest.raises(ValueError, match="`model` must be compiled"):
+        begin()
+    for steps in (40, 15):
+        with pytest.raises(ValueError, match=rf"steps_per_execution=20, .*Received: steps_per_execution={steps}"):
+            begin(steps_per_execution=steps)
+    rounds = begin(steps_per_execution=10)
+    rounds.run()
+    assert int(rounds.model.optimizer.iterations) == 20

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -116,6 +119,16 @@ def test_what_is_measured_is_what_the_network_does():
     smooth = model.measure(tf.constant(X), tf.constant(Y), [5], label_smoothing=0.1)[0]
     expected = np.mean(objectives.smoothed_cross_entropy(Y, network(X), 0.1))
     assert smooth.clean_loss == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_an_attack_that_was_measured_with_lives_on_so_that_no_other_gets_its_place():
+    model = compiled(dense(1))
+    attack = attacks.LinfFGSM(0.3, label="predicted")
+    model.measure(tf.constant(X[:4]), tf.constant(Y[:4]), [5], attack=attack)
+    alive = weakref.ref(attack)
+    del attack
+    gc.collect()
+    assert alive() is not None
 
 
 @pytest.mark.parametrize("label", ["predicted", "true"])

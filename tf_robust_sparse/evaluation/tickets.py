@@ -145,12 +145,18 @@ def _read(place: Path, trial: int, number: int) -> Round:
         about: dict[str, Any] = json.loads((place / "summary.json").read_text())
         curves = {path.stem: _read_curve(path) for path in sorted(place.glob("*.csv"))}
         own = (about["remaining"], about["entries"], about["label"], about["layers"])
-        return Round(trial, number, *own, curves, about["final_measures"], place)
-    except (OSError, KeyError, ValueError) as error:
+        final = {name: _numbers(measures) for name, measures in about["final_measures"].items()}
+        return Round(trial, number, *own, curves, final, place)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{place}: expected the record of a finished round, summary.json and CSV files. "
             f"Received: {type(error).__name__}: {error}"
         ) from error
+
+
+def _numbers(measures: dict[str, float | None]) -> dict[str, float]:
+    """Returns NaN for what JSON holds as null."""
+    return {name: math.nan if value is None else float(value) for name, value in measures.items()}
 
 
 def _read_curve(path: Path) -> Curve:

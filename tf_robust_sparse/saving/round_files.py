@@ -1,12 +1,15 @@
 """Where rounds of pruning lie, and how their arrays are written and read."""
 
+import itertools
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.saving.atomic import replace_directory
+from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 
 DONE = "DONE"
 
@@ -19,6 +22,11 @@ def round_directory(directory: Path, trial: int, number: int) -> Path:
 def is_done(place: Path) -> bool:
     """Tells whether the round in a directory is finished."""
     return (place / DONE).is_file()
+
+
+def finished_rounds(directory: Path, trial: int) -> int:
+    """Returns how many rounds of a trial are finished, from the first one on without a gap."""
+    return next(number for number in itertools.count() if not is_done(round_directory(directory, trial, number)))
 
 
 def label_of(left: int, entries: int) -> str:
@@ -44,3 +52,19 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray], dtype: Any) 
         temporary.mkdir()
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", np.asarray(array, dtype))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON with null in place of numbers that are not finite, which JSON has not."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float | np.floating):
+        return float(content) if math.isfinite(content) else None
+    return content.item() if isinstance(content, np.generic) else content

@@ -25,7 +25,15 @@ import tensorflow as tf
 from tf_robust_sparse import saving
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.data import stacked_batches
-from tf_robust_sparse.saving.round_files import DONE, is_done, label_of, read_arrays, round_directory, write_arrays
+from tf_robust_sparse.saving.round_files import (
+    DONE,
+    is_done,
+    label_of,
+    read_arrays,
+    round_directory,
+    write_arrays,
+    write_json,
+)
 from tf_robust_sparse.sparsity import masked_kernels
 from tf_robust_sparse.sparsity.iterative_magnitude import PruningRule
 from tf_robust_sparse.training.trials import Measure, State, Trials
@@ -34,7 +42,7 @@ STRATEGIES = ("no_pruning", "reinit_rand", "reinit_orig", "reinit_none")
 TRAINED = "trained"
 COLUMNS = ("batch", "loss", "acc", "adv_acc")
 _INIT, _SHUFFLE, _ATTACK, _EVALUATION = range(4)  # what a stream of seeds is for
-_MORE = {"train": ("lr",), "valid": ("loss_nat", "loss_adv"), "test": ("loss_nat", "loss_adv")}
+_MORE = {"train": ("lr",), "test": ("loss_nat", "loss_adv")}  # other sets have the columns of the test set
 
 
 class Images(NamedTuple):
@@ -115,20 +123,22 @@ class Rounds:
     """Runs the rounds of some trials, which are trained together.
 
     Args:
-        model: A compiled `Trials` with `steps_per_execution=plan.steps_per_call`, of as many members as trials.
+        model: A compiled `Trials` of as many members as trials, with `steps_per_execution=plan.steps_per_call`, or
+            what divides it and is slower.
         build: Function from a seed to a freshly initialised network, as the members of the model are.
         rule: From kernels and masks of a trained network to the next masks.
         train: Images to train on.
-        held_out: Name -> images, `"valid"` and `"test"`, measured at every `eval_every` steps.
+        held_out: Name -> images, measured at every `eval_every` steps: `"valid"`, `"test"`, and others but `"train"`.
         plan: What to do.
         directory: Where trials are written.
-        trials: Their numbers, one per member.
+        trials: Their numbers, one per member. What one of them has finished already is not written again.
         final: More measurements of each trained network: name -> (images, attack).
         checkpoint_seconds: Least time between two checkpoints within a round.
         say: What a line of progress is given to.
 
     Raises:
-        ValueError: if the model has another number of members.
+        ValueError: if the model has another number of members, is not compiled, or would do more steps than are
+            counted, or if sets of images are missing or misnamed.
     """
 
     def __init__(
@@ -149,6 +159,22 @@ class Rounds:
             raise ValueError(
                 f"The model trains {model.members} networks together; pass as many trials. Received: {list(trials)}"
             )
+        if not model.compiled:
+            raise ValueError(
+                "`model` must be compiled; call model.compile(optimizer, steps_per_execution=plan.steps_per_call). "
+                "Received: one that is not"
+            )
+        if plan.steps_per_call % model.steps_per_execution:
+            raise ValueError(
+                f"`model` must do at most as many steps at once as lie between two measurements; compile it with "
+                f"steps_per_execution={plan.steps_per_call}, plan.steps_per_call, or what divides it. "
+                f"Received: steps_per_execution={model.steps_per_execution}"
+            )
+        if not {"valid", "test"} <= set(held_out) or "train" in held_out:
+            raise ValueError(
+                '`held_out` maps "valid" and "test" to images, and further names but "train", which stands for '
+                f"those that are trained on. Received: {', '.join(map(repr, held_out)) or 'nothing'}"
+            )
         self.model = model
         self.plan = plan
         self.directory = Path(directory)
@@ -165,8 +191,10 @@ class Rounds:
         """Runs every round that is not finished.
 
         Raises:
+            ValueError: if the directory holds rounds of another plan; more prunings are the same plan.
             FloatingPointError: if a loss is not finite.
         """
+        self._check_plan()
         self.model.train_on(self._train.x, self._train.y)
         for number in range(self.plan.rounds):
             if not all(is_done(self.place(trial, number)) for trial in self.trials):
@@ -176,6 +204,27 @@ class Rounds:
         """Returns the directory of a round of a trial."""
         return round_directory(self.directory, trial, number)
 
+    def _check_plan(self) -> None:
+        places = [self.place(trial, number) for trial in self.trials for number in range(self.plan.rounds)]
+        for place in filter(is_done, places):
+            before = json.loads((place / "summary.json").read_text()).get("plan")
+            self._compare(before, place)
+        if self._checkpoint_path().is_file():
+            self._compare(saving.read_metadata(self._checkpoint_path()).get("plan"), self._checkpoint_path())
+
+    def _compare(self, before: dict[str, Any] | None, place: Path) -> None:
+        for name, value in _recorded(self.plan).items():
+            if before is not None and before.get(name) != value:
+                raise ValueError(
+                    f"`directory` must be new or hold rounds of the same plan; pass another one, or "
+                    f"{name}={before.get(name)!r} as {place} was made with. Received: {name}={value!r}"
+                )
+
+    def _open(self, number: int) -> list[tuple[int, int]]:
+        """Returns member and trial wherever the round is not finished."""
+        pairs = enumerate(self.trials)
+        return [(member, trial) for member, trial in pairs if not is_done(self.place(trial, number))]
+
     def _round(self, number: int) -> None:
         plan, model = self.plan, self.model
         masks = [self._masks(trial, number) for trial in self.trials]
@@ -183,16 +232,17 @@ class Rounds:
         model.begin(begun, masks, self._streams(number, _ATTACK))
         record = _Record(self, number)
         path = self._checkpoint_path()
-        if path.is_file() and (found := saving.read_metadata(path))["round"] == number:
+        found = saving.read_metadata(path) if path.is_file() else {}
+        if found.get("round") == number and found.get("trials") == list(self.trials):
             saving.load_checkpoint(path, model)
             model.set_seeds(self._streams(number, _ATTACK))
             model.mask_slots()
             record.step, record.rows, record.seconds = found["step"], found["rows"], found["seconds"]
             self._say(f"round {number}: goes on after step {record.step} of {plan.train_iters}")
         else:
-            for trial, state, mask in zip(self.trials, begun, masks, strict=True):
-                _write_state(self.place(trial, number), "init", state)
-                write_arrays(self.place(trial, number) / "masks", mask, np.float32)
+            for member, trial in record.open:
+                _write_state(self.place(trial, number), "init", begun[member])
+                write_arrays(self.place(trial, number) / "masks", masks[member], np.float32)
             left, entries = masked_kernels.remaining(masks[0])
             self._say(f"round {number}: {left} / {entries} weights, {label_of(left, entries)} % remain")
             record.measure()
@@ -216,17 +266,18 @@ class Rounds:
             for name, (images, attack) in self._final.items()
         }
         record.write()
-        for member, trial in enumerate(self.trials):
+        for member, trial in record.open:
             place = self.place(trial, number)
             _write_state(place, "post", states[member])
             write_arrays(place / "next_masks", self._rule(states[member].kernels, masks[member]), bool)
             more = {name: measures[member]._asdict() for name, measures in final.items()}
-            _write_json(place / "summary.json", summary(record.rows[member], masks[member], record.seconds, more))
-        for trial in self.trials:
+            about = summary(record.rows[member], masks[member], record.seconds, more)
+            write_json(place / "summary.json", {**about, "plan": _recorded(self.plan)})
+        for _, trial in record.open:
             with saving.replace_file(self.place(trial, number) / DONE) as path:
                 path.write_text("")
         self._checkpoint_path().unlink(missing_ok=True)
-        for member, trial in enumerate(self.trials):
+        for member, trial in record.open:
             last = record.rows[member]["test"][-1]
             self._say(
                 f"round {number}, trial {trial}: test loss {last['loss']:.4f}, accuracy {100 * last['acc']:.2f} %, "
@@ -276,6 +327,7 @@ class _Record(keras.callbacks.Callback):
         super().__init__()
         self.rounds = rounds
         self.number = number
+        self.open = rounds._open(number)
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, list[dict[str, float]]]] = [
@@ -288,8 +340,9 @@ class _Record(keras.callbacks.Callback):
         plan = self.rounds.plan
         self.step = (epoch + 1) * plan.steps_per_call
         if self.number == 0 and self.step == plan.rewind_step:
-            for trial, state in zip(self.rounds.trials, self.rounds.model.states(), strict=True):
-                _write_state(self.rounds.place(trial, 0), "rewind", state)
+            states = self.rounds.model.states()
+            for member, trial in self.open:
+                _write_state(self.rounds.place(trial, 0), "rewind", states[member])
         if not plan.is_measured(self.step):
             return
         self.measure()
@@ -305,6 +358,7 @@ class _Record(keras.callbacks.Callback):
         if now - self._written > self.rounds._checkpoint_seconds and self.step < plan.train_iters:
             self.write()
             metadata = {"round": self.number, "step": self.step, "rows": self.rows, "seconds": self.seconds}
+            metadata |= {"trials": list(self.rounds.trials), "plan": _recorded(self.rounds.plan)}
             saving.save_checkpoint(self.rounds._checkpoint_path(), self.rounds.model, metadata)
             self._written = now
 
@@ -330,13 +384,13 @@ class _Record(keras.callbacks.Callback):
 
     def write(self) -> None:
         """Writes the record of every trial so far as CSV files."""
-        for trial, rows in zip(self.rounds.trials, self.rows, strict=True):
-            for name, lines in rows.items():
+        for member, trial in self.open:
+            for name, lines in self.rows[member].items():
                 with (
                     saving.replace_file(self.rounds.place(trial, self.number) / f"{name}.csv") as path,
                     path.open("w", newline="") as file,
                 ):
-                    writer = csv.DictWriter(file, [*COLUMNS, *_MORE[name]])
+                    writer = csv.DictWriter(file, [*COLUMNS, *_MORE.get(name, _MORE["test"])])
                     writer.writeheader()
                     writer.writerows(lines)
 
@@ -394,6 +448,6 @@ def _write_state(place: Path, name: str, state: State) -> None:
             np.savez(path, **state.others)  # type: ignore[arg-type]
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with saving.replace_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, default=float) + "\n")
+def _recorded(plan: Plan) -> dict[str, Any]:
+    """Returns what makes a plan another one; the number of prunings does not."""
+    return {name: value for name, value in dataclasses.asdict(plan).items() if name != "prune_iters"}

@@ -69,7 +69,8 @@ class Trials(RobustModel):
             synchronization=tf.VariableSynchronization.ON_READ,
             trainable=False,
         )
-        self._measures: dict[int, Callable[..., tf.Tensor]] = {}
+        # Each beside its attack, which so lives on: the id of one that is gone may become another's.
+        self._measures: dict[int, tuple[GradientAttack, Callable[..., tf.Tensor]]] = {}
 
     def train_on(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Sets the examples whose places `fit` is given.
@@ -154,10 +155,11 @@ class Trials(RobustModel):
         """
         attack = self.attack if attack is None else attack
         if id(attack) not in self._measures:
-            self._measures[id(attack)] = self._compiled_measure(attack)
+            self._measures[id(attack)] = (attack, self._compiled_measure(attack))
+        _, measured = self._measures[id(attack)]
         pairs = np.stack([seeds, np.full(self.members, number)], 1)
         seed = tf.constant(pairs if self.members > 1 else pairs[0], tf.int64)
-        sums = np.array(self._measures[id(attack)](x, y, seed, tf.constant(label_smoothing, tf.float32)), np.float64)
+        sums = np.array(measured(x, y, seed, tf.constant(label_smoothing, tf.float32)), np.float64)
         clean, attacked, right, right_attacked = sums / len(y)
         weight = self.objective.adversarial_weight
         loss = (1 - weight) * clean + weight * attacked + self._penalty()
