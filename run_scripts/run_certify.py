@@ -32,6 +32,7 @@ FLAGS = flags.FLAGS
 _BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
 _OF_SMOOTHING = ("sigma", "n0", "n", "alpha", "radii")
 _OF_BOUNDS = ("epsilon", "norm", "slope", "tight", "chunk")
+_OF_CROWN = ("slope", "tight")
 _RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball of 2/255 in l-infinity of CIFAR
 
 common_flags.define_data()
@@ -56,7 +57,11 @@ with command_line.section("Files"):
     flags.DEFINE_string(
         "saved_model_or_network", None, "Directory of a run or of a SavedModel from pixels to logits, or network.keras."
     )
-    flags.DEFINE_string("results_file", None, "Where to write; by default certified.json beside the network.")
+    flags.DEFINE_string(
+        "results_file",
+        None,
+        "Where to write; by default certified.json, of bounds certified_METHOD.json, beside the network.",
+    )
     flags.DEFINE_string("outfile", None, "Table with a line per image; by default beside the results, as .tsv.")
 
 
@@ -102,7 +107,8 @@ def _check() -> None:
         )
     if FLAGS.method != "smoothing" and FLAGS.norm == "Linf" and FLAGS.epsilon >= 1:
         raise command_line.BadFlag(f"--epsilon={FLAGS.epsilon:g}: expected a radius below 1, such as 2/255")
-    unused = _OF_SMOOTHING if FLAGS.method != "smoothing" else _OF_BOUNDS
+    unused: tuple[str, ...] = _OF_SMOOTHING if FLAGS.method != "smoothing" else _OF_BOUNDS
+    unused += _OF_CROWN if FLAGS.method in ("ibp", "mixtrain") else ()
     for name in unused:
         if FLAGS[name].present:
             raise command_line.BadFlag(
@@ -172,7 +178,8 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
         )
     verified = np.array([row.verified for row in rows])
     record = {
-        **{name: FLAGS[name].value for name in ("epsilon", "norm", "slope", "tight", "skip", "batch_size")},
+        **{name: FLAGS[name].value for name in ("epsilon", "norm", "skip", "batch_size")},
+        **({name: FLAGS[name].value for name in _OF_CROWN} if FLAGS.method not in ("ibp", "mixtrain") else {}),
         "images": len(rows),
         "clean_accuracy": float(np.mean([row.prediction == row.label for row in rows])),
         "verified_accuracy": float(verified.mean()),
@@ -230,14 +237,15 @@ def _load() -> tuple[Path, Callable[..., Any]]:
             "Received: a path that does not exist"
         )
     with command_line.about("saved_model_or_network"):
-        if path.suffix == ".keras" or (path / "network.keras").is_file():
+        if path.suffix in (".keras", trs.saving.COMPACT_SUFFIX) or (path / "network.keras").is_file():
             return path, trs.load_network(path)
         return path, trs.evaluation.load_saved_model(path)
 
 
 def _files(path: Path) -> tuple[Path, Path]:
     beside = path if (path / "network.keras").is_file() else path.parent
-    results = Path(FLAGS.results_file).expanduser() if FLAGS.results_file else beside / "certified.json"
+    name = "certified" if FLAGS.method == "smoothing" else f"certified_{FLAGS.method}"
+    results = Path(FLAGS.results_file).expanduser() if FLAGS.results_file else beside / f"{name}.json"
     table = Path(FLAGS.outfile).expanduser() if FLAGS.outfile else results.with_suffix(".tsv")
     for name, file in (("results_file", results), ("outfile", table)):
         if file.is_dir():

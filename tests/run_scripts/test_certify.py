@@ -119,3 +119,9 @@ def test_a_layer_without_bounds_is_named(tmp_path):
     few = ("--data=fashion_mnist_sample", "--test_examples=4", f"--saved_model_or_network={tmp_path}")
     assert_explained(run_script(CERTIFY, *few, "--method=crown", "--epsilon=0.1"), "activation tanh of odd")
     assert not (tmp_path / "certified.tsv").exists()
+
+
+def test_flags_of_another_method_are_refused():
+    for method, word, name in (("ibp", "--slope=zero-lb", "--slope"), ("mixtrain", "--notight", "--tight")):
+        assert_explained(run_script("run_certify", f"--method={method}", word, "--epsilon=0.01"), name, method)
+    assert_explained(run_script("run_certify", "--method=smoothing", "--slope=one-lb"), "--slope", "smoothing")

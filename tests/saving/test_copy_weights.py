@@ -55,3 +55,17 @@ def test_nothing_is_assigned_unless_everything_fits():
 def test_other_architectures_are_named(source, target, message):
     with pytest.raises(ValueError, match=message):
         copy_weights(source(), target())
+
+
+def test_other_padding_is_another_network():
+    source, network = (models.vgg4(padding_mode=mode) for mode in ("tf_same", "symmetric"))
+    with pytest.raises(ValueError, match=r"differ in their padding, same in the source and valid here.*padding_mode"):
+        copy_weights(source, network)
+
+
+def test_spreads_of_drawn_weights_are_copied():
+    source, network = (models.lenet_conv(kernel="bayesian", seed=seed) for seed in (0, 1))
+    source.get_layer("conv1").kernel_rho.assign(source.get_layer("conv1").kernel_rho - 4)
+    copy_weights(source, network)
+    for a, b in zip(source.weights, network.weights, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 NORMS = ("Linf", "L2", "L1")
@@ -42,13 +43,29 @@ def ball(x: tf.Tensor, epsilon: Any, norm: str = "Linf") -> Ball:
             interval, which is sound.
 
     Raises:
-        ValueError: if the norm is unknown.
+        ValueError: if the norm is unknown, the radius negative, or, of pixels that are known, one is outside of [0, 1].
     """
     if norm not in NORMS:
         raise ValueError(f"`norm` must be one of {', '.join(NORMS)}. Received: norm={norm!r}")
+    if not tf.is_tensor(epsilon) and not epsilon >= 0:
+        raise ValueError(f"`epsilon` is a radius in pixels of [0, 1], at least 0. Received: epsilon={epsilon}")
+    if not tf.is_tensor(x) or hasattr(x, "numpy"):
+        check_pixels(x)
     x = tf.cast(x, tf.float32)
     lower, upper = tf.maximum(x - epsilon, 0.0), tf.minimum(x + epsilon, 1.0)
     return Ball(lower, upper, None if norm == "Linf" else x, epsilon, norm)
+
+
+def check_pixels(x: Any) -> None:
+    """Checks that images are floats in [0, 1], around which alone a ball is what it says.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind != "f" or (x.size and not (x.min() >= 0 and x.max() <= 1)):
+        span = f"[{x.min()}, {x.max()}]" if x.size else "none"
+        raise ValueError(f"Images must be floats in [0, 1]; divide bytes by 255. Received: {x.dtype}, range {span}")
 
 
 def intersection(first: Interval, second: Interval) -> Interval:

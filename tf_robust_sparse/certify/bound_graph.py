@@ -93,6 +93,10 @@ def bound_graph(network: keras.Model) -> list[Step]:
         ValueError: if a layer has no rule, is called twice or computes in another type, or the network does not end
             in logits of a dense layer.
     """
+    if len(network.outputs) != 1:
+        raise ValueError(
+            f"Bounds are of networks with one output, the logits. Received: {len(network.outputs)} outputs"
+        )
     steps: list[Step] = []
     outputs: dict[str, str] = {}  # layer -> its last step
     for node in layers.graph(network):
@@ -133,8 +137,16 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
     """Returns the steps of a layer, with what is added to their names."""
     if isinstance(layer, keras.layers.InputLayer):
         return [(Input(), "")]
+    known: Any = next(
+        kind for kind in type(layer).__mro__ if kind.__module__.startswith(("keras.", "tf_robust_sparse."))
+    )
+    if type(layer).call is not known.call:
+        raise ValueError(
+            f"The layer {layer.name} of type {type(layer).__name__} computes something else than {known.__name__}, "
+            "which bounds know no rule for"
+        )
     if hasattr(layer, "compute_effective_kernel") or isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
-        return [(_kernel_rule(layer), ""), *_activation(layer.name, layer.activation, "_activation")]
+        return [(_kernel_rule(layer), ""), *_activation(layer.name, layer.activation, "/activation")]
     if isinstance(layer, layers.BetaBernoulliDropout | layers.BayesianScale):
         return [(_affine(*layer.inference_scale_and_shift()), "")]
     if isinstance(layer, keras.layers.BatchNormalization):
@@ -159,7 +171,9 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
         mean, variance = (keras.ops.convert_to_numpy(v) for v in (layer.mean, layer.variance))
         if layer.invert:
             raise ValueError(f"The layer {layer.name} inverts a normalisation, which bounds know no rule for")
-        mean, deviation = mean.reshape(-1), np.maximum(np.sqrt(variance.reshape(-1)), 1e-7)
+        axes = len(layer.output.shape) - 1
+        mean, variance = (v.reshape(v.shape[v.ndim - axes :] if v.ndim > axes else v.shape) for v in (mean, variance))
+        deviation = np.maximum(np.sqrt(variance), 1e-7)
         return [(_affine(1 / deviation, -mean / deviation), "")]
     raise ValueError(
         f"Bounds know no rule for the layer {layer.name} of type {type(layer).__name__}; replace it by dense, Conv2D, "
@@ -236,7 +250,9 @@ def _batch_norm(layer: Any) -> Linear:
 def _affine(scale: Any, shift: Any) -> Linear:
     scale, shift = tf.cast(scale, tf.float32), tf.cast(shift, tf.float32)
     size = tf.abs(scale)
-    return Linear(lambda x: x * scale, lambda x: x * size, shift, window=Window(lambda x: x * scale))
+    # What differs from position to position is no map by windows.
+    alike = all(length == 1 for each in (scale, shift) for length in each.shape[:-1])
+    return Linear(lambda x: x * scale, lambda x: x * size, shift, window=Window(lambda x: x * scale) if alike else None)
 
 
 def _identity() -> Linear:

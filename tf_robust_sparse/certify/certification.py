@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_robust_sparse.certify import table
+from tf_robust_sparse.certify.ball import check_pixels
 from tf_robust_sparse.certify.smoothing import ABSTAIN, SmoothedClassifier, check_settings
 
 _COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
@@ -52,7 +53,8 @@ def certify_images(
         progress: Called with each line.
 
     Raises:
-        ValueError: if the settings are out of range, or the table is damaged or of other settings.
+        ValueError: if settings or pixels are out of range, or the table is damaged, of another network or of other
+            settings.
     """
     check_settings(n0, n, alpha)
     if skip < 1 or (max_examples is not None and max_examples < 1):
@@ -61,8 +63,9 @@ def certify_images(
         )
     settings = {
         **{"sigma": smoothed.sigma, "seed": smoothed.seed, "batch_size": smoothed.batch_size},
-        **{"n0": n0, "n": n, "alpha": alpha, "images": len(x)},
+        **{"n0": n0, "n": n, "alpha": alpha, "images": len(x), "of": table.fingerprint(smoothed.model, x)},
     }
+    check_pixels(x)
     chosen = range(0, len(x), skip)[:max_examples]
     done = table.begin(Path(path), settings, _COLUMNS, _parse) if path is not None else {}
     rows = []

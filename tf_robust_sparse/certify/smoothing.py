@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.certify.ball import check_pixels
 from tf_robust_sparse.layers import inference_forward, settled_for_inference
 
 ABSTAIN = -1
@@ -120,6 +121,7 @@ class SmoothedClassifier:
             ValueError: if `n0` or `n` is not positive, `n` is below `n0`, or `alpha` outside (0, 1).
         """
         check_settings(n0, n, alpha)
+        check_pixels(x)
         selected = int(np.argmax(self.votes(x, n0, image, _SELECTION)))
         successes = int(self.votes(x, n, image, _ESTIMATION)[selected])
         radius = certified_radius(successes, n, alpha, self.sigma)

@@ -1,11 +1,23 @@
 """A tab-separated table with a line per image that grows line by line and can be gone on with."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 Row = TypeVar("Row")
+
+
+def fingerprint(model: Any, x: np.ndarray) -> str:
+    """Returns what tells a network and its images from others: a hash of the weights, where it has any, and pixels."""
+    found = hashlib.sha256(np.ascontiguousarray(x).tobytes())
+    for variable in getattr(model, "weights", ()) or getattr(model, "variables", ()) or ():
+        value = np.asarray(variable)
+        found.update(f"{value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()[:16]
 
 
 def begin(
@@ -31,7 +43,7 @@ def begin(
     if not text.startswith(head):
         first = text.partition("\n")[0]
         raise ValueError(
-            f"{path} is of other settings, or no table of certificates; pass another file. "
+            f"{path} is of other settings, another network or other images, or no table of certificates; pass another file. "
             f"Received: one that begins with {first[:200]!r}"
         )
     lines = text[len(head) :].splitlines(keepends=True)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.certify import table
+from tf_robust_sparse.certify.ball import check_pixels
 from tf_robust_sparse.certify.bound_graph import bound_graph
 from tf_robust_sparse.certify.bounds import check_choices, margins
 from tf_robust_sparse.layers import settled_kernels
@@ -122,19 +123,21 @@ def verify_images(
         progress: Called with each line.
 
     Raises:
-        ValueError: if the settings are out of range, a layer has no rule, or the table is damaged or of other settings.
+        ValueError: if settings, pixels or labels are out of range, a layer has no rule, or the table is damaged, of
+            another network or of other settings.
     """
     verifier = Verifier(epsilon, method, slope=slope, norm=norm, tight=tight, chunk=chunk)
     if skip < 1 or (max_examples is not None and max_examples < 1):
         raise ValueError(
             f"`skip` and `max_examples` are at least 1. Received: skip={skip}, max_examples={max_examples}"
         )
+    check_pixels(x)
     classes = bound_graph(network)[-1].shape[0]  # of a network that cannot be bounded no table is begun
     if len(y) and not (np.min(y) >= 0 and np.max(y) < classes):
         raise ValueError(f"Labels are in [0, {classes}), for the network has {classes} logits. Received: {np.max(y)}")
     settings = {
         **{"method": method, "epsilon": float(epsilon), "norm": norm, "slope": slope, "tight": tight},
-        **{"images": len(x)},
+        **{"images": len(x), "of": table.fingerprint(network, x)},
     }
     done = table.begin(Path(path), settings, _COLUMNS, _parse) if path is not None else {}
     for image, row in done.items():

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 
 from tf_robust_sparse import layers
 
@@ -83,7 +84,18 @@ def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
                 f"{layer.name}/{variable.name} is of shape {tuple(value.shape)} in the source and of shape "
                 f"{tuple(variable.shape)} in the network; {_HOW}"
             )
+    for name in ("padding", "strides"):
+        theirs, ours = (getattr(each, name, None) for each in (source, layer))
+        if theirs is not None and ours is not None and _plain(theirs) != _plain(ours):
+            raise ValueError(
+                f"The layers {layer.name} differ in their {name}, {_plain(theirs)} in the source and {_plain(ours)} "
+                "here, where the same weights are another network; pass the padding_mode of the source"
+            )
     return [(variable, keras.ops.convert_to_numpy(value)) for variable, value in pairs]
+
+
+def _plain(setting: Any) -> Any:
+    return setting if isinstance(setting, str) else tuple(np.ravel(setting).tolist())
 
 
 def _whole_kernel(source: Any) -> Any:
