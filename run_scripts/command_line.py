@@ -254,6 +254,17 @@ def _guarded(main: Callable[[], None], if_interrupted: str) -> None:
         _fail(str(error) or type(error).__name__, 2 if isinstance(error, BadFlag) else 1)
     except KeyboardInterrupt:
         _fail(f"interrupted; {if_interrupted}", 130)
+    except Exception as error:
+        if FLAGS.traceback or not _is_of_tensorflow(error):
+            raise
+        _fail(f"{str(error).splitlines()[0]} (TensorFlow's {type(error).__name__}; --traceback shows where)", 1)
+
+
+def _is_of_tensorflow(error: Exception) -> bool:
+    """Tells whether an operation failed: memory that ran out, a file that cannot be decoded."""
+    from tensorflow import errors
+
+    return isinstance(error, errors.OpError)
 
 
 def _fail(message: str, code: int) -> NoReturn:

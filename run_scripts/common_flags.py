@@ -1,5 +1,6 @@
 """Flags that several scripts share, their checks, and what their names stand for."""
 
+import json
 import os
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def define_network() -> None:
 @section("Test attack")
 def define_evaluation() -> None:
     """Defines the attack that the reported robust accuracy is measured with."""
-    define_number("pgd_epsilon", None, "Its radius, in pixels of [0, 1]; by default --epsilon, or else 8/255.")
+    define_number("pgd_epsilon", None, "Its radius, in pixels of [0, 1]; by default that of training, or else 8/255.")
     flags.DEFINE_integer("pgd_iters", 50, "Its steps, each 2.5 * epsilon / steps long.", 1)
     flags.DEFINE_integer("pgd_restarts", 10, "Its random starts; an image is robust if it withstands all.", 1)
 
@@ -290,6 +291,9 @@ def _check_augmentation() -> None:
             f"--augmentation=resized_crop: expected --data={' or '.join(trs.data.IN_FILES)}. "
             f"Received: --data={FLAGS.data}"
         )
+    fast = "trainer" in FLAGS and FLAGS.trainer == "adv_step_fast"  # mirrors by itself
+    if FLAGS.flip and FLAGS.augmentation == "none" and not fast:
+        raise BadFlag("--flip: expected an --augmentation that moves images, such as shift. Received: none")
     if in_files and "pseudo_labels" in FLAGS and FLAGS.pseudo_labels:
         raise BadFlag(f"--pseudo_labels: expected data in memory. Received: --data={FLAGS.data}")
 
@@ -306,6 +310,15 @@ def check_machines() -> None:
             '\'{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}\'. '
             "Received: no such variable"
         )
+    if FLAGS.strategy == "multi_worker":
+        try:
+            cluster = json.loads(os.environ["TF_CONFIG"])
+        except json.JSONDecodeError as error:
+            cluster = error
+        if not isinstance(cluster, dict) or not {"cluster", "task"} <= set(cluster):
+            raise BadFlag(
+                f"--strategy=multi_worker: expected TF_CONFIG as JSON with cluster and task. Received: {cluster}"
+            )
     if FLAGS.num_replicas is not None and FLAGS.strategy != "mirrored":
         raise BadFlag(f"--num_replicas belongs to --strategy=mirrored. Received: --strategy={FLAGS.strategy}")
 

@@ -1,5 +1,7 @@
 """What the shared flags stand for: images, attacks, objectives, networks, sparsifiers, optimizers, strategies."""
 
+import math
+import os
 from typing import Any
 
 import keras
@@ -25,7 +27,25 @@ def dataset() -> trs.data.ImageDataset:
     train_examples = FLAGS.train_examples if "train_examples" in FLAGS else None
     if "data_fraction" in FLAGS and FLAGS.data_fraction is not None:
         train_examples = max(1, int(FLAGS.data_fraction * len(found.train_labels)))
-    return found.take(train_examples, FLAGS.test_examples, seed=FLAGS.seed)
+    found = found.take(train_examples, FLAGS.test_examples, seed=FLAGS.seed)
+    check_memory(found)
+    return found
+
+
+def check_memory(images: trs.data.ImageDataset) -> None:
+    """Checks that the test images, which evaluations hold decoded and twice, fit into memory.
+
+    Raises:
+        BadFlag: if they do not.
+    """
+    needed = 2 * 4 * math.prod(images.test_images.shape)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        fitting = int(len(images.test_labels) * there / needed / 2)
+        raise BadFlag(
+            f"--test_examples: expected as many as fit into memory, such as {fitting}, for attacks hold them all. "
+            f"Received: {len(images.test_labels)} images of {needed / 2**30:.0f} GiB, {there / 2**30:.0f} GiB of memory"
+        )
 
 
 def test_batches(images: trs.data.ImageDataset) -> tf.data.Dataset:

@@ -55,12 +55,15 @@ def main() -> None:
         raise command_line.BadFlag(
             "--weights: expected the published *_weights.pickle or a PyTorch checkpoint. Received: no such flag"
         )
-    is_pytorch = Path(FLAGS.weights).suffix in trs.saving.PYTORCH_SUFFIXES
+    weights = Path(FLAGS.weights).expanduser()
+    is_pytorch = weights.suffix in trs.saving.PYTORCH_SUFFIXES
     if FLAGS.k is not None and (not is_pytorch or common_flags.sparsifier_name() != "none"):
         raise command_line.BadFlag(
             f"--k={FLAGS.k:g}: expected a PyTorch checkpoint and no --sparse_train or --sparsifier with it. "
             f"Received: --weights={FLAGS.weights}"
         )
+    if not weights.is_file():
+        raise command_line.BadFlag(f"--weights={FLAGS.weights}: expected a file. Received: no such file")
     if is_pytorch and not FLAGS["padding_mode"].present:
         FLAGS["padding_mode"].value = "symmetric"
     directory = run_directory.chosen()
@@ -72,7 +75,7 @@ def main() -> None:
     read = trs.saving.import_pytorch_weights if is_pytorch else trs.saving.import_reference_weights
     with command_line.about("weights", "model", "data"):
         try:
-            read(FLAGS.weights, network)
+            read(weights, network)
         except ImportError as error:
             raise command_line.BadFlag(f"--weights={FLAGS.weights}: {error}") from error
     run_directory.begin(directory)

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
+import numpy as np
 import pytest
 
-from run_scripts import command_line, tensorflow_log
+from run_scripts import command_line, common_flags, common_objects, tensorflow_log
 from tests.run_scripts.conftest import EVALUATE, IMPORT, ROBUSTNESS, ROOT, TINY, TRAIN, run_script
 
 SCRIPTS = (TRAIN, EVALUATE, IMPORT, ROBUSTNESS, "run_hydra")
@@ -112,3 +114,50 @@ def test_interrupt_ends_with_130_and_what_to_do(tmp_path):
         "error: interrupted; no finished epoch is lost, run the same command with --resume to go on"
     )
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--flip", "--augmentation=none"], "--flip: expected an --augmentation"),
+        (["--strategy=multi_worker"], "--strategy=multi_worker: expected TF_CONFIG as JSON"),
+    ],
+)
+def test_what_would_mean_nothing_is_refused(words, message, parse, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{'cluster': 1}")
+    parse(TRAIN, *words)
+    with pytest.raises(command_line.BadFlag) as refused:
+        common_flags.check()
+    assert message in str(refused.value)
+
+
+def test_images_that_do_not_fit_into_memory_are_refused():
+    def images(count):
+        shape = np.broadcast_to(np.zeros((), np.uint8), (count, 224, 224, 3))
+        return types.SimpleNamespace(test_images=shape, test_labels=range(count))
+
+    common_objects.check_memory(images(4))
+    with pytest.raises(command_line.BadFlag, match=r"--test_examples: expected .* such as \d+"):
+        common_objects.check_memory(images(10**8))
+
+
+def test_an_operation_that_fails_is_one_line(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for number in range(12):
+                pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{number}.png")
+    broken = tmp_path / "images" / "train" / "cat" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    arguments = (
+        f"--data={tmp_path / 'images'}",
+        "--image_size=32",
+        "--model=small_cnn",
+        "--epochs=1",
+        "--batch_size=8",
+    )
+    done = run_script(TRAIN, *arguments, "--pgd_iters=1", f"--output_dir={tmp_path / 'run'}")
+    assert done.code in (1, 2) and len(done.err.splitlines()) == 1 and done.err.startswith("error: ")

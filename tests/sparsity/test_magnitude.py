@@ -70,6 +70,12 @@ def test_gradual_schedule_falls_to_the_target():
     assert seen[-1] == 7 + 115 + 144
 
 
+def test_a_schedule_ends_at_its_last_step_whatever_its_frequency():
+    sparsifier = MagnitudePruning(0.1, schedules.polynomial(0.1, end_step=7, frequency=4))
+    model = trained(sparsifier, epochs=3)
+    assert sum(counts(model.network)) == 7 + 115 + 144 and sparsifier.within_budget()
+
+
 def test_schedules_are_those_of_the_library():
     import tensorflow_model_optimization as tfmot
 

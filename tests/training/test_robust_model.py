@@ -8,6 +8,7 @@ import tensorflow as tf
 from tests.networks import tiny_dataset, tiny_images, tiny_network
 from tf_robust_sparse import layers, objectives, saving
 from tf_robust_sparse.attacks import LinfPGD
+from tf_robust_sparse.evaluation import robust_accuracy
 from tf_robust_sparse.sparsity import ConnectivitySampling, MagnitudePruning, slots
 from tf_robust_sparse.training import RobustModel, StopOnNaN, sgdw
 
@@ -324,6 +325,21 @@ def test_bad_data_is_refused_before_training(case, form):
     with pytest.raises(ValueError, match=message):
         model.fit(**arguments, verbose=0)
     assert int(model.optimizer.iterations) == 0
+    if "validation" not in form:
+        with pytest.raises(ValueError, match=message):
+            model.evaluate(**arguments, verbose=0)
+
+
+def test_what_xla_cannot_compile_is_refused():
+    model = compiled("natural")
+    with pytest.raises(ValueError, match="ConnectivitySampling draws numbers of connections"):
+        model.compile("sgd", jit_compile=True)
+    compiled("natural", "magnitude").compile("sgd", jit_compile=True)
+
+
+def test_the_wrapper_is_a_model_that_can_be_attacked():
+    model = compiled("at")
+    assert robust_accuracy(model, (X, Y), ATTACK) == robust_accuracy(model.network, (X, Y), ATTACK)
 
 
 @pytest.mark.parametrize(

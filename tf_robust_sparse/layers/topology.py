@@ -23,8 +23,11 @@ def graph(network: keras.Model) -> list[Node]:
     if isinstance(network, keras.Sequential):
         layers = network.layers
         return [Node(layer, (layers[i - 1].name,) if i else ()) for i, layer in enumerate(layers)]
-    config = network.get_config()
-    if "layers" not in config or not hasattr(network, "operations"):
+    try:
+        config = network.get_config() if hasattr(network, "operations") else {}
+    except NotImplementedError:  # of a class of its own whose arguments Keras cannot write down
+        config = {}
+    if "layers" not in config:
         raise ValueError(
             "The graph of a network can be read only from a functional or sequential keras.Model. "
             f"Received: {type(network).__name__}"

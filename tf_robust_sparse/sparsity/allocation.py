@@ -1,5 +1,6 @@
 """How many connections each kernel gets: budgets and the draw that spreads them over layers."""
 
+import numbers
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -11,7 +12,7 @@ def check_connectivity(connectivity: float) -> float:
     Raises:
         ValueError: if it is not a number in (0, 1].
     """
-    if isinstance(connectivity, bool) or not isinstance(connectivity, (int, float)) or not 0 < connectivity <= 1:
+    if isinstance(connectivity, bool) or not isinstance(connectivity, numbers.Real) or not 0 < connectivity <= 1:
         raise ValueError(
             "`connectivity` is the fraction of kernel entries kept, in (0, 1]; for 99% sparsity pass "
             f"connectivity=0.01. Received: connectivity={connectivity!r}"

@@ -56,6 +56,7 @@ class ConnectivitySampling(Sparsifier):
 
     needs = ("theta", "sign")
     kernel_form = "rewiring"
+    compiles_with_xla = False
 
     def __init__(
         self,
@@ -70,8 +71,10 @@ class ConnectivitySampling(Sparsifier):
     ) -> None:
         super().__init__(connectivity)
         for name, value in (("noise_scaling", noise_scaling), ("l1", l1)):
-            if not value >= 0:
-                raise ValueError(f"`{name}` must be at least 0. Received: {name}={value!r}")
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"`{name}` must be at least 0 and finite. Received: {name}={value!r}")
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed!r}")
         for name, choice, choices in (
             ("dormant_policy", dormant_policy, ("freeze", "reference")),
             ("init_policy", init_policy, ("reference", "exact")),

@@ -21,7 +21,7 @@ def polynomial(
     frequency: int = 100,
     power: float = 3.0,
 ) -> Schedule:
-    """Prunes every `frequency` steps, quickly at first and gently at the end.
+    """Prunes every `frequency` steps and at the last one, quickly at first and gently at the end.
 
     Args:
         final_connectivity: Connectivity from `end_step` on, in (0, 1].
@@ -50,7 +50,7 @@ def polynomial(
         power=power,
         frequency=frequency,
     )
-    return _as_connectivity(decay)
+    return _as_connectivity(decay, end_step)
 
 
 def constant(connectivity: float, begin_step: int = 0, end_step: int = -1, frequency: int = 100) -> Schedule:
@@ -66,10 +66,12 @@ def constant(connectivity: float, begin_step: int = 0, end_step: int = -1, frequ
     )
 
 
-def _as_connectivity(schedule: Any) -> Schedule:
+def _as_connectivity(schedule: Any, last_step: int = -1) -> Schedule:
     def at(step):
-        should_prune, sparsity = schedule(tf.cast(step, tf.int64))
-        return should_prune, 1 - tf.cast(sparsity, tf.float64)
+        step = tf.cast(step, tf.int64)
+        should_prune, sparsity = schedule(step)
+        # By its frequency alone it may miss the step on which it reaches its end.
+        return should_prune | (step == last_step), 1 - tf.cast(sparsity, tf.float64)
 
     return at
 

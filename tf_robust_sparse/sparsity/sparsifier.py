@@ -25,6 +25,7 @@ class Sparsifier:
 
     needs: tuple[str, ...] = ()
     kernel_form = ""
+    compiles_with_xla = True
 
     def __init__(self, connectivity: float) -> None:
         self.connectivity = check_connectivity(connectivity)

@@ -108,7 +108,8 @@ class RobustModel(keras.Model):
                 and XLA is slower for convolutions on CPUs.
 
         Raises:
-            ValueError: if the loss is another one or the optimizer does not get along with the sparsifier.
+            ValueError: if the loss is another one, the optimizer does not get along with the sparsifier, or XLA is to
+                compile draws of dynamic size.
         """
         if loss is not None and not _is_cross_entropy_of_logits(loss):
             raise ValueError(
@@ -116,6 +117,11 @@ class RobustModel(keras.Model):
                 f"decides what training minimises. Received: loss={loss!r}"
             )
         kwargs.setdefault("jit_compile", False)
+        if kwargs["jit_compile"] is True and self.sparsifier is not None and not self.sparsifier.compiles_with_xla:
+            raise ValueError(
+                f"{type(self.sparsifier).__name__} draws numbers of connections that XLA cannot compile; leave "
+                "jit_compile out. Received: jit_compile=True"
+            )
         super().compile(optimizer, loss=None, metrics=metrics, **kwargs)
         if self.sparsifier is not None:
             self.sparsifier.check_optimizer(self.optimizer)
@@ -150,6 +156,16 @@ class RobustModel(keras.Model):
         if kwargs.get("validation_data") is not None:
             self._check_data(kwargs["validation_data"])
         return super().fit(x, y, batch_size, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Evaluates as `keras.Model.evaluate` does, after a look at the images and labels; see `fit`.
+
+        Raises:
+            ValueError: as `fit`.
+        """
+        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has looked at its validation data
+            self._check_data(x if y is None else (x, y), batch_size)
+        return super().evaluate(x, y, batch_size, **kwargs)
 
     def train_step(self, data):
         """Does one optimisation step; see the class."""
