@@ -1,6 +1,7 @@
 """The flags of the robustness evaluation, their checks, and the objects they stand for."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import tf_robust_sparse as trs
 from run_scripts import common_flags
 from run_scripts.command_line import BadFlag, about, define_aliases, define_number, define_numbers, section
 from tf_robust_sparse.evaluation.auto_attack import VERSIONS
+from tf_robust_sparse.evaluation.ensemble_run import examples_path
 from tf_robust_sparse.evaluation.examples import check_image_shape
 
 FLAGS = flags.FLAGS
@@ -26,15 +28,26 @@ GRADIENT_ATTACKS = {
 }
 # A flag that means nothing without one of these attacks.
 BELONGS_TO = {
-    "version": "autoattack",
-    "state_file": "autoattack",
-    "log_file": "autoattack",
-    "save_adversarials": "autoattack",
-    "robustbench_file": "autoattack",
-    "transfer_from": "transfer",
-    "corruptions_dir": "corruptions",
-    "foolbox_check": "pgd",
+    "version": ("autoattack",),
+    "individual": ("autoattack",),
+    "state_file": ("autoattack",),
+    "log_file": ("autoattack",),
+    "save_adversarials": ("autoattack",),
+    "robustbench_file": ("autoattack",),
+    "transfer_from": ("transfer",),
+    "corruptions_dir": ("corruptions",),
+    "foolbox_check": ("pgd",),
+    "pgd_iters": ("pgd", "transfer"),
+    "pgd_restarts": ("pgd", "transfer"),
 }
+# A flag that means nothing without one of these flags.
+GOES_WITH = {
+    "title": ("robustbench_file", "report"),
+    **dict.fromkeys(("authors", "link", "venue", "architecture", "additional_data"), ("robustbench_file",)),
+    "strip_softmax": ("network",),
+}
+# Of AutoAttack as a sequence, which --individual takes apart.
+OF_THE_SEQUENCE = ("state_file", "save_adversarials", "robustbench_file")
 OUTPUTS = ("results_file", "state_file", "log_file", "save_adversarials", "robustbench_file", "report")
 
 
@@ -60,6 +73,11 @@ def _define_attacks() -> None:
     flags.DEFINE_integer("pgd_iters", 50, "Steps of PGD, each 2.5 * epsilon / steps long.", 1)
     flags.DEFINE_integer("pgd_restarts", 10, "Random starts of PGD; an image is robust if it withstands all.", 1)
     flags.DEFINE_enum("version", "standard", list(VERSIONS), "Version of AutoAttack; rand for randomised networks.")
+    flags.DEFINE_bool(
+        "individual",
+        False,
+        "Run every attack of AutoAttack alone on all images, not one after the other on what stands.",
+    )
     flags.DEFINE_string(
         "transfer_from", None, "SavedModel, or .keras file of ours, that the attack transfer finds its examples on."
     )
@@ -73,6 +91,7 @@ def _define_attacks() -> None:
 def _define_files() -> None:
     flags.DEFINE_string("saved_model", None, "Directory of a SavedModel from images in [0, 1] to logits.")
     flags.DEFINE_string("network", None, "A network.keras of ours, instead; sparse kernels make its gradients faster.")
+    flags.DEFINE_bool("strip_softmax", False, "Take the softmax off the end of --network: attacks need logits.")
     flags.DEFINE_string("results_file", None, "Where to write; by default robustness.json beside the network.")
     flags.DEFINE_string("state_file", None, "File by which an interrupted AutoAttack goes on where it was.")
     flags.DEFINE_string("log_file", None, "File that AutoAttack appends its log to.")
@@ -100,10 +119,7 @@ def check() -> None:
         BadFlag: naming the flag.
     """
     _check_attacks()
-    for name, attack in BELONGS_TO.items():
-        given = FLAGS[name].present and FLAGS[name].value not in (None, False)
-        if given and attack not in attacks():
-            raise BadFlag(f"--{name}: expected {attack} among --attacks. Received: --attacks={','.join(attacks())}")
+    _check_company()
     for radius in ([epsilon()], FLAGS.epsilons or []):
         if FLAGS.norm == "Linf" and max(radius, default=0) > 1:
             name = "epsilons" if radius is FLAGS.epsilons else "epsilon"
@@ -112,7 +128,6 @@ def check() -> None:
         raise BadFlag("--saved_model and --network both name the network; pass one of them. Received: both")
     if FLAGS.corruptions_dir and not Path(FLAGS.corruptions_dir).expanduser().is_dir():
         raise BadFlag(f"--corruptions_dir={FLAGS.corruptions_dir}: expected a folder with the files of CIFAR-10-C")
-    _check_outputs()
     if FLAGS.report:
         try:
             trs.evaluation.check_matplotlib()
@@ -145,20 +160,105 @@ def _check_attacks() -> None:
         )
 
 
-def _check_outputs() -> None:
-    paths: dict[Path, str] = {}
+def _check_company() -> None:
+    """Refuses flags that nothing would use."""
+    for name, owners in BELONGS_TO.items():
+        of_the_curve = name.startswith("pgd_") and FLAGS.epsilons
+        if _is_given(name) and not of_the_curve and not set(owners) & set(attacks()):
+            raise BadFlag(
+                f"--{name}: expected {' or '.join(owners)} among --attacks. Received: --attacks={','.join(attacks())}"
+            )
+    for name, others in GOES_WITH.items():
+        if _is_given(name) and not any(FLAGS[other].value for other in others):
+            raise BadFlag(f"--{name}: expected --{' or --'.join(others)} with it. Received: --{name} without")
+    check_padding_mode()
+    for name in OF_THE_SEQUENCE:
+        if FLAGS.individual and FLAGS[name].value:
+            raise BadFlag(
+                f"--{name} is of AutoAttack's attacks one after the other; drop it or --individual. Received: both"
+            )
+
+
+def check_padding_mode() -> None:
+    """Refuses --padding_mode, which only matters to a network that is built.
+
+    Raises:
+        BadFlag: if it is given.
+    """
+    if FLAGS["padding_mode"].present:
+        raise BadFlag(
+            "--padding_mode: expected no such flag, for the network is read from its file and pads as it was trained. "
+            f"Received: --padding_mode={FLAGS.padding_mode}"
+        )
+
+
+def _is_given(name: str) -> bool:
+    flag = FLAGS[name]
+    return flag.present > 0 and (
+        flag.value is not None if name == "additional_data" else flag.value not in (None, False)
+    )
+
+
+def check_outputs(default: Path) -> Path:
+    """Checks that every file can be written, before any work; of the flags that the script has.
+
+    Args:
+        default: Where the results go without --results_file.
+
+    Returns:
+        Where the results go.
+
+    Raises:
+        BadFlag: naming the flag.
+    """
+    results = Path(FLAGS.results_file).expanduser() if FLAGS.results_file else default
+    taken: dict[Path, str] = {}
     for name in OUTPUTS:
-        if not FLAGS[name].value:
+        if name == "results_file":
+            path = results
+        elif name in FLAGS and FLAGS[name].value:
+            path = Path(FLAGS[name].value).expanduser()
+        else:
             continue
-        path = Path(FLAGS[name].value).expanduser()
-        if path.is_dir():
-            raise BadFlag(f"--{name}={path}: expected a file. Received: a directory of that name")
-        blocking = [parent for parent in path.parents if parent.is_file()]
-        if blocking:
-            raise BadFlag(f"--{name}={path}: expected a path through directories. Received: the file {blocking[0]}")
-        other = paths.setdefault(path.resolve(), name)
-        if other != name:
-            raise BadFlag(f"--{name}={path}: expected a file of its own. Received: that of --{other}")
+        check_output(name, path)
+        for file in (path, *_beside(name, path)):
+            check_output(name, file)
+            other = taken.setdefault(file.resolve(), name)
+            if other != name:
+                raise BadFlag(f"--{name}={path}: expected a file of its own. Received: that of --{other}, {file}")
+    return results
+
+
+def check_output(name: str, path: Path) -> None:
+    """Checks that the file that --`name` stands for can be written.
+
+    Raises:
+        BadFlag: if there is a directory in its place, a file in its way, or a directory that nothing may be written to.
+    """
+    if path.is_dir():
+        raise BadFlag(f"--{name}={path}: expected a file. Received: a directory of that name")
+    blocking = [parent for parent in path.parents if parent.is_file()]
+    if blocking:
+        raise BadFlag(f"--{name}={path}: expected a path through directories. Received: the file {blocking[0]}")
+    nearest = next((parent for parent in path.absolute().parents if parent.exists()), path)
+    if not os.access(nearest, os.W_OK):
+        raise BadFlag(
+            f"--{name}={path}: expected a place to write to. Received: {nearest}, which may not be written to"
+        )
+
+
+def _beside(name: str, path: Path) -> list[Path]:
+    """The files that are written beside the one that a flag names."""
+    if name == "state_file":
+        return [examples_path(path)]
+    if name == "robustbench_file":
+        return [pruning_file(path)]
+    return [path.with_name(f"{path.stem}_{part}.png") for part in ("curve", "examples")] if name == "report" else []
+
+
+def pruning_file(path: Path) -> Path:
+    """Returns where the row for the pruning benchmark goes, beside that for RobustBench."""
+    return path.with_name(f"{path.stem}.pruning_benchmark.json")
 
 
 def attacks() -> list[str]:
@@ -199,19 +299,22 @@ def results_file(network: Path) -> Path:
     """Returns where the results go.
 
     Raises:
-        BadFlag: if there is a directory of that name.
+        BadFlag: if they or another file cannot be written.
     """
     beside = network if FLAGS.network and network.is_dir() else network.parent
-    file = Path(FLAGS.results_file).expanduser() if FLAGS.results_file else beside / "robustness.json"
-    if file.is_dir():
-        raise BadFlag(f"--results_file={file}: expected a file. Received: a directory of that name")
-    return file
+    return check_outputs(beside / "robustness.json")
 
 
 def load(path: Path) -> Callable[..., Any]:
     """Loads the network under attack."""
     with about(network_flag()):
-        return trs.load_network(path) if FLAGS.network else trs.evaluation.load_saved_model(path)
+        if not FLAGS.network:
+            return trs.evaluation.load_saved_model(path)
+        network = trs.load_network(path)
+    if not FLAGS.strip_softmax:
+        return network
+    with about("strip_softmax", "network"):
+        return trs.evaluation.without_softmax(network)
 
 
 def source(images: trs.data.ImageDataset) -> Callable[..., Any] | None:
@@ -293,11 +396,20 @@ def description(model: Callable[..., Any], path: Path, data: str) -> dict[str, A
 def _connectivity(model: Callable[..., Any], path: Path) -> float | None:
     """The share of connections, of a network of ours or as the run beside the SavedModel recorded it."""
     if isinstance(model, keras.Model):
-        return trs.sparsity.statistics.summary(model)["connectivity"]
+        if trs.sparsity.statistics.kernel_statistics(model):
+            return trs.sparsity.statistics.summary(model)["connectivity"]
+        return _connectivity_of_plain_layers(model)
     try:
         return float(json.loads((path.parent / "results.json").read_text())["connectivity"])
     except (OSError, ValueError, KeyError, TypeError):
         return FLAGS.connectivity if common_flags.sparsifier_name() != "none" else None
+
+
+def _connectivity_of_plain_layers(model: keras.Model) -> float | None:
+    """The share of kernel entries that are not zero, or `None` without kernels."""
+    kernels = [keras.ops.convert_to_numpy(weight) for weight in model.weights if weight.name.endswith("kernel")]
+    entries = sum(kernel.size for kernel in kernels)
+    return sum(np.count_nonzero(kernel) for kernel in kernels) / entries if entries else None
 
 
 def _path(name: str) -> Path | None:

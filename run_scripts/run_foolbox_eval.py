@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, common_objects, report, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, report, robustness_flags, run_directory  # isort: skip
 
 from absl import flags
 
@@ -31,15 +31,14 @@ with command_line.section("Files"):
 def main() -> None:
     """Loads, attacks, reports."""
     common_flags.check()
+    robustness_flags.check_padding_mode()
     path = Path(FLAGS.saved_model).expanduser() if FLAGS.saved_model else common_flags.default_directory() / "serve"
-    file = Path(FLAGS.results_file).expanduser() if FLAGS.results_file else path.parent / "foolbox.json"
-    if file.is_dir():
-        raise command_line.BadFlag(f"--results_file={file}: expected a file. Received: a directory of that name")
     if not path.exists():
         raise command_line.BadFlag(
             "--saved_model: expected the directory of a SavedModel, or the flags that a finished run was trained with. "
             f"Received: {path}, which does not exist"
         )
+    file = robustness_flags.check_outputs(path.parent / "foolbox.json")
     with command_line.about("saved_model"):
         model = trs.evaluation.load_saved_model(path)
     images = common_objects.dataset()

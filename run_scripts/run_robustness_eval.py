@@ -4,7 +4,7 @@
         --epsilon=0.1 --attacks=clean,fgsm,pgd,autoattack --test_examples=200
 
 Without --saved_model or --network the run is found by the flags it was trained with: --data, --model, --objective,
---sparse_train, --connectivity. Writes the numbers as JSON.
+--sparse_train, --connectivity. Writes the numbers as JSON, after each attack what is there so far.
 """
 
 import sys
@@ -40,45 +40,66 @@ def main() -> None:
     model = robustness_flags.load(path)
     images = common_objects.dataset()
     source = robustness_flags.source(images)
+    description = robustness_flags.description(model, path, images.name) if FLAGS.robustbench_file else {}
     # Each attack is compiled once, which TensorFlow takes for tracing again and again.
     tf.get_logger().setLevel("ERROR")
     begin = time.perf_counter()
+    found: dict[str, Any] = {}
+    examples: dict[str, np.ndarray] = {}
+
+    def write(unfinished: bool) -> dict[str, Any]:
+        results = {
+            **({"unfinished": True} if unfinished else {}),
+            "norm": FLAGS.norm,
+            "epsilon": robustness_flags.epsilon(),
+            **suite.results(),
+            **found,
+            "seconds": time.perf_counter() - begin,
+            "network": str(path),
+            "data": {"name": images.name, "origin": images.origin},
+            "seed": FLAGS.seed,
+            "versions": run_directory.versions(),
+        }
+        run_directory.write_json(file, results)
+        return results
+
     with command_line.about(robustness_flags.network_flag(), "data"):
         suite = trs.evaluation.RobustnessSuite(model, common_objects.test_batches(images), FLAGS.batch_size)
-        found = attack(suite, model, source)
-    examples = found.pop("examples", None)
-    results = {
-        "norm": FLAGS.norm,
-        "epsilon": robustness_flags.epsilon(),
-        **suite.results(),
-        **found,
-        "seconds": time.perf_counter() - begin,
-        "network": str(path),
-        "data": {"name": images.name, "origin": images.origin},
-        "seed": FLAGS.seed,
-        "versions": run_directory.versions(),
-    }
-    run_directory.write_json(file, results)
-    written = [file, *write_others(results, model, path, examples)]
+        if FLAGS.state_file and Path(FLAGS.state_file).expanduser().exists():
+            with command_line.about("state_file"):
+                robustness_flags.auto_attack(model).check(suite.x, suite.y)
+        attack(suite, model, source, found, examples, lambda: write(unfinished=True))
+    results = write(unfinished=False)
+    written = [file, *write_others(results, description, examples or None)]
     show(results, written)
 
 
 def attack(
-    suite: trs.evaluation.RobustnessSuite, model: Callable[..., Any], source: Callable[..., Any] | None
-) -> dict[str, Any]:
+    suite: trs.evaluation.RobustnessSuite,
+    model: Callable[..., Any],
+    source: Callable[..., Any] | None,
+    found: dict[str, Any],
+    examples: dict[str, np.ndarray],
+    after_each: Callable[[], Any],
+) -> None:
     """Runs the attacks of --attacks in their order, and whatever else was asked for.
 
     Corruptions come first: they are quick, and files that do not fit are found out before hours of attacks.
 
-    Returns:
-        `corruptions`, `security_curve` and `foolbox_check` where asked for, and `examples` of AutoAttack.
+    Args:
+        suite: Runs and records them.
+        model: The network under attack.
+        source: The network that examples are transferred from, or `None`.
+        found: Gets `corruptions`, `security_curve` and `foolbox_check` where asked for.
+        examples: Gets what AutoAttack found.
+        after_each: Called after each of them.
     """
-    found: dict[str, Any] = {}
     if "corruptions" in robustness_flags.attacks():
         with command_line.about("corruptions_dir"):
             found["corruptions"] = trs.evaluation.evaluate_corruptions(
                 model, (suite.x, suite.y), FLAGS.corruptions_dir, batch_size=suite.batch_size, seed=FLAGS.seed
             )
+        after_each()
     for name in robustness_flags.attacks():
         if name == "fgsm":
             suite.gradient_attack(name, robustness_flags.fgsm())
@@ -87,10 +108,12 @@ def attack(
         elif name == "transfer" and source is not None:
             with command_line.about("transfer_from"):
                 suite.transfer(name, source, robustness_flags.pgd())
+        elif name == "autoattack" and FLAGS.individual:
+            suite.auto_attack_individual(name, robustness_flags.auto_attack(model), after_each)
         elif name == "autoattack":
             with command_line.about("state_file"):
                 result = suite.auto_attack(name, robustness_flags.auto_attack(model))
-            found["examples"] = {
+            examples |= {
                 "x": suite.x,
                 "y": suite.y,
                 **{key: result[key] for key in ("x_adv", "y_adv", "broken_by")},
@@ -98,17 +121,19 @@ def attack(
             }
         elif name == "square":
             suite.auto_attack(name, robustness_flags.square(model))
+        if name in suite.attacks:
+            after_each()
     if FLAGS.epsilons:
         found["security_curve"] = trs.evaluation.security_curve(
             model, (suite.x, suite.y), robustness_flags.pgd(), FLAGS.epsilons, batch_size=suite.batch_size
         )
+        after_each()
     if FLAGS.foolbox_check:
         found["foolbox_check"] = suite.foolbox_check("pgd", robustness_flags.pgd())
-    return found
 
 
 def write_others(
-    results: dict[str, Any], model: Callable[..., Any], path: Path, examples: dict[str, np.ndarray] | None
+    results: dict[str, Any], description: dict[str, Any], examples: dict[str, np.ndarray] | None
 ) -> list[Path]:
     """Writes the files of --save_adversarials, --robustbench_file and --report, and returns them."""
     written = []
@@ -120,8 +145,7 @@ def write_others(
         written.append(file)
     if FLAGS.robustbench_file:
         file = Path(FLAGS.robustbench_file).expanduser()
-        pruning = file.with_name(f"{file.stem}.pruning_benchmark.json")
-        description = robustness_flags.description(model, path, results["data"]["name"])
+        pruning = robustness_flags.pruning_file(file)
         run_directory.write_json(file, trs.evaluation.robustbench_row(results, description))
         run_directory.write_json(pruning, trs.evaluation.pruning_benchmark_row(results, description))
         written += [file, pruning]
@@ -159,4 +183,4 @@ def show(results: dict[str, Any], written: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, "no results were written; what AutoAttack did is kept with --state_file")
+    command_line.run(main, "the results file has the attacks that ended; what AutoAttack did is kept with --state_file")

@@ -6,13 +6,15 @@
 Each run gets a directory of its own under the output directory; finished ones are not run again, so that the same
 command goes on with an interrupted sweep. Writes `sweep.json`, `sweep.md` (means and standard deviations over seeds)
 and, where matplotlib is installed, `sweep.png`. --beside=OTHER,ANOTHER puts finished sweeps into the same table and
-figure.
+figure. The flags of every run are parsed before the first.
 """
 
 import json
+import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,18 @@ _SCRIPTS = Path(__file__).parent
 _TRAINING = ("run_connectivity_sampling", "run_hydra", "run_binary_subnetworks")
 # Where a script of several phases leaves the network that counts.
 _FINAL = ("", "finetune")
+# What the sweep sets for each run, and what to use in its place.
+_SET_HERE = {
+    "seed": "--seeds=0,1,2 of the sweep trains every value with each seed",
+    "output_dir": "--output_dir of the sweep gets a directory for every run",
+    "resume": "the sweep goes on with interrupted runs by itself",
+    "overwrite": "the sweep goes on with interrupted runs by itself",
+}
 
 with command_line.section("Sweep"):
     flags.DEFINE_string("command", None, f"A training script and its flags: {' or '.join(_TRAINING)}, --data=... .")
     flags.DEFINE_string("vary", "k", "Flag of that script that is varied.")
-    flags.DEFINE_list("values", None, "Its values.")
+    flags.DEFINE_list("values", None, "Its values, numbers or fractions such as 2/255.")
     flags.DEFINE_list("seeds", ["0"], "Seeds of each.")
     flags.DEFINE_string("name", None, "What to call the sweep in the table; by default the script.")
     flags.DEFINE_list("beside", [], "Directories of finished sweeps to show beside this one.")
@@ -45,9 +54,10 @@ with command_line.section("Sweep"):
 def main() -> None:
     """Runs what is missing, gathers, shows."""
     script, arguments = _command()
-    values, seeds = _numbers("values", float), _numbers("seeds", int)
+    values, seeds = _numbers("values", _fraction), _numbers("seeds", int)
     others = [_finished(Path(path).expanduser()) for path in FLAGS.beside]
     directory = _directory()
+    _check_runs(script, arguments)
     record = {"name": FLAGS.name or script, "command": FLAGS.command, "vary": FLAGS.vary, "points": []}
     if not (directory / "sweep.json").is_file():  # whose runs these are, should it be interrupted
         run_directory.write_json(directory / "sweep.json", record)
@@ -57,7 +67,7 @@ def main() -> None:
         points.append(_mean(value, runs))
     record["points"] = points
     run_directory.write_json(directory / "sweep.json", {**record, "versions": run_directory.versions()})
-    sweeps = [record, *others]
+    sweeps = _told_apart([record, *others], [directory, *(Path(path) for path in FLAGS.beside)])
     table = _table(sweeps)
     with saving.replace_file(directory / "sweep.md") as path:
         path.write_text(table + "\n")
@@ -77,12 +87,69 @@ def _command() -> tuple[str, list[str]]:
         raise command_line.BadFlag(
             f"--command: expected {' or '.join(_TRAINING)} and its flags. Received: {FLAGS.command!r}"
         )
-    taken = {"output_dir", "seed", FLAGS.vary, "resume", "overwrite"}
+    if FLAGS.vary in _SET_HERE:
+        raise command_line.BadFlag(f"--vary={FLAGS.vary}: expected another flag; {_SET_HERE[FLAGS.vary]}")
     for word in words[1:]:
         name = _flag(word)
-        if name in taken:
+        if name in {*_SET_HERE, FLAGS.vary}:
             raise command_line.BadFlag(f"--command: expected no --{name}, which the sweep sets. Received: {word}")
     return script, words[1:]
+
+
+def _check_runs(script: str, arguments: list[str]) -> None:
+    """Parses the flags of every run as the script will.
+
+    Raises:
+        BadFlag: naming the flag of the sweep that they come from.
+    """
+    values, seeds, vary = FLAGS["values"].value, FLAGS["seeds"].value, FLAGS.vary
+    # Both have an --output_dir, so the flags of the sweep stand aside for a moment.
+    own = {name: FLAGS[name] for name in command_line.names()}
+    sections = {title: list(names) for title, names in command_line._sections.items()}
+    aliases = dict(command_line._aliases)
+    others = set(FLAGS) - set(own)
+    for name in own:
+        delattr(FLAGS, name)
+    try:
+        runpy.run_path(str(_SCRIPTS / f"{script}.py"), run_name="flags")
+        flags.DEFINE_bool("traceback", False, "As every script defines it when it starts.")
+        _parse(f"--command={script}", arguments)
+        if vary not in FLAGS:
+            raise command_line.BadFlag(
+                f"--vary={vary}: expected a flag of {script}. Received: one that it does not have"
+            )
+        for word in arguments:
+            if _meant(_flag(word)) in {*_SET_HERE, _meant(vary)}:
+                raise command_line.BadFlag(
+                    f"--command: expected no --{_meant(_flag(word))}, which the sweep sets. Received: {word}"
+                )
+        for value in values:
+            _parse(f"--values={value}", [*arguments, f"--{vary}={value.strip()}"])
+        for seed in seeds:
+            _parse(f"--seeds={seed}", [*arguments, f"--seed={seed}"])
+    finally:
+        for name in set(FLAGS) - others:
+            delattr(FLAGS, name)
+        for flag in own.values():
+            flags.DEFINE_flag(flag)
+        command_line._sections.clear()
+        command_line._sections.update(sections)
+        command_line._aliases.clear()
+        command_line._aliases.update(aliases)
+
+
+def _parse(source: str, arguments: list[str]) -> None:
+    try:
+        rest = FLAGS(command_line._with_underscores(["", *arguments]))[1:]
+    except flags.Error as error:
+        raise command_line.BadFlag(f"{source}: {str(error).removeprefix('flag ')}") from error
+    if rest:
+        raise command_line.BadFlag(f"{source}: expected flags, which begin with --. Received: {' '.join(rest)}")
+
+
+def _meant(name: str) -> str:
+    """Returns the flag that `name` is another name of, or itself."""
+    return command_line._aliases.get(name, name)
 
 
 def _flag(word: str) -> str:
@@ -90,7 +157,11 @@ def _flag(word: str) -> str:
     return word.lstrip("-").partition("=")[0].replace("-", "_") if word.startswith("-") else ""
 
 
-def _numbers(name: str, kind: type) -> list[Any]:
+def _fraction(word: str) -> float:
+    return command_line._Fraction(-float("inf"), float("inf"), None).parse(word)
+
+
+def _numbers(name: str, kind: Callable[[str], Any]) -> list[Any]:
     words = FLAGS[name].value
     try:
         found = [kind(word) for word in words or []]
@@ -118,7 +189,7 @@ def _directory() -> Path:
 
 def _run(script: str, arguments: list[str], value: str, seed: int, directory: Path) -> dict[str, Any]:
     """Runs one of them if it is not finished, and returns its results."""
-    place = directory / f"{FLAGS.vary}_{value}" / f"seed_{seed}"
+    place = directory / f"{FLAGS.vary}_{value.replace('/', '-')}" / f"seed_{seed}"
     final = _final(place)
     if final is None:
         print(f"\n{FLAGS.vary}={value}, seed {seed}", flush=True)
@@ -156,6 +227,18 @@ def _mean(value: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
         point[f"{name}_deviation"] = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
     point["connectivity"] = float(np.mean([run["connectivity"] for run in runs]))
     return {**point, "runs": runs}
+
+
+def _told_apart(sweeps: list[dict[str, Any]], directories: list[Path]) -> list[dict[str, Any]]:
+    """Returns the sweeps under different names: one whose name is taken adds its directory, and if need be a number."""
+    found: dict[str, dict[str, Any]] = {}
+    for sweep, directory in zip(sweeps, directories, strict=True):
+        name, number = sweep["name"], 1
+        while name in found:
+            name = f"{sweep['name']} ({directory.name}{f', {number}' if number > 1 else ''})"
+            number += 1
+        found[name] = {**sweep, "name": name}
+    return list(found.values())
 
 
 def _table(sweeps: list[dict[str, Any]]) -> str:

@@ -13,8 +13,9 @@ import tensorflow as tf
 from tests.attacks.toy import toy_images, toy_labels, toy_network
 from tf_robust_sparse import data
 from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack
-from tf_robust_sparse.evaluation import AutoAttack
+from tf_robust_sparse.evaluation import AutoAttack, without_softmax
 from tf_robust_sparse.evaluation.compaction import batch_sizes
+from tf_robust_sparse.evaluation.safety import DYNAMIC_DEFENCE
 
 EPSILON = {"Linf": 0.01, "L2": 0.1, "L1": 0.4}
 SOME = 60
@@ -198,6 +199,41 @@ def test_a_state_of_another_run_is_refused(some, tmp_path):
         quick(toy_network(), state_path=state, attacks=[Square(0.01, num_queries=5)]).run_standard_evaluation(x, y)
 
 
+def test_a_state_of_a_network_with_the_same_predictions_is_refused(some, tmp_path):
+    """A callable has no weights to compare: its clean logits tell it from another one."""
+    x, y = some
+    state = tmp_path / "state.json"
+    short = {"attacks": [Square(0.01, num_queries=5)], "state_path": state}
+    one, other = (lambda v: toy_network()(v)), (lambda v: 1.01 * toy_network()(v))
+    np.testing.assert_array_equal(np.argmax(one(x), -1), np.argmax(other(x), -1))
+    quick(one, **short).run_standard_evaluation(x, y)
+    for ask in (AutoAttack.check, AutoAttack.run_standard_evaluation):
+        with pytest.raises(ValueError, match="belongs to another"):
+            ask(quick(other, **short), x, y)
+    rounded_otherwise = lambda v: toy_network()(v) * (1 + 1e-5)  # noqa: E731
+    quick(rounded_otherwise, **short).check(x, y)
+
+
+def test_a_state_of_a_randomised_network_is_taken_up(some, tmp_path):
+    state = tmp_path / "state.json"
+    noisy = lambda x: toy_network()(x + tf.random.normal(tf.shape(x), stddev=0.01))  # noqa: E731
+    short = {"attacks": [Square(0.01, num_queries=5)], "state_path": state}
+    quick(noisy, **short).run_standard_evaluation(*some)
+    quick(noisy, **short).check(*some)
+    with pytest.raises(ValueError, match="belongs to another"):
+        quick(lambda x: 10 * noisy(x), **short).check(*some)
+
+
+def test_a_check_attacks_nothing_and_writes_nothing(some, tmp_path):
+    state = tmp_path / "state.json"
+    attack = quick(toy_network(), state_path=state)
+    attack.check(*some)
+    assert not attack.compiled and not state.exists()
+    state.write_text("{")
+    with pytest.raises(ValueError, match="damaged; delete both"):
+        attack.check(*some)
+
+
 def test_log_lines_are_the_usual_ones(some, tmp_path, capsys):
     log = tmp_path / "log.txt"
     quick(toy_network(), log_path=log, verbose=True).run_standard_evaluation(*some)
@@ -207,13 +243,15 @@ def test_log_lines_are_the_usual_ones(some, tmp_path, capsys):
     assert lines[2].startswith("apgd-ce - 1/2 - ") and lines[2].endswith(" out of 32 successfully perturbed")
     assert any(line.startswith("robust accuracy after APGD-CE: ") and "(total time " in line for line in lines)
     assert lines[-1].startswith("robust accuracy: ")
+    assert [line for line in lines if line.startswith("note: ")] == [f"note: {DYNAMIC_DEFENCE}"]
     assert lines[-2].startswith("max Linf perturbation: 0.01000, nan in tensor: 0, max: ")
     assert "robust accuracy after SQUARE" in capsys.readouterr().out
 
 
 def test_each_attack_alone(some):
-    network = toy_network()
-    alone = quick(network).run_standard_evaluation_individual(*some)
+    network, kept = toy_network(), {}
+    alone = quick(network).run_standard_evaluation_individual(*some, kept.__setitem__)
+    assert kept == alone
     together = quick(network).run_standard_evaluation(*some)
     assert list(alone) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     for result in alone.values():
@@ -246,6 +284,48 @@ def test_a_randomised_network_is_flagged(some):
 
 def test_a_softmax_is_flagged(some):
     assert "softmax" in flags(lambda x: tf.nn.softmax(toy_network()(x)), some)
+
+
+@pytest.mark.parametrize("head", ["layer", "activation", "dense"])
+def test_a_softmax_can_be_taken_off(head, some):
+    x, _ = some
+    keras.utils.set_random_seed(0)
+    last = {
+        "layer": [keras.layers.Dense(4), keras.layers.Softmax()],
+        "activation": [keras.layers.Dense(4), keras.layers.Activation("softmax")],
+        "dense": [keras.layers.Dense(4, activation="softmax")],
+    }[head]
+    sequential = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), *last])
+    inputs = keras.Input((8, 8, 3))
+    functional = keras.Model(inputs, sequential.layers[-1](keras.Sequential(sequential.layers[:-1])(inputs)))
+    for network in (sequential, functional):
+        logits = without_softmax(network)(x)
+        assert np.abs(np.sum(logits, -1) - 1).max() > 0.01
+        np.testing.assert_allclose(tf.nn.softmax(logits), network(x), rtol=1e-5)
+        with pytest.raises(ValueError, match="whose last layer is a softmax"):
+            without_softmax(without_softmax(network))
+    np.testing.assert_allclose(np.sum(sequential(x), -1), 1, rtol=1e-5)  # unchanged
+    with pytest.raises(ValueError, match="a sequential one that is built"):
+        without_softmax(keras.Sequential([keras.layers.Softmax()]))
+
+
+def test_the_version_plus_in_l1_is_flagged(some):
+    x, y = some
+    for version, norm, found in (("plus", "L1", True), ("plus", "Linf", False), ("standard", "L1", False)):
+        attack = AutoAttack(toy_network(), norm, 1e-9, version, batch_size=32, verbose=False)
+        flags = attack._prepare(x, y).flags
+        assert ["plus_in_l1" in [flag.name for flag in flags], len(flags)] == [found, int(found)]
+
+
+@pytest.mark.parametrize("classes", [4, 9, 10])
+def test_more_targets_than_classes_are_flagged(classes, some):
+    x, _ = some
+    network = lambda v: toy_network()(v)[:, :classes]  # noqa: E731
+    attack = AutoAttack(network, "Linf", 0.01, batch_size=32, verbose=False)
+    flags = attack._prepare(x, np.zeros(len(x), int)).flags
+    assert [flag.name for flag in flags] == (["few_classes"] if classes < 10 else [])
+    if flags:
+        assert f"apgd-t has 9 targets and fab-t has 9 targets: {classes - 1} are aimed at." in flags[0].sentence
 
 
 def test_a_network_whose_answers_depend_on_the_batch_is_flagged(some):
@@ -342,6 +422,9 @@ def test_versions_hold_the_published_attacks():
         ({"epsilon": -0.1}, "`epsilon` is the radius"),
         ({"norm": "L3"}, "`norm` is one of"),
         ({"batch_size": 0}, "`batch_size`"),
+        ({"batch_size": 2.5}, "`batch_size` is an integer"),
+        ({"batch_size": True}, "`batch_size` is an integer"),
+        ({"batch_size": "2"}, "`batch_size` is an integer"),
         ({"data_format": "NCHW"}, "`data_format`"),
     ],
 )

@@ -101,6 +101,18 @@ def test_an_attack_has_a_name_of_its_own(network, some):
         suite.gradient_attack("fgsm", LinfFGSM(EPSILON))
 
 
+def test_attacks_of_an_ensemble_alone(network, some, suite):
+    ensemble = AutoAttack(network, "Linf", EPSILON, "custom", ["apgd-ce", "square"], batch_size=100, verbose=False)
+    alone, names = RobustnessSuite(network, some, batch_size=100, progress=False), []
+    alone.auto_attack_individual("autoattack", ensemble, lambda: names.append(list(alone.attacks)[-1]))
+    found = alone.results()
+    assert names == list(found["attacks"]) == ["autoattack: apgd-ce", "autoattack: square"]
+    np.testing.assert_array_equal(alone.standing["autoattack: square"], suite.standing["square"])
+    assert found["attacks"]["autoattack: apgd-ce"]["gradient_passes_per_image"] > 0
+    assert found["attacks"]["autoattack: square"]["gradient_passes_per_image"] == 0
+    assert json.loads(json.dumps(found)) == found
+
+
 def test_a_stronger_attack_that_leaves_more_is_flagged():
     assert out_of_order({"clean": 0.9, "fgsm": 0.6, "pgd": 0.601, "autoattack": 0.5}) == []
     (flag,) = out_of_order({"clean": 0.9, "fgsm": 0.4, "autoattack": 0.5})

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+import tf_robust_sparse as trs
 from tests.data import makers
 from tests.run_scripts.conftest import EVALUATE, IMPORT, TINY, TRAIN, run_script
 
@@ -306,6 +307,26 @@ def test_evaluation_of_what_is_no_network(finished, tmp_path):
     assert_explained(run_script(EVALUATE, *data, *network, own), "--saved_model=", own, "label")
     assert_explained(run_script(EVALUATE, *data, *network, f"--results_file={tmp_path}"), "--results_file=", "a file")
     assert not (tmp_path / "r.json").exists()
+
+
+def test_what_foolbox_cannot_use_or_write_is_told_before_the_attack(finished, tmp_path, monkeypatch):
+    def attacked(*_, **__):
+        raise AssertionError("an attack has run")
+
+    monkeypatch.setattr(trs.evaluation, "foolbox_linf_pgd", attacked)
+    (tmp_path / "file").touch()
+    (tmp_path / "foolbox.json").mkdir()
+    (tmp_path / "serve").symlink_to(finished / "serve")
+    data = ("--data=fashion_mnist_sample", f"--saved_model={tmp_path / 'serve'}")
+    assert_explained(run_script(EVALUATE, *data, "--padding_mode=symmetric"), "--padding_mode", "read from its file")
+    below = tmp_path / "file" / "r.json"
+    assert_explained(run_script(EVALUATE, *data, f"--results_file={below}"), f"--results_file={below}", "the file ")
+    done = run_script(EVALUATE, *data)
+    assert_explained(done, f"--results_file={tmp_path / 'foolbox.json'}", "a directory of that name")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    done = run_script(EVALUATE, *data, f"--results_file={tmp_path / 'new' / 'r.json'}")
+    assert_explained(done, "--results_file=", f"{tmp_path}, which may not be written to")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -1,12 +1,15 @@
 """The robustness evaluation from end to end on a few images, and its bad input."""
 
+import contextlib
 import importlib.util
 import json
 
+import keras
 import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
+from run_scripts import robustness_flags
 from tests.run_scripts.conftest import ROBUSTNESS, ROOT, TRAIN, run_script
 from tests.run_scripts.test_bad_input import assert_explained
 
@@ -15,7 +18,9 @@ NATURAL = (
     *("--data=fashion_mnist_sample", "--model=small_cnn", "--objective=natural", "--sparse_train"),
     "--connectivity=0.3",
 )
-FEW = ("--data=fashion_mnist_sample", "--test_examples=16", "--batch_size=16", "--epsilon=0.1", "--pgd_restarts=2")
+IMAGES = ("--data=fashion_mnist_sample", "--test_examples=16", "--batch_size=16")
+FEW = (*IMAGES, "--epsilon=0.1")
+QUICK = (*IMAGES, "--epsilon=0.3")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def everything(natural, tmp_path_factory):
     done = run_script(
         ROBUSTNESS,
         *(*FEW, f"--network={natural / 'network.keras'}", f"--transfer_from={natural / 'serve'}"),
-        "--attacks=clean,fgsm,pgd,autoattack,square,transfer,corruptions",
+        *("--attacks=clean,fgsm,pgd,autoattack,square,transfer,corruptions", "--pgd_restarts=2"),
         *("--epsilons=0.1,0.01", "--foolbox_check", "--title=A network", "--model=small_cnn"),
         *(f"--results_file={folder / 'r.json'}", f"--save_adversarials={folder / 'a.npz'}"),
         *(f"--report={folder / 'page.md'}", f"--robustbench_file={folder / 'row.json'}"),
@@ -168,6 +173,71 @@ def test_lists_of_numbers(parse):
     assert flags["epsilons"].serialize() == "--epsilons=2/255,4/255,0.5"
 
 
+def test_a_flag_of_a_curve_and_of_a_report(parse):
+    parse(ROBUSTNESS, "--attacks=clean", "--epsilons=0.1", "--pgd_iters=5", "--title=T", "--report=page.md")
+    robustness_flags.check()
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A network of plain Keras layers in which half of the kernel entries are zero."""
+    network = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    kernel = np.random.default_rng(0).normal(0, 0.1, (784, 10))
+    kernel[::2] = 0
+    network.layers[-1].set_weights([kernel, np.zeros(10)])
+    network.save(tmp_path / "network.keras")
+    return tmp_path / "network.keras"
+
+
+def test_a_row_of_a_network_of_plain_layers(plain, tmp_path):
+    given = (f"--network={plain}", "--attacks=autoattack", f"--robustbench_file={tmp_path / 'row.json'}")
+    run_script(ROBUSTNESS, *QUICK, *given, f"--results_file={tmp_path / 'r.json'}").expect()
+    pruning = json.loads((tmp_path / "row.pruning_benchmark.json").read_text())
+    assert pruning["model_key"]["sparsity_rate"] == "50"
+
+
+def test_what_is_unknown_of_a_network_without_kernels():
+    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    assert robustness_flags._connectivity(network, None) is None
+
+
+def test_an_interruption_loses_no_finished_attack(plain, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trs.evaluation.RobustnessSuite, "auto_attack", interrupted)
+    given = (f"--network={plain}", "--attacks=clean,fgsm,pgd,square", f"--results_file={tmp_path / 'r.json'}")
+    done = run_script(ROBUSTNESS, *QUICK, *given, "--pgd_iters=2", "--pgd_restarts=1").expect(130)
+    assert "the results file has the attacks that ended" in done.err
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["unfinished"] is True and list(found["attacks"]) == ["fgsm", "pgd"]
+    assert found["robust_accuracy"] == found["attacks"]["pgd"]["worst_case_accuracy"]
+    monkeypatch.undo()
+    run_script(ROBUSTNESS, *QUICK, f"--network={plain}", "--attacks=fgsm", given[-1]).expect()
+    assert "unfinished" not in json.loads((tmp_path / "r.json").read_text())
+
+
+def test_attacks_of_autoattack_alone(plain, tmp_path):
+    given = (f"--network={plain}", "--attacks=autoattack,square", "--individual", f"--report={tmp_path / 'page.md'}")
+    done = run_script(ROBUSTNESS, *QUICK, *given, f"--results_file={tmp_path / 'r.json'}").expect()
+    found = json.loads((tmp_path / "r.json").read_text())
+    parts = ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(found["attacks"]) == [*(f"autoattack: {part}" for part in parts), "square"]
+    assert found["attacks"]["autoattack: square"]["broken"] == found["attacks"]["square"]["broken"]
+    assert "robust accuracy by APGD-CE" in done.out and "| autoattack: fab-t |" in (tmp_path / "page.md").read_text()
+
+
+def test_a_softmax_is_taken_off(tmp_path):
+    network = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten()])
+    network.add(keras.layers.Dense(10, activation="softmax"))
+    network.save(tmp_path / "network.keras")
+    given = (f"--network={tmp_path / 'network.keras'}", "--attacks=fgsm", f"--results_file={tmp_path / 'r.json'}")
+    for more, names in (((), ["softmax"]), (("--strip_softmax",), [])):
+        with pytest.warns(UserWarning, match="look like probabilities") if names else contextlib.nullcontext():
+            run_script(ROBUSTNESS, *QUICK, *given, *more).expect()
+        assert json.loads((tmp_path / "r.json").read_text())["flag_names"] == names
+
+
 BAD = [
     ("unknown attack", ["--attacks=clean,deepfool"], "--attacks", "Received: deepfool"),
     ("no attack", ["--attacks="], "--attacks", "expected some of"),
@@ -189,10 +259,27 @@ BAD = [
     ("examples without AutoAttack", ["--attacks=pgd", "--save_adversarials=a"], "--save_adversarials", "autoattack"),
     ("a row without AutoAttack", ["--attacks=pgd", "--robustbench_file=a"], "--robustbench_file", "autoattack"),
     ("Foolbox without PGD", ["--attacks=autoattack", "--foolbox_check"], "--foolbox_check", "expected pgd"),
+    ("steps of no attack", ["--attacks=clean", "--pgd_iters=7"], "--pgd_iters", "expected pgd or transfer"),
+    ("restarts of no attack", ["--attacks=fgsm", "--pgd_restarts=2"], "--pgd_restarts", "expected pgd or transfer"),
+    ("authors of no row", ["--authors=A"], "--authors", "expected --robustbench_file"),
+    ("a link of no row", ["--link=A"], "--link", "expected --robustbench_file"),
+    ("a venue of no row", ["--venue=A"], "--venue", "expected --robustbench_file"),
+    ("other images of no row", ["--noadditional_data"], "--additional_data", "expected --robustbench_file"),
+    ("a title of nothing", ["--title=A"], "--title", "expected --robustbench_file or --report"),
+    ("padding", ["--padding_mode=symmetric"], "--padding_mode", "read from its file"),
+    ("alone without AutoAttack", ["--attacks=pgd", "--individual"], "--individual", "expected autoattack"),
+    ("alone with a state", ["--individual", "--state_file=s.json"], "--state_file", "drop it or --individual"),
+    ("a softmax of a SavedModel", ["--strip_softmax"], "--strip_softmax", "expected --network"),
     ("results in a directory", ["--results_file=."], "--results_file=.", "a directory of that name"),
     ("a page in a directory", ["--report=."], "--report=.", "a directory of that name"),
     ("a page below a file", ["--report=setup.cfg/page.md"], "--report=setup.cfg/page.md", "the file setup.cfg"),
     ("two files in one", ["--report=a", "--results_file=a"], "--report=a", "--results_file"),
+    (
+        "examples in the state's",
+        ["--state_file=s", "--save_adversarials=s.npz"],
+        "--save_adversarials=s.npz",
+        "that of --state_file, s.npz",
+    ),
     ("no corruptions", ["--attacks=corruptions", "--corruptions_dir=no"], "--corruptions_dir=no", "a folder"),
     ("two networks", ["--network=x.keras"], "--network", "both"),
     ("more images than there are", ["--test_examples=100000"], "--test_examples=100000", "2000"),
@@ -220,10 +307,26 @@ def test_a_report_needs_matplotlib(finished, monkeypatch):
     assert_explained(done, "--report=page.md", "matplotlib", "pip install")
 
 
-def test_a_damaged_state_file_is_named(finished, tmp_path):
+def test_a_damaged_or_foreign_state_file_is_named_before_any_attack(plain, natural, everything, tmp_path, monkeypatch):
+    def attacked(*_):
+        raise AssertionError("an attack has run")
+
+    monkeypatch.setattr(trs.evaluation.RobustnessSuite, "gradient_attack", attacked)
     state = tmp_path / "state.json"
     state.write_text("{")
-    given = (f"--saved_model={finished / 'serve'}", "--attacks=autoattack", f"--state_file={state}")
-    done = run_script(ROBUSTNESS, *FEW, *given, f"--results_file={tmp_path / 'r.json'}")
-    assert done.err.splitlines()[-1].startswith(f"error: --state_file={state}: ")
-    assert done.code == 1 and not (tmp_path / "r.json").exists()
+    for network, file, problem in (
+        (f"--saved_model={natural / 'serve'}", state, "damaged; delete both"),
+        (f"--network={plain}", everything[1] / "state.json", "belongs to another network"),
+    ):
+        given = (network, "--attacks=fgsm,pgd,autoattack", f"--state_file={file}")
+        done = run_script(ROBUSTNESS, *FEW, *given, f"--results_file={tmp_path / 'r.json'}")
+        line = done.err.splitlines()[-1]
+        assert line.startswith(f"error: --state_file={file}: ") and problem in line
+        assert done.code == 1 and not (tmp_path / "r.json").exists()
+
+
+def test_default_targets_are_checked(natural, tmp_path):
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "robustness.json").mkdir()
+    done = run_script(ROBUSTNESS, *FEW, f"--saved_model={tmp_path / 'serve'}")
+    assert_explained(done, f"--results_file={tmp_path / 'robustness.json'}", "a directory of that name")

@@ -1,10 +1,13 @@
 """A sweep runs each value and seed once, goes on, and puts means into a table and a figure."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tf_robust_sparse as trs
 from tests.run_scripts.conftest import TINY, TRAIN, run_script
 from tests.run_scripts.test_bad_input import assert_explained
 
@@ -37,6 +40,47 @@ def test_values_and_seeds(tmp_path):
     assert (tmp_path / "s/sweep.md").read_text().strip() in done.out
 
 
+@pytest.fixture
+def trained(monkeypatch):
+    """Lets runs leave results without training, and returns their command lines."""
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        place = Path(next(word for word in command if word.startswith("--output_dir=")).partition("=")[2])
+        place.mkdir(parents=True)
+        found = {"clean_accuracy": 0.9, "robust_accuracy": 0.5, "connectivity": 0.1}
+        (place / "results.json").write_text(json.dumps(found))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def test_fractions(trained, tmp_path):
+    sweep = ("--vary=epsilon", "--values=2/255,0.1", f"--command={COMMAND.replace('--epsilon=0.05', '')}")
+    run_script(SWEEP, *sweep, f"--output_dir={tmp_path}").expect()
+    assert [word for command in trained for word in command if "--epsilon" in word] == [
+        "--epsilon=2/255",
+        "--epsilon=0.1",
+    ]
+    assert [point["value"] for point in json.loads((tmp_path / "sweep.json").read_text())["points"]] == [2 / 255, 0.1]
+    assert (tmp_path / "epsilon_2-255/seed_0/results.json").is_file()
+
+
+def test_sweeps_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(trs.evaluation, "draw_sweep", lambda series, label, path: drawn.append(list(series)))
+    sweep = ("--vary=connectivity", "--values=0.1", f"--command={COMMAND}", "--name=DEEP R")
+    for folder in ("a", "b/a"):
+        run_script(SWEEP, *sweep, f"--output_dir={tmp_path / folder}").expect()
+    beside = f"--beside={tmp_path / 'a'},{tmp_path / 'b/a'}"
+    done = run_script(SWEEP, *sweep, beside, f"--output_dir={tmp_path / 'c'}").expect()
+    assert drawn[-1] == ["DEEP R", "DEEP R (a)", "DEEP R (a, 2)"]
+    assert all(f"| {name} |" in done.out for name in drawn[-1])
+    assert json.loads((tmp_path / "c/sweep.json").read_text())["name"] == "DEEP R"
+
+
 def test_runs_of_another_command_are_not_taken_over(tmp_path):
     place = tmp_path / "s"
     place.mkdir()
@@ -64,6 +108,17 @@ def test_bad_input(tmp_path):
     refused("--values", "different numbers", values="")
     refused("--values", "different numbers", values="0.1,0.1")
     refused("--values", "different numbers", values="low")
+    refused("--values", "different numbers", values="2/255,4/510")
+    refused("--values=1.5", "--connectivity=1.5", "in (0, 1]", values="0.5,1.5")
+    refused("--values", "different numbers", values="2/x")
+    refused("--vary=seed", "--seeds=0,1,2", vary="seed", values="1,2")
+    refused("--vary=output_dir", "a directory for every run", vary="output_dir", values="1,2")
+    refused("--vary=conectivity", "a flag of run_connectivity_sampling", vary="conectivity")
+    refused("--command", "no --connectivity", "Received: -pc", command=f"{COMMAND} -pc 0.3")
+    refused("--command", "no --k", "Received: --k=0.3", command="run_hydra --k=0.3", vary="pc")
+    refused("--command=run_hydra", "--trainer=free", command="run_hydra --trainer=free", vary="k")
+    refused("--command=run_hydra", "begin with --", command="run_hydra base", vary="k")
+    refused("--seeds=-1", "--seed=-1", seeds="0,-1")
     refused("--seeds", "different numbers", seeds="0,0")
     refused("--output_dir", "a directory for the sweep", output_dir="")
     refused("a finished sweep", beside=str(tmp_path))

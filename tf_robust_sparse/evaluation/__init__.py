@@ -33,6 +33,7 @@ from tf_robust_sparse.evaluation.robust_accuracy import evaluate_robustness, rob
 from tf_robust_sparse.evaluation.robustness_suite import RobustnessSuite
 from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier, load_saved_model
 from tf_robust_sparse.evaluation.security_curve import security_curve
+from tf_robust_sparse.evaluation.softmax_head import without_softmax
 from tf_robust_sparse.evaluation.transfer import Transfer, transfer_attack
 from tf_robust_sparse.evaluation.vulnerability import Vulnerability, VulnerabilityMonitor, vulnerability
 
@@ -77,5 +78,6 @@ __all__ = [
     "security_curve",
     "transfer_attack",
     "vulnerability",
+    "without_softmax",
     "write_report",
 ]

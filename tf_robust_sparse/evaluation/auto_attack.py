@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import numbers
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -82,8 +83,10 @@ class AutoAttack:
             )
         if data_format not in ("channels_last", "channels_first"):
             raise ValueError(f"`data_format` is channels_last or channels_first. Received: data_format={data_format!r}")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"`batch_size` is at least 1, or None. Received: batch_size={batch_size!r}")
+        if batch_size is not None and (
+            not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool) or batch_size < 1
+        ):
+            raise ValueError(f"`batch_size` is an integer, at least 1, or None. Received: batch_size={batch_size!r}")
         self.model = model
         self.norm = norm
         self.epsilon = float(epsilon) if not isinstance(epsilon, str) else epsilon
@@ -106,6 +109,14 @@ class AutoAttack:
         self.compiled: dict[str, CompactedAttack] = {}
         self._logits_of: dict[int, Callable[[tf.Tensor], tf.Tensor]] = {}  # by batch size
         self._forward = inference_forward(model)
+
+    def check(self, x: Any, y: Any) -> None:
+        """Looks at images, network and state file as `run_standard_evaluation` will, and attacks nothing.
+
+        Raises:
+            ValueError: as `run_standard_evaluation` does before its first attack.
+        """
+        self._restore(self._prepare(x, y))
 
     def clean_accuracy(self, x: Any, y: Any) -> float:
         """Share of the images classified correctly as they are."""
@@ -151,8 +162,14 @@ class AutoAttack:
             raise
         return self._finish(run)
 
-    def run_standard_evaluation_individual(self, x: Any, y: Any) -> dict[str, dict[str, Any]]:
+    def run_standard_evaluation_individual(
+        self, x: Any, y: Any, callback: Callable[[str, dict[str, Any]], None] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Runs every attack alone on all images.
+
+        Args:
+            x, y: As for `run_standard_evaluation`.
+            callback: Called after each attack with its name and what is returned for it.
 
         Returns:
             By the name of the attack what `run_standard_evaluation` returns for it.
@@ -176,6 +193,8 @@ class AutoAttack:
                 f"robust accuracy by {attack.name.upper()} \t {result['robust_accuracy']:.2%} \t "
                 f"(time attack: {time.perf_counter() - begin:.1f} s)"
             )
+            if callback is not None:
+                callback(attack.name, result)
         return results
 
     def _named(self, name: str) -> StagedAttack:
@@ -216,7 +235,9 @@ class AutoAttack:
                 f"Received: labels from {y.min()} to {y.max()}"
             )
         flags = safety.probabilities(logits)
-        flags += safety.few_classes(classes, [attack.name for attack in self.attacks])
+        targets = {attack.name: getattr(attack, "num_targets", 0) for attack in self.attacks}
+        flags += safety.few_classes(classes, targets)
+        flags += safety.version_of_another_norm(self.version, self.norm)
         if self.version != "rand":
             flags += safety.randomised(lambda images: self._logits(images, size), x[:size])
         if not isinstance(getattr(self.model, "input_shape", (None,))[0], int):
@@ -283,6 +304,7 @@ class AutoAttack:
         size = run.size if isinstance(getattr(self.model, "input_shape", (None,))[0], int) else max(run.size // 2, 1)
         again = self._logits(run.x_adv, size).argmax(-1) == run.y
         run.flags += safety.recounted(float(run.robust.mean()), float(again.mean()), size)
+        self._log(f"note: {safety.DYNAMIC_DEFENCE}")
         delta = np.abs(run.x_adv - run.x).reshape(len(run.x), -1)
         length = {"Linf": delta.max(1), "L2": np.sqrt((delta**2).sum(1)), "L1": delta.sum(1)}[self.norm]
         self._log(
@@ -366,15 +388,13 @@ class AutoAttack:
                 file.write(line + "\n")
 
     def _fingerprint(self, run: EnsembleRun) -> str:
-        """Identifies data, network and settings."""
+        """Identifies data, weights and settings; of what is no Keras model the clean logits are compared instead."""
         digest = hashlib.sha256()
         for array in (run.x, run.y):
             digest.update(np.ascontiguousarray(array).tobytes())
         if isinstance(self.model, keras.Model):
             for weight in self.model.get_weights():
                 digest.update(np.ascontiguousarray(weight).tobytes())
-        else:
-            digest.update(run.logits.argmax(-1).tobytes())
         settings = [attack.describe() for attack in self.attacks]
         digest.update(json.dumps([self.version, settings], sort_keys=True).encode())
         return digest.hexdigest()
@@ -385,7 +405,7 @@ class AutoAttack:
 
     def _restore(self, run: EnsembleRun) -> None:
         if self.state_path is not None and self.state_path.exists():
-            run.restore(self.state_path, self._fingerprint(run))
+            run.restore(self.state_path, self._fingerprint(run), lambda: self._logits(run.x, run.size))
 
 
 @tf.function(

@@ -5,6 +5,7 @@ import json
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.saving import replace_file
 
 SECONDS_BETWEEN_SAVES = 60.0
+# Between clean logits of one network, of the largest: more than rounding, float16 and TensorFloat-32 included.
+LOGIT_TOLERANCE = 1e-3
 
 
 class EnsembleRun:
@@ -64,13 +67,14 @@ class EnsembleRun:
         """Writes the state, the adversarial examples first: what the JSON file counts is in the other one.
 
         Args:
-            path: The JSON file; the examples go into an .npz file beside it.
-            fingerprint: Of data, network and settings.
+            path: The JSON file; the examples and the clean logits go into an .npz file beside it.
+            fingerprint: Of data, weights and settings.
             attacks: Names of all attacks of the ensemble.
         """
         fallen = np.flatnonzero(self.broken_by >= 0)
-        with replace_file(_examples_path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(file, rows=fallen, x_adv=self.x_adv[fallen], y_adv=self.y_adv[fallen], by=self.broken_by[fallen])
+        with replace_file(examples_path(path)) as temporary, temporary.open("wb") as file:
+            of_fallen = {"x_adv": self.x_adv[fallen], "y_adv": self.y_adv[fallen], "by": self.broken_by[fallen]}
+            np.savez(file, rows=fallen, logits=self.logits, **of_fallen)
         state = {
             "attacks_to_run": attacks,
             "run_attacks": self.done,
@@ -90,8 +94,13 @@ class EnsembleRun:
             temporary.write_text(json.dumps(state, indent=1))
         self._saved = time.monotonic()
 
-    def restore(self, path: Path, fingerprint: str) -> None:
+    def restore(self, path: Path, fingerprint: str, ask_again: Callable[[], np.ndarray]) -> None:
         """Takes up the state of an interrupted run.
+
+        Args:
+            path: The JSON file.
+            fingerprint: Of data, weights and settings.
+            ask_again: Returns the logits of the images as they are anew; of a randomised network others each time.
 
         Raises:
             ValueError: if the files are damaged, or of another run.
@@ -100,16 +109,17 @@ class EnsembleRun:
             state = json.loads(path.read_text())
             robust = np.array(state["robust_flags"], bool)
             found, done = state["fingerprint"], list(state["run_attacks"])
-            with _examples_path(path).open("rb") as file, np.load(file, allow_pickle=False) as examples:
+            with examples_path(path).open("rb") as file, np.load(file, allow_pickle=False) as examples:
                 rows, x_adv, y_adv, by = (examples[name] for name in ("rows", "x_adv", "y_adv", "by"))
+                logits = np.asarray(examples["logits"], np.float32)
             numbers = {name: dict(state[name]) for name in ("after", "seconds", "iterations", "gradient_passes")}
             next_row, flags = int(state["next_row"]), [safety.Flag(*flag) for flag in state["flags"]]
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
-                f"The state file {path} or {_examples_path(path).name} beside it is damaged; delete both "
-                f"to start anew: {type(error).__name__}"
+                f"The state file {path} or {examples_path(path).name} beside it is of an older version or damaged; "
+                f"delete both to start anew: {type(error).__name__}"
             ) from error
-        if found != fingerprint or len(robust) != len(self.x):
+        if found != fingerprint or len(robust) != len(self.x) or not self._answered_by_this_network(logits, ask_again):
             raise ValueError(
                 f"The state file {path} belongs to another network, data set or list of attacks; delete it, "
                 "or pass another state_path."
@@ -123,6 +133,16 @@ class EnsembleRun:
         names = {flag.name for flag in self.flags}
         self.flags += [flag for flag in flags if flag.name not in names]
 
+    def _answered_by_this_network(self, logits: np.ndarray, ask_again: Callable[[], np.ndarray]) -> bool:
+        """Tells whether clean logits differ from those of this run by no more than rounding or randomness does."""
+        if logits.shape != self.logits.shape or not np.isfinite(logits).all():
+            return False
+        difference = np.abs(logits - self.logits).max()
+        if difference <= LOGIT_TOLERANCE * np.abs(self.logits).max():
+            return True
+        return bool(difference <= 2 * np.abs(ask_again() - self.logits).max())
 
-def _examples_path(path: Path) -> Path:
+
+def examples_path(path: Path) -> Path:
+    """Returns where the examples and logits lie that belong to a state file."""
     return path.with_name(path.name + ".npz")

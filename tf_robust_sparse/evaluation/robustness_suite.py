@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.attacks import GradientAttack, inference_forward
+from tf_robust_sparse.attacks import GradientAttack, StagedAttack, inference_forward
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.clean import clean_answers
@@ -88,7 +88,32 @@ class RobustnessSuite:
         """
         begin = time.perf_counter()
         result = attack.run_standard_evaluation(self.x, self.y)
-        uses_gradients = [each.uses_gradients for each in attack.attacks]
+        self._record_ensemble(name, attack.attacks, result, time.perf_counter() - begin)
+        return result
+
+    def auto_attack_individual(
+        self, name: str, attack: AutoAttack, after_each: Callable[[], None] | None = None
+    ) -> None:
+        """Runs every attack of AutoAttack alone on all images, and records it as `name: attack`.
+
+        Args:
+            name: What to call the ensemble.
+            attack: The ensemble.
+            after_each: Called when an attack is recorded.
+        """
+        parts = {each.name: each for each in attack.attacks}
+
+        def keep(part: str, result: dict[str, Any]) -> None:
+            self._record_ensemble(f"{name}: {part}", [parts[part]], result, result["attacks"][part]["seconds"])
+            if after_each is not None:
+                after_each()
+
+        attack.run_standard_evaluation_individual(self.x, self.y, keep)
+
+    def _record_ensemble(
+        self, name: str, attacks: Sequence[StagedAttack], result: dict[str, Any], seconds: float
+    ) -> None:
+        uses_gradients = [each.uses_gradients for each in attacks]
         black_box_numbers = [number for number, uses in enumerate(uses_gradients) if not uses]
         if any(uses_gradients):
             # Without the black-box attacks of the ensemble; those it compares itself.
@@ -105,13 +130,12 @@ class RobustnessSuite:
                 **{key: result[key] for key in ("norm", "epsilon", "seed", "batch_size")},
                 **(alone or {"version": result["version"]}),
                 "largest_perturbation": result["largest_perturbation"],
-                "seconds": time.perf_counter() - begin,
+                "seconds": seconds,
                 "iterations_per_image": sum(each["iterations_per_image"] for each in parts.values()),
                 "gradient_passes_per_image": sum(each["gradient_passes_per_image"] for each in parts.values()),
                 **({} if alone else {"attacks": parts}),
             },
         )
-        return result
 
     def transfer(self, name: str, source: Callable[..., Any], attack: GradientAttack) -> None:
         """Tries on the model what `attack` finds on `source`; see `transfer_attack`."""

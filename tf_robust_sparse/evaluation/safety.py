@@ -1,12 +1,16 @@
 """Reasons to doubt a robust accuracy, each as one sentence for the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 TOLERANCE = 1e-4  # between normalised logits of the same images
 IMPROVEMENT = 0.002  # of accuracy, two tenths of a point: noise of a black-box attack
+DYNAMIC_DEFENCE = (
+    "a network that adapts its weights or its input when it is asked cannot be told from others here; attack such a "
+    "defence with an attack made for it"
+)
 
 
 class Flag(NamedTuple):
@@ -70,23 +74,42 @@ def probabilities(logits: np.ndarray) -> list[Flag]:
         Flag(
             "softmax",
             "The outputs are probabilities, and gradients vanish in a softmax: pass the network without its last "
-            "activation.",
+            "activation, as evaluation.without_softmax makes it of a Keras model.",
         )
     ]
 
 
-def few_classes(num_classes: int, attacks: Sequence[str]) -> list[Flag]:
-    """Flags that attacks had to be adapted to a small number of classes."""
-    if num_classes >= 4:
-        return []
+def few_classes(num_classes: int, num_targets: Mapping[str, int]) -> list[Flag]:
+    """Flags that attacks had to be adapted to a small number of classes.
+
+    Args:
+        num_classes: Number of logits.
+        num_targets: By the name of an attack at how many classes it is to aim; counts for targeted ones.
+    """
     instead = []
-    if "apgd-dlr" in attacks and num_classes == 2:
+    if "apgd-dlr" in num_targets and num_classes == 2:
         instead.append("apgd-dlr climbs the cross-entropy")
-    if "apgd-t" in attacks:
+    if "apgd-t" in num_targets and num_classes < 4:
         instead.append("apgd-t climbs the cross-entropy of its target")
-    if not instead:
+    sentences = [f"the DLR losses do not exist: {', '.join(instead)}"] if instead else []
+    too_many = [
+        f"{name} has {n} targets" for name, n in num_targets.items() if name.endswith("-t") and n >= num_classes
+    ]
+    if too_many:
+        sentences.append(f"{' and '.join(too_many)}: {num_classes - 1} are aimed at")
+    return [Flag("few_classes", f"With {num_classes} classes {'; '.join(sentences)}.")] if sentences else []
+
+
+def version_of_another_norm(version: str, norm: str) -> list[Flag]:
+    """Flags the version `plus` in l1, for which it is not made."""
+    if (version, norm) != ("plus", "L1"):
         return []
-    return [Flag("few_classes", f"With {num_classes} classes the DLR losses do not exist: {', '.join(instead)}.")]
+    return [
+        Flag(
+            "plus_in_l1",
+            "The version plus is meant for Linf and L2: compare numbers in L1 with those of the version standard.",
+        )
+    ]
 
 
 def zero_gradients(attack: str, count: int, images: int) -> list[Flag]:

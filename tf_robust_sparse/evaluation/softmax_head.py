@@ -1,0 +1,42 @@
+"""Networks that end in a softmax, as networks that return logits."""
+
+import keras
+
+_SOFTMAX = keras.activations.get("softmax")
+
+
+def without_softmax(network: keras.Model) -> keras.Model:
+    """Takes the softmax off the end of a network: attacks need logits, for gradients vanish in a softmax.
+
+    Args:
+        network: A functional or sequential model whose last layer is a softmax, or has one as its activation. It is not
+            changed.
+
+    Returns:
+        A model that returns logits. It shares all layers with `network` but the last one, of which it has a copy.
+
+    Raises:
+        ValueError: if `network` is of another kind, or does not end in a softmax.
+    """
+    if not (network.built if isinstance(network, keras.Sequential) else hasattr(network, "operations")):
+        raise ValueError(
+            "Expected a functional model, or a sequential one that is built. "
+            f"Received: {type(network).__name__} {network.name}"
+        )
+    last = network.layers[-1]
+    if not isinstance(last, keras.layers.Softmax) and getattr(last, "activation", None) is not _SOFTMAX:
+        raise ValueError(
+            "Expected a network whose last layer is a softmax, or has one as its activation; a network that returns "
+            f"logits needs no change. Received: {type(last).__name__} {last.name}"
+        )
+
+    def replaced(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if layer is not last:
+            return layer
+        if isinstance(layer, keras.layers.Softmax):
+            return keras.layers.Lambda(keras.activations.linear, name=layer.name)  # it takes a mask, as a softmax does
+        return type(layer).from_config({**layer.get_config(), "activation": "linear"})
+
+    logits = keras.models.clone_model(network, clone_function=replaced)
+    logits.layers[-1].set_weights(last.get_weights())
+    return logits
