@@ -18,7 +18,7 @@ TRAINERS = ("mixtrain", "crown-ibp", "ibp")
 # How held-out images are judged -> the bounds that do; smooth judges by an estimate.
 BOUNDS = {"ibp": "ibp", "crown-ibp": "crown-ibp", "mixtrain": "zonotope"}
 CHECKS = (*BOUNDS, "smooth")
-DEFAULT_CHECKS = {"mixtrain": "mixtrain", "crown-ibp": "ibp", "ibp": "ibp", "smooth": "smooth"}
+DEFAULT_CHECKS = {"base": "base", "mixtrain": "mixtrain", "crown-ibp": "ibp", "ibp": "ibp", "smooth": "smooth"}
 # What --resume cannot change.
 IDENTITY = (
     *("schedule_length", "prune_schedule_length", "finetune_schedule_length", "schedule_start", "starting_epsilon"),
@@ -74,7 +74,7 @@ def check() -> None:
     for name, trainers in _OWN.items():
         if FLAGS[name].present and FLAGS.trainer not in trainers:
             raise BadFlag(f"--{name}: expected --trainer={' or '.join(trainers)}. Received: --trainer={FLAGS.trainer}")
-    if FLAGS["bound_chunk"].present and "mixtrain" not in (FLAGS.trainer, FLAGS.val_method):
+    if FLAGS["bound_chunk"].present and "bound_chunk" in unused():
         raise BadFlag(
             f"--bound_chunk: expected --trainer=mixtrain or --val_method=mixtrain. Received: --trainer={FLAGS.trainer}"
         )
@@ -83,6 +83,38 @@ def check() -> None:
     by_bounds = {"trainer": FLAGS.trainer in TRAINERS, "val_method": FLAGS.val_method in BOUNDS}
     for name in [name for name, wanted in by_bounds.items() if wanted][:1]:
         _check_bounds(f"--{name}={FLAGS[name].value}")
+
+
+def unused() -> set[str]:
+    """Returns the names of flags that mean nothing to --trainer and --val_method."""
+    others = {name for name, trainers in _OWN.items() if FLAGS.trainer not in trainers}
+    return others | (set() if "mixtrain" in (FLAGS.trainer, FLAGS.val_method) else {"bound_chunk"})
+
+
+def check_length(name: str, length: int, epochs: int, phase: str) -> None:
+    """Checks that the radius reaches --epsilon within a phase, and that an epoch is compared then.
+
+    Args:
+        name: The flag that says for how many epochs the radius grows.
+        length: These epochs.
+        epochs: Those of the phase.
+        phase: Its name.
+
+    Raises:
+        BadFlag: if the phase is too short.
+    """
+    if FLAGS.trainer == "mixtrain":
+        # From the epoch after the last increment on; --val_method=mixtrain looks at the ones after that.
+        needed = length + (2 if FLAGS.val_method == "mixtrain" and FLAGS.select.startswith("best") else 1)
+        needed = needed if length else 0
+    else:
+        needed = FLAGS.schedule_start + length if length > 1 else 0
+    if needed > epochs:
+        start = f" --schedule_start={FLAGS.schedule_start}" if FLAGS.schedule_start else ""
+        raise BadFlag(
+            f"--{name}={length}{start}: expected a {phase} phase of at least {needed} epochs, for the radius to reach "
+            f"--epsilon and stay there for one. Received: {epochs}"
+        )
 
 
 def _check_bounds(who: str) -> None:

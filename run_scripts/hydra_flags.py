@@ -1,5 +1,6 @@
 """The flags of pruning by learnt scores, their checks, and the objects they stand for."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import certified_flags, common_flags, common_objects, training_run
+from run_scripts import certified_flags, common_flags, common_objects, run_directory, training_run
 from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
@@ -20,6 +21,36 @@ IDENTITY = (
     *("freeze_bn", "optimizer", "n_repeats", "allocation", "data_fraction", "semisup_fraction"),
     *certified_flags.IDENTITY,
 )
+# Flags of one phase: in a run of that phase alone they count only if they are given.
+OF_A_PHASE = (
+    *("prune_epochs", "prune_lr", "prune_schedule_length"),
+    *("finetune_epochs", "finetune_lr", "finetune_schedule_length"),
+)
+# Flags that mean nothing to some runs -> those they mean something to; --step_size is in all published recipes.
+_MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
+    "k": ("--exp_mode=prune, finetune or all, or --layer_type=subnet", lambda: _prunes() or _starts_sparse()),
+    "allocation": (
+        "--exp_mode=prune or all, --scaled_score_init or --layer_type=subnet",
+        lambda: FLAGS.exp_mode in ("prune", "all") or (_prunes() and FLAGS.scaled_score_init) or _starts_sparse(),
+    ),
+    "layer_type": ("--exp_mode=pretrain", lambda: FLAGS.exp_mode == "pretrain"),
+    "scaled_score_init": ("--exp_mode=prune or finetune", lambda: _prunes()),
+    "scores_init_type": (
+        "--exp_mode=prune or all, or --layer_type=subnet without --snip_init",
+        lambda: FLAGS.exp_mode in ("prune", "all") or (_starts_sparse() and not FLAGS.snip_init),
+    ),
+    "scale_rand_init": ("--layer_type=subnet or --snip_init", lambda: _starts_sparse()),
+    "momentum": ("--optimizer=sgd or rmsprop", lambda: FLAGS.optimizer != "adam"),
+    "warmup_lr": ("--warmup_epochs above 0", lambda: FLAGS.warmup_epochs > 0),
+    "beta": ("--trainer=adv or smooth", lambda: FLAGS.trainer in ("adv", "smooth")),
+    "noise_std": ("--trainer=smooth or --val_method=smooth", lambda: "smooth" in (FLAGS.trainer, FLAGS.val_method)),
+    "n_repeats": ("--trainer=freeadv", lambda: FLAGS.trainer == "freeadv"),
+    "rst_frac": ("--pseudo_labels", lambda: bool(FLAGS.pseudo_labels)),
+    "num_steps": ("--trainer=adv or --val_method=adv", lambda: FLAGS.trainer == "adv" or _attacks_held_out()),
+    "const_init": ("--val_method=adv", lambda: _attacks_held_out()),
+    "starting_epsilon": ("a --schedule_length in which the radius grows", lambda: _radius_grows()),
+    "epsilon_schedule": ("a --schedule_length in which the radius grows", lambda: _radius_grows()),
+}
 
 
 def define() -> None:
@@ -135,9 +166,11 @@ def check() -> None:
         BadFlag: naming the flags.
     """
     mode = FLAGS.exp_mode
+    if FLAGS.norm == "l2" and not FLAGS["step_size"].present:
+        FLAGS["step_size"].value = 2 * FLAGS.epsilon / max(FLAGS.num_steps, 1)
     if FLAGS.resume and FLAGS.source_net and mode != "all":
         raise BadFlag("--resume goes on with a run and --source_net begins one; pass one of them. Received: both")
-    if mode in ("prune", "finetune") and not (FLAGS.source_net or FLAGS.resume):
+    if mode in ("prune", "finetune") and not (FLAGS.source_net or FLAGS.resume or FLAGS.load_model):
         raise BadFlag(f"--exp_mode={mode}: expected --source_net=DIR, the run before. Received: none")
     if mode == "pretrain" and FLAGS.source_net:
         raise BadFlag(f"--source_net: expected --exp_mode=prune, finetune or all. Received: --exp_mode={mode}")
@@ -159,6 +192,51 @@ def check() -> None:
     if FLAGS.trainer == "freeadv" and FLAGS.norm != "linf":
         raise BadFlag(f"--trainer=freeadv: expected --norm=linf. Received: --norm={FLAGS.norm}")
     certified_flags.check()
+    if FLAGS.trainer in certified_flags.TRAINERS and not FLAGS.load_model:
+        _check_schedules()
+    not_given = {name for name in OF_A_PHASE if not FLAGS[name].present}
+    run_directory.leave_out(*certified_flags.unused(), *not_given)
+
+
+def _check_schedules() -> None:
+    for phase in phases():
+        certified_flags.check_length(_schedule_flag(phase), _schedule_length(phase), epochs(phase), phase)
+    if FLAGS.schedule_start and not _radius_grows():
+        raise BadFlag(
+            f"--schedule_start={FLAGS.schedule_start}: expected a --schedule_length of at least 2, for without one the "
+            f"radius is --epsilon at once. Received: --schedule_length={FLAGS.schedule_length}"
+        )
+
+
+def note_unused() -> None:
+    """Says which flags were given another value than usual and mean nothing to this run."""
+    for name, (owners, means_something) in _MEANINGFUL.items():
+        if FLAGS[name].value != FLAGS[name].default and not means_something():
+            print(f"Note: --{name}={FLAGS[name].value} means nothing here, it belongs to {owners}")
+
+
+def phases() -> tuple[str, ...]:
+    """Returns the phases that are run."""
+    if FLAGS.exp_mode != "all":
+        return (FLAGS.exp_mode,)
+    return ("prune", "finetune") if FLAGS.source_net else ("pretrain", "prune", "finetune")
+
+
+def _prunes() -> bool:
+    return FLAGS.exp_mode != "pretrain"
+
+
+def _starts_sparse() -> bool:
+    return FLAGS.exp_mode == "pretrain" and (FLAGS.layer_type == "subnet" or FLAGS.snip_init)
+
+
+def _attacks_held_out() -> bool:
+    return FLAGS.val_method != "base" and FLAGS.val_method not in certified_flags.CHECKS
+
+
+def _radius_grows() -> bool:
+    shortest = 1 if FLAGS.trainer == "mixtrain" else 2
+    return any(_schedule_length(phase) >= shortest for phase in phases())
 
 
 def run_name() -> str:
@@ -174,6 +252,12 @@ def epochs(phase: str) -> int:
     if FLAGS.trainer == "freeadv":
         number = -(-number // FLAGS.n_repeats)
     return number + FLAGS.warmup_epochs
+
+
+def rate(phase: str) -> float:
+    """Returns the highest learning rate of a phase."""
+    name = f"{phase}_lr"
+    return FLAGS[name].value if phase != "pretrain" and _applies(name) else FLAGS.learning_rate
 
 
 def _applies(name: str) -> bool:
@@ -197,14 +281,18 @@ def config(built: keras.Model) -> dict[str, Any]:
 
 def network(run: training_run.TrainingRun, phase: trs.training.Phase, source: Path | None) -> keras.Model:
     """Builds the network of a phase with the weights, scores and fractions that it begins with."""
-    sparse_start = FLAGS.exp_mode == "pretrain" and (FLAGS.layer_type == "subnet" or FLAGS.snip_init)
-    is_subnet = phase.name != "pretrain" or sparse_start
+    is_subnet = phase.name != "pretrain" or _starts_sparse()
+    if phase.name != "pretrain" and source is None and not run.resuming:
+        raise BadFlag(
+            f"--exp_mode={phase.name} --resume: expected a run with a finished epoch in {run.directory}, or "
+            "--source_net=DIR in place of --resume. Received: neither"
+        )
     built = common_objects.network(
         run.images, run.strategy.num_replicas_in_sync > 1, kernel="subnet" if is_subnet else "plain"
     )
     if FLAGS.init_type and phase.name == "pretrain":
         trs.models.initialize_kernels(built, FLAGS.init_type, FLAGS.seed)
-    found = _source(source, run, phase) if source is not None else None
+    found = _source(source, run, phase) if source is not None and not run.resuming else None
     if found is not None:
         with about("source_net"):
             trs.saving.copy_weights(found, built)
@@ -286,11 +374,8 @@ def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.
         steps *= FLAGS.n_repeats
     else:
         found = trs.RobustModel(built, _objective(run, phase), **settings)
-    rate = FLAGS[f"{phase}_lr"].value if phase != "pretrain" and _applies(f"{phase}_lr") else None
     warmup = FLAGS.warmup_epochs
-    rates = trs.training.epoch_rates(
-        FLAGS.lr_schedule, rate or FLAGS.learning_rate, run.epochs - warmup, warmup, FLAGS.warmup_lr
-    )
+    rates = trs.training.epoch_rates(FLAGS.lr_schedule, rate(phase), run.epochs - warmup, warmup, FLAGS.warmup_lr)
     optimizer = trs.training.coupled(
         FLAGS.optimizer, trs.training.PerEpoch(rates, steps), FLAGS.weight_decay, FLAGS.momentum
     )
@@ -306,7 +391,7 @@ def measure(network: keras.Model, images: trs.data.ImageDataset) -> dict[str, An
 
 
 def _validation_attack() -> trs.attacks.GradientAttack | None:
-    if FLAGS.val_method == "base" or FLAGS.val_method in certified_flags.CHECKS:
+    if not _attacks_held_out():
         return None
     kind = common_flags.ATTACKS[FLAGS.norm]
     return kind(FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps, random_start=not FLAGS.const_init)
@@ -314,8 +399,12 @@ def _validation_attack() -> trs.attacks.GradientAttack | None:
 
 def _schedule_length(phase: str) -> int:
     """Returns for how many epochs of a phase the radius of bounds grows."""
+    return FLAGS[_schedule_flag(phase)].value
+
+
+def _schedule_flag(phase: str) -> str:
     name = f"{phase}_schedule_length"
-    return FLAGS[name].value if phase != "pretrain" and _applies(name) else FLAGS.schedule_length
+    return name if phase != "pretrain" and _applies(name) else "schedule_length"
 
 
 def first_looked_at(phase: str) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import certified_flags
+from run_scripts import certified_flags, run_directory
 from run_scripts.command_line import BadFlag, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
@@ -75,6 +75,10 @@ def translate() -> None:
         raise BadFlag("--semisup_fraction: expected --pseudo_labels=FILE. Received: no such flag")
     if FLAGS.data_fraction is not None and FLAGS.train_examples is not None:
         raise BadFlag("--data_fraction and --train_examples both say how many; pass one. Received: both")
+    # Said in our words by now, and labels that are not there have no part to use.
+    run_directory.leave_out("arch", "dataset", "distance", "result_dir", "exp_name")
+    if not FLAGS.pseudo_labels:
+        run_directory.leave_out("semisup_fraction")
     if FLAGS.val_method is None:
         FLAGS["val_method"].value = certified_flags.DEFAULT_CHECKS.get(FLAGS.trainer, "adv")
     _translate_selection()

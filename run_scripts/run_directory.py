@@ -21,12 +21,18 @@ FLAGS = flags.FLAGS
 ARTEFACTS = (
     *("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard", "dense"),
     *("foolbox.json", "robustness.json", "certified.json", "certified.tsv", "certified.png"),
+    *(
+        f"certified_{method}.{kind}"
+        for method in ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
+        for kind in ("json", "tsv")
+    ),
     *("masks", "changes", "autoattack", "network.trs", "compact.json", "shrink.json"),
     *("cost.json", "white_box.json", "black_box.json", "loss_surface.png"),
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
 # What says where and how to begin, and not what the run is.
 _NOT_RECORDED = {"overwrite", "force", "resume", "load_model", "output_dir", "base_dir", "traceback", "config"}
+_left_out: set[flags.Flag] = set()
 
 
 @command_line.section("Output")
@@ -116,11 +122,17 @@ def write_flags(record: Path, place: str = "--output_dir") -> None:
         path.write_text("\n".join([head, *recorded_flags()]) + "\n")
 
 
+def leave_out(*names: str) -> None:
+    """Keeps flags out of `run.flags`: those that mean nothing to this run, or mean something by being given."""
+    _left_out.update(FLAGS[name] for name in names)
+
+
 def recorded_flags() -> list[str]:
     """Returns the lines of a flagfile that repeats this run: every flag with a value that the run depends on."""
-    left_out = _NOT_RECORDED | common_flags.unused()
+    # Scripts without a sparsifier have flags of the same names that mean something else.
+    left_out = _NOT_RECORDED | (common_flags.unused() if "sparsifier" in FLAGS else set())
     chosen = [FLAGS[name] for name in sorted(command_line.names()) if name not in left_out]
-    return [flag.serialize() for flag in chosen if flag.value is not None]
+    return [flag.serialize() for flag in chosen if flag.value is not None and flag not in _left_out]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -41,15 +41,19 @@ def main() -> None:
     hydra_originals.translate()
     common_flags.check()
     hydra_flags.check()
+    if not FLAGS.load_model:
+        hydra_flags.note_unused()
     directory = run_directory.chosen(Path("saved_models") / hydra_flags.run_name())
     if FLAGS.exp_mode != "all":
         if FLAGS.load_model:
             training_run.evaluate_again(directory)
-        else:
-            run_phase(FLAGS.exp_mode, directory, FLAGS.source_net and Path(FLAGS.source_net).expanduser(), None)
+            return
+        if FLAGS.resume:  # the record of the run keeps what it began with
+            FLAGS.source_net = run_directory.recorded(directory).get("source_net")
+        run_phase(FLAGS.exp_mode, directory, FLAGS.source_net and Path(FLAGS.source_net).expanduser(), None)
         return
     source, before = FLAGS.source_net and Path(FLAGS.source_net).expanduser(), None
-    for name in ("prune", "finetune") if source else ("pretrain", "prune", "finetune"):
+    for name in hydra_flags.phases():
         if FLAGS.load_model:
             training_run.evaluate_again(directory / name)
             continue

@@ -43,6 +43,16 @@ def main() -> None:
     if FLAGS.network is None:
         raise command_line.BadFlag("--network: expected the directory of a run. Received: no such flag")
     network = _load("network")
+    drawn = {layer.name: layer for layer in trs.layers.kernel_layers(network)}
+    if not drawn:
+        raise command_line.BadInput(
+            f"--network={FLAGS.network}: expected a network with kernels of this package, such as one of "
+            "run_connectivity_sampling.py or run_hydra.py. Received: a network without any"
+        )
+    for name in FLAGS.layers or ():
+        if name not in drawn:
+            raise command_line.BadFlag(f"--layers={name}: expected some of {', '.join(drawn)}. Received: another one")
+    pairs = [_pair(text, drawn) for text in FLAGS.pairs or ()]
     before = _load("before") if FLAGS.before else None
     with command_line.about("output_dir"):
         trs.evaluation.check_matplotlib()
@@ -57,11 +67,6 @@ def main() -> None:
     }
     histograms = _histograms(network, before)
     structure = trs.sparsity.mask_structure(network, FLAGS.random_masks)
-    drawn = {layer.name: layer for layer in trs.layers.kernel_layers(network)}
-    for name in FLAGS.layers or ():
-        if name not in drawn:
-            raise command_line.BadFlag(f"--layers={name}: expected some of {', '.join(drawn)}. Received: another one")
-    pairs = [_pair(text, drawn) for text in FLAGS.pairs or ()]
     directory.mkdir(parents=True, exist_ok=True)
     trs.evaluation.draw_kept_per_layer(rows, network.name, directory / "kept_per_layer.png", planned)
     if histograms:

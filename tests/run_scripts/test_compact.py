@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import keras
 import numpy as np
 
 import tf_robust_sparse as trs
@@ -37,6 +38,15 @@ def test_half_precision_is_smaller(finished, tmp_path):
         run_script(COMPACT, f"--network={finished}", f"--values={values}", f"--output_dir={tmp_path / values}").expect()
     sizes = [(tmp_path / values / "network.trs").stat().st_size for values in ("float16", "float32")]
     assert sizes[0] < sizes[1]
+
+
+def test_a_network_of_any_image_size_is_packed(tmp_path):
+    inputs = keras.Input((None, None, 1))
+    x = trs.layers.MaskedConv2D(4, 3, name="conv")(inputs)
+    network = keras.Model(inputs, trs.layers.MaskedDense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    trs.save_network(network, tmp_path)
+    run_script(COMPACT, f"--network={tmp_path}").expect()
+    assert json.loads((tmp_path / "compact.json").read_text())["largest_difference_of_logits"] == 0
 
 
 def test_bad_input(tmp_path):

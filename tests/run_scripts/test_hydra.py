@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import hydra_flags
+from run_scripts import command_line, common_flags, hydra_flags, hydra_originals, run_directory
 from tests.data.test_image_files import make_imagenet
 from tests.run_scripts.conftest import run_script
 from tests.run_scripts.test_bad_input import assert_explained
@@ -91,6 +91,37 @@ def test_a_phase_resumes_without_its_source(everything, tmp_path):
     kept = [layer.kept for layer in trs.sparsity.subnet_layers(after)]
     assert len({layer.keep_fraction for layer in trs.sparsity.subnet_layers(after)}) > 1
     assert sum(kept) == results(tmp_path / "p")["nonzero"]
+    source = str(directory / "pretrain")  # is not forgotten: the record repeats the run, not its continuation
+    assert results(tmp_path / "p")["source"] == source
+    assert f"--source_net={source}\n" in (tmp_path / "p/run.flags").read_text()
+
+
+def test_nothing_to_go_on_with_is_no_start_from_random_weights(tmp_path):
+    done = run_script(HYDRA, *FEW, "--exp_mode=prune", "--k=0.2", "--resume", f"--output_dir={tmp_path / 'run'}")
+    assert_explained(done, "--exp_mode=prune --resume", "a finished epoch")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_phase_is_evaluated_without_its_source(everything):
+    directory, _ = everything
+    for name in ("prune", "finetune"):
+        again = (f"--exp_mode={name}", "--load_model", f"--output_dir={directory / name}")
+        done = run_script(HYDRA, *FEW, *again).expect()
+        assert "Clean accuracy" in done.out
+
+
+def test_a_record_repeats_its_run(everything, tmp_path):
+    directory, _ = everything
+    begun = (*FEW, "--exp_mode=prune", "--k=0.2", "--epochs=1", "--scaled_score_init")
+    run_script(
+        HYDRA,
+        *(*begun, f"--source_net={directory / 'pretrain'}", f"--result_dir={tmp_path}", "--exp_name=one"),
+    ).expect()
+    run_script(HYDRA, f"--flagfile={tmp_path / 'one/run.flags'}", f"--output_dir={tmp_path / 'two'}").expect()
+    one, two = (trs.load_network(tmp_path / name) for name in ("one", "two"))
+    for first, again in zip(one.variables, two.variables, strict=True):
+        np.testing.assert_array_equal(first, again)
+    assert results(tmp_path / "one")["epochs"] == results(tmp_path / "two")["epochs"] == 1
 
 
 def test_least_weight_magnitude_is_a_finetune_phase(everything, tmp_path):
@@ -221,6 +252,132 @@ def test_a_dense_network_takes_the_place_of_the_first_phase(everything, tmp_path
         HYDRA, *ALL, f"--source_net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'run'}", "--resume"
     ).expect()
     assert done.out.count("nothing to resume") == 2
+
+
+# Flags that say where to write, or by which words another flag was set.
+WHERE = {"output_dir", "result_dir", "exp_name", "arch", "dataset", "distance"}
+
+
+def meaning(parse, *words):
+    """All flags of a command line after their checks, and what they make of each phase."""
+    flags = parse(HYDRA, *words)
+    hydra_originals.translate()
+    common_flags.check()
+    hydra_flags.check()
+    values = {name: flags[name].value for name in command_line.names() if name not in WHERE}
+    phases = {
+        name: (
+            hydra_flags.epochs(name),
+            hydra_flags.first_looked_at(name),
+            hydra_flags.rate(name),
+            hydra_flags.config(trs.models.small_cnn()),
+        )
+        for name in hydra_flags.phases()
+    }
+    return values, phases
+
+
+MORE = [
+    ("--epochs=2",),
+    ("--epochs=30", "--prune_epochs=25", "--finetune_lr=0.02", "--allocation=global", "--select=last"),
+    ("--epochs=30", "--distance=l_inf", "--arch=cifar_model", "--result_dir=x", "--exp_name=y", "--n_repeats=2"),
+]
+OWN = {
+    "adv": ("--trades_start=uniform", "--pseudo_labels=x.npz", "--semisup_fraction=0.5", "--is_semisup"),
+    "base": ("--norm=l2", "--val_method=adv"),
+    "smooth": ("--noise_std=0.5", "--val_method=mixtrain", "--bound_chunk=9"),
+    "freeadv": ("--val_method=smooth",),
+    "crown-ibp": ("--schedule_length=7", "--schedule_start=2", "--final_beta=0.5", "--final_kappa=0.5"),
+    "ibp": ("--schedule_length=7", "--epsilon_schedule=smoothed", "--prune_schedule_length=1"),
+    "mixtrain": ("--schedule_length=7", "--mixtraink=2", "--bound_chunk=9"),
+}
+
+
+@pytest.mark.parametrize("mode", hydra_flags.MODES)
+@pytest.mark.parametrize("trainer", hydra_flags.TRAINERS)
+def test_the_record_of_every_kind_of_run_means_the_same(trainer, mode, tmp_path, parse):
+    record, again = tmp_path / "run.flags", tmp_path / "again.flags"
+    source = ("--source_net=somewhere",) if mode in ("prune", "finetune") else ()
+    for more in (*MORE, ("--epochs=30", "--prune_epochs=25", *OWN[trainer])):
+        words = (f"--trainer={trainer}", f"--exp_mode={mode}", "--epsilon=0.1", "--data=cifar10", *source, *more)
+        expected = meaning(parse, *words)
+        run_directory.write_flags(record)
+        assert meaning(parse, f"--flagfile={record}", f"--output_dir={tmp_path / 'other'}") == expected, more
+        run_directory.write_flags(again)
+        assert again.read_text() == record.read_text()
+        given = {word.partition("=")[0] for word in words}
+        recorded = {line.partition("=")[0] for line in record.read_text().splitlines()}
+        assert not {f"--{name}" for name in (*hydra_flags.OF_A_PHASE, *WHERE)} & recorded - given
+        assert not {"--exp_name", "--result_dir"} & recorded
+
+
+def test_steps_in_l2_are_as_long_as_published(parse):
+    few = (HYDRA, "--norm=l2", "--epsilon=0.5", "--num_steps=10")
+    flags = parse(*few)
+    hydra_flags.check()
+    assert flags.step_size == pytest.approx(0.1) and "--step_size=0.1" in run_directory.recorded_flags()
+    flags = parse(*few, "--step_size=0.03")
+    hydra_flags.check()
+    assert flags.step_size == 0.03
+    flags = parse(HYDRA, "--epsilon=0.5")
+    hydra_flags.check()
+    assert flags.step_size == 2 / 255
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "owners"),
+    [
+        (["--exp_mode=pretrain", "--k=0.2"], "k", "--layer_type=subnet"),
+        (["--exp_mode=finetune", "--source_net=x", "--allocation=erk"], "allocation", "--scaled_score_init"),
+        (["--layer_type=subnet"], "layer_type", "--exp_mode=pretrain"),
+        (["--exp_mode=pretrain", "--scaled_score_init"], "scaled_score_init", "--exp_mode=prune or finetune"),
+        (
+            ["--exp_mode=finetune", "--source_net=x", "--scores_init_type=default"],
+            "scores_init_type",
+            "--exp_mode=prune or all",
+        ),
+        (["--exp_mode=pretrain", "--scale_rand_init"], "scale_rand_init", "--layer_type=subnet"),
+        (["--optimizer=adam", "--momentum=0.5"], "momentum", "--optimizer=sgd"),
+        (["--warmup_lr=0.5"], "warmup_lr", "--warmup_epochs"),
+        (["--trainer=base", "--beta=3"], "beta", "--trainer=adv or smooth"),
+        (["--noise_std=0.5"], "noise_std", "--trainer=smooth"),
+        (["--n_repeats=3"], "n_repeats", "--trainer=freeadv"),
+        (["--rst_frac=0.3"], "rst_frac", "--pseudo_labels"),
+        (["--trainer=base", "--num_steps=3"], "num_steps", "--val_method=adv"),
+        (["--trainer=ibp", "--const_init"], "const_init", "--val_method=adv"),
+        (["--trainer=ibp", "--starting_epsilon=0.01"], "starting_epsilon", "--schedule_length"),
+        (["--trainer=ibp", "--epsilon_schedule=smoothed"], "epsilon_schedule", "--schedule_length"),
+    ],
+)
+def test_flags_that_mean_nothing_are_told_of(words, flag, owners, parse, capsys):
+    meaning(parse, *words)
+    hydra_flags.note_unused()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"Note: --{flag}=") and owners in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--k=0.2", "--allocation=erk", "--scores_init_type=default", "--momentum=0.5", "--beta=3", "--const_init"],
+        ["--exp_mode=pretrain", "--layer_type=subnet", "--k=0.2", "--allocation=erk", "--scale_rand_init"],
+        ["--exp_mode=finetune", "--source_net=x", "--scaled_score_init", "--k=0.2", "--allocation=erk"],
+        ["--trainer=smooth", "--noise_std=0.5", "--warmup_epochs=1", "--warmup_lr=0.5"],
+        ["--trainer=ibp", "--starting_epsilon=0.01", "--schedule_length=2", "--epsilon_schedule=smoothed"],
+    ],
+)
+def test_flags_that_mean_something_are_not_told_of(words, parse, capsys):
+    meaning(parse, *words)
+    hydra_flags.note_unused()
+    assert not capsys.readouterr().out
+
+
+def test_a_run_says_what_means_nothing_before_it_trains(everything, tmp_path):
+    directory, _ = everything
+    run = (*FEW, "--exp_mode=prune", "--k=0.2", "--epochs=1", "--n_repeats=3", f"--output_dir={tmp_path / 'run'}")
+    done = run_script(HYDRA, *run, f"--source_net={directory / 'pretrain'}").expect()
+    assert done.out.startswith("Note: --n_repeats=3 means nothing here, it belongs to --trainer=freeadv")
+    assert "Note:" not in run_script(HYDRA, *run, "--load_model").expect().out
 
 
 def test_flags_of_a_phase_count_in_it_and_nowhere_else(parse):

@@ -134,6 +134,9 @@ def test_smoothing_is_watched_by_an_estimate(images, tmp_path):
     ("words", "val_method", "select"),
     [
         ([], "adv", "best_robust"),
+        (["--trainer=base"], "base", "best_clean"),
+        (["--trainer=base", "--val_method=adv"], "adv", "best_robust"),
+        (["--trainer=freeadv"], "adv", "best_robust"),
         (["--trainer=crown-ibp"], "ibp", "best_certified"),
         (["--trainer=mixtrain"], "mixtrain", "best_certified"),
         (["--trainer=smooth"], "smooth", "best_certified"),
@@ -186,6 +189,35 @@ def test_what_does_not_go_together(words, message, parse):
         hydra_originals.translate()
         hydra_flags.check()
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs=2", "--schedule_start=50"], "--schedule_start=50: expected a --schedule_length of at least 2"),
+        (["--epochs=9", "--schedule_length=10"], "--schedule_length=10: expected a pretrain phase of at least 10"),
+        (["--epochs=9", "--schedule_length=5", "--schedule_start=5"], "--schedule_length=5 --schedule_start=5"),
+        (["--epochs=9", "--prune_schedule_length=21"], "--prune_schedule_length=21: expected a prune phase"),
+        (
+            ["--epochs=9", "--exp_mode=finetune", "--source_net=x", "--finetune_epochs=3", "--schedule_length=4"],
+            "--schedule_length=4: expected a finetune phase of at least 4",
+        ),
+        (["--trainer=mixtrain", "--epochs=9", "--schedule_length=8"], "a pretrain phase of at least 10"),
+        (["--trainer=mixtrain", "--epochs=9", "--schedule_length=9", "--val_method=ibp"], "of at least 10"),
+    ],
+)
+def test_a_radius_that_a_phase_does_not_reach_is_refused(words, message, parse):
+    def checked(*more):
+        parse(HYDRA, "--trainer=crown-ibp", "--epsilon=0.1", *words, *more)
+        hydra_originals.translate()
+        hydra_flags.check()
+
+    with pytest.raises(BadFlag) as refused:
+        checked()
+    assert message in str(refused.value)
+    checked("--load_model")
+    if "--schedule_start=50" not in words:
+        checked("--epochs=10", "--prune_epochs=21", "--finetune_epochs=10")
 
 
 @pytest.mark.parametrize("words", [["--trainer=ibp"], ["--trainer=adv", "--val_method=crown-ibp"]])

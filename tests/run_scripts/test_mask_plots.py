@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import pytest
 
 import tf_robust_sparse as trs
@@ -65,6 +66,15 @@ def test_bad_input(pruned, tmp_path):
     assert_explained(
         run_script(PLOTS, f"--network={directory}", "--pairs=conv1", more), "--pairs=conv1", "first:second"
     )
+    # Names are looked at before the other network is.
+    first = (f"--network={directory}", "--before=no")
+    assert_explained(run_script(PLOTS, *first, "--layers=conv9", more), "--layers=conv9", "some of conv1, conv2")
+    assert_explained(run_script(PLOTS, *first, "--pairs=conv1:conv9", more), "--pairs=conv1:conv9", "two of conv1")
+    inputs = keras.Input((4, 4, 1))
+    plain = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
+    trs.save_network(plain, tmp_path / "foreign")
+    assert_explained(run_script(PLOTS, f"--network={tmp_path / 'foreign'}", more), "--network", "without any")
+    assert not (tmp_path / "pairs").exists()
     assert_explained(run_script(PLOTS), "--network", "the directory of a run")
     assert_explained(run_script(PLOTS, f"--network={tmp_path}"), "--network", "no network at")
     assert_explained(run_script(PLOTS, f"--network={directory}", f"--output_dir={tmp_path / 'file'}"), "a directory")

@@ -3,6 +3,8 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+from tests.networks import tiny_network
+from tf_robust_sparse import sparsity
 from tf_robust_sparse.sparsity import draw_dormant, draw_layers, global_budget, top_k_mask
 
 
@@ -94,6 +96,28 @@ def test_large_kernels_can_be_filled():
     counts = tf.constant([300_000], tf.int64)
     (positions,) = draw_dormant([tf.range(0, dtype=tf.int64)], [300_000], counts, tf.constant([0, 1]))
     np.testing.assert_array_equal(np.sort(positions), np.arange(300_000))
+
+
+@pytest.mark.parametrize("connectivity", [0.001, 0.05, 0.3, 0.7, 1.0])
+def test_one_threshold_keeps_exactly_the_budget_despite_ties(connectivity):
+    network = tiny_network("subnet")
+    found = sparsity.subnet_layers(network)
+    budget = global_budget([int(np.prod(layer.scores.shape)) for layer in found], connectivity)
+
+    def kept():
+        sparsity.set_keep_fractions(network, sparsity.keep_fractions(network, connectivity, "global"))
+        return [layer.kept for layer in found]
+
+    for layer in found:
+        layer.scores.assign(np.zeros(layer.scores.shape))
+    # Nothing but ties: one connection of each kernel, then the last entries.
+    numbers = kept()
+    assert sum(numbers) == max(budget, len(found)) and min(numbers) >= 1
+    assert numbers[-1] == min(budget - 2, found[-1].scores.shape.num_elements()) or budget < len(found)
+    random = np.random.default_rng(0)
+    for layer in found:
+        layer.scores.assign(random.integers(-3, 4, layer.scores.shape))
+    assert sum(kept()) == max(budget, len(found))
 
 
 def test_top_k_keeps_exactly_k_despite_ties():

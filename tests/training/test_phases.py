@@ -168,6 +168,63 @@ def test_free_training_moves_its_perturbation_along_the_sign():
         assert np.abs(model._perturbation).max() <= np.float32(0.05)
 
 
+def test_free_training_carries_its_perturbation_to_the_next_batch_by_position():
+    network = tiny_network("plain", batch_norm=False)
+    model = FreeRobustModel(network, FreeAT(16, 0.05, 1))
+    model.compile(keras.optimizers.SGD(1e-12))
+    expected = np.zeros((16, 12, 12, 1), np.float32)
+    for first in (0, 16, 32):
+        x, y = X[first : first + 16], Y[first : first + 16]
+        x_adv = tf.constant(np.clip(x + expected, 0, 1))
+        with tf.GradientTape() as tape:
+            tape.watch(x_adv)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, network(x_adv)))
+        inside = (x + expected >= 0) & (x + expected <= 1)  # a clipped pixel has no gradient
+        moved = np.sign(tape.gradient(loss, x_adv)) * inside
+        expected = np.clip(expected + np.float32(0.05) * moved, -0.05, 0.05).astype(np.float32)
+        model.train_step((tf.constant(x), tf.constant(y)))
+        found = keras.ops.convert_to_numpy(model._perturbation)
+        assert np.isclose(found, expected, atol=1e-6).mean() > 0.99
+    assert (np.abs(expected) < 0.04).mean() > 0.1  # a perturbation that began anew would be at the bound everywhere
+
+
+def test_free_training_needs_its_own_model():
+    model = RobustModel(tiny_network("plain"), FreeAT(16, 0.05, 2))
+    model.compile(coupled("sgd", 0.05))
+    with pytest.raises(ValueError, match=r"training\.FreeRobustModel"):
+        model.fit(X, Y, batch_size=16, verbose=0)
+
+
+def _batches(size, number=48, **settings):
+    return tf.data.Dataset.from_tensor_slices((X[:number], Y[:number])).batch(size, **settings)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "settings"),
+    [
+        (X, Y, {"batch_size": 8}),
+        (X, Y, {"batch_size": 24}),
+        (X, Y, {}),
+        (X[:40], Y[:40], {"batch_size": 16}),
+        (_batches(8), None, {}),
+        (_batches(24, drop_remainder=True), None, {}),
+        (_batches(16, 40), None, {}),
+    ],
+)
+def test_free_training_says_which_batches_it_needs(x, y, settings):
+    model = FreeRobustModel(tiny_network("plain"), FreeAT(16, 0.05, 2))
+    model.compile(coupled("sgd", 0.05))
+    with pytest.raises(ValueError, match=r"full batches, of 16 images.*drop_remainder=True.*Received: "):
+        model.fit(x, y, verbose=0, **settings)
+
+
+def test_free_training_takes_full_batches_of_a_part():
+    model = FreeRobustModel(tiny_network("plain"), FreeAT(16, 0.05, 2))
+    model.compile(coupled("sgd", 0.05))
+    model.fit(_batches(16, 40, drop_remainder=True), validation_data=(X[:5], Y[:5]), verbose=0)
+    assert int(model.optimizer.iterations) == 2 * 2
+
+
 def test_free_training_updates_the_weights_in_every_repeat():
     model = FreeRobustModel(tiny_network("plain"), FreeAT(16, 0.05, 4))
     model.compile(coupled("sgd", 0.05))

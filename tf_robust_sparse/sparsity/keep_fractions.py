@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
+from tf_robust_sparse.layers.subnet import kept_entries
 from tf_robust_sparse.sparsity.allocation import adaptive_fractions, check_connectivity, global_budget
 from tf_robust_sparse.sparsity.scores import subnet_layers
 
@@ -22,8 +23,8 @@ def keep_fractions(
         connectivity: Fraction of the kernel entries that stays, in (0, 1].
         allocation: `"uniform"`: the same fraction of each kernel. `"erk"` (Erdős-Rényi kernel): in proportion to the
             sum of a kernel's sides over its number of entries, so that small kernels stay denser. `"global"`: as one
-            threshold over the present scores of all kernels would. `"adaptive"`: each kernel of `n` entries in
-            proportion to `n ** exponent` connections; see `adaptive_fractions`.
+            threshold over the present scores of all kernels would; of equal scores the last stay. `"adaptive"`: each
+            kernel of `n` entries in proportion to `n ** exponent` connections; see `adaptive_fractions`.
         exponent: Of the adaptive allocation, in [0, 1].
 
     Returns:
@@ -49,9 +50,8 @@ def keep_fractions(
         fractions = _capped([sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)], sizes, connectivity)
     else:
         scores = [np.abs(keras.ops.convert_to_numpy(layer.scores)).reshape(-1) for layer in found]
-        budget = global_budget(sizes, connectivity)
-        threshold = np.partition(np.concatenate(scores), -budget)[-budget]
-        fractions = [max(float((score >= threshold).mean()), 1 / len(score)) for score in scores]
+        counts = _largest_of_all(scores, global_budget(sizes, connectivity))
+        fractions = [_fraction(count, size) for count, size in zip(counts, sizes, strict=True)]
     return {layer.name: fraction for layer, fraction in zip(found, fractions, strict=True)}
 
 
@@ -84,6 +84,25 @@ def set_keep_fractions(network: keras.Model, fractions: float | Mapping[str, flo
         )
     for layer, fraction in zip(found, fractions, strict=True):
         layer.keep_fraction = fraction
+
+
+def _largest_of_all(scores: Sequence[np.ndarray], budget: int) -> list[int]:
+    """How many of the `budget` largest scores each kernel has, one at least; of equal ones the last count."""
+    scores = [score.copy() for score in scores]
+    for score in scores:
+        score[score.argmax()] = np.inf  # no kernel is left empty
+    threshold = np.partition(np.concatenate(scores), -budget)[-budget]
+    counts = [int((score > threshold).sum()) for score in scores]
+    left = budget - sum(counts)
+    for layer in reversed(range(len(scores))):
+        taken = min(left, int((scores[layer] == threshold).sum()))
+        counts[layer], left = counts[layer] + taken, left - taken
+    return [max(count, 1) for count in counts]
+
+
+def _fraction(count: int, size: int) -> float:
+    """The fraction by which a kernel of `size` entries keeps `count`, despite rounding."""
+    return count / size if kept_entries(size, count / size) == count else (count - 0.5) / size
 
 
 def _capped(weights: Sequence[float], sizes: Sequence[int], connectivity: float) -> list[float]:

@@ -4,15 +4,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy
 from tf_robust_sparse.objectives import Objective
-from tf_robust_sparse.objectives.objective import training_logits
+from tf_robust_sparse.objectives.objective import Seed, training_logits
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 from tf_robust_sparse.training.robust_model import RobustModel
+
+_FULL_BATCHES = "Free adversarial training needs full batches"
 
 
 class FreeAT(Objective):
@@ -38,6 +41,17 @@ class FreeAT(Objective):
         self.batch_size = batch_size
         self.epsilon = float(epsilon)
         self.num_repeats = num_repeats
+
+    def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
+        """Refuses, for the perturbation is kept by the model.
+
+        Raises:
+            ValueError: always, naming the model to train with.
+        """
+        raise ValueError(
+            "FreeAT keeps its perturbation from step to step; train it with "
+            "training.FreeRobustModel(network, FreeAT(...)). Received: another model"
+        )
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Losses `(batch,)` and logits `(batch, classes)` of the perturbed images."""
@@ -70,6 +84,8 @@ class FreeRobustModel(RobustModel):
     Reference: [Shafahi et al., 2019](https://arxiv.org/abs/1904.12843), algorithm 1.
     """
 
+    objective: FreeAT
+
     def __init__(
         self,
         network: keras.Model,
@@ -96,14 +112,44 @@ class FreeRobustModel(RobustModel):
         )
         super().build(input_shape)
 
+    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Trains as `RobustModel.fit` does, on batches of `objective.batch_size` images.
+
+        Raises:
+            ValueError: as `RobustModel.fit`, or if a batch is smaller or larger: of arrays before training, of a
+                `tf.data.Dataset` when that batch comes.
+        """
+        expected = self.objective.batch_size
+        how = (
+            f"{_FULL_BATCHES}, of {expected} images as FreeAT says: pass batch_size={expected} and leave out the "
+            f"images of a last smaller batch, or batch a dataset by {expected} with drop_remainder=True."
+        )
+        if isinstance(x, (np.ndarray, tf.Tensor)) and y is not None:
+            size, left = batch_size or 32, len(x) % expected  # 32 is the default of Keras
+            if size != expected or (left and kwargs.get("steps_per_epoch") is None):
+                raise ValueError(f"{how} Received: {len(x)} images in batches of {size}")
+        elif isinstance(x, tf.data.Dataset):
+            size = tf.nest.flatten(x.element_spec)[0].shape[0]  # `None` where the last one may be smaller
+            if size not in (None, expected):
+                raise ValueError(f"{how} Received: batches of {size}")
+        try:
+            return super().fit(x, y, batch_size, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            if _FULL_BATCHES not in str(error):
+                raise
+            raise ValueError(f"{how} Received: a batch of another size") from error
+
     def train_step(self, data):
         """Uses one batch `num_repeats` times; see the class."""
         x, y = data[0], data[1]
         x = tf.cast(x, tf.float32)
         epsilon, weights = self.objective.epsilon, self.network.trainable_variables
-        rows = self._rows(tf.shape(x)[0])
-        delta = tf.ensure_shape(tf.convert_to_tensor(self._perturbation)[rows], (None, *x.shape[1:]))
-        tf.debugging.assert_equal(tf.shape(delta)[0], tf.shape(x)[0], "Free adversarial training needs full batches.")
+        number, replicas = tf.shape(x)[0], tf.distribute.get_replica_context().num_replicas_in_sync
+        with tf.control_dependencies(
+            [tf.debugging.assert_equal(number * replicas, self.objective.batch_size, _FULL_BATCHES)]
+        ):
+            delta = tf.convert_to_tensor(self._perturbation)[self._rows(number)]
+        delta = tf.ensure_shape(delta, (None, *x.shape[1:]))
         for _ in range(self.objective.num_repeats):
             with tf.GradientTape() as tape:
                 tape.watch(delta)
