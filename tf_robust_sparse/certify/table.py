@@ -43,8 +43,8 @@ def begin(
     if not text.startswith(head):
         first = text.partition("\n")[0]
         raise ValueError(
-            f"{path} is of other settings, another network or other images, or no table of certificates; pass another file. "
-            f"Received: one that begins with {first[:200]!r}"
+            f"{path} is of other settings, another network or other images, or no table of certificates; pass another "
+            f"file. Received: one that begins with {first[:200]!r}"
         )
     lines = text[len(head) :].splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):  # a kill in the middle of a line
