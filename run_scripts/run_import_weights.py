@@ -63,7 +63,7 @@ def main() -> None:
             f"Received: --weights={FLAGS.weights}"
         )
     if not weights.is_file():
-        raise command_line.BadFlag(f"--weights={FLAGS.weights}: expected a file of weights. Received: no file of that name")
+        raise command_line.BadFlag(f"--weights={FLAGS.weights}: expected a file. Received: no file of that name")
     if is_pytorch and not FLAGS["padding_mode"].present:
         FLAGS["padding_mode"].value = "symmetric"
     directory = run_directory.chosen()
