@@ -5,7 +5,7 @@ import fractions
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from run_scripts import tensorflow_log  # noqa: F401  # isort: skip
@@ -242,6 +242,17 @@ def _with_underscores(argv: list[str]) -> list[str]:
                 name = f"--no{off}"
         words.append(name + equals + value)
     return words
+
+
+def note_unused(meaningful: Mapping[str, tuple[str, Callable[[], bool]]]) -> None:
+    """Says which flags were given another value than usual and mean nothing to this run.
+
+    Args:
+        meaningful: Flags that mean nothing to some runs -> those they mean something to, and whether this is one.
+    """
+    for name, (owners, means_something) in meaningful.items():
+        if FLAGS[name].value != FLAGS[name].default and not means_something():
+            print(f"Note: --{name}={FLAGS[name].value} means nothing here, it belongs to {owners}")
 
 
 def _guarded(main: Callable[[], None], if_interrupted: str) -> None:

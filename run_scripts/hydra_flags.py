@@ -27,7 +27,7 @@ OF_A_PHASE = (
     *("finetune_epochs", "finetune_lr", "finetune_schedule_length"),
 )
 # Flags that mean nothing to some runs -> those they mean something to; --step_size is in all published recipes.
-_MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
+MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
     "k": ("--exp_mode=prune, finetune or all, or --layer_type=subnet", lambda: _prunes() or _starts_sparse()),
     "allocation": (
         "--exp_mode=prune or all, --scaled_score_init or --layer_type=subnet",
@@ -206,13 +206,6 @@ def _check_schedules() -> None:
             f"--schedule_start={FLAGS.schedule_start}: expected a --schedule_length of at least 2, for without one the "
             f"radius is --epsilon at once. Received: --schedule_length={FLAGS.schedule_length}"
         )
-
-
-def note_unused() -> None:
-    """Says which flags were given another value than usual and mean nothing to this run."""
-    for name, (owners, means_something) in _MEANINGFUL.items():
-        if FLAGS[name].value != FLAGS[name].default and not means_something():
-            print(f"Note: --{name}={FLAGS[name].value} means nothing here, it belongs to {owners}")
 
 
 def phases() -> tuple[str, ...]:

@@ -41,7 +41,7 @@ NETWORKS = {
 }
 MODES = ("base", "bbd")
 # Flags that mean nothing to some runs -> those they mean something to.
-_MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
+MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
     "input_norm": ("--net=vgg16 or vgg16_bayes", lambda: chosen().builder.startswith("vgg")),
     "weight_decay": ("networks that do not draw their weights", lambda: chosen().kernel != "bayesian"),
     "kl_weight": ("networks that draw their weights", lambda: chosen().kernel == "bayesian"),
@@ -163,17 +163,14 @@ def check() -> None:
     for name, wanted in (("trades_beta", "trades"), ("adv_weight", "at")):
         if FLAGS[name].present and not (FLAGS.adv_train and FLAGS.robust_loss == wanted):
             raise BadFlag(f"--{name}: expected --adv_train --robust_loss={wanted}. Received: other ones")
+        if not (FLAGS.adv_train and FLAGS.robust_loss == wanted):
+            run_directory.leave_out(name)
     if FLAGS["vulnerability"].present and FLAGS.vulnerability and not FLAGS.adv_train:
         raise BadFlag("--vulnerability: expected --adv_train, for it compares with attacked images. Received: none")
+    if not FLAGS.adv_train:
+        run_directory.leave_out("vulnerability")
     if FLAGS.mixed_precision and chosen().kernel == "bayesian":
         raise BadFlag(f"--mixed_precision: expected float32 with --net={FLAGS.model}. Received: both")
-
-
-def note_unused() -> None:
-    """Says which flags were given another value than usual and mean nothing to this run."""
-    for name, (owners, means_something) in _MEANINGFUL.items():
-        if FLAGS[name].value != FLAGS[name].default and not means_something():
-            print(f"Note: --{name}={FLAGS[name].value} means nothing here, it belongs to {owners}")
 
 
 def choose_gpu() -> None:

@@ -42,7 +42,7 @@ def main() -> None:
     common_flags.check()
     hydra_flags.check()
     if not FLAGS.load_model:
-        hydra_flags.note_unused()
+        command_line.note_unused(hydra_flags.MEANINGFUL)
     directory = run_directory.chosen(Path("saved_models") / hydra_flags.run_name())
     if FLAGS.exp_mode != "all":
         if FLAGS.load_model:

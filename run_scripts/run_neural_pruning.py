@@ -66,7 +66,7 @@ def main() -> None:
     if FLAGS.draw_loss:
         with command_line.about("draw_loss"):
             trs.evaluation.check_matplotlib()
-    neural_flags.note_unused()
+    command_line.note_unused(neural_flags.MEANINGFUL)
     neural_flags.choose_gpu()
     directory = run_directory.chosen(neural_flags.directory())
     if FLAGS.eval_mode != "train":

@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 
 from tf_robust_sparse import certify, layers
+from tf_robust_sparse.certify import table
 from tf_robust_sparse.certify.bound_graph import bound_graph
+from tf_robust_sparse.evaluation import load_saved_model
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.random((4, 5, 4, 3), "float32")
@@ -123,6 +125,17 @@ def test_a_table_is_of_one_network_and_its_images(kind, tmp_path):
     other.get_layer("logits").kernel.assign(-other.get_layer("logits").kernel)
     with pytest.raises(ValueError, match="of other settings, another network or other images"):
         certified(other, X)
+
+
+def test_a_table_knows_the_weights_of_a_saved_model(tmp_path):
+    marks = set()
+    for number in range(2):
+        found = network()
+        found.get_layer("logits").bias.assign([0.0, 0.0, number])
+        found.export(tmp_path / str(number), verbose=False)
+        marks.add(table.fingerprint(load_saved_model(tmp_path / str(number)), X))
+        assert table.fingerprint(load_saved_model(tmp_path / str(number)), X) in marks
+    assert len(marks) == 2
 
 
 def test_a_kernel_form_of_this_package_is_bounded():

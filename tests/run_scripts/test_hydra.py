@@ -351,7 +351,7 @@ def test_steps_in_l2_are_as_long_as_published(parse):
 )
 def test_flags_that_mean_nothing_are_told_of(words, flag, owners, parse, capsys):
     meaning(parse, *words)
-    hydra_flags.note_unused()
+    command_line.note_unused(hydra_flags.MEANINGFUL)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"Note: --{flag}=") and owners in line
 
@@ -368,7 +368,7 @@ def test_flags_that_mean_nothing_are_told_of(words, flag, owners, parse, capsys)
 )
 def test_flags_that_mean_something_are_not_told_of(words, parse, capsys):
     meaning(parse, *words)
-    hydra_flags.note_unused()
+    command_line.note_unused(hydra_flags.MEANINGFUL)
     assert not capsys.readouterr().out
 
 

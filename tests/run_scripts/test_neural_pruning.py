@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags, neural_flags, training_run
+from run_scripts import command_line, common_flags, neural_flags, run_directory, training_run
 from run_scripts.command_line import BadFlag
 from tests.run_scripts.conftest import ROOT, results, run_script
 from tests.run_scripts.test_bad_input import assert_explained
@@ -215,6 +215,19 @@ def test_flagfiles_parse(name, parse):
     assert neural_flags.evaluation_attack().num_steps == 40
 
 
+@pytest.mark.parametrize("name", [name for name in FLAGFILES if name.startswith(("mnist", "cifar10_"))])
+def test_recorded_flags_repeat_the_run(name, parse, tmp_path):
+    flags = parse(SCRIPT, f"--flagfile=flags/neural/{name}.flags")
+    neural_flags.check()
+    common_flags.check()
+    expected = {each: flags[each].value for each in (*neural_flags.IDENTITY, "augmentation", "epsilon", "num_steps")}
+    run_directory.write_flags(tmp_path / "run.flags")
+    again = parse(SCRIPT, f"--flagfile={tmp_path / 'run.flags'}")
+    neural_flags.check()
+    common_flags.check()
+    assert {each: again[each].value for each in expected} == expected
+
+
 def test_there_is_a_flagfile_for_every_row():
     assert sorted(f"{data}_{row}" for data in ("mnist", "cifar10", "cifar100") for row in ROWS) == FLAGFILES
 
@@ -279,7 +292,7 @@ def test_what_does_not_go_together(words, message, parse):
 def test_flags_that_mean_nothing_are_said(words, names, parse, capsys):
     parse(SCRIPT, *words)
     neural_flags.check()
-    neural_flags.note_unused()
+    command_line.note_unused(neural_flags.MEANINGFUL)
     notes = capsys.readouterr().out.splitlines()
     assert {line.split("--")[1].split("=")[0] for line in notes} == set(names.split())
 

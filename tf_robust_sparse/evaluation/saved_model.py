@@ -22,6 +22,7 @@ class SavedModelClassifier:
         path: As given.
         input_shape: `(batch, ...)` with `None` for what may vary, or `None` where the SavedModel does not say.
         num_classes: Number of logits, or `None` where the SavedModel does not say.
+        variables: Its weights, in order; empty where they are constants of the graph.
 
     Raises:
         ValueError: if there is nothing in it to call with one tensor of images.
@@ -35,6 +36,7 @@ class SavedModelClassifier:
         logits = _only(signature.structured_outputs, self.path, "output") if signature else None
         self.input_shape = _shape(images)
         self.num_classes = None if _shape(logits) is None else _shape(logits)[-1]  # type: ignore[index]
+        self.variables = list(getattr(loaded, "variables", None) or (signature.variables if signature else ()))
         self._dtype = tf.float32 if images is None else images.dtype
         if not self._dtype.is_floating:
             raise ValueError(
