@@ -50,15 +50,15 @@ def about(*flag_names: str) -> Iterator[None]:
     """Puts the flags and their values in front of the message of an error that arises inside.
 
     Raises:
-        BadInput: in place of a `ValueError` or `OSError`.
+        BadInput: in place of a `ValueError`, `OSError` or `MemoryError`.
     """
     try:
         yield
     except (BadFlag, BadInput):
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         given = " ".join(f"--{name}={FLAGS[name].value}" for name in flag_names if FLAGS[name].value is not None)
-        raise BadInput(f"{given}: {error}") from error
+        raise BadInput(f"{given}: {_out_of_memory(error) if isinstance(error, MemoryError) else error}") from error
 
 
 class _Fraction(flags.ArgumentParser):
@@ -263,12 +263,24 @@ def _guarded(main: Callable[[], None], if_interrupted: str) -> None:
         if FLAGS.traceback:
             raise
         _fail(str(error) or type(error).__name__, 2 if isinstance(error, BadFlag) else 1)
+    except MemoryError as error:
+        if FLAGS.traceback:
+            raise
+        _fail(_out_of_memory(error), 1)
+    except TypeError as error:
+        if FLAGS.traceback:
+            raise
+        _fail(f"a value of the wrong type: {error} (--traceback shows where)", 1)
     except KeyboardInterrupt:
         _fail(f"interrupted; {if_interrupted}", 130)
     except Exception as error:
         if FLAGS.traceback or not _is_of_tensorflow(error):
             raise
         _fail(f"{str(error).splitlines()[0]} (TensorFlow's {type(error).__name__}; --traceback shows where)", 1)
+
+
+def _out_of_memory(error: MemoryError) -> str:
+    return f"not enough memory; pass fewer or smaller images, or a smaller batch. {error}".strip()
 
 
 def _is_of_tensorflow(error: Exception) -> bool:

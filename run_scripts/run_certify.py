@@ -33,6 +33,7 @@ _BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
 _OF_SMOOTHING = ("sigma", "n0", "n", "alpha", "radii")
 _OF_BOUNDS = ("epsilon", "norm", "slope", "tight", "chunk")
 _OF_CROWN = ("slope", "tight")
+_MOST = trs.certify.smoothing.MOST_ANSWERS
 _RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball of 2/255 in l-infinity of CIFAR
 
 common_flags.define_data()
@@ -46,8 +47,8 @@ with command_line.section("Certificates"):
     flags.DEFINE_bool("tight", True, "Of CROWN: intersect with intervals, and take the better of both.")
     flags.DEFINE_integer("chunk", 4096, "Of CROWN: rows carried back at once; fewer take less memory.", 1)
     command_line.define_number("sigma", 0.25, "Standard deviation of the noise, in pixels of [0, 1].", excluded=0)
-    flags.DEFINE_integer("n0", 100, "Answers under noise that select the class.", 1)
-    flags.DEFINE_integer("n", 10_000, "Further answers that estimate its probability.", 1)
+    flags.DEFINE_integer("n0", 100, "Answers under noise that select the class.", 1, _MOST)
+    flags.DEFINE_integer("n", 10_000, "Further answers that estimate its probability.", 1, _MOST)
     command_line.define_number("alpha", 0.001, "Probability that a certificate is wrong.", 0, 1, excluded=0)
     flags.DEFINE_integer("skip", 1, "Certify every skip-th test image.", 1)
     flags.DEFINE_integer("max_examples", None, "Certify at most so many images.", 1)

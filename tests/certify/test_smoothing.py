@@ -164,7 +164,7 @@ def test_bad_settings():
         certify.SmoothedClassifier(model, 0.1, batch_size=0)
     smoothed = certify.SmoothedClassifier(model, 0.1)
     x = np.zeros((1, 2, 1), "float32")
-    for n0, n in ((0, 10), (100, 10)):
+    for n0, n in ((0, 10), (100, 10), (100, 10**10)):
         with pytest.raises(ValueError, match="1 <= n0 <= n"):
             smoothed.certify(x, n0, n)
     for alpha in (0, 1):

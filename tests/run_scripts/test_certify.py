@@ -98,6 +98,9 @@ def test_bad_input(run, tmp_path):
     )
     assert_explained(run_script(CERTIFY, *saved), "--method=ibp", "a SavedModel")
     assert_explained(run_script(CERTIFY, *FEW, path, "--n=10"), "--n=10", "--n0=20")
+    table = tmp_path / "none.tsv"
+    assert_explained(run_script(CERTIFY, *FEW, path, "--n=10000000000", f"--outfile={table}"), "--n=1", "1000000000")
+    assert not table.exists()
     assert_explained(run_script(CERTIFY, *FEW, path, "--alpha=1"), "--alpha=1", "below 1")
     assert_explained(run_script(CERTIFY, *FEW, path, f"--outfile={tmp_path}"), "--outfile", "a directory of that name")
 

@@ -161,3 +161,27 @@ def test_an_operation_that_fails_is_one_line(tmp_path):
     )
     done = run_script(TRAIN, *arguments, "--pgd_iters=1", f"--output_dir={tmp_path / 'run'}")
     assert done.code in (1, 2) and len(done.err.splitlines()) == 1 and done.err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "error, words", [(MemoryError("8 TiB"), "not enough memory"), (TypeError("a tuple"), "wrong type")]
+)
+def test_memory_that_runs_out_and_a_wrong_type_are_one_line(error, words, parse, capsys):
+    def fail():
+        raise error
+
+    parse(TRAIN, "--notraceback")
+    with pytest.raises(SystemExit) as ended:
+        command_line._guarded(fail, "")
+    line = capsys.readouterr().err
+    assert ended.value.code == 1 and line.count("\n") == 1
+    assert line.startswith("error: ") and words in line and str(error) in line
+
+
+def test_memory_that_runs_out_over_an_input_names_its_flag(parse):
+    parse(TRAIN, "--data=large.npz")
+    with (
+        pytest.raises(command_line.BadInput, match=r"^--data=large\.npz: not enough memory"),
+        command_line.about("data"),
+    ):
+        raise MemoryError("8 TiB")

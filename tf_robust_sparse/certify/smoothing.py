@@ -15,6 +15,7 @@ from tf_robust_sparse.certify.ball import check_pixels
 from tf_robust_sparse.layers import inference_forward, settled_for_inference
 
 ABSTAIN = -1
+MOST_ANSWERS = 10**9  # counted in 32 bits; at 1e9 the certified radius is 5.7 sigma at most, so more gain little
 # Noise of each purpose has a stream of its own: an estimate never sees what the class was selected by.
 _SELECTION, _ESTIMATION, _PREDICTION, _MONITOR = range(4)
 
@@ -89,15 +90,15 @@ class SmoothedClassifier:
 
         Args:
             x: Image, in [0, 1].
-            count: How often to ask, at least 1.
+            count: How often to ask, 1 to 1e9.
             image: Number of the image, which selects the noise.
             stream: Purpose, which selects the noise too.
 
         Raises:
-            ValueError: if `count` is not positive, or the network answers with NaN or without classes.
+            ValueError: if `count` is out of range, or the network answers with NaN or without classes.
         """
-        if count < 1:
-            raise ValueError(f"`count` is how often the network is asked, at least 1. Received: count={count}")
+        if not 1 <= count <= MOST_ANSWERS:
+            raise ValueError(f"`count` is how often the network is asked, 1 to {MOST_ANSWERS}. Received: count={count}")
         x = np.asarray(x, np.float32)
         found = self._function(x.shape)(x, tf.constant(count), tf.constant([self.seed, image * 4 + stream], tf.int64))
         votes = found.numpy()
@@ -118,7 +119,7 @@ class SmoothedClassifier:
             image: Number of the image, which selects the noise.
 
         Raises:
-            ValueError: if `n0` or `n` is not positive, `n` is below `n0`, or `alpha` outside (0, 1).
+            ValueError: if `n0` or `n` is not in [1, 1e9], `n` is below `n0`, or `alpha` outside (0, 1).
         """
         check_settings(n0, n, alpha)
         check_pixels(x)
@@ -240,10 +241,10 @@ def _normal(shape: tuple[int, ...], seed: tf.Tensor, deviation: float) -> tf.Ten
 
 
 def check_settings(n0: int, n: int, alpha: float) -> None:
-    """Raises a `ValueError` unless `1 <= n0 <= n` and `0 < alpha < 1`."""
-    if n0 < 1 or n < n0:
+    """Raises a `ValueError` unless `1 <= n0 <= n <= 1e9` and `0 < alpha < 1`."""
+    if not 1 <= n0 <= n <= MOST_ANSWERS:
         raise ValueError(
-            "`n` answers estimate what `n0` answers select, 1 <= n0 <= n; pass n0=100, n=10000. "
+            f"`n` answers estimate what `n0` answers select, 1 <= n0 <= n <= {MOST_ANSWERS}; pass n0=100, n=10000. "
             f"Received: n0={n0}, n={n}"
         )
     if not 0 < alpha < 1:
