@@ -1,0 +1,126 @@
+"""The style that all figures share: sizes, fonts, words, and the files that a figure is written to.
+
+Figures are drawn at the size at which a paper prints them, `COLUMN` or `PAGE` inches wide, in 7 and 8 points.
+Accuracies are in percent. matplotlib is optional, and imported inside functions only.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_robust_sparse.evaluation.leaderboard import radius
+from tf_robust_sparse.saving import replace_file
+
+COLUMN, PAGE = 3.5, 7.2  # inches: one column, and the whole width, of a page of two columns
+SMALL = 7  # points: ticks, legends and labels inside axes; everything else has 8
+PIXELS_PER_INCH = 200
+NEEDS_MATPLOTLIB = "figures need matplotlib: python -m pip install 'tf_robust_sparse[report]', or matplotlib itself"
+_STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "figure.titlesize": 8,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.framealpha": 0.8,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "axes.grid": False,
+    "grid.alpha": 0.3,
+    "pdf.fonttype": 42,  # TrueType: publishers refuse the bitmap fonts of type 3
+    "svg.hashsalt": "tf_robust_sparse",  # the same figure is the same file
+}
+_WITHOUT_DATE: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+def check_matplotlib() -> None:
+    """Raises a `ValueError` that says how to install matplotlib, if it is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"{NEEDS_MATPLOTLIB}. Received: an environment without it")
+
+
+@contextlib.contextmanager
+def new_figure(path: str | os.PathLike | Sequence[Path], width: float, height: float) -> Iterator[Any]:
+    """Yields an empty figure in the common style, and writes it when the block ends without an error.
+
+    ```python
+    with new_figure("curve.png", COLUMN, 2.4) as figure:
+        figure.add_subplot().plot(steps, percent(accuracies))
+    ```
+
+    Args:
+        path: A file, which is written with a PDF of the same name beside it; or all files to write. A suffix says
+            the format, PNG where there is none.
+        width: In inches, as `COLUMN` or `PAGE`.
+        height: In inches.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+        OSError: if a file cannot be written.
+    """
+    check_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        save_figure(figure, figure_files(path) if isinstance(path, str | os.PathLike) else path)
+
+
+def figure_files(path: str | os.PathLike) -> list[Path]:
+    """Returns the files that a figure at `path` is written to: itself, and a PDF beside it."""
+    path = Path(path)
+    return list(dict.fromkeys((path, path.with_suffix(".pdf"))))
+
+
+def save_figure(figure: Any, paths: Sequence[Path]) -> None:
+    """Writes a figure to files in the formats of their suffixes, each whole or not at all."""
+    for path in paths:
+        form = path.suffix[1:] or "png"
+        with replace_file(path) as temporary:
+            figure.savefig(temporary, dpi=PIXELS_PER_INCH, format=form, metadata=_WITHOUT_DATE.get(form))
+
+
+def panels(figure: Any, number: int, columns: int, **options: Any) -> list[Any]:
+    """Returns `number` axes of one size, side by side in rows of up to `columns`; `options` as of `Figure.subplots`."""
+    columns = min(number, columns)
+    grid = figure.subplots(-(-number // columns), columns, squeeze=False, **options).ravel()
+    for axes in grid[number:]:
+        axes.remove()
+    return list(grid[:number])
+
+
+def percent(fractions: Any) -> np.ndarray:
+    """Returns fractions in percent."""
+    return 100 * np.asarray(fractions, np.float64)
+
+
+def accuracy_label(of: str = "", attack: str = "") -> str:
+    """Returns the label of an axis of accuracies, such as `test accuracy under PGD-20, Linf, ε = 8/255 (%)`."""
+    return f"{f'{of} ' * bool(of)}accuracy{f' under {attack}' * bool(attack)} (%)"
+
+
+def attack_name(attack: Mapping[str, Any]) -> str:
+    """Returns what a figure calls an attack, such as `PGD-20, Linf, ε = 8/255`.
+
+    Args:
+        attack: What `describe()` of a gradient attack returns: `attack`, `norm`, `epsilon` and `num_steps`.
+    """
+    norm = attack["norm"]
+    name = attack["attack"].removeprefix(norm)
+    steps = f"-{attack['num_steps']}" if attack["num_steps"] > 1 else ""
+    return f"{name}{steps}, {norm}, ε = {radius(norm, attack['epsilon'])}"
+
+
+def whole_ticks(axis: Any, most: int = 8) -> None:
+    """Puts ticks of an axis, such as `axes.xaxis`, at whole numbers only: epochs, rounds and steps have no halves."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most, integer=True))
