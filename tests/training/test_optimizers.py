@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tf_robust_sparse.training import CoupledSGD, PerEpoch, coupled, epoch_rates
+from tf_robust_sparse.training import CoupledAdam, CoupledRMSprop, CoupledSGD, PerEpoch, coupled, epoch_rates
 
 GRADIENTS = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
 
@@ -17,20 +17,86 @@ def run(optimizer):
     return keras.ops.convert_to_numpy(weight)
 
 
+class PyTorch:
+    """PyTorch's updates of one tensor, in double precision."""
+
+    def __init__(self, rate, decay=0.05):
+        self.rate, self.decay, self.step, self.slots = rate, decay, 0, {}
+
+    def slot(self, name, value=0.0):
+        return self.slots.get(name, value)
+
+    def adam(self, w, g, beta_1=0.9, beta_2=0.999, epsilon=1e-8, amsgrad=False):
+        self.step, g = self.step + 1, g + self.decay * w
+        m = self.slots["m"] = beta_1 * self.slot("m") + (1 - beta_1) * g
+        v = self.slots["v"] = beta_2 * self.slot("v") + (1 - beta_2) * g**2
+        if amsgrad:
+            v = self.slots["highest"] = np.maximum(v, self.slot("highest"))
+        denominator = np.sqrt(v) / np.sqrt(1 - beta_2**self.step) + epsilon
+        return w - self.rate / (1 - beta_1**self.step) * m / denominator
+
+    def rmsprop(self, w, g, alpha=0.99, epsilon=1e-8, momentum=0.0, centered=False):
+        g = g + self.decay * w
+        v = self.slots["v"] = alpha * self.slot("v") + (1 - alpha) * g**2
+        if centered:
+            mean = self.slots["mean"] = alpha * self.slot("mean") + (1 - alpha) * g
+            v = v - mean**2
+        step = g / (np.sqrt(v) + epsilon)
+        if momentum:
+            step = self.slots["step"] = momentum * self.slot("step") + step
+        return w - self.rate * step
+
+
+def both(name, scale=1.0, decay=0.05, rate=0.1, **settings):
+    """Runs ours and the replica on gradients of this size, the rate changing once on the way."""
+    ours = {"adam": CoupledAdam, "rmsprop": CoupledRMSprop}[name](rate, l2=decay, **settings)
+    replica, expected = PyTorch(rate, decay), np.linspace(-1, 1, 5).astype("float64")
+    weight = keras.Variable(expected.astype("float32"))
+    ours.build([weight])
+    for number, gradient in enumerate(GRADIENTS):
+        if number == 3:
+            ours.learning_rate = replica.rate = rate / 10
+        theirs = {"alpha" if key == "rho" else key: value for key, value in settings.items()}
+        expected = getattr(replica, name)(expected, scale * gradient.astype("float64"), **theirs)
+        ours.apply([keras.ops.convert_to_tensor(scale * gradient)], [weight])
+    return keras.ops.convert_to_numpy(weight), expected
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("adam", {}),
+        ("adam", {"beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-3, "amsgrad": True}),
+        ("rmsprop", {}),
+        ("rmsprop", {"momentum": 0.9}),
+        ("rmsprop", {"rho": 0.9, "momentum": 0.5, "epsilon": 1e-3, "centered": True}),
+    ],
+)
+def test_steps_are_those_of_pytorch(name, settings):
+    found, expected = both(name, **settings)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_epsilon_acts_where_gradients_are_small(name):
+    """Gradients of 1e-8, as large as epsilon: its place decides how far a weight moves."""
+    found, expected = both(name, scale=1e-8, decay=0.0)
+    moved, should_move = found - np.linspace(-1, 1, 5, dtype="float32"), expected - np.linspace(-1, 1, 5)
+    np.testing.assert_allclose(moved, should_move, rtol=1e-3, atol=1e-6)
+    assert np.abs(should_move).max() > 0.01
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
-def test_steps_are_those_of_pytorch(name):
+def test_defaults_are_those_of_pytorch(name):
     torch = pytest.importorskip("torch")
     weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
-    make = {
-        "sgd": lambda: torch.optim.SGD([weight], 0.1, momentum=0.9, weight_decay=0.05),
-        "adam": lambda: torch.optim.Adam([weight], 0.1, weight_decay=0.05, eps=1e-7),
-        "rmsprop": lambda: torch.optim.RMSprop([weight], 0.1, alpha=0.9, momentum=0.9, weight_decay=0.05, eps=0),
-    }
-    reference = make[name]()
+    more = {} if name == "adam" else {"momentum": 0.9}
+    make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}[name]
+    reference = make([weight], lr=0.1, weight_decay=0.05, **more)
     for gradient in GRADIENTS:
         weight.grad = torch.from_numpy(gradient.copy())
         reference.step()
-    np.testing.assert_allclose(run(coupled(name, 0.1, 0.05, 0.9)), weight.detach().numpy(), rtol=2e-4, atol=1e-4)
+    np.testing.assert_allclose(run(coupled(name, 0.1, 0.05, 0.9)), weight.detach().numpy(), rtol=2e-5, atol=2e-6)
 
 
 def test_decay_is_in_the_momentum():
@@ -42,9 +108,9 @@ def test_decay_is_in_the_momentum():
 
 
 def test_configuration_round_trip():
-    optimizer = coupled("sgd", 0.1, 0.05, 0.8)
-    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    assert isinstance(again, CoupledSGD) and again.l2 == 0.05 and again.momentum == 0.8
+    for optimizer in (coupled("sgd", 0.1, 0.05, 0.8), CoupledAdam(0.1, 0.5, l2=0.05), CoupledRMSprop(0.1, 0.8, l2=0.05)):
+        again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+        assert type(again) is type(optimizer) and again.get_config() == optimizer.get_config()
 
 
 def test_bad_arguments_of_optimizers():

@@ -1,5 +1,11 @@
-"""Optimizers with weight decay in the gradient (L2), as PyTorch's have it; that of Keras is decoupled."""
+"""Optimizers as PyTorch has them: weight decay in the gradient (L2), and the same places of epsilon.
 
+Keras decouples weight decay from the gradient, adds Adam's epsilon to the uncorrected denominator, adds RMSprop's below
+the root, and keeps learning rates in RMSprop's momentum. Where gradients are small, as under weak weight decay alone,
+epsilon decides how far a weight moves.
+"""
+
+import math
 import types
 from typing import Any
 
@@ -49,14 +55,100 @@ class CoupledSGD(_DecayInGradient, keras.optimizers.SGD):
     """
 
 
-@keras.saving.register_keras_serializable(package="tf_robust_sparse")
-class CoupledAdam(_DecayInGradient, keras.optimizers.Adam):
-    """`keras.optimizers.Adam` on `gradient + l2 * weight`; see `CoupledSGD`."""
+class _PyTorchAdam(keras.optimizers.Adam):
+    """Adam whose epsilon is added to the bias-corrected root of the second moment."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable."""
+        number = self._get_variable_index(variable)
+        gradient = keras.ops.cast(gradient, variable.dtype)
+        momentum, velocity = self._momentums[number], self._velocities[number]
+        self.assign_add(momentum, (gradient - momentum) * (1 - self.beta_1))
+        self.assign_add(velocity, (keras.ops.square(gradient) - velocity) * (1 - self.beta_2))
+        if self.amsgrad:
+            highest = self._velocity_hats[number]
+            self.assign(highest, keras.ops.maximum(highest, velocity))
+            velocity = highest
+        root = keras.ops.sqrt(velocity) / keras.ops.sqrt(self._correction(self.beta_2, variable.dtype))
+        rate = keras.ops.cast(learning_rate, variable.dtype) / self._correction(self.beta_1, variable.dtype)
+        self.assign_sub(variable, rate * momentum / (root + self.epsilon))
+
+    def _correction(self, beta: float, dtype: str) -> Any:
+        """Returns `1 - beta**step`; expm1 keeps the digits that this difference loses in float32 at the first steps."""
+        step = keras.ops.cast(self.iterations + 1, dtype)
+        return -keras.ops.expm1(step * math.log(beta)) if beta else keras.ops.ones_like(step)
+
+
+class _PyTorchRMSprop(keras.optimizers.RMSprop):
+    """RMSprop whose epsilon is added to the root, and whose momentum holds no learning rates."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable."""
+        number = self._get_variable_index(variable)
+        gradient = keras.ops.cast(gradient, variable.dtype)
+        velocity = self._velocities[number]
+        self.assign(velocity, self.rho * velocity + (1 - self.rho) * keras.ops.square(gradient))
+        variance = keras.ops.convert_to_tensor(velocity)
+        if self.centered:
+            average = self._average_gradients[number]
+            self.assign_add(average, (gradient - average) * (1 - self.rho))
+            variance = variance - keras.ops.square(average)
+        step = gradient / (keras.ops.sqrt(variance) + self.epsilon)
+        if self.momentum > 0:
+            momentum = self._momentums[number]
+            self.assign(momentum, self.momentum * momentum + step)
+            step = keras.ops.convert_to_tensor(momentum)
+        self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * step)
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
-class CoupledRMSprop(_DecayInGradient, keras.optimizers.RMSprop):
-    """`keras.optimizers.RMSprop` on `gradient + l2 * weight`; see `CoupledSGD`."""
+class CoupledAdam(_DecayInGradient, _PyTorchAdam):
+    """Adam of PyTorch on `gradient + l2 * weight`: `weight -= rate * m_hat / (sqrt(v_hat) + epsilon)`.
+
+    Args:
+        learning_rate: Number or schedule.
+        beta_1: Decay of the first moment, in [0, 1).
+        beta_2: Decay of the second moment, in [0, 1).
+        epsilon: Added to the root of the bias-corrected second moment; Keras adds it to that of the uncorrected one.
+        **kwargs: `l2` and `decay_batch_norm` as of `CoupledSGD`, the rest as of `keras.optimizers.Adam`.
+
+    Reference: [Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="tf_robust_sparse")
+class CoupledRMSprop(_DecayInGradient, _PyTorchRMSprop):
+    """RMSprop of PyTorch on `gradient + l2 * weight`: `weight -= rate * gradient / (sqrt(v) + epsilon)`.
+
+    Momentum sums these steps without the rate, which multiplies their sum.
+
+    Args:
+        learning_rate: Number or schedule.
+        rho: Decay of the second moment, in [0, 1); PyTorch's alpha.
+        momentum: In [0, 1).
+        epsilon: Added to the root of the second moment; Keras adds it to the moment.
+        **kwargs: `l2` and `decay_batch_norm` as of `CoupledSGD`, the rest as of `keras.optimizers.RMSprop`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        rho: float = 0.99,
+        momentum: float = 0.0,
+        epsilon: float = 1e-8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, rho=rho, momentum=momentum, epsilon=epsilon, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
@@ -89,7 +181,7 @@ class GatedAdam(CoupledAdam):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable at its own rate; gates do not decay."""
         if _weight_name(variable) in layers.BetaBernoulliDropout.WEIGHTS:
-            keras.optimizers.Adam.update_step(self, gradient, variable, self.gate_rate * learning_rate)
+            _PyTorchAdam.update_step(self, gradient, variable, self.gate_rate * learning_rate)
         else:
             super().update_step(gradient, variable, self.weight_rate * learning_rate)
 
