@@ -318,8 +318,8 @@ def optimizer(run: training_run.TrainingRun) -> keras.optimizers.Optimizer:
         schedule = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, [rate, rate / 10, rate / 100])
     decay = 0.0 if chosen().kernel == "bayesian" else FLAGS.weight_decay
     if FLAGS.mode == "base":
-        return trs.training.CoupledAdam(schedule, l2=decay, epsilon=1e-8)
-    return trs.training.GatedAdam(schedule, gate_rate=1.0, weight_rate=FLAGS.weight_rate, l2=decay, epsilon=1e-8)
+        return trs.training.CoupledAdam(schedule, l2=decay, corrected_epsilon=False)  # as TensorFlow's
+    return trs.training.GatedAdam(schedule, gate_rate=1.0, weight_rate=FLAGS.weight_rate, l2=decay)
 
 
 def config() -> dict[str, Any]:

@@ -120,7 +120,7 @@ def test_two_rates_are_two_optimizers():
     twin = models.lenet_conv(4, SHAPE, gates=True, seed=1)
     twin_gates, twin_weights = split(twin)
     one = training.GatedAdam(1e-2, gate_rate=1.0, weight_rate=0.1, l2=1e-4, epsilon=1e-8)
-    two = keras.optimizers.Adam(1e-2, epsilon=1e-8), training.CoupledAdam(1e-3, l2=1e-4, epsilon=1e-8)
+    two = keras.optimizers.Adam(1e-2, epsilon=1e-8), training.CoupledAdam(1e-3, l2=1e-4, corrected_epsilon=False)
     random = np.random.default_rng(0)
     for _ in range(3):
         gradients = {v.path: tf.constant(random.normal(size=v.shape), tf.float32) for v in network.trainable_variables}

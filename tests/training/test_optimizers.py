@@ -86,6 +86,13 @@ def test_epsilon_acts_where_gradients_are_small(name):
     assert np.abs(should_move).max() > 0.01
 
 
+def test_epsilon_of_tensorflow_on_demand():
+    optimizers = CoupledAdam(0.1, epsilon=1e-3, corrected_epsilon=False), keras.optimizers.Adam(0.1, epsilon=1e-3)
+    ours, theirs = (run(optimizer) for optimizer in optimizers)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert np.abs(run(CoupledAdam(0.1, epsilon=1e-3)) - theirs).max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
 def test_defaults_are_those_of_pytorch(name):
     torch = pytest.importorskip("torch")
@@ -108,7 +115,11 @@ def test_decay_is_in_the_momentum():
 
 
 def test_configuration_round_trip():
-    for optimizer in (coupled("sgd", 0.1, 0.05, 0.8), CoupledAdam(0.1, 0.5, l2=0.05), CoupledRMSprop(0.1, 0.8, l2=0.05)):
+    for optimizer in (
+        coupled("sgd", 0.1, 0.05, 0.8),
+        CoupledAdam(0.1, 0.5, l2=0.05),
+        CoupledRMSprop(0.1, 0.8, l2=0.05),
+    ):
         again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
         assert type(again) is type(optimizer) and again.get_config() == optimizer.get_config()
 

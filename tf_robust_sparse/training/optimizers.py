@@ -55,8 +55,10 @@ class CoupledSGD(_DecayInGradient, keras.optimizers.SGD):
     """
 
 
-class _PyTorchAdam(keras.optimizers.Adam):
-    """Adam whose epsilon is added to the bias-corrected root of the second moment."""
+class _Adam(keras.optimizers.Adam):
+    """Adam whose epsilon is added to the bias-corrected root of the second moment, if `corrected_epsilon` says so."""
+
+    corrected_epsilon: bool
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable."""
@@ -69,9 +71,10 @@ class _PyTorchAdam(keras.optimizers.Adam):
             highest = self._velocity_hats[number]
             self.assign(highest, keras.ops.maximum(highest, velocity))
             velocity = highest
-        root = keras.ops.sqrt(velocity) / keras.ops.sqrt(self._correction(self.beta_2, variable.dtype))
+        correction = keras.ops.sqrt(self._correction(self.beta_2, variable.dtype))
+        epsilon = self.epsilon * correction if self.corrected_epsilon else self.epsilon
         rate = keras.ops.cast(learning_rate, variable.dtype) / self._correction(self.beta_1, variable.dtype)
-        self.assign_sub(variable, rate * momentum / (root + self.epsilon))
+        self.assign_sub(variable, rate * correction * momentum / (keras.ops.sqrt(velocity) + epsilon))
 
     def _correction(self, beta: float, dtype: str) -> Any:
         """Returns `1 - beta**step`; expm1 keeps the digits that this difference loses in float32 at the first steps."""
@@ -102,14 +105,15 @@ class _PyTorchRMSprop(keras.optimizers.RMSprop):
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
-class CoupledAdam(_DecayInGradient, _PyTorchAdam):
+class CoupledAdam(_DecayInGradient, _Adam):
     """Adam of PyTorch on `gradient + l2 * weight`: `weight -= rate * m_hat / (sqrt(v_hat) + epsilon)`.
 
     Args:
         learning_rate: Number or schedule.
         beta_1: Decay of the first moment, in [0, 1).
         beta_2: Decay of the second moment, in [0, 1).
-        epsilon: Added to the root of the bias-corrected second moment; Keras adds it to that of the uncorrected one.
+        epsilon: Added to the root of the second moment.
+        corrected_epsilon: Whether that root is bias-corrected before, as in PyTorch, or not, as in TensorFlow and Keras.
         **kwargs: `l2` and `decay_batch_norm` as of `CoupledSGD`, the rest as of `keras.optimizers.Adam`.
 
     Reference: [Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980), algorithm 1.
@@ -121,9 +125,15 @@ class CoupledAdam(_DecayInGradient, _PyTorchAdam):
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
+        corrected_epsilon: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **kwargs)
+        self.corrected_epsilon = bool(corrected_epsilon)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "corrected_epsilon": self.corrected_epsilon}
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
@@ -163,7 +173,8 @@ class GatedAdam(CoupledAdam):
         gate_rate: Factor of the learning rate of gates, at least 0.
         weight_rate: The same for all other weights.
         l2: Strength of the decay of the weights, at least 0.
-        *args, **kwargs: As in Keras.
+        corrected_epsilon: As of `CoupledAdam`; the published runs used TensorFlow's.
+        *args, **kwargs: As of `CoupledAdam`.
 
     Raises:
         ValueError: if a factor or the decay is negative.
@@ -171,8 +182,15 @@ class GatedAdam(CoupledAdam):
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), section 4.
     """
 
-    def __init__(self, *args: Any, gate_rate: float = 1.0, weight_rate: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        gate_rate: float = 1.0,
+        weight_rate: float = 0.1,
+        corrected_epsilon: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, corrected_epsilon=corrected_epsilon, **kwargs)
         for name, value in (("gate_rate", gate_rate), ("weight_rate", weight_rate)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` is a factor of the learning rate, at least 0. Received: {name}={value!r}")
@@ -181,7 +199,7 @@ class GatedAdam(CoupledAdam):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable at its own rate; gates do not decay."""
         if _weight_name(variable) in layers.BetaBernoulliDropout.WEIGHTS:
-            _PyTorchAdam.update_step(self, gradient, variable, self.gate_rate * learning_rate)
+            _Adam.update_step(self, gradient, variable, self.gate_rate * learning_rate)
         else:
             super().update_step(gradient, variable, self.weight_rate * learning_rate)
 
