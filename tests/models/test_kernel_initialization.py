@@ -8,13 +8,38 @@ import pytest
 
 from tf_robust_sparse import layers, models
 
+# name -> bound or deviation of convolutions and dense kernels, in roots of 2 / fan_out, 2 / fan_in, 1 / 3 fan_in, or a
+# number, and the dimensions of kernels whose biases are drawn.
+HYDRAS = {
+    "pytorch": ("default", "default", (2, 4)),
+    "kaiming_normal_fan_out": ("fan_out", "default", (2,)),
+    "kaiming_normal_fan_out_wrn": ("fan_out", "default", ()),
+    "kaiming_normal_fan_out_vgg": ("fan_out", 0.01, ()),
+    "kaiming_uniform_fan_out_vgg": ("fan_out", 0.01, ()),
+}
 
-@pytest.mark.parametrize("kernel", ["plain", "masked", "subnet"])
-@pytest.mark.parametrize(
-    "distribution", ["kaiming_normal", "kaiming_uniform", "kaiming_normal_fan_out", "signed_const"]
-)
-def test_deviation_and_seeds(distribution, kernel):
+
+@pytest.mark.parametrize("kernel", ["plain", "subnet"])
+@pytest.mark.parametrize("distribution", HYDRAS)
+def test_initializations_of_hydras_networks(distribution, kernel):
     network = models.large_cnn(kernel=kernel)
+    models.initialize_kernels(network, distribution, seed=1)
+    *kinds, with_bias = HYDRAS[distribution]
+    for layer in layers.kernel_layers(network):
+        a = layer.kernel.numpy()
+        fan_in, fan_out = math.prod(a.shape[:-1]), math.prod(a.shape) // a.shape[-2]
+        kind = kinds[0 if a.ndim == 4 else 1]
+        variance = {"fan_out": 2 / fan_out, "default": 1 / (3 * fan_in)}.get(kind, 1e-4)
+        assert a.std() == pytest.approx(math.sqrt(variance), rel=6 / math.sqrt(a.size))
+        if kind == "default" or (distribution.startswith("kaiming_uniform") and kind == "fan_out"):
+            assert np.abs(a).max() <= math.sqrt(3 * variance)
+        bias = np.abs(layer.bias.numpy())
+        assert bias.any() == (a.ndim in with_bias) and bias.max() <= 1 / math.sqrt(fan_in)
+
+
+@pytest.mark.parametrize("distribution", ["kaiming_normal", "kaiming_uniform", "signed_const"])
+def test_deviation_and_seeds(distribution):
+    network = models.large_cnn(kernel="masked")
 
     def drawn(seed):
         models.initialize_kernels(network, distribution, seed)
@@ -24,19 +49,14 @@ def test_deviation_and_seeds(distribution, kernel):
     for layer, a, b, c in zip(layers.kernel_layers(network), first, again, other, strict=True):
         np.testing.assert_array_equal(a, b)
         assert (a != c).any()
-        fan_in, fan_out = math.prod(a.shape[:-1]), math.prod(a.shape) // a.shape[-2]
-        variance = 2 / fan_in
-        if distribution == "kaiming_normal_fan_out":
-            variance = 2 / fan_out if a.ndim == 4 else 1 / (3 * fan_in)
-        assert a.std() == pytest.approx(math.sqrt(variance), rel=6 / math.sqrt(a.size))
+        fan_in = math.prod(a.shape[:-1])
+        deviation = math.sqrt(2 / fan_in)
+        assert a.std() == pytest.approx(deviation, rel=6 / math.sqrt(a.size))
         if distribution == "signed_const":
-            np.testing.assert_allclose(np.abs(a), math.sqrt(variance), rtol=1e-6)
+            np.testing.assert_allclose(np.abs(a), deviation, rtol=1e-6)
         if distribution == "kaiming_uniform":
             assert np.abs(a).max() <= math.sqrt(6 / fan_in)
-        uniform_bias = distribution == "kaiming_normal_fan_out" and a.ndim == 2
-        assert layer.bias.numpy().any() == uniform_bias
-        if uniform_bias:
-            assert np.abs(layer.bias.numpy()).max() <= 1 / math.sqrt(fan_in)
+        assert not layer.bias.numpy().any()
 
 
 # Of a convolution from 64 to 64 channels, 3x3, of which 1 % stays: name -> (magnitude, deviation, largest).

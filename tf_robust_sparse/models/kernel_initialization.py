@@ -11,7 +11,8 @@ from tf_robust_sparse import layers
 # Each with the gain of ReLU unless another is given: PyTorch's initialisations of these names, HYDRA's, and those of
 # binary sub-networks.
 KERNEL_INITIALIZATIONS = (
-    *("kaiming_normal", "kaiming_uniform", "kaiming_normal_fan_out", "signed_const"),
+    *("kaiming_normal", "kaiming_uniform", "kaiming_normal_fan_out", "signed_const", "pytorch"),
+    *("kaiming_normal_fan_out_wrn", "kaiming_normal_fan_out_vgg", "kaiming_uniform_fan_out_vgg"),
     *("binary", "lottery_binary", "uniform_pm1", "signed_constant", "signed_constant_correct", "unsigned_constant"),
     *("unsigned_constant_correct", "kaiming_normal_correct", "xavier_normal", "xavier_constant", "standard"),
 )
@@ -23,6 +24,14 @@ _CONSTANTS = {  # name -> whether signs are random, and what a fan is multiplied
     "unsigned_constant_correct": (False, lambda k: k),
 }
 _NORMALS = {"kaiming_normal": lambda k: 1 - k, "kaiming_normal_correct": lambda k: k}
+# Convolutions by the kernels that read their output; name -> how dense kernels are drawn.
+_FAN_OUT = {
+    "kaiming_normal_fan_out": "uniform",
+    "kaiming_normal_fan_out_wrn": "uniform",
+    "kaiming_normal_fan_out_vgg": "normal",
+    "kaiming_uniform_fan_out_vgg": "normal",
+}
+_BIASES = {"pytorch": (2, 4), "kaiming_normal_fan_out": (2,)}  # name -> dimensions of kernels whose bias is not zero
 _SIGNS = ("binary", "lottery_binary", "xavier_constant", "signed_const", "signed_constant", "signed_constant_correct")
 
 
@@ -34,7 +43,7 @@ def initialize_kernels(
     scaled_by: float | None = None,
     gain: float = math.sqrt(2),
 ) -> None:
-    """Draws every kernel of `network` anew and sets its biases to zero.
+    """Draws every kernel of `network` anew and, unless the distribution says otherwise, sets its biases to zero.
 
     Args:
         network: A network of plain, masked, subnet, binary or signed kernels; the last take magnitudes and signs alone.
@@ -48,8 +57,12 @@ def initialize_kernels(
             `"kaiming_uniform"`: uniform of that variance.
             `"xavier_normal"`, `"xavier_constant"`: of standard deviation, or magnitude, `sqrt(2 / (fan_in + fan_out))`.
             `"standard"`: uniform in +-1 / sqrt(fan_in).
+            `"pytorch"`: kernels and biases uniform in +-1 / sqrt(fan_in), PyTorch's default.
             `"kaiming_normal_fan_out"`: convolutions normal of variance 2 / (height * width * filters), dense kernels
-            and biases uniform in +-1 / sqrt(fan_in); HYDRA's networks without batch norm.
+            and biases uniform in +-1 / sqrt(fan_in); HYDRA's networks without batch norm, and ResNets of ImageNet.
+            `"kaiming_normal_fan_out_wrn"`: the same with dense biases of zero; HYDRA's wide residual networks.
+            `"kaiming_normal_fan_out_vgg"`, `"kaiming_uniform_fan_out_vgg"`: convolutions of the same variance, normal
+            or uniform, dense kernels normal of standard deviation 0.01; HYDRA's VGG networks.
         seed: Integer; each layer derives its own.
         mode: `"fan_in"` or `"fan_out"`.
         scaled_by: The fraction k of all entries that stays, by which the fan is multiplied in the distributions called
@@ -82,7 +95,7 @@ def initialize_kernels(
         shape = tuple(layer.kernel.shape if hasattr(layer, "kernel") else layer.positive.shape)
         kernel = _drawn(random, shape, distribution, mode, scaled_by, gain)
         bias = np.zeros(shape[-1:])
-        if distribution == "kaiming_normal_fan_out" and len(shape) == 2:
+        if len(shape) in _BIASES.get(distribution, ()):
             bias = random.uniform(-1, 1, shape[-1:]) / math.sqrt(math.prod(shape[:-1]))
         if hasattr(layer, "magnitude"):
             layer.magnitude = float(np.float32(np.abs(kernel).max()))
@@ -120,8 +133,12 @@ def _drawn(
         return random.normal(size=shape) * math.sqrt(2 / (fan_in + fan_out))
     if distribution == "xavier_constant":
         return np.where(random.random(shape) < 0.5, -1.0, 1.0) * math.sqrt(2 / (fan_in + fan_out))
-    if distribution == "kaiming_normal_fan_out" and len(shape) == 4:
+    if distribution in _FAN_OUT and len(shape) == 4:
+        if distribution.startswith("kaiming_uniform"):
+            return random.uniform(-1, 1, shape) * math.sqrt(6 / fan_out)
         return random.normal(size=shape) * math.sqrt(2 / fan_out)
+    if _FAN_OUT.get(distribution) == "normal":
+        return random.normal(size=shape) * 0.01
     return random.uniform(-1, 1, shape) / math.sqrt(fan_in)
 
 

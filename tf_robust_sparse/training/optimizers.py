@@ -113,7 +113,7 @@ class CoupledAdam(_DecayInGradient, _Adam):
         beta_1: Decay of the first moment, in [0, 1).
         beta_2: Decay of the second moment, in [0, 1).
         epsilon: Added to the root of the second moment.
-        corrected_epsilon: Whether that root is bias-corrected before, as in PyTorch, or not, as in TensorFlow and Keras.
+        corrected_epsilon: Whether that root is bias-corrected before, as in PyTorch, or not, as in TensorFlow.
         **kwargs: `l2` and `decay_batch_norm` as of `CoupledSGD`, the rest as of `keras.optimizers.Adam`.
 
     Reference: [Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980), algorithm 1.
