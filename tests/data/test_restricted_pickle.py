@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import struct
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -55,11 +57,18 @@ def test_nested_containers_get_their_arrays():
     np.testing.assert_array_equal(loaded["o"]["w"], np.ones(3))
 
 
-def test_cycles_end():
+def test_cycles_are_refused():
     value: list = [np.ones(1)]
     value.append(value)
-    loaded = restricted_pickle.load(pickle.dumps(value))
-    assert loaded[1] is loaded
+    with pytest.raises(pickle.UnpicklingError, match="contains itself"):
+        restricted_pickle.load(pickle.dumps(value))
+
+
+def test_shared_values_stay_shared():
+    array, row = np.ones(2), [1, 2]
+    loaded = restricted_pickle.load(pickle.dumps({"a": [row, row, (array,)], ("k", (1, None)): (array,)}))
+    assert loaded["a"][0] is loaded["a"][1] == [1, 2]
+    assert loaded["a"][2][0] is loaded["k", (1, None)][0]
 
 
 def test_reads_path_file_and_bytes(tmp_path):
@@ -256,6 +265,79 @@ def test_damage_gives_an_unpickling_error(data):
         restricted_pickle.load(data)
 
 
-def test_deep_nesting_gives_an_unpickling_error():
-    with pytest.raises(pickle.UnpicklingError, match="RecursionError"):
-        restricted_pickle.load(b"(l" * 100_000 + b"a" * 99_999 + b".")
+def pairs(levels, start=b"N"):
+    """Tuples of two, each of which holds the one below twice: 2**levels entries in all."""
+    return start + b"2\x86" * levels
+
+
+def many_tuple_keys(count):
+    return b"}(" + b"".join(b"J" + struct.pack("<i", i) + b"\x85N" for i in range(count)) + b"u."
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"\x80\x04)" + b"\x85" + b"2\x86" * 26 + b".", "repeats them beyond"),  # shared: 2**27 entries
+        (b"}" + pairs(60) + b"Ns.", "a key of more than 100 entries"),
+        (b"\x8f(" + pairs(60) + b"\x90.", "a key of more than 100 entries"),
+        (b"(" + pairs(60) + b"\x91.", "a key of more than 100 entries"),
+        (b"cbuiltins\nset\n]" + pairs(60) + b"a\x85R.", "a key of more than 100 entries"),
+        (b"ccollections\nOrderedDict\n](" + pairs(60) + b"Nta\x85R.", "a key of more than 100 entries"),
+        (b"}" + b")" + b"\x85" * 1_000_000 + b"Ns.", "nests more than 100"),  # deep: the stack overflows
+        (b")" + b"\x85" * 1_000_000 + b".", "nests more than 100"),
+        (b"(l" * 10_000 + b"a" * 9_999 + b".", "nests more than 100"),
+        # lists that share lists, of which numpy.asarray would make an array of 2**30 entries
+        (b"]Na" + b"q\x000]h\x00ah\x00a" * 30 + b".", "repeats them beyond"),
+        (b"]q\x00h\x00ah\x00a.", "contains itself"),
+        # an index that the memo would be stretched to
+        (b"\x80\x04]r" + struct.pack("<I", 2**26) + b".", "place 67108864 after 3 opcodes"),
+        (b"Np99999999999\n.", "place 99999999999"),
+        (b"Ng-1\n.", "place -1"),
+        # a mebibyte, copied by four opcodes at a time
+        (
+            b"X"
+            + struct.pack("<I", 1 << 20)
+            + b"a" * (1 << 20)
+            + b"q\x000]("
+            + b"c_codecs\nencode\nh\x00\x85R" * 1000
+            + b"e.",
+            "instructions for more than",
+        ),
+        (
+            b"](" + b"N" * 10_000 + b"eq\x000(" + b"cbuiltins\nset\nh\x00\x85R" * 200 + b"t.",
+            "instructions for more",
+        ),
+        (b"(" + b"\x8f" * 100_000 + b"t.", "instructions for more than"),
+        (b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20) + b".", "an integer of 8388607 bits"),
+        (b"}" + b"\x8a\x0a" + b"\x7f" * 10 + b"Ns.", "more than 64 bits"),  # its hash can be any
+        (many_tuple_keys(10_001), "10000 tuples as keys"),
+        # the message must not print what it refuses
+        (b"cnumpy\ndtype\n" + pairs(60) + b"\x85R.", "TypeError"),
+        (b"c_codecs\nencode\nX\x00\x00\x00\x00" + pairs(60) + b"\x86R.", "received encoding tuple"),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n("
+            + pairs(60)
+            + b"tcnumpy\ndtype\n(S'f8'\nI00\nI01\ntRI00\nS'AAAAAAAA'\ntb.",
+            "beginning with tuple",
+        ),
+    ],
+)
+def test_a_small_file_takes_little_time_and_memory(data, message):
+    tracemalloc.start()
+    begin = time.process_time()
+    try:
+        with pytest.raises(pickle.UnpicklingError, match=message) as error:
+            restricted_pickle.load(data)
+        seconds, most = time.process_time() - begin, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert most < 40 * len(data) + 24e6
+    assert seconds < 5  # under tracemalloc, which is slow; most take milliseconds
+
+
+def test_attributes_of_an_ordered_dictionary_are_left_out():
+    value = collections.OrderedDict(weight=np.ones(2))
+    value._metadata = {"version": 1}  # as PyTorch's state dicts have
+    loaded = restricted_pickle.load(pickle.dumps(value, 2))
+    assert list(loaded) == ["weight"] and not vars(loaded)

@@ -3,14 +3,12 @@
 A pickle is a program: it names functions and calls them. Here every name resolves to a stand-in of this file or
 to an error, so no function of NumPy runs with arguments chosen by the file. That matters for NumPy too:
 `ndarray(shape, dtype=object, buffer=...)` and a `dtype` with tampered flags both turn bytes into pointers.
+What a file can build is bounded by its size: a small one cannot take much memory or time.
 """
 
-import collections
-import io
 import math
 import os
 import pickle
-import pickletools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,29 +16,28 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-_ONLY = "only plain containers and NumPy arrays are allowed, and the file may be malicious; save the data as .npz"
+from tf_robust_sparse.data.pickle_opcodes import (
+    DEEPEST,
+    FROZENSET,
+    ORDERED,
+    SET,
+    Budget,
+    StandIn,
+    Unfinished,
+    execute,
+    refuse,
+    short,
+)
 
-# An extension code may be cached by the process, and then never reaches `find_class`; the others call a class or
-# ask the caller for an object, which no plain data needs.
-_REFUSED_OPCODES = {
-    "EXT1": "import from the extension registry",
-    "EXT2": "import from the extension registry",
-    "EXT4": "import from the extension registry",
-    "PERSID": "load a persistent id",
-    "BINPERSID": "load a persistent id",
-    "INST": "make an instance of a class",
-    "OBJ": "make an instance of a class",
-    "NEWOBJ": "make an instance of a class",
-    "NEWOBJ_EX": "make an instance of a class",
-    "NEXT_BUFFER": "read an out-of-band buffer",
-}
 _DTYPE_CODE = re.compile(r"[?biufcSUO]\d*")
+_MOST_AXES = 64  # of NumPy
+_CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
 def load(
     file: str | os.PathLike | bytes | BinaryIO,
     encoding: str = "ASCII",
-    stand_ins: Mapping[tuple[str, str], "StandIn"] | None = None,
+    stand_ins: Mapping[tuple[str, str], StandIn] | None = None,
 ) -> Any:
     """Reads a pickle of plain containers, numbers, strings and NumPy arrays.
 
@@ -53,7 +50,8 @@ def load(
         The object. Arrays are writable copies of their own. Arrays of objects hold such plain values again.
 
     Raises:
-        pickle.UnpicklingError: if the pickle asks for anything else, or is damaged or cut short.
+        pickle.UnpicklingError: if the pickle asks for anything else, is damaged or cut short, nests more than 100
+            containers, contains itself, or builds far more than its size.
     """
     if isinstance(file, (bytes, bytearray)):
         data = bytes(file)
@@ -61,88 +59,46 @@ def load(
         data = Path(file).read_bytes()
     else:
         data = file.read()
+    budget = Budget(len(data))
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in _REFUSED_OPCODES:
-                what = f"{_REFUSED_OPCODES[opcode.name]} ({opcode.name} {argument!r:.60})"
-                raise pickle.UnpicklingError(f"this pickle tries to {what}; {_ONLY}")
-        return _resolve(_Unpickler(io.BytesIO(data), encoding, stand_ins or {}).load(), set())
+        value = execute(data, encoding, {**_ALLOWED, **(stand_ins or {})}, budget)
+        return _Finish(budget.limit).finished(value)
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a damaged pickle can fail in any of its opcodes
-        raise pickle.UnpicklingError(f"not a complete, plain pickle: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise pickle.UnpicklingError(f"not a complete, plain pickle: {type(error).__name__}: {reason:.200}") from error
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, encoding: str, stand_ins: Mapping[tuple[str, str], "StandIn"]) -> None:
-        super().__init__(file, encoding=encoding)
-        self._known = {**_ALLOWED, **stand_ins}
-
-    def find_class(self, module, name):
-        try:
-            return self._known[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"this pickle tries to import {module}.{name}; {_ONLY}") from None
-
-
-class StandIn:
-    """What a pickle gets for a name: something it can call, and can neither change nor look into.
-
-    Args:
-        function: What a call does; its arguments come from the file and must be checked.
-    """
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function):
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *args):
-        """Does what stands behind the name."""
-        return self._function(*args)
-
-    def __setattr__(self, name, value):
-        raise pickle.UnpicklingError(f"this pickle tries to change one of its constructors; {_ONLY}")
-
-    def __setstate__(self, state):
-        self.__setattr__("state", state)
-
-
-class _DType:
+class _DType(Unfinished):
     """A dtype being read: the name comes first, its byte order in a second step."""
-
-    __slots__ = ("value",)
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, code, align=False, copy=False):
         code = _text(code)
         if not _DTYPE_CODE.fullmatch(code):
-            raise pickle.UnpicklingError(f"this pickle holds an array of dtype {code!r:.40}; {_ONLY}")
+            refuse(f"this pickle holds an array of dtype {short(code)}")
         self.value = np.dtype(code)
 
-    def __setstate__(self, state):
+    def fill(self, state: Any) -> None:
         # (version, byte order, subarray, names, fields, item size, alignment, flags): only the byte order is
         # taken from the file. Item sizes of text types are already part of the code.
         order, subarray, names, fields = state[1:5]
         if subarray is not None or names is not None or fields is not None:
-            raise pickle.UnpicklingError(f"this pickle holds an array with named fields; {_ONLY}")
+            refuse("this pickle holds an array with named fields")
         order = _text(order)
         if order not in ("<", ">", "|", "="):
-            raise ValueError(f"expected a byte order, received {order!r:.40}")
+            raise ValueError(f"expected a byte order, received {short(order)}")
         if order in "<>":
             self.value = self.value.newbyteorder(order)
 
 
-class _Array:
-    """An array being read: made empty first, filled in a second step, replaced by `_resolve` in the end."""
-
-    __slots__ = ("value",)
-    __hash__ = None  # type: ignore[assignment]
+class _Array(Unfinished):
+    """An array being read: made empty first, filled in a second step, replaced by `_Finish` in the end."""
 
     def __init__(self, value=None):
         self.value = value
 
-    def __setstate__(self, state):
+    def fill(self, state: Any) -> None:
         shape, dtype, fortran_order, data = state[-4:]
         if not isinstance(dtype, _DType):
             raise ValueError(f"expected a dtype, received {type(dtype).__name__}")
@@ -151,8 +107,9 @@ class _Array:
 
 def _build_array(data: Any, dtype: np.dtype, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
     shape = tuple(shape)
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"expected sizes of axes, received {shape!r:.60}")
+    if len(shape) > _MOST_AXES or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        sizes = ", ".join(short(size) for size in shape[:4])
+        raise ValueError(f"expected sizes of axes, received {len(shape)} of them, beginning with {sizes}")
     count = math.prod(shape)
     if dtype.hasobject:
         if not isinstance(data, list) or len(data) != count:
@@ -172,7 +129,7 @@ def _build_array(data: Any, dtype: np.dtype, shape: Any, order: Literal["C", "F"
 
 def _reconstruct(subtype, shape, typecode):
     if subtype is not _NDARRAY:
-        raise pickle.UnpicklingError(f"this pickle tries to rebuild an array of its own class; {_ONLY}")
+        refuse("this pickle tries to rebuild an array of its own class")
     return _Array()
 
 
@@ -190,7 +147,7 @@ def _frombuffer(data, dtype, shape, order, axis_order=None):
 
 def _encode(text, encoding="latin1"):
     if encoding not in ("latin1", "latin-1"):  # the one way in which Python writes bytes below protocol 3
-        raise ValueError(f"expected bytes written as latin1 text, received encoding {encoding!r:.40}")
+        raise ValueError(f"expected bytes written as latin1 text, received encoding {short(encoding)}")
     return text.encode("latin1")
 
 
@@ -201,7 +158,7 @@ def _empty_bytes(*args):
 
 
 def _refuse_ndarray(*args):
-    raise pickle.UnpicklingError(f"this pickle tries to call numpy.ndarray; {_ONLY}")
+    refuse("this pickle tries to call numpy.ndarray")
 
 
 _NDARRAY = StandIn(_refuse_ndarray)
@@ -209,12 +166,12 @@ _ALLOWED = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): StandIn(_DType),
     ("_codecs", "encode"): StandIn(_encode),
-    ("collections", "OrderedDict"): StandIn(collections.OrderedDict),
+    ("collections", "OrderedDict"): ORDERED,
 }
 for _module in ("builtins", "__builtin__"):
     _ALLOWED[_module, "bytes"] = StandIn(_empty_bytes)
-    _ALLOWED[_module, "set"] = StandIn(set)
-    _ALLOWED[_module, "frozenset"] = StandIn(frozenset)
+    _ALLOWED[_module, "set"] = SET
+    _ALLOWED[_module, "frozenset"] = FROZENSET
 for _module in ("numpy.core", "numpy._core"):  # the spelling changed with NumPy 2
     _ALLOWED[_module + ".multiarray", "_reconstruct"] = StandIn(_reconstruct)
     _ALLOWED[_module + ".multiarray", "scalar"] = StandIn(_scalar)
@@ -225,36 +182,63 @@ def _text(value: Any) -> str:
     return value.decode("ascii") if isinstance(value, bytes) else value
 
 
-def _resolve(value: Any, seen: set[int]) -> Any:
-    """Puts the finished arrays in the place of what stood for them. Containers are changed in place."""
-    if isinstance(value, _Array):
-        if value.value is None:
-            raise ValueError("an array was named and never filled")
-        value = value.value
-    if isinstance(value, _DType):
-        return value.value
-    if isinstance(value, StandIn):
-        raise pickle.UnpicklingError(f"this pickle keeps a constructor as data; {_ONLY}")
-    if isinstance(value, tuple):
-        items = [_resolve(item, seen) for item in value]
-        return value if all(new is old for new, old in zip(items, value, strict=True)) else tuple(items)
-    if id(value) in seen:
-        return value
-    if isinstance(value, dict):
-        seen.add(id(value))
-        for key in value:
-            if _resolve(key, seen) is not key:
-                raise ValueError("expected plain keys in a dictionary")
-            value[key] = _resolve(value[key], seen)
-    elif isinstance(value, list):
-        seen.add(id(value))
-        value[:] = [_resolve(item, seen) for item in value]
-    elif isinstance(value, (set, frozenset)):
-        for item in value:
-            if _resolve(item, seen) is not item:
-                raise ValueError("expected plain items in a set")
-    elif isinstance(value, np.ndarray) and value.dtype.hasobject:
-        seen.add(id(value))
-        for index in np.ndindex(value.shape):
-            value[index] = _resolve(value[index], seen)
-    return value
+class _Finish:
+    """Puts the finished arrays in the place of what stood for them. Containers are changed in place.
+
+    Args:
+        limit: Bytes that the whole may take with a copy of a value for each reference to it, as in an array.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # By identity: the value before (which keeps the identity taken) and after, containers inside, bytes. `None`
+        # while its items are looked at.
+        self._done: dict[int, tuple[Any, Any, int, int] | None] = {}
+
+    def finished(self, value: Any) -> Any:
+        """Returns what a value becomes."""
+        return self._finish(value, 0)[0]
+
+    def _finish(self, value: Any, depth: int) -> tuple[Any, int, int]:
+        """Returns what a value becomes, how many containers it nests, and its size in bytes."""
+        if isinstance(value, _Array):
+            if value.value is None:
+                raise ValueError("an array was named and never filled")
+            value = value.value
+        if isinstance(value, _DType):
+            return value.value, 0, 8
+        if isinstance(value, (StandIn, Unfinished)):
+            refuse("this pickle keeps a constructor as data")
+        is_array = isinstance(value, np.ndarray)
+        if not isinstance(value, _CONTAINERS) and not (is_array and value.dtype.hasobject):
+            return value, 0, 8 + (value.nbytes if is_array else 0)
+        if depth > DEEPEST:
+            refuse(f"this pickle nests more than {DEEPEST} containers")
+        if id(value) in self._done:
+            known = self._done[id(value)]
+            if known is None:
+                refuse("this pickle holds a container that contains itself")
+            return known[1:]
+        self._done[id(value)] = None
+        items = value.values() if isinstance(value, dict) else value.flat if is_array else value
+        found = [self._finish(item, depth + 1) for item in items]
+        nested, size = 1 + max((each[1] for each in found), default=0), 8 + sum(each[2] for each in found)
+        if depth + nested > DEEPEST or size > self._limit:
+            refuse(f"this pickle nests more than {DEEPEST} containers, or repeats them beyond {self._limit} bytes")
+        result = self._filled(value, [each[0] for each in found])
+        self._done[id(value)] = (value, result, nested, size)
+        return result, nested, size
+
+    @staticmethod
+    def _filled(value: Any, items: list[Any]) -> Any:
+        if isinstance(value, tuple):
+            return tuple(items)
+        if isinstance(value, dict):
+            for key, item in zip(value, items, strict=True):
+                value[key] = item
+        elif isinstance(value, list):
+            value[:] = items
+        elif isinstance(value, np.ndarray):
+            for index, item in zip(np.ndindex(value.shape), items, strict=True):
+                value[index] = item
+        return value  # a set holds plain values alone

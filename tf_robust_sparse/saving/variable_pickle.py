@@ -9,7 +9,7 @@ import pickle
 from typing import Any
 
 from tf_robust_sparse.data import restricted_pickle
-from tf_robust_sparse.data.restricted_pickle import StandIn
+from tf_robust_sparse.data.pickle_opcodes import StandIn, Unfinished
 
 
 def load(path: str | os.PathLike) -> Any:
@@ -21,19 +21,20 @@ def load(path: str | os.PathLike) -> Any:
     return restricted_pickle.load(path, stand_ins=_STAND_INS)
 
 
-class _Partial:
+class _Partial(StandIn, Unfinished):
     """Stands in for the call that would create the variable, and returns what the variable would start with."""
 
-    __slots__ = ("_value",)
-
-    def __init__(self, function):
+    def __init__(self, function: Any) -> None:
         if function is not _RESOURCE_VARIABLE:
             raise pickle.UnpicklingError("this pickle tries to call something else than a tf.Variable")
+        super().__init__(self._initial_value)
+        self._value: Any = None
 
-    def __setstate__(self, state):
+    def fill(self, state: Any) -> None:
+        """Takes function, arguments, keywords and attributes of the call."""
         self._value = state[2]["initial_value"]
 
-    def __call__(self):
+    def _initial_value(self) -> Any:
         return self._value
 
 
