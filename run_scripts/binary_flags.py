@@ -46,6 +46,7 @@ _COURSES = {"const": "constant", "const_int": "constant_int", "exp": "exponentia
 def define() -> None:
     """Defines the network, how it is pruned and how it is trained."""
     _define_network()
+    FLAGS.set_default("batch_size", 256)
     _define_pruning()
     common_flags.define_length(200, letter=False)  # -e is --evaluate here
     _define_trainer()
@@ -105,7 +106,9 @@ def _define_pruning() -> None:
 def _define_trainer() -> None:
     flags.DEFINE_enum("trainer", "adv_step", ["default", *TRAINERS], "How it is trained; default is adv_step.")
     define_number("beta", 6.0, "Weight of the robust term of adv_trades.")
-    define_number("label_smoothing", 0.0, "Of adv_step: share of the loss that is that of all classes.", 0, 1, 1)
+    define_number(
+        "label_smoothing", 0.0, "Share of the loss that is that of all classes; not of adv_step_fast.", 0, 1, 1
+    )
     flags.DEFINE_enum("reweight", None, list(trs.objectives.REWEIGHTINGS), "What examples are weighed by.")
     flags.DEFINE_integer("warmup_rw", 0, "Epochs without these weights.", 0)
     define_number("valid_ratio", None, "Held-out share of the training images.", 0, 1)
@@ -225,8 +228,9 @@ def check() -> None:
         raise BadFlag(f"--attack_bn=train: expected --strategy=none. Received: --strategy={FLAGS.strategy}")
     if FLAGS.reweight and "nat_max" in FLAGS.reweight and FLAGS.trainer != "adv_trades":
         raise BadFlag(f"--reweight={FLAGS.reweight}: expected --trainer=adv_trades. Received: {FLAGS.trainer}")
-    if FLAGS.label_smoothing and FLAGS.trainer not in ("default", "adv_step", *LOTTERY):
-        raise BadFlag(f"--label_smoothing: expected --trainer=adv_step. Received: --trainer={FLAGS.trainer}")
+    if FLAGS.label_smoothing and FLAGS.trainer == "adv_step_fast":
+        print(f"Note: --label_smoothing={FLAGS.label_smoothing:g} changes nothing, because adv_step_fast ignores it")
+        FLAGS["label_smoothing"].value = 0.0
     for name in ("mix", "soft_targets", "carry"):
         if FLAGS[name].value != FLAGS[name].default and FLAGS.trainer != "adv_step_fast":
             raise BadFlag(f"--{name}: expected --trainer=adv_step_fast. Received: --trainer={FLAGS.trainer}")
@@ -247,12 +251,14 @@ def check() -> None:
             f"Received: {unknown[0]}"
         )
     if FLAGS.trainer == "adv_step_fast":  # it crops and mirrors together with the perturbations
-        if FLAGS["augmentation"].present and FLAGS.augmentation not in ("none", "crop"):
+        allowed = ("none", "crop", *(["resized_crop"] if FLAGS.data in trs.data.IN_FILES else []))
+        if FLAGS["augmentation"].present and FLAGS.augmentation not in allowed:
             raise BadFlag(
-                f"--augmentation={FLAGS.augmentation}: expected none or crop with --trainer=adv_step_fast, which crops "
-                "images together with their perturbations"
+                f"--augmentation={FLAGS.augmentation} does not go with --trainer=adv_step_fast, which crops images "
+                f"together with their perturbations; pass --augmentation={' or '.join(allowed)}"
             )
-        FLAGS["augmentation"].value = "none"
+        if FLAGS.augmentation != "resized_crop":
+            FLAGS["augmentation"].value = "none"
     if FLAGS.pseudo_labels:
         raise BadFlag("--pseudo_labels: expected another script. Received: it")
     if (FLAGS.binconv_stochastic or FLAGS.binconv_freeze_rand) and kernel("conv_type") != "binary":

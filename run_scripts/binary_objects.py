@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import binary_flags, common_flags, common_objects, training_run
+from run_scripts import binary_flags, common_flags, common_objects, run_directory, training_run
 from run_scripts.command_line import BadFlag, about
 
 FLAGS = flags.FLAGS
@@ -107,9 +107,38 @@ def _choose_what_trains(network: keras.Model) -> None:
         )
 
 
+def _pretrained() -> Path:
+    """Returns what --pretrained names; for a checkpoint in the folder of a run of ours, that run."""
+    path = Path(FLAGS.pretrained).expanduser()
+    run = path.parent.parent
+    if not path.exists() and path.parent.name == "checkpoints" and (run / "network.keras").is_file():
+        print(f"Note: there is no {path.name} in {path.parent}; the network of the run in {run} is taken")
+        return run
+    return path
+
+
+def adopt_flags() -> None:
+    """Takes over what the run of --pretrained recorded of its network, where no flag says it.
+
+    Raises:
+        BadFlag: if a flag on the command line says something else.
+    """
+    source = _pretrained()
+    recorded = run_directory.recorded(source) if source.is_dir() else {}
+    for name in binary_flags.OF_NETWORK:
+        if name not in recorded or recorded[name] == FLAGS[name].value:
+            continue
+        if FLAGS[name].present:
+            raise BadFlag(
+                f"--{name}={FLAGS[name].value} does not match the network in {source}; pass --{name}={recorded[name]} "
+                "or leave it out"
+            )
+        FLAGS[name].value = recorded[name]
+
+
 def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None:
     """Takes over the weights of --pretrained; for a retraining its mask alone."""
-    path = Path(FLAGS.pretrained).expanduser()
+    path = _pretrained()
     with about("pretrained"):
         if path.suffix not in trs.saving.PYTORCH_SUFFIXES:
             source = trs.load_network(path)
@@ -133,6 +162,10 @@ def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None
 
 def _import(path: Path, network: keras.Model) -> None:
     try:
+        last = "last" in trs.saving.pytorch_modules(path)
+        if last != FLAGS.end_with_bn:
+            has, fix = ("has a", "pass") if last else ("has no", "leave out")
+            raise BadFlag(f"--pretrained={path} {has} batch norm after the classifier; {fix} --end_with_bn")
         trs.saving.import_pytorch_weights(path, network)
     except ImportError as error:
         raise BadFlag(f"--pretrained={path}: {error}") from error

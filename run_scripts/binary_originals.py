@@ -4,13 +4,14 @@ A flag on the command line, or in a flagfile, wins over the same setting of --co
 attack is one setting: `--attack=name=PGD,step_size=2,threshold=8,iter_num=10` replaces the whole one of the file.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts.command_line import BadFlag, BadInput, define_aliases, section
+from run_scripts.command_line import BadFlag, BadInput, define_aliases, is_direct, section
 
 FLAGS = flags.FLAGS
 
@@ -34,18 +35,19 @@ _ATTACK_FLAGS = {  # what a setting of an attack stands for
     "trades_attack": {"threshold": "epsilon", "step_size": "step_size", "iter_num": "num_steps"},
     "eval_attack": {"threshold": "val_epsilon", "step_size": "val_step_size", "iter_num": "val_num_steps"},
 }
-# Flags of the original that mean nothing here, each with the value that changes nothing and what to do instead. A
-# configuration may hold the first ones, for all of them do.
+# Flags of the original that change nothing here, and why.
+_HARMLESS = {
+    "workers": "the input pipeline takes as many threads as it needs",
+    "print_freq": "progress is shown by epochs",
+}
+# Flags of the original that cannot be served, each with the value that changes nothing and what to do instead.
 _REFUSED: dict[str, tuple[Any, str]] = {
-    "workers": (None, "none, for the input pipeline takes as many threads as it needs"),
-    "print_freq": (None, "none, for progress is shown by epochs"),
-    "multigpu": (None, "--strategy=mirrored, with all devices, or --num_replicas"),
     "subset": ("test", "test images; --select chooses among epochs by held-out ones"),
     "start_epoch": ("0", "--resume, which goes on after the last finished epoch"),
-    "dampening": (0.0, "0, for no configuration has another one"),
+    "dampening": (0.0, "0, because no configuration has another one"),
     "file": (None, "run_mask_plots.py --network=FILE"),
 }
-_ELSEWHERE = ("workers", "log_dir", "print_freq", "multigpu", "subset")
+_ELSEWHERE = ("log_dir", "multigpu", "subset", *_HARMLESS)
 _OTHER_NAMES = {"lr": "learning_rate", "num_classes": "n_classes"}
 
 
@@ -60,7 +62,12 @@ def _define_spellings() -> None:
     flags.DEFINE_string("config", None, "YAML file of the original; flags win over what it says.")
     flags.DEFINE_string("model_type", None, "--model, or the original's name of one.")
     flags.DEFINE_string("dataset", None, "--data, or the original's name of it.")
-    flags.DEFINE_string("model_name", None, "With --log_dir, its folder: name of the run's directory.")
+    flags.DEFINE_string(
+        "model_name",
+        None,
+        "Name of the run, which is written to LOG_DIR/CONFIG/NAME/prune_rate=RATE/TRIAL; LOG_DIR is that of --log_dir, "
+        "of --config, or runs. Each run gets the next trial; --resume goes on with the last one.",
+    )
     for name, what in (
         ("attack", "Training attack, name=PGD or FGSM-RS"),
         ("eval_attack", "Attack on held-out images, name=PGD"),
@@ -70,8 +77,11 @@ def _define_spellings() -> None:
     define_aliases({"num_classes": "n_classes", "a": "model_type", "evaluate": "load_model", "e": "load_model"})
 
 
-@section("Of the original, and refused here")
+@section("Of the original, and without use here")
 def _define_refused() -> None:
+    flags.DEFINE_string("multigpu", None, "GPUs that train together, such as 0,1; as --strategy=mirrored on these.")
+    for name, reason in _HARMLESS.items():
+        flags.DEFINE_string(name, None, f"Changes nothing, because {reason}.")
     for name, (_, instead) in _REFUSED.items():
         flags.DEFINE_string(name, None, f"Use {instead}.")
     define_aliases({"j": "workers", "p": "print_freq"})
@@ -89,10 +99,14 @@ def translate() -> None:
     for name, value in settings.items():
         if name not in _ELSEWHERE:
             _set(name, value)
+    for name, reason in _HARMLESS.items():
+        if FLAGS[name].value is not None:
+            print(f"Note: --{name}={FLAGS[name].value} changes nothing, because {reason}")
+            FLAGS[name].value = None
     for name, (harmless, instead) in _REFUSED.items():
         given = FLAGS[name].value
         if given is not None and str(given) != str(harmless) and not _is_number(given, harmless):
-            raise BadFlag(f"--{name}={given} is a setting of the original: expected {instead}. Received: it")
+            raise BadFlag(f"--{name}={given} is a setting of the published code that is not supported; use {instead}")
     for theirs, ours, names in (("model_type", "model", MODELS), ("dataset", "data", DATA)):
         given = FLAGS[theirs].value
         if given is None or (FLAGS[ours].present and not FLAGS[theirs].present):
@@ -109,20 +123,48 @@ def translate() -> None:
         # What attacks belong to the trainer: TRADES attacks by its own, the other one is on held-out images then.
         text = FLAGS[name].value
         found = _parsed(name, text) if text is not None else attacks[name]
-        if found is not None:
-            _set_attack(name, found, on_command_line=text is not None)
-    if bool(FLAGS.log_dir) != bool(FLAGS.model_name):
-        raise BadFlag("--log_dir and --model_name go together, as the folder and the name. Received: one of them")
+        if found is None:
+            continue
+        if name == "trades_attack" and FLAGS.trainer != "adv_trades":
+            print(
+                f"Note: trades_attack changes nothing, because it belongs to --trainer=adv_trades, not {FLAGS.trainer}"
+            )
+            continue
+        _set_attack(name, found, on_command_line=text is not None)
+    if FLAGS.log_dir and not FLAGS.model_name:
+        raise BadFlag("--log_dir is the folder of --model_name; pass --model_name=NAME with it, or --output_dir=DIR")
     if FLAGS.model_name:
         if FLAGS.output_dir:
             raise BadFlag("--output_dir and --model_name both say where to write; pass one. Received: both")
-        FLAGS.output_dir = str(Path(FLAGS.log_dir) / FLAGS.model_name)
+        FLAGS.output_dir = str(_trial(settings.get("log_dir")))
 
 
-def forget_attacks() -> None:
-    """Unsets the attacks of the original, which `translate` has said in our words: what is recorded."""
-    for name in _ATTACK_FLAGS:
+def forget() -> None:
+    """Unsets what `translate` has said in our words, which is what is recorded."""
+    for name in (*_ATTACK_FLAGS, "model_name", "model_type", "dataset"):
         FLAGS[name].value = None
+
+
+def _trial(log_dir: str | None) -> Path:
+    """Returns the directory of the run: the first trial that is free, or the last one where a run goes on."""
+    if FLAGS.strategy == "multi_worker":
+        raise BadFlag(
+            "--model_name counts trials, which every worker would do by itself; pass --output_dir=DIR with "
+            "--strategy=multi_worker"
+        )
+    config = [Path(FLAGS.config).stem] if FLAGS.config else []
+    parent = Path(FLAGS.log_dir or log_dir or "runs", *config, FLAGS.model_name, f"prune_rate={FLAGS.prune_rate}")
+    parent = parent.expanduser()
+    found = parent.iterdir() if parent.is_dir() else ()
+    used = {int(path.name) for path in found if path.name.isdecimal() and not (path.is_dir() and _is_empty(path))}
+    goes_on = FLAGS.resume or FLAGS.overwrite or (FLAGS.load_model and not FLAGS.pretrained)
+    if goes_on and used:
+        return parent / str(max(used))
+    return parent / str(next(number for number in itertools.count() if number not in used))
+
+
+def _is_empty(directory: Path) -> bool:
+    return not any(directory.iterdir())
 
 
 def _is_number(text: str, value: Any) -> bool:
@@ -204,7 +246,7 @@ def _set_norm(what: str, order: Any) -> None:
     except ValueError:
         number = 0.5
     if not (number <= 0 or number in (2, float("inf"))):
-        raise BadFlag(f"{what}: expected order=2 or inf. Received: order={order}")
+        raise BadFlag(f"{what}: expected order=2 or inf, or norm=Linf or L2. Received: {order}")
     if not FLAGS["norm"].present:
         FLAGS["norm"].value = "l2" if number == 2 else "linf"
         FLAGS["norm"].using_default_value = False
@@ -227,8 +269,9 @@ def _set_attack(name: str, settings: dict[str, Any], on_command_line: bool) -> N
         raise BadFlag(f"{what}: expected name, step_size, threshold, iter_num. Received: {settings!r}")
     settings = dict(settings)
     kind = str(settings.get("name", "")).lower()
-    if "name" not in settings and "norm" in settings:  # a configuration of the evaluation
-        settings = {"threshold": settings["threshold"]} if "threshold" in settings else {}
+    if "name" not in settings and "norm" in settings:  # a configuration of the evaluation by AutoAttack
+        _set_norm(what, {"linf": "inf", "l2": 2}.get(str(settings.pop("norm")).lower(), "another"))
+        FLAGS["load_model"].value = True
     elif kind not in _ATTACK_NAMES[name]:
         raise BadFlag(f"{what}: expected name={' or '.join(_ATTACK_NAMES[name])}. Received: {settings.get('name')}")
     _set_augmentations(what, settings.pop("aug_policy", None), kind)
@@ -245,9 +288,14 @@ def _set_attack(name: str, settings: dict[str, Any], on_command_line: bool) -> N
             continue
         flag = FLAGS[flag_name]
         if flag.present:
-            if on_command_line:
-                raise BadFlag(f"--{name} and --{flag_name} say the same; pass one. Received: both")
-            continue
+            # The command line wins over flagfiles, and those over --config.
+            if is_direct(name) == is_direct(flag.name) and on_command_line:
+                raise BadFlag(
+                    f"--{name} and --{flag_name} say the same; pass one. "
+                    f"Received: --{name}={FLAGS[name].value} --{flag_name}={flag.value:g}"
+                )
+            if not is_direct(name):
+                continue
         try:
             number = float(settings[setting])
             if setting == "iter_num":

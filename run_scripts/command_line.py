@@ -17,6 +17,7 @@ FLAGS = flags.FLAGS
 _HELP = ("--help", "-help", "--helpshort", "-helpshort", "--helpfull", "-helpfull", "-h", "-?")
 _sections: dict[str, list[str]] = {}  # title -> names of its flags, in the order of their definition
 _aliases: dict[str, str] = {}
+_direct: set[str] = set()
 
 
 class BadFlag(ValueError):
@@ -43,6 +44,11 @@ def section(title: str) -> Iterator[None]:
 def names() -> list[str]:
     """Returns the names of the flags of all sections, without aliases."""
     return [name for found in _sections.values() for name in found]
+
+
+def is_direct(name: str) -> bool:
+    """Returns whether a flag stands on the command line itself, and not only in a flagfile."""
+    return FLAGS[name].present and name in _direct
 
 
 @contextlib.contextmanager
@@ -205,8 +211,15 @@ def _describe(name: str) -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    argv = _with_underscores(argv)
+    _direct.clear()
+    for word in argv[1:]:
+        name = word.lstrip("-").partition("=")[0]
+        found = name if name in FLAGS else name.removeprefix("no")
+        if word.startswith("-") and found in FLAGS:
+            _direct.add(FLAGS[found].name)
     try:
-        rest = FLAGS(_with_underscores(argv))
+        rest = FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         close = str(error).partition("Did you mean:")[2].strip(" ?")
         hint = f", such as {close}" if close else ""

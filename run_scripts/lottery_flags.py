@@ -116,6 +116,8 @@ def define() -> None:
     define_variants()
     define_attack()
     common_flags.define_machines()
+    with section("Machines"):
+        flags.DEFINE_string("devices", None, "GPUs that may be used, such as 0,1,2,3; by default all.")
 
 
 def check() -> None:

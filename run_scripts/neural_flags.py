@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
@@ -171,21 +170,6 @@ def check() -> None:
         run_directory.leave_out("vulnerability")
     if FLAGS.mixed_precision and chosen().kernel == "bayesian":
         raise BadFlag(f"--mixed_precision: expected float32 with --net={FLAGS.model}. Received: both")
-
-
-def choose_gpu() -> None:
-    """Hides all GPUs but that of --gpuid; must come before anything else that touches devices.
-
-    Raises:
-        BadFlag: if this machine has GPUs and not as many.
-    """
-    gpus = tf.config.list_physical_devices("GPU") if FLAGS.gpuid is not None else []
-    if gpus and FLAGS.gpuid >= len(gpus):
-        raise BadFlag(f"--gpuid={FLAGS.gpuid}: expected less than {len(gpus)}, the number of GPUs of this machine")
-    if gpus:
-        tf.config.set_visible_devices(gpus[FLAGS.gpuid], "GPU")
-    elif FLAGS.gpuid is not None:
-        print(f"Note: --gpuid={FLAGS.gpuid} means nothing here, for this machine has no GPU")
 
 
 def chosen() -> Network:

@@ -29,6 +29,7 @@ from run_scripts import (  # isort: skip
     command_line,
     common_flags,
     common_objects,
+    devices,
     report,
     run_directory,
     training_run,
@@ -51,8 +52,9 @@ binary_originals.define()
 
 def main() -> None:
     """Trains, or takes over a network."""
+    devices.choose("multigpu", replicas=True)
     binary_originals.translate()
-    binary_originals.forget_attacks()
+    binary_originals.forget()
     common_flags.check()
     binary_flags.check()
     directory = run_directory.chosen(Path("saved_models") / binary_flags.run_name())
@@ -81,6 +83,7 @@ def main() -> None:
 def take_over(directory: Path) -> None:
     """Makes a directory like that of a run of a network that is trained already."""
     run_directory.check(directory)
+    binary_objects.adopt_flags()
     images = common_objects.dataset()
     network = binary_objects.built(images)
     binary_objects.load_pretrained(network, images)

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_objects, lottery_flags, lottery_processes, report, run_directory  # isort: skip
+from run_scripts import command_line, common_objects, devices, lottery_flags, lottery_processes, report, run_directory  # isort: skip
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ lottery_flags.define()
 # What --resume may change; everything else makes it another run.
 _MAY_CHANGE = (
     *("base_dir", "checkpoint_seconds", "data_dir", "force", "only_trials", "processes", "prune_iters", "resume"),
-    *("stacked", "trials"),
+    *("stacked", "trials", "devices"),
     "dataset",  # another word for data
 )
 
@@ -41,6 +41,7 @@ _MAY_CHANGE = (
 def main() -> None:
     """Runs all rounds of all trials that are not finished."""
     lottery_flags.check()
+    devices.choose("devices", fewer=True, quiet=bool(FLAGS.only_trials))
     directory = lottery_flags.directory()
     resuming = check(directory)
     keras.utils.set_random_seed(FLAGS.seed)

@@ -23,7 +23,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, common_objects, neural_flags, report, run_directory, training_run  # isort: skip
+from run_scripts import (  # isort: skip
+    command_line,
+    common_flags,
+    common_objects,
+    devices,
+    neural_flags,
+    report,
+    run_directory,
+    training_run,
+)
 
 import keras
 from absl import flags
@@ -67,7 +76,7 @@ def main() -> None:
         with command_line.about("draw_loss"):
             trs.evaluation.check_matplotlib()
     command_line.note_unused(neural_flags.MEANINGFUL)
-    neural_flags.choose_gpu()
+    devices.choose("gpuid")
     directory = run_directory.chosen(neural_flags.directory())
     if FLAGS.eval_mode != "train":
         evaluate(directory)

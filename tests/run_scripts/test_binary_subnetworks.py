@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,27 @@ def config(tmp_path):
         return path
 
     return write
+
+
+# What its aa-standard.yaml look like.
+EVALUATION = """
+model_type: cResNet34
+dataset: Cifar10
+num_classes: 10
+log_dir: ./runs/cifar10-resnet34/aa
+normalize: cifar10
+batch_size: 512
+attack: {norm: Linf, threshold: 8}
+subset: test
+conv_type: SubnetConv
+bn_type: NonAffineBatchNorm
+freeze_weights: True
+mode: fan_in
+nonlinearity: relu
+scale_fan: True
+workers: 20
+seed: 1234
+"""
 
 
 def meaning(parse, *arguments):
@@ -167,7 +189,7 @@ def test_stages_keep_less_and_less_and_resume(tmp_path):
 
 def test_a_pretrained_network_is_taken_over(found, tmp_path):
     directory, _ = found
-    more = ("--evaluate", f"--pretrained={directory / 'network.trs'}", "--init=binary", "--autoattack=apgd-ce,fab-t")
+    more = ("--evaluate", f"--pretrained={directory / 'network.trs'}", "--init=binary", "--autoattack=apgd-ce")
     done = run_script(BINARY, *FEW, *more, f"--output_dir={tmp_path / 'run'}").expect()
     assert results(tmp_path / "run")["clean_accuracy"] == pytest.approx(results(directory)["clean_accuracy"])
     folder = tmp_path / "run/autoattack/0"
@@ -177,9 +199,7 @@ def test_a_pretrained_network_is_taken_over(found, tmp_path):
     assert record["attacks"]["autoattack"]["epsilon"] == 0.1
     assert record["robust_accuracy"] <= results(directory)["robust_accuracy"]  # PGD with a single step
     other = (*FEW, "--evaluate", f"--pretrained={directory}", "--init=binary", "--pr_scale=1")
-    assert_explained(
-        run_script(BINARY, *other, f"--output_dir={tmp_path / 'x'}"), "--pr_scale=1", "those of --pretrained"
-    )
+    assert_explained(run_script(BINARY, *other, f"--output_dir={tmp_path / 'x'}"), "--pr_scale=1", "--pr_scale=0.1")
 
 
 def test_each_evaluation_has_a_folder_of_its_own(found, tmp_path):
@@ -290,7 +310,7 @@ ORIGINAL = {
     **{"scale-fan": True, "score-init-scale": 1.0, "fan-scaled-score-mode": "all", "conv-type": "SubnetConv"},
     **{"bn-type": "NonAffineBatchNorm", "first-layer-dense": True, "first-layer-type": "DenseConv"},
     **{"last-layer-dense": True, "last-layer-type": "DenseConv", "end-with-bn": True, "no-bn-decay": True},
-    **{"mode": "fan_in", "start-epoch": 0},
+    **{"mode": "fan_in", "start-epoch": 0, "multigpu": "0,1"},
 }
 
 
@@ -298,8 +318,8 @@ ORIGINAL = {
 def test_every_flag_of_the_original_in_both_spellings(name, parse):
     value = ORIGINAL[name]
     if value is None:  # these two go together
-        given = meaning(parse, "--log-dir=runs", "--model-name=a"), meaning(parse, "--log_dir=runs", "--model_name=a")
-        assert all(flags.output_dir == "runs/a" for flags in given)
+        given = meaning(parse, "--log-dir=x", "--model-name=a"), meaning(parse, "--log_dir=x", "--model_name=a")
+        assert all(flags.output_dir == "x/a/prune_rate=0.01/0" for flags in given)
         return
     for spelling in {name, name.replace("-", "_"), name.replace("_", "-")}:
         flags = meaning(parse, f"--{spelling}" if value is True else f"--{spelling}={value}")
@@ -336,6 +356,78 @@ def test_configurations_that_make_no_sense(changes, message, parse, config):
         meaning(parse, f"--config={config(**changes)}")
 
 
+def test_trials_of_a_name_are_numbered_as_in_the_published_code(parse, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick_start = (f"--config={config()}", "--model_name", "quick", "--log-dir", "out", "--multigpu", "0,1")
+    parent = Path("out/config/quick/prune_rate=0.01")
+    assert meaning(parse, *quick_start).output_dir == str(parent / "0")
+    (parent / "0").mkdir(parents=True)
+    assert meaning(parse, *quick_start).output_dir == str(parent / "0")  # nothing was written there
+    (parent / "0/run.flags").write_text("")
+    (parent / "3").mkdir()
+    (parent / "3/run.flags").write_text("")
+    assert meaning(parse, *quick_start).output_dir == str(parent / "1")
+    for goes_on in ("--resume", "--overwrite", "--evaluate"):
+        assert meaning(parse, *quick_start, goes_on).output_dir == str(parent / "3")
+    flags = meaning(parse, f"--config={config()}", "--model_name=quick")
+    assert flags.output_dir == "runs/somewhere/config/quick/prune_rate=0.01/0"  # the folder that the file names
+    assert meaning(parse, "--model_name=quick").output_dir == "runs/quick/prune_rate=0.01/0"
+    with pytest.raises(BadFlag, match="--model_name counts trials"):
+        meaning(parse, "--model_name=quick", "--strategy=multi_worker")
+
+
+def test_its_configuration_of_autoattack_evaluates(parse, config, found, tmp_path, capsys):
+    run = tmp_path / "store/resnet34-binary-weights/quick/prune_rate=0.1/0"
+    shutil.copytree(found[0], run)
+    file = config(EVALUATION, dataset="x", model_type="x")
+    command = (f"--config={file}", "--model_name=quick", "--dataset=fashion_mnist_sample", "--model=resnet18_p1")
+    command += ("--multigpu=0,1", f"--pretrained={run}/checkpoints/model_best.pth", "--normalize=none")
+    flags = meaning(parse, *command)
+    assert flags.load_model and (flags.epsilon, flags.norm, flags.batch_size) == (8 / 255, "linf", 512)
+    assert flags.output_dir == "runs/cifar10-resnet34/aa/config/quick/prune_rate=0.01/0"
+    binary_objects.adopt_flags()
+    assert "there is no model_best.pth" in capsys.readouterr().out
+    # What the run recorded of its network, which the configuration does not say.
+    assert (flags.end_with_bn, flags.prune_rate, flags.pr_scale, flags.init) == (True, 0.1, 0.1, "binary")
+    images = common_objects.dataset()
+    network = binary_objects.built(images)
+    binary_objects.load_pretrained(network, images)
+    source = trs.load_network(found[0])
+    np.testing.assert_array_equal(network(images.test_images[:2] / 255), source(images.test_images[:2] / 255))
+    meaning(parse, *command, "--prune-rate=0.3")
+    with pytest.raises(BadFlag, match=r"--prune_rate=0.3 does not match.*pass --prune_rate=0.1"):
+        binary_objects.adopt_flags()
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_checkpoint_tells_whether_it_ends_with_batch_norm(last, parse, tmp_path):
+    few = [word for word in FEW if word != "--end-with-bn"]
+    entries = {"conv1.weight": np.zeros((6, 1, 3, 3)), **({"last.running_mean": np.zeros(10)} if last else {})}
+    np.savez(tmp_path / "a.npz", **entries)
+    meaning(parse, *few, "--evaluate", f"--pretrained={tmp_path / 'a.npz'}", f"--{'no' if last else ''}end_with_bn")
+    images = common_objects.dataset()
+    with pytest.raises(BadFlag, match=f"{'has a' if last else 'has no'} batch norm.*{'pass' if last else 'leave out'}"):
+        binary_objects.load_pretrained(binary_objects.built(images), images)
+
+
+def test_what_changes_nothing_is_said(parse, capsys):
+    fast = ("--trainer=adv_step_fast", "--data=fashion_mnist_sample")
+    meaning(parse, *fast, "-j", "20", "-p", "10", "--label_smoothing=0.1", "--trades_attack=name=TradesKL,threshold=8")
+    said = capsys.readouterr().out
+    for words in ("--workers=20", "--print_freq=10", "--label_smoothing=0.1", "trades_attack"):
+        assert f"{words} changes nothing, because" in said
+
+
+def test_an_attack_on_the_command_line_wins_over_a_flagfile(parse, tmp_path):
+    (tmp_path / "a.flags").write_text("--trainer=adv_trades\n--val_epsilon=8/255\n--epsilon=8/255\n--num_steps=3\n")
+    flags = meaning(parse, f"--flagfile={tmp_path / 'a.flags'}", "--attack=name=PGD,threshold=4")
+    assert (flags.val_epsilon, flags.epsilon, flags.num_steps) == (4 / 255, 8 / 255, 3)
+    flags = meaning(parse, f"--flagfile={tmp_path / 'a.flags'}", "--trades_attack=name=TradesKL,threshold=2,iter_num=5")
+    assert (flags.val_epsilon, flags.epsilon, flags.num_steps) == (8 / 255, 2 / 255, 5)
+    (tmp_path / "b.flags").write_text("--attack=name=PGD,threshold=4\n")
+    assert meaning(parse, f"--flagfile={tmp_path / 'b.flags'}", "--epsilon=0.1").epsilon == 0.1
+
+
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [1, 2\n", "a: !!python/object/apply:os.system [ls]\n"])
 def test_files_that_are_no_configuration(text, parse, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
@@ -353,8 +445,8 @@ def test_files_that_are_no_configuration(text, parse, tmp_path):
         (["--reweight=nat_max_prob"], ("--reweight=nat_max_prob", "adv_trades")),
         (["--prune_rate=0"], ("--prune_rate=0", "in (0, 1]")),
         (["--config=no.yaml"], ("--config=no.yaml", "YAML file")),
-        (["--attack=name=PGD,threshold=8", "--epsilon=0.1"], ("--attack and --epsilon", "Received: both")),
-        (["--log_dir=x"], ("--log_dir and --model_name",)),
+        (["--attack=name=PGD,threshold=8", "--epsilon=0.1"], ("--attack and --epsilon", "--epsilon=0.1")),
+        (["--log_dir=x"], ("--log_dir is the folder of --model_name",)),
         (["--binconv_stochastic"], ("--binconv_stochastic", "BinConv")),
     ],
 )
@@ -365,11 +457,8 @@ def test_bad_input(words, expected):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["-j", "20"], ("--workers=20", "as many threads as it needs")),
-        (["-p", "10"], ("--print_freq=10", "by epochs")),
-        (["--multigpu=0,1"], ("--multigpu=0,1", "--strategy=mirrored")),
         (["--start-epoch=3"], ("--start_epoch=3", "--resume")),
-        (["--dampening=0.1"], ("--dampening=0.1", "expected 0")),
+        (["--dampening=0.1"], ("--dampening=0.1", "use 0")),
         (["--subset=train"], ("--subset=train", "test images")),
         (["--file=a.pth"], ("--file=a.pth", "run_mask_plots.py")),
         (["--mix=cutmix"], ("--mix", "adv_step_fast")),
@@ -415,6 +504,11 @@ def test_the_best_settings_are_the_published_ones(parse):
     assert (flags.model, flags.data, flags.trainer) == ("resnet34_imagenet", "imagenet100", "adv_step_fast")
     assert (flags.epochs, flags.warmup_length, flags.weight_decay, flags.momentum) == (100, 5, 2**-15, 0.875)
     assert (flags.epsilon, flags.step_size, flags.val_step_size) == (2 / 255, 1 / 255, 0.00196078)
+    assert flags.augmentation == "resized_crop"  # before the crops that move perturbations along
+    fast = ("--trainer=adv_step_fast", "--data=imagenet100")
+    assert meaning(parse, *fast).augmentation == "resized_crop"
+    assert meaning(parse, *fast, "--augmentation=none").augmentation == "none"
+    assert meaning(parse).batch_size == 256
 
 
 def test_each_published_script_and_family_has_a_flagfile():
@@ -437,7 +531,7 @@ def test_recorded_flags_repeat_the_run(trainer, parse, tmp_path):
     )
     few = [word for word in FEW if not attack or not word.startswith(("--epsilon", "--step_size", "--num_steps"))]
     flags = meaning(parse, *few, f"--trainer={trainer}", *words, *attack)
-    binary_originals.forget_attacks()
+    binary_originals.forget()
     expected = {name: flags[name].value for name in binary_flags.IDENTITY}
     run_directory.write_flags(tmp_path / "run.flags")
     again = meaning(parse, f"--flagfile={tmp_path / 'run.flags'}")
@@ -476,7 +570,10 @@ def test_scores_of_the_last_layer_alone(parse, tmp_path):
             "--pr_steps=2: expected 1",
         ),
         (["--first_layer_dense", "--first_layer_type=SubnetConv"], "--first_layer_dense say different things"),
-        (["--trainer=adv_step_fast", "--augmentation=shift"], "--augmentation=shift: expected none or crop"),
+        (
+            ["--trainer=adv_step_fast", "--augmentation=shift"],
+            "--augmentation=shift does not go with --trainer=adv_step_fast",
+        ),
         (["--nocarry"], "--carry: expected --trainer=adv_step_fast"),
         (["--attack=name=PGD,threshold=8,n_class=100", "--n_classes=10"], "n_class=100"),
     ],

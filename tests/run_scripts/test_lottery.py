@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
-from run_scripts import common_objects, lottery_flags, run_directory
+from run_scripts import command_line, common_objects, devices, lottery_flags, run_directory
 from tests.evaluation.test_tickets import curve_values, write_tree
 from tests.run_scripts.conftest import run_script
 from tf_robust_sparse.saving.round_files import read_arrays, round_directory
@@ -65,6 +66,25 @@ def test_processes_leave_what_one_process_leaves(output, tmp_path):
         for kernels, tolerance in (("init_kernels", 0), ("post_kernels", 1e-4)):
             one, other = read_arrays(first / kernels), read_arrays(second / kernels)
             assert all(np.abs(one[name] - other[name]).max() <= tolerance for name in one)
+
+
+def test_devices_are_those_of_the_published_scripts(parse, monkeypatch, capsys):
+    parse(RUN, "--devices", "0,1,2,3")
+    chosen = []
+    monkeypatch.setattr(devices.tf.config, "set_visible_devices", lambda gpus, kind: chosen.append(gpus))
+    monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda kind: [])
+    devices.choose("devices", fewer=True)
+    assert "--devices=0,1,2,3 means nothing here" in capsys.readouterr().out
+    assert not any("devices" in line for line in run_directory.recorded_flags())
+    monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda kind: ["a", "b"])
+    devices.choose("devices", fewer=True)
+    with pytest.raises(command_line.BadFlag, match=r"below 2.*pass --devices=0,1"):
+        devices.choose("devices")
+    devices.choose("devices", fewer=True, replicas=True)
+    assert chosen == [["a", "b"], ["a", "b"]] and flags.FLAGS.strategy == "mirrored"
+    parse(RUN, "--devices=cpu")
+    with pytest.raises(command_line.BadFlag, match="--devices=cpu: expected numbers of GPUs"):
+        devices.choose("devices")
 
 
 def test_trials_have_processes_where_that_is_faster(parse, monkeypatch):

@@ -144,6 +144,26 @@ def kept(weight, scores, k):
     return found
 
 
+@pytest.mark.parametrize("values", [(0.0,), (0.5, -0.5), (0.0, 1.0, -1.0, 2.0)])
+def test_equal_scores_stay_as_pytorch_keeps_them(values, tmp_path):
+    source, target = (network_of("small_cnn", seed, "subnet", connectivity=0.3) for seed in range(2))
+    state, generator = state_dict(source, (8, 8, 32)), np.random.default_rng(0)
+    for key, value in state.items():
+        if key.endswith("popup_scores"):
+            state[key] = generator.choice(np.float32(values), value.shape)
+    np.savez(tmp_path / "a.npz", **state)
+    saving.import_pytorch_weights(tmp_path / "a.npz", target)
+    for layer in layers.kernel_layers(source):  # what its code computes, in its order of memory
+        (name,) = [
+            key for key, value in state.items() if key.endswith("weight") and value.size == layer.kernel.numpy().size
+        ]
+        expected = kept(state[name], state[name.replace("weight", "popup_scores")], 0.3)
+        found = np.asarray(target.get_layer(layer.name).effective_kernel)
+        assert np.count_nonzero(found) == np.count_nonzero(expected)
+        if expected.ndim == 4:
+            np.testing.assert_array_equal(np.einsum("hwio->oihw", found), expected)
+
+
 def test_modules_that_are_never_used_are_left_out(tmp_path):
     source, target = network_of("wrn28_2"), network_of("wrn28_2", seed=1)
     state = state_dict(source)

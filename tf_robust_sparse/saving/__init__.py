@@ -6,7 +6,7 @@ from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, COMPACT_VALUES, comp
 from tf_robust_sparse.saving.copy_weights import copy_weights
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
 from tf_robust_sparse.saving.onnx_export import export_onnx
-from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights
+from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights, pytorch_modules
 from tf_robust_sparse.saving.reference_weights import import_reference_weights
 from tf_robust_sparse.saving.shrink import ShrinkReport, Shrunk, shrink
 from tf_robust_sparse.saving.sizes import Sizes, network_sizes
@@ -29,6 +29,7 @@ __all__ = [
     "load_compact",
     "load_network",
     "network_sizes",
+    "pytorch_modules",
     "read_metadata",
     "replace_directory",
     "replace_file",

@@ -47,8 +47,9 @@ def import_pytorch_weights(path: str | os.PathLike, network: keras.Model) -> Non
     """Assigns the weights of a PyTorch checkpoint to `network`.
 
     Importance scores (`popup_scores` or `scores`) go to subnet kernels, whose keep fractions stay as they were built;
-    without scores in the file its connections, the entries that are not 0, all stay. Nothing is assigned unless
-    everything fits.
+    without scores in the file its connections, the entries that are not 0, all stay. Of equal scores those stay that
+    PyTorch keeps, the last in its order of memory; to that end their sizes grow by the least possible amount. Nothing
+    is assigned unless everything fits.
 
     Args:
         path: A checkpoint of `torch.save` (`.pt`, `.pth`, `.pth.tar`; read by `torch.load(weights_only=True)`, which
@@ -74,6 +75,18 @@ def import_pytorch_weights(path: str | os.PathLike, network: keras.Model) -> Non
         )
     for layer in _layers_with_weights(network):
         layer_values.assign(layer, values[layer.name])
+
+
+def pytorch_modules(path: str | os.PathLike) -> tuple[str, ...]:
+    """Returns the names of the modules with weights in a PyTorch checkpoint, without a wrapper's prefix.
+
+    Args:
+        path: As for `import_pytorch_weights`.
+
+    Raises:
+        ValueError, ImportError: as for `import_pytorch_weights`.
+    """
+    return tuple(_modules(_read(Path(path)), path))
 
 
 def _read(path: Path) -> Mapping[str, np.ndarray]:
@@ -244,7 +257,7 @@ def _values(
         values = {"kernel": _to_keras(entries["weight"], flattened, len(shape))}
         shapes = {"kernel": shape, "scores": shape, "bias": (shape[-1],)}
         if scores is not None:
-            values["scores"] = _to_keras(entries[scores], flattened, len(shape))
+            values["scores"] = _to_keras(_without_ties(entries[scores], layer.kept), flattened, len(shape))
         if ("bias" in entries) != (layer.bias is not None):
             only = module if "bias" in entries else layer.name
             raise ValueError(f"Of {layer.name} and its module {module} only {only} has a bias")
@@ -261,6 +274,23 @@ def _values(
         if not np.isfinite(value).all():
             raise ValueError(f"{module} has {role} with values that are not finite")
     return values
+
+
+def _without_ties(scores: np.ndarray, kept: int) -> np.ndarray:
+    """Returns scores of which the `kept` largest sizes are those that PyTorch keeps: of equal ones the last.
+
+    The order of memory is lost when a kernel is transposed, so ties at the threshold are decided here.
+    """
+    sizes = np.abs(scores).ravel()
+    threshold = np.partition(sizes, sizes.size - kept)[sizes.size - kept]
+    tied = np.flatnonzero(sizes == threshold)
+    wanted = kept - np.count_nonzero(sizes > threshold)
+    if wanted == tied.size:
+        return scores
+    larger = max(np.nextafter(threshold, np.float32(np.inf), dtype=np.float32), np.finfo(np.float32).tiny)
+    untied = scores.astype(np.float32).ravel()
+    untied[tied[-wanted:]] = np.where(untied[tied[-wanted:]] < 0, -larger, larger)
+    return untied.reshape(scores.shape)
 
 
 def _to_keras(weight: np.ndarray, flattened: tuple[int, ...] | None, rank: int) -> np.ndarray:
