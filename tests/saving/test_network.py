@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tests.saving.networks import IMAGE, images, residual_network
+from tests.saving.test_strip import foreign_network
 from tf_robust_sparse import layers, models, saving
 
 
@@ -200,17 +201,38 @@ def test_saved_model_is_free_of_this_package(policy, tmp_path, capfd):
     assert results["logits"].dtype == np.float32
 
 
+def test_each_weight_is_exported_once_and_layers_of_the_user_need_no_code(tmp_path):
+    network = foreign_network()
+    path = saving.export_network(network, tmp_path / "serve")
+    loaded = tf.saved_model.load(str(path))
+    np.testing.assert_allclose(loaded.serve(images(2)), network(images(2)), atol=1e-5)
+    weights = [weight for weight in saving.strip(network).weights if weight.dtype == "float32"]
+    names = [name for name, shape in tf.train.list_variables(str(path / "variables" / "variables")) if shape]
+    assert len(names) == len(weights) == len(loaded.variables)
+
+
+def test_the_optimizer_is_left_out(tmp_path):
+    network = residual_network("plain")
+    before = saving.save_network(network, tmp_path / "before.keras").stat().st_size
+    network.compile(keras.optimizers.Adam(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    network.fit(images(4), np.zeros(4), verbose=0)
+    file = saving.save_network(network, tmp_path / "after.keras")
+    assert file.stat().st_size < 1.1 * before  # the slots of Adam are twice as large as the weights
+    assert network.compiled and network.optimizer.iterations == 1
+    np.testing.assert_array_equal(saving.load_network(file)(images(2)), network(images(2)))
+
+
 def test_export_replaces_a_directory_as_a_whole(tmp_path, monkeypatch):
     first, second = residual_network(), residual_network(seed=8)
     saving.export_network(first, tmp_path / "serve")
     (tmp_path / "serve" / "note.txt").write_text("from the first export")
 
-    def failing(self, path, **kwargs):
+    def failing(trackable, path, **kwargs):
         Path(path).mkdir()
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "export", failing)
+        patch.setattr(tf.saved_model, "save", failing)
         with pytest.raises(OSError, match="No space"):
             saving.export_network(second, tmp_path / "serve")
     loaded = tf.saved_model.load(str(tmp_path / "serve"))

@@ -6,6 +6,7 @@ import pytest
 
 from tests.saving.networks import images, residual_network
 from tf_robust_sparse import layers, models, saving
+from tf_robust_sparse.models.stacked import StackedDense
 
 LOGIT_TOLERANCE = 1e-5  # the two networks multiply in the same order; only rounding of the kernel's product is left
 
@@ -107,7 +108,56 @@ def test_adapted_normalisation():
         np.testing.assert_allclose(plain(x), network(x), atol=1e-4)
 
 
-def test_subclassed_models_and_foreign_layers_are_refused():
+@keras.saving.register_keras_serializable(package="tests")
+class Amplifier(keras.layers.Layer):
+    """A layer of a user's own, with a weight and an argument."""
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def build(self, input_shape):
+        self.gain = self.add_weight(name="gain", shape=(input_shape[-1],), initializer="glorot_uniform")
+
+    def call(self, x):
+        return x * self.gain * self.factor
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
+def foreign_network():
+    """Operations, a shared layer, a nested model called twice, a slice, a Lambda and a layer of the user."""
+    pixels = keras.Input((8, 8, 3), name="pixels")
+    conv = layers.MaskedConv2D(3, 3, padding="same", name="conv")
+    inner_pixels = keras.Input((8, 8, 3))
+    h = layers.MaskedConv2D(3, 3, padding="same", name="conv")(inner_pixels)
+    inner = keras.Model(inner_pixels, h + keras.ops.tanh(inner_pixels), name="inner")
+    x = conv(inner(inner(conv(pixels))))
+    x = x + keras.ops.relu(x) * 0.5
+    x = keras.layers.Lambda(lambda x: x * 2.0, output_shape=(8, 8, 3), name="twice")(x)
+    x = Amplifier(3.0, name="amplifier")(keras.ops.cast(x, "float32")[:, 1:])
+    x = keras.ops.reshape(keras.ops.concatenate([x, -x], -1), (-1, 7 * 8 * 6))
+    return keras.Model(pixels, layers.MaskedDense(5, name="classifier")(x))
+
+
+def test_operations_and_layers_of_the_user():
+    network = foreign_network()
+    for layer in layers.kernel_layers(network):
+        layer.kernel_mask.assign(np.random.default_rng(0).random(layer.kernel.shape) < 0.5)
+    stripped = saving.strip(network)
+    np.testing.assert_allclose(stripped(images(8)), network(images(8)), atol=LOGIT_TOLERANCE)
+    assert type(stripped.get_layer("conv")) is type(stripped.get_layer("inner").get_layer("conv")) is keras.layers.Conv2D
+    assert stripped.get_layer("amplifier") is not network.get_layer("amplifier")
+
+
+def test_network_of_keras_applications():
+    network = keras.applications.MobileNetV3Small((32, 32, 3), alpha=0.35, weights=None, classes=10)
+    x = images(2, shape=(32, 32, 3))
+    np.testing.assert_allclose(saving.strip(network)(x), network(x), atol=LOGIT_TOLERANCE)
+
+
+def test_what_cannot_be_copied_is_named():
     class Trainer(keras.Model):
         pass
 
@@ -115,9 +165,14 @@ def test_subclassed_models_and_foreign_layers_are_refused():
         saving.strip(Trainer())
 
     class Odd(keras.layers.Layer):
+        def __init__(self, factor, **kwargs):
+            super().__init__(**kwargs)
+
         def call(self, x):
             return x
 
     x = keras.Input((3,))
-    with pytest.raises(ValueError, match="The layer odd is not part of Keras"):
-        saving.strip(keras.Model(x, Odd(name="odd")(x)))
+    with pytest.raises(ValueError, match="The layer odd of type Odd cannot be copied from its configuration; give it"):
+        saving.strip(keras.Model(x, Odd(object(), name="odd")(x)))
+    with pytest.raises(ValueError, match="The layer stacked has no equivalent in Keras.*Received: StackedDense"):
+        saving.strip(keras.Model(x, StackedDense(2, 5, name="stacked")(x)))

@@ -1,8 +1,10 @@
 """A network on disk: `.keras` for further work with this package, a SavedModel for everything else."""
 
+import contextlib
 import os
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -15,7 +17,7 @@ _FILE_NAME = "network.keras"
 
 
 def save_network(network: keras.Model, path: str | os.PathLike) -> Path:
-    """Saves `network` with its masks, signs and batch norm statistics.
+    """Saves `network` with its masks, signs and batch norm statistics, without an optimizer.
 
     Args:
         network: The network, not the model that trains it.
@@ -29,7 +31,7 @@ def save_network(network: keras.Model, path: str | os.PathLike) -> Path:
         OSError: if it cannot be written.
     """
     file = _file(path)
-    with replace_file(file) as temporary:
+    with replace_file(file) as temporary, _uncompiled(network):
         network.save(temporary)
     return file
 
@@ -89,9 +91,32 @@ def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
     """
     stripped = strip(network)
     path = Path(path)
+    archive = keras.export.ExportArchive()
+    archive.track(stripped)
+    # Keras tracks its variables and the TensorFlow variables inside them, and each would be written.
+    for name in ("variables", "trainable_variables", "non_trainable_variables"):
+        archive.add_variable_collection(name, [variable.value for variable in getattr(stripped, name)])
+    signature = keras.tree.map_structure(
+        lambda x: keras.InputSpec(dtype=x.dtype, shape=(None, *x.shape[1:]), name=x.name), stripped.input
+    )
+    archive.add_endpoint("serve", stripped.__call__, [signature])
     with replace_directory(path) as temporary:
-        stripped.export(str(temporary), format="tf_saved_model", verbose=False)
+        archive.write_out(str(temporary), verbose=False)
     return path
+
+
+@contextlib.contextmanager
+def _uncompiled(network: keras.Model) -> Iterator[None]:
+    """Hides the optimizer, whose slots are as large as the weights; `save_checkpoint` is what keeps them."""
+    if not network.compiled:
+        yield
+        return
+    optimizer = network.optimizer
+    network.optimizer, network.compiled = None, False
+    try:
+        yield
+    finally:
+        network.optimizer, network.compiled = optimizer, True
 
 
 def _file(path: str | os.PathLike) -> Path:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from tf_robust_sparse import layers
+
 
 class Sizes(NamedTuple):
     """Sizes of a network.
@@ -27,8 +29,13 @@ class Sizes(NamedTuple):
 
 
 def network_sizes(network: keras.Model) -> Sizes:
-    """Returns the sizes of a functional or sequential network of plain dense and Conv2D layers and known image size."""
-    kernels = [layer for layer in network.layers if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D))]
+    """Returns the sizes of a functional or sequential network of plain dense and Conv2D layers and known image size.
+
+    Raises:
+        ValueError: if `network` is a subclassed model.
+    """
+    layers.graph(network)  # refuses models whose layers have no known outputs
+    kernels = [layer for layer in layers.all_layers(network) if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D))]
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "network.keras"
         network.save(file)

@@ -10,8 +10,10 @@ def strip(network: keras.Model) -> keras.Model:
 
     Every kernel layer becomes a `keras.layers.Dense` or `keras.layers.Conv2D` whose kernel is the effective kernel,
     zeros where nothing is connected; every batch norm becomes that of Keras, and gates a `keras.layers.Rescaling`.
-    All other weights are copied by layer name. The clone computes in float32 under every dtype policy, needs nothing of
-    this package, and its logits equal those of a float32 `network`.
+    All other weights are copied by layer name, and operations such as `keras.ops.relu` are kept as they are. The clone
+    computes in float32 under every dtype policy, needs nothing of this package, and its logits equal those of a float32
+    `network`. Layers of the user's own are copied from their configuration; the clone still needs their code, what
+    `export_network` writes does not.
 
     Args:
         network: A functional or sequential model.
@@ -20,12 +22,14 @@ def strip(network: keras.Model) -> keras.Model:
         A model with the same layer names and number of non-zero kernel entries; compiled if `network` is.
 
     Raises:
-        ValueError: if `network` is not functional or sequential, or holds a layer that is not part of Keras.
+        ValueError: if `network` is not functional or sequential, or holds a layer that cannot be copied from its
+            configuration.
     """
     if not isinstance(network, keras.Sequential) and not hasattr(network, "operations"):
         raise ValueError(
             "Only a functional or sequential keras.Model can be stripped; pass the network itself, not the model that "
-            f"trains it. Received: {type(network).__name__}"
+            "trains it, and turn a subclassed model into keras.Model(inputs, outputs). "
+            f"Received: {type(network).__name__}"
         )
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # that of the input layers and of the model itself
@@ -47,16 +51,28 @@ def _inputs(network: keras.Model) -> Any:
 
 
 def _plain_layer(layer: Any) -> Any:
+    package = type(layer).__module__.partition(".")[0]
     if hasattr(layer, "plain_class"):
-        plain_class, config = layer.plain_class, layer.plain_config()
-    else:
-        plain_class, config = type(layer), layer.get_config()
-        if plain_class.__module__.partition(".")[0] != "keras":
-            raise ValueError(
-                f"The layer {layer.name} is not part of Keras, so a stripped network would need its code; replace it "
-                f"by Keras layers or give it `plain_class` and `plain_config`. Received: {plain_class.__name__}"
-            )
-    return plain_class.from_config({**config, "dtype": "float32"})
+        return layer.plain_class.from_config({**layer.plain_config(), "dtype": "float32"})
+    if package == "tf_robust_sparse":
+        raise ValueError(
+            f"The layer {layer.name} has no equivalent in Keras, so a stripped network would need this package; leave "
+            f"it out. Received: {type(layer).__name__}"
+        )
+    # The code of a Lambda layer that is in memory has run already, so nothing is gained by refusing it.
+    options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
+    try:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Layer):  # an operation such as `keras.ops.relu` has no dtype
+            config["dtype"] = "float32"
+        return type(layer).from_config(config, **options)
+    # Keras raises NotImplementedError for arguments that it cannot write down; code of the user raises anything.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"The layer {layer.name} of type {type(layer).__name__} cannot be copied from its configuration; give it a "
+            f"`get_config` that returns the arguments of its constructor. Keras says: {reason}"
+        ) from error
 
 
 def _copy_weights(network: keras.Model, stripped: keras.Model) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer's memory of a variable (momentum, second moments), found through public names alone."""
+"""The optimizer's memory of a variable: momentum, second moments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,21 +8,27 @@ import tensorflow as tf
 
 
 def slots(optimizer: keras.optimizers.Optimizer, variable: Any) -> list[Any]:
-    """Returns the optimizer variables that remember `variable`, such as its velocity.
+    """Returns the optimizer variables of the shape of `variable` that remember it, such as its velocity.
 
-    Keras names a slot `<path of the variable with underscores>_<slot>`.
+    They are found by identity. Names do not tell: two nested models may both have a layer `conv`, and `kernel` is the
+    beginning of `kernel_scale`. An optimizer keeps lists in the order of the variables that it was built for, one of
+    these variables themselves and one for each kind of slot.
 
     Args:
         optimizer: A built Keras optimizer, possibly a `keras.optimizers.LossScaleOptimizer`.
-        variable: One of the trainable variables it was built for.
+        variable: One of the trainable variables it was built for; others have no slots.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    prefix = variable.path.replace("/", "_") + "_"
-    return [
-        slot
-        for slot in optimizer.variables
-        if tuple(slot.shape) == tuple(variable.shape) and slot.path.rsplit("/", 1)[-1].startswith(prefix)
-    ]
+    own = {id(each) for each in optimizer.variables}
+    lists = [each for each in vars(optimizer).values() if isinstance(each, list)]
+    places = [(len(each), place) for each in lists for place, found in enumerate(each) if found is variable]
+    if not places:
+        return []
+    number, place = places[0]
+    # The list of all variables of the optimizer starts with its iteration, so it may be of the same length.
+    kinds = [each for each in lists if len(each) == number and not any(found is optimizer.iterations for found in each)]
+    found = [each[place] for each in kinds if id(each[place]) in own]
+    return [slot for slot in found if tuple(slot.shape) == tuple(variable.shape)]
 
 
 def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
