@@ -35,7 +35,8 @@ def network_sizes(network: keras.Model) -> Sizes:
         ValueError: if `network` is a subclassed model.
     """
     layers.graph(network)  # refuses models whose layers have no known outputs
-    kernels = [layer for layer in layers.all_layers(network) if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D))]
+    plain = (keras.layers.Dense, keras.layers.Conv2D)
+    kernels = [layer for layer in layers.all_layers(network) if isinstance(layer, plain)]
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "network.keras"
         network.save(file)
