@@ -5,10 +5,11 @@ import fractions
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
-from run_scripts import tensorflow_log  # noqa: F401  # isort: skip
+from run_scripts import command_words, tensorflow_log  # noqa: F401  # isort: skip
 
 from absl import app, flags, logging
 
@@ -18,6 +19,7 @@ _HELP = ("--help", "-help", "--helpshort", "-helpshort", "--helpfull", "-helpful
 _sections: dict[str, list[str]] = {}  # title -> names of its flags, in the order of their definition
 _aliases: dict[str, str] = {}
 _direct: set[str] = set()
+cleanups = contextlib.ExitStack()  # closed when the work of a script ends, however it ends
 
 
 class BadFlag(ValueError):
@@ -210,42 +212,27 @@ def _describe(name: str) -> str:
     return " ".join(words)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    argv = _with_underscores(argv)
-    _direct.clear()
-    for word in argv[1:]:
-        name = word.lstrip("-").partition("=")[0]
-        found = name if name in FLAGS else name.removeprefix("no")
-        if word.startswith("-") and found in FLAGS:
-            _direct.add(FLAGS[found].name)
-    try:
-        rest = FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        close = str(error).partition("Did you mean:")[2].strip(" ?")
-        hint = f", such as {close}" if close else ""
-        _fail(f"--{error.flagname}: expected a flag that --help lists{hint}. Received: an unknown one", 2)
-    except flags.CantOpenFlagFileError as error:
-        file = error.__context__
-        _fail(
-            f"--flagfile={getattr(file, 'filename', '')}: expected a file of flags, one to a line. "
-            f"Received: {getattr(file, 'strerror', error)}",
-            2,
+def words(argv: list[str]) -> list[str]:
+    """Returns a command line as absl reads it, with the words of flagfiles in their place.
+
+    Raises:
+        ValueError: if a flagfile cannot be read, or a word cannot be meant.
+    """
+    found = [*argv[:1], *_with_underscores(command_words.expanded(argv[1:]))]
+    path = command_words.path_of_resume(found) if "resume" in FLAGS and FLAGS["resume"].boolean else None
+    if path is not None:
+        place = Path(path)
+        run = place.parent if place.suffix else place
+        run = run.parent if run.name == "checkpoints" else run
+        raise BadFlag(
+            f"--resume={path}: expected --resume --output_dir={run}, the directory of a run. Received: a path"
         )
-    except UnicodeDecodeError as error:
-        _fail(f"--flagfile: expected a file of flags, one to a line. Received: a file that is no text, {error}", 2)
-    except flags.Error as error:
-        _fail(str(error).removeprefix("flag "), 2)
-    if rest[1:]:
-        _fail(
-            f"unexpected arguments: {' '.join(rest[1:])}; flags begin with -- and take their value after = or a space",
-            2,
-        )
-    return rest
+    return found
 
 
-def _with_underscores(argv: list[str]) -> list[str]:
+def _with_underscores(argv: Iterable[str]) -> list[str]:
     """Accepts `--exp-mode` for `--exp_mode`, and `--no-jit` for `--nojit`."""
-    words = []
+    found = []
     for word in argv:
         name, equals, value = word.partition("=")
         if name.startswith("--") and len(name) > 2:
@@ -253,8 +240,34 @@ def _with_underscores(argv: list[str]) -> list[str]:
             off = name[5:] if name.startswith("--no_") else ""
             if name[2:] not in FLAGS and off in FLAGS and FLAGS[off].boolean:
                 name = f"--no{off}"
-        words.append(name + equals + value)
-    return words
+        found.append(name + equals + value)
+    return found
+
+
+def _parse(argv: list[str]) -> list[str]:
+    _direct.clear()
+    for word in _with_underscores(argv[1:]):
+        name = word.lstrip("-").partition("=")[0]
+        found = name if name in FLAGS else name.removeprefix("no")
+        if word.startswith("-") and found in FLAGS:
+            _direct.add(FLAGS[found].name)
+    try:
+        rest = FLAGS(words(argv))
+    except flags.UnrecognizedFlagError as error:
+        close = str(error).partition("Did you mean:")[2].strip(" ?")
+        hint = f", such as {close}" if close else ""
+        _fail(f"--{error.flagname}: expected a flag that --help lists{hint}. Received: an unknown one", 2)
+    except (flags.Error, ValueError) as error:
+        _fail(str(error).removeprefix("flag "), 2)
+    if rest[1:]:
+        _fail(
+            f"unexpected arguments: {' '.join(rest[1:])}; flags begin with -- and take their value after = or a space",
+            2,
+        )
+    for name in names():
+        if FLAGS[name].present and FLAGS[name].value == "" != FLAGS[name].default:
+            _fail(f"--{name}=: expected a value, or no such flag. Received: an empty word", 2)
+    return rest
 
 
 def note_unused(meaningful: Mapping[str, tuple[str, Callable[[], bool]]]) -> None:
@@ -271,7 +284,8 @@ def note_unused(meaningful: Mapping[str, tuple[str, Callable[[], bool]]]) -> Non
 def _guarded(main: Callable[[], None], if_interrupted: str) -> None:
     logging.set_verbosity(logging.WARNING)  # saving and exporting are chatty
     try:
-        main()
+        with cleanups:
+            main()
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if FLAGS.traceback:
             raise

@@ -35,10 +35,14 @@ def evaluate(network: keras.Model, images: trs.data.ImageDataset, attacked: bool
     }
 
 
+# What is left of every network, by the function that writes it.
+FILES = {"network.keras": trs.save_network, "serve": trs.export_network}
+
+
 def save(network: keras.Model, directory: Path) -> None:
     """Writes `network.keras` and `serve/`."""
-    trs.save_network(network, directory)
-    trs.export_network(network, directory / "serve")
+    for name, write in FILES.items():
+        write(network, directory / name)
 
 
 def show(results: dict[str, Any], directory: Path) -> None:

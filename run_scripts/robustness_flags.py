@@ -1,7 +1,6 @@
 """The flags of the robustness evaluation, their checks, and the objects they stand for."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags
+from run_scripts import common_flags, run_directory
 from run_scripts.command_line import BadFlag, about, define_aliases, define_number, define_numbers, section
 from tf_robust_sparse.evaluation.auto_attack import VERSIONS
 from tf_robust_sparse.evaluation.ensemble_run import examples_path
@@ -220,31 +219,13 @@ def check_outputs(default: Path) -> Path:
             path = Path(FLAGS[name].value).expanduser()
         else:
             continue
-        check_output(name, path)
+        run_directory.check_file(name, path)
         for file in (path, *_beside(name, path)):
-            check_output(name, file)
+            run_directory.check_file(name, file)
             other = taken.setdefault(file.resolve(), name)
             if other != name:
                 raise BadFlag(f"--{name}={path}: expected a file of its own. Received: that of --{other}, {file}")
     return results
-
-
-def check_output(name: str, path: Path) -> None:
-    """Checks that the file that --`name` stands for can be written.
-
-    Raises:
-        BadFlag: if there is a directory in its place, a file in its way, or a directory that nothing may be written to.
-    """
-    if path.is_dir():
-        raise BadFlag(f"--{name}={path}: expected a file. Received: a directory of that name")
-    blocking = [parent for parent in path.parents if parent.is_file()]
-    if blocking:
-        raise BadFlag(f"--{name}={path}: expected a path through directories. Received: the file {blocking[0]}")
-    nearest = next((parent for parent in path.absolute().parents if parent.exists()), path)
-    if not os.access(nearest, os.W_OK):
-        raise BadFlag(
-            f"--{name}={path}: expected a place to write to. Received: {nearest}, which may not be written to"
-        )
 
 
 def _beside(name: str, path: Path) -> list[Path]:

@@ -41,6 +41,7 @@ from absl import flags
 import tf_robust_sparse as trs
 
 FLAGS = flags.FLAGS
+COMPACT = f"network{trs.saving.COMPACT_SUFFIX}"
 
 common_flags.define_data()
 binary_flags.define()
@@ -66,7 +67,7 @@ def main() -> None:
         if FLAGS.autoattack != "none":
             attack(directory)
         return
-    run = training_run.prepare(directory)
+    run = training_run.prepare(directory, files={COMPACT: trs.saving.save_compact})
     if run is None:
         return
     with run.strategy.scope():
@@ -76,8 +77,7 @@ def main() -> None:
     binary_objects.end(model)
     training_run.finish(run, model, state, binary_objects.describe(network))
     if training_run.is_chief():
-        file = trs.saving.save_compact(model.network, directory / f"network{trs.saving.COMPACT_SUFFIX}")
-        print(f"Compact network     {file}, {file.stat().st_size} bytes")
+        print(f"Compact network     {directory / COMPACT}, {(directory / COMPACT).stat().st_size} bytes")
 
 
 def take_over(directory: Path) -> None:
@@ -89,7 +89,7 @@ def take_over(directory: Path) -> None:
     binary_objects.load_pretrained(network, images)
     run_directory.begin(directory)
     report.save(network, directory)
-    trs.saving.save_compact(network, directory / f"network{trs.saving.COMPACT_SUFFIX}")
+    trs.saving.save_compact(network, directory / COMPACT)
     results = {
         **report.evaluate(network, images, attacked=False),
         **binary_objects.describe(network),

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, common_objects, robustness_flags, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, robustness_flags, run_directory, run_lock  # isort: skip
 
 import keras
 import numpy as np
@@ -72,6 +72,7 @@ def main() -> None:
     _check()
     path, model = _load()
     results_file, table = _files(path)
+    run_lock.take_beside(table, f"--outfile={table}")
     images = common_objects.dataset()
     x, y = np.asarray(images.test_images), images.test_labels
     x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
@@ -249,8 +250,7 @@ def _files(path: Path) -> tuple[Path, Path]:
     results = Path(FLAGS.results_file).expanduser() if FLAGS.results_file else beside / f"{name}.json"
     table = Path(FLAGS.outfile).expanduser() if FLAGS.outfile else results.with_suffix(".tsv")
     for name, file in (("results_file", results), ("outfile", table)):
-        if file.is_dir():
-            raise command_line.BadFlag(f"--{name}={file}: expected a file. Received: a directory of that name")
+        run_directory.check_file(name, file)
     return results, table
 
 

@@ -51,6 +51,7 @@ def main() -> None:
 def pack(network: keras.Model, beside: Path) -> None:
     """Writes the file and the table, after a look at what comes back."""
     directory = Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else beside
+    run_directory.check_directory("output_dir", directory)
     with command_line.about("network", "values"):
         before = _logits(network)
         sizes = trs.saving.compact_sizes(network, FLAGS.values)

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from run_scripts import command_line, common_flags
+from run_scripts import command_line, common_flags, run_lock
 from run_scripts.command_line import BadFlag
 from tf_robust_sparse import saving
 
@@ -30,6 +30,9 @@ ARTEFACTS = (
     *("cost.json", "white_box.json", "black_box.json", "loss_surface.png"),
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
+CHECKPOINT = Path("checkpoints", "last.weights.h5")
+# What a run may have written when it is killed before its first checkpoint: nothing of it is missed.
+_BEFORE_THE_FIRST_CHECKPOINT = ("run.flags", "checkpoints", "tensorboard", "masks", "changes")
 # What says where and how to begin, and not what the run is.
 _NOT_RECORDED = {"overwrite", "force", "resume", "load_model", "output_dir", "base_dir", "traceback", "config"}
 _left_out: set[flags.Flag] = set()
@@ -48,44 +51,85 @@ def chosen(default: Path | None = None) -> Path:
 
 
 def check(directory: Path, resume: bool = False) -> bool:
-    """Decides whether the run may use `directory`; nothing is written yet.
+    """Decides whether the run may use `directory`, and takes its lock; nothing else is written yet.
 
     Returns:
         Whether there is a checkpoint to resume from.
 
     Raises:
-        BadFlag: if the directory is in use and neither --resume nor --overwrite says what to do.
+        BadFlag: if another process writes there, if the directory is in use and neither --resume nor --overwrite says
+            what to do, or if --resume finds a network and no checkpoint to go on from.
     """
+    what = f"--output_dir={directory}"
     if resume and FLAGS.overwrite:
         raise BadFlag("--resume goes on with a run and --overwrite removes it; pass one of them. Received: both")
-    if directory.exists() and not directory.is_dir():
-        raise BadFlag(f"--output_dir={directory}: expected a directory or nothing. Received: a file of that name")
-    found = [path.name for path in directory.iterdir()] if directory.exists() else []
+    check_directory("output_dir", directory)
+    run_lock.take(directory, what)
+    found = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))  # as killed saves leave
     if not any(name in ARTEFACTS for name in found):
-        strangers = sorted(name for name in found if not name.startswith("."))  # a killed save leaves hidden files
-        if strangers:
+        if found:
             raise BadFlag(
-                f"--output_dir={directory}: expected a new or empty directory, or that of a run. "
-                f"Received: one with other files, such as {strangers[0]}"
+                f"{what}: expected a new or empty directory, or that of a run. "
+                f"Received: one with other files, such as {found[0]}"
             )
         return False
     if not (resume or FLAGS.overwrite):
         state = "a finished run" if (directory / "results.json").exists() else "an unfinished run"
+        raise BadFlag(f"{what}: expected a new directory, or --resume or --overwrite. Received: one that holds {state}")
+    if not resume:
+        return False
+    if (directory / CHECKPOINT).exists():
+        return True
+    kept = [name for name in found if name in ARTEFACTS and name not in _BEFORE_THE_FIRST_CHECKPOINT]
+    kept += [f"checkpoints/{path.name}" for path in sorted((directory / "checkpoints").glob("history.*"))]
+    if kept:
         raise BadFlag(
-            f"--output_dir={directory}: expected a new directory, or --resume or --overwrite. Received: one that "
-            f"holds {state}"
+            f"--resume: expected {directory / CHECKPOINT} to go on from. Received: a directory with {kept[0]} and "
+            "without that file; pass another --output_dir to train, or --overwrite to remove what is there"
         )
-    return resume and (directory / "checkpoints" / "last.weights.h5").exists()
+    return False
+
+
+def check_file(name: str, path: Path) -> None:
+    """Checks that the file that --`name` stands for can be written, before any work.
+
+    Raises:
+        BadFlag: if there is a directory in its place, a file in its way, or a directory that nothing may be written to.
+    """
+    if path.is_dir():
+        raise BadFlag(f"--{name}={path}: expected a file. Received: a directory of that name")
+    _check_place(name, path)
+
+
+def check_directory(name: str, path: Path) -> None:
+    """Checks that files can be written to the directory that --`name` stands for, which need not exist.
+
+    Raises:
+        BadFlag: if there is a file in its place or in its way, or nothing may be written there.
+    """
+    if path.exists() and not path.is_dir():
+        raise BadFlag(f"--{name}={path}: expected a directory. Received: a file of that name")
+    _check_place(name, path / "file")
+
+
+def _check_place(name: str, path: Path) -> None:
+    blocking = [parent for parent in path.parents if parent.is_file()]
+    if blocking:
+        raise BadFlag(f"--{name}={path}: expected a path through directories. Received: the file {blocking[0]}")
+    try:
+        saving.check_replaceable(path)
+    except OSError as error:
+        raise BadFlag(f"--{name}={path}: expected a place to write to. Received: {error.strerror}") from error
 
 
 def begin(directory: Path, resuming: bool = False) -> None:
-    """Makes the directory, empty of an older run unless this one goes on with it, and records the flags."""
-    if resuming:
-        _tell_changes(directory / "run.flags")
-    else:
+    """Makes the directory and records the flags; removes an older run with --overwrite, and not otherwise."""
+    if FLAGS.overwrite:
         for name in ARTEFACTS:
             path = directory / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if resuming:
+        _tell_changes(directory / "run.flags")
     directory.mkdir(parents=True, exist_ok=True)
     write_flags(directory / "run.flags")
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from run_scripts import command_line, common_flags, hydra_flags, hydra_originals, run_directory, training_run  # isort: skip
 
+import keras
 from absl import flags
 
 import tf_robust_sparse as trs
@@ -67,7 +68,8 @@ def run_phase(
 ) -> training_run.TrainingRun | None:
     """Trains, selects, saves and evaluates one phase; returns `None` if it is finished already."""
     phase = hydra_flags.phase(name)
-    run = training_run.prepare(directory, hydra_flags.epochs(name), before)
+    files = {"dense": _save_dense} if FLAGS.save_dense else {}
+    run = training_run.prepare(directory, hydra_flags.epochs(name), before, files)
     if run is None:
         return None
     with run.strategy.scope():
@@ -77,9 +79,12 @@ def run_phase(
     state = training_run.train(run, model, hydra_flags.config(network), (check,), hydra_flags.first_looked_at(name))
     more = {"phase": phase.describe(), "source": str(source) if source else None, "k": FLAGS.k}
     training_run.finish(run, model, state, more, hydra_flags.measure)
-    if FLAGS.save_dense and training_run.is_chief():
-        trs.save_network(trs.saving.strip(model.network), directory / "dense")
     return run
+
+
+def _save_dense(network: keras.Model, directory: Path) -> None:
+    """Writes the network with plain kernels."""
+    trs.save_network(trs.saving.strip(network), directory)
 
 
 if __name__ == "__main__":

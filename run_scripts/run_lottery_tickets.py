@@ -16,7 +16,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_objects, devices, lottery_flags, lottery_processes, report, run_directory  # isort: skip
+from run_scripts import (  # isort: skip
+    command_line,
+    common_objects,
+    devices,
+    lottery_flags,
+    lottery_processes,
+    report,
+    run_directory,
+    run_lock,
+)
 
 import keras
 import numpy as np
@@ -24,7 +33,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.saving.round_files import finished_rounds, round_directory
+from tf_robust_sparse.saving.round_files import complete, finished_rounds, round_directory
 
 FLAGS = flags.FLAGS
 
@@ -53,6 +62,7 @@ def main() -> None:
     if not FLAGS.only_trials:
         begin(directory, resuming)
         describe(images, train, held_out, parts, directory)
+        complete(directory)
     parts = [trials for trials in parts if unfinished(directory, trials)]
     if parts and lottery_flags.processes(images) > 1:
         lottery_processes.run(parts, sys.argv[1:])
@@ -130,12 +140,18 @@ def check(directory: Path) -> bool:
     Raises:
         BadFlag: if the directory is in use and neither --resume nor --force says what to do, or is another run's.
     """
-    if not directory.exists():
+    if not FLAGS.only_trials:  # the process that started this one has the lock
+        run_lock.take(directory, f"--base_dir={FLAGS.base_dir}: {directory}")
+    found = [path.name for path in directory.iterdir() if not path.name.startswith(".")]
+    if not found:
         return False
     record = directory / "config.json"
+    if not record.is_file() and set(found) != {"run.flags"}:  # which is written first
+        raise command_line.BadFlag(
+            f"--base_dir={FLAGS.base_dir}: expected a new experiment, or the directory of one. Received: {directory} "
+            f"with other files, such as {min(found)}"
+        )
     if FLAGS.force:
-        if any(directory.iterdir()) and not record.is_file():
-            raise command_line.BadFlag(f"--force: expected a directory of an experiment. Received: {directory}")
         return False
     if not FLAGS.resume:
         raise command_line.BadFlag(
@@ -156,8 +172,10 @@ def check(directory: Path) -> bool:
 
 def begin(directory: Path, resuming: bool) -> None:
     """Makes the directory, empty of an older experiment unless this one goes on, and records the flags."""
-    if FLAGS.force and directory.exists():
-        shutil.rmtree(directory)
+    if FLAGS.force:
+        for path in directory.iterdir():
+            if path.name != run_lock.NAME:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     directory.mkdir(parents=True, exist_ok=True)
     if not resuming or not (directory / "run.flags").is_file():
         run_directory.write_flags(directory / "run.flags", "--base_dir")

@@ -59,8 +59,7 @@ def main() -> None:
     given = Path(FLAGS.network).expanduser()
     beside = given if given.is_dir() else given.parent
     directory = Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else beside / "figures"
-    if directory.exists() and not directory.is_dir():
-        raise command_line.BadFlag(f"--output_dir={directory}: expected a directory. Received: a file of that name")
+    run_directory.check_directory("output_dir", directory)
     rows = trs.sparsity.mask_statistics(network)
     planned = {
         layer.name: layer.keep_fraction for layer in trs.layers.kernel_layers(network) if hasattr(layer, "scores")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, common_objects, report, robustness_flags, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, report, robustness_flags, run_directory, run_lock  # isort: skip
 
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +37,8 @@ def main() -> None:
     robustness_flags.check()
     path = robustness_flags.network_path()
     file = robustness_flags.results_file(path)
+    if FLAGS.state_file:
+        run_lock.take_beside(Path(FLAGS.state_file).expanduser(), f"--state_file={FLAGS.state_file}")
     model = robustness_flags.load(path)
     images = common_objects.dataset()
     source = robustness_flags.source(images)

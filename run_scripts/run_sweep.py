@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, run_directory  # isort: skip
+from run_scripts import command_line, run_directory, run_lock  # isort: skip
 
 import numpy as np
 from absl import flags
@@ -58,6 +58,7 @@ def main() -> None:
     others = [_finished(Path(path).expanduser()) for path in FLAGS.beside]
     directory = _directory()
     _check_runs(script, arguments)
+    run_lock.take(directory, f"--output_dir={directory}")
     record = {"name": FLAGS.name or script, "command": FLAGS.command, "vary": FLAGS.vary, "points": []}
     if not (directory / "sweep.json").is_file():  # whose runs these are, should it be interrupted
         run_directory.write_json(directory / "sweep.json", record)
@@ -140,8 +141,8 @@ def _check_runs(script: str, arguments: list[str]) -> None:
 
 def _parse(source: str, arguments: list[str]) -> None:
     try:
-        rest = FLAGS(command_line._with_underscores(["", *arguments]))[1:]
-    except flags.Error as error:
+        rest = FLAGS(command_line.words(["", *arguments]))[1:]
+    except (flags.Error, ValueError) as error:
         raise command_line.BadFlag(f"{source}: {str(error).removeprefix('flag ')}") from error
     if rest:
         raise command_line.BadFlag(f"{source}: expected flags, which begin with --. Received: {' '.join(rest)}")
@@ -176,8 +177,7 @@ def _directory() -> Path:
     if not FLAGS.output_dir:
         raise command_line.BadFlag("--output_dir: expected a directory for the sweep. Received: no such flag")
     directory = Path(FLAGS.output_dir).expanduser()
-    if directory.exists() and not directory.is_dir():
-        raise command_line.BadFlag(f"--output_dir={directory}: expected a directory. Received: a file of that name")
+    run_directory.check_directory("output_dir", directory)
     record = directory / "sweep.json"
     if record.is_file() and (before := _read(directory)["command"]) != FLAGS.command:
         raise command_line.BadFlag(

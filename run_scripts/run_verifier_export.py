@@ -102,8 +102,7 @@ def _directory() -> Path:
     given = Path(FLAGS.network).expanduser()
     beside = given if given.is_dir() else given.parent
     directory = Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else beside / "verifier"
-    if directory.exists() and not directory.is_dir():
-        raise command_line.BadFlag(f"--output_dir={directory}: expected a directory. Received: a file of that name")
+    run_directory.check_directory("output_dir", directory)
     if directory.exists() and any(directory.iterdir()):
         is_ours = (directory / "instances.csv").is_file() and (directory / "export.json").is_file()
         if not is_ours:

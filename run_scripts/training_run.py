@@ -17,6 +17,9 @@ from run_scripts import command_line, common_flags, common_objects, report, run_
 
 FLAGS = flags.FLAGS
 
+# Writes one file or directory of a finished network.
+Writer = Callable[[keras.Model, Path], object]
+
 IF_INTERRUPTED = "no finished epoch is lost, run the same command with --resume to go on"
 # What --resume cannot change, for the run would no longer be one run.
 _IDENTITY = (
@@ -38,6 +41,7 @@ class TrainingRun(NamedTuple):
     epochs: int
     steps_per_epoch: int
     resuming: bool
+    files: dict[str, Writer]
 
     @property
     def total_steps(self) -> int:
@@ -61,26 +65,35 @@ def define(certifies: bool = False) -> None:
     flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard logs; needs the extra tensorboard.")
 
 
-def prepare(directory: Path, epochs: int | None = None, before: TrainingRun | None = None) -> TrainingRun | None:
-    """Reads the data and counts the steps; writes nothing.
+def prepare(
+    directory: Path,
+    epochs: int | None = None,
+    before: TrainingRun | None = None,
+    files: dict[str, Writer] | None = None,
+) -> TrainingRun | None:
+    """Reads the data and counts the steps; of a finished run writes what is missing, and nothing else.
 
     Args:
         directory: Where the run is written.
         epochs: Its length; `None` for --epochs.
         before: A run of the same process, of which data and devices are taken over.
+        files: Name -> writer of files that the script leaves, beside `network.keras` and `serve/`.
 
     Returns:
         The run, or `None` if it is finished already.
     """
+    files = {**report.FILES, **(files or {})}
     # Worker 0 alone checks and writes the directory.
     resuming = run_directory.check(directory, FLAGS.resume) if is_chief() else _has_checkpoint(directory)
-    if resuming and (directory / "results.json").exists():
+    if resuming and (directory / "results.json").exists() and (directory / "network.keras").exists():
         print(f"{directory} holds the finished run; there is nothing to resume.")
+        if is_chief():
+            _complete(directory, files)
         return None
     keras.utils.set_random_seed(FLAGS.seed)
     epochs = FLAGS.epochs if epochs is None else epochs
     if before is not None:
-        return before._replace(directory=directory, epochs=epochs, resuming=resuming)
+        return before._replace(directory=directory, epochs=epochs, resuming=resuming, files=files)
     if FLAGS.mixed_precision:
         keras.mixed_precision.set_global_policy("mixed_float16")
     strategy = common_objects.strategy()
@@ -97,7 +110,8 @@ def prepare(directory: Path, epochs: int | None = None, before: TrainingRun | No
     if _held_out(images):
         images, some, labels = images.split_validation(_held_out(images), seed=FLAGS.seed)
         validation = (some, labels)
-    return TrainingRun(directory, images, validation, auxiliary, strategy, epochs, _steps_per_epoch(images), resuming)
+    steps = _steps_per_epoch(images)
+    return TrainingRun(directory, images, validation, auxiliary, strategy, epochs, steps, resuming, files)
 
 
 def train(
@@ -169,14 +183,15 @@ def finish(
     more: dict[str, Any] | None = None,
     measure: Callable[[keras.Model, trs.data.ImageDataset], dict[str, Any]] = lambda *_: {},
 ) -> None:
-    """Selects an epoch, saves its network, evaluates it on the test images and writes `results.json`.
+    """Selects an epoch, saves its network, evaluates it on the test images and, last of all, writes `results.json`.
 
     `more` are further entries of it, `measure` returns some from the network and the images.
     """
     if is_chief():
         stem = FLAGS.select if FLAGS.select in state["best"] else "last"
         trs.saving.load_checkpoint(_checkpoint(run.directory, stem), model)
-        report.save(model.network, run.directory)
+        for name, write in run.files.items():
+            write(model.network, run.directory / name)
         results = {
             **report.evaluate(model.network, run.images),
             **measure(model.network, run.images),
@@ -198,6 +213,17 @@ def finish(
             print(f"Note: no epoch was within the budget for --select={FLAGS.select}; the network is that of the last")
     if FLAGS.strategy == "multi_worker":  # a worker that leaves early would take the others down
         run.strategy.reduce("SUM", run.strategy.run(lambda: tf.constant(1.0)), axis=None)
+
+
+def _complete(directory: Path, files: dict[str, Writer]) -> None:
+    """Writes what a finished run lacks: a later --save_dense, or what was removed."""
+    missing = [name for name in files if not (directory / name).exists()]
+    if missing:
+        with command_line.about("resume"):
+            network = trs.load_network(directory)
+        for name in missing:
+            files[name](network, directory / name)
+        print(f"Completed:          {', '.join(missing)}")
 
 
 def evaluate_again(directory: Path, names: tuple[str, ...] = ("model",)) -> None:

@@ -185,3 +185,29 @@ def test_memory_that_runs_out_over_an_input_names_its_flag(parse):
         command_line.about("data"),
     ):
         raise MemoryError("8 TiB")
+
+
+def test_flagfiles_are_found_beside_the_file_that_names_them(parse, tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "size.flags").write_text("# of all runs\n--batch-size=7\n\n--flagfile=deeper.flags\n")
+    (tmp_path / "base" / "deeper.flags").write_text("// further\n--seed=5\n")
+    (tmp_path / "run.flags").write_text("--flagfile=base/size.flags\n--epochs=3\n")
+    (tmp_path / "elsewhere" / "base").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "base" / "size.flags").write_text("--batch_size=9\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where the same name means another file
+    found = parse(TRAIN, "--data", "fashion_mnist_sample", "--flagfile", tmp_path / "run.flags", "--seed=6")
+    assert (found.batch_size, found.epochs, found.seed) == (7, 3, 6)
+    (tmp_path / "run.flags").write_text("--flagfile=../elsewhere/base/size.flags\n")
+    monkeypatch.chdir(tmp_path / "base")  # from where the name is meant, as it always was
+    assert parse(TRAIN, f"--flagfile={tmp_path / 'run.flags'}").batch_size == 9
+
+
+def test_flagfiles_that_lead_nowhere(tmp_path):
+    file = tmp_path / "run.flags"
+    file.write_text("--flagfile=no.flags\n")
+    done = run_script(TRAIN, f"--flagfile={file}").expect(2)
+    assert "--flagfile=no.flags: expected a file of flags" in done.err and f"{file} names it" in done.err
+    file.write_text(f"--flagfile={file}\n")
+    assert "leads to itself" in run_script(TRAIN, f"--flagfile={file}").expect(2).err
+    file.write_bytes(b"\xff\xfe")
+    assert "no text" in run_script(TRAIN, f"--flagfile={file}").expect(2).err

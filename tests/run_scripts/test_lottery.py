@@ -134,6 +134,30 @@ def test_resume_adds_trials_and_prunings_and_force_begins_anew(tmp_path):
     assert not (tmp_path / NAME / "trial_01").exists()
 
 
+def test_trials_of_a_stack_stay_together_after_a_kill_between_their_marks(output, tmp_path, monkeypatch):
+    """One that has finished a round more than the others would be trained without them, in other roundings."""
+    command = (*TINY, "--trials=2", "--adv_train", f"--base_dir={tmp_path}")
+    rename = Path.replace
+
+    def killed(self, target):
+        if Path(target) == round_directory(tmp_path / NAME, 1, 1) / "DONE":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        run_script(RUN, *command).expect(130)
+    assert [(round_directory(tmp_path / NAME, trial, 1) / "DONE").exists() for trial in (0, 1)] == [True, False]
+    said = run_script(RUN, *command, "--resume").expect().out
+    assert "trials " not in said.partition("Output:")[2]  # as is said of a part of them
+    assert {path.name for path in (tmp_path / NAME).iterdir()} == {path.name for path in (output / NAME).iterdir()}
+    for trial in (0, 1):
+        one, other = (
+            read_arrays(round_directory(base / NAME, trial, 2) / "post_kernels") for base in (output, tmp_path)
+        )
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
 def test_convolutional_networks_have_tickets_too(tmp_path):
     options = ("--model=small_cnn", "--percents=conv1=0.5", "--attack=pgd", "--pgd_steps=2", "--trials=1")
     options += ("--prune_iters=1", "--train_iters=4", "--eval_every=4", "--eval_subset=20")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import tf_robust_sparse as trs
+from run_scripts import command_line, run_lock
 from tests.run_scripts.conftest import ROOT, TINY, TRAIN, results, run_script
 from tests.run_scripts.test_runs import assert_same_weights
 
@@ -86,6 +88,47 @@ def test_resume_begins_where_nothing_is(finished, tmp_path):
     (directory / "checkpoints").mkdir(parents=True)  # killed before the first epoch was over
     (directory / ".run.flags.tmp-1.flags").touch()
     assert_resumes_to(finished, directory)
+
+
+def contents(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("removed", ["checkpoints", "checkpoints/last.weights.h5"])
+def test_resume_keeps_its_hands_off_a_network_without_a_checkpoint(removed, finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    (shutil.rmtree if removed == "checkpoints" else Path.unlink)(directory / removed)
+    before = contents(directory)
+    done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", "--resume").expect(2)
+    assert done.err.startswith(f"error: --resume: expected {directory}/checkpoints/last.weights.h5 to go on from.")
+    assert "network.keras" in done.err and done.err.count("\n") == 1
+    assert contents(directory) == before
+
+
+def test_resume_completes_a_finished_run(finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    before = contents(directory)
+    shutil.rmtree(directory / "serve")
+    done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", "--resume").expect()
+    assert "nothing to resume" in done.out and "Completed:          serve\n" in done.out
+    after = contents(directory)
+    assert set(after) == set(before)
+    assert all(after[name] == before[name] for name in before if name.parts[0] != "serve")
+
+
+def test_a_directory_has_one_writer(finished, tmp_path):
+    directory = tmp_path / "run"
+    run_lock.take(directory, "")
+    lock = (directory / run_lock.NAME).read_text()
+    command_line.cleanups.close()
+    directory.mkdir()
+    (directory / run_lock.NAME).write_text(lock)
+    for more in ((), ("--resume",), ("--overwrite",)):
+        done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", *more).expect(2)
+        assert done.err.startswith(f"error: --output_dir={directory} is in use by process {os.getpid()} on ")
+        assert contents(directory) == {Path(run_lock.NAME): lock.encode()}
 
 
 @pytest.mark.slow

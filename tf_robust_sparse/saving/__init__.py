@@ -1,6 +1,6 @@
 """Files: networks, checkpoints of a run, SavedModels for everyone else, and published weights."""
 
-from tf_robust_sparse.saving.atomic import replace_directory, replace_file
+from tf_robust_sparse.saving.atomic import check_replaceable, replace_directory, replace_file
 from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, COMPACT_VALUES, compact_sizes, load_compact, save_compact
 from tf_robust_sparse.saving.copy_weights import copy_weights
@@ -19,6 +19,7 @@ __all__ = [
     "ShrinkReport",
     "Shrunk",
     "Sizes",
+    "check_replaceable",
     "compact_sizes",
     "copy_weights",
     "export_network",

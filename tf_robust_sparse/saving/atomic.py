@@ -33,8 +33,7 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     with _temporary(path) as temporary:
         yield temporary
         _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
+        _put(temporary, path)
 
 
 @contextlib.contextmanager
@@ -56,23 +55,55 @@ def replace_directory(path: str | os.PathLike) -> Iterator[Path]:
             for name in files:
                 _flush(Path(folder, name))
             _flush(Path(folder))
-        if path.exists():
-            _swap(temporary, path)
-        else:
-            temporary.rename(path)
-        _flush(path.parent)
+        _put(temporary, path)
 
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}{path.suffix}")
+    temporary = path.with_name(_temporary_name(path.name, path.suffix))
     _remove(temporary)
     try:
         yield temporary
+    except OSError as error:
+        # A full disk names no file, and the temporary one means nothing to the reader.
+        is_temporary = str(error.filename or temporary).startswith(str(temporary))
+        if error.errno is None or not is_temporary:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         _remove(temporary)
+
+
+def check_replaceable(path: str | os.PathLike) -> None:
+    """Checks that `replace_file` or `replace_directory` can write `path`, by making a file where it would.
+
+    Raises:
+        OSError: naming `path`, if its directory cannot be made, nothing may be written there or the name is too long.
+    """
+    path = Path(path)
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    name = path.name if nearest == path.absolute().parent else path.absolute().relative_to(nearest).parts[0]
+    probe = nearest / _temporary_name(name, path.suffix)
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _temporary_name(name: str, suffix: str) -> str:
+    return f".{name}.tmp-{os.getpid()}{suffix}"
+
+
+def _put(new: Path, path: Path) -> None:
+    """Makes a finished file or directory the one of a name."""
+    if new.is_dir() and path.exists():
+        _swap(new, path)
+    else:
+        new.replace(path)
+    _flush(path.parent)
 
 
 def _swap(new: Path, old: Path) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,36 @@ def is_done(place: Path) -> bool:
 def finished_rounds(directory: Path, trial: int) -> int:
     """Returns how many rounds of a trial are finished, from the first one on without a gap."""
     return next(number for number in itertools.count() if not is_done(round_directory(directory, trial, number)))
+
+
+def mark_done(directory: Path, trials: Sequence[int], number: int) -> None:
+    """Marks a round of trials that were trained together as finished, of all of them whatever happens in between.
+
+    Their names are written down first, from which `complete` goes on after a kill: trials of which some have finished a
+    round and some have not would no longer be trained together, and numbers depend on that by rounding.
+    """
+    journal = Path(directory) / f"finishing_{trials[0]:02d}-{trials[-1]:02d}.json"
+    write_json(journal, {"trials": list(trials), "round": number})
+    _mark(journal)
+
+
+def complete(directory: Path) -> None:
+    """Goes on with what a kill has left of `mark_done`."""
+    for journal in sorted(Path(directory).glob("finishing_*.json")):
+        _mark(journal)
+
+
+def _mark(journal: Path) -> None:
+    try:
+        found = json.loads(journal.read_text())
+    except FileNotFoundError:  # another process was faster
+        return
+    for trial in found["trials"]:
+        place = round_directory(journal.parent, trial, found["round"])
+        if not is_done(place):
+            with replace_file(place / DONE) as path:
+                path.write_text("")
+    journal.unlink(missing_ok=True)
 
 
 def label_of(left: int, entries: int) -> str:

@@ -26,9 +26,10 @@ from tf_robust_sparse import saving
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.data import stacked_batches
 from tf_robust_sparse.saving.round_files import (
-    DONE,
+    complete,
     is_done,
     label_of,
+    mark_done,
     read_arrays,
     round_directory,
     write_arrays,
@@ -194,6 +195,7 @@ class Rounds:
             ValueError: if the directory holds rounds of another plan; more prunings are the same plan.
             FloatingPointError: if a loss is not finite.
         """
+        complete(self.directory)
         self._check_plan()
         self.model.train_on(self._train.x, self._train.y)
         for number in range(self.plan.rounds):
@@ -273,9 +275,7 @@ class Rounds:
             more = {name: measures[member]._asdict() for name, measures in final.items()}
             about = summary(record.rows[member], masks[member], record.seconds, more)
             write_json(place / "summary.json", {**about, "plan": _recorded(self.plan)})
-        for _, trial in record.open:
-            with saving.replace_file(self.place(trial, number) / DONE) as path:
-                path.write_text("")
+        mark_done(self.directory, [trial for _, trial in record.open], number)
         self._checkpoint_path().unlink(missing_ok=True)
         for member, trial in record.open:
             last = record.rows[member]["test"][-1]

@@ -1,0 +1,61 @@
+"""The words of a command line before absl reads them: flagfiles, and a path where none is meant."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_WHAT = "expected a file of flags, one to a line"
+
+
+def expanded(words: Sequence[str], naming: Path | None = None, opened: tuple[Path, ...] = ()) -> Iterator[str]:
+    """Yields the words with those of the file in place of each `--flagfile=FILE` or `--flagfile FILE`.
+
+    A file that another one names is looked for beside that one, and then in the current directory. Lines that are empty
+    or begin with # or // mean nothing.
+
+    Args:
+        words: Of the command line or of a file, without the name of the program.
+        naming: The file they stand in, or `None` for the command line.
+        opened: That file and those that led to it.
+
+    Raises:
+        ValueError: if a file cannot be read or leads to itself.
+    """
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            yield word
+            continue
+        text = value if equals else next(rest, "")
+        path = _found(text, naming)
+        if path in opened:
+            raise ValueError(f"--flagfile={text}: {_WHAT}. Received: one that leads to itself, through {naming}")
+        yield from expanded(_lines(text, path, naming), path, (*opened, path))
+
+
+def _found(text: str, naming: Path | None) -> Path:
+    path = Path(text).expanduser()
+    beside = naming.parent / path if naming is not None else path
+    return (beside if text and beside.is_file() else path).resolve()
+
+
+def _lines(text: str, path: Path, naming: Path | None) -> list[str]:
+    where = f"; {naming} names it, and it is neither beside that file nor in {Path.cwd()}" if naming is not None else ""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--flagfile={text}: {_WHAT}. Received: a file that is no text, {error}") from error
+    except OSError as error:
+        raise ValueError(f"--flagfile={text}: {_WHAT}. Received: {error.strerror}{where}") from error
+    return [line for line in lines if line and not line.startswith(("#", "//"))]
+
+
+def path_of_resume(words: Sequence[str]) -> str | None:
+    """Returns the path given to --resume, which is on or off here and takes one elsewhere, or `None`."""
+    for word, after in zip(words, [*words[1:], "-"], strict=True):
+        name, equals, value = word.partition("=")
+        if name in ("--resume", "-resume"):
+            path = value if equals else after
+            if path and not path.startswith("-") and path.lower() not in ("true", "false", "t", "f", "1", "0"):
+                return path
+    return None
