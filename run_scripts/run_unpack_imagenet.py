@@ -6,6 +6,7 @@ Training needs the images in any order, which the prepared files do not allow. F
 interrupted copy goes on where it stopped.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -13,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from run_scripts import command_line  # isort: skip
 
-import tqdm
 from absl import flags
 
 import tf_robust_sparse as trs
+from tf_robust_sparse.evaluation.progress import Progress
 
 FLAGS = flags.FLAGS
 
@@ -36,13 +37,13 @@ def main() -> None:
             f"--prepared={prepared}: expected a version that TensorFlow Datasets prepared. "
             "Received: no dataset_info.json"
         )
-    with tqdm.tqdm(unit="image", mininterval=0.1 if sys.stderr.isatty() else 20.0) as bar:
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Progress] = {}
 
         def progress(split: str, number: int, total: int) -> None:
-            if bar.desc != f"{split}: ":
-                bar.reset(total)
-                bar.set_description(split)
-            bar.update()
+            if split not in bars:
+                bars[split] = stack.enter_context(Progress(split, total, shown=True))
+            bars[split].advance(1)
 
         with command_line.about("prepared", "data_dir"):
             trs.data.unpack_imagenet(prepared, place, progress)

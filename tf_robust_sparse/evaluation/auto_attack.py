@@ -263,7 +263,7 @@ class AutoAttack:
         rows = np.flatnonzero(run.robust)
         rows = rows[rows >= run.next_row]
         lowest = min([run.clean_accuracy, *run.after.values()])
-        with Progress(attack.name, len(rows), self.verbose) as bar:
+        with Progress(attack.name, len(rows), self.verbose, leaves=False) as bar:  # a line of the log tells the end
             for first in range(0, len(rows), run.size):
                 part = rows[first : first + run.size]
                 broken, x_adv = compacted(run.x[part], run.y[part], self._seeds(attack, part))

@@ -1,25 +1,33 @@
-"""A progress bar on standard error."""
+"""How far a long count of images is: a bar on a terminal, a line now and then in a log file."""
 
+import datetime
 import sys
+import time
 from types import TracebackType
 
 import tqdm
 
+_SECONDS = 30.0  # between two lines of a log file
+
 
 class Progress:
-    """Counts images on standard error, as a context manager.
+    """Counts images on standard error, as a context manager; the clock starts where it is entered.
 
     Args:
         title: What is being done.
-        total: Number of images to count.
+        total: Number of images to count, or `None` if it is not known.
         shown: Whether to print anything.
+        leaves: Whether what was counted stays to be read; not where the caller tells the result anyway.
     """
 
-    def __init__(self, title: str, total: int, shown: bool) -> None:
-        self._title, self._total, self._shown = title, total, shown
+    def __init__(self, title: str, total: int | None, shown: bool, leaves: bool = True) -> None:
+        self._title, self._total, self._shown, self._leaves = title, total, shown, leaves
         self._bar: tqdm.tqdm | None = None
+        self._done = 0
+        self._robust: float | None = None
 
     def __enter__(self) -> "Progress":
+        self._begun = self._told = time.perf_counter()
         return self
 
     def __exit__(
@@ -27,19 +35,44 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        elif self._shown and self._leaves and self._done:
+            self._tell()
 
     def advance(self, images: int, robust: float | None = None) -> None:
         """Counts images on, and shows the robust accuracy so far, in [0, 1]."""
+        self._done += images
+        self._robust = robust
+        if not self._shown:
+            return
+        if sys.stderr.isatty():
+            self._draw(images)
+        elif time.perf_counter() - self._told >= _SECONDS:
+            self._tell()
+
+    def skip(self, images: int) -> None:
+        """Takes images out of the total that need no work; they would spoil the rate."""
+        if self._total is not None:
+            self._total -= images
+
+    def _draw(self, images: int) -> None:
         if self._bar is None:  # not before, so that an error before the first image leaves no empty bar
-            seconds = 0.1 if sys.stderr.isatty() else 20.0  # a log file needs a line now and then, not ten a second
-            self._bar = tqdm.tqdm(
-                total=self._total,
-                desc=self._title,
-                unit="image",
-                disable=not self._shown,
-                mininterval=seconds,
-                maxinterval=2 * seconds,
-            )
-        if robust is not None:
-            self._bar.set_postfix(robust=f"{robust:.2%}", refresh=False)
+            self._bar = tqdm.tqdm(total=self._total, desc=self._title, unit=" images", leave=self._leaves, smoothing=0)
+            # From here the rate is counted; work that was done before it belongs to it.
+            self._bar.start_t -= time.perf_counter() - self._begun
+        self._bar.total = self._total
+        if self._robust is not None:
+            self._bar.set_postfix(robust=f"{self._robust:.2%}", refresh=False)
         self._bar.update(images)
+
+    def _tell(self) -> None:
+        now = time.perf_counter()
+        seconds, self._told = max(now - self._begun, 1e-3), now
+        rate = self._done / seconds
+        words = [f"{self._done}{'' if self._total is None else f'/{self._total}'} images"]
+        words.append(f"{rate:.3g} images/s" if rate >= 1 else f"{1 / rate:.3g} s/image")
+        if self._robust is not None:
+            words.append(f"{100 * self._robust:.2f} % robust")
+        left = 0 if self._total is None else self._total - self._done
+        about = f"{datetime.timedelta(seconds=round(left / rate))} left" if left else None
+        words.append(about or f"{datetime.timedelta(seconds=round(seconds))}")
+        print(f"{self._title}: {', '.join(words)}", file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ def attack_survivors(
             is traced once.
         survives: `survives(rows, restart)`, from `(batch_size,)` indices of images to `(batch_size,)` bool: which of
             them are still classified correctly.
-        progress: Bar that counts attacked or skipped images, `images * restarts` in all.
+        progress: Counts attacked images; of `images * restarts` those that have fallen are taken out.
 
     Returns:
         Which images stand after all rounds, `(images,)` bool; and the share of all images that stand after each round.
@@ -30,7 +30,7 @@ def attack_survivors(
     history = []
     for restart in range(restarts):
         rows = np.flatnonzero(standing)
-        progress.advance(len(standing) - len(rows))
+        progress.skip(len(standing) - len(rows))
         for padded, count in padded_batches(rows, batch_size):
             survived = np.asarray(survives(padded, restart))[:count]
             standing[padded[:count][~survived]] = False
