@@ -11,12 +11,18 @@ from run_scripts.command_line import BadFlag, define_aliases, define_number, sec
 FLAGS = flags.FLAGS
 
 MODELS = {
+    **{f"vgg{depth}": f"vgg{depth}_without_bn" for depth in (2, 4, 6, 8, 11, 13, 16)},
     "vgg16_bn": "vgg16",
+    "wrn_28_1": "wrn28_1",
     "wrn_28_4": "wrn28_4",
     "wrn_28_10": "wrn28_10",
     "wrn_34_10": "wrn34_10",
+    "wrn_40_2": "wrn40_2",
     "cifar_model": "small_cnn",
     "cifar_model_large": "large_cnn",
+    "cifar_model_resnet": "plain_resnet",
+    "mnist_model": "small_cnn",
+    "mnist_model_large": "large_cnn",
     "vgg4_without_maxpool": "vgg4",
     "ResNet18": "resnet18_imagenet",
     "ResNet34": "resnet34_imagenet",

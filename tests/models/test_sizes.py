@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.models.table import LAYERS, SIZES
 from tf_robust_sparse import layers, models
@@ -180,6 +181,33 @@ def test_published_sizes_of_plain_cnns(name, of_cifar, of_mnist):
         if of_mnist is not None:
             network = models.build(name, input_shape=(28, 28, 1), padding_mode=padding_mode)
             assert network.count_params() == of_mnist
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        *[("vgg2_without_bn", 172_746), ("vgg4_without_bn", 459_466), ("vgg6_without_bn", 1_475_274)],
+        *[("vgg8_without_bn", 5_276_362), ("vgg11_without_bn", 9_810_634), ("vgg13_without_bn", 9_994_954)],
+        *[("vgg16_without_bn", 15_303_370), ("vgg2_bn", 173_002), ("vgg4_bn", 460_234), ("vgg6_bn", 1_477_066)],
+        *[("vgg8_bn", 5_280_202), ("vgg11_bn", 9_816_138), ("vgg13_bn", 10_000_842), ("vgg16_bn", 15_311_818)],
+        *[("wrn28_1", 369_498), ("wrn40_2", 2_243_546), ("plain_resnet", 4_624_770)],
+        *[("lin_1", 30_730), ("lin_2", 308_310), ("lin_3", 318_410), ("lin_4", 318_410)],
+    ],
+)
+def test_networks_of_the_table_have_the_parameters_of_hydra(name, parameters, shapes_only):
+    """Counted on the published code, without the `sub_block1` of wide networks, which no forward pass uses."""
+    network = models.build(name, padding_mode="symmetric")
+    kernels = [math.prod(layer.kernel_shape) for layer in layers.kernel_layers(network)]
+    assert sum(kernels) + other_trainables(network) == parameters
+    assert network.name == name and network.output_shape == (None, 10)
+    assert models.build(name, input_shape=tf.TensorShape((32, 32, 3))).output_shape == (None, 10)
+
+
+def test_vgg16_with_batch_norm_is_the_row_of_the_table(shapes_only):
+    def graph(name):
+        return [(node.layer.name, node.inputs) for node in layers.graph(models.build(name, input_shape=(28, 28, 1)))]
+
+    assert graph("vgg16_bn") == graph("vgg16")
 
 
 def test_published_numbers_of_kept_weights():

@@ -238,3 +238,26 @@ def test_a_pytorch_file_runs_nothing(tmp_path):
     torch.save({"state_dict": Evil()}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint of weights alone"):
         saving.import_pytorch_weights(tmp_path / "a.pth", network_of("wrn28_2"))
+
+
+def test_plain_residual_network_by_the_numbers_of_hydra(tmp_path):
+    """There a block is `Dense`, ReLU, `Dense`, ReLU; the second `Dense` holds the shortcut before the convolution."""
+    network = network_of("plain_resnet", input_shape=(8, 8, 3))
+    names = ["0"]
+    for number in range(1, 1 + 4 * (6 + 5 + 5), 4):
+        names += [f"{number + 1}.Ws.0", f"{number + 3}.Ws.0", f"{number + 3}.Ws.2"]
+    names += [f"{number + 6}", f"{number + 8}"]
+    blocks = [(group, number) for group, count in ((1, 6), (2, 5), (3, 5)) for number in range(1, count + 1)]
+    ours = [f"group{group}_block{number}_{part}" for group, number in blocks for part in ("conv1", "shortcut", "conv2")]
+    state = {}
+    for name, layer in zip(names, map(network.get_layer, ["conv1", *ours, "dense", "classifier"]), strict=True):
+        kernel = layer.kernel.numpy()
+        if layer.name == "dense":
+            kernel = kernel.reshape(2, 2, 64, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+        state[f"{name}.weight"] = kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+        state[f"{name}.bias"] = layer.bias.numpy()
+    np.savez(tmp_path / "resnet.npz", **state)
+    copy = models.build("plain_resnet", num_classes=7, input_shape=(8, 8, 3), padding_mode="symmetric", seed=5)
+    saving.import_pytorch_weights(tmp_path / "resnet.npz", copy)
+    for mine, theirs in zip(network.weights, copy.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)

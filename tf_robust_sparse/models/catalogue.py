@@ -18,6 +18,7 @@ from tf_robust_sparse.models.resnet import (
     resnet50_imagenet,
     small_resnet,
 )
+from tf_robust_sparse.models.specifications import SPECIFICATIONS, build_specified
 from tf_robust_sparse.models.vgg import vgg16, vgg16_dropout
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
@@ -57,6 +58,7 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "small_cnn": small_cnn,
     "large_cnn": large_cnn,
     "vgg4": vgg4,
+    **{name: functools.partial(build_specified, name) for name in SPECIFICATIONS},
 }
 
 

@@ -110,3 +110,43 @@ def _cnn(build: Construction, convs: Sequence[tuple[int, int, int]], units: Sequ
     for number, width in enumerate(units, start=len(convs) + 1):
         x = build.dense(x, width, f"dense{number}", in_the_middle(p, x.shape[-1]), activation="relu")
     return build.model(build.classifier(x, at_the_ends(p)), name)
+
+
+def linear_logits(build: Construction, depth: int, units: int = 100) -> keras.KerasTensor:
+    """Returns the logits of so many dense layers without anything between them: a linear function."""
+    p = build.connectivity
+    x = keras.layers.Flatten(name="flatten")(build.inputs)
+    for number in range(1, depth):
+        x = build.dense(x, units, f"dense{number}", in_the_middle(p, x.shape[-1]))
+    return build.classifier(x, at_the_ends(p))
+
+
+def plain_resnet_logits(build: Construction, blocks: int, widening: int = 1) -> keras.KerasTensor:
+    """Returns the logits of a residual network without batch norm, for certified training.
+
+    A convolution of 16, three groups of `blocks + 1`, `blocks` and `blocks` blocks (widths 16, 32 and 64 times
+    `widening`), a dense layer of 1000, the classifier; biases everywhere and ReLU after every layer but the last. A
+    block adds a convolution of its input, 1x1 or, where it halves the image, 2x2, to two of 3x3, of which the first is
+    4x4 then.
+
+    Reference: [Wong et al., 2018](https://arxiv.org/abs/1805.12514), section 4.
+    """
+    p = build.connectivity
+    x = build.conv(build.inputs, 16, 3, "conv1", at_the_ends(p), use_bias=True, activation="relu")
+    for group, width in enumerate((16 * widening, 32 * widening, 64 * widening), start=1):
+        for number in range(1, blocks + (2 if group == 1 else 1)):
+            name, halves = f"group{group}_block{number}", group > 1 and number == 1
+            first, shortcut, strides = (4, 2, 2) if halves else (3, 1, 1)
+
+            def conv(x, size, part, strides=1, activation=None, width=width, name=name):
+                initial = in_the_middle(p, size * size * x.shape[-1])
+                options = {"strides": strides, "use_bias": True, "activation": activation}
+                return build.conv(x, width, size, f"{name}_{part}", initial, **options)
+
+            h = conv(x, first, "conv1", strides, "relu")
+            # The published checkpoints number the shortcut before the second convolution.
+            x = keras.layers.Add(name=f"{name}_add")([conv(x, shortcut, "shortcut", strides), conv(h, 3, "conv2")])
+            x = build.relu(x, f"{name}_relu")
+    x = keras.layers.Flatten(name="flatten")(x)
+    x = build.dense(x, 1000, "dense", in_the_middle(p, x.shape[-1]), activation="relu")
+    return build.classifier(x, at_the_ends(p))

@@ -141,7 +141,8 @@ class Construction:
     ) -> keras.KerasTensor:
         """Convolves `x` `(batch, height, width, channels)`; without a bias unless `use_bias=True`."""
         if padding == "same" and strides > 1 and self._symmetric:
-            x = keras.layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_padding")(x)
+            if size > 2:
+                x = keras.layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_padding")(x)
             padding = "valid"
         kwargs.setdefault("use_bias", False)
         kernel = kwargs.pop("kernel", None) or self._kernel
@@ -230,7 +231,10 @@ def _num_classes(num_classes: Any) -> int:
 
 
 def _image_shape(network: str, smallest: int, shape: Any) -> tuple[int, ...]:
-    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    try:
+        sizes = tuple(shape)  # of a tf.TensorShape, too
+    except (TypeError, ValueError):  # not a sequence, or a TensorShape of unknown rank
+        sizes = ()
     if len(sizes) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
         raise ValueError(
             "`input_shape` must be the (height, width, channels) of the images, three positive integers. "

@@ -1,4 +1,4 @@
-"""VGG16 for small images, with batch norm."""
+"""VGG networks for small images, with and without batch norm."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,17 @@ import keras
 from tf_robust_sparse import layers
 from tf_robust_sparse.models.construction import Construction
 
-_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# Connected at the start, by layer; every other layer starts at half of the global connectivity.
-_INITIAL_CONNECTIVITY = {1: 0.6, 2: 0.6, 3: 0.2, 4: 0.2}
+VGG_WIDTHS = {  # depth -> widths of the convolutions of each block
+    2: ((64,), (64,)),
+    4: ((64, 64), (128, 128)),
+    6: ((64, 64), (128, 128), (256, 256)),
+    8: ((64, 64), (128, 128), (256, 256), (512, 512)),
+    11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    16: ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+}
+# Connected at the start, by block; every other layer starts at half of the global connectivity.
+_INITIAL_CONNECTIVITY = {1: 0.6, 2: 0.2}
 _DROPOUT = {1: 0.3, **dict.fromkeys((3, 5, 6, 8, 9, 11, 12), 0.4)}  # after which layers of `vgg16_dropout`
 _BAYESIAN = {"prior_stddev": 0.1, "initial_rho": -5.0}
 INPUT_NORMS = ("image", "channel", "none")
@@ -46,18 +54,32 @@ def vgg16(
     build = Construction(
         "vgg16", 16, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
+    return build.model(vgg_logits(build, 16, batch_norm=True), name)
+
+
+def vgg_logits(build: Construction, depth: int, batch_norm: bool) -> keras.KerasTensor:
+    """Returns the logits of a VGG network of so many convolutions, a key of `VGG_WIDTHS`; ReLU after each.
+
+    Networks of five blocks have a max-pool between two of them, shallower ones after the last, too. An average-pool
+    makes 2x2 positions of what is larger then. Convolutions have no biases.
+    """
+    blocks = VGG_WIDTHS[depth]
     x, layer = build.inputs, 0
-    for block, widths in enumerate(_WIDTHS, start=1):
-        if block > 1:
-            x = layers.MaxPooling2D(2, name=f"pool{block - 1}")(x)
+    for block, widths in enumerate(blocks, start=1):
         for width in widths:
             layer += 1
-            x = build.conv(x, width, 3, f"conv{layer}", _INITIAL_CONNECTIVITY.get(layer, build.half))
-            x = build.relu(build.batch_norm(x, f"bn{layer}"), f"relu{layer}")
+            initial = _INITIAL_CONNECTIVITY.get(block, build.half)
+            x = build.conv(x, width, 3, f"conv{layer}", initial)
+            x = build.relu(build.batch_norm(x, f"bn{layer}") if batch_norm else x, f"relu{layer}")
+        if block < 5:
+            x = layers.MaxPooling2D(2, name=f"pool{block}")(x)
+    window = tuple(max(1, size // 2) for size in x.shape[1:3])
+    if window != (1, 1):
+        x = keras.layers.AveragePooling2D(window, name="average_pool")(x)
     x = keras.layers.Flatten(name="flatten")(x)
-    x = build.dense(x, 256, "dense14", build.half, activation="relu")
-    x = build.dense(x, 256, "dense15", build.half, activation="relu")
-    return build.model(build.classifier(x, 0.6), name)
+    for number in (1, 2):
+        x = build.dense(x, 256, f"dense{layer + number}", build.half, activation="relu")
+    return build.classifier(x, 0.6)
 
 
 def vgg16_dropout(
@@ -121,10 +143,10 @@ def vgg16_dropout(
         )(x)
     elif input_norm == "channel":
         x = build.normalized("cifar10")
-    for block, widths in enumerate(_WIDTHS, start=1):
+    for block, widths in enumerate(VGG_WIDTHS[16], start=1):
         for width in widths:
             layer += 1
-            initial = _INITIAL_CONNECTIVITY.get(layer, build.half)
+            initial = _INITIAL_CONNECTIVITY.get(block, build.half)
             x = build.conv(x, width, 3, f"conv{layer}", initial, use_bias=True, **bayesian)
             x = normalised(gate(x, layer), layer)
             if layer in _DROPOUT:

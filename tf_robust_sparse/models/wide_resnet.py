@@ -36,7 +36,7 @@ def wrn28_2(
     build = Construction(
         "wrn28_2", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
-    return _wide_resnet(build, 28, 2, name)
+    return build.model(wide_resnet_logits(build, 28, 2), name)
 
 
 def wrn28_4(
@@ -53,7 +53,7 @@ def wrn28_4(
     build = Construction(
         "wrn28_4", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
-    return _wide_resnet(build, 28, 4, name)
+    return build.model(wide_resnet_logits(build, 28, 4), name)
 
 
 def wrn28_10(
@@ -70,7 +70,7 @@ def wrn28_10(
     build = Construction(
         "wrn28_10", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
-    return _wide_resnet(build, 28, 10, name)
+    return build.model(wide_resnet_logits(build, 28, 10), name)
 
 
 def wrn34_10(
@@ -87,10 +87,11 @@ def wrn34_10(
     build = Construction(
         "wrn34_10", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
-    return _wide_resnet(build, 34, 10, name)
+    return build.model(wide_resnet_logits(build, 34, 10), name)
 
 
-def _wide_resnet(build: Construction, depth: int, widening: int, name: str) -> keras.Model:
+def wide_resnet_logits(build: Construction, depth: int, widening: int) -> keras.KerasTensor:
+    """Returns the logits of a wide residual network; of 40, 34 and 28 layers a group has 6, 5 and 4 blocks."""
     x = build.conv(build.inputs, 16, 3, "stem", 0.6)
     for group, width in enumerate((16 * widening, 32 * widening, 64 * widening), start=1):
         initial = 0.1 if group == 1 else build.half
@@ -98,7 +99,7 @@ def _wide_resnet(build: Construction, depth: int, widening: int, name: str) -> k
             strides = 2 if group > 1 and i == 0 else 1
             x = _block(build, x, width, strides, f"group{group}_block{i + 1}", initial)
     x = build.relu(build.batch_norm(x, "final_bn"), "final_relu")
-    return build.model(build.classifier(build.average_pool(x, 8), 0.6), name)
+    return build.classifier(build.average_pool(x, 8), 0.6)
 
 
 def _block(build, x, width, strides, name, initial):
