@@ -42,7 +42,8 @@ def test_reads_a_list_of_labels(tmp_path):
         ({"data": IMAGES.reshape(5, -1)}, r"\(5, 3072\)"),
         ({"extrapolated_targets": LABELS + 9}, r"labels in \[0, 10\)"),
         ({"extrapolated_targets": LABELS[:4]}, "5 images, 4 labels"),
-        ({"extrapolated_targets": LABELS / 2}, "integer label"),
+        ({"extrapolated_targets": LABELS / 2}, "n integers; convert it.*float64"),
+        ({"extrapolated_targets": LABELS.astype(np.uint64) + 2**63}, "to 92233720368547758"),
     ],
 )
 def test_refuses(tmp_path, name, changes, message):

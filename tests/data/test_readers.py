@@ -221,7 +221,7 @@ def test_npz_grey_floats(tmp_path):
         ({"x_train": np.full((6, 8, 8, 3), 1.5)}, "train split.*divide by 255"),
         ({"y_test": np.array([-1, 0, 1, 2])}, "test split.*from -1"),
         ({"y_test": np.zeros(4)}, "integer label"),
-        ({"x_test": np.array([None, 1])}, "a complete .npz file of plain arrays.*allow_pickle"),
+        ({"x_test": np.array([None, 1])}, "a complete .npz file of plain arrays.*never unpickled"),
     ],
 )
 def test_npz_refuses(tmp_path, changes, message):

@@ -39,7 +39,11 @@ def test_labels_become_int64_and_floats_float32():
         ({"train_images": np.full((20, 4, 4, 1), np.nan)}, "finite.*nan"),
         ({"train_images": np.zeros((20, 4, 4, 1), np.int32)}, "uint8.*int32"),
         ({"train_images": makers.images(20, (5, 4, 1))}, "resize"),
-        ({"num_classes": 1}, "at least 2"),
+        ({"train_images": makers.images(20, (1, 28, 28))}, r"transpose\(0, 2, 3, 1\).*\(20, 1, 28, 28\)"),
+        ({"train_images": makers.images(20, (3, 5, 6)) / 255}, r"transpose\(0, 2, 3, 1\)"),
+        ({"num_classes": 1}, "2 to 100000"),
+        ({"num_classes": 2**62, "train_labels": np.full(20, 2**62 - 1)}, r"100000.*num_classes=4611686018427387904"),
+        ({"test_labels": np.full(8, 2**63 + 3, np.uint64)}, "labels from 9223372036854775811"),
         ({"class_names": ("a",)}, "1 names"),
     ],
 )
@@ -77,3 +81,10 @@ def test_split_validation_divides_train():
     assert not np.array_equal(dataset.split_validation(5, seed=4)[1], x)
     with pytest.raises(ValueError, match="between 1 and the 19"):
         dataset.split_validation(20)
+
+
+def test_labels_without_a_bound_do_not_wrap():
+    images = makers.images(2, (4, 4, 1))
+    for label in (2**63, 2**64 - 1, 2**40):
+        with pytest.raises(ValueError, match=rf"below 100000.*to {label}"):
+            data.test_dataset(images, np.array([0, label], np.uint64), 2)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_robust_sparse.data import restricted_pickle
 from tf_robust_sparse.data.readers import files, npz
-from tf_robust_sparse.data.source import check_examples
+from tf_robust_sparse.data.source import check_examples, label_array
 
 KEYS = ("data", "extrapolated_targets")
 
@@ -36,7 +36,10 @@ def load_pseudo_labels(path: str | os.PathLike, num_classes: int = 10) -> tuple[
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file with {' and '.join(map(repr, KEYS))}; check the path")
     content = npz.read_arrays(path, KEYS) if path.suffix == ".npz" else _read_pickle(path)
-    images, labels = content[KEYS[0]], np.asarray(content[KEYS[1]])
+    try:
+        images, labels = content[KEYS[0]], label_array(content[KEYS[1]])
+    except ValueError as error:
+        raise ValueError(f"{path}: expected {KEYS[1]!r} as n integers; convert it. Received: {error}") from error
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
         kind = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"{path}: expected 'data' as uint8 (n, 32, 32, 3); convert it. Received: {kind}")
@@ -50,5 +53,5 @@ def _read_pickle(path: Path) -> dict:
         raise files.damaged(path, "a complete pickle of plain data", f"{path.stat().st_size} bytes: {error}") from error
     if not isinstance(content, dict) or not all(key in content for key in KEYS):
         keys = list(content)[:10] if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: expected a dictionary with {' and '.join(map(repr, KEYS))}. Received: {keys}")
+        raise ValueError(f"{path}: expected a dictionary with {' and '.join(map(repr, KEYS))}. Received: {str(keys)[:200]}")
     return content

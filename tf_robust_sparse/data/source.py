@@ -1,7 +1,7 @@
 """A data set: two labelled splits of images, in memory or, if they are too many, in files."""
 
 import dataclasses
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from tf_robust_sparse.data.image_files import ImageFiles
 
 Images = np.ndarray | ImageFiles
+MOST_CLASSES = 100_000  # a label beyond is a damaged one, or a number that says something else
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,7 +22,7 @@ class ImageDataset:
         train_labels: `(n,)`, integers in `[0, num_classes)`; kept as int64.
         test_images: As `train_images`, with the same height, width and channels.
         test_labels: As `train_labels`.
-        num_classes: Number of classes, at least 2.
+        num_classes: Number of classes, 2 to 100,000.
         class_names: One name per class, or `None`.
         flip: Whether a mirrored image still shows its class: true of objects, false of digits.
         origin: Where the files were found.
@@ -42,25 +43,29 @@ class ImageDataset:
     origin: str = ""
 
     def __post_init__(self):
-        if self.num_classes < 2:
-            raise ValueError(f"{self.name}: `num_classes` must be at least 2. Received: num_classes={self.num_classes}")
+        called = f"{self.name} ({self.origin})" if self.origin else self.name
+        if not 2 <= self.num_classes <= MOST_CLASSES:
+            raise ValueError(
+                f"{called}: `num_classes` must be 2 to {MOST_CLASSES}; number the classes 0, 1, 2, ... "
+                f"Received: num_classes={self.num_classes}"
+            )
         for split in ("train", "test"):
             images, labels = check_examples(
                 getattr(self, f"{split}_images"),
                 getattr(self, f"{split}_labels"),
                 num_classes=self.num_classes,
-                where=f"{self.name}, {split} split",
+                where=f"{called}, {split} split",
             )
             object.__setattr__(self, f"{split}_images", images)
             object.__setattr__(self, f"{split}_labels", labels)
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise ValueError(
-                f"{self.name}, test split: expected images of the train split's (height, width, channels), "
+                f"{called}, test split: expected images of the train split's (height, width, channels), "
                 f"{self.train_images.shape[1:]}; resize them first. Received: {self.test_images.shape[1:]}"
             )
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(
-                f"{self.name}: expected one entry of `class_names` for each of the {self.num_classes} classes; "
+                f"{called}: expected one entry of `class_names` for each of the {self.num_classes} classes; "
                 f"pass them all or None. Received: {len(self.class_names)} names"
             )
 
@@ -133,7 +138,7 @@ def check_examples(
     Args:
         images: `(n, height, width, channels)`, uint8, or floats in [0, 1]; or `ImageFiles`, which stay what they are.
         labels: `(n,)`, integers.
-        num_classes: Bound of the labels; `None` asks only that they are not negative.
+        num_classes: Bound of the labels; `None` asks only that they are in [0, 100,000).
         where: Opening words of the messages, such as `"cifar10, train split"`.
 
     Raises:
@@ -146,6 +151,11 @@ def check_examples(
         raise ValueError(
             f"{where}: expected at least one image, as an array of shape (n, height, width, channels); "
             f"add a channel axis to grey images. Received: shape {images.shape}"
+        )
+    if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
+        raise ValueError(
+            f"{where}: expected the channels last, (n, height, width, channels); transpose channels-first images with "
+            f"x.transpose(0, 2, 3, 1). Received: shape {images.shape}"
         )
     if not isinstance(images, ImageFiles) and np.issubdtype(images.dtype, np.floating):
         low, high = images.min(), images.max()
@@ -171,13 +181,32 @@ def check_examples(
             f"Received: {len(images)} images, {len(labels)} labels"
         )
     low, high = labels.min(), labels.max()
-    if low < 0 or (num_classes is not None and high >= num_classes):
-        expected = f"[0, {num_classes})" if num_classes is not None else "0, 1, 2, ..."
+    if low < 0 or high >= (MOST_CLASSES if num_classes is None else num_classes):
+        expected = f"[0, {num_classes})" if num_classes is not None else f"0, 1, 2, ... below {MOST_CLASSES}"
         raise ValueError(
             f"{where}: expected labels in {expected}; renumber the classes or raise `num_classes`. "
             f"Received: labels from {low} to {high}"
         )
     return images, labels.astype(np.int64, copy=False)
+
+
+def label_array(values: Any) -> np.ndarray:
+    """Returns a list of integers or an array of them as an array, without rounding or converting anything else.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    if isinstance(values, (list, tuple)) and all(
+        type(value) is int or isinstance(value, np.integer) for value in values
+    ):
+        try:
+            return np.array(values, np.int64)
+        except OverflowError as error:
+            raise ValueError(str(error)) from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+        kind = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+        raise ValueError(f"{kind}, not of integers alone")
+    return values
 
 
 def _check_count(argument: str, count: int, available: int, name: str) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 
 from tf_robust_sparse.data import restricted_pickle
 from tf_robust_sparse.data.readers import files
+from tf_robust_sparse.data.source import label_array
 
 _PIXELS = 3 * 32 * 32
+_MOST = 1 << 28  # bytes of an archive or file once unpacked; the largest archive has 187 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,22 +109,27 @@ def read(
     layout = found.layout
     if layout.archive in found.paths:
         archive = found.paths[layout.archive]
-        content = files.read_tar(archive, (*layout.names, layout.meta))
+        content = files.read_tar(archive, (*layout.names, layout.meta), _MOST)
         missing = [name for name in layout.names if name not in content]
         if missing:
             raise files.damaged(archive, f"members {', '.join(layout.names)}", f"none called {', '.join(missing)}")
         where = {name: f"{archive}, member {name}" for name in layout.names}
     else:
-        content = {name: files.read_bytes(path) for name, path in found.paths.items()}
+        content = {name: files.read_bytes(path, _MOST) for name, path in found.paths.items()}
         where = {name: str(path) for name, path in found.paths.items()}
         meta = found.place / layout.meta
         if meta.is_file():
-            content[layout.meta] = meta.read_bytes()
+            content[layout.meta] = files.read_bytes(meta, _MOST)
     parse = _parse_binary if layout.label_bytes else _parse_pickle
     batches = [parse(content.pop(name), layout, where[name]) for name in layout.names]
     train_images = np.concatenate([images for images, _ in batches[:-1]])
     train_labels = np.concatenate([labels for _, labels in batches[:-1]])
-    return train_images, train_labels, *batches[-1], _class_names(content.get(layout.meta), layout)
+    return (
+        train_images,
+        train_labels,
+        *batches[-1],
+        _class_names(content.get(layout.meta), layout, f"{found.place}, {layout.meta}"),
+    )
 
 
 def _parse_pickle(data: bytes, layout: _Layout, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -132,8 +139,8 @@ def _parse_pickle(data: bytes, layout: _Layout, where: str) -> tuple[np.ndarray,
         raise files.damaged(where, f"a dictionary with 'data' and {label_key.decode()!r}", type(content).__name__)
     pixels = content[b"data"]
     try:
-        labels = np.asarray(content[label_key], np.int64)
-    except (TypeError, ValueError, OverflowError) as error:
+        labels = label_array(content[label_key])
+    except ValueError as error:
         raise files.damaged(where, "a list of integer labels", str(error)) from error
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (labels.size, _PIXELS):
         shape = getattr(pixels, "shape", type(pixels).__name__)
@@ -161,13 +168,16 @@ def _unpickle(data: bytes, where: str) -> Any:
         raise files.damaged(where, "a complete pickle of plain data", f"{len(data)} bytes: {error}") from error
 
 
-def _class_names(data: bytes | None, layout: _Layout) -> tuple[str, ...] | None:
+def _class_names(data: bytes | None, layout: _Layout, where: str) -> tuple[str, ...] | None:
     if data is None:
         return None
     if layout.label_bytes:
         names = data.decode("utf-8", "replace").split()
     else:
-        content = _unpickle(data, layout.meta)
+        content = _unpickle(data, where)
         key = b"label_names" if layout.num_classes == 10 else b"fine_label_names"
-        names = [name.decode() for name in content.get(key, ())] if isinstance(content, dict) else []
+        stored = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(stored, list) or not all(isinstance(name, bytes) for name in stored):
+            raise files.damaged(where, f"a list of names under {key.decode()!r}", type(stored).__name__)
+        names = [name.decode("utf-8", "replace") for name in stored]
     return tuple(names) if len(names) == layout.num_classes else None

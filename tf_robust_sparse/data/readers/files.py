@@ -1,54 +1,109 @@
-"""Whole files as bytes, with one kind of error for every kind of damage."""
+"""Whole files as bytes, with one kind of error for every kind of damage.
+
+Packed files are read to their end, where their checksum is, and no further than what they can hold: a small file can
+claim, or unpack to, any size.
+"""
 
 import gzip
 import lzma
 import tarfile
-import zlib
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO, Any
 
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
+MOST = 1 << 30  # bytes of a file once unpacked; the largest of the known sets has half of it
+_MOST_RATIO = 64  # of a larger archive; images are packed to a tenth at best
+_PART = 1 << 20
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int = MOST) -> bytes:
     """Returns the content of a file, unpacked if its name ends in `.gz` or `.xz`.
 
+    Args:
+        path: The file.
+        most: Bytes of the content that are too many to be true.
+
     Raises:
-        ValueError: if the compressed file is damaged or cut short.
+        ValueError: if the file is no regular one, too long, or packed and damaged or cut short.
     """
-    data = path.read_bytes()
-    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix)
-    if unpack is None:
-        return data
+    check_regular(path)
+    opened: Callable[[Path], IO[bytes]] = {".gz": _open_gzip, ".xz": _open_xz}.get(path.suffix, _open)
     try:
-        return unpack(data)
-    except _DAMAGE as error:
-        raise damaged(path, f"a complete {path.suffix} file", f"{len(data)} bytes that end in: {error}") from error
+        with opened(path) as stream:
+            return _Bounded(stream, most).read()
+    except OSError as error:
+        if opened is _open:  # a file that cannot be read is not damaged
+            raise
+        raise _packed_badly(path, f"a complete {path.suffix} file", error) from error
+    except Exception as error:  # each unpacker has exceptions of its own
+        raise _packed_badly(path, f"a complete {path.suffix} file", error) from error
 
 
-def read_tar(path: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Returns the members of a tar archive whose last path component is one of `names`.
+def read_tar(path: Path, names: Iterable[str], most: int = MOST) -> dict[str, bytes]:
+    """Returns the members of a tar archive, packed by gzip or not, whose last path component is one of `names`.
+
+    Args:
+        path: The archive.
+        names: Names of files.
+        most: Bytes of the unpacked archive that are too many to be true.
 
     Raises:
-        ValueError: if the archive is damaged or cut short.
+        ValueError: if the archive is damaged, cut short or too long.
     """
+    check_regular(path)
     names = set(names)
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = Path(member.name).name
-                stream = archive.extractfile(member) if member.isfile() and name in names else None
-                if stream is not None:
-                    found[name] = stream.read()
-    except _DAMAGE as error:
-        raise damaged(path, "a complete tar archive", f"{path.stat().st_size} bytes that end in: {error}") from error
+        with path.open("rb") as file:
+            is_packed = file.read(2) == b"\x1f\x8b"
+        with (_open_gzip if is_packed else _open)(path) as packed:
+            stream = _Bounded(packed, most)
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=_PART) as archive:
+                for member in archive:
+                    name = Path(member.name).name
+                    if name not in names or not member.isreg():
+                        continue
+                    if member.issparse() or member.size > most:
+                        raise ValueError(f"{name} is sparse or of {member.size} bytes")
+                    content = archive.extractfile(member)
+                    found[name] = content.read() if content is not None else b""
+                    if len(found[name]) != member.size:
+                        raise EOFError(f"{name} ends after {len(found[name])} of {member.size} bytes")
+            while stream.read(_PART):  # what follows the last member; gzip's checksum is at the end
+                pass
+    except Exception as error:  # gzip, zlib and tarfile have exceptions of their own
+        raise _packed_badly(path, "a complete tar archive", error) from error
     return found
+
+
+def check_regular(path: Path) -> None:
+    """Refuses what is no regular file: reading a pipe would wait for ever.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is a directory, a pipe or a device.
+    """
+    if not path.is_file():
+        path.stat()  # what is not there is another error
+        raise ValueError(f"{path}: expected a file. Received: a directory, a pipe or a device")
+
+
+def check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuses a zip archive whose members unpack to what data never do.
+
+    Raises:
+        ValueError: if they do.
+    """
+    total = sum(member.file_size for member in archive.infolist())
+    most = max(MOST, _MOST_RATIO * path.stat().st_size)
+    if total > most:
+        raise ValueError(f"members of {total} bytes unpacked, more than {most}")
 
 
 def damaged(path: Path | str, expected: str, received: str) -> ValueError:
     """Returns the error for a file whose content is not what its name promises."""
-    return ValueError(f"{path}: expected {expected}; download it again. Received: {received}")
+    return ValueError(f"{path}: expected {expected}; download it again. Received: {' '.join(received.split())}")
 
 
 def find_all(folder: Path, names: Iterable[str], suffixes: Iterable[str]) -> dict[str, Path] | None:
@@ -74,3 +129,35 @@ def find_all(folder: Path, names: Iterable[str], suffixes: Iterable[str]) -> dic
             f"{folder}: expected all of a set of files; put {', '.join(missing)} there too. Received: {', '.join(held)}"
         )
     return found or None
+
+
+class _Bounded:
+    """Reads a stream that may be longer than what it can hold."""
+
+    def __init__(self, stream: IO[bytes], most: int) -> None:
+        self._stream, self._most, self._taken = stream, most, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Returns the next bytes, all of them by default."""
+        left = self._most - self._taken + 1
+        part = self._stream.read(left if size < 0 else min(size, left))
+        self._taken += len(part)
+        if self._taken > self._most:
+            raise ValueError(f"more than {self._most} bytes unpacked")
+        return part
+
+
+def _open(path: Path) -> Any:
+    return path.open("rb")
+
+
+def _open_gzip(path: Path) -> Any:
+    return gzip.open(path, "rb")
+
+
+def _open_xz(path: Path) -> Any:
+    return lzma.open(path, "rb", format=lzma.FORMAT_XZ)  # its older format has no checksum
+
+
+def _packed_badly(path: Path, expected: str, error: Exception) -> ValueError:
+    return damaged(path, expected, f"{path.stat().st_size} bytes that end in: {error or type(error).__name__}")

@@ -1,8 +1,10 @@
 """A user's own data in one NumPy archive."""
 
+import io
+import math
 import os
 import zipfile
-import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import numpy as np
 from tf_robust_sparse.data.readers import files
 from tf_robust_sparse.data.source import ImageDataset
 
+_NPY = b"\x93NUMPY"
+_LONGEST_HEADER = 1 << 17  # NumPy itself refuses one beyond 10,000 bytes
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -44,25 +48,62 @@ def read(path: str | os.PathLike) -> ImageDataset:
     )
 
 
-def read_arrays(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Returns the named arrays of a `.npz` file; never unpickles.
+def read_arrays(path: Path, keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Returns the named arrays of a `.npz` file, or all of them; never unpickles.
+
+    Each array is read to its checksum, and its size is compared with its header before memory is taken.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, lacks a key or holds Python objects.
+        ValueError: if the file is damaged, lacks a key, holds Python objects, or unpacks to more than a gibibyte and
+            more than 64 times its size.
     """
     path = Path(path)
+    named = ", ".join(keys or ())
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a .npz file with {', '.join(keys)}; check the path. No such file")
+        raise FileNotFoundError(f"{path}: expected a .npz file with {named or 'arrays'}; check the path. No such file")
     try:
         with path.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+            if stream.read(len(_NPY)) == _NPY:
                 raise ValueError("one array, as np.save writes; use np.savez_compressed")
-            missing = [key for key in keys if key not in archive]
+        with zipfile.ZipFile(path) as archive:
+            files.check_unpacked(archive, path)
+            members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
+            missing = [key for key in keys or () if key not in members]
             if missing:
-                raise ValueError(f"no {', '.join(missing)} among its keys {sorted(archive.files)[:10]}")
-            return {key: archive[key] for key in keys}
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        expected = f"a complete .npz file of plain arrays {', '.join(keys)}"
-        raise files.damaged(path, expected, f"{path.stat().st_size} bytes: {error}") from error
+                raise ValueError(f"no {', '.join(missing)} among its keys {sorted(members)[:10]}")
+            return {key: _parse(bytearray(archive.read(members[key])), key) for key in keys or members}
+    except Exception as error:  # zipfile and NumPy have exceptions of their own for every kind of damage
+        expected = f"a complete .npz file of plain arrays {named}".strip()
+        received = f"{path.stat().st_size} bytes: {error or type(error).__name__}"
+        raise files.damaged(path, expected, received) from error
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Returns the array of a `.npy` file; never unpickles.
+
+    Raises:
+        ValueError: if the file is no regular one or damaged, or holds Python objects.
+    """
+    content = bytearray(files.read_bytes(path, most=path.stat().st_size))
+    try:
+        return _parse(content, path.name)
+    except Exception as error:  # NumPy evaluates the header as a Python expression
+        raise files.damaged(path, "a complete .npy file of plain numbers", f"{len(content)} bytes: {error}") from error
+
+
+def _parse(content: bytearray, name: str) -> np.ndarray:
+    """Returns the array of a `.npy` file, which keeps `content`."""
+    stream = io.BytesIO(content[:_LONGEST_HEADER])
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{name} is of version {version}")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(stream)
+    if dtype.kind not in "?biufcSU":
+        raise ValueError(f"{name} is of type {str(dtype)[:40]}, no numbers or text; Python objects are never unpickled")
+    start, size = stream.tell(), math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or len(content) - start != size:
+        raise ValueError(f"{name} has {len(content) - start} bytes, {size} for its shape {str(shape)[:80]}")
+    array = np.frombuffer(content, dtype, offset=start) if size else np.empty(math.prod(shape), dtype)
+    return array.reshape(shape, order="F" if is_fortran else "C")
