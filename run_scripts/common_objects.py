@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from typing import Any
 
 import keras
@@ -17,8 +18,11 @@ FLAGS = flags.FLAGS
 
 def dataset() -> trs.data.ImageDataset:
     """Reads the data set of --data, cut down to --train_examples and --test_examples."""
-    with about("data", "data_dir", "image_size"):
+    with about("data", "data_dir", "image_size"), warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
         found = trs.data.load(FLAGS.data, FLAGS.data_dir, FLAGS.image_size)
+    for note in notes:
+        print(f"Note: {note.message}")
     if FLAGS.n_classes is not None and FLAGS.n_classes != found.num_classes:
         raise BadFlag(f"--n_classes={FLAGS.n_classes}: expected {found.num_classes}, the classes of {FLAGS.data}")
     for name, available in (("train_examples", len(found.train_labels)), ("test_examples", len(found.test_labels))):

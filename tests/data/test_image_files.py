@@ -67,7 +67,12 @@ def test_a_random_part_is_where_its_box_is(tmp_path, kind):
 @pytest.mark.parametrize("shape", [(100, 80), (30, 300), (300, 30), (1, 1), (3, 200)])
 def test_boxes_fit_and_have_the_areas_and_ratios_they_should(shape):
     draws = tf.random.stateless_uniform([300, image_files.NUM_UNIFORMS], (1, 2))
-    boxes = np.array([[int(side) for side in image_files.box(tf.constant(shape), draw)] for draw in draws])
+    boxes = tf.function(
+        lambda: tf.map_fn(
+            lambda draw: tf.stack(image_files.box(tf.constant(shape), draw)), draws, fn_output_signature=tf.int32
+        )
+    )()
+    boxes = boxes.numpy()
     top, left, height, width = boxes.T
     assert (top >= 0).all() and (left >= 0).all() and (height >= 1).all() and (width >= 1).all()
     assert (top + height <= shape[0]).all() and (left + width <= shape[1]).all()
@@ -154,6 +159,7 @@ def test_imagenet100_is_what_its_lists_say(tmp_path):
         ("train/n01/none.JPEG 0", "which is not there"),
         ("train/n01/n01_0.JPEG 0", "one class for label 0"),
         ("train/n03/n03_0.JPEG 5", "expected the labels 0 to"),
+        (f"train/n01/n01_0.JPEG {2**64}", "line 1: expected"),
     ):
         (tmp_path / "train_100.txt").write_text(line)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -170,7 +176,7 @@ def test_imagenet_that_is_not_there(tmp_path):
         data.load("imagenet100", tmp_path)
     with pytest.raises(ValueError, match="one number"):
         data.load("imagenet", tmp_path, image_size=(8, 16))
-    (tmp_path / "val" / "other").mkdir()
+    write(tmp_path / "val" / "other" / "a.png", gradient_image(8, 8))
     with pytest.raises(ValueError, match="only classes that train/ has too"):
         data.load("imagenet", tmp_path)
 

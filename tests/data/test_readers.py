@@ -1,5 +1,9 @@
 import gzip
+import os
 import pickle
+import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -123,7 +127,7 @@ def test_cifar_labels_out_of_range(tmp_path):
     content, _ = makers.cifar_files(10, True)
     content["test_batch.bin"] = b"\x0a" + content["test_batch.bin"][1:]
     makers.write_files(tmp_path, content)
-    with pytest.raises(ValueError, match=r"cifar10, test split: expected labels in \[0, 10\)"):
+    with pytest.raises(ValueError, match=r"cifar10 \(.*\), test split: expected labels in \[0, 10\)"):
         data.load("cifar10", tmp_path)
 
 
@@ -262,6 +266,11 @@ def write_folder(root, sizes=((8, 8),), test="test"):
     (root / "train" / "notes.txt").write_text("not an image")
 
 
+def copy_image(root, target, source="train/dog/1.png"):
+    (root / target).parent.mkdir(parents=True, exist_ok=True)
+    (root / target).write_bytes((root / source).read_bytes())
+
+
 @pytest.mark.parametrize("test", ["test", "val"])
 def test_folder(tmp_path, test):
     write_folder(tmp_path, test=test)
@@ -269,6 +278,56 @@ def test_folder(tmp_path, test):
     assert dataset.train_images.shape == (6, 8, 8, 3) and dataset.test_images.shape == (4, 8, 8, 3)
     assert dataset.class_names == ("cat", "dog") and dataset.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     np.testing.assert_array_equal(dataset.train_images[:, 0, 0, 0], [0, 1, 2, 100, 101, 102])
+
+
+def test_folder_says_what_it_skips(tmp_path):
+    write_folder(tmp_path)
+    copy_image(tmp_path, "train/.ipynb_checkpoints/a.png")
+    copy_image(tmp_path, "train/dog/.ipynb_checkpoints/1-checkpoint.png")
+    copy_image(tmp_path, "train/dog/deeper/1.png")
+    for name in ("a.webp", "b.WEBP", "c.gif", "._1.png"):
+        copy_image(tmp_path, f"train/dog/{name}")
+    copy_image(tmp_path, "train/alone.png")
+    (tmp_path / "train" / "ant").mkdir()
+    (tmp_path / "test" / "bee" / "__MACOSX").mkdir(parents=True)
+    os.mkfifo(tmp_path / "train" / "cat" / "x.png")  # reading it would wait for ever
+    with pytest.warns(UserWarning) as said:
+        dataset = data.load(tmp_path)
+    assert dataset.class_names == ("cat", "dog") and dataset.train_labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    text = " ".join(str(warning.message) for warning in said)
+    for words in (
+        "3 hidden (such as ",
+        "2 files of type .webp",
+        "1 files of type .gif",
+        "1 empty folders",
+        "train/ant)",
+        "test/bee)",
+        "1 outside of class folders",
+        "1 that are no regular files",
+        "x.png)",
+    ):
+        assert words in text, words
+    with pytest.warns(UserWarning, match="skipped"):
+        assert data.load("imagenet", tmp_path, image_size=8).train_images.shape == (7, 8, 8, 3)
+
+
+def claims(width, height):
+    """A PNG whose header, with a right checksum, claims another size."""
+    header = b"IHDR" + struct.pack(">II", width, height) + b"\x08\x02\x00\x00\x00"
+    whole = tf.io.encode_png(tf.zeros((4, 4, 3), tf.uint8)).numpy()
+    return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+
+
+def test_an_image_that_claims_too_many_pixels(tmp_path):
+    write_folder(tmp_path)
+    path = tmp_path / "train" / "dog" / "1.png"
+    path.write_bytes(claims(4, 4))
+    data.load(tmp_path, image_size=8)
+    path.write_bytes(claims(20_000, 20_000))
+    with refuses(path, "a complete .png image"):
+        data.load(tmp_path, image_size=8)
+    with refuses(path, "a complete .png image"):
+        np.asarray(data.ImageFiles([str(path)], 8))
 
 
 def test_folder_resizes(tmp_path):
@@ -295,10 +354,14 @@ def test_folder_refuses(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected the folders train/<class>/"):
         data.load(tmp_path)
     write_folder(tmp_path)
-    (tmp_path / "test" / "bird").mkdir()
+    copy_image(tmp_path, "test/bird/1.png")
     with pytest.raises(ValueError, match=r"expected only classes that train/ has too.*'bird'"):
         data.load(tmp_path)
-    (tmp_path / "test" / "bird").rmdir()
+    shutil.rmtree(tmp_path / "test" / "bird")
+    copy_image(tmp_path, "train/webp/1.webp")
+    with pytest.raises(ValueError, match=r"webp: expected images as \.bmp.*convert them.*1 files of type \.webp"):
+        data.load(tmp_path)
+    shutil.rmtree(tmp_path / "train" / "webp")
     for path in (tmp_path / "test").rglob("*.*"):
         path.unlink()
     with pytest.raises(ValueError, match=r"expected \.png, \.jpg or .bmp images"):

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tf_robust_sparse.data.readers import files, tfds
+from tf_robust_sparse.data import files
+from tf_robust_sparse.data.readers import tfds
 from tf_robust_sparse.data.source import check_examples
 
 CORRUPTIONS = (

@@ -1,12 +1,18 @@
 """Images too many for memory: encoded files, decoded and cropped when a batch needs them."""
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.data import files
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp"}
+_MOST_PIXELS = 10**8  # a small file can claim any number; the largest image of ImageNet has 6e7
 _SHORTER_SIDE = 256 / 224  # of a whole image before its centre is cut out, in units of the crop
 _AREA, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 NUM_UNIFORMS = 2 * _TRIES + 3  # area and ratio of each try, row, column, flip
@@ -49,9 +55,51 @@ class ImageFiles:
         return ImageFiles(self.paths[which], self.size)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        images = [centre_crop(tf.constant(path), self.size).numpy() for path in self.paths]
+        images = []
+        for path in self.paths:
+            decode(path, 3)  # whose error names the file
+            images.append(centre_crop(tf.constant(path), self.size).numpy())
         found = np.stack(images) if images else np.zeros(self.shape, np.uint8)
         return found if dtype is None else found.astype(dtype)
+
+
+def decode(path: str | os.PathLike, channels: int) -> tf.Tensor:
+    """Decodes an image file at once.
+
+    Args:
+        path: A JPEG, PNG or BMP file.
+        channels: 3 for color, 1 for gray; the image is converted.
+
+    Returns:
+        `(height, width, channels)` uint8.
+
+    Raises:
+        ValueError: if the file is damaged, no image, or claims more than 1e8 pixels; names it.
+    """
+    path = Path(path)
+    data = files.read_bytes(path)
+    try:
+        height, width = _dimensions(data)
+        if height * width > _MOST_PIXELS:
+            raise ValueError(f"{height} x {width} pixels, more than {_MOST_PIXELS}")
+        return tf.io.decode_image(data, channels=channels, expand_animations=False)
+    except (tf.errors.OpError, ValueError) as error:
+        reason = str(error) if type(error) is ValueError else "bytes that do not decode"
+        received = f"{len(data)} bytes: {reason}"
+        raise files.damaged(path, f"a complete {path.suffix} image", received) from error
+
+
+def _dimensions(data: bytes) -> tuple[int, int]:
+    """Returns height and width as the header claims them, before memory is taken for them."""
+    if data.startswith(b"\x89PNG"):
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    if data.startswith(b"BM"):
+        width, height = (int.from_bytes(data[place : place + 4], "little", signed=True) for place in (18, 22))
+        return abs(height), abs(width)
+    if data.startswith(b"GIF"):
+        return int.from_bytes(data[8:10], "little"), int.from_bytes(data[6:8], "little")
+    shape = tf.io.extract_jpeg_shape(data).numpy()
+    return int(shape[0]), int(shape[1])
 
 
 def centre_crop(path: tf.Tensor, size: int) -> tf.Tensor:

@@ -25,8 +25,8 @@ DEEPEST = 100  # containers in containers
 _LONGEST_INTEGER = 8192  # bits; a hash of one takes time for each bit
 _LARGEST_KEY = 100  # entries of a tuple, nested ones included
 _MOST_TUPLE_KEYS = 10_000  # their hashes can be made equal, which makes a dictionary quadratic
-_OVERHEAD = {list: 56, dict: 64, set: 216, tuple: 48}  # bytes of an empty one, about
-_PER_ITEM = {list: 8, dict: 100, set: 60, tuple: 8}
+_OVERHEAD: dict[type, int] = {list: 56, dict: 64, set: 216, tuple: 48}  # bytes of an empty one, about
+_PER_ITEM: dict[type, int] = {list: 8, dict: 100, set: 60, tuple: 8}
 _NESTED = 240  # bytes of what is noted of a tuple in a tuple
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tf_robust_sparse.data import restricted_pickle
-from tf_robust_sparse.data.readers import files, npz
+from tf_robust_sparse.data import files, restricted_pickle
+from tf_robust_sparse.data.readers import npz
 from tf_robust_sparse.data.source import check_examples, label_array
 
 KEYS = ("data", "extrapolated_targets")
@@ -53,5 +53,7 @@ def _read_pickle(path: Path) -> dict:
         raise files.damaged(path, "a complete pickle of plain data", f"{path.stat().st_size} bytes: {error}") from error
     if not isinstance(content, dict) or not all(key in content for key in KEYS):
         keys = list(content)[:10] if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: expected a dictionary with {' and '.join(map(repr, KEYS))}. Received: {str(keys)[:200]}")
+        raise ValueError(
+            f"{path}: expected a dictionary with {' and '.join(map(repr, KEYS))}. Received: {str(keys)[:200]}"
+        )
     return content

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.data import restricted_pickle
-from tf_robust_sparse.data.readers import files
+from tf_robust_sparse.data import files, restricted_pickle
 from tf_robust_sparse.data.source import label_array
 
 _PIXELS = 3 * 32 * 32

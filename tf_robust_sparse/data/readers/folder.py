@@ -1,16 +1,20 @@
 """A user's own data as image files, one folder a class."""
 
+import collections
+import dataclasses
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.data.readers import files
+from tf_robust_sparse.data.image_files import ENDINGS, decode
 from tf_robust_sparse.data.source import ImageDataset
 
 ImageSize = int | tuple[int, int] | None
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp"}
+_NOT_THE_USERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN"}  # what systems put beside files
 
 
 def find(folder: Path) -> tuple[Path, Path] | None:
@@ -25,8 +29,9 @@ def find(folder: Path) -> tuple[Path, Path] | None:
 def read(folder: str | os.PathLike, image_size: ImageSize = None, channels: int = 3) -> ImageDataset:
     """Reads `train/<class>/*.png` and `test/<class>/*.png` (or `val/<class>/...`); JPEG and BMP files too.
 
-    Classes are the sub-folders of `train`, numbered in alphabetical order; images may lie deeper inside them.
-    Everything is decoded at once and kept as uint8.
+    Classes are the sub-folders of `train` with images, numbered in alphabetical order; images may lie deeper inside
+    them. Hidden folders such as `.ipynb_checkpoints`, empty ones and other files are skipped, with a warning that
+    counts them. Everything is decoded at once and kept as uint8.
 
     Args:
         folder: Holds `train` and `test`, or `train` and `val`.
@@ -35,7 +40,8 @@ def read(folder: str | os.PathLike, image_size: ImageSize = None, channels: int 
 
     Raises:
         FileNotFoundError: if the folders are not there.
-        ValueError: if there are no images, an image is damaged or has another size, or test has an unknown class.
+        ValueError: if there are no images, an image is damaged or has another size, a class has files of other formats
+            alone, or test has an unknown class.
     """
     folder = Path(folder)
     found = find(folder)
@@ -44,8 +50,10 @@ def read(folder: str | os.PathLike, image_size: ImageSize = None, channels: int 
             f"{folder}: expected the folders train/<class>/ and test/<class>/ (or val/<class>/) with .png or .jpg "
             "images; sort the images into them. Received: no such folders"
         )
-    classes = sorted(path.name for path in found[0].iterdir() if path.is_dir())
-    splits = [_read_split(place, classes, image_size, channels) for place in found]
+    train, test = (list_images(place) for place in found)
+    check_classes(train, test)
+    classes = list(train.images)
+    splits = [_read_split(listed, classes, image_size, channels) for listed in (train, test)]
     return ImageDataset(
         name=folder.name,
         train_images=splits[0][0],
@@ -58,19 +66,94 @@ def read(folder: str | os.PathLike, image_size: ImageSize = None, channels: int 
     )
 
 
-def _read_split(place: Path, classes: list[str], image_size: ImageSize, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    unknown = sorted({path.name for path in place.iterdir() if path.is_dir()} - set(classes))
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """The image files of a split by class, in alphabetical order; hidden and empty folders are no classes."""
+
+    place: Path
+    images: dict[str, list[str]]
+
+
+def list_images(place: Path) -> Listed:
+    """Finds the image files in `<class>/` folders, at any depth, and warns of what else lies there.
+
+    Raises:
+        ValueError: if there are no images, or files of a class that are all of another format.
+    """
+    images: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = collections.defaultdict(list)
+    for entry in _entries(place):
+        if _is_hidden(entry.name):
+            skipped["hidden"].append(entry.path)
+        elif entry.is_dir():
+            images[entry.name] = list(_walk(entry.path, skipped))
+            if not images[entry.name]:
+                _check_empty(entry.path)
+                skipped["empty folders"].append(entry.path)
+        elif _ending(entry.name) in ENDINGS:
+            skipped["outside of class folders"].append(entry.path)
+    images = {name: found for name, found in images.items() if found}
+    if not images:
+        raise ValueError(f"{place}: expected .png, .jpg or .bmp images in a folder for each class. Received: none")
+    if skipped:
+        parts = (f"{len(paths)} {kind} (such as {paths[0]})" for kind, paths in sorted(skipped.items()))
+        warnings.warn(f"{place}: skipped {', '.join(parts)}", stacklevel=2)
+    return Listed(place, images)
+
+
+def check_classes(train: Listed, test: Listed) -> None:
+    """Raises a `ValueError` if a class of `test` has no training images."""
+    unknown = [name for name in test.images if name not in train.images]
     if unknown:
         raise ValueError(
-            f"{place}: expected only classes that train/ has too, {classes[:10]}. Received: {unknown[:10]}"
+            f"{test.place}: expected only classes that train/ has too, {list(train.images)[:10]}. "
+            f"Received: {unknown[:10]}"
         )
+
+
+def _walk(directory: str, skipped: dict[str, list[str]]) -> Iterator[str]:
+    for entry in _entries(directory):
+        if _is_hidden(entry.name):
+            skipped["hidden"].append(entry.path)
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, skipped)
+        elif _ending(entry.name) not in ENDINGS:
+            skipped[f"files of type {_ending(entry.name) or '(none)'}"].append(entry.path)
+        elif not entry.is_file():  # a pipe would be waited for
+            skipped["that are no regular files"].append(entry.path)
+        else:
+            yield entry.path
+
+
+def _entries(directory: str | Path) -> list[os.DirEntry]:
+    with os.scandir(directory) as found:  # which knows the type of most entries without another look at the disk
+        return sorted(found, key=lambda entry: entry.name)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _NOT_THE_USERS
+
+
+def _ending(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+def _check_empty(folder: str) -> None:
+    others: dict[str, list[str]] = collections.defaultdict(list)
+    list(_walk(folder, others))
+    if any(kind != "hidden" for kind in others):
+        found = ", ".join(f"{len(paths)} {kind}" for kind, paths in sorted(others.items()))
+        raise ValueError(f"{folder}: expected images as {', '.join(sorted(ENDINGS))}; convert them. Received: {found}")
+
+
+def _read_split(
+    listed: Listed, classes: list[str], image_size: ImageSize, channels: int
+) -> tuple[np.ndarray, np.ndarray]:
     images: list[np.ndarray] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        for path in sorted((place / name).rglob("*")):
-            if path.suffix.lower() not in ENDINGS:
-                continue
-            image = _decode(path, image_size, channels)
+        for path in listed.images.get(name, ()):
+            image = _resized(decode(path, channels), image_size)
             if images and image.shape != images[0].shape:
                 raise ValueError(
                     f"{path}: expected {images[0].shape[:2]}, the size of the images before it; pass "
@@ -78,18 +161,10 @@ def _read_split(place: Path, classes: list[str], image_size: ImageSize, channels
                 )
             images.append(image)
             labels.append(label)
-    if not images:
-        raise ValueError(f"{place}: expected .png, .jpg or .bmp images in a folder for each class. Received: none")
     return np.stack(images), np.array(labels, np.int64)
 
 
-def _decode(path: Path, image_size: ImageSize, channels: int) -> np.ndarray:
-    data = path.read_bytes()
-    try:
-        image = tf.io.decode_image(data, channels=channels, expand_animations=False)
-    except tf.errors.InvalidArgumentError as error:
-        received = f"{len(data)} bytes that do not decode"
-        raise files.damaged(path, f"a complete {path.suffix} image", received) from error
+def _resized(image: tf.Tensor, image_size: ImageSize) -> np.ndarray:
     if image_size is not None:
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if tuple(image.shape[:2]) != size:

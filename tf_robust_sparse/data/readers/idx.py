@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tf_robust_sparse.data.readers import files
+from tf_robust_sparse.data import files
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

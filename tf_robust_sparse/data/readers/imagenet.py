@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tf_robust_sparse.data import files
 from tf_robust_sparse.data.image_files import ImageFiles
 from tf_robust_sparse.data.readers import folder
 from tf_robust_sparse.data.source import ImageDataset
@@ -12,6 +13,7 @@ from tf_robust_sparse.data.source import ImageDataset
 PREPARED = "imagenet2012"  # by TensorFlow Datasets
 LISTS = ("train_100.txt", "val_100.txt")
 _SIZE = 224
+_LONGEST_LABEL = 6  # digits
 
 
 def find(place: Path) -> tuple[Path, Path] | None:
@@ -30,7 +32,8 @@ def read(place: Path, name: str, size: int | None = None) -> ImageDataset:
 
     Raises:
         FileNotFoundError: if the folders are not there, or a listed file is not.
-        ValueError: if there are no images, a list is malformed, or ImageNet-100 has more classes and no lists.
+        ValueError: if there are no images, test has an unknown class, a list is malformed, or ImageNet-100 has more
+            classes and no lists.
     """
     splits = find(place)
     if splits is None:
@@ -42,13 +45,15 @@ def read(place: Path, name: str, size: int | None = None) -> ImageDataset:
         listed = [_read_list(path, place) for path in lists]
         names = _names_of_labels(listed, lists)
     else:
-        names = tuple(sorted(path.name for path in splits[0].iterdir() if path.is_dir()))
+        train, test = (folder.list_images(split) for split in splits)
+        folder.check_classes(train, test)
+        names = tuple(train.images)
         if name == "imagenet100" and len(names) > 100:
             raise ValueError(
                 f"{place}: expected {' and '.join(LISTS)}, which say what the 100 classes are, or those classes alone. "
                 f"Received: {len(names)} classes and no lists"
             )
-        listed = [_list_folder(split, names) for split in splits]
+        listed = [_labelled(split, names) for split in (train, test)]
     size = _SIZE if size is None else size
     return ImageDataset(
         name=name,
@@ -103,29 +108,20 @@ def unpack(prepared: Path, place: Path, progress: Callable[[str, int, int], None
         ) from error
 
 
-def _list_folder(split: Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    unknown = sorted({path.name for path in split.iterdir() if path.is_dir()} - set(names))
-    if unknown:
-        raise ValueError(f"{split}: expected only classes that train/ has too. Received: {unknown[:5]}")
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        found = sorted(str(path) for path in (split / name).rglob("*") if path.suffix.lower() in folder.ENDINGS)
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
-        raise ValueError(f"{split}: expected .JPEG images in a folder for each class. Received: none")
-    return paths, np.array(labels, np.int64)
+def _labelled(split: folder.Listed, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    counts = [len(split.images.get(name, ())) for name in names]
+    paths = [path for name in names for path in split.images.get(name, ())]
+    return paths, np.repeat(np.arange(len(names), dtype=np.int64), counts)
 
 
 def _read_list(path: Path, place: Path) -> tuple[list[str], np.ndarray]:
     paths: list[str] = []
     labels: list[int] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(files.read_bytes(path).decode("utf-8", "replace").splitlines(), start=1):
         if not line.strip():
             continue
         file, _, label = line.strip().rpartition(" ")
-        if not file or not label.isdigit():
+        if not file or not label.isdecimal() or len(label) > _LONGEST_LABEL:
             raise ValueError(f"{path}, line {number}: expected 'train/<class>/<file> <label>'. Received: {line[:80]!r}")
         paths.append(str(place / file))
         labels.append(int(label))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tf_robust_sparse.data.readers import files
+from tf_robust_sparse.data import files
 from tf_robust_sparse.data.source import ImageDataset
 
 _NPY = b"\x93NUMPY"
@@ -72,7 +72,7 @@ def read_arrays(path: Path, keys: Collection[str] | None = None) -> dict[str, np
             missing = [key for key in keys or () if key not in members]
             if missing:
                 raise ValueError(f"no {', '.join(missing)} among its keys {sorted(members)[:10]}")
-            return {key: _parse(bytearray(archive.read(members[key])), key) for key in keys or members}
+            return {key: _member(archive, members[key], key) for key in keys or members}
     except Exception as error:  # zipfile and NumPy have exceptions of their own for every kind of damage
         expected = f"a complete .npz file of plain arrays {named}".strip()
         received = f"{path.stat().st_size} bytes: {error or type(error).__name__}"
@@ -85,11 +85,17 @@ def read_array(path: Path) -> np.ndarray:
     Raises:
         ValueError: if the file is no regular one or damaged, or holds Python objects.
     """
-    content = bytearray(files.read_bytes(path, most=path.stat().st_size))
+    files.check_regular(path)
+    content = bytearray(path.read_bytes())
     try:
         return _parse(content, path.name)
     except Exception as error:  # NumPy evaluates the header as a Python expression
         raise files.damaged(path, "a complete .npy file of plain numbers", f"{len(content)} bytes: {error}") from error
+
+
+def _member(archive: zipfile.ZipFile, member: str, key: str) -> np.ndarray:
+    with archive.open(member) as stream:
+        return _parse(files.read_parts(stream), key)
 
 
 def _parse(content: bytearray, name: str) -> np.ndarray:

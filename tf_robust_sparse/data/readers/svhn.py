@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tf_robust_sparse.data.readers import files
+from tf_robust_sparse.data import files
 
 NAMES = ("train_32x32.mat", "test_32x32.mat")
 _HEADER, _TAG, _COMPRESSED = 128, 8, 15

@@ -8,7 +8,7 @@ import gzip
 import lzma
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,16 +28,24 @@ def read_bytes(path: Path, most: int = MOST) -> bytes:
         ValueError: if the file is no regular one, too long, or packed and damaged or cut short.
     """
     check_regular(path)
-    opened: Callable[[Path], IO[bytes]] = {".gz": _open_gzip, ".xz": _open_xz}.get(path.suffix, _open)
+    opened = {".gz": _open_gzip, ".xz": _open_xz}.get(path.suffix)
+    if opened is None:
+        if path.stat().st_size > most:
+            raise damaged(path, f"a file of at most {most} bytes", f"{path.stat().st_size} bytes")
+        return path.read_bytes()
     try:
         with opened(path) as stream:
-            return _Bounded(stream, most).read()
-    except OSError as error:
-        if opened is _open:  # a file that cannot be read is not damaged
-            raise
-        raise _packed_badly(path, f"a complete {path.suffix} file", error) from error
+            return bytes(read_parts(_Bounded(stream, most)))
     except Exception as error:  # each unpacker has exceptions of its own
         raise _packed_badly(path, f"a complete {path.suffix} file", error) from error
+
+
+def read_parts(stream: Any) -> bytearray:
+    """Returns the rest of a stream, read part by part: at once, memory for its longest would be taken first."""
+    content = bytearray()
+    while part := stream.read(_PART):
+        content += part
+    return content
 
 
 def read_tar(path: Path, names: Iterable[str], most: int = MOST) -> dict[str, bytes]:
@@ -58,7 +66,7 @@ def read_tar(path: Path, names: Iterable[str], most: int = MOST) -> dict[str, by
         with path.open("rb") as file:
             is_packed = file.read(2) == b"\x1f\x8b"
         with (_open_gzip if is_packed else _open)(path) as packed:
-            stream = _Bounded(packed, most)
+            stream: Any = _Bounded(packed, most)
             with tarfile.open(fileobj=stream, mode="r|", bufsize=_PART) as archive:
                 for member in archive:
                     name = Path(member.name).name
@@ -137,10 +145,9 @@ class _Bounded:
     def __init__(self, stream: IO[bytes], most: int) -> None:
         self._stream, self._most, self._taken = stream, most, 0
 
-    def read(self, size: int = -1) -> bytes:
-        """Returns the next bytes, all of them by default."""
-        left = self._most - self._taken + 1
-        part = self._stream.read(left if size < 0 else min(size, left))
+    def read(self, size: int) -> bytes:
+        """Returns the next bytes."""
+        part = self._stream.read(min(size, self._most - self._taken + 1))
         self._taken += len(part)
         if self._taken > self._most:
             raise ValueError(f"more than {self._most} bytes unpacked")
