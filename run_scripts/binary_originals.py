@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags
 
 import tf_robust_sparse as trs
+from run_scripts import settings_file
 from run_scripts.command_line import BadFlag, BadInput, define_aliases, is_direct, section
 
 FLAGS = flags.FLAGS
@@ -175,16 +176,7 @@ def _is_number(text: str, value: Any) -> bool:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BadInput(f"--config={path}: expected a YAML file of settings. Received: {reason}") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise BadInput(f"--config={path}: expected a YAML file of settings. Received: {type(found).__name__}")
-    settings = {name.replace("-", "_"): value for name, value in found.items()}
+    settings = settings_file.read(path, "config")
     for name in settings:
         ours = _OTHER_NAMES.get(name, name)
         if name not in _ELSEWHERE and ours not in FLAGS:

@@ -53,6 +53,11 @@ def is_direct(name: str) -> bool:
     return FLAGS[name].present and name in _direct
 
 
+def name_of(alias: str) -> str:
+    """Returns the name of the flag that an alias stands for; any other name as it is."""
+    return _aliases.get(alias, alias)
+
+
 @contextlib.contextmanager
 def about(*flag_names: str) -> Iterator[None]:
     """Puts the flags and their values in front of the message of an error that arises inside.
@@ -271,13 +276,13 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def note_unused(meaningful: Mapping[str, tuple[str, Callable[[], bool]]]) -> None:
-    """Says which flags were given another value than usual and mean nothing to this run.
+    """Says which flags of the command line have another value than usual and mean nothing to this run.
 
     Args:
         meaningful: Flags that mean nothing to some runs -> those they mean something to, and whether this is one.
     """
     for name, (owners, means_something) in meaningful.items():
-        if FLAGS[name].value != FLAGS[name].default and not means_something():
+        if FLAGS[name].present and FLAGS[name].value != FLAGS[name].default and not means_something():
             print(f"Note: --{name}={FLAGS[name].value} means nothing here, it belongs to {owners}")
 
 

@@ -47,3 +47,8 @@ def choose(name: str, replicas: bool = False, fewer: bool = False, quiet: bool =
     tf.config.set_visible_devices([gpus[number] for number in there], "GPU")
     if replicas and len(there) > 1 and not FLAGS["strategy"].present:
         FLAGS["strategy"].value = "mirrored"
+
+
+def hide_all() -> None:
+    """Hides every GPU; must come before anything else that touches devices."""
+    tf.config.set_visible_devices([], "GPU")

@@ -1,4 +1,4 @@
-"""The flags of pruning by learnt scores, their checks, and the objects they stand for."""
+"""The flags of pruning by learned scores, their checks, and what they say of each phase."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,8 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import certified_flags, common_flags, common_objects, run_directory, training_run
-from run_scripts.command_line import BadFlag, about, define_aliases, define_number, section
+from run_scripts import certified_flags, common_flags, run_directory
+from run_scripts.command_line import BadFlag, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
 
@@ -28,26 +28,34 @@ OF_A_PHASE = (
 )
 # Flags that mean nothing to some runs -> those they mean something to; --step_size is in all published recipes.
 MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
-    "k": ("--exp_mode=prune, finetune or all, or --layer_type=subnet", lambda: _prunes() or _starts_sparse()),
+    "k": (
+        "--exp_mode=prune, finetune or all, or --layer_type=subnet",
+        lambda: _prunes() or starts_sparse() or FLAGS.k == 1,
+    ),
     "allocation": (
         "--exp_mode=prune or all, --scaled_score_init or --layer_type=subnet",
-        lambda: FLAGS.exp_mode in ("prune", "all") or (_prunes() and FLAGS.scaled_score_init) or _starts_sparse(),
+        lambda: FLAGS.exp_mode in ("prune", "all") or (_prunes() and FLAGS.scaled_score_init) or starts_sparse(),
     ),
     "layer_type": ("--exp_mode=pretrain", lambda: FLAGS.exp_mode == "pretrain"),
-    "scaled_score_init": ("--exp_mode=prune or finetune", lambda: _prunes()),
+    "scaled_score_init": (
+        "--exp_mode=prune or finetune, or --layer_type=subnet",
+        lambda: _prunes() or starts_sparse(),
+    ),
+    "init_type": ("a pretrain phase", lambda: "pretrain" in phases()),
+    "undivided_schedule": ("--trainer=freeadv", lambda: FLAGS.trainer == "freeadv"),
     "scores_init_type": (
         "--exp_mode=prune or all, or --layer_type=subnet without --snip_init",
-        lambda: FLAGS.exp_mode in ("prune", "all") or (_starts_sparse() and not FLAGS.snip_init),
+        lambda: FLAGS.exp_mode in ("prune", "all") or (starts_sparse() and not FLAGS.snip_init),
     ),
-    "scale_rand_init": ("--layer_type=subnet or --snip_init", lambda: _starts_sparse()),
+    "scale_rand_init": ("--layer_type=subnet or --snip_init", lambda: starts_sparse()),
     "momentum": ("--optimizer=sgd or rmsprop", lambda: FLAGS.optimizer != "adam"),
     "warmup_lr": ("--warmup_epochs above 0", lambda: FLAGS.warmup_epochs > 0),
     "beta": ("--trainer=adv or smooth", lambda: FLAGS.trainer in ("adv", "smooth")),
     "noise_std": ("--trainer=smooth or --val_method=smooth", lambda: "smooth" in (FLAGS.trainer, FLAGS.val_method)),
     "n_repeats": ("--trainer=freeadv", lambda: FLAGS.trainer == "freeadv"),
     "rst_frac": ("--pseudo_labels", lambda: bool(FLAGS.pseudo_labels)),
-    "num_steps": ("--trainer=adv or --val_method=adv", lambda: FLAGS.trainer == "adv" or _attacks_held_out()),
-    "const_init": ("--val_method=adv", lambda: _attacks_held_out()),
+    "num_steps": ("--trainer=adv or --val_method=adv", lambda: FLAGS.trainer == "adv" or attacks_held_out()),
+    "const_init": ("--val_method=adv", lambda: attacks_held_out()),
     "starting_epsilon": ("a --schedule_length in which the radius grows", lambda: _radius_grows()),
     "epsilon_schedule": ("a --schedule_length in which the radius grows", lambda: _radius_grows()),
 }
@@ -72,7 +80,7 @@ def _define_network() -> None:
         "padding_mode",
         "symmetric",
         ["tf_same", "symmetric"],
-        "How strided convolutions pad: as TensorFlow does, or symmetric as PyTorch and the original do.",
+        "How strided convolutions pad: as TensorFlow does, or symmetric as PyTorch and HYDRA do.",
     )
     flags.DEFINE_enum(
         "layer_type",
@@ -156,11 +164,19 @@ def _define_optimisation() -> None:
     define_number("beta", 6.0, "Weight of the robust term of adv and smooth.")
     define_number("noise_std", 0.25, "Standard deviation of the noise of smooth, in pixels of [0, 1].")
     flags.DEFINE_integer("n_repeats", 4, "How often freeadv uses a batch; epochs are divided by it.", 1)
+    flags.DEFINE_bool(
+        "undivided_schedule",
+        False,
+        "Let --lr_schedule run over the epochs before --n_repeats divides them, as HYDRA does.",
+    )
     define_aliases({"lr": "learning_rate", "wd": "weight_decay"})
 
 
-def check() -> None:
+def check(lenient: bool = False) -> None:
     """Checks how the flags go together, before any work.
+
+    Args:
+        lenient: Whether a radius that does not reach --epsilon is noted and not refused, as HYDRA's code takes it.
 
     Raises:
         BadFlag: naming the flags.
@@ -172,13 +188,11 @@ def check() -> None:
         raise BadFlag("--resume goes on with a run and --source_net begins one; pass one of them. Received: both")
     if mode in ("prune", "finetune") and not (FLAGS.source_net or FLAGS.resume or FLAGS.load_model):
         raise BadFlag(f"--exp_mode={mode}: expected --source_net=DIR, the run before. Received: none")
-    if mode == "pretrain" and FLAGS.source_net:
+    if mode == "pretrain" and FLAGS.source_net and not FLAGS.load_model:
         raise BadFlag(f"--source_net: expected --exp_mode=prune, finetune or all. Received: --exp_mode={mode}")
     for name, modes in (("snip_init", ("pretrain",)), ("scale_rand_init", ("pretrain",))):
         if FLAGS[name].value and mode not in modes:
             raise BadFlag(f"--{name}: expected --exp_mode=pretrain. Received: --exp_mode={mode}")
-    if FLAGS.init_type and (mode not in ("pretrain", "all") or FLAGS.source_net):
-        raise BadFlag(f"--init_type: expected a pretrain phase. Received: --exp_mode={mode}, or a --source_net")
     if FLAGS.freeze_bn != "no" and mode not in ("prune", "all"):
         raise BadFlag(f"--freeze_bn={FLAGS.freeze_bn}: expected --exp_mode=prune or all. Received: --exp_mode={mode}")
     if FLAGS.scaled_score_init and FLAGS.scores_init_type:
@@ -187,24 +201,36 @@ def check() -> None:
         raise BadFlag(
             f"--trades_start={FLAGS.trades_start}: expected --trainer=adv. Received: --trainer={FLAGS.trainer}"
         )
-    if FLAGS.pseudo_labels and FLAGS.trainer not in ("adv", "smooth"):
-        raise BadFlag(f"--pseudo_labels: expected --trainer=adv or smooth. Received: --trainer={FLAGS.trainer}")
+    if FLAGS.pseudo_labels and FLAGS.trainer == "freeadv":
+        raise BadFlag("--pseudo_labels: expected a --trainer other than freeadv. Received: --trainer=freeadv")
     if FLAGS.trainer == "freeadv" and FLAGS.norm != "linf":
         raise BadFlag(f"--trainer=freeadv: expected --norm=linf. Received: --norm={FLAGS.norm}")
     certified_flags.check()
+    for each in () if FLAGS.load_model else phases():
+        if not any(rates(each)):
+            raise BadFlag(
+                f"--epochs={own_epochs(each)}: expected at least 2 in the phase {each}, because HYDRA's cosine "
+                "(--lr_schedule=cosine_ref) begins at the rate before its peak, of one epoch 0; or pass "
+                "--lr_schedule=step. Received: a learning rate of 0"
+            )
     if FLAGS.trainer in certified_flags.TRAINERS and not FLAGS.load_model:
-        _check_schedules()
+        try:
+            _check_schedules()
+        except BadFlag as error:
+            if not lenient:
+                raise
+            print(f"Note: {error}")
     not_given = {name for name in OF_A_PHASE if not FLAGS[name].present}
     run_directory.leave_out(*certified_flags.unused(), *not_given)
 
 
 def _check_schedules() -> None:
     for phase in phases():
-        certified_flags.check_length(_schedule_flag(phase), _schedule_length(phase), epochs(phase), phase)
+        certified_flags.check_length(_schedule_flag(phase), schedule_length(phase), epochs(phase), phase)
     if FLAGS.schedule_start and not _radius_grows():
         raise BadFlag(
-            f"--schedule_start={FLAGS.schedule_start}: expected a --schedule_length of at least 2, for without one the "
-            f"radius is --epsilon at once. Received: --schedule_length={FLAGS.schedule_length}"
+            f"--schedule_start={FLAGS.schedule_start}: expected a --schedule_length of at least 2, because without one "
+            f"the radius is --epsilon at once. Received: --schedule_length={FLAGS.schedule_length}"
         )
 
 
@@ -219,17 +245,19 @@ def _prunes() -> bool:
     return FLAGS.exp_mode != "pretrain"
 
 
-def _starts_sparse() -> bool:
+def starts_sparse() -> bool:
+    """Whether the pretrain phase prunes."""
     return FLAGS.exp_mode == "pretrain" and (FLAGS.layer_type == "subnet" or FLAGS.snip_init)
 
 
-def _attacks_held_out() -> bool:
+def attacks_held_out() -> bool:
+    """Whether the held-out images are attacked."""
     return FLAGS.val_method != "base" and FLAGS.val_method not in certified_flags.CHECKS
 
 
 def _radius_grows() -> bool:
     shortest = 1 if FLAGS.trainer == "mixtrain" else 2
-    return any(_schedule_length(phase) >= shortest for phase in phases())
+    return any(schedule_length(phase) >= shortest for phase in phases())
 
 
 def run_name() -> str:
@@ -237,14 +265,26 @@ def run_name() -> str:
     return f"{Path(FLAGS.data).expanduser().resolve().stem}_{FLAGS.model}_hydra_{FLAGS.trainer}{FLAGS.k!r}"
 
 
+def own_epochs(phase: str) -> int:
+    """Returns the epochs of a phase as they are given: before --n_repeats divides them, and without a warm-up."""
+    number = FLAGS.prune_epochs if phase == "prune" and _applies("prune_epochs") else FLAGS.epochs
+    return FLAGS.finetune_epochs if phase == "finetune" and FLAGS.finetune_epochs is not None else number
+
+
 def epochs(phase: str) -> int:
     """Returns the epochs of a phase, those of its warm-up included."""
-    number = FLAGS.prune_epochs if phase == "prune" and _applies("prune_epochs") else FLAGS.epochs
-    if phase == "finetune" and FLAGS.finetune_epochs is not None:
-        number = FLAGS.finetune_epochs
+    number = own_epochs(phase)
     if FLAGS.trainer == "freeadv":
         number = -(-number // FLAGS.n_repeats)
     return number + FLAGS.warmup_epochs
+
+
+def rates(phase: str) -> list[float]:
+    """Returns the learning rate of each epoch of a phase."""
+    warmup, number = FLAGS.warmup_epochs, epochs(phase)
+    course = own_epochs(phase) if FLAGS.undivided_schedule else number - warmup
+    found = trs.training.epoch_rates(FLAGS.lr_schedule, rate(phase), course, warmup, FLAGS.warmup_lr)
+    return found[:number]
 
 
 def rate(phase: str) -> float:
@@ -272,125 +312,7 @@ def config(built: keras.Model) -> dict[str, Any]:
     return {**{name: FLAGS[name].value for name in IDENTITY}, "keep_fractions": fractions}
 
 
-def network(run: training_run.TrainingRun, phase: trs.training.Phase, source: Path | None) -> keras.Model:
-    """Builds the network of a phase with the weights, scores and fractions that it begins with."""
-    is_subnet = phase.name != "pretrain" or _starts_sparse()
-    if phase.name != "pretrain" and source is None and not run.resuming:
-        raise BadFlag(
-            f"--exp_mode={phase.name} --resume: expected a run with a finished epoch in {run.directory}, or "
-            "--source_net=DIR in place of --resume. Received: neither"
-        )
-    built = common_objects.network(
-        run.images, run.strategy.num_replicas_in_sync > 1, kernel="subnet" if is_subnet else "plain"
-    )
-    if FLAGS.init_type and phase.name == "pretrain":
-        trs.models.initialize_kernels(built, FLAGS.init_type, FLAGS.seed)
-    found = _source(source, run, phase) if source is not None and not run.resuming else None
-    if found is not None:
-        with about("source_net"):
-            trs.saving.copy_weights(found, built)
-    if is_subnet and run.resuming:  # scores and all come from the checkpoint
-        with about("resume"):
-            written = trs.saving.read_metadata(run.directory / "checkpoints" / "last.weights.h5")["config"]
-            trs.sparsity.set_keep_fractions(built, written["keep_fractions"])
-    elif is_subnet:
-        _begin_scores(run, built, phase, found)
-    phase.begin(built)
-    return built
-
-
-def _begin_scores(
-    run: training_run.TrainingRun, built: keras.Model, phase: trs.training.Phase, source: keras.Model | None
-) -> None:
-    scaled = FLAGS.scaled_score_init if FLAGS.exp_mode != "all" else phase.name == "prune"
-    if FLAGS.scores_init_type and phase.name != "finetune":
-        trs.sparsity.random_scores(built, FLAGS.scores_init_type, FLAGS.seed)
-    elif scaled and source is not None:
-        trs.sparsity.scaled_scores(built)
-    elif phase.name == "finetune" and source is not None:
-        trs.sparsity.set_keep_fractions(built, _fractions_of(source))
-        return
-    if FLAGS.snip_init:
-        x, y = run.images.train_images[: FLAGS.batch_size], run.images.train_labels[: FLAGS.batch_size]
-        trs.sparsity.snip_scores(built, list(trs.data.test_dataset(x, y, FLAGS.batch_size)))
-    trs.sparsity.set_keep_fractions(built, trs.sparsity.keep_fractions(built, FLAGS.k, FLAGS.allocation))
-    if FLAGS.scale_rand_init:
-        trs.sparsity.rescale_kernels(built)
-    empty = trs.sparsity.statistics.empty_kernels(built)
-    if empty:
-        print(f"Warning: --k={FLAGS.k:g} leaves no connection in {', '.join(empty)}: nothing passes there")
-
-
-def _fractions_of(source: keras.Model) -> dict[str, float]:
-    """The fractions of the run before, of whose kernels k stays in all."""
-    kernels = [layer for layer in trs.layers.kernel_layers(source) if hasattr(layer, "scores")]
-    if not kernels:
-        raise BadFlag(
-            "--exp_mode=finetune: expected a --source_net that was pruned, or --scaled_score_init to prune it by "
-            "magnitude. Received: a network without scores"
-        )
-    entries = [int(layer.kernel.shape.num_elements()) for layer in kernels]
-    kept = sum(layer.kept for layer in kernels)
-    if abs(kept - FLAGS.k * sum(entries)) > len(kernels) + 1e-6 * sum(entries):
-        raise BadFlag(
-            f"--k={FLAGS.k:g}: expected that of the prune phase, {kept / sum(entries):.4g}. Received: another one"
-        )
-    return {layer.name: layer.keep_fraction for layer in kernels}
-
-
-def _source(path: Path, run: training_run.TrainingRun, phase: trs.training.Phase) -> keras.Model:
-    """Loads a network of ours, or a PyTorch checkpoint into one of the same architecture."""
-    with about("source_net"):
-        if path.suffix not in trs.saving.PYTORCH_SUFFIXES:
-            return trs.load_network(path)
-        found = common_objects.network(run.images, kernel="subnet")
-        if phase.name == "finetune":  # the mask of its scores counts
-            trs.sparsity.set_keep_fractions(found, FLAGS.k)
-        try:
-            trs.saving.import_pytorch_weights(path, found)
-        except ImportError as error:
-            raise BadFlag(f"--source_net={path}: {error}") from error
-        return found
-
-
-def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.RobustModel:
-    """Returns the compiled model that trains `built` in a phase."""
-    certified_flags.check_network(built)
-    settings: dict[str, Any] = {
-        **{"validation_attack": _validation_attack(), "seed": FLAGS.seed},
-        "validation_checks": certified_flags.validation_checks(),
-    }
-    steps = run.steps_per_epoch
-    if FLAGS.trainer == "freeadv":
-        objective = trs.training.FreeAT(FLAGS.batch_size, FLAGS.epsilon, FLAGS.n_repeats)
-        found: trs.RobustModel = trs.training.FreeRobustModel(built, objective, **settings)
-        steps *= FLAGS.n_repeats
-    else:
-        found = trs.RobustModel(built, _objective(run, phase), **settings)
-    warmup = FLAGS.warmup_epochs
-    rates = trs.training.epoch_rates(FLAGS.lr_schedule, rate(phase), run.epochs - warmup, warmup, FLAGS.warmup_lr)
-    optimizer = trs.training.coupled(
-        FLAGS.optimizer, trs.training.PerEpoch(rates, steps), FLAGS.weight_decay, FLAGS.momentum
-    )
-    found.compile(
-        keras.optimizers.LossScaleOptimizer(optimizer) if FLAGS.mixed_precision else optimizer, metrics=["accuracy"]
-    )
-    return found
-
-
-def measure(network: keras.Model, images: trs.data.ImageDataset) -> dict[str, Any]:
-    """Returns what a trainer measures on the test images beside accuracies, as entries of `results.json`."""
-    return certified_flags.verified(network, images) if FLAGS.trainer in certified_flags.TRAINERS else {}
-
-
-def _validation_attack() -> trs.attacks.GradientAttack | None:
-    if not _attacks_held_out():
-        return None
-    kind = common_flags.ATTACKS[FLAGS.norm]
-    return kind(FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps, random_start=not FLAGS.const_init)
-
-
-def _schedule_length(phase: str) -> int:
+def schedule_length(phase: str) -> int:
     """Returns for how many epochs of a phase the radius of bounds grows."""
     return FLAGS[_schedule_flag(phase)].value
 
@@ -402,14 +324,4 @@ def _schedule_flag(phase: str) -> str:
 
 def first_looked_at(phase: str) -> int:
     """Returns the first epoch, counted from 0, whose network held-out images judge: symbolic intervals take long."""
-    return _schedule_length(phase) + 1 if FLAGS.val_method == "mixtrain" and _schedule_length(phase) else 0
-
-
-def _objective(run: training_run.TrainingRun, phase: str) -> trs.objectives.Objective:
-    if FLAGS.trainer in certified_flags.TRAINERS:
-        return certified_flags.objective(run.steps_per_epoch, _schedule_length(phase))
-    if FLAGS.trainer == "base":
-        return trs.objectives.Natural()
-    if FLAGS.trainer == "adv":
-        return trs.objectives.TRADES(common_objects.attack(), FLAGS.beta, FLAGS.trades_start)
-    return trs.objectives.Stability(FLAGS.noise_std, FLAGS.beta)
+    return schedule_length(phase) + 1 if FLAGS.val_method == "mixtrain" and schedule_length(phase) else 0

@@ -47,6 +47,14 @@ def save(network: keras.Model, directory: Path) -> None:
 
 def show(results: dict[str, Any], directory: Path) -> None:
     """Prints the robustness table and where everything is."""
+    show_numbers(results)
+    print(f"Network to train on {directory / 'network.keras'}")
+    print(f"SavedModel          {directory / 'serve'}")
+    print(f"Records             {directory}: {', '.join(_records(directory))}", flush=True)
+
+
+def show_numbers(results: dict[str, Any]) -> None:
+    """Prints the robustness table."""
     print()
     print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['test_images']} test images")
     if "attack" in results:
@@ -62,9 +70,6 @@ def show(results: dict[str, Any], directory: Path) -> None:
         print(f"Training speed      {results['images_per_second']:6.0f} images/s")
     for warning in results["warnings"]:
         print(f"Warning: {warning}")
-    print(f"Network to train on {directory / 'network.keras'}")
-    print(f"SavedModel          {directory / 'serve'}")
-    print(f"Records             {directory}: {', '.join(_records(directory))}", flush=True)
 
 
 _SHOWN = ("name", "epsilon", "num_steps", "restarts")

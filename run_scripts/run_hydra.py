@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, hydra_flags, hydra_originals, run_directory, training_run  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, report, run_directory, training_run  # isort: skip
+from run_scripts import hydra_directories, hydra_flags, hydra_objects, hydra_originals  # isort: skip
 
 import keras
 from absl import flags
@@ -38,29 +39,41 @@ hydra_originals.define()
 
 
 def main() -> None:
-    """Runs the phase, or all of them."""
+    """Runs the phase, or all of them, or evaluates a network."""
     hydra_originals.translate()
     common_flags.check()
-    hydra_flags.check()
+    hydra_flags.check(lenient=hydra_originals.given())
+    source, before = hydra_directories.source(), None
+    if FLAGS.load_model and source is not None:
+        evaluate(source)
+        return
     if not FLAGS.load_model:
         command_line.note_unused(hydra_flags.MEANINGFUL)
-    directory = run_directory.chosen(Path("saved_models") / hydra_flags.run_name())
-    if FLAGS.exp_mode != "all":
+        for how in hydra_originals.deviations() if hydra_originals.given() else ():
+            print(f"Unlike HYDRA: {how}")
+    for name in hydra_flags.phases():
+        directory = hydra_directories.directory(name)
         if FLAGS.load_model:
             training_run.evaluate_again(directory)
-            return
-        if FLAGS.resume:  # the record of the run keeps what it began with
-            FLAGS.source_net = run_directory.recorded(directory).get("source_net")
-        run_phase(FLAGS.exp_mode, directory, FLAGS.source_net and Path(FLAGS.source_net).expanduser(), None)
-        return
-    source, before = FLAGS.source_net and Path(FLAGS.source_net).expanduser(), None
-    for name in hydra_flags.phases():
-        if FLAGS.load_model:
-            training_run.evaluate_again(directory / name)
             continue
-        print(f"\n{name}", flush=True)
-        before = run_phase(name, directory / name, source, before) or before
-        source = directory / name
+        hydra_directories.check_source(source, directory)
+        if FLAGS.exp_mode == "all":
+            print(f"\n{name}", flush=True)
+        elif FLAGS.resume:  # the record of the run keeps what it began with
+            FLAGS.source_net = run_directory.recorded(directory).get("source_net")
+            source = hydra_directories.source()
+        before = run_phase(name, directory, source, before) or before
+        hydra_directories.point_at(directory)
+        source = directory
+
+
+def evaluate(source: Path) -> None:
+    """Evaluates --source_net on the test images, and prints the table."""
+    images = common_objects.dataset()
+    network = hydra_objects.loaded(source, images, masked=True)
+    results = {**report.evaluate(network, images), **hydra_objects.measure(network, images)}
+    report.show_numbers(results)
+    print(f"Network             {source}", flush=True)
 
 
 def run_phase(
@@ -73,12 +86,12 @@ def run_phase(
     if run is None:
         return None
     with run.strategy.scope():
-        network = hydra_flags.network(run, phase, source)
-        model = hydra_flags.model(run, network, name)
+        network = hydra_objects.network(run, phase, source)
+        model = hydra_objects.model(run, network, name)
     check = trs.training.PhaseCheck(network)
     state = training_run.train(run, model, hydra_flags.config(network), (check,), hydra_flags.first_looked_at(name))
     more = {"phase": phase.describe(), "source": str(source) if source else None, "k": FLAGS.k}
-    training_run.finish(run, model, state, more, hydra_flags.measure)
+    training_run.finish(run, model, state, more, hydra_objects.measure)
     return run
 
 

@@ -82,6 +82,10 @@ def prepare(
     Returns:
         The run, or `None` if it is finished already.
     """
+    if FLAGS.pseudo_labels and not Path(FLAGS.pseudo_labels).expanduser().is_file():
+        raise command_line.BadFlag(
+            f"--pseudo_labels={FLAGS.pseudo_labels}: expected a file of pseudo-labeled images. Received: no such file"
+        )
     files = {**report.FILES, **(files or {})}
     # Worker 0 alone checks and writes the directory.
     resuming = run_directory.check(directory, FLAGS.resume) if is_chief() else _has_checkpoint(directory)

@@ -115,7 +115,7 @@ def test_a_record_repeats_its_run(everything, tmp_path):
     begun = (*FEW, "--exp_mode=prune", "--k=0.2", "--epochs=1", "--scaled_score_init")
     run_script(
         HYDRA,
-        *(*begun, f"--source_net={directory / 'pretrain'}", f"--result_dir={tmp_path}", "--exp_name=one"),
+        *(*begun, f"--source_net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'one'}"),
     ).expect()
     run_script(HYDRA, f"--flagfile={tmp_path / 'one/run.flags'}", f"--output_dir={tmp_path / 'two'}").expect()
     one, two = (trs.load_network(tmp_path / name) for name in ("one", "two"))
@@ -176,17 +176,12 @@ BAD = [
     ("k above 1", ["--k=1.5"], "--k=1.5", "in (0, 1]"),
     ("two initialisations", ["--scaled_score_init", "--scores_init_type=default"], "--scaled_score_init", "both"),
     ("frozen batch norm", ["--exp_mode=pretrain", "--freeze_bn=yes"], "--freeze_bn=yes", "--exp_mode=prune"),
-    (
-        "an initialisation of nothing",
-        ["--exp_mode=prune", "--source_net=x", "--init_type=kaiming_normal"],
-        "--init_type",
-        "a pretrain phase",
-    ),
     ("a start of no attack", ["--trainer=base", "--trades_start=uniform"], "--trades_start=uniform", "--trainer=adv"),
     ("snip elsewhere", ["--exp_mode=prune", "--source_net=x", "--snip_init"], "--snip_init", "--exp_mode=pretrain"),
     ("unknown trainer", ["--trainer=mixtrain2"], "--trainer=mixtrain2", "base|adv|smooth|freeadv"),
     ("free training in l2", ["--trainer=freeadv", "--norm=l2"], "--trainer=freeadv", "--norm=linf"),
-    ("labels of nothing", ["--trainer=base", "--pseudo_labels=x"], "--pseudo_labels", "--trainer=adv or smooth"),
+    ("labels of nothing", ["--trainer=freeadv", "--pseudo_labels=x"], "--pseudo_labels", "other than freeadv"),
+    ("labels that are not there", ["--pseudo_labels=no.npz"], "--pseudo_labels=no.npz", "a file"),
 ]
 
 
@@ -255,7 +250,7 @@ def test_a_dense_network_takes_the_place_of_the_first_phase(everything, tmp_path
 
 
 # Flags that say where to write, or by which words another flag was set.
-WHERE = {"output_dir", "result_dir", "exp_name", "arch", "dataset", "distance"}
+WHERE = {"output_dir", *hydra_originals.ONLY_THERE}
 
 
 def meaning(parse, *words):
@@ -331,6 +326,7 @@ def test_steps_in_l2_are_as_long_as_published(parse):
         (["--exp_mode=finetune", "--source_net=x", "--allocation=erk"], "allocation", "--scaled_score_init"),
         (["--layer_type=subnet"], "layer_type", "--exp_mode=pretrain"),
         (["--exp_mode=pretrain", "--scaled_score_init"], "scaled_score_init", "--exp_mode=prune or finetune"),
+        (["--exp_mode=prune", "--source_net=x", "--init_type=pytorch"], "init_type", "a pretrain phase"),
         (
             ["--exp_mode=finetune", "--source_net=x", "--scores_init_type=default"],
             "scores_init_type",
