@@ -173,8 +173,7 @@ class GatedAdam(CoupledAdam):
         gate_rate: Factor of the learning rate of gates, at least 0.
         weight_rate: The same for all other weights.
         l2: Strength of the decay of the weights, at least 0.
-        corrected_epsilon: As of `CoupledAdam`; the published runs used TensorFlow's.
-        *args, **kwargs: As of `CoupledAdam`.
+        *args, **kwargs: As of `CoupledAdam`, with TensorFlow's epsilon unless told otherwise, as published.
 
     Raises:
         ValueError: if a factor or the decay is negative.
@@ -182,15 +181,8 @@ class GatedAdam(CoupledAdam):
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), section 4.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        gate_rate: float = 1.0,
-        weight_rate: float = 0.1,
-        corrected_epsilon: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, corrected_epsilon=corrected_epsilon, **kwargs)
+    def __init__(self, *args: Any, gate_rate: float = 1.0, weight_rate: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(*args, **{"corrected_epsilon": False, **kwargs})
         for name, value in (("gate_rate", gate_rate), ("weight_rate", weight_rate)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` is a factor of the learning rate, at least 0. Received: {name}={value!r}")
