@@ -23,6 +23,8 @@ def check() -> None:
     if FLAGS.result_dir and not FLAGS.exp_name:
         raise BadFlag(f"--result_dir={FLAGS.result_dir}: expected --exp_name=NAME with it. Received: no such flag")
     if not FLAGS.exp_name:
+        if FLAGS.exp_mode == "all" and not FLAGS.load_model:
+            _check_folder(_folder())
         return
     if FLAGS.output_dir:
         raise BadFlag("--output_dir and --exp_name both say where to write; pass one. Received: both")
@@ -37,6 +39,22 @@ def check() -> None:
         raise BadFlag("--strategy=multi_worker: expected --output_dir, which all workers share. Received: --exp_name")
 
 
+def _folder() -> Path:
+    """Returns the folder of the phases, where --exp_name does not say it."""
+    return run_directory.chosen(Path("saved_models") / hydra_flags.run_name())
+
+
+def _check_folder(folder: Path) -> None:
+    """Checks that a folder of phases holds nothing else."""
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    strangers = [name for name in found if name not in hydra_flags.MODES and not name.startswith(".")]
+    if strangers:
+        raise BadFlag(
+            f"--output_dir={folder}: expected a new or empty directory, or one of pretrain, prune and finetune, as "
+            f"--exp_mode=all writes. Received: one with other files, such as {strangers[0]}"
+        )
+
+
 def directory(phase: str) -> Path:
     """Returns the directory of a phase.
 
@@ -44,7 +62,7 @@ def directory(phase: str) -> Path:
     to resume or evaluate a run, of the last one.
     """
     if not FLAGS.exp_name:
-        folder = run_directory.chosen(Path("saved_models") / hydra_flags.run_name())
+        folder = _folder()
         return folder if FLAGS.output_dir and FLAGS.exp_mode != "all" else folder / phase
     folder = Path(FLAGS.result_dir or _RESULT_DIR).expanduser() / FLAGS.exp_name / phase
     found = _numbered(folder)

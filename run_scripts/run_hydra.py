@@ -81,7 +81,7 @@ def run_phase(
 ) -> training_run.TrainingRun | None:
     """Trains, selects, saves and evaluates one phase; returns `None` if it is finished already."""
     phase = hydra_flags.phase(name)
-    files = {"dense": _save_dense} if FLAGS.save_dense else {}
+    files: dict[str, training_run.Writer] = {"dense": _save_dense} if FLAGS.save_dense else {}
     run = training_run.prepare(directory, hydra_flags.epochs(name), before, files)
     if run is None:
         return None

@@ -313,6 +313,14 @@ def test_phases_without_any_directory_do_not_meet(meaning):
         assert str(hydra_directories.directory("prune")) == "saved_models/cifar10_vgg16_hydra_adv0.1/prune"
 
 
+def test_all_phases_are_not_written_beside_other_files(tmp_path, meaning):
+    (tmp_path / "pretrain").mkdir()
+    meaning("--data=cifar10", f"--output_dir={tmp_path}")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(BadFlag, match=r"pretrain, prune and finetune.*such as notes.txt"):
+        meaning("--data=cifar10", f"--output_dir={tmp_path}")
+
+
 def test_a_source_is_not_overwritten(tmp_path, meaning):
     (tmp_path / "run").mkdir()
     for place in (tmp_path / "run", tmp_path / "run/network.keras"):
