@@ -234,7 +234,8 @@ def _beside(name: str, path: Path) -> list[Path]:
         return [examples_path(path)]
     if name == "robustbench_file":
         return [pruning_file(path)]
-    return [path.with_name(f"{path.stem}_{part}.png") for part in ("curve", "examples")] if name == "report" else []
+    parts = ("curve", "examples") if name == "report" else ()
+    return [path.with_name(f"{path.stem}_{part}.{form}") for part in parts for form in ("png", "pdf")]
 
 
 def pruning_file(path: Path) -> Path:

@@ -20,14 +20,14 @@ FLAGS = flags.FLAGS
 # Everything a run writes; --overwrite removes these and nothing else.
 ARTEFACTS = (
     *("results.json", "run.flags", "network.keras", "serve", "checkpoints", "tensorboard", "dense"),
-    *("foolbox.json", "robustness.json", "certified.json", "certified.tsv", "certified.png"),
+    *("foolbox.json", "robustness.json", "certified.json", "certified.tsv", "certified.png", "certified.pdf"),
     *(
         f"certified_{method}.{kind}"
         for method in ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
         for kind in ("json", "tsv")
     ),
     *("masks", "changes", "autoattack", "network.trs", "compact.json", "shrink.json"),
-    *("cost.json", "white_box.json", "black_box.json", "loss_surface.png"),
+    *("cost.json", "white_box.json", "black_box.json", "loss_surface.png", "loss_surface.pdf"),
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")
 CHECKPOINT = Path("checkpoints", "last.weights.h5")

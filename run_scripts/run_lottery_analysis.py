@@ -37,7 +37,7 @@ with command_line.section("Analysis"):
     flags.DEFINE_bool("table", False, "Write the tables of all data sets instead of figures.")
     flags.DEFINE_integer("step", 30000, "Training step of tables and comparisons; the last one if there are fewer.", 1)
     flags.DEFINE_list("labels", ["100.0", "51.3", "16.9", "08.7", "03.6", "01.8"], "Weights remaining in %, to show.")
-    flags.DEFINE_list("formats", ["svg", "png"], "Formats of figures.")
+    flags.DEFINE_list("formats", ["svg", "png", "pdf"], "Formats of figures.")
     command_line.define_number(
         "density_width", 0.3, "Largest initial weight of the densities; published: 2.5.", excluded=0
     )
@@ -45,12 +45,12 @@ with command_line.section("Analysis"):
 
 STRATEGIES = ("reinit_orig", "reinit_rand", "reinit_none")
 _DENSITIES = ("100.0", "51.3", "16.9", "03.6")
-# The published axes, which show the level of the published results: (data, attack) -> range of accuracies.
+# The published axes, which show the level of the published results: (data, attack) -> range of accuracies in percent.
 _WINDOWS = {
-    ("digits", "fgsm"): (0.80, 0.99),
-    ("fashion", "fgsm"): (0.70, 0.90),
-    ("digits", "pgd"): (0.25, 0.65),
-    ("fashion", "pgd"): (0.00, 0.40),
+    ("digits", "fgsm"): (80.0, 99.0),
+    ("fashion", "fgsm"): (70.0, 90.0),
+    ("digits", "pgd"): (25.0, 65.0),
+    ("fashion", "pgd"): (0.0, 40.0),
 }
 
 
@@ -116,14 +116,14 @@ def figures() -> None:
     last = min(FLAGS.step, max(_last_step(rounds) for rounds in runs.values()))
     window = _WINDOWS.get((lottery_flags.dataset_name(), FLAGS.attack)) if FLAGS.adv_train else None
     windows = {"acc": window if FLAGS.attack == "fgsm" else None, "adv_acc": window, "loss": (0.0, 1.5)}
-    titles = {"acc": "test accuracy", "adv_acc": f"test accuracy under {FLAGS.attack.upper()}", "loss": "test loss"}
-    for column, title in titles.items():
-        ticket_figures.draw_curves(runs, numbers, column, title, paths(f"test_{column}"), windows[column], last)
-    ticket_figures.draw_early_stopping(runs, paths("test_early_stop_iteration"), FLAGS.early_stop_set)
-    ticket_figures.draw_over_sparsity(runs, last, paths("test_over_sparsity"))
+    attack = _attack_name(FLAGS.attack)
+    for column, shown in windows.items():
+        ticket_figures.draw_curves(runs, numbers, column, attack, paths(f"test_{column}"), shown, last)
+    ticket_figures.draw_early_stopping(runs, attack, paths("test_early_stop_iteration"), FLAGS.early_stop_set)
+    ticket_figures.draw_over_sparsity(runs, last, attack, paths("test_over_sparsity"))
     for strategy, rounds in runs.items():
-        shown = _numbers({strategy: rounds}, _DENSITIES)
-        ticket_figures.draw_densities(rounds, shown, paths(f"dists_{strategy}"), FLAGS.density_width)
+        of_densities = _numbers({strategy: rounds}, _DENSITIES)
+        ticket_figures.draw_densities(rounds, of_densities, paths(f"dists_{strategy}"), FLAGS.density_width)
     first = next(iter(runs))
     ticket_figures.draw_layers(runs[first], paths("layers"))
     ticket_figures.draw_pixels(runs[first], numbers, paths("pixels"))
@@ -183,6 +183,7 @@ def tables() -> None:
             print(f"\n{name}\n\n{ticket_tables.markdown(header, rows)}")
         ticket_figures.draw_training(
             {_training(*key): (key[0], rounds) for key, rounds in _of_each_training(found).items()},
+            {name: _attack_name(name) for name in lottery_flags.ATTACKS},
             [place / "tables" / f"{stem}_training.{form}" for form in FLAGS.formats],
         )
     if not written:
@@ -253,6 +254,10 @@ def _of_each_training(
     """
     measured = next((attack for attack in lottery_flags.ATTACKS if (attack, False) in found), None)
     return {key: rounds for key, rounds in found.items() if key[1] or key[0] == measured}
+
+
+def _attack_name(attack: str) -> str:
+    return trs.evaluation.attack_name(lottery_flags.attack(attack).describe())
 
 
 def _training(attack: str, adversarial: bool) -> str:

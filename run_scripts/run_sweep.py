@@ -5,7 +5,7 @@
 
 Each run gets a directory of its own under the output directory; finished ones are not run again, so that the same
 command goes on with an interrupted sweep. Writes `sweep.json`, `sweep.md` (means and standard deviations over seeds)
-and, where matplotlib is installed, `sweep.png`. --beside=OTHER,ANOTHER puts finished sweeps into the same table and
+and, where matplotlib is installed, `sweep.png` and `sweep.pdf`. --beside=OTHER,ANOTHER puts finished sweeps into the same table and
 figure. The flags of every run are parsed before the first.
 """
 
@@ -75,7 +75,7 @@ def main() -> None:
     print(f"\n{table}\n")
     try:
         series = {sweep["name"]: sweep["points"] for sweep in sweeps}
-        trs.evaluation.draw_sweep(series, f"--{FLAGS.vary}", directory / "sweep.png")
+        trs.evaluation.draw_sweep(series, _axis(), directory / "sweep.png", _attack(sweeps))
     except ValueError as error:  # without matplotlib there is no figure
         print(f"Note: {error}")
     print(f"Records             {directory}: sweep.json, sweep.md, and a directory for each run")
@@ -257,6 +257,20 @@ def _table(sweeps: list[dict[str, Any]]) -> str:
                 columns += [f"{100 * point['connectivity']:.2f}", str(len(point["runs"]))]
                 lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
+
+
+def _axis() -> str:
+    """Returns what a figure calls the flag that is varied."""
+    name = _meant(FLAGS.vary)
+    words = {"k": "connectivity", "epsilon": "radius ε (pixels of [0, 1])", "prune_rate": "connectivity"}
+    return words.get(name, name.replace("_", " "))
+
+
+def _attack(sweeps: list[dict[str, Any]]) -> str:
+    """Returns name and radius of the attack of robust accuracies, or nothing where they differ."""
+    runs = [run for sweep in sweeps for point in sweep["points"] for run in point["runs"]]
+    names = {trs.evaluation.attack_name(run["attack"]) for run in runs if "attack" in run}
+    return names.pop() if len(names) == 1 and all("attack" in run for run in runs) else ""
 
 
 def _finished(directory: Path) -> dict[str, Any]:

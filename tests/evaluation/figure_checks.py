@@ -1,12 +1,14 @@
 """What is wrong with a figure: text that is cut off, lies over other text or over bars, panels of different sizes.
 
-`drawn(monkeypatch)` keeps every figure that is written while a test runs, so that its elements can be counted too.
+`keep_figures(monkeypatch)` keeps every figure that is drawn while a test runs, so that its elements can be counted too.
 """
 
 import itertools
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 
 from tf_robust_sparse.evaluation import figure_style
 
@@ -14,20 +16,17 @@ TOUCH = 0.5  # pixels that two boxes may share: they are rounded outward
 
 
 def keep_figures(monkeypatch):
-    """Returns a list that every figure written from now on is added to, with its files."""
-    kept, save = [], figure_style.save_figure
-
-    def keep(figure, paths):
-        save(figure, paths)
-        kept.append((figure, list(paths)))
-
-    monkeypatch.setattr(figure_style, "save_figure", keep)
+    """Returns a list that every figure drawn from now on is added to, with its files, instead of being written."""
+    kept = []
+    monkeypatch.setattr(figure_style, "save_figure", lambda figure, paths: kept.append((figure, list(paths))))
     return kept
 
 
 def faults(figure):
     """Returns sentences, one for each fault that a reader would see; none for a good figure."""
-    FigureCanvasAgg(figure).draw()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
     page, texts = figure.bbox, _texts(figure)
     found = [
         f"cut off: {text!r}"
@@ -39,18 +38,21 @@ def faults(figure):
             found.append(f"text over text: {text!r} and {other!r}")
     for axes in _all_axes(figure):
         bars = [patch for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_visible()]
-        boxes = [bar.get_window_extent() for bar in bars]
+        boxes = [Bbox.intersection(bar.get_window_extent(), axes.bbox) for bar in bars]
+        boxes = [box for box in boxes if box is not None]
         covered = {text for text, box in texts if any(_overlap(box, bar) for bar in boxes)}
         found += [f"text over a bar: {text!r}" for text in sorted(covered)]
         if axes.get_legend() is not None:
             legend = axes.get_legend().get_window_extent()
             found += ["legend over a bar"] * any(_overlap(legend, bar) for bar in boxes)
-        if axes.lines or axes.patches or axes.collections:
+        if (axes.lines or axes.patches or axes.collections) and not hasattr(axes, "_colorbar"):
             found += [
                 f"no {name} label: panel {axes.get_title()!r}"
                 for name in ("x", "y", "z")
                 if axes.axison and hasattr(axes, f"get_{name}label") and not _labelled(axes, name)
             ]
+    rim = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    found += ["cut off: something is drawn on the rim of the figure"] * any((side < 255).any() for side in rim)
     return found + _sizes(figure)
 
 
@@ -73,12 +75,12 @@ def _beside_axes(part):
 
 def _tick_labels(axis):
     """Returns the labels that are drawn: ticks outside the limits of their axis exist too."""
-    low, high = sorted(axis.get_view_interval())
+    scale = axis.get_transform().transform
+    low, high = sorted(scale(np.asarray(axis.get_view_interval())))
     room = 1e-6 * (high - low)
-    for minor in (False, True):
-        for place, label in zip(axis.get_ticklocs(minor=minor), axis.get_ticklabels(minor=minor), strict=True):
-            if low - room <= place <= high + room:
-                yield label
+    for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+        if low - room <= scale(np.asarray([tick.get_loc()]))[0] <= high + room:
+            yield from (tick.label1, tick.label2)
 
 
 def _subfigures(figure):
@@ -94,9 +96,18 @@ def _axes_of(axes):
 
 
 def _labelled(axes, name):
-    shared = getattr(axes, f"get_shared_{name}_axes", None)
-    beside = shared().get_siblings(axes) if shared else [axes]
-    return any(getattr(each, f"get_{name}label")() for each in beside)
+    """Whether an axis has a label, its own or that of the panel at the end of its row or column."""
+    if getattr(axes, f"get_{name}label")():
+        return True
+    spec = axes.get_subplotspec()
+    for other in _all_axes(axes.figure):
+        end = other.get_subplotspec()
+        if name == "z" or end is None or end.get_gridspec() is not spec.get_gridspec():
+            continue
+        of_line = end.rowspan == spec.rowspan if name == "y" else end.colspan == spec.colspan
+        if of_line and getattr(other, f"get_{name}label")():
+            return True
+    return False
 
 
 def _overlap(box, other):

@@ -317,6 +317,7 @@ def test_the_analysis_draws_what_there_is_and_warns_of_the_rest(tmp_path):
     for name in FIGURES:
         assert (directory / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert "<svg" in (directory / f"{name}.svg").read_text()
+        assert (directory / f"{name}.pdf").read_bytes()[:5] == b"%PDF-"
     with (directory / "comparison.csv").open() as file:
         found = {(row["remain %"], row["strategy"]): row for row in csv.DictReader(file)}
     assert len(found) == 1 + 2 * 3
@@ -338,7 +339,7 @@ def test_tables_have_means_and_deviations_of_both_kinds_of_training(tmp_path):
     assert rows[0]["FGSM attack"] == "55.00 ± 5.00 (2) / 55.00 ± 5.00 (2)"
     assert rows[0]["PGD natural"] == "- / -"
     written = {f"fashion{part}.{suffix}" for part in ("", "_tickets") for suffix in ("md", "csv", "txt")}
-    written |= {f"fashion_training.{suffix}" for suffix in ("svg", "png")}
+    written |= {f"fashion_training.{suffix}" for suffix in ("svg", "png", "pdf")}
     assert {path.name for path in (tmp_path / "tables").iterdir()} == written
     assert "10.00 ± 0.00 (2)" in (tmp_path / "tables/fashion_tickets.md").read_text()  # PGD beside FGSM
 

@@ -32,6 +32,7 @@ def test_values_and_seeds(tmp_path):
             flags = (tmp_path / "s" / f"connectivity_{point['value']:g}/seed_{run['seed']}/run.flags").read_text()
             assert f"--connectivity={point['value']:g}\n" in flags and f"--seed={run['seed']}\n" in flags
     assert (tmp_path / "s/sweep.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "s/sweep.pdf").read_bytes()[:5] == b"%PDF-"
     # Finished runs are not run again, and the table takes in another sweep.
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("results.json")}
     done = run_script(SWEEP, *sweep, "--values=0.5", "--name=again", f"--beside={tmp_path / 's'}").expect()
@@ -70,7 +71,7 @@ def test_fractions(trained, tmp_path):
 
 def test_sweeps_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(trs.evaluation, "draw_sweep", lambda series, label, path: drawn.append(list(series)))
+    monkeypatch.setattr(trs.evaluation, "draw_sweep", lambda series, *_: drawn.append(list(series)))
     sweep = ("--vary=connectivity", "--values=0.1", f"--command={COMMAND}", "--name=DEEP R")
     for folder in ("a", "b/a"):
         run_script(SWEEP, *sweep, f"--output_dir={tmp_path / folder}").expect()

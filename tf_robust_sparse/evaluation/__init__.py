@@ -13,21 +13,20 @@ from tf_robust_sparse.evaluation.feature_figures import (
     draw_loss_surfaces,
     draw_strength,
 )
-from tf_robust_sparse.evaluation.figures import (
-    check_matplotlib,
-    draw_certified,
-    draw_channels_between,
-    draw_kept_per_layer,
-    draw_kept_weights,
-    draw_layout,
-    draw_structure,
-    draw_sweep,
-)
+from tf_robust_sparse.evaluation.figure_style import attack_name, check_matplotlib
+from tf_robust_sparse.evaluation.figures import draw_certified, draw_sweep
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_linf_pgd
 from tf_robust_sparse.evaluation.latency import median_latency
 from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
 from tf_robust_sparse.evaluation.loss_surface import LossSurface, loss_surface
+from tf_robust_sparse.evaluation.mask_figures import (
+    draw_channels_between,
+    draw_kept_per_layer,
+    draw_kept_weights,
+    draw_layout,
+    draw_structure,
+)
 from tf_robust_sparse.evaluation.report_page import write_report
 from tf_robust_sparse.evaluation.robust_accuracy import evaluate_robustness, robust_accuracy
 from tf_robust_sparse.evaluation.robustness_suite import RobustnessSuite
@@ -46,6 +45,7 @@ __all__ = [
     "Transfer",
     "Vulnerability",
     "VulnerabilityMonitor",
+    "attack_name",
     "check_matplotlib",
     "draw_certified",
     "draw_channels",

@@ -103,8 +103,13 @@ def percent(fractions: Any) -> np.ndarray:
 
 
 def accuracy_label(of: str = "", attack: str = "") -> str:
-    """Returns the label of an axis of accuracies, such as `test accuracy under PGD-20, Linf, ε = 8/255 (%)`."""
-    return f"{f'{of} ' * bool(of)}accuracy{f' under {attack}' * bool(attack)} (%)"
+    """Returns the label of an axis of accuracies, such as `test accuracy (%)`, and on a second line the attack.
+
+    Args:
+        of: Which accuracy, such as `"test"`, `"clean"` or `"certified"`.
+        attack: Name and radius of the attack, as `attack_name` returns them.
+    """
+    return f"{of} accuracy (%)".strip() + f"\nunder {attack}" * bool(attack)
 
 
 def attack_name(attack: Mapping[str, Any]) -> str:
@@ -124,3 +129,37 @@ def whole_ticks(axis: Any, most: int = 8) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(most, integer=True))
+
+
+def log_scale(axes: Any, name: str) -> None:
+    """Makes the `"x"` or `"y"` axis logarithmic, with ticks such as 0.1, 1, 2, 5 and 10; powers of ten below 0.001."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(**{f"{name}scale": "log"})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    low, high = sorted(axis.get_view_interval())
+    subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)  # over many decades, 2 and 5 would lie over each other
+    axis.set_major_locator(LogLocator(subs=subs))
+    if low >= 1e-3:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def log_counts(axes: Any) -> None:
+    """Makes the vertical axis, of counts, logarithmic above 1 and linear below, so that it shows 0 too."""
+    axes.set_yscale("symlog", linthresh=1)
+    high = max(axes.get_ylim()[1], 1.0)
+    decades = int(np.log10(high)) + 1
+    axes.set_yticks(ticks := [0, *(10**power for power in range(0, decades, -(-decades // 4)))])
+    axes.set_yticklabels([f"{tick:,}" for tick in ticks])
+    axes.set_ylim(0, high)
+
+
+def legend_below(figure: Any, grid: Sequence[Any]) -> None:
+    """Puts one legend for all panels of `grid` below them, where it covers nothing; equal names appear once."""
+    entries = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if entries:
+        inches = figure.bbox.width / figure.dpi
+        widest = 0.5 + 0.06 * max(len(label) for label in entries)  # a line, gaps, and letters of 7 points
+        columns = min(len(entries), max(1, int(inches / widest)))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)

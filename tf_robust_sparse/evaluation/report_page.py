@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_robust_sparse.evaluation.figure_style import figure_files
 from tf_robust_sparse.evaluation.figures import draw_curve, draw_examples
 from tf_robust_sparse.evaluation.leaderboard import radius
 from tf_robust_sparse.saving import replace_file
@@ -16,7 +17,7 @@ EXAMPLES = 6
 def write_report(
     path: str | os.PathLike, results: dict[str, Any], examples: dict[str, np.ndarray] | None = None
 ) -> list[Path]:
-    """Writes a Markdown page, and its figures as PNG files beside it.
+    """Writes a Markdown page, and its figures as PNG and PDF files beside it.
 
     Args:
         path: The page; the figures are called `<its name>_curve.png` and `<its name>_examples.png`.
@@ -50,9 +51,10 @@ def write_report(
     if "security_curve" in results:
         curve = path.with_name(f"{path.stem}_curve.png")
         found = results["security_curve"]
-        title = f"{found['attack']}, {found['num_steps']} steps, {found['restarts']} restarts"
+        name = found["attack"].removeprefix(found["norm"])
+        title = f"{name}-{found['num_steps']}, {found['norm']}, restarts: {found['restarts']}"
         draw_curve(found["points"], title, curve)
-        written.append(curve)
+        written += figure_files(curve)
         lines += ["## Accuracy by radius", "", f"![Security curve]({curve.name})", ""]
         points = [[radius(results["norm"], p["epsilon"]), _per_cent(p["robust_accuracy"])] for p in found["points"]]
         lines += _table(["epsilon", "accuracy"], points)
@@ -68,7 +70,7 @@ def write_report(
         x, x_adv = examples["x"][chosen], examples["x_adv"][chosen]
         scale = float(np.abs(x_adv - x).max())
         draw_examples(x, x_adv, examples["y"][chosen], examples["y_adv"][chosen], figure, scale)
-        written.append(figure)
+        written += figure_files(figure)
         lines += [f"Images, what AutoAttack found, and the difference.\n\n![Examples]({figure.name})", ""]
     else:
         lines += ["There are none: AutoAttack was not run, or broke no image.", ""]
