@@ -5,8 +5,8 @@
 
 Each run gets a directory of its own under the output directory; finished ones are not run again, so that the same
 command goes on with an interrupted sweep. Writes `sweep.json`, `sweep.md` (means and standard deviations over seeds)
-and, where matplotlib is installed, `sweep.png` and `sweep.pdf`. --beside=OTHER,ANOTHER puts finished sweeps into the same table and
-figure. The flags of every run are parsed before the first.
+and, where matplotlib is installed, `sweep.png` and `sweep.pdf`. --beside=OTHER,ANOTHER puts finished sweeps into the
+same table and figure. The flags of every run are parsed before the first.
 """
 
 import json
