@@ -18,6 +18,7 @@ FLAGS = flags.FLAGS
 _HELP = ("--help", "-help", "--helpshort", "-helpshort", "--helpfull", "-helpfull", "-h", "-?")
 _sections: dict[str, list[str]] = {}  # title -> names of its flags, in the order of their definition
 _aliases: dict[str, str] = {}
+_bare: dict[str, str] = {}  # name -> value of the flag where it stands without one
 _direct: set[str] = set()
 cleanups = contextlib.ExitStack()  # closed when the work of a script ends, however it ends
 
@@ -165,6 +166,11 @@ def define_aliases(aliases: dict[str, str]) -> None:
         flags.DEFINE_alias(alias, name)
 
 
+def define_bare(name: str, value: str) -> None:
+    """Lets a flag with choices stand without a value, and then have this one."""
+    _bare[name] = value
+
+
 def run(main: Callable[[], None], if_interrupted: str = "nothing was written") -> None:
     """Parses the flags, calls `main` and ends the process.
 
@@ -224,6 +230,8 @@ def words(argv: list[str]) -> list[str]:
         ValueError: if a flagfile cannot be read, or a word cannot be meant.
     """
     found = [*argv[:1], *_with_underscores(command_words.expanded(argv[1:]))]
+    bare = {name: (FLAGS[name].parser.enum_values, value) for name, value in _bare.items() if name in FLAGS}
+    found = command_words.with_bare_values(found, bare)
     path = command_words.path_of_resume(found) if "resume" in FLAGS and FLAGS["resume"].boolean else None
     if path is not None:
         place = Path(path)

@@ -1,6 +1,6 @@
 """The words of a command line before absl reads them: flagfiles, and a path where none is meant."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _WHAT = "expected a file of flags, one to a line"
@@ -48,6 +48,20 @@ def _lines(text: str, path: Path, naming: Path | None) -> list[str]:
     except OSError as error:
         raise ValueError(f"--flagfile={text}: {_WHAT}. Received: {error.strerror}{where}") from error
     return [line for line in lines if line and not line.startswith(("#", "//"))]
+
+
+def with_bare_values(words: Sequence[str], bare: Mapping[str, tuple[Container[str], str]]) -> list[str]:
+    """Gives flags their value where they stand without one, as switches elsewhere do.
+
+    Args:
+        words: Of the command line.
+        bare: Names of flags -> the values that they take, and the one that they have without any.
+    """
+    found = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        values, usual = bare.get(word.lstrip("-"), ((), None)) if word.startswith("-") else ((), None)
+        found.append(word if usual is None or after in values else f"{word}={usual}")
+    return found
 
 
 def path_of_resume(words: Sequence[str]) -> str | None:

@@ -377,6 +377,18 @@ def default_directory() -> Path:
     return Path("saved_models") / run_name()
 
 
+def published_weights() -> Path:
+    """Returns where the published code of connectivity sampling keeps the weights of a run with these flags.
+
+    As there, the degree is the connectivity in percent, cut to a whole number; below 1 a zero and its thousandths.
+    """
+    degree = "full"
+    if sparsifier_name() == "connectivity_sampling":
+        percent = FLAGS.connectivity * 100
+        degree = f"sparse{int(percent)}" if percent >= 1 else f"sparse0{int(FLAGS.connectivity * 1000)}"
+    return Path("results", FLAGS.data, FLAGS.model, f"{degree}_{FLAGS.objective}_best_weights.pickle")
+
+
 def pgd_epsilon() -> float:
     """Returns the radius of the test attack."""
     if FLAGS.pgd_epsilon is not None:

@@ -9,7 +9,7 @@ from absl import flags
 
 import tf_robust_sparse as trs
 from run_scripts import certified_flags, common_flags, run_directory
-from run_scripts.command_line import BadFlag, define_aliases, define_number, section
+from run_scripts.command_line import BadFlag, define_aliases, define_bare, define_number, section
 
 FLAGS = flags.FLAGS
 
@@ -128,8 +128,12 @@ def _define_phases() -> None:
     flags.DEFINE_bool("snip_init", False, "In pretrain: scores by the sensitivity of one batch, then trained sparse.")
     flags.DEFINE_bool("scale_rand_init", False, "In pretrain with --k below 1: divide kernels by the root of k, once.")
     flags.DEFINE_enum(
-        "freeze_bn", "no", ["no", "yes", "affine"], "In prune: train batch norm, freeze it, or all but its statistics."
+        "freeze_bn",
+        "no",
+        ["no", "yes", "affine"],
+        "In prune: train batch norm, freeze it, or, as --freeze_bn alone, all but its statistics.",
     )
+    define_bare("freeze_bn", "affine")
     flags.DEFINE_integer(
         "prune_epochs", 20, "Epochs of the prune phase; of that phase alone --epochs if it is not given.", 1
     )

@@ -4,7 +4,9 @@
         --pgd_epsilon=0.1 --pgd_iters=50 --pgd_restarts=10
 
 Without --saved_model the run is found by the flags it was trained with: --data, --model, --objective, --sparse_train,
---connectivity. Writes the numbers as JSON.
+--connectivity. Where there is no such run, these flags find the weights that are published with connectivity sampling,
+where its README puts them: results/cifar10/resnet50/sparse1_at_best_weights.pickle for example. Writes the numbers as
+JSON.
 """
 
 import sys
@@ -25,7 +27,7 @@ common_flags.define_network()
 common_flags.define_evaluation()
 with command_line.section("Files"):
     flags.DEFINE_string("saved_model", None, "Directory of a SavedModel from images in [0, 1] to logits.")
-    flags.DEFINE_string("results_file", None, "Where to write; by default foolbox.json beside the SavedModel.")
+    flags.DEFINE_string("results_file", None, "Where to write; by default foolbox.json beside the network.")
 
 
 def main() -> None:
@@ -33,15 +35,21 @@ def main() -> None:
     common_flags.check()
     robustness_flags.check_padding_mode()
     path = Path(FLAGS.saved_model).expanduser() if FLAGS.saved_model else common_flags.default_directory() / "serve"
-    if not path.exists():
-        raise command_line.BadFlag(
-            "--saved_model: expected the directory of a SavedModel, or the flags that a finished run was trained with. "
-            f"Received: {path}, which does not exist"
-        )
-    file = robustness_flags.check_outputs(path.parent / "foolbox.json")
-    with command_line.about("saved_model"):
-        model = trs.evaluation.load_saved_model(path)
+    weights = common_flags.published_weights()
+    published = not FLAGS.saved_model and not path.exists() and weights.is_file()
+    if not published and not path.exists():
+        raise command_line.BadFlag(_nothing(path, weights))
+    path = weights if published else path
+    stem = weights.name.removesuffix("best_weights.pickle") if published else ""
+    file = robustness_flags.check_outputs(path.parent / f"{stem}foolbox.json")
+    if not published:
+        with command_line.about("saved_model"):
+            model = trs.evaluation.load_saved_model(path)
     images = common_objects.dataset()
+    if published:
+        model = common_objects.network(images, kernel="plain")
+        with command_line.about("model", "data"):
+            trs.saving.import_reference_weights(path, model)
     with command_line.about("saved_model", "data"):
         results = trs.evaluation.foolbox_linf_pgd(
             model,
@@ -55,12 +63,23 @@ def main() -> None:
         file,
         {
             **results,
-            "saved_model": str(path),
+            "weights" if published else "saved_model": str(path),
             "data": {"name": images.name, "origin": images.origin},
             "versions": run_directory.versions(),
         },
     )
     show(results, file)
+
+
+def _nothing(path: Path, weights: Path) -> str:
+    """Returns what is said where there is no network."""
+    if FLAGS.saved_model:
+        return f"--saved_model={FLAGS.saved_model}: expected the directory of a SavedModel. Received: a path that does not exist"
+    return (
+        f"--saved_model: expected the directory of a SavedModel, or flags of a finished run or of published weights. "
+        f"Received: flags with which there is neither {path} nor {weights}; a file from elsewhere is turned into a "
+        "SavedModel by run_import_weights.py --weights=FILE and these flags"
+    )
 
 
 def show(results: dict, file: Path) -> None:

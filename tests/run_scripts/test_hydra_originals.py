@@ -223,6 +223,19 @@ def test_a_warm_up_before_steps_is_as_fast_as_the_rest_as_there(meaning):
     assert hydra_flags.rates("pretrain") == pytest.approx([0.1] * 10 + [0.01, 0.001])
 
 
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--freeze-bn", "--k", "0.1"], "affine"),
+        (["--k=0.1", "--freeze-bn"], "affine"),
+        (["--freeze_bn", "yes"], "yes"),
+    ],
+)
+def test_batch_norm_is_frozen_by_a_flag_without_value(words, value, meaning):
+    flags = meaning("--exp-mode=prune", "--source-net=x", *words)
+    assert (flags.freeze_bn, flags.k) == (value, 0.1)
+
+
 def test_what_is_accepted_silently_there(meaning, capsys):
     flags = meaning(*PRETRAIN, "--k=1.0", "--beta=6", "--schedule_length=3", "--mixtraink=5", "--freeze_bn=affine")
     assert (flags.schedule_length, flags.mixtraink, flags.freeze_bn) == (0, 1, "no")

@@ -1,12 +1,15 @@
 """Weights in the layout of the original's pickles become a network, a SavedModel and a record."""
 
+import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tf_robust_sparse as trs
+from run_scripts import common_flags
 from tests.run_scripts.conftest import EVALUATE, IMPORT, TINY, TRAIN, results, run_script
 from tests.run_scripts.test_bad_input import assert_explained
 from tests.saving.test_pytorch_weights import state_dict
@@ -83,3 +86,35 @@ def test_a_pytorch_checkpoint_with_scores_is_imported(tmp_path):
     done = run_script(IMPORT, *other, "--weights=a.pickle", "--k=0.1")
     assert_explained(done, "--k=0.1", "a PyTorch checkpoint")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_published_evaluation_command_reads_the_published_file(tmp_path, monkeypatch):
+    """As its README places the file, with nothing imported before."""
+    monkeypatch.chdir(tmp_path)
+    flags = (*WHICH, "--n_classes", "10", "--objective", "at", "--sparse_train", "--connectivity", "0.01")
+    attack = ("--pgd_epsilon=0.02", "--pgd_iters=2", "--pgd_restarts", "1")
+    done = run_script(EVALUATE, *flags, *attack)
+    folder = Path("results/fashion_mnist_sample/small_cnn")
+    assert_explained(done, "--saved_model", f"nor {folder}/sparse1_at_best_weights.pickle", "run_import_weights.py")
+    folder.mkdir(parents=True)
+    source = published(folder / "sparse1_at_best_weights.pickle", "rewiring")
+    run_script(EVALUATE, *flags, *attack).expect()
+    found = json.loads((folder / "sparse1_at_foolbox.json").read_text())
+    images = trs.data.load("fashion_mnist_sample").take(None, 64)
+    right = np.argmax(source(images.test_images / np.float32(255)), axis=1) == images.test_labels
+    assert found["clean_accuracy"] == pytest.approx(np.mean(right))
+    assert found["weights"].endswith("sparse1_at_best_weights.pickle")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--sparse_train", "--connectivity=0.1"], "sparse10_at"),
+        (["--sparse_train", "--connectivity=0.005"], "sparse05_at"),
+        (["--sparse_train", "--connectivity=0.29", "--objective=trades"], "sparse28_trades"),  # as there
+        (["--objective=natural"], "full_natural"),
+    ],
+)
+def test_names_of_published_files(words, name, parse):
+    parse(EVALUATE, "--data=cifar10", "--model=vgg16", *words)
+    assert str(common_flags.published_weights()) == f"results/cifar10/vgg16/{name}_best_weights.pickle"
