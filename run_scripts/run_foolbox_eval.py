@@ -74,7 +74,7 @@ def main() -> None:
 def _nothing(path: Path, weights: Path) -> str:
     """Returns what is said where there is no network."""
     if FLAGS.saved_model:
-        return f"--saved_model={FLAGS.saved_model}: expected the directory of a SavedModel. Received: a path that does not exist"
+        return f"--saved_model={path}: expected the directory of a SavedModel. Received: a path that does not exist"
     return (
         f"--saved_model: expected the directory of a SavedModel, or flags of a finished run or of published weights. "
         f"Received: flags with which there is neither {path} nor {weights}; a file from elsewhere is turned into a "
