@@ -31,7 +31,7 @@ def evaluate(network: keras.Model, images: trs.data.ImageDataset, attacked: bool
         **results,
         "test_images": report["images"],
         "warnings": report["flags"],
-        **{name: statistics[name] for name in ("connectivity", "nonzero", "prunable", "layers")},
+        **{name: statistics[name] for name in _STATISTICS},
     }
 
 
@@ -66,12 +66,19 @@ def show_numbers(results: dict[str, Any]) -> None:
         f"Connectivity        {100 * results['connectivity']:6.2f} %   {results['nonzero']} of {results['prunable']} "
         "kernel entries"
     )
+    if "weights" in results:
+        share = 100 * results["remaining_weights"] / results["weights"]
+        print(
+            f"Weights left        {share:6.2f} %   {results['remaining_weights']} of {results['weights']}, biases and "
+            "batch norm among them"
+        )
     if "images_per_second" in results:
         print(f"Training speed      {results['images_per_second']:6.0f} images/s")
     for warning in results["warnings"]:
         print(f"Warning: {warning}")
 
 
+_STATISTICS = ("connectivity", "nonzero", "prunable", "weights", "remaining_weights", "layers")
 _SHOWN = ("name", "epsilon", "num_steps", "restarts")
 _HIDDEN = ("norm", "random_start", "restarts", "targeted", "seed", "label")  # of an attack in training
 

@@ -10,7 +10,7 @@ from tf_robust_sparse import layers
 
 
 def tiny_network(kernel="rewiring", batch_norm=True, connectivity=0.2, seed=1, classes=10, synchronized=False):
-    """A convolutional network of 2,744 kernel entries on 12x12x1 images."""
+    """A convolutional network of 2,664 kernel entries on 12x12x1 images."""
     dense, conv = layers.KERNELS[kernel]
 
     def arguments(name):

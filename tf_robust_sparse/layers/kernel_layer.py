@@ -39,6 +39,11 @@ class KernelLayer(keras.layers.Layer):
         return kernel_seam.effective_kernel(self)
 
     @property
+    def frozen(self) -> bool:
+        """Whether the user has frozen the kernel by `layer.trainable = False`, so that its connections stay."""
+        return not self.trainable
+
+    @property
     def expected_connectivity(self) -> float:
         """Fraction of kernel entries expected not to be zero; known at construction, it decides nothing but speed."""
         return 1.0

@@ -33,6 +33,11 @@ class MaskedKernel:
             aggregation="only_first_replica",
         )
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the user has frozen the layer, or its kernel alone."""
+        return not (self.trainable and self.kernel.trainable)
+
     def compute_effective_kernel(self) -> tf.Tensor:
         """Returns `kernel` where the mask is on, exactly 0 elsewhere; the gradient is masked alike."""
         return select(tf.convert_to_tensor(self.kernel_mask), tf.convert_to_tensor(self.kernel), 0)

@@ -59,6 +59,11 @@ class RewiringKernel:
         )
 
     @property
+    def frozen(self) -> bool:
+        """Whether the user has frozen the layer, or `theta` alone."""
+        return not (self.trainable and self.theta.trainable)
+
+    @property
     def expected_connectivity(self) -> float:
         """The initial connectivity: rewiring keeps the number of connections of the whole network."""
         return self.initial_connectivity

@@ -59,11 +59,9 @@ class StackedDense(MaskedKernel, KernelLayer):
 
 
 def can_be_stacked(network: keras.Model) -> bool:
-    """Tells whether `network` consists of masked dense layers without biases, and of what has no weights."""
-    return all(
-        (isinstance(layer, layers.MaskedDense) and not layer.use_bias) or isinstance(layer, _ROW_BY_ROW)
-        for layer in network.layers
-    )
+    """Whether `network` consists of masked dense layers without biases, none frozen, and of what has no weights."""
+    others = [layer for layer in network.layers if not isinstance(layer, _ROW_BY_ROW)]
+    return all(isinstance(layer, layers.MaskedDense) and not (layer.use_bias or layer.frozen) for layer in others)
 
 
 def stack(networks: Sequence[keras.Model]) -> keras.Model:

@@ -43,4 +43,4 @@ class StochasticBinarization(Sparsifier):
 
     def describe(self) -> dict[str, Any]:
         """Returns the name and the settings, ready for JSON."""
-        return {"sparsifier": type(self).__name__}
+        return {"sparsifier": type(self).__name__, **({"frozen": self.frozen} if self.frozen else {})}

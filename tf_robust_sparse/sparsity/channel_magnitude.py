@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse.layers import kernel_layers
 from tf_robust_sparse.layers.topology import chains
 from tf_robust_sparse.sparsity import schedules
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
@@ -46,6 +47,7 @@ class ChannelMagnitudePruning(MagnitudePruning):
             raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}. Received: criterion={criterion!r}")
         self.criterion = criterion
         self.units: list[int] = []
+        self._last: Any = None
         self._scales: dict[int, Any] = {}  # by number of the layer
 
     def prepare(self, network: keras.Model) -> None:
@@ -54,6 +56,7 @@ class ChannelMagnitudePruning(MagnitudePruning):
         Raises:
             ValueError: if there are none.
         """
+        self._last = kernel_layers(network)[-1]
         followers = {id(layer): follower for layer, follower in chains(network)}
         self._scales = {
             number: follower.gamma
@@ -97,7 +100,7 @@ class ChannelMagnitudePruning(MagnitudePruning):
         return {**super().describe(), "criterion": self.criterion}
 
     def _is_pruned(self, number: int) -> bool:
-        return number < len(self.layers) - 1 and (self.criterion == "kernel" or number in self._scales)
+        return self.layers[number] is not self._last and (self.criterion == "kernel" or number in self._scales)
 
     def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
         """Returns the masks that keep `int(units * connectivity)` channels per kernel or in all, one at least."""

@@ -6,23 +6,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_robust_sparse import layers
+from tf_robust_sparse.sparsity.prunable import prunable_layers
 
 
 def masked_layers(network: keras.Model) -> list[Any]:
-    """Returns the layers of `network` with masked kernels, in forward order.
+    """Returns the layers of `network` with masked kernels that are not frozen, in forward order.
 
     Raises:
         ValueError: if there is none, or there are prunable kernels of another form.
     """
-    prunable = [layer for layer in layers.kernel_layers(network) if layer.prunable]
-    others = [layer for layer in prunable if not hasattr(layer, "kernel_mask")]
-    if not prunable or others:
-        raise ValueError(
-            'Rounds of pruning need a network built with kernel="masked". Received layers: '
-            f"{sorted({type(layer).__name__ for layer in (others or network.layers)})}"
-        )
-    return prunable
+    return prunable_layers(network, ("kernel_mask",), "Rounds of pruning need", "masked")
 
 
 def get_kernels(network: keras.Model) -> dict[str, np.ndarray]:

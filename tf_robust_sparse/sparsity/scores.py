@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.sparsity.prunable import prunable_layers
 
 # Distributions of independent scores, each with the variance of PyTorch's initialisation of that name.
 RANDOM_SCORES = {
@@ -24,20 +25,12 @@ FANS = ("fan_in", "fan_out")
 
 
 def subnet_layers(network: keras.Model) -> list[Any]:
-    """Returns the layers of `network` whose kernels are chosen by scores, in forward order.
+    """Returns the layers of `network` whose kernels are chosen by scores and not frozen, in forward order.
 
     Raises:
         ValueError: if there is none, or there are prunable kernels of another form.
     """
-    kernels = layers.kernel_layers(network)
-    found = [layer for layer in kernels if hasattr(layer, "scores")]
-    others = [layer for layer in kernels if layer.prunable and layer not in found]
-    if not found or others:
-        raise ValueError(
-            'Scores need a network built with kernel="subnet". Received layers: '
-            f"{sorted({type(layer).__name__ for layer in (others or kernels or network.layers)})}"
-        )
-    return found
+    return prunable_layers(network, ("scores",), "Scores need", "subnet")
 
 
 def scaled_scores(network: keras.Model) -> None:

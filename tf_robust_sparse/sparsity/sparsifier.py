@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity.allocation import check_connectivity, global_budget
 from tf_robust_sparse.sparsity.optimizer_slots import check_optimizer
+from tf_robust_sparse.sparsity.prunable import prunable_layers, report_frozen
 
 
 class Sparsifier:
@@ -30,25 +30,20 @@ class Sparsifier:
     def __init__(self, connectivity: float) -> None:
         self.connectivity = check_connectivity(connectivity)
         self.layers: list[Any] = []
+        self.frozen: list[str] = []
         self.sizes: list[int] = []
         self.budget = 0
 
     def attach(self, network: keras.Model) -> None:
-        """Binds the sparsifier to the prunable layers of `network`.
+        """Binds the sparsifier to the prunable layers of `network` that are not frozen.
 
         Raises:
-            ValueError: if the network has no layer of the kernel form needed, or prunable layers of another form.
+            ValueError: if the network has no layer of the kernel form needed, prunable layers of another form, or
+                frozen layers alone.
         """
-        kernels = layers.kernel_layers(network)
-        fitting = [layer for layer in kernels if all(hasattr(layer, name) for name in self.needs)]
-        others = [layer for layer in kernels if layer.prunable and layer not in fitting]
-        if not fitting or others:
-            raise ValueError(
-                f'{type(self).__name__} needs a network built with kernel="{self.kernel_form}". Received layers: '
-                f"{sorted({type(layer).__name__ for layer in (others or kernels or network.layers)})}"
-            )
-        self.layers = fitting
-        self.sizes = [int(tf.size(layer.compute_effective_kernel())) for layer in fitting]
+        self.layers = prunable_layers(network, self.needs, f"{type(self).__name__} needs", self.kernel_form)
+        self.frozen = report_frozen(network, self.needs)
+        self.sizes = [int(tf.size(layer.compute_effective_kernel())) for layer in self.layers]
         self.budget = global_budget(self.sizes, self.connectivity)
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
@@ -86,7 +81,8 @@ class Sparsifier:
 
     def describe(self) -> dict[str, Any]:
         """Returns the name and the settings, ready for JSON."""
-        return {"sparsifier": type(self).__name__, "connectivity": self.connectivity}
+        frozen = {"frozen": self.frozen} if self.frozen else {}
+        return {"sparsifier": type(self).__name__, "connectivity": self.connectivity, **frozen}
 
     def count(self) -> list[int]:
         """Returns the number of connections per layer at present."""

@@ -1,5 +1,6 @@
 """How sparse a network is, read from its effective kernels."""
 
+import math
 from typing import Any, NamedTuple
 
 import keras
@@ -54,6 +55,10 @@ def connectivity(network: keras.Model) -> float:
 def summary(network: keras.Model) -> dict[str, Any]:
     """Returns `connectivity`, `nonzero`, `prunable` (entries of all kernels) and `layers`, ready for JSON.
 
+    `weights` counts all numbers that make the network, biases, batch norm and layers of other kinds included, and
+    `remaining_weights` those of them that are not pruned: a network whose large layers are of other kinds may keep
+    most of its weights although its kernels are sparse.
+
     Raises:
         ValueError: if `network` has no kernel of this toolkit.
     """
@@ -65,11 +70,24 @@ def summary(network: keras.Model) -> dict[str, Any]:
             f"from these layers. Received a network of: {sorted({type(layer).__name__ for layer in network.layers})}"
         )
     total = sum(each.nonzero for each in found)
+    others = _other_weights(network)
     return {
         "connectivity": total / entries,
         "nonzero": total,
         "prunable": entries,
+        "weights": entries + others,
+        "remaining_weights": total + others,
         "layers": [
             {"name": e.name, "nonzero": e.nonzero, "entries": e.entries, "connectivity": e.connectivity} for e in found
         ],
     }
+
+
+def _other_weights(network: keras.Model) -> int:
+    """Returns how many numbers there are beside kernels: biases, and all weights of layers without such a kernel."""
+    count = 0
+    for layer in {id(layer): layer for layer in layers.all_layers(network)}.values():
+        is_kernel = hasattr(layer, "compute_effective_kernel")
+        weights = ([] if layer.bias is None else [layer.bias]) if is_kernel else layer.weights
+        count += sum(math.prod(weight.shape) for weight in weights)
+    return count

@@ -7,6 +7,7 @@ import keras
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity import subnet_layers
+from tf_robust_sparse.sparsity.prunable import report_frozen
 
 TRAINS = {"pretrain": "kernels", "prune": "scores", "finetune": "kernels"}
 FREEZE_BATCH_NORM = (False, True, "affine")
@@ -62,10 +63,13 @@ class Phase:
     def begin(self, network: keras.Model) -> None:
         """Sets which weights of `network` train; comes before the model that trains it is compiled.
 
+        Frozen layers stay as they are, and are named in the log.
+
         Raises:
             ValueError: if the network has no subnet kernel, or prunable kernels of another form.
         """
-        kernels = layers.kernel_layers(network)
+        kernels = [layer for layer in layers.kernel_layers(network) if not layer.frozen]
+        report_frozen(network)
         if self.name == "pretrain" and not any(layer.prunable for layer in kernels):
             return  # a dense network: everything trains
         found = subnet_layers(network)

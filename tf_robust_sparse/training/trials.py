@@ -13,6 +13,7 @@ from tf_robust_sparse.data.source import check_examples
 from tf_robust_sparse.models import members_of
 from tf_robust_sparse.objectives import Objective, smoothed_cross_entropy
 from tf_robust_sparse.sparsity import masked_kernels, slots
+from tf_robust_sparse.sparsity.prunable import report_frozen
 from tf_robust_sparse.training.robust_model import RobustModel
 
 _CHUNK = 500  # images that each member is measured on at once
@@ -56,6 +57,7 @@ class Trials(RobustModel):
     def __init__(self, network: keras.Model, objective: Objective, attack: GradientAttack) -> None:
         super().__init__(network, objective)
         masked_kernels.masked_layers(network)
+        report_frozen(network)
         self.members = members_of(network)
         self.attack = attack
         self._examples: tuple[tf.Tensor, tf.Tensor] | None = None
