@@ -4,14 +4,13 @@ Reference: [Hendrycks & Dietterich, 2019](https://arxiv.org/abs/1903.12261).
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
-from tf_robust_sparse.data import files
+from tf_robust_sparse.data import corruption_blurs, corruption_pixels, corruption_weather, files
 from tf_robust_sparse.data.readers import tfds
 from tf_robust_sparse.data.source import check_examples
 
@@ -33,31 +32,53 @@ CORRUPTIONS = (
     "jpeg_compression",
 )
 SEVERITIES = (1, 2, 3, 4, 5)
+_COMPUTED: dict[str, corruption_pixels.Corruption] = {
+    "gaussian_noise": corruption_pixels.gaussian_noise,
+    "shot_noise": corruption_pixels.shot_noise,
+    "impulse_noise": corruption_pixels.impulse_noise,
+    "defocus_blur": corruption_blurs.defocus_blur,
+    "glass_blur": corruption_blurs.glass_blur,
+    "motion_blur": corruption_blurs.motion_blur,
+    "zoom_blur": corruption_blurs.zoom_blur,
+    "snow": corruption_weather.snow,
+    "fog": corruption_weather.fog,
+    "brightness": corruption_pixels.brightness,
+    "contrast": corruption_pixels.contrast,
+    "elastic_transform": corruption_blurs.elastic_transform,
+    "pixelate": corruption_pixels.pixelate,
+    "jpeg_compression": corruption_pixels.jpeg_compression,
+}
+COMPUTED_CORRUPTIONS = tuple(_COMPUTED)
 
 _PREPARED = "cifar10_corrupted"
 _PREPARED_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
+_TOGETHER = 500  # images that are corrupted at a time: clouds and offsets take many times their memory
 
 Examples = Iterator[tuple[str, int, np.ndarray, np.ndarray]]
 
 
 def corrupt(x: npt.ArrayLike, name: str, severity: int, seed: int = 0) -> np.ndarray:
-    """Corrupts images by plain arithmetic, with the parameters of CIFAR-10-C.
+    """Corrupts images with the formulas, the parameters and the output format of CIFAR-10-C.
 
-    The parameters were chosen for 32x32 images and are not rescaled for other sizes. Pixels are not rounded to 256
-    levels, as those in the files are, except before JPEG compression.
+    As in its files, the result is bytes, and what is computed in floats is truncated to them, not rounded: on average
+    half a level darker. The parameters were chosen for 32x32 images and are not rescaled for other sizes.
 
     Args:
-        x: `(n, height, width, channels)` with 1 or 3 channels, uint8, or floats in [0, 1].
+        x: `(n, height, width, channels)` with 1 or 3 channels, uint8, or floats in [0, 1], which are rounded to bytes
+            first.
         name: One of `COMPUTED_CORRUPTIONS`.
         severity: 1 (mild) to 5.
         seed: Seed of the noise, at least 0. Each corruption and severity draws its own; the first images of a longer
             array get the same noise as alone.
 
     Returns:
-        Images of the same shape, float32 in [0, 1].
+        Images of the same shape, float32, whole multiples of 1/255 in [0, 1].
 
     Raises:
         ValueError: if the images are malformed, or the corruption or its severity is not one of these.
+
+    Reference: `ImageNet-C/create_c/make_cifar_c.py` of
+    [hendrycks/robustness](https://github.com/hendrycks/robustness), which made the files.
     """
     check_computed([name])
     check_severities([severity])
@@ -65,10 +86,16 @@ def corrupt(x: npt.ArrayLike, name: str, severity: int, seed: int = 0) -> np.nda
     x, _ = check_examples(x, np.zeros(len(x) if x.ndim else 0, np.int64), where="images to corrupt")
     if x.shape[-1] not in (1, 3):
         raise ValueError(f"images to corrupt: expected 1 or 3 channels. Received: shape {x.shape}")
-    if x.dtype == np.uint8:
-        x = x / np.float32(255)
-    rng = np.random.default_rng([seed, CORRUPTIONS.index(name), severity])
-    return np.ascontiguousarray(np.clip(_COMPUTED[name](x, severity - 1, rng), 0, 1), np.float32)
+    if x.dtype != np.uint8:
+        x = np.rint(x * 255).astype(np.uint8)
+    corrupted = np.empty(x.shape, np.float32)
+    for start in range(0, len(x), _TOGETHER):
+        rng = np.random.default_rng([seed, CORRUPTIONS.index(name), severity, start])
+        found = _COMPUTED[name](x[start : start + _TOGETHER], severity - 1, rng)
+        if found.dtype != np.uint8:
+            found = (np.clip(found, 0, 1) * 255).astype(np.uint8)
+        corrupted[start : start + _TOGETHER] = found / np.float32(255)
+    return corrupted
 
 
 def read_corruptions(
@@ -131,12 +158,14 @@ def check_names(names: Iterable[str] | None) -> list[str]:
 
 def check_computed(names: Iterable[str]) -> None:
     """Raises a `ValueError` for a corruption that is not one of `COMPUTED_CORRUPTIONS`."""
-    rest = [name for name in names if name not in COMPUTED_CORRUPTIONS]
-    if rest:
-        raise ValueError(
-            f"computed are {', '.join(COMPUTED_CORRUPTIONS)}; the others are read from the files of CIFAR-10-C. "
-            f"Received: {', '.join(map(repr, rest))}"
-        )
+    for name in names:
+        if name == "frost":
+            raise ValueError(
+                "frost cannot be computed: it lays photographs over images that have no free license; pass the folder "
+                "of CIFAR-10-C with its frost.npy, or leave frost out. Received: 'frost' without files"
+            )
+        if name not in COMPUTED_CORRUPTIONS:
+            raise ValueError(f"computed are {', '.join(COMPUTED_CORRUPTIONS)}. Received: {name!r}")
 
 
 def check_severities(severities: Iterable[int] | None) -> list[int]:
@@ -199,114 +228,3 @@ def _prepared(directory: Path, name: str, severity: int) -> Path | None:
 def _as_floats(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = check_examples(images, labels, where=where)
     return images / np.float32(255), labels
-
-
-# Each takes images (n, height, width, channels), float32 in [0, 1], and a severity counted from 0.
-
-
-def _gaussian_noise(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    deviation = (0.04, 0.06, 0.08, 0.09, 0.10)[level]
-    return x + np.float32(deviation) * rng.standard_normal(x.shape, dtype=np.float32)
-
-
-def _shot_noise(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    photons = (500, 250, 100, 75, 50)[level]  # at a white pixel
-    return rng.poisson(x * photons).astype(np.float32) / photons
-
-
-def _impulse_noise(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Sets values to 0 or 1, each with half of the probability."""
-    probability = (0.01, 0.02, 0.03, 0.05, 0.07)[level]
-    uniform = rng.random(x.shape, dtype=np.float32)
-    return np.where(uniform < probability / 2, 0, np.where(uniform < probability, 1, x))
-
-
-def _defocus_blur(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Averages over a disk that is itself smoothed by a 3x3 Gaussian."""
-    from scipy import ndimage
-
-    radius, smoothing = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))[level]
-    offsets = np.arange(-3, 4)  # the largest disk is 3x3, and 5x5 once smoothed
-    disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(float)
-    gaussian = np.exp(-(np.arange(-1, 2) ** 2) / (2 * smoothing**2))
-    kernel = ndimage.convolve(disk, np.outer(gaussian, gaussian), mode="constant")
-    return ndimage.convolve(x, (kernel / kernel.sum())[None, :, :, None], mode="mirror")
-
-
-def _zoom_blur(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Averages the image, and once more the image, with enlargements of it by 1 %, 2 % and so on."""
-    end = (1.06, 1.11, 1.16, 1.21, 1.26)[level]
-    factors = np.arange(1, end, 0.01)  # its rounding decides whether the end is one of them
-    height, width = x.shape[1:3]
-    planes = np.moveaxis(x, -1, 1)
-    total = planes.copy()
-    for factor in factors:
-        total += _enlargement(height, factor) @ (planes @ _enlargement(width, factor).T)
-    return np.moveaxis(total, 1, -1) / np.float32(len(factors) + 1)
-
-
-def _enlargement(size: int, factor: float) -> np.ndarray:
-    """Matrix `(size, size)` along one axis: interpolates linearly between the middle pixels, to fill the axis."""
-    crop = int(np.ceil(size / factor))
-    large = round(crop * factor)
-    positions = (size - crop) // 2 + ((large - size) // 2 + np.arange(size)) * (crop - 1) / max(large - 1, 1)
-    return np.maximum(1 - np.abs(positions[:, None] - np.arange(size)), 0).astype(np.float32)
-
-
-def _brightness(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Adds to the value in HSV; at fixed hue and saturation this scales the channels alike."""
-    increase = np.float32((0.05, 0.1, 0.15, 0.2, 0.3)[level])
-    value = x.max(axis=-1, keepdims=True)
-    brighter = np.minimum(value + increase, 1)
-    black = value == 0  # has no hue, becomes grey
-    return np.where(black, brighter, x * (brighter / np.where(black, 1, value)))
-
-
-def _contrast(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    factor = np.float32((0.75, 0.5, 0.4, 0.3, 0.15)[level])
-    mean = x.mean(axis=(1, 2), keepdims=True)
-    return mean + factor * (x - mean)
-
-
-def _pixelate(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Shrinks each image with a box filter, and repeats pixels to get back to its size."""
-    factor = (0.95, 0.9, 0.85, 0.75, 0.65)[level]
-    sizes = [(size, max(int(size * factor), 1)) for size in x.shape[1:3]]
-    rows, columns = (_boxes(size, small) for size, small in sizes)
-    shrunk = np.moveaxis(rows @ (np.moveaxis(x, -1, 1) @ columns.T), 1, -1)
-    nearest_row, nearest_column = ((2 * np.arange(size) + 1) * small // (2 * size) for size, small in sizes)
-    return shrunk[:, nearest_row][:, :, nearest_column]
-
-
-def _boxes(size: int, small: int) -> np.ndarray:
-    """Matrix `(small, size)` along one axis: each output is the mean of the pixels whose centres lie in its box."""
-    # The rounded ends of the boxes, in whole numbers: no centre may change its box by rounding.
-    ends = (2 * np.arange(small + 1) * size + small) // (2 * small)
-    pixels = np.arange(size)
-    inside = ((ends[:-1, None] <= pixels) & (pixels < ends[1:, None])).astype(np.float32)
-    return inside / inside.sum(axis=1, keepdims=True)
-
-
-def _jpeg_compression(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    quality = (80, 65, 58, 50, 40)[level]
-    images = np.rint(x * 255).astype(np.uint8)
-    with tf.device("/CPU:0"):
-        decoded = [
-            tf.io.decode_jpeg(tf.io.encode_jpeg(image, quality=quality), dct_method="INTEGER_ACCURATE").numpy()
-            for image in images
-        ]
-    return np.stack(decoded) / np.float32(255)
-
-
-_COMPUTED: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
-    "gaussian_noise": _gaussian_noise,
-    "shot_noise": _shot_noise,
-    "impulse_noise": _impulse_noise,
-    "defocus_blur": _defocus_blur,
-    "zoom_blur": _zoom_blur,
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "pixelate": _pixelate,
-    "jpeg_compression": _jpeg_compression,
-}
-COMPUTED_CORRUPTIONS = tuple(_COMPUTED)

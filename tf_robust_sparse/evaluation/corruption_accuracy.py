@@ -49,9 +49,9 @@ def evaluate_corruptions(
 ) -> dict[str, Any]:
     """Measures the accuracy of a model on common corruptions of images.
 
-    Corrupted images come from the files of CIFAR-10-C, or are computed from a data set with the same parameters, which
-    were chosen for 32x32 images. Only the files have all fifteen corruptions: means over other sets of corruptions do
-    not compare with published ones.
+    Corrupted images come from the files of CIFAR-10-C, or are computed from a data set with the same formulas and
+    parameters, which were chosen for 32x32 images, and truncated to bytes as the files are. Only the files have frost:
+    means over the other fourteen do not compare with published ones.
 
     Args:
         model: Keras model, or any callable from images to logits, such as `load_saved_model(path)`.
