@@ -1,5 +1,6 @@
 """Flags that several scripts share, their checks, and what their names stand for."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts.command_line import BadFlag, define_aliases, define_number, section
+from run_scripts.command_line import BadFlag, define_aliases, define_number, note_unused, section
 
 FLAGS = flags.FLAGS
 
@@ -36,6 +37,7 @@ OBJECTIVE_FLAGS = {  # -> the objectives that use it
     "trades_start": ("trades", "rst"),
     "rst_frac": ("rst",),
 }
+_TAKEN_ANYWAY = ("beta", "rst_frac")  # by the published code with every objective, most of which ignore them
 ATTACKS = {"linf": trs.attacks.LinfPGD, "l2": trs.attacks.L2PGD}
 
 
@@ -276,10 +278,11 @@ def _check_training() -> None:
             owners = " or ".join(sparsifier for sparsifier, names in SPARSIFIER_FLAGS.items() if name in names)
             raise BadFlag(f"--{name} belongs to --sparsifier={owners}. Received: --sparsifier={sparsifier_name()}")
     for name, objectives in OBJECTIVE_FLAGS.items():
-        if FLAGS[name].present and FLAGS.objective not in objectives:
-            raise BadFlag(
-                f"--{name} belongs to --objective={' or '.join(objectives)}. Received: --objective={FLAGS.objective}"
-            )
+        owners = f"--objective={' or '.join(objectives)}"
+        if name in _TAKEN_ANYWAY:
+            note_unused({name: (owners, functools.partial(objectives.__contains__, FLAGS.objective))})
+        elif FLAGS[name].present and FLAGS.objective not in objectives:
+            raise BadFlag(f"--{name} belongs to {owners}. Received: --objective={FLAGS.objective}")
 
 
 def _check_augmentation() -> None:

@@ -95,17 +95,18 @@ def point_at(finished: Path) -> None:
 
 
 def source() -> Path | None:
-    """Returns the path of --source_net.
+    """Returns the path of --source_net, or `None`."""
+    return run_of(Path(FLAGS.source_net).expanduser()) if FLAGS.source_net else None
 
-    Where HYDRA's scripts name `RUN/checkpoint/checkpoint.pth.tar`, and `RUN` is a run of ours, that is its network.
+
+def run_of(path: Path) -> Path:
+    """Returns `RUN` where HYDRA's scripts name `RUN/checkpoint/checkpoint.pth.tar` and that is a run of ours.
+
+    Any other path is returned as it is.
     """
-    if not FLAGS.source_net:
-        return None
-    path = Path(FLAGS.source_net).expanduser()
     run = path.parent.parent
-    if path.parent.name == "checkpoint" and not path.exists() and (run / "network.keras").is_file():
-        return run
-    return path
+    ours = path.parent.name == "checkpoint" and not path.exists() and (run / "network.keras").is_file()
+    return run if ours else path
 
 
 def check_source(source: Path | None, target: Path) -> None:

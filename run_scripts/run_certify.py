@@ -19,7 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, common_objects, robustness_flags, run_directory, run_lock  # isort: skip
+from run_scripts import certify_originals, command_line, common_flags, common_objects  # isort: skip
+from run_scripts import robustness_flags, run_directory, run_lock  # isort: skip
 
 import keras
 import numpy as np
@@ -51,12 +52,14 @@ with command_line.section("Certificates"):
     flags.DEFINE_integer("n", 10_000, "Further answers that estimate its probability.", 1, _MOST)
     command_line.define_number("alpha", 0.001, "Probability that a certificate is wrong.", 0, 1, excluded=0)
     flags.DEFINE_integer("skip", 1, "Certify every skip-th test image.", 1)
-    flags.DEFINE_integer("max_examples", None, "Certify at most so many images.", 1)
+    flags.DEFINE_integer("max_examples", None, "Certify at most so many images; -1 for all.", -1)
     command_line.define_numbers("radii", "Radii of the accuracies that are printed, such as 0.25,0.5.")
     command_line.define_aliases({"noise_std": "sigma", "N0": "n0", "N": "n", "max": "max_examples"})
 with command_line.section("Files"):
     flags.DEFINE_string(
-        "saved_model_or_network", None, "Directory of a run or of a SavedModel from pixels to logits, or network.keras."
+        "saved_model_or_network",
+        None,
+        "Directory of a run or of a SavedModel from pixels to logits, network.keras, or PyTorch checkpoint of --arch.",
     )
     flags.DEFINE_string(
         "results_file",
@@ -64,16 +67,20 @@ with command_line.section("Files"):
         "Where to write; by default certified.json, of bounds certified_METHOD.json, beside the network.",
     )
     flags.DEFINE_string("outfile", None, "Table with a line per image; by default beside the results, as .tsv.")
+certify_originals.define()
 
 
 def main() -> None:
     """Loads, certifies, reports."""
+    certify_originals.translate()
     common_flags.check()
     _check()
-    path, model = _load()
+    path = _path()
+    early = None if certify_originals.is_checkpoint(path) else _load(path)
     results_file, table = _files(path)
     run_lock.take_beside(table, f"--outfile={table}")
     images = common_objects.dataset()
+    model = certify_originals.load(path, images) if early is None else early
     x, y = np.asarray(images.test_images), images.test_labels
     x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
     begin = time.perf_counter()
@@ -226,22 +233,26 @@ def show(results: dict[str, Any]) -> None:
     print(f"Verified            {100 * results['verified_accuracy']:6.2f} %   {results['method']}, {pace}")
 
 
-def _load() -> tuple[Path, Callable[..., Any]]:
+def _path() -> Path:
     if FLAGS.saved_model_or_network is None:
         raise command_line.BadFlag(
             "--saved_model_or_network: expected the directory of a run or SavedModel, or network.keras. "
             "Received: no such flag"
         )
-    path = Path(FLAGS.saved_model_or_network).expanduser()
+    path = certify_originals.network_path(Path(FLAGS.saved_model_or_network).expanduser())
     if not path.exists():
         raise command_line.BadFlag(
             f"--saved_model_or_network={path}: expected a directory or a .keras file. "
             "Received: a path that does not exist"
         )
+    return path
+
+
+def _load(path: Path) -> Callable[..., Any]:
     with command_line.about("saved_model_or_network"):
         if path.suffix in (".keras", trs.saving.COMPACT_SUFFIX) or (path / "network.keras").is_file():
-            return path, trs.load_network(path)
-        return path, trs.evaluation.load_saved_model(path)
+            return trs.load_network(path)
+        return trs.evaluation.load_saved_model(path)
 
 
 def _files(path: Path) -> tuple[Path, Path]:

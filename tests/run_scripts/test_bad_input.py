@@ -54,8 +54,6 @@ ARGUMENTS = [
         "--pruning_criterion",
         "channel",
     ),
-    ("a weight of no use", ["--beta=3"], "--beta", "--objective=trades or mart or rst"),
-    ("a share of no use", ["--rst_frac=0.3"], "--rst_frac", "--objective=rst"),
     ("pruning that ends first", ["--sparsifier=magnitude", "--pruning_begin=.6"], "--pruning_begin=0.6", "less than"),
     ("replicas of no strategy", ["--num_replicas=2"], "--num_replicas", "--strategy=mirrored"),
     ("workers without an address", ["--strategy=multi_worker"], "--strategy=multi_worker", "TF_CONFIG"),

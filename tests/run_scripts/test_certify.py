@@ -9,6 +9,7 @@ import pytest
 import tf_robust_sparse as trs
 from tests.run_scripts.conftest import run_script
 from tests.run_scripts.test_bad_input import assert_explained
+from tests.saving.test_pytorch_weights import state_dict
 
 CERTIFY = "run_certify"
 FEW = ("--data=fashion_mnist_sample", "--test_examples=40", "--n0=20", "--n=200", "--sigma=0.2", "--skip=2")
@@ -48,6 +49,38 @@ def test_a_network_and_its_export_are_certified_alike(run, tmp_path):
     )
     assert record["curve"][0] == {"radius": 0.0, "accuracy": accuracies[0]}
     np.testing.assert_allclose(accuracies, [row["accuracy"] for row in found["export"]["certified_accuracy"]], atol=0.1)
+
+
+def test_the_command_line_of_eval_smoothing(tmp_path):
+    """Of a checkpoint with dense layers, as HYDRA's script takes one, and of one with scores."""
+    network = trs.models.small_cnn(input_shape=(28, 28, 1), padding_mode="symmetric", seed=4, kernel="subnet")
+    np.savez(tmp_path / "masked.npz", **state_dict(network, (7, 7, 32)))
+    trs.sparsity.set_keep_fractions(network, 0.3)
+    dense = trs.models.small_cnn(input_shape=(28, 28, 1), padding_mode="symmetric")
+    for layer, other in zip(trs.layers.kernel_layers(dense), trs.layers.kernel_layers(network), strict=True):
+        layer.kernel.assign(other.effective_kernel)
+    np.savez(tmp_path / "dense.npz", **state_dict(dense, (7, 7, 32)))
+    command = (
+        *(CERTIFY, "--dataset", "fashion_mnist_sample", "--arch", "mnist_model", "--noise_std", "0.2", "--N0", "20"),
+        *("--N", "50", "--alpha", "0.01", "--skip", "2", "--max", "7", "--num-classes", "10", "--print-freq", "10"),
+        *("--test-batch-size", "16", "--batch-size", "64", "--gpu", "0"),
+    )
+    tables = []
+    for name, more in (("dense", ["--layer-type=dense"]), ("masked", ["--layer-type=subnet", "--k=0.3"])):
+        file = tmp_path / f"{name}.tsv"
+        place = ("--base_classifier", tmp_path / f"{name}.npz", "--outfile", file)
+        done = run_script(*command, *place, *more, f"--results_file={tmp_path / 'r.json'}").expect()
+        assert "of 4 images" in done.out  # 0, 2, 4 and 6
+        tables.append([line.split("\t")[:5] for line in file.read_text().splitlines()[1:] if line[0] != "#"])
+    assert tables[0] == tables[1] and len(tables[0]) == 5  # and a head
+    place = ("--base_classifier", tmp_path / "masked.npz")
+    for words, expected in (
+        (["--layer-type=subnet"], "--k=FRACTION"),
+        (["--max=0"], "-1 for all images"),
+        (["--normalize"], "--normalize"),
+        (["--arch=cifar_model_large"], "convolutions"),
+    ):
+        assert_explained(run_script(*command, *place, *words), expected)
 
 
 def test_goes_on_with_its_table(run, tmp_path):

@@ -244,6 +244,17 @@ def test_the_original_evaluation_command_finds_the_run(parse):
     assert str(common_flags.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
 
 
+def test_flags_of_other_objectives_are_taken_as_there(parse, capsys):
+    parse(TRAIN, *RESNET50, "--objective", "at", "--beta", "6", "--rst_frac", "0.5")
+    common_flags.check()
+    assert not capsys.readouterr().out
+    parse(TRAIN, *RESNET50, "--objective", "at", "--beta", "3", "--rst_frac", "0.3")
+    common_flags.check()
+    notes = capsys.readouterr().out.splitlines()
+    assert notes[0] == "Note: --beta=3.0 means nothing here, it belongs to --objective=trades or mart or rst"
+    assert len(notes) == 2 and {"beta", "rst_frac"} <= common_flags.unused()
+
+
 def test_close_connectivities_have_their_own_directories(parse):
     names = set()
     for connectivity in ("0.01", "0.015", "0.29", "0.28", "0.005", "1e-2", "1/100"):
