@@ -198,8 +198,8 @@ def _set(name: str, value: Any) -> None:
         value = _NORMALIZE.get(name, name)
     try:
         flag.value = flag.parser.parse(value if isinstance(value, list) else str(value))
-    except ValueError as error:
-        raise BadInput(f"--config: {name}: {value!r}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"--config={FLAGS.config}: {name}: {value!r}: {error}") from error
     flag.using_default_value = False
 
 
@@ -256,7 +256,7 @@ def _set_classes(what: str, number: Any) -> None:
 
 
 def _set_attack(name: str, settings: dict[str, Any], on_command_line: bool) -> None:
-    what = f"--{name}" if on_command_line else f"--config: {name}"
+    what = f"--{name}" if on_command_line else f"--config={FLAGS.config}: {name}"
     if not isinstance(settings, dict):
         raise BadFlag(f"{what}: expected name, step_size, threshold, iter_num. Received: {settings!r}")
     settings = dict(settings)

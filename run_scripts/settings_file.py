@@ -13,10 +13,14 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _Loader.construct_sequence)
+_LONGEST = 1 << 20  # bytes
+_DEEPEST = 10
 
 
 def read(path: Path, flag: str) -> dict[str, Any]:
     """Returns the settings of a YAML file by their names, with underscores for hyphens.
+
+    Aliases are refused: a few of them stand for more values than memory holds, and no published file has any.
 
     Args:
         path: The file.
@@ -27,9 +31,24 @@ def read(path: Path, flag: str) -> dict[str, Any]:
     """
     what = f"--{flag}={path}: expected a YAML file of settings"
     try:
-        found = yaml.load(path.read_text(), Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{what}. Received: {' '.join(str(error).split())}") from error
+        text = _text(path)
+        found = yaml.load(text, Loader=_Loader)
+    except Exception as error:  # a date such as 2020-99-99 is a ValueError, other values fail in other ways
+        raise BadInput(f"{what}. Received: {' '.join(str(error).split()) or type(error).__name__}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise BadInput(f"{what}. Received: {type(found).__name__}")
     return {name.replace("-", "_"): value for name, value in found.items()}
+
+
+def _text(path: Path) -> str:
+    """Returns the text of a file, after a look at what it would build."""
+    if (path.exists() and not path.is_file()) or path.stat().st_size > _LONGEST:
+        raise ValueError(f"no regular file of at most {_LONGEST} bytes")
+    text, depth = path.read_text(), 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"an alias, *{event.anchor}; write its value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"values nested more than {_DEEPEST} deep")
+    return text

@@ -1,6 +1,7 @@
 """Certificates by randomized smoothing: the published numbers, coverage, separate streams, and tables that go on."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -150,8 +151,18 @@ def test_damaged_and_foreign_tables_are_refused(tmp_path):
     path.write_text(text.replace("\n2\t", "\ntwo\t"))
     with pytest.raises(ValueError, match="line 5 is damaged"):
         certified()
+    for damage in (("\t0.", "\tinf."), ("\t0\t0.", "\t2\t0.")):
+        path.write_text(text.replace(*damage).replace("inf.", "inf\t"))
+        with pytest.raises(ValueError, match=r"line \d is damaged"):
+            certified()
     path.write_bytes(b"\x00\xff nothing")
     with pytest.raises(ValueError, match="no table of certificates"):
+        certified()
+    path.write_text(text[:30])  # a kill in the middle of the first line
+    assert [row[:5] for row in certified()] == [row[:5] for row in certified()]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="no regular file"):
         certified()
 
 

@@ -428,11 +428,24 @@ def test_an_attack_on_the_command_line_wins_over_a_flagfile(parse, tmp_path):
     assert meaning(parse, f"--flagfile={tmp_path / 'b.flags'}", "--epsilon=0.1").epsilon == 0.1
 
 
-@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [1, 2\n", "a: !!python/object/apply:os.system [ls]\n"])
+ALIASES = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("- 1\n- 2\n", "a: [1, 2\n", "a: !!python/object/apply:os.system [ls]\n", "a: 2020-99-99\n", "[1]: 2\n"),
+        *(ALIASES, "lr: " + "[" * 5000 + "\n", "a: \x00\n", "lr: [1, 2]\n", "batch-size: {a: 1}\n"),
+    ],
+)
 def test_files_that_are_no_configuration(text, parse, tmp_path):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(BadInput, match="expected a YAML file of settings"):
-        meaning(parse, f"--config={tmp_path / 'config.yaml'}")
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(
+        BadInput, match=rf"--config={path}: (expected a YAML file of settings|lr:|batch_size:)"
+    ) as error:
+        meaning(parse, f"--config={path}")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

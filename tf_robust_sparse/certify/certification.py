@@ -1,5 +1,6 @@
 """Certificates of many images, in a table that grows line by line and can be gone on with."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -105,5 +106,5 @@ def _parse(words: list[str]) -> CertifiedImage | None:
         radius, correct, seconds = float(words[3]), int(words[4]), float(words[5])
     except ValueError:
         return None
-    sane = radius >= 0 and correct == (prediction == label)
+    sane = 0 <= radius < math.inf and 0 <= seconds < math.inf and correct in (0, 1) and correct == (prediction == label)
     return CertifiedImage(image, label, prediction, radius, bool(correct), seconds) if sane else None

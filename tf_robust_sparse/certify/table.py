@@ -35,11 +35,13 @@ def begin(
         ValueError: if the file is of other settings, no such table, or a line of it is damaged.
     """
     head = f"# {json.dumps(settings)}\n" + "\t".join(columns) + "\n"
-    if not path.exists():
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{path} is no regular file; pass another file")
+    text = path.read_text(errors="replace") if path.exists() else ""
+    if head.startswith(text):  # none yet, or a kill in the middle of the first lines
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(head)
         return {}
-    text = path.read_text(errors="replace")
     if not text.startswith(head):
         first = text.partition("\n")[0]
         raise ValueError(

@@ -1,5 +1,6 @@
 """Verified accuracy: the share of images on which bounds exclude every wrong class over a ball."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -184,5 +185,5 @@ def _parse(words: list[str]) -> VerifiedImage | None:
         margin, seconds = float(words[4]), float(words[5])
     except ValueError:
         return None
-    sane = verified in (0, 1) and (not verified or (margin > 0 and prediction == label))
+    sane = 0 <= seconds < math.inf and verified in (0, 1) and (not verified or (margin > 0 and prediction == label))
     return VerifiedImage(image, label, prediction, bool(verified), margin, seconds) if sane else None

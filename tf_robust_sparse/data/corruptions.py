@@ -200,11 +200,12 @@ def _read_official(directory: Path, names: list[str], severities: list[int]) -> 
 
 def _load(path: Path) -> np.ndarray:
     """An array of a `.npy` file, left on disk; never unpickles."""
+    files.check_regular(path)
     expected = "a complete .npy file of plain numbers"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # NumPy evaluates the header as a Python expression
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise files.damaged(path, expected, f"{path.stat().st_size} bytes: {reason}") from error
     if not isinstance(array, np.ndarray):
         array.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 
+from tf_robust_sparse.data import files
 from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, load_compact
 from tf_robust_sparse.saving.strip import strip
@@ -62,9 +63,9 @@ def load_network(path: str | os.PathLike) -> keras.Model:
             # Keras only warns where it leaves layers with fresh weights.
             warnings.filterwarnings("error", message="(?s).*freshly-initialized", category=UserWarning)
             return keras.saving.load_model(file, compile=False, safe_mode=True)
-    # Keras raises TypeError for unknown classes, ValueError for code or wrong weights, KeyError for odd files.
-    except (TypeError, ValueError, KeyError, UserWarning) as error:
-        reason = str(error).strip().partition("\n")[0]
+    # Keras raises TypeError for unknown classes, ValueError for code or wrong weights, and whatever for odd files.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"The network in {file} cannot be rebuilt; if it has layers of your own, register them with "
             f"keras.saving.register_keras_serializable and import them first. Keras says: {reason}"
@@ -128,11 +129,12 @@ def _check_archive(file: Path) -> None:
     damage = None
     try:
         with zipfile.ZipFile(file) as archive:
+            files.check_unpacked(archive, file)
             member = archive.testzip()
             damage = None if member is None else f"{member} does not match its checksum"
             names = archive.namelist()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        damage = str(error)
+    except Exception as error:  # zipfile has exceptions of its own for every kind of damage
+        damage = str(error) or type(error).__name__
     if damage is not None:
         raise ValueError(f"{file} is damaged or not a .keras file; restore it from a copy or save again: {damage}")
     if "config.json" not in names:

@@ -23,6 +23,7 @@ import keras
 import numpy as np
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.data.readers import npz
 from tf_robust_sparse.saving import layer_values
 
 PYTORCH_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors", ".npz")
@@ -65,7 +66,11 @@ def import_pytorch_weights(path: str | os.PathLike, network: keras.Model) -> Non
     flattened = _flattened_shapes(network)
     values = {}
     for layer in _layers_with_weights(network):
-        values[layer.name] = _values(layer, found[layer.name], modules[found[layer.name]], flattened.get(layer.name))
+        module = found[layer.name]
+        try:
+            values[layer.name] = _values(layer, module, modules[module], flattened.get(layer.name))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)!r}: {error}") from error
     unused = sorted(set(modules) - set(found.values()), key=_natural)
     unused = [name for name in unused if not re.search(r"(^|\.)sub_block1\.", name)]
     if unused:
@@ -94,8 +99,7 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
         raise ValueError(f"There is no file {os.fspath(path)!r}; pass a PyTorch checkpoint, a .safetensors or an .npz")
     try:
         if path.suffix == ".npz":
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+            return npz.read_arrays(path)
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         return _read_torch(path)
@@ -143,7 +147,10 @@ def _modules(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
     modules: dict[str, dict[str, np.ndarray]] = {}
     for key, value in state.items():
         module, _, entry = key.removeprefix("module.").rpartition(".")
-        modules.setdefault(module, {})[entry] = np.asarray(value)
+        value = np.asarray(value)
+        if value.dtype.kind not in "biuf":
+            raise ValueError(f"{os.fspath(path)!r} holds {key} of type {value.dtype}, no numbers")
+        modules.setdefault(module, {})[entry] = value
     modules = {name: entries for name, entries in modules.items() if {"weight", "running_mean"} & set(entries)}
     if not any("weight" in entries for entries in modules.values()):
         raise ValueError(f"{os.fspath(path)!r} holds no state dict: there is no entry named *.weight")
@@ -247,6 +254,8 @@ def _values(
         values = {role: entries[name] for role, name in has.items()}
         shapes = {role: tuple(getattr(layer, role).shape) for role in values}
     else:
+        if "weight" not in entries:
+            raise ValueError(f"{module}.weight is missing, which {layer.name} needs")
         scores = next((name for name in _SCORES if name in entries), None)
         if scores is not None and not hasattr(layer, "scores"):
             raise ValueError(

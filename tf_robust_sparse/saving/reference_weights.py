@@ -62,9 +62,13 @@ def import_reference_weights(path: str | os.PathLike, network: keras.Model) -> N
                 f"Received: path={os.fspath(path)!r}"
             )
         if array.dtype.kind not in "fi" or not np.isfinite(array).all():
-            raise ValueError(f"Array {i} of the file ({slot.role} of {slot.layer.name}) is not of finite numbers.")
+            raise ValueError(
+                f"Array {i} of {os.fspath(path)!r} ({slot.role} of {slot.layer.name}) is not of finite numbers"
+            )
         if slot.role == "sign" and not np.isin(array, (-1, 0, 1)).all():
-            raise ValueError(f"Array {i} of the file, the sign of {slot.layer.name}, has other values than -1 and 1.")
+            raise ValueError(
+                f"Array {i} of {os.fspath(path)!r}, the sign of {slot.layer.name}, has values other than -1 and 1"
+            )
     values: dict[int, dict[str, np.ndarray]] = {}
     for slot, array in zip(slots, arrays, strict=True):
         values.setdefault(id(slot.layer), {})[slot.role] = array

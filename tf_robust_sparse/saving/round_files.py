@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_robust_sparse.data.readers import npz
 from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 
 DONE = "DONE"
@@ -69,11 +70,12 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if one is damaged.
     """
     paths = sorted(directory.glob("*.npy"))
     if not paths:
         raise FileNotFoundError(f"{directory}: expected the arrays of a round, *.npy. Received: none")
-    return {path.stem: np.load(path, allow_pickle=False) for path in paths}
+    return {path.stem: npz.read_array(path) for path in paths}
 
 
 def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray], dtype: Any) -> None:

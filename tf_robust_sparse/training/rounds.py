@@ -25,6 +25,7 @@ import tensorflow as tf
 from tf_robust_sparse import saving
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.data import stacked_batches
+from tf_robust_sparse.data.readers import npz
 from tf_robust_sparse.saving.round_files import (
     complete,
     is_done,
@@ -404,10 +405,8 @@ def network_state(network: keras.Model) -> State:
 
 def read_state(place: Path, name: str) -> State:
     """Returns the variables that a round wrote: `"init"`, `"post"` or `"rewind"`."""
-    path, others = place / f"{name}_others.npz", {}
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as archive:
-            others = {key: archive[key] for key in archive.files}
+    path = place / f"{name}_others.npz"
+    others = npz.read_arrays(path) if path.is_file() else {}
     return State(read_arrays(place / f"{name}_kernels"), others)
 
 
