@@ -121,6 +121,7 @@ def test_flagfiles_of_training_by_bounds_parse(name, parse):
     assert (flags.data, flags.model, flags.trainer, flags.k) == CERTIFIED[name]
     assert (flags.optimizer, flags.epsilon, flags.weight_decay, flags.lr_schedule) == ("adam", 0.007, 1e-4, "cosine")
     assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr) == (1e-3, 1e-5, 5e-4)
+    assert flags.init_type == "kaiming_normal_fan_out"  # as its networks without batch norm begin
     lengths = [hydra_flags.epochs(phase) for phase in ("pretrain", "prune", "finetune")]
     if flags.trainer == "mixtrain":
         assert (lengths, flags.batch_size, flags.schedule_length, flags.val_method) == (
