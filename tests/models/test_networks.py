@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_robust_sparse import layers, models
+from tf_robust_sparse import layers, models, saving
 
 SMALL = ["small_cnn", "large_cnn", "vgg4", "lenet5_caffe", "lenet_conv", "dense_300_100"]
 CONVOLUTIONAL = ["wrn28_2", *SMALL]
@@ -239,3 +239,27 @@ def test_networks_of_imagenet_take_pixels_and_any_size(padding_mode):
     )
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2]
     np.testing.assert_array_equal(pool(before), windows.max((-2, -1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("lenet5_caffe", {}),
+        ("wrn28_1", {"padding_mode": "symmetric"}),
+        ("vgg16_dropout", {"gates": True}),
+        ("vgg2_bn", {"kernel": "masked"}),
+        ("dense_300_100", {}),
+    ],
+)
+def test_the_image_format_of_keras_json_changes_nothing(name, arguments):
+    x = np.random.default_rng(0).random((2, 32, 36, 3), "float32")
+    expected = models.build(name, input_shape=(32, 36, 3), seed=0, **arguments)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        network = models.build(name, input_shape=(32, 36, 3), seed=0, **arguments)
+        stripped = saving.strip(network)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert [layer.output.shape for layer in network.layers] == [layer.output.shape for layer in expected.layers]
+    for each in (network, stripped):
+        np.testing.assert_allclose(each(x), expected(x), atol=1e-5)

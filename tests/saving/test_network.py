@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tests.saving.networks import IMAGE, images, residual_network
 from tests.saving.test_strip import foreign_network
-from tf_robust_sparse import layers, models, saving
+from tf_robust_sparse import data, layers, models, saving
 
 
 def names(path):
@@ -48,6 +48,24 @@ def test_round_trip_is_exact(kernel, tmp_path):
         assert orders[0] == orders[1]
         assert orders[0] == ["stem", "conv1", "conv2", "shortcut", "hidden", "classifier"]
     assert not loaded.compiled
+
+
+def test_the_home_directory_is_understood_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    network = residual_network("plain")
+    file = saving.save_network(network, "~/run")
+    assert file == tmp_path / "home" / "run" / "network.keras"
+    saving.save_compact(network, "~/run/network.trs")
+    model = keras.Model(network.inputs, network.outputs)
+    saving.save_checkpoint("~/run/last.weights.h5", model, {"epoch": 1})
+    assert saving.load_checkpoint("~/run/last.weights.h5", model) == saving.read_metadata("~/run/last.weights.h5")
+    np.savez(tmp_path / "home" / "run" / "labels.npz", x=np.zeros((2, 1)))
+    for path in ("~/run", "~/run/network.keras", "~/run/network.trs"):
+        assert saving.load_network(path).name == network.name
+    with pytest.raises(ValueError, match=r"expected|holds"):
+        data.load("~/run/labels.npz")
+    assert names(tmp_path) == ["home"]
 
 
 def test_file_name_is_free(tmp_path):

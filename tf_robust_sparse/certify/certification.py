@@ -4,7 +4,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from tf_robust_sparse.certify import table
 from tf_robust_sparse.certify.ball import check_pixels
 from tf_robust_sparse.certify.smoothing import ABSTAIN, SmoothedClassifier, check_settings
+from tf_robust_sparse.paths import user_path
 
 _COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
@@ -68,7 +68,7 @@ def certify_images(
     }
     check_pixels(x)
     chosen = range(0, len(x), skip)[:max_examples]
-    done = table.begin(Path(path), settings, _COLUMNS, _parse) if path is not None else {}
+    done = table.begin(user_path(path), settings, _COLUMNS, _parse) if path is not None else {}
     rows = []
     for index in chosen:
         row = done.get(index)
@@ -79,7 +79,7 @@ def certify_images(
             seconds = time.perf_counter() - begin
             row = CertifiedImage(index, int(y[index]), found.prediction, found.radius, correct, seconds)
             if path is not None:
-                table.append(Path(path), _values(row))
+                table.append(user_path(path), _values(row))
         elif row.label != int(y[index]):
             raise ValueError(
                 f"{os.fspath(path) if path else ''} has label {row.label} for image {index}, the data {int(y[index])}: "

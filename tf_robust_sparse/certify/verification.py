@@ -4,7 +4,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -16,6 +15,7 @@ from tf_robust_sparse.certify.ball import check_pixels
 from tf_robust_sparse.certify.bound_graph import bound_graph
 from tf_robust_sparse.certify.bounds import check_choices, margins
 from tf_robust_sparse.layers import settled_kernels
+from tf_robust_sparse.paths import user_path
 
 SAFETY = 1e-6  # what a margin must exceed, for float32 rounds
 _COLUMNS = ("idx", "label", "predict", "verified", "margin", "time")
@@ -140,7 +140,7 @@ def verify_images(
         **{"method": method, "epsilon": float(epsilon), "norm": norm, "slope": slope, "tight": tight},
         **{"images": len(x), "of": table.fingerprint(network, x)},
     }
-    done = table.begin(Path(path), settings, _COLUMNS, _parse) if path is not None else {}
+    done = table.begin(user_path(path), settings, _COLUMNS, _parse) if path is not None else {}
     for image, row in done.items():
         if image >= len(y) or row.label != int(y[image]):
             raise ValueError(f"{path} has label {row.label} for image {image}: it is of other data; pass another file")
@@ -170,7 +170,7 @@ def verify_images(
             row = VerifiedImage(int(image), label, int(prediction), bool(verified), float(margin), seconds)
             done[row.image] = row
             if path is not None:
-                table.append(Path(path), _values(row))
+                table.append(user_path(path), _values(row))
             progress(row)
     return [done[image] for image in wanted]
 

@@ -8,6 +8,7 @@ import numpy as np
 from tf_robust_sparse.data.embedded import sample
 from tf_robust_sparse.data.readers import cifar, folder, idx, imagenet, npz, svhn, tfds
 from tf_robust_sparse.data.source import ImageDataset
+from tf_robust_sparse.paths import user_path
 
 IN_FILES = ("imagenet", "imagenet100")  # too large for memory
 DATASETS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "fashion_mnist_sample", *IN_FILES)
@@ -63,13 +64,13 @@ def load(
     if name == "fashion_mnist_sample":
         return sample.load()
     if name in DATASETS:
-        return _load_known(name, Path(data_dir).expanduser() if data_dir is not None else None)
+        return _load_known(name, user_path(data_dir) if data_dir is not None else None)
     if name.endswith(".npz"):
         if image_size is not None:
             raise ValueError(f"`image_size` resizes a folder of images; resize the arrays of {name} before saving them")
-        return npz.read(Path(name).expanduser())
-    if Path(name).expanduser().is_dir():
-        return folder.read(Path(name).expanduser(), image_size=image_size)
+        return npz.read(user_path(name))
+    if user_path(name).is_dir():
+        return folder.read(user_path(name), image_size=image_size)
     raise ValueError(
         f"unknown data set; expected one of {', '.join(DATASETS)}, the path of an .npz file or of a folder of images. "
         f"Received: {name!r}"
@@ -87,7 +88,7 @@ def _load_in_files(
         raise FileNotFoundError(
             f"{name} is too large to be fetched; pass as `data_dir` the folder with train/<class>/ and val/<class>/"
         )
-    root = Path(data_dir).expanduser()
+    root = user_path(data_dir)
     places = [*(root / sub for sub in _SUBFOLDERS[name]), root]
     for place in places:
         if imagenet.find(place) is not None:

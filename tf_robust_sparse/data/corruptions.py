@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tf_robust_sparse.data import corruption_blurs, corruption_pixels, corruption_weather, files
 from tf_robust_sparse.data.readers import tfds
 from tf_robust_sparse.data.source import check_examples
+from tf_robust_sparse.paths import user_path
 
 CORRUPTIONS = (
     "gaussian_noise",
@@ -122,7 +123,7 @@ def read_corruptions(
         FileNotFoundError: if a file is missing; before anything is read.
         ValueError: if a name or a severity is unknown; later, if a file is damaged or holds something else.
     """
-    directory = Path(directory).expanduser()
+    directory = user_path(directory)
     names, severities = check_names(names), check_severities(severities)
     missing = [name for name in names if name not in find_corruptions(directory, severities)]
     if missing:
@@ -138,7 +139,7 @@ def read_corruptions(
 
 def find_corruptions(directory: str | os.PathLike, severities: Iterable[int] | None = None) -> tuple[str, ...]:
     """Returns those of `CORRUPTIONS` that `read_corruptions` finds in a directory at all of these severities."""
-    directory = Path(directory).expanduser()
+    directory = user_path(directory)
     if _has_official_files(directory):
         return tuple(name for name in CORRUPTIONS if (directory / f"{name}.npy").is_file())
     severities = check_severities(severities)

@@ -3,13 +3,13 @@
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.data import files
+from tf_robust_sparse.paths import user_path
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp"}
 _MOST_PIXELS = 10**8  # a small file can claim any number; the largest image of ImageNet has 6e7
@@ -76,7 +76,7 @@ def decode(path: str | os.PathLike, channels: int) -> tf.Tensor:
     Raises:
         ValueError: if the file is damaged, no image, or claims more than 1e8 pixels; names it.
     """
-    path = Path(path)
+    path = user_path(path)
     data = files.read_bytes(path)
     try:
         height, width = _dimensions(data)

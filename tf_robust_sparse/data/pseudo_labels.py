@@ -9,6 +9,7 @@ import numpy as np
 from tf_robust_sparse.data import files, restricted_pickle
 from tf_robust_sparse.data.readers import npz
 from tf_robust_sparse.data.source import check_examples, label_array
+from tf_robust_sparse.paths import user_path
 
 KEYS = ("data", "extrapolated_targets")
 
@@ -32,7 +33,7 @@ def load_pseudo_labels(path: str | os.PathLike, num_classes: int = 10) -> tuple[
 
     Reference: [Carmon et al., 2019](https://arxiv.org/abs/1905.13736), 500 thousand images from 80 Million Tiny Images.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file with {' and '.join(map(repr, KEYS))}; check the path")
     content = npz.read_arrays(path, KEYS) if path.suffix == ".npz" else _read_pickle(path)

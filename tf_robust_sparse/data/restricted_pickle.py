@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -28,6 +27,7 @@ from tf_robust_sparse.data.pickle_opcodes import (
     refuse,
     short,
 )
+from tf_robust_sparse.paths import user_path
 
 _DTYPE_CODE = re.compile(r"[?biufcSUO]\d*")
 _MOST_AXES = 64  # of NumPy
@@ -56,7 +56,7 @@ def load(
     if isinstance(file, (bytes, bytearray)):
         data = bytes(file)
     elif isinstance(file, (str, os.PathLike)):
-        data = Path(file).read_bytes()
+        data = user_path(file).read_bytes()
     else:
         data = file.read()
     budget = Budget(len(data))

@@ -23,6 +23,7 @@ from tf_robust_sparse.evaluation.examples import check_image_shape, collect_exam
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import padded_batches
 from tf_robust_sparse.layers import settled_for_inference
+from tf_robust_sparse.paths import user_path
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -102,8 +103,8 @@ class AutoAttack:
         names = [attack.name for attack in self.attacks]
         if len(set(names)) < len(names):
             raise ValueError(f"`attacks` holds each attack once. Received: {names}")
-        self.log_path = None if log_path is None else Path(log_path)
-        self.state_path = None if state_path is None else Path(state_path)
+        self.log_path = None if log_path is None else user_path(log_path)
+        self.state_path = None if state_path is None else user_path(state_path)
         self.verbose = bool(verbose)
         self.data_format = data_format
         self.compiled: dict[str, CompactedAttack] = {}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tf_robust_sparse.evaluation.leaderboard import radius
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import replace_file
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one column, and the whole width, of a page of two columns
@@ -76,7 +77,7 @@ def new_figure(path: str | os.PathLike | Sequence[Path], width: float, height: f
 
 def figure_files(path: str | os.PathLike) -> list[Path]:
     """Returns the files that a figure at `path` is written to: itself, and a PDF beside it."""
-    path = Path(path)
+    path = user_path(path)
     return list(dict.fromkeys((path, path.with_suffix(".pdf"))))
 
 

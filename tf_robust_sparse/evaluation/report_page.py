@@ -9,6 +9,7 @@ import numpy as np
 from tf_robust_sparse.evaluation.figure_style import figure_files
 from tf_robust_sparse.evaluation.figures import draw_curve, draw_examples
 from tf_robust_sparse.evaluation.leaderboard import radius
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import replace_file
 
 EXAMPLES = 6
@@ -33,7 +34,7 @@ def write_report(
         ValueError: if matplotlib is missing.
         OSError: if a file cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     written = [path]
     lines = [
         f"# Robustness of {results['title']}",

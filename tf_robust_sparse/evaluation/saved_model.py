@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_robust_sparse.attacks import inference_forward
+from tf_robust_sparse.paths import user_path
 
 
 class SavedModelClassifier:
@@ -92,7 +93,7 @@ def load_saved_model(path: str | Path) -> SavedModelClassifier:
         FileNotFoundError: if there is no such directory.
         ValueError: if it is not a SavedModel, is damaged, or does not go from one tensor to one tensor.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.exists():
         raise FileNotFoundError(f"No SavedModel at {path}: there is no such directory; check the path.")
     if not path.is_dir():

@@ -180,7 +180,14 @@ class Conv2DOperation(KernelLayer):
             "kernel_size": self.kernel_size,
             "strides": self.strides,
             "padding": self.padding,
+            "data_format": "channels_last",  # whatever keras.json says
         }
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments; the format is none, because there is no other."""
+        config = super().get_config()
+        del config["data_format"]
+        return config
 
 
 def _convolved(size: int | None, kernel: int, stride: int, padding: str) -> int | None:

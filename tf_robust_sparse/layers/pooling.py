@@ -20,10 +20,20 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
     """`keras.layers.MaxPooling2D` with a gradient of its own on CPUs, for windows that do not overlap.
 
     Arguments, values and gradients are those of the Keras layer: of equal pixels of a window the first, row by row,
-    receives the gradient.
+    receives the gradient. Channels are last unless the argument says otherwise, whatever keras.json says.
     """
 
     plain_class = keras.layers.MaxPooling2D
+
+    def __init__(
+        self,
+        pool_size: Any = (2, 2),
+        strides: Any = None,
+        padding: str = "valid",
+        data_format: str = "channels_last",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(pool_size, strides, padding, data_format, **kwargs)
 
     def plain_config(self) -> dict[str, Any]:
         """Returns the configuration of the equivalent layer of Keras."""

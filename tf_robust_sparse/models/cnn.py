@@ -106,7 +106,7 @@ def _cnn(build: Construction, convs: Sequence[tuple[int, int, int]], units: Sequ
     for layer, (filters, size, strides) in enumerate(convs, start=1):
         initial = at_the_ends(p) if layer == 1 else in_the_middle(p, size * size * x.shape[-1])
         x = build.conv(x, filters, size, f"conv{layer}", initial, strides=strides, use_bias=True, activation="relu")
-    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Flatten("channels_last", name="flatten")(x)
     for number, width in enumerate(units, start=len(convs) + 1):
         x = build.dense(x, width, f"dense{number}", in_the_middle(p, x.shape[-1]), activation="relu")
     return build.model(build.classifier(x, at_the_ends(p)), name)
@@ -115,7 +115,7 @@ def _cnn(build: Construction, convs: Sequence[tuple[int, int, int]], units: Sequ
 def linear_logits(build: Construction, depth: int, units: int = 100) -> keras.KerasTensor:
     """Returns the logits of so many dense layers without anything between them: a linear function."""
     p = build.connectivity
-    x = keras.layers.Flatten(name="flatten")(build.inputs)
+    x = keras.layers.Flatten("channels_last", name="flatten")(build.inputs)
     for number in range(1, depth):
         x = build.dense(x, units, f"dense{number}", in_the_middle(p, x.shape[-1]))
     return build.classifier(x, at_the_ends(p))
@@ -147,6 +147,6 @@ def plain_resnet_logits(build: Construction, blocks: int, widening: int = 1) -> 
             # The published checkpoints number the shortcut before the second convolution.
             x = keras.layers.Add(name=f"{name}_add")([conv(x, shortcut, "shortcut", strides), conv(h, 3, "conv2")])
             x = build.relu(x, f"{name}_relu")
-    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Flatten("channels_last", name="flatten")(x)
     x = build.dense(x, 1000, "dense", in_the_middle(p, x.shape[-1]), activation="relu")
     return build.classifier(x, at_the_ends(p))

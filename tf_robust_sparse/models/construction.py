@@ -142,7 +142,7 @@ class Construction:
         """Convolves `x` `(batch, height, width, channels)`; without a bias unless `use_bias=True`."""
         if padding == "same" and strides > 1 and self._symmetric:
             if size > 2:
-                x = keras.layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_padding")(x)
+                x = keras.layers.ZeroPadding2D((size - 1) // 2, "channels_last", name=f"{name}_padding")(x)
             padding = "valid"
         kwargs.setdefault("use_bias", False)
         kernel = kwargs.pop("kernel", None) or self._kernel
@@ -190,14 +190,14 @@ class Construction:
     def max_pool(self, x: keras.KerasTensor, size: int, strides: int, name: str) -> keras.KerasTensor:
         """Takes the maximum of windows that reach over the border, of values that are not negative."""
         if self._symmetric:
-            x = keras.layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_padding")(x)
+            x = keras.layers.ZeroPadding2D((size - 1) // 2, "channels_last", name=f"{name}_padding")(x)
         return layers.MaxPooling2D(size, strides, "valid" if self._symmetric else "same", name=name)(x)
 
     def average_pool(self, x: keras.KerasTensor, size: int) -> keras.KerasTensor:
         """Averages windows of `size` x `size`, or the whole map where it is smaller, and flattens."""
         window = tuple(min(size, length) for length in x.shape[1:3])
-        x = keras.layers.AveragePooling2D(window, strides=window, name="pool")(x)
-        return keras.layers.Flatten(name="flatten")(x)
+        x = keras.layers.AveragePooling2D(window, data_format="channels_last", name="pool")(x)
+        return keras.layers.Flatten("channels_last", name="flatten")(x)
 
     def model(self, logits: keras.KerasTensor, name: str) -> keras.Model:
         """Returns the finished network."""

@@ -43,7 +43,7 @@ def lenet5_caffe(
     x = MaxPooling2D(2, name="pool1")(x)
     x = build.conv(x, 50, 5, "conv2", in_the_middle(p, 25 * x.shape[-1]), padding="valid", use_bias=True)
     x = MaxPooling2D(2, name="pool2")(x)
-    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Flatten("channels_last", name="flatten")(x)
     x = build.dense(x, 500, "dense3", in_the_middle(p, x.shape[-1]), activation="relu")
     return build.model(build.classifier(x, at_the_ends(p)), name)
 
@@ -91,7 +91,7 @@ def lenet_conv(
     x = MaxPooling2D(2, name="pool1")(build.relu(gate(x, 1), "relu1"))
     x = build.conv(x, 50, 5, "conv2", in_the_middle(p, 25 * x.shape[-1]), padding="valid", use_bias=True)
     x = MaxPooling2D(2, name="pool2")(build.relu(gate(x, 2), "relu2"))
-    x = gate(keras.layers.Flatten(name="flatten")(x), 3)
+    x = gate(keras.layers.Flatten("channels_last", name="flatten")(x), 3)
     x = build.relu(build.dense(x, 500, "dense3", in_the_middle(p, x.shape[-1])), "relu3")
     return build.model(build.classifier(gate(x, 4), at_the_ends(p)), name)
 
@@ -123,7 +123,7 @@ def dense_300_100(
         "dense_300_100", 1, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     p = build.connectivity
-    x = keras.layers.Flatten(name="flatten")(build.inputs)
+    x = keras.layers.Flatten("channels_last", name="flatten")(build.inputs)
     x = build.dense(x, 300, "dense1", in_the_middle(p, x.shape[-1]), activation="relu")  # four fifths of all weights
     x = build.dense(x, 100, "dense2", in_the_middle(p, 300), activation="relu")
     return build.model(build.classifier(x, at_the_ends(p)), name)

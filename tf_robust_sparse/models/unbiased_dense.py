@@ -40,7 +40,7 @@ def unbiased_dense_300_100(
         raise ValueError(f'`kernel` must be "masked" or "plain". Received: kernel={kernel!r}')
     dense, _ = layers.KERNELS[kernel]
     x = inputs = keras.Input(tuple(input_shape), name="pixels")
-    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Flatten("channels_last", name="flatten")(x)
     for number, (units, layer) in enumerate(((300, "hidden_1"), (100, "hidden_2"), (num_classes, "output"))):
         own = None if seed is None else int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1
         x = dense(

@@ -75,8 +75,8 @@ def vgg_logits(build: Construction, depth: int, batch_norm: bool) -> keras.Keras
             x = layers.MaxPooling2D(2, name=f"pool{block}")(x)
     window = tuple(max(1, size // 2) for size in x.shape[1:3])
     if window != (1, 1):
-        x = keras.layers.AveragePooling2D(window, name="average_pool")(x)
-    x = keras.layers.Flatten(name="flatten")(x)
+        x = keras.layers.AveragePooling2D(window, data_format="channels_last", name="average_pool")(x)
+    x = keras.layers.Flatten("channels_last", name="flatten")(x)
     for number in (1, 2):
         x = build.dense(x, 256, f"dense{layer + number}", build.half, activation="relu")
     return build.classifier(x, 0.6)
@@ -152,7 +152,7 @@ def vgg16_dropout(
             if layer in _DROPOUT:
                 x = layers.Dropout(_DROPOUT[layer], name=f"dropout{layer}")(x)
         x = layers.MaxPooling2D(2, name=f"pool{block}")(x)
-    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Flatten("channels_last", name="flatten")(x)
     x = gate(x, 14) if gates else layers.Dropout(0.5, name="dropout14")(x)
     x = normalised(build.dense(x, 512, "dense14", build.half, **bayesian), 14)
     x = gate(x, 15) if gates else layers.Dropout(0.5, name="dropout15")(x)

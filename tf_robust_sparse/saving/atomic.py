@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from tf_robust_sparse.paths import user_path
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -27,7 +29,7 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         IsADirectoryError: if `path` is a directory.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         raise IsADirectoryError(f"A file was to be written, but there is a directory of that name: {path}")
     with _temporary(path) as temporary:
@@ -46,7 +48,7 @@ def replace_directory(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         NotADirectoryError: if `path` is a file.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"A directory was to be written, but there is a file of that name: {path}")
     with _temporary(path) as temporary:
@@ -82,7 +84,7 @@ def check_replaceable(path: str | os.PathLike) -> None:
     Raises:
         OSError: naming `path`, if its directory cannot be made, nothing may be written there or the name is too long.
     """
-    path = Path(path)
+    path = user_path(path)
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     name = path.name if nearest == path.absolute().parent else path.absolute().relative_to(nearest).parts[0]
     probe = nearest / _temporary_name(name, path.suffix)

@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
@@ -20,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving.atomic import replace_file
 
 _FORMAT = "tf_robust_sparse checkpoint 1"
@@ -188,11 +188,12 @@ def _add(digest: Any, key: str, dtype: str, value: np.ndarray) -> None:
 
 def _read(path: str | os.PathLike, metadata_only: bool = False) -> _Content:
     """Reads and verifies a file; without its variables if `metadata_only`."""
-    if not Path(path).is_file():
-        raise ValueError(f"There is no checkpoint at {os.fspath(path)!r}; pass the file that `save_checkpoint` wrote.")
+    path = user_path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint at {str(path)!r}; pass the file that `save_checkpoint` wrote.")
     variables: dict[str, tuple[str, np.ndarray]] = {}
 
-    left = Path(path).stat().st_size  # nothing in it is packed
+    left = path.stat().st_size  # nothing in it is packed
 
     def value_of(item):
         nonlocal left
@@ -221,11 +222,11 @@ def _read(path: str | os.PathLike, metadata_only: bool = False) -> _Content:
     except Exception as error:  # HDF5 reports damage as whatever fails first
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"The checkpoint {os.fspath(path)!r} is damaged; go on from an earlier one. Reason: {reason}"
+            f"The checkpoint {str(path)!r} is damaged; go on from an earlier one. Reason: {reason}"
         ) from error
     if not is_ours:
         raise ValueError(
-            f"{os.fspath(path)!r} is an HDF5 file but no checkpoint of this package; pass the file that "
+            f"{str(path)!r} is an HDF5 file but no checkpoint of this package; pass the file that "
             "`save_checkpoint` wrote."
         )
     return _Content(metadata, variables)

@@ -23,6 +23,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import layer_values, sparse_coding
 from tf_robust_sparse.saving.atomic import replace_file
 
@@ -73,7 +74,7 @@ def save_compact(network: keras.Model, path: str | os.PathLike, values: str = "f
     content = _START.pack(_MAGIC, _VERSION, len(text), place) + text + b"".join(body)
     with replace_file(path) as temporary:
         temporary.write_bytes(content + hashlib.sha256(content).digest())
-    return Path(path)
+    return user_path(path)
 
 
 def load_compact(path: str | os.PathLike) -> keras.Model:
@@ -89,7 +90,7 @@ def load_compact(path: str | os.PathLike) -> keras.Model:
     Raises:
         ValueError: if there is no such file, or it is damaged, cut short, of another kind, or of a newer version.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise ValueError(
             f"There is no compact network at {path}; pass a file that `save_compact` wrote. "

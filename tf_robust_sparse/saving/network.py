@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 
 from tf_robust_sparse.data import files
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, load_compact
 from tf_robust_sparse.saving.strip import strip
@@ -49,7 +50,7 @@ def load_network(path: str | os.PathLike) -> keras.Model:
     Raises:
         ValueError: if there is no such file, if it is damaged, or if it holds layers of code unknown here.
     """
-    if Path(path).suffix == COMPACT_SUFFIX and not Path(path).is_dir():
+    if user_path(path).suffix == COMPACT_SUFFIX and not user_path(path).is_dir():
         return load_compact(path)
     file = _file(path)
     if not file.is_file():
@@ -91,7 +92,7 @@ def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
         OSError: if it cannot be written, or `path` is a file.
     """
     stripped = strip(network)
-    path = Path(path)
+    path = user_path(path)
     archive = keras.export.ExportArchive()
     archive.track(stripped)
     # Keras tracks its variables and the TensorFlow variables inside them, and each would be written.
@@ -121,7 +122,7 @@ def _uncompiled(network: keras.Model) -> Iterator[None]:
 
 
 def _file(path: str | os.PathLike) -> Path:
-    path = Path(path)
+    path = user_path(path)
     return path if path.suffix == ".keras" else path / _FILE_NAME
 
 

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving.atomic import replace_file
 from tf_robust_sparse.saving.strip import strip
 
@@ -62,7 +63,7 @@ def export_onnx(network: keras.Model, path: str | os.PathLike) -> Path:
         ImportError: if onnx is not installed.
         ValueError: if a layer has no operator here; names it.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"The name of an ONNX file ends in .onnx. Received: path={os.fspath(path)!r}")
     model = _Writer().model(strip(network))

@@ -24,6 +24,7 @@ import numpy as np
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.data.readers import npz
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import layer_values
 
 PYTORCH_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors", ".npz")
@@ -61,7 +62,7 @@ def import_pytorch_weights(path: str | os.PathLike, network: keras.Model) -> Non
         ValueError: if there is no such file, it cannot be read, or it does not fit; names the layer or module.
         ImportError: if the package that reads it is not installed.
     """
-    modules = _modules(_read(Path(path)), path)
+    modules = _modules(_read(user_path(path)), path)
     found = _match(network, modules, path)
     flattened = _flattened_shapes(network)
     values = {}
@@ -91,7 +92,7 @@ def pytorch_modules(path: str | os.PathLike) -> tuple[str, ...]:
     Raises:
         ValueError, ImportError: as for `import_pytorch_weights`.
     """
-    return tuple(_modules(_read(Path(path)), path))
+    return tuple(_modules(_read(user_path(path)), path))
 
 
 def _read(path: Path) -> Mapping[str, np.ndarray]:

@@ -14,13 +14,13 @@ Weights, strides and paddings are those of `tf_robust_sparse.models` with `paddi
 
 import os
 import pickle
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import layer_values, variable_pickle
 
 
@@ -77,7 +77,7 @@ def import_reference_weights(path: str | os.PathLike, network: keras.Model) -> N
 
 
 def _read(path: str | os.PathLike) -> list[np.ndarray]:
-    if not Path(path).is_file():
+    if not user_path(path).is_file():
         raise ValueError(f"There is no file {os.fspath(path)!r}; pass a published *_weights.pickle, unzipped.")
     try:
         content = variable_pickle.load(path)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tf_robust_sparse.data.readers import npz
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 
 DONE = "DONE"
@@ -17,7 +18,7 @@ DONE = "DONE"
 
 def round_directory(directory: Path, trial: int, number: int) -> Path:
     """Returns where a round of a trial is written."""
-    return Path(directory) / f"trial_{trial:02d}" / f"prune_iter_{number:02d}"
+    return user_path(directory) / f"trial_{trial:02d}" / f"prune_iter_{number:02d}"
 
 
 def is_done(place: Path) -> bool:
@@ -36,14 +37,14 @@ def mark_done(directory: Path, trials: Sequence[int], number: int) -> None:
     Their names are written down first, from which `complete` goes on after a kill: trials of which some have finished a
     round and some have not would no longer be trained together, and numbers depend on that by rounding.
     """
-    journal = Path(directory) / f"finishing_{trials[0]:02d}-{trials[-1]:02d}.json"
+    journal = user_path(directory) / f"finishing_{trials[0]:02d}-{trials[-1]:02d}.json"
     write_json(journal, {"trials": list(trials), "round": number})
     _mark(journal)
 
 
 def complete(directory: Path) -> None:
     """Goes on with what a kill has left of `mark_done`."""
-    for journal in sorted(Path(directory).glob("finishing_*.json")):
+    for journal in sorted(user_path(directory).glob("finishing_*.json")):
         _mark(journal)
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import saving
 from tf_robust_sparse.layers import settled_kernels
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.sparsity import Sparsifier, statistics
 
 
@@ -91,7 +92,7 @@ class Checkpoints(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._every = every
-        self.directory = Path(directory)
+        self.directory = user_path(directory)
         self.best_names = best
         self.config = config
         self._connections = connections

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from tf_robust_sparse.layers import kernel_layers
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import replace_file
 
 
@@ -38,7 +39,7 @@ class MaskChanges(keras.callbacks.Callback):
         super().__init__()
         if not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` is a share in [0, 1]; pass 0.05. Received: threshold={threshold!r}")
-        self.directory = Path(directory)
+        self.directory = user_path(directory)
         self.threshold = float(threshold)
         self.monitor = monitor
         self._recent: list[dict[str, Any]] = []

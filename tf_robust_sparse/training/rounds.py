@@ -26,6 +26,7 @@ from tf_robust_sparse import saving
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.data import stacked_batches
 from tf_robust_sparse.data.readers import npz
+from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving.round_files import (
     complete,
     is_done,
@@ -179,7 +180,7 @@ class Rounds:
             )
         self.model = model
         self.plan = plan
-        self.directory = Path(directory)
+        self.directory = user_path(directory)
         self.trials = tuple(trials)
         self._build = build
         self._rule = rule

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.data.image_files import ENDINGS, decode
 from tf_robust_sparse.data.source import ImageDataset
+from tf_robust_sparse.paths import user_path
 
 ImageSize = int | tuple[int, int] | None
 _NOT_THE_USERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN"}  # what systems put beside files
@@ -43,7 +44,7 @@ def read(folder: str | os.PathLike, image_size: ImageSize = None, channels: int 
         ValueError: if there are no images, an image is damaged or has another size, a class has files of other formats
             alone, or test has an unknown class.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     found = find(folder)
     if found is None:
         raise FileNotFoundError(

@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_robust_sparse.data import files
 from tf_robust_sparse.data.source import ImageDataset
+from tf_robust_sparse.paths import user_path
 
 _NPY = b"\x93NUMPY"
 _LONGEST_HEADER = 1 << 17  # NumPy itself refuses one beyond 10,000 bytes
@@ -27,7 +28,7 @@ def read(path: str | os.PathLike) -> ImageDataset:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, lacks a key, or holds Python objects or values out of range.
     """
-    path = Path(path)
+    path = user_path(path)
     arrays = read_arrays(path, KEYS)
     for key in ("x_train", "x_test"):
         if arrays[key].ndim == 3:
@@ -58,7 +59,7 @@ def read_arrays(path: Path, keys: Collection[str] | None = None) -> dict[str, np
         ValueError: if the file is damaged, lacks a key, holds Python objects, or unpacks to more than a gibibyte and
             more than 64 times its size.
     """
-    path = Path(path)
+    path = user_path(path)
     named = ", ".join(keys or ())
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a .npz file with {named or 'arrays'}; check the path. No such file")
