@@ -30,7 +30,7 @@ IDENTITY = (
     *("score_init_scale", "fan_scaled_score_mode", "scale_fan", "lr_policy", "learning_rate", "reweight", "optimizer"),
     *("first_layer_type", "last_layer_type", "binconv_stochastic", "binconv_freeze_rand", "normalize", "warmup_length"),
     *("carry", "attack_bn", "attack_select", "eps_schedule", "mix", "soft_targets"),
-    *("label_smoothing", "leaky_relu_slope", "freeze_weights", "valid_ratio"),
+    *("label_smoothing", "leaky_relu_slope", "freeze_weights", "valid_ratio", "drop_last"),
 )
 
 
@@ -111,6 +111,7 @@ def _define_trainer() -> None:
     )
     flags.DEFINE_enum("reweight", None, list(trs.objectives.REWEIGHTINGS), "What examples are weighed by.")
     flags.DEFINE_integer("warmup_rw", 0, "Epochs without these weights.", 0)
+    flags.DEFINE_bool("drop_last", False, "Leave out the last, smaller batch of an epoch, as several replicas need.")
     define_number("valid_ratio", None, "Held-out share of the training images.", 0, 1)
     flags.DEFINE_integer(
         "save_every", -1, "Keep the checkpoint of every so many epochs; -1 the last and best alone.", -1
@@ -118,7 +119,14 @@ def _define_trainer() -> None:
     flags.DEFINE_bool(
         "debug",
         False,
-        "Write which connections and batch norms changed when held-out accuracy falls and recovers at once.",
+        "Write which connections and batch norms changed when held-out accuracy falls and recovers at once, and in the "
+        "last two epochs.",
+    )
+    flags.DEFINE_bool(
+        "test_every_epoch",
+        False,
+        "Measure the test images after every epoch too, clean and under the attack on held-out ones; no epoch is "
+        "chosen by them.",
     )
     define_number("explode_th", 5.0, "--debug: by how many points it must fall and recover.")
 
@@ -220,12 +228,12 @@ def check() -> None:
         raise BadFlag(f"--pr_steps={FLAGS.pr_steps}: expected no more than the epochs after the warm-up")
     if FLAGS.trainer == "adv_step_fast" and FLAGS.norm != "linf":
         raise BadFlag(f"--trainer=adv_step_fast: expected --norm=linf. Received: --norm={FLAGS.norm}")
-    if FLAGS.norm != "linf" and FLAGS.attack_select == "best_visited" and FLAGS.trainer != "adv_trades":
-        if FLAGS["attack_select"].present:
-            raise BadFlag(f"--attack_select=best_visited: expected --norm=linf. Received: --norm={FLAGS.norm}")
-        FLAGS["attack_select"].value = "last"
     if FLAGS.attack_bn == "train" and FLAGS.strategy != "none" and FLAGS.trainer != "adv_step_fast":
         raise BadFlag(f"--attack_bn=train: expected --strategy=none. Received: --strategy={FLAGS.strategy}")
+    if FLAGS.strategy != "none":
+        if FLAGS["drop_last"].present and not FLAGS.drop_last:
+            raise BadFlag(f"--nodrop_last: expected --strategy=none. Received: --strategy={FLAGS.strategy}")
+        FLAGS["drop_last"].value = True
     if FLAGS.reweight and "nat_max" in FLAGS.reweight and FLAGS.trainer != "adv_trades":
         raise BadFlag(f"--reweight={FLAGS.reweight}: expected --trainer=adv_trades. Received: {FLAGS.trainer}")
     if FLAGS.label_smoothing and FLAGS.trainer == "adv_step_fast":
@@ -263,6 +271,35 @@ def check() -> None:
         raise BadFlag("--pseudo_labels: expected another script. Received: it")
     if (FLAGS.binconv_stochastic or FLAGS.binconv_freeze_rand) and kernel("conv_type") != "binary":
         raise BadFlag(f"--binconv_stochastic: expected --conv_type=BinConv. Received: --conv_type={FLAGS.conv_type}")
+
+
+def deviations() -> list[str]:
+    """Returns how this run differs from one of the published code with the same command line."""
+    several = FLAGS.strategy != "none"
+    every = {
+        "masks, signs, crops and attacks are drawn from seeds of their own": True,
+        "the test images are measured at the end alone; --test_every_epoch measures them after each epoch": (
+            not FLAGS.test_every_epoch
+        ),
+        "batch norm takes its statistics over all replicas, not over those of the first": several,
+        "the last, smaller batch of an epoch is left out": FLAGS.drop_last,
+        "attacks use the moving statistics of batch norm, not those of the batch": (
+            FLAGS.attack_bn == "eval" or (several and FLAGS.trainer not in ("adv_trades", "adv_step_fast"))
+        ),
+        "attacks start without the perturbation of the epoch before": not FLAGS.carry,
+        "training aims at the last point of PGD": FLAGS.attack_select == "last" and FLAGS.trainer == "adv_step",
+        "kept perturbations are float16": FLAGS.trainer == "adv_step_fast" and FLAGS.carry,
+        "labels of mixed images are shared by area": FLAGS.mix is not None,
+        "training aims at soft targets": FLAGS.soft_targets,
+        "TRADES sees --eps_schedule": FLAGS.eps_schedule is not None and FLAGS.trainer == "adv_trades",
+        "all layers keep 1 before the first stage of --pr_steps": FLAGS.pr_steps > 1 and FLAGS.warmup_length > 0,
+        "TRADES sees --pr_steps": FLAGS.pr_steps > 1 and FLAGS.trainer == "adv_trades",
+        "all layers are drawn anew, not the first and those of blocks alone": (
+            FLAGS.trainer == "adv_step_lottery_retrain"
+        ),
+        "--prune_rate is what FixedSubnetConv keeps, not what it drops": FLAGS.conv_type == "FixedSubnetConv",
+    }
+    return [text for text, holds in every.items() if holds]
 
 
 def run_name() -> str:

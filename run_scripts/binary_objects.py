@@ -14,6 +14,8 @@ from run_scripts.command_line import BadFlag, about
 
 FLAGS = flags.FLAGS
 
+_KEEPS_BEST = {"linf": trs.attacks.LinfBestPGD, "l2": trs.attacks.L2BestPGD}
+
 
 def _subnets(network: keras.Model) -> list[Any]:
     return [layer for layer in trs.layers.kernel_layers(network) if hasattr(layer, "scores")]
@@ -53,6 +55,7 @@ def built(images: trs.data.ImageDataset, synchronized: bool = False, kernel: str
             synchronized_batch_norm=synchronized,
             variant=_variant(),
         )
+    trs.layers.use_unbiased_variance(network)
     slope = FLAGS.leaky_relu_slope if FLAGS.nonlinearity == "leaky_relu" else 0.0
     scaled_by = FLAGS.prune_rate if FLAGS.scale_fan and binary_flags.is_subnet() else None
     with about("init", "prune_rate"):
@@ -200,9 +203,22 @@ def callbacks(run: training_run.TrainingRun, model: trs.RobustModel) -> tuple[ke
         found.append(trs.training.Reweighting(model.objective, FLAGS.warmup_rw))
     if binary_flags.is_subnet():
         found.append(trs.training.PhaseCheck(model.network))
+    if FLAGS.test_every_epoch:
+        found.append(trs.training.TestMeasures(common_objects.test_batches(run.images)))
     if FLAGS.debug and training_run.is_chief():
         found.append(trs.training.MaskChanges(run.directory / "changes", FLAGS.explode_th / 100))
     return tuple(found)
+
+
+def draw_curve(history: list[dict[str, float]], model: trs.RobustModel, path: Path) -> None:
+    """Draws losses and accuracies by epoch, if matplotlib is there."""
+    try:
+        trs.evaluation.check_matplotlib()
+    except ValueError as error:
+        print(f"Note: no learning curve is drawn, because {error}")
+        return
+    attacked = FLAGS.trainer != "adv_trades"
+    trs.evaluation.draw_learning_curve(history, path, model.validation_attack.describe(), attacked)
 
 
 def end(model: trs.RobustModel) -> None:
@@ -235,7 +251,9 @@ def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
     several = run.strategy.num_replicas_in_sync > 1
     batch_norm = {"train": "training", "eval": "inference", None: "inference" if several else "training"}
     if FLAGS.trainer == "adv_trades":
-        return trs.objectives.TRADES(common_objects.attack(), FLAGS.beta, FLAGS.trades_start)
+        return trs.objectives.TRADES(
+            common_objects.attack(), FLAGS.beta, FLAGS.trades_start, FLAGS.label_smoothing, counts_clean_twice=True
+        )
     if FLAGS.trainer == "adv_step_fast":
         return trs.training.StoredAT(
             len(run.images.train_labels),
@@ -247,7 +265,7 @@ def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
             mix=FLAGS.mix,
             soft_targets=FLAGS.soft_targets,
         )
-    kind = trs.attacks.LinfBestPGD if FLAGS.attack_select == "best_visited" else common_flags.ATTACKS[FLAGS.norm]
+    kind = (_KEEPS_BEST if FLAGS.attack_select == "best_visited" else common_flags.ATTACKS)[FLAGS.norm]
     attack = kind(FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps)
     return trs.objectives.AT(attack, FLAGS.label_smoothing, batch_norm[FLAGS.attack_bn])
 
@@ -255,7 +273,7 @@ def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
 def _validation_attack() -> trs.attacks.GradientAttack:
     epsilon = FLAGS.epsilon if FLAGS.val_epsilon is None else FLAGS.val_epsilon
     step_size = epsilon / 4 if FLAGS.val_step_size is None else FLAGS.val_step_size
-    return common_flags.ATTACKS[FLAGS.norm](epsilon, step_size, FLAGS.val_num_steps)
+    return _KEEPS_BEST[FLAGS.norm](epsilon, step_size, FLAGS.val_num_steps)
 
 
 def _optimizer(steps_per_epoch: int) -> keras.optimizers.Optimizer:

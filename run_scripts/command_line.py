@@ -294,6 +294,12 @@ def note_unused(meaningful: Mapping[str, tuple[str, Callable[[], bool]]]) -> Non
             print(f"Note: --{name}={FLAGS[name].value} means nothing here, it belongs to {owners}")
 
 
+def say_deviations(original: str, deviations: Iterable[str]) -> None:
+    """Prints how a run differs from one of published code with the same command line, a line for each."""
+    for text in deviations:
+        print(f"Unlike {original}: {text}")
+
+
 def _guarded(main: Callable[[], None], if_interrupted: str) -> None:
     logging.set_verbosity(logging.WARNING)  # saving and exporting are chatty
     try:

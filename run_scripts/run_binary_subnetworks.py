@@ -14,7 +14,8 @@ network, and one trained to be signs. --evaluate does not train: AutoAttack runs
 the directory, or with --pretrained=FILE on another one or a published checkpoint, which is taken over before. Each
 evaluation is kept in a folder of its own, `autoattack/<number>`: `aa-log.txt` and `results.json`.
 
-Leaves what every training run leaves, and `network.trs`, the network in about a bit and a position per weight.
+Leaves what every training run leaves, `network.trs`, the network in about a bit and a position per weight, and
+`learning_curve.png`. What a run does unlike the published code is printed at its start.
 """
 
 import sys
@@ -70,11 +71,14 @@ def main() -> None:
     run = training_run.prepare(directory, files={COMPACT: trs.saving.save_compact})
     if run is None:
         return
+    command_line.say_deviations("RobustBinarySubNet", binary_flags.deviations())
     with run.strategy.scope():
         network = binary_objects.network(run)
         model = binary_objects.model(run, network)
     state = training_run.train(run, model, binary_flags.config(), binary_objects.callbacks(run, model))
     binary_objects.end(model)
+    if training_run.is_chief():
+        binary_objects.draw_curve(state["history"], model, directory / "learning_curve.png")
     training_run.finish(run, model, state, binary_objects.describe(network))
     if training_run.is_chief():
         print(f"Compact network     {directory / COMPACT}, {(directory / COMPACT).stat().st_size} bytes")

@@ -27,6 +27,7 @@ ARTEFACTS = (
         for kind in ("json", "tsv")
     ),
     *("masks", "changes", "autoattack", "network.trs", "compact.json", "shrink.json"),
+    *("learning_curve.png", "learning_curve.pdf"),
     *("cost.json", "white_box.json", "black_box.json", "loss_surface.png", "loss_surface.pdf"),
 )
 PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimization", "foolbox", "numpy", "absl-py")

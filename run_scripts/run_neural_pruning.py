@@ -29,6 +29,7 @@ from run_scripts import (  # isort: skip
     common_objects,
     devices,
     neural_flags,
+    neural_objects,
     report,
     run_directory,
     training_run,
@@ -92,13 +93,14 @@ def train(directory: Path) -> None:
     run = training_run.prepare(directory)
     if run is None:
         return
+    command_line.say_deviations("ANP_VS", neural_flags.deviations())
     with run.strategy.scope():
-        network = neural_flags.network(run)
-        model = neural_flags.model(run, network)
-    callbacks = (neural_flags.PruningRecord(network),)
+        network = neural_objects.network(run)
+        model = neural_objects.model(run, network)
+    callbacks = (neural_objects.PruningRecord(network),)
     state = training_run.train(run, model, neural_flags.config(), callbacks)
     more = {"mode": FLAGS.mode, "init_from": str(begins_with) if begins_with else None}
-    training_run.finish(run, model, state, more, neural_flags.measure)
+    training_run.finish(run, model, state, more, neural_objects.measure)
 
 
 def evaluate(directory: Path) -> None:
@@ -110,31 +112,31 @@ def evaluate(directory: Path) -> None:
         for gate in trs.layers.gates(network):
             gate.threshold = FLAGS.thres
     if FLAGS.eval_mode == "test":
-        cost = neural_flags.efficiency(network)
+        cost = neural_objects.efficiency(network)
         if trs.layers.gates(network):
-            cost["materialised"] = neural_flags.materialised(network)
+            cost["materialised"] = neural_objects.materialised(network)
         clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_objects.test_batches(images), [])
-        neural_flags.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
+        neural_objects.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
         print(f"Clean accuracy      {100 * clean['clean_accuracy']:6.2f} %")
         show_cost(cost)
         return
     source = None
     if not FLAGS.white_box:
-        default = neural_flags.directory(FLAGS.attack_source, source=True, attacked=True)
+        default = neural_flags.directory(FLAGS.attack_source, source=True)
         source = loaded(Path(FLAGS.source).expanduser() if FLAGS.source else default, "source")
-    found = neural_flags.attacked(network, images, neural_flags.evaluation_attack(), source)
-    neural_flags.record(directory, "white_box.json" if FLAGS.white_box else "black_box.json", found)
+    found = neural_objects.attacked(network, images, neural_objects.evaluation_attack(), source)
+    neural_objects.record(directory, "white_box.json" if FLAGS.white_box else "black_box.json", found)
     print(f"Clean accuracy      {100 * found['clean_accuracy']:6.2f} %   on {found['images']} test images")
     print(f"Robust accuracy     {100 * found['robust_accuracy']:6.2f} %   {report.words(found['attack'])}")
     print(f"Vulnerability       {found['vulnerability']:8.4f}   largest {found['largest_vulnerability']:.4f}")
     if FLAGS.draw_loss:
-        surface = neural_flags.loss_surface(network, images)
+        surface = neural_objects.loss_surface(network, images)
         trs.evaluation.draw_loss_surfaces({directory.name: surface}, directory / "loss_surface.png")
         print(f"Loss surface        {directory / 'loss_surface.png'}")
 
 
 def show_cost(cost: dict[str, Any]) -> None:
-    """Prints what `neural_flags.efficiency` and `neural_flags.materialised` found."""
+    """Prints what `neural_objects.efficiency` and `neural_objects.materialised` found."""
     left = cost.get("materialised")
     for name, value in cost.items():
         if name != "materialised":

@@ -318,7 +318,7 @@ def _steps_per_epoch(images: trs.data.ImageDataset) -> int:
     available = len(images.train_labels)
     auxiliary = trs.data.auxiliary_batch_size(FLAGS.batch_size, FLAGS.rst_frac) if FLAGS.pseudo_labels else 0
     with command_line.about("batch_size"):
-        return trs.data.steps_per_epoch(available, FLAGS.batch_size, auxiliary)
+        return trs.data.steps_per_epoch(available, FLAGS.batch_size, auxiliary, drop_remainder=_drops_last())
 
 
 def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False) -> tf.data.Dataset:
@@ -335,7 +335,13 @@ def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False)
         auxiliary_fraction=FLAGS.rst_frac,
         with_index=with_index,
         parts=run.strategy.num_replicas_in_sync if with_index else 1,
+        drop_remainder=_drops_last(),
     )
+
+
+def _drops_last() -> bool:
+    """Returns whether an epoch leaves out its last, partial batch."""
+    return FLAGS.drop_last if "drop_last" in FLAGS else True
 
 
 def _tensorboard(directory: Path) -> keras.callbacks.Callback:
@@ -353,7 +359,6 @@ def _describe(run: TrainingRun, model: trs.RobustModel, first_epoch: int) -> Non
     images, statistics = run.images, trs.sparsity.statistics.summary(model.network)
     held_out = len(run.validation[1]) if run.validation else 0
     size = "x".join(str(length) for length in images.train_images.shape[1:])
-    sparsity = report.words(model.sparsifier.describe()) if model.sparsifier else "none, a dense network"
     left = f", {run.epochs - first_epoch} of them left" if first_epoch else ""
     print(f"Data:      {images.name}, images of {size}, {images.num_classes} classes, from {images.origin}")
     print(
@@ -361,7 +366,22 @@ def _describe(run: TrainingRun, model: trs.RobustModel, first_epoch: int) -> Non
         f"{len(images.test_labels)} to test"
     )
     print(f"Network:   {FLAGS.model}, {statistics['nonzero']} of {statistics['prunable']} kernel entries connected")
-    print(f"Sparsity:  {sparsity}")
+    print(f"Sparsity:  {_sparsity(model)}")
     print(f"Objective: {report.words(model.objective.describe())}")
     print(f"Training:  {run.epochs} epochs of {run.steps_per_epoch} steps{left}; after Ctrl-C, --resume goes on")
     print(f"Output:    {run.directory}", flush=True)
+
+
+def _sparsity(model: trs.RobustModel) -> str:
+    """Returns in words how connections are chosen."""
+    if model.sparsifier is not None:
+        return report.words(model.sparsifier.describe())
+    by_scores = [layer for layer in trs.layers.kernel_layers(model.network) if hasattr(layer, "scores")]
+    if by_scores:
+        entries = sum(int(np.prod(layer.scores.shape)) for layer in by_scores)
+        return f"by scores, the largest {sum(layer.kept for layer in by_scores)} of {entries}"
+    gates = trs.layers.gates(model.network)
+    if gates:
+        return f"gates on {sum(gate.a_raw.shape[0] for gate in gates)} channels and units"
+    found = trs.sparsity.statistics.summary(model.network)
+    return "none, a dense network" if found["nonzero"] == found["prunable"] else "connections as they are"

@@ -6,14 +6,23 @@ import tensorflow as tf
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import layers, objectives
-from tf_robust_sparse.attacks import LinfBestPGD, LinfPGD, cross_entropy
+from tf_robust_sparse.attacks import L2PGD, L2BestPGD, LinfBestPGD, LinfPGD, cross_entropy
 
 X, Y = tiny_images(24)
 
 
-def visited(epsilon, step_size, num_steps, network, seed):
+def visited(attack, epsilon, step_size, num_steps, network, seed):
     """The points x_0 ... x_{T-1} of the ordinary attack, one after the other."""
-    return [LinfPGD(epsilon, step_size, steps)(network, X, Y, seed=seed).numpy() for steps in range(num_steps)]
+    return [attack(epsilon, step_size, steps)(network, X, Y, seed=seed).numpy() for steps in range(num_steps)]
+
+
+def test_in_l2_too_it_returns_the_highest_loss():
+    network = tiny_network("plain")
+    found = L2BestPGD(1.0, 1.5, 5)(network, X, Y, seed=3).numpy()
+    points = visited(L2PGD, 1.0, 1.5, 5, network, 3)
+    losses = np.stack([cross_entropy(Y, network(point, training=False)) for point in points])
+    np.testing.assert_allclose(found, np.stack(points)[losses.argmax(0), np.arange(len(X))], atol=1e-5)
+    assert len(set(losses.argmax(0))) > 1 and np.linalg.norm((found - X).reshape(24, -1), axis=1).max() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("step_size", [0.01, 0.3])
@@ -21,7 +30,7 @@ def visited(epsilon, step_size, num_steps, network, seed):
 def test_it_returns_the_highest_loss_of_the_points_before_the_last(num_steps, step_size):
     network = tiny_network("plain")
     found = LinfBestPGD(0.1, step_size, num_steps)(network, X, Y, seed=3).numpy()
-    points = visited(0.1, step_size, num_steps, network, 3)
+    points = visited(LinfPGD, 0.1, step_size, num_steps, network, 3)
     losses = np.stack([cross_entropy(Y, network(point, training=False)) for point in points])
     best = np.stack(points)[losses.argmax(0), np.arange(len(X))]
     np.testing.assert_allclose(found, best, atol=1e-6)

@@ -10,6 +10,7 @@ VECTOR = (12,)
 # Row -> (how to make the layer, the shape of one input). Several rows may show several sides of one class.
 LAYERS = {
     "BatchNormalization": (lambda: layers.BatchNormalization(momentum=0.9, epsilon=1e-5), IMAGE),
+    "BatchNormalization, unbiased": (lambda: layers.BatchNormalization(unbiased=True), IMAGE),
     "BatchNormalization, without scale": (lambda: layers.BatchNormalization(scale=False, center=False), IMAGE),
     "BayesianConv2D": (lambda: layers.BayesianConv2D(5, 3, padding="same", prior_stddev=0.1), IMAGE),
     "BayesianDense": (lambda: layers.BayesianDense(7, use_bias=False, initial_rho=-5.0), VECTOR),
@@ -36,6 +37,7 @@ LAYERS = {
 
 ATTACKS = {
     "L2FGSM": lambda: attacks.L2FGSM(0.5),
+    "L2BestPGD": lambda: attacks.L2BestPGD(0.5, 0.2, 3),
     "L2PGD": lambda: attacks.L2PGD(0.5, 0.2, 3, seed=2),
     "L2PGD, targeted restarts": lambda: attacks.L2PGD(0.5, 0.2, 2, restarts=2, targeted=True),
     "LinfBestPGD": lambda: attacks.LinfBestPGD(8 / 255, 2 / 255, 3),

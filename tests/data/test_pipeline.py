@@ -114,6 +114,21 @@ def test_without_epochs_the_last_batch_may_be_smaller():
     assert [len(y) for _, y in dataset] == [8] * 6 + [2]
 
 
+def test_with_epochs_each_ends_with_its_smaller_batch():
+    arguments = {"epochs": 3, "with_index": True, "drop_remainder": False}
+    dataset = data.train_dataset(IMAGES, LABELS, BATCH, **arguments)
+    assert dataset.cardinality().numpy() == 3 * data.steps_per_epoch(50, BATCH, drop_remainder=False) == 21
+    batches = list(dataset.as_numpy_iterator())
+    assert [len(y) for _, y, _ in batches] == 3 * ([8] * 6 + [2])
+    for epoch in range(3):
+        index = np.concatenate([index for _, _, index in batches[7 * epoch : 7 * epoch + 7]])
+        assert sorted(index) == list(range(50))
+    resumed = data.train_dataset(IMAGES, LABELS, BATCH, first_epoch=2, **arguments)
+    for (x, y, index), *others in zip(resumed.as_numpy_iterator(), batches[14:], strict=True):
+        for one, other in zip((x, y, index), others[0], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 class Recorder(keras.Model):
     """Keeps the labels of every training step."""
 
@@ -241,7 +256,6 @@ def test_test_dataset_keeps_order_and_the_last_batch():
         ({"batch_size": 51}, "at least one full batch.*50 examples, batch_size=51"),
         ({"epochs": 2, "first_epoch": 3}, "`first_epoch` must be in"),
         ({"first_epoch": 1}, "pass `epochs` too"),
-        ({"epochs": 2, "drop_remainder": False}, "reach from one epoch into the next"),
         ({"auxiliary": AUXILIARY, "auxiliary_fraction": 1.0}, r"in \(0, 1\)"),
         ({"auxiliary": AUXILIARY, "auxiliary_fraction": 0.01}, "at least one"),
         ({"auxiliary": AUXILIARY, "drop_remainder": False}, "leave drop_remainder=True"),

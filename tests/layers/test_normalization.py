@@ -1,11 +1,13 @@
-"""Normalisation of pixels has the values and gradients of Keras's."""
+"""Normalization of pixels has the values and gradients of Keras's; moving variances of batches are PyTorch's."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_robust_sparse.layers import Normalization
+from tests.networks import tiny_network
+from tf_robust_sparse.layers import BatchNormalization, Normalization, use_unbiased_variance
+from tf_robust_sparse.saving import strip
 
 
 def value_and_gradient(layer, x):
@@ -50,3 +52,39 @@ def test_images_of_unknown_size_are_normalised():
     x = tf.random.stateless_uniform((2, 4, 3, 2), (0, 0))
     compiled = tf.function(Normalization(**arguments), input_signature=[tf.TensorSpec((None, None, None, 2))])
     np.testing.assert_allclose(compiled(x), keras.layers.Normalization(**arguments)(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(16, 10), (4, 3, 2, 5)])
+def test_the_moving_variance_follows_the_unbiased_one(shape):
+    x = np.random.default_rng(0).normal(1, 3, shape).astype("float32")
+    biased, unbiased = BatchNormalization(momentum=0.9), BatchNormalization(momentum=0.9, unbiased=True)
+    outputs = [layer(x, training=True) for layer in (biased, unbiased, unbiased)]
+    np.testing.assert_array_equal(outputs[0], outputs[1])  # batches themselves are divided by the biased one
+    axes = tuple(range(x.ndim - 1))
+    variance, first = x.var(axes, ddof=1, dtype=np.float64), np.ones(shape[-1])
+    for _ in range(2):
+        first = 0.9 * first + 0.1 * variance
+    np.testing.assert_allclose(unbiased.moving_variance, first, rtol=1e-6)
+    unbiased.trainable = False
+    unbiased(x, training=True)
+    np.testing.assert_allclose(unbiased.moving_variance, first, rtol=1e-6)
+    if x.ndim == 4:  # as the fused operation gives it
+        fused = tf.compat.v1.nn.fused_batch_norm(x, np.ones(5, "f"), np.zeros(5, "f"), is_training=True)[2]
+        np.testing.assert_allclose(variance, fused, rtol=1e-5)
+
+
+def test_of_one_entry_there_is_no_variance():
+    layer = BatchNormalization(momentum=0.9, unbiased=True)
+    layer(np.ones((1, 4), "float32"), training=True)
+    np.testing.assert_allclose(layer.moving_variance, 0.9)
+
+
+def test_the_kind_of_variance_is_part_of_a_network_and_older_files_have_the_biased_one():
+    network = tiny_network("plain")
+    use_unbiased_variance(network)
+    config = network.get_layer("bn1").get_config()
+    assert BatchNormalization.from_config(config).unbiased
+    assert not BatchNormalization.from_config({name: config[name] for name in config if name != "unbiased"}).unbiased
+    x = np.random.default_rng(0).random((4, *network.input_shape[1:]), "float32")
+    network(x, training=True)
+    np.testing.assert_allclose(strip(network)(x), network(x, training=False), atol=1e-6)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.attacks.networks import CLASSES, SHAPE, batch, small_network, state
+from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse.attacks import L2PGD, LinfFGSM, LinfPGD, cross_entropy, inference_forward
 from tf_robust_sparse.objectives import AT, MART, MAT, TRADES, Natural, kl_divergence
 
@@ -203,3 +204,25 @@ def test_trades_may_start_where_the_published_start_sees_nothing():
     assert TRADES(attack, start="uniform").describe()["start"] == "uniform"
     with pytest.raises(ValueError, match=r"`start` must be one of gaussian, uniform.*start='none'"):
         TRADES(attack, start="none")
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_trades_may_count_clean_images_twice_in_batch_norm(unbiased):
+    """As code that passes clean, attacked and again clean images, in this order, in training mode."""
+    x, y = tiny_images(24)
+    x_adv = np.clip(x + 0.1 * np.sign(np.random.default_rng(0).normal(size=x.shape)), 0, 1).astype("float32")
+    expected, found = tiny_network("plain"), tiny_network("plain")
+    for network in (expected, found):
+        network.get_layer("bn1").unbiased = unbiased
+    for images in (x, x_adv, x):
+        expected(images, training=True)
+    objective = TRADES(ATTACK, counts_clean_twice=True)
+    losses = tf.function(objective.loss)(found, tf.constant(x), tf.constant(y), tf.constant(x_adv))[0]
+    norm, other = found.get_layer("bn1"), expected.get_layer("bn1")
+    np.testing.assert_allclose(norm.moving_mean, other.moving_mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(norm.moving_variance, other.moving_variance, rtol=1e-5)
+    np.testing.assert_allclose(losses, TRADES(ATTACK).loss(tiny_network("plain"), x, y, x_adv)[0], rtol=1e-5)
+    norm.trainable, before = False, np.array(norm.moving_mean)
+    objective.loss(found, x, y, x_adv)
+    np.testing.assert_array_equal(norm.moving_mean, before)
+    assert objective.describe()["counts_clean_twice"] and "counts_clean_twice" not in TRADES(ATTACK).describe()

@@ -67,8 +67,8 @@ def results(directory):
 def found(tmp_path_factory):
     """The directory of a tiny run; not to be changed."""
     directory = tmp_path_factory.mktemp("binary") / "run"
-    done = run_script(BINARY, *FEW, "--trainer=adv_step_fast", "--init=binary", f"--output_dir={directory}").expect()
-    return directory, done
+    more = ("--trainer=adv_step_fast", "--init=binary", "--test_every_epoch")
+    return directory, run_script(BINARY, *FEW, *more, f"--output_dir={directory}").expect()
 
 
 @pytest.fixture
@@ -129,6 +129,12 @@ def test_a_run_finds_a_network_of_signs(found):
     x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
     np.testing.assert_array_equal(packed(x, training=False), network(x, training=False))
     assert "network.trs" in done.out
+    assert f"Sparsity:  by scores, the largest {record['nonzero']} of 112322" in done.out
+    assert "Training:  1 epochs of 3 steps" in done.out  # of 65 images, the last batch with one
+    assert "Unlike RobustBinarySubNet: kept perturbations are float16" in done.out
+    assert "test_every_epoch" not in done.out and (directory / "learning_curve.pdf").is_file()
+    (row,) = json.loads((directory / "checkpoints/history.json").read_text())
+    assert row["test_accuracy"] == pytest.approx(record["clean_accuracy"]) and 0 <= row["test_robust_accuracy"] <= 1
     assert "--trainer=adv_step_fast\n" in (directory / "run.flags").read_text()
 
 
@@ -566,6 +572,27 @@ def test_fixed_masks_stay_and_their_weights_train(parse, tmp_path):
     meaning(parse, *FEW, "--conv_type=FixedSubnetConv")
     with pytest.raises(BadFlag, match="FixedSubnetConv: expected --nofreeze_weights"):
         binary_objects.network(training_run.prepare(tmp_path / "run"))
+
+
+def test_the_numerics_are_those_of_the_published_code(parse, tmp_path):
+    meaning(parse, *FEW, "--trainer=adv_trades", "--label_smoothing=0.1")
+    run = training_run.prepare(tmp_path / "run")
+    network = binary_objects.network(run)
+    norms = [layer for layer in network.layers if isinstance(layer, trs.layers.BatchNormalization)]
+    assert norms and all(layer.unbiased for layer in norms)  # of PyTorch
+    model = binary_objects.model(run, network)
+    assert model.objective.counts_clean_twice and model.objective.label_smoothing == 0.1
+    assert isinstance(model.validation_attack, trs.attacks.LinfBestPGD)
+    assert run.steps_per_epoch == -(-len(run.images.train_labels) // 32)
+    meaning(parse, *FEW, "--norm=l2", "--drop_last")
+    run = training_run.prepare(tmp_path / "run")
+    model = binary_objects.model(run, network)
+    assert isinstance(model.validation_attack, trs.attacks.L2BestPGD)
+    assert isinstance(model.objective.attack, trs.attacks.L2BestPGD) and run.steps_per_epoch == 2
+    with pytest.raises(BadFlag, match="--nodrop_last"):
+        meaning(parse, *FEW, "--strategy=mirrored", "--nodrop_last")
+    assert meaning(parse, *FEW, "--strategy=mirrored").drop_last
+    assert any("over all replicas" in text for text in binary_flags.deviations())
 
 
 def test_scores_of_the_last_layer_alone(parse, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import command_line, common_flags, neural_flags, run_directory, training_run
+from run_scripts import command_line, common_flags, neural_flags, neural_objects, run_directory, training_run
 from run_scripts.command_line import BadFlag
 from tests.run_scripts.conftest import ROOT, results, run_script
 from tests.run_scripts.test_bad_input import assert_explained
@@ -92,7 +92,7 @@ def test_what_is_minimised(kind, runs, parse, tmp_path):
     )
     neural_flags.check()
     run = training_run.prepare(tmp_path / "run")
-    model = neural_flags.model(run, neural_flags.network(run))
+    model = neural_objects.model(run, neural_objects.network(run))
     objective, optimizer = model.objective, model.optimizer
     assert optimizer.epsilon == 1e-8 and model.shared_noise is (kind != "trades")
     assert optimizer.l2 == (0 if kind == "bnn" else 1e-4)
@@ -116,8 +116,34 @@ def test_the_source_begins_elsewhere(parse, tmp_path):
     kernels = []
     for words in (["--adv_train"], ["--adv_train", "--train_source"]):
         parse(SCRIPT, *TINY, *words)
-        kernels.append(np.array(neural_flags.network(training_run.prepare(tmp_path / "run")).get_layer("conv1").kernel))
+        kernels.append(
+            np.array(neural_objects.network(training_run.prepare(tmp_path / "run")).get_layer("conv1").kernel)
+        )
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("words", [["--adv_train"], []])
+def test_the_source_of_black_boxes_is_trained_as_the_target_is(words, runs):
+    black = (SCRIPT, *TINY, *words, "--eval_mode=attack", "--nowhite_box", f"--output_dir={runs / 'gated'}")
+    line = assert_explained(run_script(*black), "--source: expected", "attack_source/base")
+    assert ("/adv_train/attack_source" in line) == bool(words)
+
+
+def test_gates_standardize_images_as_their_base_does(parse, capsys):
+    base, built = (trs.models.build("vgg16_dropout") for _ in range(2))
+    base.get_layer("standardization").epsilon = 1 / 3072  # of older versions
+    neural_objects.check_start(base, built, "somewhere")
+    assert built.get_layer("standardization").get_config()["epsilon"] == 1 / 3072
+    assert "epsilon=0.000325521, as of somewhere" in capsys.readouterr().out
+
+
+def test_what_differs_from_the_published_code_is_listed(parse):
+    parse(SCRIPT, *TINY, "--adv_train")
+    lenet = neural_flags.deviations()
+    parse(SCRIPT, *TINY[1:], "--net=vgg16", "--adv_train", "--mode=bbd", "--novulnerability")
+    vgg = neural_flags.deviations()
+    assert any("first layer" in text for text in lenet) and not any("first layer" in text for text in vgg)
+    assert any("pixels of [0, 1]" in text for text in vgg) and not any("pixels of [0, 1]" in text for text in lenet)
 
 
 def test_vgg16_from_the_command_line(tmp_path):
@@ -152,7 +178,7 @@ def test_gates_begin_with_the_weights_and_statistics_of_the_base(runs, parse, tm
     parse(SCRIPT, *TINY, "--mode=bbd", f"--init_from={runs / 'base'}")
     neural_flags.check()
     run = training_run.prepare(tmp_path / "run")
-    network, base = neural_flags.network(run), trs.load_network(runs / "base")
+    network, base = neural_objects.network(run), trs.load_network(runs / "base")
     for layer in base.layers:
         for a, b in zip(layer.weights, network.get_layer(layer.name).weights, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -212,7 +238,7 @@ def test_flagfiles_parse(name, parse):
     published = {"mnist": (0.3, 0.01, 20, 4, 1e-3), "cifar10": (0.03, 0.007, 10, 2, 1e-4)}
     expected = published.get(data, (0.03, 0.007, 10, 1, 0.1))
     assert (flags.epsilon, flags.step_size, flags.num_steps, flags.beta_weight, flags.lambda_weight) == expected
-    assert neural_flags.evaluation_attack().num_steps == 40
+    assert neural_objects.evaluation_attack().num_steps == 40
 
 
 @pytest.mark.parametrize("name", [name for name in FLAGFILES if name.startswith(("mnist", "cifar10_"))])
@@ -246,7 +272,7 @@ def test_learning_rates(net, images, mode, boundaries, rates, parse):
     steps = trs.data.steps_per_epoch(images, 64)
     assert steps == {60_000: 937, 50_000: 781}[images]
     run = training_run.TrainingRun(None, None, None, None, None, 200, steps, False)
-    optimizer = neural_flags.optimizer(run)
+    optimizer = neural_objects.optimizer(run)
     schedule = optimizer._learning_rate
     assert isinstance(schedule, keras.optimizers.schedules.PiecewiseConstantDecay)
     assert tuple(schedule.boundaries) == boundaries and tuple(schedule.values) == pytest.approx(rates)

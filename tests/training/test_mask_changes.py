@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from tests.networks import tiny_network
+from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import layers, objectives
 from tf_robust_sparse.training import MaskChanges, RobustModel, save_masks
 
@@ -38,6 +38,11 @@ def run(model, directory, values, threshold=0.05):
         layer.kernel_mask.assign(mask)
         model.network.get_layer("bn1").moving_mean.assign(np.full(8, epoch, "float32"))
         watch.on_epoch_end(epoch, {"val_robust_accuracy": value})
+
+
+def test_the_last_epoch_is_written_down_without_a_dip_too(model, tmp_path):
+    model.fit(*tiny_images(8), epochs=4, verbose=0, callbacks=[MaskChanges(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["epochs_2_4"]
 
 
 def test_a_dip_is_written_down(model, tmp_path):

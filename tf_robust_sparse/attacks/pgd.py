@@ -44,14 +44,8 @@ class LinfPGD(GradientAttack):
         return lambda x_adv: between(x_adv, low, high)
 
 
-class LinfBestPGD(LinfPGD):
-    """As `LinfPGD`, but returns the point of the highest loss among those whose gradient was taken.
-
-    These are the start and all points but the last, so that `num_steps` gradients make at most `num_steps - 1`
-    effective steps, and the last one costs no forward pass of its own.
-
-    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
-    """
+class _KeepsBest(GradientAttack):
+    """Returns the point of the highest loss among those whose gradient was taken."""
 
     def _run(
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn, seed: tf.Tensor, start: str
@@ -85,6 +79,16 @@ class LinfBestPGD(LinfPGD):
         return project(best)  # a gaussian start is not in the ball
 
 
+class LinfBestPGD(_KeepsBest, LinfPGD):
+    """As `LinfPGD`, but returns the point of the highest loss among those whose gradient was taken.
+
+    These are the start and all points but the last, so that `num_steps` gradients make at most `num_steps - 1`
+    effective steps, and the last one costs no forward pass of its own.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
+    """
+
+
 class L2PGD(GradientAttack):
     """Projected gradient attack in the l2 ball of each image, stepping by `step_size * gradient / |gradient|`.
 
@@ -116,3 +120,10 @@ class L2PGD(GradientAttack):
     def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """See `projections.l2_ball`."""
         return l2_ball(x_adv, x, self.epsilon)
+
+
+class L2BestPGD(_KeepsBest, L2PGD):
+    """As `L2PGD`, but returns the point of the highest loss among those whose gradient was taken; see `LinfBestPGD`.
+
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
+    """

@@ -60,7 +60,7 @@ def train_dataset(
         flip: Whether the augmentation mirrors images; wrong for digits.
         epochs: Number of the last epoch plus one, or `None` for one epoch per pass.
         first_epoch: Epoch to begin with, if `epochs` is given.
-        drop_remainder: Whether an epoch drops its last, partial batch.
+        drop_remainder: Whether an epoch drops its last, partial batch; else batches have no static size.
         auxiliary: More images and labels, such as pseudo-labelled ones, in the same form.
         auxiliary_fraction: Share of auxiliary examples in a batch, in (0, 1).
         with_index: Whether batches are `(x, y, index)` with the place of each example in `images`; auxiliary ones
@@ -111,11 +111,6 @@ def train_dataset(
         raise ValueError(
             f"`first_epoch` means nothing without `epochs`; pass `epochs` too. Received: first_epoch={first_epoch}"
         )
-    if epochs is not None and epochs - first_epoch > 1 and not drop_remainder and n % batch_size:
-        raise ValueError(
-            "a batch would reach from one epoch into the next; pass drop_remainder=True, or a batch size that divides "
-            f"the number of examples, or leave `epochs` out. Received: {n} examples, batch_size={batch_size}"
-        )
     if parts != 1 and (parts < 1 or batch_size % parts or auxiliary is not None or not drop_remainder):
         raise ValueError(
             "`parts` is a number of equal parts of full batches without auxiliary examples. "
@@ -136,7 +131,9 @@ def train_dataset(
             index = tf.reshape(mixed, [-1])
         number = image_files.NUM_UNIFORMS if augmentation == _OF_FILES else augment.NUM_UNIFORMS
         draws = augment.uniforms(per_epoch, _key(seed, key, _AUGMENT), number)
-        return tf.data.Dataset.from_tensor_slices((index, draws))
+        dataset = tf.data.Dataset.from_tensor_slices((index, draws))
+        # A partial batch ends its epoch; full ones are made below, where devices can divide them.
+        return dataset if drop_remainder else dataset.batch(batch_size)
 
     if epochs is None:
         keys = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
@@ -145,15 +142,16 @@ def train_dataset(
         keys = tf.data.Dataset.range(first_epoch, epochs)
         num_epochs = epochs - first_epoch
     stream = keys.flat_map(epoch_stream)
-    stream = stream.apply(tf.data.experimental.assert_cardinality(num_epochs * per_epoch))
+    stream = stream.apply(
+        tf.data.experimental.assert_cardinality(num_epochs * (per_epoch if drop_remainder else steps))
+    )
 
     if augmentation == _OF_FILES and isinstance(images, ImageFiles):
         make_batch = _gather_parts(images, labels, flip)
     else:
         make_batch = _gather_and_move(_gather(images, labels, auxiliary), augmentation, flip)
-    if with_index:
-        return _batched(stream, batch_size, lambda i, u: (*make_batch(i, u), i), drop_remainder=drop_remainder)
-    return _batched(stream, batch_size, make_batch, drop_remainder=drop_remainder)
+    batches = stream.batch(batch_size, drop_remainder=True) if drop_remainder else stream
+    return _made(batches, (lambda i, u: (*make_batch(i, u), i)) if with_index else make_batch)
 
 
 def test_dataset(images: Images, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
@@ -172,7 +170,7 @@ def test_dataset(images: Images, labels: np.ndarray, batch_size: int) -> tf.data
     """
     images, labels = check_examples(images, labels, where="test_dataset")
     _check_batch_size(batch_size)
-    return _batched(tf.data.Dataset.range(len(labels)), batch_size, _gather(images, labels, None), drop_remainder=False)
+    return _made(tf.data.Dataset.range(len(labels)).batch(batch_size), _gather(images, labels, None))
 
 
 # pytest would otherwise take the function for a test wherever a test module imports it.
@@ -226,11 +224,8 @@ def auxiliary_batch_size(batch_size: int, auxiliary_fraction: float) -> int:
     return size
 
 
-def _batched(
-    stream: tf.data.Dataset, batch_size: int, make_batch: Callable, *, drop_remainder: bool
-) -> tf.data.Dataset:
-    dataset = stream.batch(batch_size, drop_remainder=drop_remainder)
-    dataset = dataset.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+def _made(batches: tf.data.Dataset, make_batch: Callable) -> tf.data.Dataset:
+    dataset = batches.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()
     # There are no files to divide among workers; each takes its part of every global batch.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA

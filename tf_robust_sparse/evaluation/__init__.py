@@ -19,6 +19,7 @@ from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_linf_pgd
 from tf_robust_sparse.evaluation.latency import median_latency
 from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
+from tf_robust_sparse.evaluation.learning_curve import draw_learning_curve
 from tf_robust_sparse.evaluation.loss_surface import LossSurface, loss_surface
 from tf_robust_sparse.evaluation.mask_figures import (
     draw_channels_between,
@@ -58,6 +59,7 @@ __all__ = [
     "draw_kept_weights",
     "draw_layer_distortions",
     "draw_layout",
+    "draw_learning_curve",
     "draw_loss_surfaces",
     "draw_strength",
     "draw_structure",

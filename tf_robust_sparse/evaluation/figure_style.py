@@ -119,8 +119,8 @@ def attack_name(attack: Mapping[str, Any]) -> str:
     Args:
         attack: What `describe()` of a gradient attack returns: `attack`, `norm`, `epsilon` and `num_steps`.
     """
-    norm = attack["norm"]
-    name = attack["attack"].removeprefix(norm)
+    norm = {"linf": "Linf", "l2": "L2"}.get(attack["norm"], attack["norm"])
+    name = attack["attack"].removeprefix(norm).removeprefix("Best")  # which is PGD that keeps its best point
     steps = f"-{attack['num_steps']}" if attack["num_steps"] > 1 else ""
     return f"{name}{steps}, {norm}, ε = {radius(norm, attack['epsilon'])}"
 

@@ -21,7 +21,7 @@ from tf_robust_sparse.layers.kernel_seam import (
 )
 from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
 from tf_robust_sparse.layers.noise import fold_in, normal_like, uniform_like
-from tf_robust_sparse.layers.normalization import BatchNormalization, Normalization
+from tf_robust_sparse.layers.normalization import BatchNormalization, Normalization, use_unbiased_variance
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
 from tf_robust_sparse.layers.pooling import MaxPooling2D
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
@@ -94,5 +94,6 @@ __all__ = [
     "training_noise",
     "unfolded_kernels",
     "uniform_like",
+    "use_unbiased_variance",
     "with_features",
 ]

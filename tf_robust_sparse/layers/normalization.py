@@ -7,19 +7,34 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse.layers import kernel_seam
+from tf_robust_sparse.layers.kernel_seam import all_layers
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, skipped where `inference_kernels` made it part of the preceding kernel.
 
-    Arguments, weights and results are those of the Keras layer. On several replicas the moving statistics are the mean
-    over the replicas, also if the layer is not synchronized; those of the Keras layer drift apart.
+    Weights and results are those of the Keras layer. On several replicas the moving statistics are the mean over the
+    replicas, also if the layer is not synchronized; those of the Keras layer drift apart.
+
+    Args:
+        unbiased: Whether the moving variance follows the unbiased variance of batches, `n / (n - 1)` times that of
+            their `n` entries per channel, as in PyTorch and in the fused operation of TensorFlow. Batches themselves
+            are divided by the biased one in either case.
+        **kwargs: Those of the Keras layer.
 
     Reference: [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
     """
 
     plain_class = keras.layers.BatchNormalization
+
+    def __init__(self, *args: Any, unbiased: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.unbiased = bool(unbiased)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the configuration of the Keras layer, and `unbiased`."""
+        return {**super().get_config(), "unbiased": self.unbiased}
 
     def add_weight(self, *args, **kwargs):
         """Creates a weight; the moving statistics with an aggregation, without which the replicas drift apart."""
@@ -29,7 +44,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def plain_config(self) -> dict[str, Any]:
         """Returns the configuration of the equivalent layer of Keras."""
-        return self.get_config()
+        return super().get_config()
 
     @property
     def folds_into_last_axis(self) -> bool:
@@ -50,7 +65,28 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Normalises `inputs`, or returns them unchanged where the preceding kernel has done so."""
         if kernel_seam.skips_folded(self, training):
             return inputs
-        return super().call(inputs, training=training, mask=mask)
+        if not (self.unbiased and training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        before = tf.convert_to_tensor(self.moving_variance)
+        outputs = super().call(inputs, training=training, mask=mask)
+        entries = tf.cast(tf.size(inputs) // before.shape[0], before.dtype)
+        if self.synchronized:
+            entries *= tf.distribute.get_strategy().num_replicas_in_sync
+        # What the batch added, biased, is a part of n - 1 too small; of one entry there is no variance.
+        after = tf.convert_to_tensor(self.moving_variance)
+        self.moving_variance.assign(after + (after - self.momentum * before) / tf.maximum(entries - 1, 1))
+        return outputs
+
+
+def use_unbiased_variance(network: keras.Model) -> None:
+    """Lets the moving variance of every `BatchNormalization` of this package follow the unbiased one, as PyTorch does.
+
+    Args:
+        network: Changed in place, before its training step is traced.
+    """
+    for layer in all_layers(network):
+        if isinstance(layer, BatchNormalization):
+            layer.unbiased = True
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")

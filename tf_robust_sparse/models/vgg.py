@@ -107,9 +107,10 @@ def vgg16_dropout(
     Args: see `tf_robust_sparse.models.construction`. Images have at least 32x32 pixels.
         gates: Whether there are gates.
         threshold: Of the gates.
-        input_norm: What is done to pixels first: `"image"` standardises each image, its variance raised by one over
-            the number of its values so that a flat image stays flat; `"channel"` takes mean and deviation of CIFAR-10;
-            or `"none"`.
+        input_norm: What is done to pixels first: `"image"` standardizes each image as TensorFlow's
+            `per_image_standardization` does with levels of 0 to 255: its deviation is at least one level over the root
+            of the number of its values, so that a flat image stays flat; `"channel"` takes mean and deviation of
+            CIFAR-10; or `"none"`.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -131,7 +132,8 @@ def vgg16_dropout(
         return layers.BetaBernoulliDropout(initial, threshold, name=f"gate{number}")(x) if gates else x
 
     def normalised(x: keras.KerasTensor, number: int) -> keras.KerasTensor:
-        affine = {"scale": not bayesian, "center": not bayesian}
+        # The published code uses TensorFlow's fused operation after convolutions, whose moving variance is unbiased.
+        affine = {"scale": not bayesian, "center": not bayesian, "unbiased": number <= 13}
         x = build.batch_norm(x, f"bn{number}", momentum=0.99, epsilon=1e-3, **affine)
         x = layers.BayesianScale(**bayesian, name=f"scale{number}")(x) if bayesian else x
         return build.relu(x, f"relu{number}")
@@ -139,7 +141,7 @@ def vgg16_dropout(
     x, layer = build.inputs, 0
     if input_norm == "image":
         x = keras.layers.LayerNormalization(
-            (1, 2, 3), epsilon=1 / math.prod(x.shape[1:]), center=False, scale=False, name="standardization"
+            (1, 2, 3), epsilon=1 / (255**2 * math.prod(x.shape[1:])), center=False, scale=False, name="standardization"
         )(x)
     elif input_norm == "channel":
         x = build.normalized("cifar10")

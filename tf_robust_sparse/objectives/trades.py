@@ -5,8 +5,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import GradientAttack, cross_entropy, inference_forward
+from tf_robust_sparse import layers
+from tf_robust_sparse.attacks import GradientAttack, inference_forward
 from tf_robust_sparse.objectives.divergences import kl_divergence
+from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
 from tf_robust_sparse.objectives.objective import AttackObjective, Seed, attacked_logits, training_logits
 
 TRADES_STARTS = ("gaussian", "uniform")
@@ -27,18 +29,31 @@ class TRADES(AttackObjective):
             weights are left, pixels may have no gradient near `x`, and training learns to hide there from an attack
             that starts so close.
 
+        label_smoothing: Share `s` of the cross-entropy that is the mean over all classes, in [0, 1).
+        counts_clean_twice: Whether batch norm gets a third update, by the clean images again, as from published code
+            that passes them through the network once for each term. The losses are the same.
+
     Raises:
-        ValueError: if `attack` is not an untargeted attack, `beta` is negative, or `start` is unknown.
+        ValueError: if `attack` is not an untargeted attack, `beta` is negative, or another argument is out of range.
 
     Reference: [Zhang et al., 2019](https://arxiv.org/abs/1901.08573), section 3.3 and algorithm 1.
     """
 
-    def __init__(self, attack: GradientAttack, beta: float = 6.0, start: str = "gaussian") -> None:
+    def __init__(
+        self,
+        attack: GradientAttack,
+        beta: float = 6.0,
+        start: str = "gaussian",
+        label_smoothing: float = 0.0,
+        counts_clean_twice: bool = False,
+    ) -> None:
         super().__init__(attack)
         self.beta = checked_beta(beta)
         if start not in TRADES_STARTS:
             raise ValueError(f"`start` must be one of {', '.join(TRADES_STARTS)}. Received: start={start!r}")
         self.start = start
+        self.label_smoothing = checked_smoothing(label_smoothing)
+        self.counts_clean_twice = bool(counts_clean_twice)
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """Images whose prediction differs most from the clean one: `(batch, ...)`, float32."""
@@ -55,13 +70,29 @@ class TRADES(AttackObjective):
         self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         """Losses `(batch,)`, clean logits and the logits of the attacked images, `(batch, classes)` each."""
+        statistics = _statistics(network) if self.counts_clean_twice else []
+        before = [tf.convert_to_tensor(variable) for variable, _ in statistics]
         logits = training_logits(network, x)
+        clean = [variable - momentum * old for (variable, momentum), old in zip(statistics, before, strict=True)]
         logits_adv = attacked_logits(network, x_adv)
-        return cross_entropy(y, logits) + self.beta * kl_divergence(logits, logits_adv), logits, logits_adv
+        # What the clean batch added is added again, which costs no pass.
+        for (variable, momentum), part in zip(statistics, clean, strict=True):
+            variable.assign(momentum * variable + part)
+        natural = smoothed_cross_entropy(y, logits, self.label_smoothing)
+        return natural + self.beta * kl_divergence(logits, logits_adv), logits, logits_adv
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
-        return {**super().describe(), "beta": self.beta, "start": self.start}
+        more = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        more |= {"counts_clean_twice": True} if self.counts_clean_twice else {}
+        return {**super().describe(), "beta": self.beta, "start": self.start, **more}
+
+
+def _statistics(network: keras.Model) -> list[tuple[Any, float]]:
+    """Returns the moving statistics of batch norm that training moves, each with its momentum."""
+    norms = [each for each in layers.all_layers(network) if isinstance(each, keras.layers.BatchNormalization)]
+    trained = {id(each): each for each in norms if each.trainable}.values()
+    return [(value, each.momentum) for each in trained for value in (each.moving_mean, each.moving_variance)]
 
 
 def checked_beta(beta: float) -> float:

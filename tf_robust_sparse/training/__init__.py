@@ -1,6 +1,6 @@
 """The one training step, and what happens beside it."""
 
-from tf_robust_sparse.training.callbacks import Checkpoints, Connections, ReferenceSelection, StopOnNaN
+from tf_robust_sparse.training.callbacks import Checkpoints, Connections, ReferenceSelection, StopOnNaN, TestMeasures
 from tf_robust_sparse.training.free_model import FreeAT, FreeRobustModel
 from tf_robust_sparse.training.gradual_pruning import GradualPruning, Reweighting
 from tf_robust_sparse.training.learning_rate import SCHEDULES, PerEpoch, epoch_rates, sgdw, tenfold_drops
@@ -47,6 +47,7 @@ __all__ = [
     "StopOnNaN",
     "StoredAT",
     "StoredRobustModel",
+    "TestMeasures",
     "Trials",
     "coupled",
     "epoch_rates",

@@ -213,6 +213,27 @@ class ReferenceSelection(keras.callbacks.Callback):
             self._checkpoints.write("reference")
 
 
+class TestMeasures(keras.callbacks.Callback):
+    """Adds what `RobustModel.evaluate` measures on test images to the logs of each epoch, as `test_loss` and so on.
+
+    Must stand before the callbacks that record. Nothing is chosen by these numbers.
+
+    Args:
+        images: `tf.data.Dataset` of (x, y) batches.
+    """
+
+    __test__ = False  # for pytest, which takes the name for that of a test
+
+    def __init__(self, images: tf.data.Dataset) -> None:
+        super().__init__()
+        self._images = images
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Measures."""
+        found = self.model.evaluate(self._images, verbose=0, return_dict=True)
+        logs.update({f"test_{name}": value for name, value in found.items()})
+
+
 def correct_counter(network: keras.Model) -> Callable[[Any, Any], tf.Tensor]:
     """Returns the compiled function from a batch (x, y) to how many images `network` classifies correctly."""
 

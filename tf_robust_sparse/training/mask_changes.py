@@ -1,6 +1,7 @@
 """What a network of chosen connections changed when its accuracy fell and recovered, for those who ask why."""
 
 import csv
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from tf_robust_sparse.saving import replace_file
 
 
 class MaskChanges(keras.callbacks.Callback):
-    """Writes what changed when held-out accuracy falls in one epoch and recovers in the next.
+    """Writes what changed when held-out accuracy falls in one epoch and recovers in the next, and at the end.
 
     Keeps masks and statistics of batch norm of the last three epochs, in memory; a resumed run begins anew. When the
-    accuracy of the middle one is lower than that of both others by more than `threshold`, these files appear in
-    `directory/epochs_<first>_<last>`:
+    accuracy of the middle one is lower than that of both others by more than `threshold`, and after the last epoch of
+    `fit`, these files appear in `directory/epochs_<first>_<last>`:
 
     - `layers.csv`: of each layer the entries, how many came or went in either step and in total, and their share;
     - `entries.csv`: each of these entries, its place in the kernel and whether it was connected in each epoch;
@@ -46,9 +47,7 @@ class MaskChanges(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Keeps the epoch, and writes if the one before was a dip."""
-        value = (logs or {}).get(self.monitor)
-        if value is None:
-            return
+        value = (logs or {}).get(self.monitor, math.nan)  # without held-out images there is no dip
         statistics = {
             layer.name: {"mean": np.array(layer.moving_mean), "variance": np.array(layer.moving_variance)}
             for layer in self.model.network.layers
@@ -57,7 +56,8 @@ class MaskChanges(keras.callbacks.Callback):
         now = {"epoch": epoch + 1, "value": value, "masks": masks_of(self.model.network), "statistics": statistics}
         self._recent = [*self._recent[-2:], now]
         values = [each["value"] for each in self._recent]
-        if len(values) == 3 and min(values[0], values[2]) - values[1] > self.threshold:
+        is_last = epoch + 1 == (self.params or {}).get("epochs")
+        if len(values) == 3 and (is_last or min(values[0], values[2]) - values[1] > self.threshold):
             self._write()
 
     def _write(self) -> None:

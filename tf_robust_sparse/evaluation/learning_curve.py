@@ -1,0 +1,57 @@
+"""The course of a training as a figure: losses and accuracies by epoch."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tf_robust_sparse.evaluation.figure_style import (
+    PAGE,
+    accuracy_label,
+    attack_name,
+    new_figure,
+    panels,
+    percent,
+    whole_ticks,
+)
+
+# Which images, by the beginning of what is logged of them -> their color.
+_IMAGES = {"": ("training", "tab:blue"), "val_": ("held-out", "tab:orange"), "test_": ("test", "tab:green")}
+
+
+def draw_learning_curve(
+    history: Sequence[Mapping[str, float]],
+    path: str | os.PathLike,
+    attack: Mapping[str, Any] | None = None,
+    trained_on_attacked: bool = False,
+) -> None:
+    """Draws losses, accuracies, and accuracies under attack by epoch; of training, held-out and test images.
+
+    Args:
+        history: A row for each epoch, as of `history.json`: `epoch`, and `loss`, `accuracy` and `robust_accuracy`, of
+            held-out images with `val_` and of test images with `test_` before them, as far as they were measured.
+        path: The file, and a PDF beside it.
+        attack: What `describe()` of the attack of `robust_accuracy` returns; named in the figure.
+        trained_on_attacked: Whether `accuracy` of training images is that under the attack of training.
+
+    Raises:
+        ValueError: if there is no epoch, or matplotlib is missing.
+    """
+    if not history:
+        raise ValueError("A learning curve needs at least one epoch. Received: an empty history")
+    if trained_on_attacked:
+        history = [{"robust_accuracy" if name == "accuracy" else name: row[name] for name in row} for row in history]
+    under = attack_name(attack) if attack else "attack"
+    labels = {"loss": "loss", "accuracy": accuracy_label(), "robust_accuracy": accuracy_label("", under)}
+    measured = [name for name in labels if any(f"{start}{name}" in row for start in _IMAGES for row in history)]
+    with new_figure(path, PAGE, 2.4) as figure:
+        for axes, name in zip(panels(figure, len(measured), 3), measured, strict=True):
+            for start, (images, color) in _IMAGES.items():
+                rows = [row for row in history if f"{start}{name}" in row]
+                values = [row[f"{start}{name}"] for row in rows]
+                if rows:
+                    marker = "o" if len(rows) == 1 else None
+                    shown = values if name == "loss" else percent(values)
+                    axes.plot([row["epoch"] for row in rows], shown, color=color, marker=marker, label=images)
+            axes.set(xlabel="epoch", ylabel=labels[name])
+            whole_ticks(axes.xaxis)
+            axes.legend()
