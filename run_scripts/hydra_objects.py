@@ -24,6 +24,7 @@ def network(run: training_run.TrainingRun, phase: trs.training.Phase, source: Pa
     built = common_objects.network(
         run.images, run.strategy.num_replicas_in_sync > 1, kernel="subnet" if is_subnet else "plain"
     )
+    trs.layers.use_unbiased_variance(built)  # as PyTorch's
     if FLAGS.init_type and phase.name == "pretrain":
         trs.models.initialize_kernels(built, FLAGS.init_type, FLAGS.seed)
     found = loaded(source, run.images, phase.name == "finetune") if source is not None and not run.resuming else None

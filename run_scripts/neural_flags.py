@@ -191,6 +191,7 @@ def deviations() -> list[str]:
             vgg and FLAGS.adv_train and FLAGS.joint_bn and FLAGS.robust_loss == "at"
         ),
         "batch norm begins with the statistics of the base": vgg and FLAGS.mode == "bbd",
+        "FGSM stays in [0, 1]": FLAGS.adv_train and FLAGS.attack == "fgsm",
         "no layer has a ReLU on its logits": FLAGS.model == "lenet_conv_bayes",
         "all test images are measured, not full batches alone": True,
     }

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import command_line, common_flags, hydra_flags, hydra_originals, run_directory
+from run_scripts import (
+    command_line,
+    common_flags,
+    hydra_flags,
+    hydra_objects,
+    hydra_originals,
+    run_directory,
+    training_run,
+)
 from tests.data.test_image_files import make_imagenet
 from tests.run_scripts.conftest import run_script
 from tests.run_scripts.test_bad_input import assert_explained
@@ -286,6 +294,13 @@ OWN = {
     "ibp": ("--schedule_length=7", "--epsilon_schedule=smoothed", "--prune_schedule_length=1"),
     "mixtrain": ("--schedule_length=7", "--mixtraink=2", "--bound_chunk=9"),
 }
+
+
+def test_moving_variances_are_those_of_pytorch(parse, tmp_path):
+    meaning(parse, *FEW, "--model=resnet18_p1", "--exp_mode=pretrain")
+    run = training_run.prepare(tmp_path / "run")
+    network = hydra_objects.network(run, trs.training.Phase("pretrain"), None)
+    assert {layer.unbiased for layer in network.layers if isinstance(layer, trs.layers.BatchNormalization)} == {True}
 
 
 @pytest.mark.parametrize("mode", hydra_flags.MODES)
