@@ -210,7 +210,7 @@ def callbacks(run: training_run.TrainingRun, model: trs.RobustModel) -> tuple[ke
     return tuple(found)
 
 
-def draw_curve(history: list[dict[str, float]], model: trs.RobustModel, path: Path) -> None:
+def draw_curve(history: list[dict[str, float]], path: Path) -> None:
     """Draws losses and accuracies by epoch, if matplotlib is there."""
     try:
         trs.evaluation.check_matplotlib()
@@ -218,7 +218,7 @@ def draw_curve(history: list[dict[str, float]], model: trs.RobustModel, path: Pa
         print(f"Note: no learning curve is drawn, because {error}")
         return
     attacked = FLAGS.trainer != "adv_trades"
-    trs.evaluation.draw_learning_curve(history, path, model.validation_attack.describe(), attacked)
+    trs.evaluation.draw_learning_curve(history, path, _validation_attack().describe(), attacked)
 
 
 def end(model: trs.RobustModel) -> None:

@@ -78,7 +78,7 @@ def main() -> None:
     state = training_run.train(run, model, binary_flags.config(), binary_objects.callbacks(run, model))
     binary_objects.end(model)
     if training_run.is_chief():
-        binary_objects.draw_curve(state["history"], model, directory / "learning_curve.png")
+        binary_objects.draw_curve(state["history"], directory / "learning_curve.png")
     training_run.finish(run, model, state, binary_objects.describe(network))
     if training_run.is_chief():
         print(f"Compact network     {directory / COMPACT}, {(directory / COMPACT).stat().st_size} bytes")
