@@ -114,22 +114,6 @@ def test_a_run_whose_radius_grows_goes_on_where_it_was(images, tmp_path, monkeyp
         np.testing.assert_array_equal(one, two)
 
 
-def test_smoothing_is_watched_by_an_estimate(images, tmp_path):
-    run_script(
-        *(
-            HYDRA,
-            images,
-            *FEW,
-            "--exp_mode=pretrain",
-            "--epochs=1",
-            "--trainer=smooth",
-            f"--output_dir={tmp_path / 'run'}",
-        )
-    ).expect()
-    found = results(tmp_path / "run")
-    assert found["selected"]["monitor"] == "val_smoothed_accuracy" and "verified" not in found
-
-
 @pytest.mark.parametrize(
     ("words", "val_method", "select"),
     [
