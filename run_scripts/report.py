@@ -66,11 +66,11 @@ def show_numbers(results: dict[str, Any]) -> None:
         f"Connectivity        {100 * results['connectivity']:6.2f} %   {results['nonzero']} of {results['prunable']} "
         "kernel entries"
     )
-    if "weights" in results:
-        share = 100 * results["remaining_weights"] / results["weights"]
+    if "total_weights" in results:
+        share = 100 * results["remaining_weights"] / results["total_weights"]
         print(
-            f"Weights left        {share:6.2f} %   {results['remaining_weights']} of {results['weights']}, biases and "
-            "batch norm among them"
+            f"Weights left        {share:6.2f} %   {results['remaining_weights']} of {results['total_weights']}, "
+            "biases and batch norm among them"
         )
     if "images_per_second" in results:
         print(f"Training speed      {results['images_per_second']:6.0f} images/s")
@@ -78,7 +78,7 @@ def show_numbers(results: dict[str, Any]) -> None:
         print(f"Warning: {warning}")
 
 
-_STATISTICS = ("connectivity", "nonzero", "prunable", "weights", "remaining_weights", "layers")
+_STATISTICS = ("connectivity", "nonzero", "prunable", "total_weights", "remaining_weights", "layers")
 _SHOWN = ("name", "epsilon", "num_steps", "restarts")
 _HIDDEN = ("norm", "random_start", "restarts", "targeted", "seed", "label")  # of an attack in training
 

@@ -66,6 +66,11 @@ def main() -> None:
         raise command_line.BadFlag(f"--weights={FLAGS.weights}: expected a file. Received: no file of that name")
     if is_pytorch and not FLAGS["padding_mode"].present:
         FLAGS["padding_mode"].value = "symmetric"
+    with command_line.about("weights"):
+        try:
+            trs.saving.check_weights(weights)
+        except ImportError as error:
+            raise command_line.BadFlag(f"--weights={FLAGS.weights}: {error}") from error
     directory = run_directory.chosen()
     run_directory.check(directory)
     images = common_objects.dataset()
@@ -74,10 +79,7 @@ def main() -> None:
         trs.sparsity.set_keep_fractions(network, FLAGS.k)
     read = trs.saving.import_pytorch_weights if is_pytorch else trs.saving.import_reference_weights
     with command_line.about("weights", "model", "data"):
-        try:
-            read(weights, network)
-        except ImportError as error:
-            raise command_line.BadFlag(f"--weights={FLAGS.weights}: {error}") from error
+        read(weights, network)
     run_directory.begin(directory)
     report.save(network, directory)
     results = {

@@ -93,7 +93,7 @@ def test_not_a_saved_model(tmp_path, network):
         load_saved_model(tmp_path)
     assert one_line(error)
     network.save(tmp_path / "network.keras")
-    with pytest.raises(ValueError, match=r"keras.saving.load_model.*network\.keras") as error:
+    with pytest.raises(ValueError, match=r"passed as --network.*Received: the file .*network\.keras") as error:
         load_saved_model(tmp_path / "network.keras")
     assert one_line(error)
 

@@ -1,5 +1,6 @@
 """Weights in the layout of the original's pickles become a network, a SavedModel and a record."""
 
+import importlib.util
 import json
 import pickle
 from pathlib import Path
@@ -86,6 +87,23 @@ def test_a_pytorch_checkpoint_with_scores_is_imported(tmp_path):
     done = run_script(IMPORT, *other, "--weights=a.pickle", "--k=0.1")
     assert_explained(done, "--k=0.1", "a PyTorch checkpoint")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_weights_are_looked_at_before_the_data(tmp_path):
+    """There is no such data set, and none of these files gets that far."""
+    where = ("--data=cifar10", f"--data_dir={tmp_path}", "--model=vgg16", f"--output_dir={tmp_path / 'x'}")
+    for name, words in (
+        ("network.keras", "trs.load_network"),
+        ("net.onnx", "an ONNX file"),
+        ("a.pickle", "not a published list of weights"),
+        ("net.npz", "cannot be read as a checkpoint"),
+    ):
+        (tmp_path / name).write_bytes(b"x")
+        assert_explained(run_script(IMPORT, *where, f"--weights={tmp_path / name}"), "--weights", words)
+    if importlib.util.find_spec("torch") is None:
+        (tmp_path / "net.pth").write_bytes(b"x")
+        done = run_script(IMPORT, *where, f"--weights={tmp_path / 'net.pth'}")
+        assert_explained(done, "--weights", "python -m pip install 'tf_robust_sparse[pytorch]'")
 
 
 def test_the_published_evaluation_command_reads_the_published_file(tmp_path, monkeypatch):

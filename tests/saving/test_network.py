@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -118,6 +119,26 @@ def test_damaged_file(kind, tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"There is no network at .*network\.keras.*Received: path="):
         saving.load_network(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("net.onnx", "an ONNX file is made for other programs"),
+        *[(name, "run_import_weights.py --weights") for name in ("net.pth", "net.pth.tar", "net.npz", "a.pickle")],
+        ("last.weights.h5", "network.keras that its run left"),
+        ("serve/saved_model.pb", "trs.evaluation.load_saved_model and passed as --saved_model"),
+    ],
+)
+def test_files_of_other_kinds_are_told_the_way(name, way, tmp_path):
+    file = tmp_path / name
+    given = file.parent if name.startswith("serve") else file
+    with pytest.raises(ValueError, match=f"There is no network at {re.escape(str(given))};"):
+        saving.load_network(given)
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"x")
+    with pytest.raises(ValueError, match=re.escape(way)):
+        saving.load_network(given)
 
 
 def test_zip_of_something_else(tmp_path):

@@ -110,6 +110,6 @@ def test_all_weights_are_counted_beside_kernels():
     whole = statistics.summary(keras.Model(network.inputs[0], outputs))
     kernels = 9 * 8 + 9 * 8 * 16 + 144 * 10
     others = 4 * 8 + 16 + 10 + (9 * 2 + 2) + (200 * 10 + 10)  # batch norm, biases, the two layers of Keras
-    assert whole["weights"] == kernels + others
+    assert whole["total_weights"] == kernels + others
     assert whole["remaining_weights"] == whole["nonzero"] + others
     assert whole["connectivity"] == pytest.approx(0.1, abs=0.001)

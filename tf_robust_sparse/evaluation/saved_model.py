@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_robust_sparse import saving
 from tf_robust_sparse.attacks import inference_forward
 from tf_robust_sparse.paths import user_path
 
@@ -98,12 +99,13 @@ def load_saved_model(path: str | Path) -> SavedModelClassifier:
         raise FileNotFoundError(f"No SavedModel at {path}: there is no such directory; check the path.")
     if not path.is_dir():
         raise ValueError(
-            f"A SavedModel is a directory; a .keras file is for keras.saving.load_model. Received: the file {path}"
+            f"A SavedModel is a directory; {saving.way_in(path) or 'pass the one that keras.Model.export wrote'}. "
+            f"Received: the file {path}"
         )
     if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
         raise ValueError(
-            f"{path} is not a SavedModel, for it holds no saved_model.pb; pass the directory that "
-            "keras.Model.export wrote."
+            f"{path} is not a SavedModel, because it holds no saved_model.pb; "
+            f"{saving.way_in(path) or 'pass the directory that keras.Model.export wrote'}."
         )
     try:
         loaded = tf.saved_model.load(str(path))

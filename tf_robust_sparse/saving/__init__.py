@@ -4,6 +4,7 @@ from tf_robust_sparse.saving.atomic import check_replaceable, replace_directory,
 from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, COMPACT_VALUES, compact_sizes, load_compact, save_compact
 from tf_robust_sparse.saving.copy_weights import copy_weights
+from tf_robust_sparse.saving.kinds import check_weights, way_in
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
 from tf_robust_sparse.saving.onnx_export import export_onnx
 from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights, pytorch_modules
@@ -20,6 +21,7 @@ __all__ = [
     "Shrunk",
     "Sizes",
     "check_replaceable",
+    "check_weights",
     "compact_sizes",
     "copy_weights",
     "export_network",
@@ -39,4 +41,5 @@ __all__ = [
     "save_network",
     "shrink",
     "strip",
+    "way_in",
 ]

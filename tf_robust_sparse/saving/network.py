@@ -13,9 +13,8 @@ from tf_robust_sparse.data import files
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving.atomic import replace_directory, replace_file
 from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, load_compact
+from tf_robust_sparse.saving.kinds import NETWORK_FILE, way_in
 from tf_robust_sparse.saving.strip import strip
-
-_FILE_NAME = "network.keras"
 
 
 def save_network(network: keras.Model, path: str | os.PathLike) -> Path:
@@ -54,8 +53,12 @@ def load_network(path: str | os.PathLike) -> keras.Model:
         return load_compact(path)
     file = _file(path)
     if not file.is_file():
+        way = way_in(path)
+        if way:
+            raise ValueError(f"{os.fspath(path)} is no .keras file; {way}")
+        where = file if user_path(path).is_dir() else os.fspath(path)
         raise ValueError(
-            f"There is no network at {file}; pass the directory or the .keras file that `save_network` wrote. "
+            f"There is no network at {where}; pass the directory or the .keras file that `save_network` wrote. "
             f"Received: path={os.fspath(path)!r}"
         )
     _check_archive(file)
@@ -123,7 +126,7 @@ def _uncompiled(network: keras.Model) -> Iterator[None]:
 
 def _file(path: str | os.PathLike) -> Path:
     path = user_path(path)
-    return path if path.suffix == ".keras" else path / _FILE_NAME
+    return path if path.suffix == ".keras" else path / NETWORK_FILE
 
 
 def _check_archive(file: Path) -> None:

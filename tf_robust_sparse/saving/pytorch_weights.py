@@ -30,6 +30,7 @@ from tf_robust_sparse.saving import layer_values
 PYTORCH_SUFFIXES = (".pt", ".pth", ".tar", ".safetensors", ".npz")
 _BATCH_NORM = dict(zip(layer_values.BATCH_NORM_ROLES, ("weight", "bias", "running_mean", "running_var"), strict=True))
 _SCORES = ("popup_scores", "scores")
+_INSTALL = "python -m pip install 'tf_robust_sparse[pytorch]'"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # Layer name here -> module names there, as replacements of the match.
 _NAMES = (
@@ -118,7 +119,7 @@ def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
     try:
         from safetensors import numpy as safetensors
     except ImportError:
-        raise ImportError(f"Reading {path.name} needs safetensors: pip install safetensors") from None
+        raise ImportError(f"Reading {path.name} needs safetensors: {_INSTALL}") from None
     return safetensors.load_file(path)
 
 
@@ -127,7 +128,7 @@ def _read_torch(path: Path) -> Mapping[str, np.ndarray]:
         import torch
     except ImportError:
         raise ImportError(
-            f"Reading {path.name} needs torch: pip install torch, or save the state dict as .safetensors or .npz"
+            f"Reading {path.name} needs torch: {_INSTALL}, or save the state dict as .safetensors or .npz"
         ) from None
     # Checkpoints often hold the best accuracy as a NumPy number; nothing else beside tensors is let in.
     number, dtype = type(np.float64(0).dtype), np.dtype

@@ -46,7 +46,7 @@ def import_reference_weights(path: str | os.PathLike, network: keras.Model) -> N
     Raises:
         ValueError: if there is no such file, it is not such a list, or an array does not fit; names the first one.
     """
-    arrays = _read(path)
+    arrays = read_reference_weights(path)
     sparse, dense = _layout(network, is_sparse=True), _layout(network, is_sparse=False)
     if len(arrays) not in (len(sparse), len(dense)):
         raise ValueError(
@@ -76,7 +76,12 @@ def import_reference_weights(path: str | os.PathLike, network: keras.Model) -> N
         layer_values.assign(layer, values[id(layer)])
 
 
-def _read(path: str | os.PathLike) -> list[np.ndarray]:
+def read_reference_weights(path: str | os.PathLike) -> list[np.ndarray]:
+    """Returns the arrays of a published file, in order.
+
+    Raises:
+        ValueError: if there is no such file, or it is not such a list.
+    """
     if not user_path(path).is_file():
         raise ValueError(f"There is no file {os.fspath(path)!r}; pass a published *_weights.pickle, unzipped.")
     try:

@@ -55,7 +55,7 @@ def connectivity(network: keras.Model) -> float:
 def summary(network: keras.Model) -> dict[str, Any]:
     """Returns `connectivity`, `nonzero`, `prunable` (entries of all kernels) and `layers`, ready for JSON.
 
-    `weights` counts all numbers that make the network, biases, batch norm and layers of other kinds included, and
+    `total_weights` counts all numbers that make the network, biases, batch norm and layers of other kinds included, and
     `remaining_weights` those of them that are not pruned: a network whose large layers are of other kinds may keep
     most of its weights although its kernels are sparse.
 
@@ -75,7 +75,7 @@ def summary(network: keras.Model) -> dict[str, Any]:
         "connectivity": total / entries,
         "nonzero": total,
         "prunable": entries,
-        "weights": entries + others,
+        "total_weights": entries + others,
         "remaining_weights": total + others,
         "layers": [
             {"name": e.name, "nonzero": e.nonzero, "entries": e.entries, "connectivity": e.connectivity} for e in found
