@@ -8,6 +8,7 @@ import pytest
 
 import tf_robust_sparse as trs
 from tests.run_scripts.conftest import run_script
+from tests.run_scripts.drill import survive
 from tests.run_scripts.test_bad_input import assert_explained
 from tests.saving.test_pytorch_weights import state_dict
 
@@ -88,8 +89,8 @@ def test_goes_on_with_its_table(run, tmp_path):
     run_script(*command).expect()
     table = tmp_path / "a.tsv"
     text = table.read_text()
-    table.write_text("".join(text.splitlines(keepends=True)[:7]))
-    run_script(*command).expect()
+    table.unlink()
+    survive(lambda: run_script(*command), [("a.tsv", 6), ("a.tsv", 1), ("a.json", 1)])
     assert [line.split("\t")[:5] for line in table.read_text().splitlines()] == [
         line.split("\t")[:5] for line in text.splitlines()
     ]

@@ -18,7 +18,9 @@ from run_scripts import (
 )
 from tests.data.test_image_files import make_imagenet
 from tests.run_scripts.conftest import run_script
+from tests.run_scripts.drill import survive
 from tests.run_scripts.test_bad_input import assert_explained
+from tests.run_scripts.test_runs import assert_same_weights
 
 HYDRA = "run_hydra"
 FEW = (
@@ -83,6 +85,21 @@ def test_an_unfinished_run_goes_on_from_a_dense_network(everything, tmp_path):
     for one, two in zip(first.variables, again.variables, strict=True):
         np.testing.assert_array_equal(one, two)
     assert run_script(HYDRA, *command).expect().out.count("nothing to resume") == 2
+
+
+def test_a_run_that_is_killed_in_every_phase_goes_on(everything, tmp_path):
+    directory, _ = everything
+    copy = tmp_path / "run"
+    kills = [("pretrain/checkpoints/last.weights.h5", 2), ("prune/network.keras", 1), ("finetune/results.json", 1)]
+    done = survive(lambda: run_script(HYDRA, *ALL, f"--output_dir={copy}", "--resume", "--save_dense"), kills)
+    assert done.out.count("nothing to resume") == 2
+    assert all((copy / name / "dense" / "network.keras").is_file() for name in ("pretrain", "prune", "finetune"))
+    for name in ("pretrain", "prune", "finetune"):
+        assert_same_weights(directory / name, copy / name)
+        for measured in ("clean_accuracy", "robust_accuracy", "epochs", "selected"):
+            assert results(copy / name)[measured] == results(directory / name)[measured]
+        source = results(directory / name)["source"]
+        assert results(copy / name)["source"] == (source and source.replace(str(directory), str(copy)))
 
 
 def test_a_phase_resumes_without_its_source_and_its_record_repeats_it(everything, tmp_path):

@@ -11,7 +11,9 @@ import tf_robust_sparse as trs
 from run_scripts import command_line, common_flags, neural_flags, neural_objects, run_directory, training_run
 from run_scripts.command_line import BadFlag
 from tests.run_scripts.conftest import ROOT, results, run_script
+from tests.run_scripts.drill import survive
 from tests.run_scripts.test_bad_input import assert_explained
+from tests.run_scripts.test_runs import assert_same_weights
 
 SCRIPT = "run_neural_pruning"
 TINY = (
@@ -22,15 +24,15 @@ FLAGFILES = sorted(path.stem for path in (ROOT / "flags" / "neural").glob("*.fla
 ROWS = ("standard", "at", "at_vs", "trades", "at_bnn", "source_at", "pretrained_at", "bp", "anp", "anp_vs")
 
 
+GATED = (*TINY, "--mode=bbd", "--adv_train", "--beta_weight=4", "--lambda_weight=1e-3", "--init_lr=0.1")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A base, gates trained on it, and the source of black-box attacks."""
     place = tmp_path_factory.mktemp("runs")
     run_script(SCRIPT, *TINY, f"--output_dir={place / 'base'}").expect()
-    gated = run_script(
-        *(SCRIPT, *TINY, "--mode=bbd", "--adv_train", "--beta_weight=4", "--lambda_weight=1e-3", "--init_lr=0.1"),
-        *(f"--init_from={place / 'base'}", f"--output_dir={place / 'gated'}"),
-    ).expect()
+    gated = run_script(SCRIPT, *GATED, f"--init_from={place / 'base'}", f"--output_dir={place / 'gated'}").expect()
     assert "Objective: VulnerabilitySuppression" in gated.out
     run_script(SCRIPT, *TINY, "--adv_train", "--train_source", f"--output_dir={place / 'source'}").expect()
     return place
@@ -50,6 +52,14 @@ def test_what_a_run_leaves(runs):
     network = trs.load_network(runs / "gated")
     assert [int(layer.active_units()) for layer in trs.layers.gates(network)] == counted
     assert results(runs / "base")["efficiency"]["speed_up"] == 1
+
+
+def test_a_run_that_is_killed_goes_on_bit_by_bit(runs, tmp_path):
+    command = (SCRIPT, *GATED, f"--init_from={runs / 'base'}", f"--output_dir={tmp_path / 'run'}", "--resume")
+    survive(lambda: run_script(*command), [("checkpoints/last.weights.h5", 2), ("results.json", 1)])
+    assert_same_weights(runs / "gated", tmp_path / "run")
+    for measured in ("clean_accuracy", "robust_accuracy", "white_box", "efficiency", "init_from"):
+        assert results(tmp_path / "run")[measured] == results(runs / "gated")[measured]
 
 
 def test_what_an_epoch_logs(runs):

@@ -11,6 +11,7 @@ import pytest
 import tf_robust_sparse as trs
 from run_scripts import robustness_flags
 from tests.run_scripts.conftest import ROBUSTNESS, ROOT, TRAIN, run_script
+from tests.run_scripts.drill import survive
 from tests.run_scripts.test_bad_input import assert_explained
 
 # A natural network falls to every attack within a few steps, so that all of them are quick.
@@ -137,15 +138,16 @@ def test_the_summary_names_every_attack_and_file(everything, results):
     assert all(warning in done.out for warning in results["flags"])
 
 
-def test_a_run_goes_on_from_its_state_file(everything, natural, results, tmp_path):
-    done = run_script(
-        ROBUSTNESS,
-        *(*FEW, f"--network={natural / 'network.keras'}", "--attacks=autoattack"),
-        *(f"--state_file={everything[1] / 'state.json'}", f"--results_file={tmp_path / 'r.json'}"),
-    ).expect()
+def test_a_run_that_is_killed_goes_on_from_its_state_file(everything, natural, results, tmp_path):
+    command = (ROBUSTNESS, *FEW, f"--network={natural / 'network.keras'}", "--attacks=autoattack")
+    files = (f"--state_file={tmp_path / 'state.json'}", f"--results_file={tmp_path / 'r.json'}")
+    kills = [("state.json", 2), ("state.json.npz", 1), ("r.json", 1)]
+    done = survive(lambda: run_script(*command, *files), kills)
     assert "restored after" in done.out
-    again = json.loads((tmp_path / "r.json").read_text())
-    assert again["robust_accuracy"] == results["attacks"]["autoattack"]["robust_accuracy"]
+    found, expected = json.loads((tmp_path / "r.json").read_text()), results["attacks"]["autoattack"]
+    assert found["robust_accuracy"] == expected["robust_accuracy"]
+    for name, each in expected["attacks"].items():
+        assert found["attacks"]["autoattack"]["attacks"][name]["robust_accuracy"] == each["robust_accuracy"]
 
 
 def test_a_run_is_found_by_its_flags(tmp_path, monkeypatch):

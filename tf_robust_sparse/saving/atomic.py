@@ -87,9 +87,9 @@ def check_replaceable(path: str | os.PathLike) -> None:
     path = user_path(path)
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     name = path.name if nearest == path.absolute().parent else path.absolute().relative_to(nearest).parts[0]
-    probe = nearest / _temporary_name(name, path.suffix)
+    probe = nearest / f".{name}.probe-{os.getpid()}"
     try:
-        probe.touch(exist_ok=False)
+        probe.touch()
         probe.unlink()
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
