@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags
+from run_scripts import common_flags, workers
 from run_scripts.command_line import BadFlag, about
 
 FLAGS = flags.FLAGS
@@ -124,7 +124,7 @@ def optimizer(total_steps: int) -> keras.optimizers.Optimizer:
 def strategy() -> tf.distribute.Strategy:
     """Returns the strategy of --strategy; must come before anything else that touches devices."""
     if FLAGS.strategy == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return workers.connect()
     if FLAGS.strategy == "mirrored":
         kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
         number = FLAGS.num_replicas

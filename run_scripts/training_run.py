@@ -1,7 +1,5 @@
 """One training run from its flags to its results: what every training script shares around building its model."""
 
-import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,8 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import command_line, common_flags, common_objects, report, run_directory
+from run_scripts import command_line, common_flags, common_objects, report, run_directory, workers
+from run_scripts.workers import is_chief
 
 FLAGS = flags.FLAGS
 
@@ -165,9 +164,10 @@ def train(
     train_images = _train_batches(run, first_epoch, isinstance(model, trs.training.StoredRobustModel))
     if is_chief():
         run_directory.begin(run.directory, run.resuming)
-        _describe(run, model, first_epoch)
+    _describe(run, model, first_epoch)
     if first_epoch < run.epochs:
-        model.fit(
+        _fit(
+            model,
             train_images,
             validation_data=trs.data.test_dataset(*run.validation, FLAGS.batch_size) if run.validation else None,
             epochs=run.epochs,
@@ -178,6 +178,11 @@ def train(
             verbose=1 if sys.stdout.isatty() else 2,
         )
     return checkpoints.state
+
+
+def _fit(model: trs.RobustModel, *arguments: Any, **settings: Any) -> None:
+    with workers.about_the_lost():
+        model.fit(*arguments, **settings)
 
 
 def finish(
@@ -216,7 +221,10 @@ def finish(
         if stem != FLAGS.select:
             print(f"Note: no epoch was within the budget for --select={FLAGS.select}; the network is that of the last")
     if FLAGS.strategy == "multi_worker":  # a worker that leaves early would take the others down
-        run.strategy.reduce("SUM", run.strategy.run(lambda: tf.constant(1.0)), axis=None)
+        with workers.about_the_lost():
+            run.strategy.reduce("SUM", run.strategy.run(lambda: tf.constant(1.0)), axis=None)
+        if not is_chief():
+            print(f"Finished:  {workers.cluster().workers[0].name} has written {run.directory}", flush=True)
 
 
 def _complete(directory: Path, files: dict[str, Writer]) -> None:
@@ -266,16 +274,6 @@ def _part(auxiliary: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndar
     number = len(auxiliary[1])
     chosen = np.random.default_rng(FLAGS.seed).permutation(number)[: max(1, int(fraction * number))]
     return auxiliary[0][chosen], auxiliary[1][chosen]
-
-
-def is_chief() -> bool:
-    """Tells whether this process writes."""
-    if FLAGS.strategy != "multi_worker":
-        return True
-    cluster = json.loads(os.environ["TF_CONFIG"])
-    task = cluster.get("task", {})
-    first = "chief" if cluster.get("cluster", {}).get("chief") else "worker"
-    return task.get("type", "worker") == first and task.get("index", 0) == 0
 
 
 def _checkpoint(directory: Path, stem: str) -> Path:

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 
 import pytest
 
-from tf_robust_sparse.saving import atomic, replace_directory, replace_file
+from tf_robust_sparse.saving import atomic, check_replaceable, replace_directory, replace_file
 
 
 def no_space(*args):
@@ -126,3 +127,36 @@ def test_directory_killed_between_the_two_renames_comes_back(tmp_path, dead_proc
         raise RuntimeError
     assert names(tmp_path) == ["serve"]
     assert (tmp_path / "serve" / "sub" / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_directory])
+def test_errors_name_what_was_to_be_written(replace, tmp_path):
+    path = tmp_path / "results.json"
+    for error in (OSError(errno.ENOSPC, "full"), "temporary"):
+        with pytest.raises(OSError) as raised, replace(path) as temporary:
+            raise OSError(errno.ENOSPC, "full", str(temporary / "part")) if error == "temporary" else error
+        assert str(raised.value) == f"[Errno {errno.ENOSPC}] full: '{path}'"
+    with pytest.raises(FileNotFoundError, match="other"), replace(path):
+        (tmp_path / "other").read_text()
+
+
+def test_a_file_that_grows_too_large_is_named(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OSError, match=f"too large: '{tmp_path / 'b.txt'}'"), replace_file(tmp_path / "b.txt") as path:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            path.write_bytes(bytes(5000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == []
+
+
+def test_what_cannot_be_written_is_found_out_before(tmp_path):
+    (tmp_path / "b.txt").write_text("old")
+    for path in (tmp_path / "b.txt", tmp_path / "new" / "folder" / "c.txt"):
+        check_replaceable(path)
+    assert names(tmp_path) == ["b.txt"] and (tmp_path / "b.txt").read_text() == "old"
+    for path in ("/proc/trs/a.txt", "/proc/a.txt", tmp_path / ("a" * 300), tmp_path / ("a" * 300) / "a.txt"):
+        with pytest.raises(OSError, match=f": '{path}'$"):
+            check_replaceable(path)
+    assert names(tmp_path) == ["b.txt"]

@@ -85,10 +85,10 @@ def check_replaceable(path: str | os.PathLike) -> None:
         OSError: naming `path`, if its directory cannot be made, nothing may be written there or the name is too long.
     """
     path = user_path(path)
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    name = path.name if nearest == path.absolute().parent else path.absolute().relative_to(nearest).parts[0]
-    probe = nearest / f".{name}.probe-{os.getpid()}"
+    place = path.absolute()
     try:
+        nearest = next(folder for folder in place.parents if folder.exists())
+        probe = nearest / f".{place.relative_to(nearest).parts[0]}.probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
