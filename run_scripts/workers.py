@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -100,11 +101,16 @@ def about_the_lost() -> Iterator[None]:
         if FLAGS.strategy != "multi_worker":
             raise
         time.sleep(1)  # in which a process that is ending ends
-        lost = [worker for worker in cluster().others if not _answers(worker)]
-        names = ", ".join(f"{worker.name} ({worker.address})" for worker in lost) or "another worker"
+        found = cluster()
+        lost = [worker for worker in found.others if not _answers(worker)]
+        if not lost:  # one that hangs answers, and TensorFlow may name it
+            named = {f"{job} {task}" for job, task in re.findall(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", str(error))}
+            lost = [worker for worker in found.others if worker.name in named]
+        if not lost:
+            raise
         raise BadInput(
-            f"{names} does not answer any more; no finished epoch is lost, run the same command with --resume on every "
-            "worker to go on"
+            f"{_names(lost)} does not answer any more; no finished epoch is lost, run the same command with --resume "
+            "on every worker to go on"
         ) from error
 
 
@@ -116,8 +122,7 @@ def _await(others: list[Worker]) -> None:
         now = time.monotonic()
         if now - told >= _SECONDS:
             told = now
-            names = ", ".join(f"{worker.name} ({worker.address})" for worker in missing)
-            print(f"Waiting:   {now - begun:.0f} s for {names}; Ctrl-C ends this", flush=True)
+            print(f"Waiting:   {now - begun:.0f} s for {_names(missing)}; Ctrl-C ends this", flush=True)
         time.sleep(0.2)
 
 
@@ -136,6 +141,10 @@ def _listening(worker: Worker) -> Iterator[None]:
             ) from error
         listener.listen()
         yield
+
+
+def _names(workers: list[Worker]) -> str:
+    return ", ".join(f"{worker.name} ({worker.address})" for worker in workers)
 
 
 def _answers(worker: Worker) -> bool:
@@ -172,6 +181,10 @@ def _obey_interrupts() -> None:
         signal.set_wakeup_fd(before)
         ended.set()
         signals.send(b"\0")
+        watcher.join()
+        ours.close()
+        signals.close()
 
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     cleanups.callback(restore)

@@ -73,6 +73,8 @@ def test_the_script_trains_on_two_workers_and_goes_on_after_a_stop(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     outputs = cluster.run(arguments(whole, "--strategy=multi_worker"), workers=2)
     assert "Robust accuracy" in outputs[0] and "Robust accuracy" not in outputs[1]
+    assert "Worker:    1 of 2; worker 0 writes\n" in outputs[1] and "Objective: AT" in outputs[1]
+    assert outputs[1].rstrip().endswith(f"Finished:  worker 0 has written {whole}")
     results = json.loads((whole / "results.json").read_text())
     assert results["epochs"] == 2 and results["nonzero"] <= int(0.1 * results["prunable"])
     assert {path.name for path in whole.iterdir()} >= {"network.keras", "serve", "run.flags", "checkpoints"}
