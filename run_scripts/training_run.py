@@ -1,7 +1,7 @@
 """One training run from its flags to its results: what every training script shares around building its model."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ class TrainingRun(NamedTuple):
     epochs: int
     steps_per_epoch: int
     resuming: bool
-    files: dict[str, Writer]
+    files: Mapping[str, Writer]
 
     @property
     def total_steps(self) -> int:
@@ -68,7 +68,7 @@ def prepare(
     directory: Path,
     epochs: int | None = None,
     before: TrainingRun | None = None,
-    files: dict[str, Writer] | None = None,
+    files: Mapping[str, Writer] | None = None,
 ) -> TrainingRun | None:
     """Reads the data and counts the steps; of a finished run writes what is missing, and nothing else.
 
@@ -227,7 +227,7 @@ def finish(
             print(f"Finished:  {workers.cluster().workers[0].name} has written {run.directory}", flush=True)
 
 
-def _complete(directory: Path, files: dict[str, Writer]) -> None:
+def _complete(directory: Path, files: Mapping[str, Writer]) -> None:
     """Writes what a finished run lacks: a later --save_dense, or what was removed."""
     missing = [name for name in files if not (directory / name).exists()]
     if missing:
