@@ -368,10 +368,31 @@ def test_saving_the_wrapper_is_refused_with_a_hint(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def subclassed():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.dense(x)
+
+    network = Subclassed()
+    network(np.zeros((1, 4), "float32"))
+    return network
+
+
+def two_outputs():
+    x = keras.Input((4,))
+    return keras.Model(x, [keras.layers.Dense(3)(x), keras.layers.Dense(3)(x)])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"network": keras.Sequential([keras.layers.Dense(3)])}, "must be built"),
+        ({"network": subclassed()}, r"turn a subclassed model.*Received: Subclassed with input_shape=None"),
+        ({"network": two_outputs()}, r"one of several outputs, into keras.Model\(pixels, logits\)"),
         ({"network": "resnet18"}, "`network` must be a built keras.Model"),
         ({"objective": "trades"}, "`objective` must be an objective"),
         ({"sparsifier": 0.1}, "`sparsifier` must be a sparsifier"),

@@ -11,6 +11,7 @@ class MaskedKernel:
     """Kernel form: a trainable kernel and a mask that is not trainable."""
 
     prunable = True
+    trainable: bool
 
     def add_kernel(self, shape):
         """Creates `kernel` and `kernel_mask`."""

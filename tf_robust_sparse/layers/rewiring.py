@@ -16,6 +16,7 @@ class RewiringKernel:
     """Kernel form: `sign * theta` where `theta > 0`, exactly 0 elsewhere."""
 
     prunable = True
+    trainable: bool
 
     def __init__(self, *args: Any, initial_connectivity: float = 1.0, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -61,10 +61,12 @@ class RobustModel(keras.Model):
         super().__init__()
         _check_kind("network", network, keras.Model, "a built keras.Model, such as tf_robust_sparse.models.resnet18()")
         _check_kind("objective", objective, Objective, "an objective, such as tf_robust_sparse.objectives.Natural()")
-        if not network.built or len(network.output_shape) != 2:
+        shapes: list[Any] = [getattr(network, name, None) for name in ("input_shape", "output_shape")]
+        if not network.built or not all(map(_is_one_shape, shapes)) or len(shapes[1]) != 2:
             raise ValueError(
-                "`network` must be built and return logits of shape (batch, classes). Received: a network with "
-                f"output_shape={getattr(network, 'output_shape', None)}"
+                "`network` must be built, take one tensor of images and return logits of shape (batch, classes); turn "
+                "a subclassed model, or one of several outputs, into keras.Model(pixels, logits). Received: "
+                f"{type(network).__name__} with input_shape={shapes[0]}, output_shape={shapes[1]}"
             )
         if sparsifier is not None:
             _check_kind("sparsifier", sparsifier, Sparsifier, "a sparsifier of tf_robust_sparse.sparsity, or None")
@@ -350,6 +352,11 @@ def _at_least_one(*parts: Any) -> list[Any]:
 
 def _one_row(part: Any) -> tf.Tensor:
     return tf.zeros((1, *part.shape[1:]), part.dtype)
+
+
+def _is_one_shape(shape: Any) -> bool:
+    """Whether it is the shape of one tensor; models of several have lists or dicts, subclassed ones nothing."""
+    return isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
 
 
 def _check_kind(name: str, value: Any, kind: type, expected: str) -> None:
