@@ -111,7 +111,8 @@ def check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:
 
 def damaged(path: Path | str, expected: str, received: str) -> ValueError:
     """Returns the error for a file whose content is not what its name promises."""
-    return ValueError(f"{path}: expected {expected}; download it again. Received: {' '.join(received.split())}")
+    received = " ".join(received.split())  # zipfile quotes kilobytes of what it finds
+    return ValueError(f"{path}: expected {expected}; download it again. Received: {received:.400}")
 
 
 def find_all(folder: Path, names: Iterable[str], suffixes: Iterable[str]) -> dict[str, Path] | None:

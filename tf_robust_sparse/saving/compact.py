@@ -105,7 +105,7 @@ def load_compact(path: str | os.PathLike) -> keras.Model:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"The compact network in {path} cannot be rebuilt; was it written by this package? Reason: {reason}"
+            f"The compact network in {path} cannot be rebuilt; was it written by this package? Reason: {reason:.400}"
         ) from error
     return network
 

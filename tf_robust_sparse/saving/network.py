@@ -72,7 +72,7 @@ def load_network(path: str | os.PathLike) -> keras.Model:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"The network in {file} cannot be rebuilt; if it has layers of your own, register them with "
-            f"keras.saving.register_keras_serializable and import them first. Keras says: {reason}"
+            f"keras.saving.register_keras_serializable and import them first. Keras says: {reason:.400}"
         ) from error
 
 
@@ -138,7 +138,7 @@ def _check_archive(file: Path) -> None:
             damage = None if member is None else f"{member} does not match its checksum"
             names = archive.namelist()
     except Exception as error:  # zipfile has exceptions of its own for every kind of damage
-        damage = str(error) or type(error).__name__
+        damage = " ".join(str(error).split())[:400] or type(error).__name__
     if damage is not None:
         raise ValueError(f"{file} is damaged or not a .keras file; restore it from a copy or save again: {damage}")
     if "config.json" not in names:

@@ -110,7 +110,7 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
     except Exception as error:  # each reader has its own exceptions for damaged files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{os.fspath(path)!r} cannot be read as a checkpoint of weights alone ({reason}); save its state dict "
+            f"{os.fspath(path)!r} cannot be read as a checkpoint of weights alone ({reason:.400}); save its state dict "
             "anew, with torch.save, as .safetensors or as .npz"
         ) from error
 
