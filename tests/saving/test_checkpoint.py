@@ -117,6 +117,23 @@ def test_network_without_optimizer(tmp_path):
     np.testing.assert_array_equal(first(images(2)), second(images(2)))
 
 
+def test_older_files_keep_their_attributes_as_text(tmp_path):
+    first, second = residual_network(seed=1), residual_network(seed=2)
+    path = tmp_path / "a.weights.h5"
+    saving.save_checkpoint(path, first, {"epoch": 3})
+
+    def as_text(_, item):
+        for name, value in item.attrs.items():
+            item.attrs[name] = value.decode()
+
+    with h5py.File(path, "r+") as file:
+        file.visititems(as_text)
+        as_text("", file)
+        assert h5py.h5a.open(file.id, b"format").get_type().is_variable_str()
+    assert saving.load_checkpoint(path, second) == {"epoch": 3}
+    np.testing.assert_array_equal(first(images(2)), second(images(2)))
+
+
 def test_metadata(tmp_path):
     metadata = {"epoch": np.int64(4), "history": {"loss": [np.float32(0.5), 0.25]}, "k": np.arange(3), "name": "ö"}
     saving.save_checkpoint(tmp_path / "a.weights.h5", residual_network(), metadata)

@@ -59,14 +59,15 @@ def save_checkpoint(
     # HDF5 crashes the process when the disk is full, so it writes to memory.
     image, digest = io.BytesIO(), hashlib.sha256(text.encode())
     with h5py.File(image, "w") as file:
-        file.attrs["format"] = _FORMAT
+        # Of fixed lengths: a damaged length of a variable one takes up to 4 GB before it is noticed.
+        file.attrs["format"] = np.bytes_(_FORMAT)
         file.create_dataset("metadata", data=np.frombuffer(text.encode(), np.uint8))
         group = file.create_group("variables")
         for key in sorted(variables):
             value, dtype = _to_storage(variables[key]), variables[key].dtype
-            group.create_dataset(key, data=value).attrs["dtype"] = dtype
+            group.create_dataset(key, data=value).attrs["dtype"] = np.bytes_(dtype)
             _add(digest, key, dtype, value)
-        file.attrs["sha256"] = digest.hexdigest()
+        file.attrs["sha256"] = np.bytes_(digest.hexdigest())
     with replace_file(path) as temporary:
         temporary.write_bytes(image.getbuffer())
 
@@ -204,11 +205,11 @@ def _read(path: str | os.PathLike, metadata_only: bool = False) -> _Content:
 
     def visit(key, item):
         if isinstance(item, h5py.Dataset):
-            variables[key] = (str(item.attrs["dtype"]), value_of(item))
+            variables[key] = (_text(item, "dtype"), value_of(item))
 
     try:
         with h5py.File(path, "r") as file:
-            is_ours = file.attrs.get("format") == _FORMAT
+            is_ours = "format" in file.attrs and _text(file, "format") == _FORMAT
             if is_ours:
                 text = value_of(file["metadata"]).tobytes()
                 metadata = json.loads(text)
@@ -217,7 +218,7 @@ def _read(path: str | os.PathLike, metadata_only: bool = False) -> _Content:
                     digest = hashlib.sha256(text)
                     for key in sorted(variables):
                         _add(digest, key, *variables[key])
-                    if file.attrs["sha256"] != digest.hexdigest():
+                    if _text(file, "sha256") != digest.hexdigest():
                         raise ValueError("its content does not match its checksum")
     except Exception as error:  # HDF5 reports damage as whatever fails first
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -230,6 +231,12 @@ def _read(path: str | os.PathLike, metadata_only: bool = False) -> _Content:
             "`save_checkpoint` wrote."
         )
     return _Content(metadata, variables)
+
+
+def _text(item: Any, name: str) -> str:
+    """Returns an attribute, which is bytes or, in older files, text."""
+    value = item.attrs[name]
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _plain(value: Any) -> Any:
