@@ -281,6 +281,15 @@ def deviations() -> list[str]:
         "the test images are measured at the end alone; --test_every_epoch measures them after each epoch": (
             not FLAGS.test_every_epoch
         ),
+        "training images are held out to choose an epoch by; there, without --valid_ratio, test images choose it": (
+            FLAGS.valid_ratio is None and FLAGS.select.startswith("best")
+        ),
+        "images are normalized without --normalize too; pass --normalize=none": (
+            FLAGS.normalize is None and FLAGS.model.endswith("_imagenet")
+        ),
+        "weights stand still without --freeze_weights too": (
+            FLAGS["freeze_weights"].using_default_value and is_subnet() and FLAGS.trainer not in LOTTERY
+        ),
         "batch norm takes its statistics over all replicas, not over those of the first": several,
         "the last, smaller batch of an epoch is left out": FLAGS.drop_last,
         "attacks use the moving statistics of batch norm, not those of the batch": (
@@ -312,7 +321,8 @@ def run_name() -> str:
 
 def config() -> dict[str, Any]:
     """Returns what --resume cannot change."""
-    return {name: FLAGS[name].value for name in IDENTITY}
+    # Runs from before --drop_last, which left that batch out, have no entry.
+    return {name: FLAGS[name].value for name in IDENTITY} | {"drop_last": None if FLAGS.drop_last else False}
 
 
 def autoattack() -> tuple[str | None, list[str]]:

@@ -18,6 +18,7 @@ from run_scripts import (
     training_run,
 )
 from run_scripts.command_line import BadFlag, BadInput
+from tests.data.test_image_files import make_imagenet
 from tests.run_scripts.conftest import ROOT, run_script
 from tests.run_scripts.drill import kill_at
 from tests.run_scripts.test_bad_input import assert_explained
@@ -217,13 +218,11 @@ def test_a_pretrained_network_is_taken_over(found, tmp_path):
 def test_each_evaluation_has_a_folder_of_its_own(found, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(found[0], directory)
-    for number in range(2):
-        more = ("-e", "--init=binary", "--autoattack=apgd-ce", f"--seed={number}", "--pgd_epsilon=0.01")
-        done = run_script(BINARY, *FEW, *more, f"--output_dir={directory}").expect()
-        assert f"{directory / 'autoattack' / str(number)}" in done.out
-        assert results(directory / "autoattack" / str(number))["attacks"]["autoattack"]["epsilon"] == 0.01
-    run_script(BINARY, *FEW, "--evaluate", "--autoattack=none", f"--output_dir={directory}").expect()
-    assert not (directory / "autoattack/2").exists()
+    (directory / "autoattack/0").mkdir(parents=True)
+    more = ("-e", "--init=binary", "--autoattack=apgd-ce", "--pgd_epsilon=0.01", "--test_examples=4")
+    done = run_script(BINARY, *FEW, *more, f"--output_dir={directory}").expect()
+    assert f"{directory / 'autoattack/1'}" in done.out and not any((directory / "autoattack/0").iterdir())
+    assert results(directory / "autoattack/1")["attacks"]["autoattack"]["epsilon"] == 0.01
     assert results(directory) == results(found[0])  # the record of the training stays
 
 
@@ -422,6 +421,22 @@ def test_a_checkpoint_tells_whether_it_ends_with_batch_norm(last, parse, tmp_pat
         binary_objects.load_pretrained(binary_objects.built(images), images)
 
 
+def test_its_fast_recipe_of_imagenet_parts_images_before_it_crops_them(parse, config, tmp_path, capsys):
+    changes = {"model_type": "ResNet34_imagenet100", "dataset": "ImageNet100", "num_classes": 100, "warmup_length": 5}
+    changes |= {"normalize": "imagenet100", "trainer": "adv_step_fast", "label_smoothing": 0.1}
+    changes |= {"attack": "{name: FGSM-RS, step_size: 1, threshold: 2, n_class: 100}"}
+    changes |= {"eval_attack": "{name: PGD, step_size: 0.00196078, threshold: 2, iter_num: 10}"}
+    flags = meaning(parse, f"--config={config(**changes)}", "--prune-rate=0.01", "--end-with-bn", "--debug")
+    assert (flags.data, flags.augmentation, flags.label_smoothing) == ("imagenet100", "resized_crop", 0)
+    assert "--label_smoothing=0.1 changes nothing" in capsys.readouterr().out
+    make_imagenet(tmp_path / "imagenet", classes=("n1", "n2"), train=3)
+    few = ("--data=imagenet", f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=4", "--validation_examples=1")
+    meaning(parse, *few, "--trainer=adv_step_fast", "--model=resnet18_p1")
+    run = training_run.prepare(tmp_path / "run")
+    sizes = [(x.shape, index.shape) for x, _, index in training_run._train_batches(run, 199, with_index=True)]
+    assert sizes == [((4, 32, 32, 3), (4,)), ((1, 32, 32, 3), (1,))]
+
+
 def test_what_changes_nothing_is_said(parse, capsys):
     fast = ("--trainer=adv_step_fast", "--data=fashion_mnist_sample")
     meaning(parse, *fast, "-j", "20", "-p", "10", "--label_smoothing=0.1", "--trades_attack=name=TradesKL,threshold=8")
@@ -599,6 +614,19 @@ def test_the_numerics_are_those_of_the_published_code(parse, tmp_path):
         meaning(parse, *FEW, "--strategy=mirrored", "--nodrop_last")
     assert meaning(parse, *FEW, "--strategy=mirrored").drop_last
     assert any("over all replicas" in text for text in binary_flags.deviations())
+
+
+def test_a_recipe_as_published_differs_in_what_it_says_alone(parse, config):
+    quick_start = (f"--config={config()}", "--prune-rate=0.01", "--pr-scale=0.1", "--end-with-bn")
+    meaning(parse, *quick_start, "--test_every_epoch")
+    assert binary_flags.deviations() == ["masks, signs, crops and attacks are drawn from seeds of their own"]
+    meaning(parse, "--data=fashion_mnist_sample")
+    assert any("--valid_ratio" in text for text in binary_flags.deviations())
+    assert any("--freeze_weights" in text for text in binary_flags.deviations())
+    mixed = ("--trainer=adv_step_fast", "--mix=cutmix", "--nocarry", "--eps_schedule=name=const,start_v=2")
+    meaning(parse, *quick_start, *mixed)
+    said = " ".join(binary_flags.deviations())
+    assert "shared by area" in said and "epoch before" in said and "float16" not in said and "eps_schedule" not in said
 
 
 def test_scores_of_the_last_layer_alone(parse, tmp_path):
