@@ -540,6 +540,7 @@ def test_what_has_no_rule_is_refused_by_name():
             "r6 is no plain",
         ),
         (ending(keras.layers.Flatten(), keras.layers.Dense(3), keras.layers.ReLU()), "must end in a dense layer"),
+        (ending(keras.ops.tanh, keras.layers.Flatten(), keras.layers.Dense(3)), "the layer tanh.* of type Tanh"),
     ]
     x, y = np.zeros((1, 8, 8, 3), "float32"), tf.constant([0])
     for network, message in cases:

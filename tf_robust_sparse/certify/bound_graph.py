@@ -103,7 +103,7 @@ def bound_graph(network: keras.Model) -> list[Step]:
         layer = node.layer
         if layer.name in outputs:
             raise ValueError(f"The layer {layer.name} is called twice; bounds are known for layers called once")
-        if layer.compute_dtype != "float32":
+        if getattr(layer, "compute_dtype", "float32") != "float32":  # operations compute in what they get
             raise ValueError(
                 f"The layer {layer.name} computes in {layer.compute_dtype}, and bounds hold for float32; build the "
                 "network without mixed precision"
