@@ -252,7 +252,7 @@ def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
     batch_norm = {"train": "training", "eval": "inference", None: "inference" if several else "training"}
     if FLAGS.trainer == "adv_trades":
         return trs.objectives.TRADES(
-            common_objects.attack(), FLAGS.beta, FLAGS.trades_start, FLAGS.label_smoothing, counts_clean_twice=True
+            common_objects.attack(), FLAGS.beta, FLAGS.trades_start, FLAGS.label_smoothing, clean_updates=2
         )
     if FLAGS.trainer == "adv_step_fast":
         return trs.training.StoredAT(

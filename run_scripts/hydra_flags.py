@@ -18,7 +18,7 @@ TRAINERS = ("base", "adv", "smooth", "freeadv", *certified_flags.TRAINERS)
 # What --resume cannot change, beside the flags of every run.
 IDENTITY = (
     *("trainer", "k", "layer_type", "scaled_score_init", "scores_init_type", "snip_init", "scale_rand_init"),
-    *("freeze_bn", "optimizer", "n_repeats", "allocation", "data_fraction", "semisup_fraction"),
+    *("freeze_bn", "optimizer", "n_repeats", "allocation", "data_fraction", "semisup_fraction", "drop_last"),
     *certified_flags.IDENTITY,
 )
 # Flags of one phase: in a run of that phase alone they count only if they are given.
@@ -51,6 +51,7 @@ MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
     "momentum": ("--optimizer=sgd or rmsprop", lambda: FLAGS.optimizer != "adam"),
     "warmup_lr": ("--warmup_epochs above 0", lambda: FLAGS.warmup_epochs > 0),
     "beta": ("--trainer=adv or smooth", lambda: FLAGS.trainer in ("adv", "smooth")),
+    "clean_updates": ("--trainer=adv", lambda: FLAGS.trainer == "adv"),
     "noise_std": ("--trainer=smooth or --val_method=smooth", lambda: "smooth" in (FLAGS.trainer, FLAGS.val_method)),
     "n_repeats": ("--trainer=freeadv", lambda: FLAGS.trainer == "freeadv"),
     "rst_frac": ("--pseudo_labels", lambda: bool(FLAGS.pseudo_labels)),
@@ -166,6 +167,14 @@ def _define_optimisation() -> None:
     define_number("weight_decay", 1e-4, "Strength of the weight decay.", 0, 1)
     define_number("momentum", 0.9, "Momentum of sgd and rmsprop.", 0, 1, excluded=1)
     define_number("beta", 6.0, "Weight of the robust term of adv and smooth.")
+    flags.DEFINE_integer(
+        "clean_updates", 1, "With --trainer=adv: how often the clean images of a step move batch norm; HYDRA's 3.", 1, 3
+    )
+    flags.DEFINE_bool(
+        "drop_last",
+        True,
+        "Leave out the last, smaller batch of an epoch, as pseudo-labels, --trainer=freeadv and replicas need.",
+    )
     define_number("noise_std", 0.25, "Standard deviation of the noise of smooth, in pixels of [0, 1].")
     flags.DEFINE_integer("n_repeats", 4, "How often freeadv uses a batch; epochs are divided by it.", 1)
     flags.DEFINE_bool(
@@ -207,6 +216,11 @@ def check(lenient: bool = False) -> None:
         )
     if FLAGS.pseudo_labels and FLAGS.trainer == "freeadv":
         raise BadFlag("--pseudo_labels: expected a --trainer other than freeadv. Received: --trainer=freeadv")
+    if not FLAGS.drop_last and needs_full_batches():
+        raise BadFlag(
+            "--nodrop_last: expected no --pseudo_labels, a --trainer other than freeadv and --strategy=none. "
+            f"Received: --trainer={FLAGS.trainer} --strategy={FLAGS.strategy} --pseudo_labels={FLAGS.pseudo_labels}"
+        )
     if FLAGS.trainer == "freeadv" and FLAGS.norm != "linf":
         raise BadFlag(f"--trainer=freeadv: expected --norm=linf. Received: --norm={FLAGS.norm}")
     certified_flags.check()
@@ -252,6 +266,11 @@ def _prunes() -> bool:
 def starts_sparse() -> bool:
     """Whether the pretrain phase prunes."""
     return FLAGS.exp_mode == "pretrain" and (FLAGS.layer_type == "subnet" or FLAGS.snip_init)
+
+
+def needs_full_batches() -> bool:
+    """Whether every batch must be full."""
+    return bool(FLAGS.pseudo_labels) or FLAGS.trainer == "freeadv" or FLAGS.strategy != "none"
 
 
 def attacks_held_out() -> bool:

@@ -142,5 +142,7 @@ def _objective(run: training_run.TrainingRun, phase: str) -> trs.objectives.Obje
     if FLAGS.trainer == "base":
         return trs.objectives.Natural()
     if FLAGS.trainer == "adv":
-        return trs.objectives.TRADES(common_objects.attack(), FLAGS.beta, FLAGS.trades_start)
+        return trs.objectives.TRADES(
+            common_objects.attack(), FLAGS.beta, FLAGS.trades_start, clean_updates=FLAGS.clean_updates
+        )
     return trs.objectives.Stability(FLAGS.noise_std, FLAGS.beta)

@@ -11,7 +11,15 @@ from typing import Any
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import certified_flags, command_line, devices, hydra_directories, run_directory, settings_file
+from run_scripts import (
+    certified_flags,
+    command_line,
+    devices,
+    hydra_directories,
+    hydra_flags,
+    run_directory,
+    settings_file,
+)
 from run_scripts.command_line import BadFlag, BadInput, define_aliases, define_number, section
 
 FLAGS = flags.FLAGS
@@ -146,6 +154,8 @@ def translate() -> None:
     run_directory.leave_out(*ONLY_THERE)
     if not FLAGS.pseudo_labels:
         run_directory.leave_out("semisup_fraction")
+    if given() and not FLAGS["drop_last"].present:  # once devices are chosen
+        FLAGS.drop_last = hydra_flags.needs_full_batches()
     if FLAGS.val_method is None:
         FLAGS["val_method"].value = certified_flags.DEFAULT_CHECKS.get(FLAGS.trainer, "adv")
     _translate_selection()
@@ -174,7 +184,11 @@ def _translate_all() -> None:
         FLAGS.image_size = int(FLAGS.image_dim)
     if FLAGS.lr_schedule == "step":  # whose rate there is the same in the warm-up
         FLAGS.warmup_lr = FLAGS.learning_rate
-    FLAGS["undivided_schedule"].value = FLAGS.trainer == "freeadv"
+    for name, value in {"undivided_schedule": FLAGS.trainer == "freeadv", "clean_updates": 3}.items():
+        if not FLAGS[name].present:
+            FLAGS[name].value = value
+    if FLAGS.trainer != "adv":
+        FLAGS["clean_updates"].unparse()
     # Flags that belong to other trainers and phases mean nothing there.
     for name in (*certified_flags.unused(), *(["freeze_bn"] if FLAGS.exp_mode not in ("prune", "all") else [])):
         FLAGS[name].unparse()
@@ -279,11 +293,7 @@ DEVIATIONS: dict[str, tuple[Any, str]] = {
         "1,000 training images, or a tenth, are held out and choose the epoch that is kept; there all are trained on, "
         "the test images choose, and the next phase takes the last epoch (--validation_examples=0 --select=last)",
     ),
-    "full batches": (lambda: True, "every batch is full; there the last one of an epoch may be smaller"),
-    "batch norm under TRADES": (
-        lambda: FLAGS.trainer == "adv",
-        "batch norm sees the clean and the attacked images once in a step; there the clean ones three times",
-    ),
+    "full batches": (lambda: FLAGS.drop_last, "every batch is full; there the last one of an epoch may be smaller"),
     "boxes": (
         lambda: FLAGS.trainer in certified_flags.TRAINERS,
         "bounds hold within pixels of [0, 1]; there within the least and largest pixel of the batch",

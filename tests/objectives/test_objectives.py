@@ -206,17 +206,17 @@ def test_trades_may_start_where_the_published_start_sees_nothing():
         TRADES(attack, start="none")
 
 
-@pytest.mark.parametrize("unbiased", [False, True])
-def test_trades_may_count_clean_images_twice_in_batch_norm(unbiased):
-    """As code that passes clean, attacked and again clean images, in this order, in training mode."""
+@pytest.mark.parametrize(("unbiased", "updates"), [(False, 2), (True, 2), (True, 3)])
+def test_trades_may_count_clean_images_again_in_batch_norm(unbiased, updates):
+    """As code that passes clean images once or twice, attacked and again clean images, in training mode."""
     x, y = tiny_images(24)
     x_adv = np.clip(x + 0.1 * np.sign(np.random.default_rng(0).normal(size=x.shape)), 0, 1).astype("float32")
     expected, found = tiny_network("plain"), tiny_network("plain")
     for network in (expected, found):
         network.get_layer("bn1").unbiased = unbiased
-    for images in (x, x_adv, x):
+    for images in (*[x] * (updates - 1), x_adv, x):
         expected(images, training=True)
-    objective = TRADES(ATTACK, counts_clean_twice=True)
+    objective = TRADES(ATTACK, clean_updates=updates)
     losses = tf.function(objective.loss)(found, tf.constant(x), tf.constant(y), tf.constant(x_adv))[0]
     norm, other = found.get_layer("bn1"), expected.get_layer("bn1")
     np.testing.assert_allclose(norm.moving_mean, other.moving_mean, rtol=1e-5, atol=1e-6)
@@ -225,4 +225,6 @@ def test_trades_may_count_clean_images_twice_in_batch_norm(unbiased):
     norm.trainable, before = False, np.array(norm.moving_mean)
     objective.loss(found, x, y, x_adv)
     np.testing.assert_array_equal(norm.moving_mean, before)
-    assert objective.describe()["counts_clean_twice"] and "counts_clean_twice" not in TRADES(ATTACK).describe()
+    assert objective.describe()["clean_updates"] == updates and "clean_updates" not in TRADES(ATTACK).describe()
+    with pytest.raises(ValueError, match="`clean_updates` is a number"):
+        TRADES(ATTACK, clean_updates=0)

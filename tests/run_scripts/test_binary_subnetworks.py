@@ -602,7 +602,7 @@ def test_the_numerics_are_those_of_the_published_code(parse, tmp_path):
     norms = [layer for layer in network.layers if isinstance(layer, trs.layers.BatchNormalization)]
     assert norms and all(layer.unbiased for layer in norms)  # of PyTorch
     model = binary_objects.model(run, network)
-    assert model.objective.counts_clean_twice and model.objective.label_smoothing == 0.1
+    assert model.objective.clean_updates == 2 and model.objective.label_smoothing == 0.1
     assert isinstance(model.validation_attack, trs.attacks.LinfBestPGD)
     assert run.steps_per_epoch == -(-len(run.images.train_labels) // 32)
     meaning(parse, *FEW, "--norm=l2", "--drop_last")

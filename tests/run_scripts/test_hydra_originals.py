@@ -92,14 +92,15 @@ def test_what_is_not_given_is_as_there_and_ours_on_our_command_lines(meaning):
         **{"flip": True, "seed": 1234, "epochs": 100, "learning_rate": 0.1, "weight_decay": 1e-4, "optimizer": "sgd"},
         **{"epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 10, "batch_size": 128, "init_type": None},
     }
-    published["init_type"] = "kaiming_normal_fan_out_vgg"
+    published |= {"init_type": "kaiming_normal_fan_out_vgg", "drop_last": False, "clean_updates": 1}
     assert values(meaning(*PRETRAIN), published) == published
     assert meaning(*PRETRAIN, "--dataset=SVHN").flip is True  # as its loader mirrors digits too
+    assert meaning(*PRETRAIN, "--trainer=adv").clean_updates == 3
     given = {"trainer": "adv", "lr_schedule": "step", "flip": False, "seed": 3, "augmentation": "none"}
     words = [f"--{name}={value}" for name, value in given.items()]
     assert values(meaning(*PRETRAIN, *words), given) == given
     ours = {"trainer": "adv", "val_method": "adv", "k": 0.1, "lr_schedule": "cosine", "augmentation": "shift"}
-    ours |= {"flip": None, "seed": 0, "init_type": None}
+    ours |= {"flip": None, "seed": 0, "init_type": None, "drop_last": True, "clean_updates": 1}
     for words in (("--data=cifar10", "--model=vgg16"), ("--data=cifar10", "--exp_name=x", "--gpu=0")):
         assert values(meaning(*words), ours) == ours
 
@@ -286,9 +287,9 @@ def test_every_deviation_is_told_of_and_in_the_docs(meaning):
     for name, (_, how) in hydra_originals.DEVIATIONS.items():
         assert f"| {name} |" in docs and how.partition(";")[0] in docs.replace("`", "")
     meaning(*PRETRAIN, "--trainer=adv")
-    assert len(hydra_originals.deviations()) == 3
-    meaning(*PRETRAIN, "--trainer=base", "--validation_examples=0", "--select=last")
     assert len(hydra_originals.deviations()) == 1
+    meaning(*PRETRAIN, "--trainer=freeadv", "--validation_examples=0", "--select=last")
+    assert len(hydra_originals.deviations()) == 2
 
 
 def test_each_run_of_a_name_has_a_directory_of_its_own(meaning, tmp_path):
@@ -356,7 +357,8 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(tmp_path, configs):
     prune = ("--exp-mode=prune", f"--source-net={checkpoint}", "--scaled-score-init", "--save-dense")
     done = run_script(*command, *prune).expect()
     assert "231 images to train on, 25 to select by" in done.out
-    assert done.out.count("Unlike HYDRA: ") == 3 and "Note: --gpu=0 means nothing here" in done.out
+    assert done.out.count("Unlike HYDRA: ") == 1 and "Note: --gpu=0 means nothing here" in done.out
+    assert "1 epochs of 4 steps" in done.out
     latest = tmp_path / "run/prune/latest_exp"
     network = trs.load_network(latest)
     for layer, other in zip(trs.layers.kernel_layers(network), trs.layers.kernel_layers(source), strict=True):

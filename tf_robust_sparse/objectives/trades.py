@@ -30,8 +30,9 @@ class TRADES(AttackObjective):
             that starts so close.
 
         label_smoothing: Share `s` of the cross-entropy that is the mean over all classes, in [0, 1).
-        counts_clean_twice: Whether batch norm gets a third update, by the clean images again, as from published code
-            that passes them through the network once for each term. The losses are the same.
+        clean_updates: How often the clean images of a step move the statistics of batch norm, at least 1. Published
+            codes pass them through the network for each of the two terms, and HYDRA's once before: of 2 or 3 updates
+            the last one comes after that of the attacked images. The losses are the same.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack, `beta` is negative, or another argument is out of range.
@@ -45,7 +46,7 @@ class TRADES(AttackObjective):
         beta: float = 6.0,
         start: str = "gaussian",
         label_smoothing: float = 0.0,
-        counts_clean_twice: bool = False,
+        clean_updates: int = 1,
     ) -> None:
         super().__init__(attack)
         self.beta = checked_beta(beta)
@@ -53,7 +54,9 @@ class TRADES(AttackObjective):
             raise ValueError(f"`start` must be one of {', '.join(TRADES_STARTS)}. Received: start={start!r}")
         self.start = start
         self.label_smoothing = checked_smoothing(label_smoothing)
-        self.counts_clean_twice = bool(counts_clean_twice)
+        if clean_updates < 1:
+            raise ValueError(f"`clean_updates` is a number of updates, at least 1. Received: {clean_updates}")
+        self.clean_updates = int(clean_updates)
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """Images whose prediction differs most from the clean one: `(batch, ...)`, float32."""
@@ -70,21 +73,22 @@ class TRADES(AttackObjective):
         self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         """Losses `(batch,)`, clean logits and the logits of the attacked images, `(batch, classes)` each."""
-        statistics = _statistics(network) if self.counts_clean_twice else []
+        statistics = _statistics(network) if self.clean_updates > 1 else []
         before = [tf.convert_to_tensor(variable) for variable, _ in statistics]
         logits = training_logits(network, x)
         clean = [variable - momentum * old for (variable, momentum), old in zip(statistics, before, strict=True)]
-        logits_adv = attacked_logits(network, x_adv)
         # What the clean batch added is added again, which costs no pass.
-        for (variable, momentum), part in zip(statistics, clean, strict=True):
-            variable.assign(momentum * variable + part)
+        for _ in range(self.clean_updates - 2):
+            _add_again(statistics, clean)
+        logits_adv = attacked_logits(network, x_adv)
+        _add_again(statistics, clean)
         natural = smoothed_cross_entropy(y, logits, self.label_smoothing)
         return natural + self.beta * kl_divergence(logits, logits_adv), logits, logits_adv
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
         more = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
-        more |= {"counts_clean_twice": True} if self.counts_clean_twice else {}
+        more |= {"clean_updates": self.clean_updates} if self.clean_updates > 1 else {}
         return {**super().describe(), "beta": self.beta, "start": self.start, **more}
 
 
@@ -93,6 +97,12 @@ def _statistics(network: keras.Model) -> list[tuple[Any, float]]:
     norms = [each for each in layers.all_layers(network) if isinstance(each, keras.layers.BatchNormalization)]
     trained = {id(each): each for each in norms if each.trainable}.values()
     return [(value, each.momentum) for each in trained for value in (each.moving_mean, each.moving_variance)]
+
+
+def _add_again(statistics: list[tuple[Any, float]], parts: list[tf.Tensor]) -> None:
+    """Moves statistics as the batch did that added these parts."""
+    for (variable, momentum), part in zip(statistics, parts, strict=True):
+        variable.assign(momentum * variable + part)
 
 
 def checked_beta(beta: float) -> float:
