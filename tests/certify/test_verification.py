@@ -71,7 +71,7 @@ def test_what_cannot_be_bounded_begins_no_table(trained, tmp_path):
     path = tmp_path / "verified.tsv"
     with pytest.raises(ValueError, match="`method` must be one of"):
         certify.verify_images(network, x, y, 0.01, "milp", path)
-    with pytest.raises(ValueError, match=r"Labels are in \[0, 10\)"):
+    with pytest.raises(ValueError, match=r"Labels must be integers in \[0, 10\)"):
         certify.verify_images(network, x, y + 9, 0.01, path=path)
     odd = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "tanh")])
     with pytest.raises(ValueError, match="activation tanh"):

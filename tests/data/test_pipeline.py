@@ -260,7 +260,7 @@ def test_test_dataset_keeps_order_and_the_last_batch():
         ({"auxiliary": AUXILIARY, "auxiliary_fraction": 0.01}, "at least one"),
         ({"auxiliary": AUXILIARY, "drop_remainder": False}, "leave drop_remainder=True"),
         ({"auxiliary": (AUXILIARY[0][:, :5], AUXILIARY[1])}, "resize them"),
-        ({"auxiliary": (AUXILIARY[0], AUXILIARY[1][:4])}, "auxiliary examples: expected as many labels"),
+        ({"auxiliary": (AUXILIARY[0], AUXILIARY[1][:4])}, "auxiliary examples: labels must be as many"),
         ({"images": IMAGES / 1.0}, "divide by 255"),
         ({"images": IMAGES[..., 0]}, "add a channel axis"),
         ({"labels": LABELS - 1}, "from -1"),

@@ -40,7 +40,7 @@ def test_reads_a_list_of_labels(tmp_path):
     [
         ({"data": IMAGES / 255}, r"uint8 \(n, 32, 32, 3\).*float64"),
         ({"data": IMAGES.reshape(5, -1)}, r"\(5, 3072\)"),
-        ({"extrapolated_targets": LABELS + 9}, r"labels in \[0, 10\)"),
+        ({"extrapolated_targets": LABELS + 9}, r"labels must be integers in \[0, 10\)"),
         ({"extrapolated_targets": LABELS[:4]}, "5 images, 4 labels"),
         ({"extrapolated_targets": LABELS / 2}, "n integers; convert it.*float64"),
         ({"extrapolated_targets": LABELS.astype(np.uint64) + 2**63}, "to 92233720368547758"),

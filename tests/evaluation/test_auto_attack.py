@@ -436,12 +436,12 @@ def test_bad_settings_are_named(settings, message):
 def test_bad_data_and_networks_are_named(some):
     x, y = some
     for model, images, labels, message in (
-        (toy_network(), x * 2, y, r"Images lie in \[0, 1\]"),
-        (toy_network(), x, y + 20, r"Labels are integers in \[0, 10\)"),
+        (toy_network(), x * 2, y, r"Images must be floats in \[0, 1\]"),
+        (toy_network(), x, y + 20, r"Labels must be integers in \[0, 10\)"),
         (lambda v: toy_network()(v) * np.nan, x, y, "NaN or infinite logits"),
         (lambda v: tf.reshape(toy_network()(v), (-1, 2, 5)), x, y, "logits of shape"),
         (lambda v: toy_network()(v)[:, :1], x, y, "at least two"),
-        (toy_network(), x[..., 0], y, "height, width, channels"),
+        (toy_network(), x[..., 0], y, "a channel axis to gray ones"),
     ):
         with pytest.raises(ValueError, match=message):
             quick(model).run_standard_evaluation(images, labels)

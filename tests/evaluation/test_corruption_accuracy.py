@@ -164,7 +164,7 @@ def test_progress_goes_to_standard_error(capsys):
         ({"dataset": ladder(), "severities": [0]}, r"severities are integers from 1 to 5.*Received: \[0\]"),
         ({"dataset": ladder(), "max_examples": 0}, "`max_examples` is at least 1"),
         ({"dataset": ladder(), "batch_size": -1}, "`batch_size` is at least 1"),
-        ({"dataset": (2 * ladder()[0], ladder()[1])}, r"Images lie in \[0, 1\]"),
+        ({"dataset": (2 * ladder()[0], ladder()[1])}, r"Images must be floats in \[0, 1\]"),
         ({"dataset": (ladder()[0], ladder()[1] + 1)}, r"integers in \[0, 2\).*Received: labels from 1 to 2"),
     ],
 )

@@ -135,6 +135,25 @@ def test_an_uneven_or_empty_part_of_the_last_batch_is_evaluated_rightly(examples
     np.testing.assert_allclose(model.predict(x, batch_size=8, verbose=0), logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("synchronized", [None, True, False])
+def test_a_last_batch_that_leaves_a_replica_empty_counts_by_its_images(synchronized):
+    """Of 17 = 8 + 8 + 1 images one replica gets none at last, of 19 two and one: the loss is a mean over all images."""
+    histories, weights = [], []
+    for strategy in (tf.distribute.get_strategy(), mirrored()):
+        with strategy.scope():
+            network = tiny_network("plain", batch_norm=synchronized is not None, synchronized=bool(synchronized))
+            model = RobustModel(network, objectives.AT(ATTACK))
+            model.compile(sgdw(0.1, 5e-4), metrics=["accuracy"])
+        histories.append([model.fit(*tiny_images(n), 8, shuffle=False, verbose=0).history for n in (17, 19)])
+        weights.append([np.array(v) for v in model.network.trainable_variables])
+    assert all(np.isfinite(each).all() for each in weights[1])
+    if synchronized is None:  # otherwise the image that fills the empty part is in the statistics
+        for a, b in zip(*weights, strict=True):
+            np.testing.assert_allclose(a, b, atol=ROUNDING["at"])
+        for a, b in zip(*histories, strict=True):
+            assert a == {name: pytest.approx(values, rel=1e-5) for name, values in b.items()}
+
+
 @pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one_on_replicas(tmp_path):
     """With batch norm that is not synchronized, which would drift apart between the replicas if it were let."""

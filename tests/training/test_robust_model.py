@@ -300,15 +300,15 @@ def test_another_loss_is_refused(loss):
 
 BAD_DATA = {
     "bytes": ((255 * X).astype(np.uint8), Y, r"floats in \[0, 1\]; divide bytes by 255"),
-    "too bright": (X * 2, Y, r"floats in \[0, 1\].*range"),
-    "negative": (X - 0.5, Y, r"floats in \[0, 1\].*range"),
-    "not a number": (np.full_like(X, np.nan), Y, r"floats in \[0, 1\].*nan"),
+    "too bright": (X * 2, Y, r"floats in \[0, 1\].*pixels from"),
+    "negative": (X - 0.5, Y, r"floats in \[0, 1\].*pixels from"),
+    "not a number": (np.full_like(X, np.nan), Y, r"floats in \[0, 1\].*(nan|NaN)"),
     "label too large": (X, Y + 5, r"Labels must be integers in \[0, 10\)"),
     "negative label": (X, Y - 5, r"Labels must be integers in \[0, 10\)"),
-    "one-hot": (X, np.eye(10, dtype=np.int64)[Y], r"of shape \(batch,\)"),
+    "one-hot": (X, np.eye(10, dtype=np.int64)[Y], r"argmax.*\(\w+, 10\)"),
     "float labels": (X, Y.astype(np.float32), "Labels must be integers"),
-    "another size": (X[:, :8], Y, r"images of shape \(12, 12, 1\). Received: x.shape=\(\d+, 8, 12, 1\)"),
-    "no channels": (X[..., 0], Y, r"images of shape \(12, 12, 1\)"),
+    "another size": (X[:, :8], Y, r"batch of shape \(n, 12, 12, 1\).*Received: shape \(\w+, 8, 12, 1\)"),
+    "no channels": (X[..., 0], Y, r"batch of shape \(n, 12, 12, 1\)"),
 }
 
 
@@ -368,31 +368,9 @@ def test_saving_the_wrapper_is_refused_with_a_hint(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def subclassed():
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(3)
-
-        def call(self, x):
-            return self.dense(x)
-
-    network = Subclassed()
-    network(np.zeros((1, 4), "float32"))
-    return network
-
-
-def two_outputs():
-    x = keras.Input((4,))
-    return keras.Model(x, [keras.layers.Dense(3)(x), keras.layers.Dense(3)(x)])
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"network": keras.Sequential([keras.layers.Dense(3)])}, "must be built"),
-        ({"network": subclassed()}, r"turn a subclassed model.*Received: Subclassed with input_shape=None"),
-        ({"network": two_outputs()}, r"one of several outputs, into keras.Model\(pixels, logits\)"),
         ({"network": "resnet18"}, "`network` must be a built keras.Model"),
         ({"objective": "trades"}, "`objective` must be an objective"),
         ({"sparsifier": 0.1}, "`sparsifier` must be a sparsifier"),

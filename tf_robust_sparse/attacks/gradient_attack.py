@@ -8,9 +8,10 @@ from typing import Any, Self
 
 import tensorflow as tf
 
+from tf_robust_sparse.attacks.inputs import checked_inputs
 from tf_robust_sparse.attacks.losses import cross_entropy
 from tf_robust_sparse.layers import select
-from tf_robust_sparse.layers.forward import Forward, inference_forward
+from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import as_seed, fold_in, normal_like
 
 LossFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -145,16 +146,15 @@ class GradientAttack:
             `(batch, ...)`, float32, of the shape of `x`; not differentiable.
 
         Raises:
-            ValueError: if `x` is not floating, `start` or `seed` is none of the above, `loss_fn` does not return one
-                loss per example, or the logits do not depend differentiably on the images.
+            ValueError: if images or labels are not as described, `start` or `seed` is none of the above, `loss_fn` does
+                not return one loss per example, or the logits do not depend differentiably on the images.
         """
-        x = as_images(x)
+        forward, x, y = checked_inputs(model, x, y, any_label=self.label == "predicted")
         if start is None:
             start = "uniform" if self.random_start else "none"
         if start not in STARTS:
             raise ValueError(f"`start` is one of {STARTS}, or None. Received: start={start!r}")
         loss_fn = cross_entropy if loss_fn is None else loss_fn
-        forward = inference_forward(model)
         seed = as_seed(self.seed if seed is None else seed)
         if self.label == "predicted":
             y = tf.stop_gradient(tf.argmax(forward(x), axis=-1))
@@ -304,17 +304,6 @@ def input_gradient(forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn
             "remove NumPy code, integer casts and tf.stop_gradient between the images and the logits."
         )
     return gradient
-
-
-def as_images(x: tf.Tensor) -> tf.Tensor:
-    """The images as float32, refusing integers, which would be 0..255."""
-    x = tf.convert_to_tensor(x)
-    if not x.dtype.is_floating or x.shape.rank in (None, 0, 1):
-        raise ValueError(
-            "`x` holds floating images in [0, 1] of shape (batch, ...) and known rank; for uint8 images pass "
-            f"tf.cast(x, tf.float32) / 255. Received: x of shape {x.shape} and dtype {x.dtype.name}"
-        )
-    return tf.cast(x, tf.float32)
 
 
 def _check_number(name: str, value: Any, meaning: str, advice: str) -> None:

@@ -24,6 +24,8 @@ def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
             "`y` holds integer labels of shape (batch,); for one-hot labels pass tf.argmax(y, axis=-1), for labels of "
             f"shape (batch, 1) pass tf.squeeze(y, axis=-1). Received: y of shape {y.shape} and dtype {y.dtype.name}"
         )
+    if y.dtype not in (tf.int32, tf.int64):  # the operation takes no others
+        y = tf.cast(y, tf.int64)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=tf.cast(logits, tf.float32))
 
 

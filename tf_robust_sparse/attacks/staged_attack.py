@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_robust_sparse.attacks.gradient_attack import as_images, check_integer
+from tf_robust_sparse.attacks.gradient_attack import check_integer
+from tf_robust_sparse.attacks.inputs import checked_inputs
 from tf_robust_sparse.layers import select
-from tf_robust_sparse.layers.forward import Forward, inference_forward
+from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import as_seed, fold_in
 
 NORMS = ("Linf", "L2", "L1")
@@ -135,10 +136,7 @@ class StagedAttack:
         Raises:
             ValueError: if an argument is malformed or the network has too few classes.
         """
-        x, y = as_images(x), tf.cast(y, tf.int64)
-        if x.shape.rank != 4:
-            raise ValueError(f"`x` holds images (batch, height, width, channels). Received: x of shape {x.shape}")
-        forward = inference_forward(model)
+        forward, x, y = checked_inputs(model, x, y, (None, None, None))
         logits = forward(x)
         seeds = as_seed(self.seed if seed is None else seed)
         if seeds.shape.rank == 1:

@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
+
+from tf_robust_sparse.data.checks import Shape, checked_images
 
 NORMS = ("Linf", "L2", "L1")
 
@@ -33,7 +34,7 @@ class Interval(NamedTuple):
     upper: tf.Tensor
 
 
-def ball(x: tf.Tensor, epsilon: Any, norm: str = "Linf") -> Ball:
+def ball(x: tf.Tensor, epsilon: Any, norm: str = "Linf", shape: Shape | None = None) -> Ball:
     """Returns the ball of radius `epsilon` around images `x` in [0, 1], as far as it lies in [0, 1].
 
     Args:
@@ -41,31 +42,18 @@ def ball(x: tf.Tensor, epsilon: Any, norm: str = "Linf") -> Ball:
         epsilon: Radius in pixels of [0, 1], a number or a scalar tensor.
         norm: `"Linf"`, `"L2"` or `"L1"`; of the last two the part outside of [0, 1] is only cut off interval by
             interval, which is sound.
+        shape: What the images must be of, see `data.checks.checked_images`.
 
     Raises:
-        ValueError: if the norm is unknown, the radius negative, or, of pixels that are known, one is outside of [0, 1].
+        ValueError: if the norm is unknown, the radius negative, or images are not what `checked_images` takes.
     """
     if norm not in NORMS:
         raise ValueError(f"`norm` must be one of {', '.join(NORMS)}. Received: norm={norm!r}")
     if not tf.is_tensor(epsilon) and not epsilon >= 0:
         raise ValueError(f"`epsilon` is a radius in pixels of [0, 1], at least 0. Received: epsilon={epsilon}")
-    if not tf.is_tensor(x) or hasattr(x, "numpy"):
-        check_pixels(x)
-    x = tf.cast(x, tf.float32)
+    x = tf.cast(checked_images(x, shape), tf.float32)
     lower, upper = tf.maximum(x - epsilon, 0.0), tf.minimum(x + epsilon, 1.0)
     return Ball(lower, upper, None if norm == "Linf" else x, epsilon, norm)
-
-
-def check_pixels(x: Any) -> None:
-    """Checks that images are floats in [0, 1], around which alone a ball is what it says.
-
-    Raises:
-        ValueError: if they are not.
-    """
-    x = np.asarray(x)
-    if x.dtype.kind != "f" or (x.size and not (x.min() >= 0 and x.max() <= 1)):
-        span = f"[{x.min()}, {x.max()}]" if x.size else "none"
-        raise ValueError(f"Images must be floats in [0, 1]; divide bytes by 255. Received: {x.dtype}, range {span}")
 
 
 def intersection(first: Interval, second: Interval) -> Interval:

@@ -93,10 +93,7 @@ def bound_graph(network: keras.Model) -> list[Step]:
         ValueError: if a layer has no rule, is called twice or computes in another type, or the network does not end
             in logits of a dense layer.
     """
-    if len(network.outputs) != 1:
-        raise ValueError(
-            f"Bounds are of networks with one output, the logits. Received: {len(network.outputs)} outputs"
-        )
+    layers.check_classifier(network)
     steps: list[Step] = []
     outputs: dict[str, str] = {}  # layer -> its last step
     for node in layers.graph(network):

@@ -26,6 +26,7 @@ from tf_robust_sparse.certify.backward import (
 from tf_robust_sparse.certify.ball import NORMS, Ball, Interval, ball, intersection
 from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, Step, Sum, bound_graph
 from tf_robust_sparse.certify.windows import View, cut, sticks_out, through, views, widened
+from tf_robust_sparse.data.checks import checked_labels
 
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "zonotope")
 _SMALLEST_BETA = 1e-5
@@ -73,7 +74,8 @@ def margins(
         `(batch, classes - 1)`, float32, other classes in rising order.
 
     Raises:
-        ValueError: if an argument is unknown or a layer has no rule.
+        ValueError: if an argument is unknown, a layer has no rule, or images or labels are not what `data.checks`
+            takes.
 
     Reference: [Gowal et al., 2018](https://arxiv.org/abs/1810.12715); [Zhang et al., 2018](https://arxiv.org/abs/1811.00866);
         [Zhang et al., 2019](https://arxiv.org/abs/1906.06316); moved slopes:
@@ -81,8 +83,8 @@ def margins(
     """
     check_choices(method, slope, norm)
     steps = bound_graph(network)
-    around = ball(x, epsilon, norm)
-    rows = specification(y, steps[-1].shape[0])
+    around = ball(x, epsilon, norm, tuple(network.input_shape[1:]))
+    rows = specification(_labels(y, x, steps), steps[-1].shape[0])
     by_interval = None
     intervals: dict[str, Interval] = {}
     if tight or method in ("ibp", "crown-ibp"):
@@ -118,8 +120,8 @@ def mixed_margins(
     Reference: [Zhang et al., 2019](https://arxiv.org/abs/1906.06316), equation 8.
     """
     check_choices("crown-ibp", slope, "Linf")
-    steps, around = bound_graph(network), ball(x, epsilon)
-    rows = specification(y, steps[-1].shape[0])
+    steps, around = bound_graph(network), ball(x, epsilon, shape=tuple(network.input_shape[1:]))
+    rows = specification(_labels(y, x, steps), steps[-1].shape[0])
     intervals = interval_bounds(steps, around)
     by_interval = interval_margins(steps, intervals, rows)
 
@@ -128,6 +130,12 @@ def mixed_margins(
         return beta * by_lines + (1 - beta) * by_interval
 
     return tf.cond(tf.convert_to_tensor(beta) >= _SMALLEST_BETA, mixed, lambda: by_interval)
+
+
+def _labels(y: Any, x: Any, steps: list[Step]) -> Any:
+    """Returns the labels of the images `x` as int64."""
+    classes = steps[-1].shape[0]
+    return checked_labels(y, x.shape[0], classes, why=f", because the network has {classes} logits")
 
 
 def check_choices(method: str, slope: str, norm: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_robust_sparse.certify import table
-from tf_robust_sparse.certify.ball import check_pixels
 from tf_robust_sparse.certify.smoothing import ABSTAIN, SmoothedClassifier, check_settings
+from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.paths import user_path
 
 _COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
@@ -62,11 +62,12 @@ def certify_images(
         raise ValueError(
             f"`skip` and `max_examples` are at least 1. Received: skip={skip}, max_examples={max_examples}"
         )
+    x = checked_images(x)
+    y = checked_labels(y, len(x))
     settings = {
         **{"sigma": smoothed.sigma, "seed": smoothed.seed, "batch_size": smoothed.batch_size},
         **{"n0": n0, "n": n, "alpha": alpha, "images": len(x), "of": table.fingerprint(smoothed.model, x)},
     }
-    check_pixels(x)
     chosen = range(0, len(x), skip)[:max_examples]
     done = table.begin(user_path(path), settings, _COLUMNS, _parse) if path is not None else {}
     rows = []

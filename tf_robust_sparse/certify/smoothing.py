@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.certify.ball import check_pixels
+from tf_robust_sparse.data.checks import checked_images
 from tf_robust_sparse.layers import inference_forward, settled_for_inference
 
 ABSTAIN = -1
@@ -99,7 +99,7 @@ class SmoothedClassifier:
         """
         if not 1 <= count <= MOST_ANSWERS:
             raise ValueError(f"`count` is how often the network is asked, 1 to {MOST_ANSWERS}. Received: count={count}")
-        x = np.asarray(x, np.float32)
+        x = _one_image(x)
         found = self._function(x.shape)(x, tf.constant(count), tf.constant([self.seed, image * 4 + stream], tf.int64))
         votes = found.numpy()
         if votes.sum() != count:
@@ -122,7 +122,7 @@ class SmoothedClassifier:
             ValueError: if `n0` or `n` is not in [1, 1e9], `n` is below `n0`, or `alpha` outside (0, 1).
         """
         check_settings(n0, n, alpha)
-        check_pixels(x)
+        x = _one_image(x)
         selected = int(np.argmax(self.votes(x, n0, image, _SELECTION)))
         successes = int(self.votes(x, n, image, _ESTIMATION)[selected])
         radius = certified_radius(successes, n, alpha, self.sigma)
@@ -139,7 +139,7 @@ class SmoothedClassifier:
     def monitor(self, x: np.ndarray, passes: int = 10, image: int = 0) -> tuple[int, float]:
         """Returns a class and a radius from the mean probabilities of a few passes: an estimate, uncertified."""
         seed = tf.constant([self.seed, image * 4 + _MONITOR], tf.int64)
-        images = tf.constant(np.asarray(x, np.float32)[np.newaxis])
+        images = tf.constant(_one_image(x)[np.newaxis])
         classes, radii = SmoothingMonitor(self.sigma, passes).estimate(self.model, images, seed)
         return int(classes[0]), float(radii[0])
 
@@ -238,6 +238,10 @@ def _normal(shape: tuple[int, ...], seed: tf.Tensor, deviation: float) -> tf.Ten
     angle = tf.cast(tf.bitcast(bits[1], tf.int32), tf.float32) * (math.pi * 2.0**-31)
     values = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], 0)
     return tf.reshape(values[:count], shape)
+
+
+def _one_image(x: Any) -> np.ndarray:
+    return checked_images(np.asarray(x)[np.newaxis])[0].astype(np.float32)
 
 
 def check_settings(n0: int, n: int, alpha: float) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.certify import table
-from tf_robust_sparse.certify.ball import check_pixels
 from tf_robust_sparse.certify.bound_graph import bound_graph
 from tf_robust_sparse.certify.bounds import check_choices, margins
+from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.layers import settled_kernels
 from tf_robust_sparse.paths import user_path
 
@@ -132,10 +132,9 @@ def verify_images(
         raise ValueError(
             f"`skip` and `max_examples` are at least 1. Received: skip={skip}, max_examples={max_examples}"
         )
-    check_pixels(x)
     classes = bound_graph(network)[-1].shape[0]  # of a network that cannot be bounded no table is begun
-    if len(y) and not (np.min(y) >= 0 and np.max(y) < classes):
-        raise ValueError(f"Labels are in [0, {classes}), for the network has {classes} logits. Received: {np.max(y)}")
+    x = checked_images(x, tuple(network.input_shape[1:]))
+    y = checked_labels(y, len(x), classes, why=f", because the network has {classes} logits")
     settings = {
         **{"method": method, "epsilon": float(epsilon), "norm": norm, "slope": slope, "tight": tight},
         **{"images": len(x), "of": table.fingerprint(network, x)},

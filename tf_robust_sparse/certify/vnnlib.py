@@ -7,6 +7,8 @@ from decimal import Decimal
 
 import numpy as np
 
+from tf_robust_sparse.data.checks import checked_images
+
 
 def vnnlib_property(x: np.ndarray, label: int, epsilon: float, classes: int, comment: str = "") -> str:
     """Returns the property that some image of the l-infinity ball around `x` is not given the class `label`.
@@ -26,12 +28,9 @@ def vnnlib_property(x: np.ndarray, label: int, epsilon: float, classes: int, com
     Raises:
         ValueError: if an argument is out of its range.
     """
-    x = np.asarray(x, np.float32)
-    if x.ndim not in (1, 3) or not (x >= 0).all() or not (x <= 1).all():
-        raise ValueError(
-            "`x` is one image `(height, width, channels)` or vector of pixels in [0, 1]. Received: shape "
-            f"{x.shape}, values in [{x.min():g}, {x.max():g}]"
-        )
+    x = checked_images(np.asarray(x)[np.newaxis])[0].astype(np.float32)
+    if x.ndim not in (1, 3):
+        raise ValueError(f"`x` is one image (height, width, channels) or vector of pixels. Received: shape {x.shape}")
     if not 0 < epsilon < 1:
         raise ValueError(f"`epsilon` is a radius in pixels of [0, 1], above 0 and below 1. Received: epsilon={epsilon}")
     if not 0 <= label < classes or classes < 2:

@@ -6,6 +6,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.data.image_files import ImageFiles
 
 Images = np.ndarray | ImageFiles
@@ -144,50 +145,19 @@ def check_examples(
     Raises:
         ValueError: if the two do not have these shapes, types and ranges.
     """
-    labels = np.asarray(labels)
-    if not isinstance(images, ImageFiles):
-        images = np.asarray(images)
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
-            f"{where}: expected at least one image, as an array of shape (n, height, width, channels); "
-            f"add a channel axis to grey images. Received: shape {images.shape}"
-        )
-    if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
-        raise ValueError(
-            f"{where}: expected the channels last, (n, height, width, channels); transpose channels-first images with "
-            f"x.transpose(0, 2, 3, 1). Received: shape {images.shape}"
-        )
-    if not isinstance(images, ImageFiles) and np.issubdtype(images.dtype, np.floating):
-        low, high = images.min(), images.max()
-        if not (low >= 0 and high <= 1):  # written so that a NaN fails
+    if isinstance(images, ImageFiles):
+        if 0 in images.shape:
+            raise ValueError(f"{where}: expected at least one image. Received: shape {images.shape}")
+    else:
+        images = checked_images(images, (None, None, None), where, bytes_too=True)
+        if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
             raise ValueError(
-                f"{where}: expected finite pixels in [0, 1]; divide by 255 or undo the normalisation. "
-                f"Received: pixels from {low} to {high}"
+                f"{where}: images must have their channels last, (n, height, width, channels); transpose channels-first "
+                f"images with x.transpose(0, 2, 3, 1). Received: shape {images.shape}"
             )
-        images = images.astype(np.float32, copy=False)
-    elif images.dtype != np.uint8:
-        raise ValueError(
-            f"{where}: expected pixels as uint8 in 0..255 or floats in [0, 1]; convert them. "
-            f"Received: dtype {images.dtype}"
-        )
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{where}: expected one integer label per image, shape (n,); turn one-hot labels into class numbers "
-            f"with argmax. Received: shape {labels.shape}, dtype {labels.dtype}"
-        )
-    if len(images) != len(labels):
-        raise ValueError(
-            f"{where}: expected as many labels as images; check that both come from the same file. "
-            f"Received: {len(images)} images, {len(labels)} labels"
-        )
-    low, high = labels.min(), labels.max()
-    if low < 0 or high >= (MOST_CLASSES if num_classes is None else num_classes):
-        expected = f"[0, {num_classes})" if num_classes is not None else f"0, 1, 2, ... below {MOST_CLASSES}"
-        raise ValueError(
-            f"{where}: expected labels in {expected}; renumber the classes or raise `num_classes`. "
-            f"Received: labels from {low} to {high}"
-        )
-    return images, labels.astype(np.int64, copy=False)
+        if images.dtype != np.uint8:
+            images = images.astype(np.float32, copy=False)
+    return images, checked_labels(labels, len(images), MOST_CLASSES if num_classes is None else num_classes, where)
 
 
 def label_array(values: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack, fold_in, inference_forward
+from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.clean import check_finite
 from tf_robust_sparse.evaluation.compaction import CompactedAttack
@@ -217,9 +218,8 @@ class AutoAttack:
 
     def _prepare(self, x: Any, y: Any) -> EnsembleRun:
         """Checks everything that can be checked before any attack."""
-        x, y, _ = collect_examples((np.asarray(x), np.asarray(y)))
-        if x.ndim != 4:
-            raise ValueError(f"Images are of shape (images, height, width, channels). Received: {x.shape}")
+        checked_images(x, (None, None, None))
+        x, y, _ = collect_examples((x, y))
         check_image_shape(self.model, x)
         if self.data_format == "channels_first":
             x = np.ascontiguousarray(np.moveaxis(x, 1, 3))
@@ -230,11 +230,7 @@ class AutoAttack:
         classes = logits.shape[-1]
         if classes < 2:
             raise ValueError(f"The network returns one logit per class, at least two. Received: {classes} logit")
-        if y.min() < 0 or y.max() >= classes:
-            raise ValueError(
-                f"Labels are integers in [0, {classes}), for the network has {classes} logits. "
-                f"Received: labels from {y.min()} to {y.max()}"
-            )
+        checked_labels(y, classes=classes, why=f", because the network has {classes} logits")
         flags = safety.probabilities(logits)
         targets = {attack.name: getattr(attack, "num_targets", 0) for attack in self.attacks}
         flags += safety.few_classes(classes, targets)

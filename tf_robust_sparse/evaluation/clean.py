@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.data.checks import checked_labels
 from tf_robust_sparse.evaluation.survivors import padded_batches
 from tf_robust_sparse.layers.forward import Forward
 
@@ -85,11 +86,7 @@ def checked_logits(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: i
     num_classes = logits.shape[-1]
     if num_classes < 2:
         raise ValueError(f"The network returns one logit per class, at least two. Received: {num_classes} logit")
-    if y.min() < 0 or y.max() >= num_classes:
-        raise ValueError(
-            f"Labels are integers in [0, {num_classes}), for the network has {num_classes} logits; pick the data set "
-            f"it was trained on. Received: labels from {y.min()} to {y.max()}"
-        )
+    checked_labels(y, len(x), num_classes, why=f", because the network has {num_classes} logits")
     return logits
 
 

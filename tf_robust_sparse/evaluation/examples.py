@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier
 
 DEFAULT_BATCH_SIZE = 128
@@ -106,27 +107,8 @@ def _checked_batch(batch: Any) -> tuple[np.ndarray, np.ndarray]:
             "The data set yields batches `(x, y)` of images and integer labels; map it to such pairs. "
             f"Received: elements of {parts if isinstance(parts, str) else f'{parts} parts'}"
         )
-    x, y = np.asarray(batch[0]), np.asarray(batch[1])
-    if y.ndim == 0:
+    x, y = batch
+    if np.ndim(y) == 0 and not isinstance(y, str):
         raise ValueError("The data set yields batches; call dataset.batch(128) first. Received: single examples")
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim != 1 or y.dtype.kind not in "iu" or x.ndim < 2 or len(x) != len(y):
-        raise ValueError(
-            "A batch holds images (batch, ...) and integer labels (batch,); for one-hot labels pass "
-            f"tf.argmax(y, axis=-1). Received: images {x.shape} of {x.dtype}, labels {y.shape} of {y.dtype}"
-        )
-    if x.dtype.kind != "f":
-        raise ValueError(
-            "Images are floats in [0, 1]; for uint8 images map x to tf.cast(x, tf.float32) / 255. "
-            f"Received: images of {x.dtype}"
-        )
-    x = x.astype(np.float32)
-    if not np.isfinite(x).all():
-        raise ValueError("Images are finite numbers in [0, 1]; the data holds NaN or infinite pixels.")
-    if x.size and (x.min() < 0 or x.max() > 1):
-        raise ValueError(
-            "Images lie in [0, 1], unnormalised: put a mean and standard deviation into the network, and divide bytes "
-            f"by 255. Received: pixels from {x.min():g} to {x.max():g}"
-        )
-    return x, y.astype(np.int64)
+    x = checked_images(x).astype(np.float32, copy=False)
+    return x, checked_labels(y, len(x))

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import cross_entropy, fold_in, inference_forward
+from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation.examples import check_image_shape
 from tf_robust_sparse.evaluation.progress import Progress
 
@@ -54,8 +55,8 @@ def loss_surface(
 
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), figure 4.
     """
-    if not len(x) or len(x) != len(y):
-        raise ValueError(f"`x` and `y` must hold as many images as labels, at least one. Received: {len(x)}, {len(y)}")
+    x = checked_images(x)
+    y = checked_labels(y, len(x), network.output_shape[-1])
     if not 0 < epsilon <= 1:
         raise ValueError(f"`epsilon` is in pixels of [0, 1] and above 0. Received: epsilon={epsilon!r}")
     if points < 3 or points % 2 == 0:

@@ -5,6 +5,17 @@ import keras
 _SOFTMAX = keras.activations.get("softmax")
 
 
+def ends_in_softmax(network: keras.Model) -> bool:
+    """Whether a functional or sequential network of one output ends in a softmax.
+
+    It may be a layer, the activation of one, an operation, or the end of a network that comes last.
+    """
+    last = network.layers[-1] if isinstance(network, keras.Sequential) else network.operations[-1]
+    if isinstance(last, keras.Model) and hasattr(last, "operations"):
+        return ends_in_softmax(last)
+    return type(last).__name__ == "Softmax" or getattr(last, "activation", None) is _SOFTMAX
+
+
 def without_softmax(network: keras.Model) -> keras.Model:
     """Takes the softmax off the end of a network: attacks need logits, for gradients vanish in a softmax.
 

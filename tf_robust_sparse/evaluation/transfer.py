@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.attacks import GradientAttack, fold_in, inference_forward
+from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape
 from tf_robust_sparse.evaluation.progress import Progress
@@ -64,6 +65,8 @@ def transfer_attack(
 
     Reference: [Papernot et al., 2016](https://arxiv.org/abs/1605.07277).
     """
+    x = checked_images(x).astype(np.float32, copy=False)
+    y = checked_labels(y, len(x))
     check_image_shape(source, x)
     source_forward, target_forward = inference_forward(source), inference_forward(target)
     clean = clean_answers(source_forward, x, y, batch_size)

@@ -3,6 +3,7 @@
 from tf_robust_sparse.layers.bayesian import BayesianConv2D, BayesianDense, BayesianScale
 from tf_robust_sparse.layers.beta_bernoulli import BetaBernoulliDropout, gates, prior_divergence
 from tf_robust_sparse.layers.binary import BinaryConv2D, BinaryDense
+from tf_robust_sparse.layers.classifier import check_classifier
 from tf_robust_sparse.layers.dropout import Dropout
 from tf_robust_sparse.layers.features import FeatureRecorder, distortions, feature_names, with_features
 from tf_robust_sparse.layers.forward import Forward, inference_forward
@@ -70,6 +71,7 @@ __all__ = [
     "SubnetConv2D",
     "SubnetDense",
     "all_layers",
+    "check_classifier",
     "convolve",
     "default_scores",
     "distortions",

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
+from tf_robust_sparse.objectives.layer_losses import training_pass_ended
 
 Seed: TypeAlias = int | tf.Tensor | None
 
@@ -151,7 +152,9 @@ def innermost(objective: Objective) -> Objective:
 
 def training_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
     """Logits with batch norm and dropout in training mode: `(batch, classes)`, float32 also in mixed precision."""
-    return tf.cast(network(x, training=True), tf.float32)
+    logits = tf.cast(network(x, training=True), tf.float32)
+    training_pass_ended()
+    return logits
 
 
 def attacked_logits(network: keras.Model, x_adv: tf.Tensor) -> tf.Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.sparsity.prunable import prunable_layers
 
 # Distributions of independent scores, each with the variance of PyTorch's initialisation of that name.
@@ -129,7 +130,8 @@ def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> Non
         batches: (images, labels); one batch in the published method.
 
     Raises:
-        ValueError: if there is no batch, or the network has no subnet kernel.
+        ValueError: if there is no batch, images or labels are not what `data.checks` takes, or the network has no
+            subnet kernel.
 
     Reference: [Lee et al., 2019](https://arxiv.org/abs/1810.02340), section 4.
     """
@@ -151,6 +153,8 @@ def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> Non
 
         total, number = [np.zeros(kernel.shape, np.float32) for kernel in kernels], 0
         for x, y in batches:
+            x = checked_images(x)
+            y = checked_labels(y, len(x), network.output_shape[-1])
             for sum_, gradient in zip(total, sensitivities(tf.constant(x), tf.constant(y)), strict=True):
                 sum_ += gradient.numpy()
             number += 1

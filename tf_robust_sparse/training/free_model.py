@@ -141,8 +141,7 @@ class FreeRobustModel(RobustModel):
 
     def train_step(self, data):
         """Uses one batch `num_repeats` times; see the class."""
-        x, y = data[0], data[1]
-        x = tf.cast(x, tf.float32)
+        x, y = self._batch(data)
         epsilon, weights = self.objective.epsilon, self.network.trainable_variables
         number, replicas = tf.shape(x)[0], tf.distribute.get_replica_context().num_replicas_in_sync
         with tf.control_dependencies(
@@ -153,15 +152,15 @@ class FreeRobustModel(RobustModel):
         for _ in range(self.objective.num_repeats):
             with tf.GradientTape() as tape:
                 tape.watch(delta)
-                with layers.settled_kernels(self.network):
+                with layers.settled_kernels(self.network), self._layer_losses() as added:
                     x_adv = tf.clip_by_value(x + delta, 0.0, 1.0)
                     per_example, logits = self.objective.loss(self.network, x, y, x_adv)
-                loss = self.optimizer.scale_loss(tf.nn.compute_average_loss(per_example))
+                loss = self._scaled_loss(per_example, added)
             *gradients, of_images = tape.gradient(loss, [*weights, delta])
             self._update(gradients, weights)
             delta = tf.clip_by_value(delta + epsilon * tf.sign(of_images), -epsilon, epsilon)
         self._keep(delta)
-        return self._training_logs(self._update_metrics(per_example, x, y, logits))
+        return self._training_logs(self._update_metrics(added.onto(per_example), x, y, logits))
 
     def _rows(self, number: tf.Tensor) -> slice:
         """The part of the perturbation that belongs to this replica."""

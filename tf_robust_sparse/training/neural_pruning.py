@@ -9,7 +9,8 @@ from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.objectives.terms import collected_terms
-from tf_robust_sparse.training.robust_model import RobustModel, images_and_labels
+from tf_robust_sparse.training.replica_part import replica_part
+from tf_robust_sparse.training.robust_model import RobustModel
 
 
 class NeuralPruningModel(RobustModel):
@@ -49,18 +50,21 @@ class NeuralPruningModel(RobustModel):
 
     def train_step(self, data):
         """Does one optimisation step; see the class."""
-        x, y = images_and_labels(data)
+        part = replica_part(*self._batch(data))
+        x, y = part.x, part.y
         seed = self._step_seed()
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
         with tf.GradientTape(persistent=True) as tape, layers.settled_kernels(self.network):
             with tape.stop_recording(), self._inference_kernels():
                 x_adv = objective.perturb(self.network, x, y, seed=seed)
-            with self._training_noise(seed), collected_terms() as terms:
-                per_example, logits, logits_adv = objective.losses(self.network, x, y, x_adv)
+            with self._training_noise(seed), collected_terms() as terms, self._layer_losses() as added:
+                results = objective.losses(self.network, x, y, x_adv)
+            per_example, logits, logits_adv = (part.counted(each) for each in results)
+            x, y = part.counted(x), part.counted(y)
             divergence = self.divergence_weight * layers.prior_divergence(self.network)
             of_gates = per_example if logits_adv is None else cross_entropy(y, logits_adv)
-            gate_loss = self.optimizer.scale_loss(self._mean_loss(of_gates + divergence))
-            loss = self.optimizer.scale_loss(self._mean_loss(per_example))  # without the divergence: no weight of it
+            gate_loss = self._scaled_loss(of_gates + divergence, added, part.total)
+            loss = self._scaled_loss(per_example, added, part.total)  # without the divergence: no weight of it
         gates = {id(variable) for layer in layers.gates(self.network) for variable in layer.trainable_variables}
         weights = self.network.trainable_variables
         gated = [variable for variable in weights if id(variable) in gates]
@@ -70,4 +74,5 @@ class NeuralPruningModel(RobustModel):
         del tape
         self._update([gradients[id(variable)] for variable in weights], weights)
         terms |= self._terms_of(y, logits, logits_adv)
-        return self._training_logs(self._record_step(per_example + divergence, x, y, logits, logits_adv), terms)
+        per_example = added.onto(per_example + divergence)
+        return self._training_logs(self._record_step(per_example, x, y, logits, logits_adv), terms)

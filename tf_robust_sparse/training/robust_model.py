@@ -9,9 +9,13 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in
+from tf_robust_sparse.data.checks import checked_images, checked_in_graph, checked_labels, failures_in_one_line
+from tf_robust_sparse.evaluation.softmax_head import ends_in_softmax
 from tf_robust_sparse.objectives import Objective
+from tf_robust_sparse.objectives.layer_losses import collected_layer_losses
 from tf_robust_sparse.objectives.terms import collected_terms
 from tf_robust_sparse.sparsity import Sparsifier
+from tf_robust_sparse.training.replica_part import replica_part
 
 # Seeds of validation attacks, and of what layers draw in training, stand apart from those of attacks in training.
 _VALIDATION, _DRAWS = 1 << 30, 1 << 29
@@ -59,15 +63,13 @@ class RobustModel(keras.Model):
         log_terms: bool = False,
     ) -> None:
         super().__init__()
-        _check_kind("network", network, keras.Model, "a built keras.Model, such as tf_robust_sparse.models.resnet18()")
-        _check_kind("objective", objective, Objective, "an objective, such as tf_robust_sparse.objectives.Natural()")
-        shapes: list[Any] = [getattr(network, name, None) for name in ("input_shape", "output_shape")]
-        if not network.built or not all(map(_is_one_shape, shapes)) or len(shapes[1]) != 2:
+        layers.check_classifier(network)
+        if ends_in_softmax(network):
             raise ValueError(
-                "`network` must be built, take one tensor of images and return logits of shape (batch, classes); turn "
-                "a subclassed model, or one of several outputs, into keras.Model(pixels, logits). Received: "
-                f"{type(network).__name__} with input_shape={shapes[0]}, output_shape={shapes[1]}"
+                "`network` must return logits, of which the loss takes the softmax; pass "
+                f"evaluation.without_softmax(network). Received: {network.name}, which ends in a softmax"
             )
+        _check_kind("objective", objective, Objective, "an objective, such as tf_robust_sparse.objectives.Natural()")
         if sparsifier is not None:
             _check_kind("sparsifier", sparsifier, Sparsifier, "a sparsifier of tf_robust_sparse.sparsity, or None")
             sparsifier.attach(network)
@@ -137,27 +139,34 @@ class RobustModel(keras.Model):
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Trains as `keras.Model.fit` does, after a look at the images and labels.
 
-        Of a `tf.data.Dataset` the first batch is looked at, of arrays everything; validation data likewise.
+        Of arrays everything is looked at before training, of a data set its types and shapes, and each batch when it
+        comes, before a weight moves; so do `train_on_batch` and `test_on_batch`. Validation data likewise. Labels may
+        be integers of any width, `(n,)` or `(n, 1)`.
 
         Raises:
             ValueError: if images leave [0, 1], labels are out of range, shapes do not fit the network, there are
-                weights of samples or classes, or batches do not divide evenly over the replicas.
+                weights of samples or classes, or a batch of known size does not divide evenly over the replicas.
         """
         for name in ("sample_weight", "class_weight"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"A RobustModel trains without weights of samples or classes. Received: {name}")
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # a tf.data pipeline shuffles itself; Keras warns otherwise
-        size = self._check_data(x if y is None else (x, y), batch_size)
+        x, y, size = self._checked_data(x, y, batch_size)
         replicas = self.distribute_strategy.num_replicas_in_sync
         if size is not None and size % replicas:
             raise ValueError(
-                f"The batch size must be a multiple of the number of replicas, {replicas}, for each takes an equal "
+                f"The batch size must be a multiple of the number of replicas, {replicas}, because each takes an equal "
                 f"part of a batch. Received: a batch of {size}"
             )
-        if kwargs.get("validation_data") is not None:
-            self._check_data(kwargs["validation_data"])
-        return super().fit(x, y, batch_size, **kwargs)
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, (tuple, list)):
+            images_and_labels(validation)
+            kwargs["validation_data"] = self._checked_data(validation[0], validation[1])[:2]
+        elif validation is not None:
+            self._checked_data(validation)
+        with failures_in_one_line():
+            return super().fit(x, y, batch_size, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Evaluates as `keras.Model.evaluate` does, after a look at the images and labels; see `fit`.
@@ -166,28 +175,40 @@ class RobustModel(keras.Model):
             ValueError: as `fit`.
         """
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has looked at its validation data
-            self._check_data(x if y is None else (x, y), batch_size)
-        return super().evaluate(x, y, batch_size, **kwargs)
+            x, y, _ = self._checked_data(x, y, batch_size)
+        with failures_in_one_line():
+            return super().evaluate(x, y, batch_size, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Does one step as `keras.Model.train_on_batch` does; see `fit`."""
+        return super().train_on_batch(*self._checked_data(x, y)[:2], *args, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates one batch as `keras.Model.test_on_batch` does; see `fit`."""
+        return super().test_on_batch(*self._checked_data(x, y)[:2], *args, **kwargs)
 
     def train_step(self, data):
         """Does one optimisation step; see the class."""
-        x, y = images_and_labels(data)
+        part = replica_part(*self._batch(data))
+        x, y = part.x, part.y
         seed = self._step_seed()
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
         with tf.GradientTape() as tape, layers.settled_kernels(self.network):
             with tape.stop_recording(), self._inference_kernels():
                 x_adv = objective.perturb(self.network, x, y, seed=seed)
-            with self._training_noise(seed), collected_terms() as terms:
-                per_example, logits, logits_adv = objective.losses(self.network, x, y, x_adv)
-            loss = self.optimizer.scale_loss(self._mean_loss(per_example))
+            with self._training_noise(seed), collected_terms() as terms, self._layer_losses() as added:
+                results = objective.losses(self.network, x, y, x_adv)
+            per_example, logits, logits_adv = (part.counted(each) for each in results)
+            x, y = part.counted(x), part.counted(y)
+            loss = self._scaled_loss(per_example, added, part.total)
         weights = self.network.trainable_variables
         self._update(tape.gradient(loss, weights), weights)
         terms |= self._terms_of(y, logits, logits_adv)
-        return self._training_logs(self._record_step(per_example, x, y, logits, logits_adv), terms)
+        return self._training_logs(self._record_step(added.onto(per_example), x, y, logits, logits_adv), terms)
 
     def test_step(self, data):
         """Reports loss and metrics on clean images, accuracy under the validation attack, and the checks' shares."""
-        x, y = images_and_labels(data)
+        x, y = self._batch(data)
         (some_x, some_y), number = _at_least_one(x, y), tf.shape(y)[0]
         seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
         with layers.settled_kernels(self.network):
@@ -228,12 +249,12 @@ class RobustModel(keras.Model):
         """
 
     def _update(self, gradients, weights):
-        if self.sparsifier is None:
+        # Steps are counted, and connections move, after the check of the images only, as weights do by themselves.
+        with tf.control_dependencies([each for each in gradients if each is not None][-1:]):
+            state = None if self.sparsifier is None else self.sparsifier.before_update(self.optimizer)
             self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-        else:
-            state = self.sparsifier.before_update(self.optimizer)
-            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-            self.sparsifier.after_update(state, self.optimizer)
+            if self.sparsifier is not None:
+                self.sparsifier.after_update(state, self.optimizer)
 
     def _training_logs(self, logs, terms=None):
         """Drops what is measured in validation only, and adds the terms that there are."""
@@ -263,9 +284,26 @@ class RobustModel(keras.Model):
         """Returns the seed of all that is drawn in this step."""
         return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
 
-    def _mean_loss(self, per_example):
-        """Returns the loss of the batch, divided by the global one: the optimizer sums gradients over replicas."""
-        return tf.nn.compute_average_loss(per_example)
+    def _batch(self, data):
+        """Returns the images, float32, and labels, int64, of a step, which fails if they are out of range."""
+        return checked_in_graph(*images_and_labels(data), self.network.input_shape[1:], self.network.output_shape[-1])
+
+    def _layer_losses(self):
+        return collected_layer_losses(self.network)
+
+    def _scaled_loss(self, per_example, added, images=None):
+        """Returns what the optimizer descends: the mean loss, and what layers add, as much on all replicas together."""
+        loss = self._mean_loss(per_example, images)
+        if added.total is not None:
+            loss += added.total / tf.distribute.get_strategy().num_replicas_in_sync
+        return self.optimizer.scale_loss(loss)
+
+    def _mean_loss(self, per_example, images=None):
+        """Returns the loss of the batch, divided by the global one: the optimizer sums gradients over replicas.
+
+        `images` are those of all replicas, or `None` if each has as many.
+        """
+        return tf.nn.compute_average_loss(per_example) if images is None else tf.reduce_sum(per_example) / images
 
     def _record_step(self, per_example, x, y, logits, logits_adv):
         """Returns the logs of a training step."""
@@ -299,34 +337,24 @@ class RobustModel(keras.Model):
         logits = tf.zeros((1, self.network.output_shape[-1]))
         self.compute_metrics(logits, y, logits)
 
-    def _check_data(self, data: Any, batch_size: int | None = None) -> int | None:
-        """Checks the images and labels that can be looked at and returns the size of the first batch."""
-        if isinstance(data, tf.data.Dataset):
-            for batch in data.take(1).as_numpy_iterator():
-                x, y = images_and_labels(batch)
-                self._check_batch(x, y)
-                return len(x)
-        elif isinstance(data, (tuple, list)):
-            x, y = images_and_labels(data)
-            if isinstance(x, (np.ndarray, tf.Tensor)):
-                self._check_batch(np.asarray(x), np.asarray(y))
-                return min(batch_size or 32, len(x))  # 32 is the default of Keras
-        return None  # a generator, say, of which a look would take the first batch away
+    def _checked_data(self, x: Any, y: Any = None, batch_size: int | None = None) -> tuple[Any, Any, int | None]:
+        """Returns data for Keras, after a look at what can be looked at, and the size of a batch if that is known."""
+        if y is not None:
+            x = checked_images(x, self.network.input_shape[1:])
+            classes = self.network.output_shape[-1]
+            y = checked_labels(y, len(x), classes, why=f", because the network has {classes} logits")
+            return x, y, min(batch_size or 32, len(x))  # 32 is the default of Keras
+        if isinstance(x, tf.data.Dataset):  # no batch is taken: it may be readable once
+            return x, None, self._checked_spec(x.element_spec)
+        if x is None or isinstance(x, (np.ndarray, tf.Tensor, tuple, list, dict, str)):
+            images_and_labels(x)  # what Keras would take for images without labels
+        return x, None, None  # batches that come one by one are looked at in the step
 
-    def _check_batch(self, x: np.ndarray, y: np.ndarray) -> None:
-        shape, classes = self.network.input_shape[1:], self.network.output_shape[-1]
-        if x.ndim != len(shape) + 1 or any(a not in (None, b) for a, b in zip(shape, x.shape[1:], strict=True)):
-            raise ValueError(f"The network takes images of shape {shape}. Received: x.shape={x.shape}")
-        if x.dtype.kind != "f" or not (x.min() >= 0 and x.max() <= 1):
-            raise ValueError(
-                "Images must be floats in [0, 1]; divide bytes by 255. "
-                f"Received: dtype={x.dtype}, range [{x.min()}, {x.max()}]"
-            )
-        if y.ndim != 1 or y.dtype.kind not in "iu" or not (y.min() >= 0 and y.max() < classes):
-            raise ValueError(
-                f"Labels must be integers in [0, {classes}) of shape (batch,), for the network has {classes} outputs. "
-                f"Received: dtype={y.dtype}, shape={y.shape}, range [{y.min()}, {y.max()}]"
-            )
+    def _checked_spec(self, spec: Any) -> int | None:
+        """Traces the check of a step, and returns the size of a batch if all have the same."""
+        images_and_labels(spec)
+        tf.function(lambda *batch: self._batch(batch), autograph=False).get_concrete_function(*spec)
+        return spec[0].shape[0]
 
 
 def images_and_labels(data: Any) -> tuple[Any, Any]:
@@ -352,11 +380,6 @@ def _at_least_one(*parts: Any) -> list[Any]:
 
 def _one_row(part: Any) -> tf.Tensor:
     return tf.zeros((1, *part.shape[1:]), part.dtype)
-
-
-def _is_one_shape(shape: Any) -> bool:
-    """Whether it is the shape of one tensor; models of several have lists or dicts, subclassed ones nothing."""
-    return isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
 
 
 def _check_kind(name: str, value: Any, kind: type, expected: str) -> None:

@@ -173,7 +173,7 @@ class StoredRobustModel(RobustModel):
     def train_step(self, data):
         """Crops, attacks by one step, keeps the perturbations, trains; see the class."""
         x, y, index = data
-        x, seed = tf.cast(x, tf.float32), self._step_seed()
+        (x, y), seed = self._batch((x, y)), self._step_seed()
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
         settings: Any = innermost(objective)
         size, number = x.shape[1:3], tf.shape(x)[0]
@@ -194,14 +194,15 @@ class StoredRobustModel(RobustModel):
                     labels = self._soft_targets(index, y, tf.nn.softmax(logits))
             if labels is not y:
                 objective = _aiming_at(objective, labels)
-            per_example, logits = objective.loss(self.network, x, y, x + delta)
-            loss = self.optimizer.scale_loss(self._mean_loss(per_example))
+            with self._layer_losses() as added:
+                per_example, logits = objective.loss(self.network, x, y, x + delta)
+            loss = self._scaled_loss(per_example, added)
         weights = self.network.trainable_variables
         self._update(tape.gradient(loss, weights), weights)
         if settings.carry:
             part = delta if pairs is None else moved_images.unmixed(delta, own, *pairs)
             self._keep(index, moved_images.put_back(stored, part, offsets, mirrored))
-        return self._training_logs(self._update_metrics(per_example, x, y, logits))
+        return self._training_logs(self._update_metrics(added.onto(per_example), x, y, logits))
 
     def _stepped(
         self, settings: StoredAT, x: tf.Tensor, labels: tf.Tensor, delta: tf.Tensor
@@ -243,10 +244,9 @@ class StoredRobustModel(RobustModel):
             rows = moved_images.block_means(rows, self._block)
         self.tables["perturbations"].write(index, tf.clip_by_value(rows, -self._largest, self._largest))
 
-    def _check_data(self, data: Any, batch_size: int | None = None) -> int | None:
-        if isinstance(data, tf.data.Dataset) and isinstance(data.element_spec, tuple) and len(data.element_spec) == 3:
-            data = data.map(lambda x, y, index: (x, y))
-        return super()._check_data(data, batch_size)
+    def _checked_spec(self, spec: Any) -> int | None:
+        with_index = isinstance(spec, tuple) and len(spec) == 3 and getattr(spec[2], "dtype", tf.float32).is_integer
+        return super()._checked_spec(spec[:2] if with_index else spec)
 
 
 def _largest_scheduled(objective: Any) -> float:

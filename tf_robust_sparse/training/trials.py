@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, fold_in
+from tf_robust_sparse.data.checks import checked_images
 from tf_robust_sparse.data.source import check_examples
 from tf_robust_sparse.models import members_of
 from tf_robust_sparse.objectives import Objective, smoothed_cross_entropy
@@ -86,8 +87,9 @@ class Trials(RobustModel):
         """
         if not isinstance(images, np.ndarray):
             raise ValueError("`images` must be in memory; pass an array. Received: image files")
-        images, labels = check_examples(images, labels, where="Trials.train_on")
-        self._check_batch(np.zeros((1, *images.shape[1:]), np.float32), labels)
+        where = "Trials.train_on"
+        images, labels = check_examples(images, labels, num_classes=self.network.output_shape[-1], where=where)
+        checked_images(images, self.network.input_shape[1:], where, bytes_too=True)
         with tf.device("CPU:0"):
             self._examples = (tf.constant(images), tf.constant(labels))
         self.train_function = None  # one that is traced already has the examples of before
@@ -203,17 +205,20 @@ class Trials(RobustModel):
         images, labels = (tf.gather(each, data) for each in self._examples)
         return super().train_step((_pixels(images), labels))
 
-    def _check_data(self, data: Any, batch_size: int | None = None) -> int | None:
-        """Checks that batches hold places of examples that there are; returns the size of the first batch."""
+    def _batch(self, data):
+        return data  # `train_on` has checked all of them
+
+    def _checked_data(self, x: Any, y: Any = None, batch_size: int | None = None) -> tuple[Any, Any, int | None]:
+        """Checks that batches hold places of examples."""
         if self._examples is None:
             raise ValueError("Trials are fitted on batches of the places of examples; call `train_on` first.")
-        spec = getattr(data, "element_spec", None)
+        spec = getattr(x, "element_spec", None)
         if not isinstance(spec, tf.TensorSpec) or not spec.dtype.is_integer or spec.shape.rank != 1:
             raise ValueError(
                 "Trials are fitted on a tf.data.Dataset of integers of shape (members * batch,), such as "
                 f"data.stacked_batches. Received: elements {spec}"
             )
-        return next((len(places) for places in data.take(1).as_numpy_iterator()), None)
+        return x, None, spec.shape[0]
 
     def _penalty(self) -> Any:
         return np.array(self.objective.penalty(self.network)) if hasattr(self.objective, "penalty") else 0.0
@@ -225,8 +230,8 @@ class Trials(RobustModel):
             return tf.stack([seeds[0], step])
         return tf.stack([seeds, tf.fill((self.members,), step)], axis=1)
 
-    def _mean_loss(self, per_example):
-        return self.members * super()._mean_loss(per_example)  # the mean over its own part of the batch, for each
+    def _mean_loss(self, per_example, images=None):
+        return self.members * super()._mean_loss(per_example, images)  # of each, over its own part of the batch
 
     def _record_step(self, per_example, x, y, logits, logits_adv):
         right = tf.cast(tf.argmax(logits, axis=-1) == y, tf.float32)

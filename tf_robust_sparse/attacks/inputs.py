@@ -1,0 +1,41 @@
+"""What an attack is called with, checked before its first step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tf_robust_sparse.data.checks import Shape, checked_images, checked_labels
+from tf_robust_sparse.layers.forward import Forward, inference_forward
+
+
+def checked_inputs(
+    model: Callable[..., Any], x: Any, y: Any, shape: Shape | None = None, any_label: bool = False
+) -> tuple[Forward, tf.Tensor, Any]:
+    """Returns the model as a function from images to logits, the images as float32 and the labels as int64.
+
+    Args:
+        model: See `inference_forward`.
+        x: See `data.checks.checked_images`, as `shape`.
+        y: See `data.checks.checked_labels`.
+        any_label: Whether labels are of no matter, so that they are returned as they are.
+
+    Raises:
+        ValueError: if images or labels are not what they must be. Labels that are known and have no logit are refused
+            by the first forward pass.
+    """
+    forward, images = inference_forward(model), checked_images(x, shape)
+    images = tf.cast(x if tf.is_tensor(x) else images, tf.float32)  # a tensor stays on its device
+    if any_label:
+        return forward, images, y
+    labels = checked_labels(y, images.shape[0])
+    if tf.is_symbolic_tensor(labels):
+        return forward, images, labels
+
+    def answers(some: tf.Tensor) -> tf.Tensor:
+        logits = forward(some)
+        classes = logits.shape[-1]
+        checked_labels(labels, classes=classes, why=f", because the network has {classes} logits")
+        return logits
+
+    return answers, images, tf.constant(labels)
