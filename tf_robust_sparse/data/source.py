@@ -152,7 +152,7 @@ def check_examples(
         images = checked_images(images, (None, None, None), where, bytes_too=True)
         if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
             raise ValueError(
-                f"{where}: images must have their channels last, (n, height, width, channels); transpose channels-first "
+                f"{where}: images must be (n, height, width, channels), channels last; transpose channels-first "
                 f"images with x.transpose(0, 2, 3, 1). Received: shape {images.shape}"
             )
         if images.dtype != np.uint8:
