@@ -86,5 +86,5 @@ def test_split_validation_divides_train():
 def test_labels_without_a_bound_do_not_wrap():
     images = makers.images(2, (4, 4, 1))
     for label in (2**63, 2**64 - 1, 2**40):
-        with pytest.raises(ValueError, match=rf"in \\[0, 100000\\).*to {label}"):
+        with pytest.raises(ValueError, match=rf"in \[0, 100000\).*to {label}"):
             data.test_dataset(images, np.array([0, label], np.uint64), 2)
