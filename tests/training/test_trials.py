@@ -191,7 +191,7 @@ def test_fitting_needs_places_of_examples_that_are_held():
     model = compiled(dense(1))
     with pytest.raises(ValueError, match="call `train_on` first"):
         model.fit(stacked_batches(len(Y), 16, [1]), steps_per_epoch=1, verbose=0)
-    with pytest.raises(ValueError, match="train_on: expected"):
+    with pytest.raises(ValueError, match="train_on: labels must be as many"):
         model.train_on(X, Y[:3])
     with pytest.raises(ValueError, match="takes images of shape"):
         model.train_on(np.zeros((80, 8, 8, 1), np.uint8), Y)
