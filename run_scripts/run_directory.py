@@ -36,6 +36,8 @@ CHECKPOINT = Path("checkpoints", "last.weights.h5")
 _BEFORE_THE_FIRST_CHECKPOINT = ("run.flags", "checkpoints", "tensorboard", "masks", "changes")
 # What says where and how to begin, and not what the run is.
 _NOT_RECORDED = {"overwrite", "force", "resume", "load_model", "output_dir", "base_dir", "traceback", "config"}
+# The flags that say where a run is, of which a script has some.
+_PLACES = ("output_dir", "exp_name", "model_name")
 _left_out: set[flags.Flag] = set()
 
 
@@ -61,10 +63,10 @@ def check(directory: Path, resume: bool = False) -> bool:
         BadFlag: if another process writes there, if the directory is in use and neither --resume nor --overwrite says
             what to do, or if --resume finds a network and no checkpoint to go on from.
     """
-    what = f"--output_dir={directory}"
+    what = _in_the_users_words(directory)
     if resume and FLAGS.overwrite:
         raise BadFlag("--resume goes on with a run and --overwrite removes it; pass one of them. Received: both")
-    check_directory("output_dir", directory)
+    check_directory(_PLACES[0], directory)
     run_lock.take(directory, what)
     found = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))  # as killed saves leave
     if not any(name in ARTEFACTS for name in found):
@@ -89,6 +91,15 @@ def check(directory: Path, resume: bool = False) -> bool:
             "without that file; pass another --output_dir to train, or --overwrite to remove what is there"
         )
     return False
+
+
+def _in_the_users_words(directory: Path) -> str:
+    """Returns the directory of a run as the command line says it."""
+    for name in _PLACES:
+        if name in FLAGS and FLAGS[name].present and FLAGS[name].value:
+            said = f"--{name}={FLAGS[name].value}"
+            return said if Path(FLAGS[name].value).expanduser() == directory else f"{said}: {directory}"
+    return f"{directory}, where a run with these flags is without --output_dir"
 
 
 def check_file(name: str, path: Path) -> None:

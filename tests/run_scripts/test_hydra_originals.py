@@ -321,6 +321,21 @@ def test_each_run_of_a_name_has_a_directory_of_its_own(meaning, tmp_path):
     assert str(hydra_directories.directory("pretrain")).startswith("trained_models/one/pretrain/1--k-1.00_trainer-base")
 
 
+def test_messages_name_the_flag_that_says_where(meaning, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, said in (
+        (["--exp-name=one", "--arch=cifar_model"], "--exp_name=one: trained_models/one/pretrain/1--k"),
+        (["--output_dir=here"], "--output_dir=here: expected"),
+        ([], "saved_models/cifar10_vgg16_hydra_adv0.1/pretrain, where a run with these flags is"),
+    ):
+        meaning("--exp-mode=pretrain", *words)
+        directory = hydra_directories.directory("pretrain")
+        directory.mkdir(parents=True)
+        (directory / "notes.txt").touch()
+        with pytest.raises(BadFlag, match=re.escape(said)):
+            run_directory.check(directory)
+
+
 def test_phases_without_any_directory_do_not_meet(meaning):
     for words in (("--exp_mode=pretrain",), ("--exp_mode=prune", "--source_net=x"), ()):
         meaning("--data=cifar10", *words)
