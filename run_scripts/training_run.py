@@ -221,6 +221,8 @@ def finish(
         if stem != FLAGS.select:
             print(f"Note: no epoch was within the budget for --select={FLAGS.select}; the network is that of the last")
     if FLAGS.strategy == "multi_worker":  # a worker that leaves early would take the others down
+        if not is_chief():
+            print(f"Trained:   {workers.cluster().workers[0].name} measures and writes the network", flush=True)
         with workers.about_the_lost():
             run.strategy.reduce("SUM", run.strategy.run(lambda: tf.constant(1.0)), axis=None)
         if not is_chief():

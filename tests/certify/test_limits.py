@@ -127,6 +127,24 @@ def test_a_table_is_of_one_network_and_its_images(kind, tmp_path):
         certified(other, X)
 
 
+def test_a_table_that_ends_within_a_line_is_cut_and_not_written_again(tmp_path, monkeypatch):
+    path = tmp_path / "table.tsv"
+    arguments = (path, {"n": 1}, ("idx", "label"), lambda words: tuple(map(int, words)))
+    assert table.begin(*arguments) == {}
+    table.append(path, (0, 7))
+    whole = path.read_text()
+    path.write_text(whole + "1\t")
+    monkeypatch.setattr(type(path), "write_text", None)  # a kill after it has emptied the file would lose all lines
+    assert table.begin(*arguments) == {0: (0, 7)}
+    assert path.read_text() == whole
+
+
+def test_a_full_disk_names_the_table(tmp_path):
+    (tmp_path / "table.tsv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'table.tsv'}'"):
+        table.append(tmp_path / "table.tsv", (0, 7))
+
+
 def test_a_table_knows_the_weights_of_a_saved_model(tmp_path):
     marks = set()
     for number in range(2):

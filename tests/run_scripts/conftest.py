@@ -69,7 +69,7 @@ def forget_flags():
 
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)  # nested flagfiles are found from here
+    monkeypatch.chdir(ROOT)  # the tests name flagfiles from here
 
 
 @pytest.fixture

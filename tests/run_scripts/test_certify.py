@@ -96,6 +96,10 @@ def test_goes_on_with_its_table(run, tmp_path):
     ]
     done = run_script(*command, "--sigma=0.3")
     assert done.code == 1 and "of other settings" in done.err
+    lock = tmp_path / ".a.tsv.lock"
+    lock.write_text('{"host": "elsewhere", "process": 1, "time": "today"}')
+    done = run_script(*command).expect(2)
+    assert f"--outfile={table} is in use by process 1 on elsewhere since today" in done.err and str(lock) in done.err
 
 
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain"])

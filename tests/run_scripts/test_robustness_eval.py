@@ -275,6 +275,7 @@ BAD = [
     ("results in a directory", ["--results_file=."], "--results_file=.", "a directory of that name"),
     ("a page in a directory", ["--report=."], "--report=.", "a directory of that name"),
     ("a page below a file", ["--report=setup.cfg/page.md"], "--report=setup.cfg/page.md", "the file setup.cfg"),
+    ("a page in no place", ["--report=/proc/trs/page.md"], "--report=/proc/trs/page.md", "a place to write to"),
     ("two files in one", ["--report=a", "--results_file=a"], "--report=a", "--results_file"),
     (
         "examples in the state's",

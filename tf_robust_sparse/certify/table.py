@@ -51,7 +51,8 @@ def begin(
     lines = text[len(head) :].splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):  # a kill in the middle of a line
         lines.pop()
-        path.write_text(head + "".join(lines))
+        with path.open("rb+") as file:  # cut, not written again: a kill here must not lose the other lines
+            file.truncate(len((head + "".join(lines)).encode()))
     found: dict[int, Row] = {}
     for number, line in enumerate(lines, start=3):
         words = line.rstrip("\n").split("\t")
@@ -63,6 +64,13 @@ def begin(
 
 
 def append(path: Path, values: Sequence[Any]) -> None:
-    """Writes one line."""
-    with path.open("a") as file:
-        file.write("\t".join(str(value) for value in values) + "\n")
+    """Writes one line.
+
+    Raises:
+        OSError: naming the file, if the disk is full.
+    """
+    try:
+        with path.open("a") as file:
+            file.write("\t".join(str(value) for value in values) + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
