@@ -140,9 +140,9 @@ def check(directory: Path) -> bool:
     Raises:
         BadFlag: if the directory is in use and neither --resume nor --force says what to do, or is another run's.
     """
-    if not FLAGS.only_trials:  # the process that started this one has the lock
+    if not FLAGS.only_trials:  # which others train beside it, in directories of their own
         run_lock.take(directory, f"--base_dir={FLAGS.base_dir}: {directory}")
-    found = [path.name for path in directory.iterdir() if not path.name.startswith(".")]
+    found = [path.name for path in directory.glob("*") if not path.name.startswith(".")]
     if not found:
         return False
     record = directory / "config.json"
