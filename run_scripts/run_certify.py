@@ -34,6 +34,7 @@ _BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
 _OF_SMOOTHING = ("sigma", "n0", "n", "alpha", "radii")
 _OF_BOUNDS = ("epsilon", "norm", "slope", "tight", "chunk")
 _OF_CROWN = ("slope", "tight")
+_OF_ALPHA = ("optimize_intermediate",)
 _MOST = trs.certify.smoothing.MOST_ANSWERS
 _RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball of 2/255 in l-infinity of CIFAR
 
@@ -44,6 +45,11 @@ with command_line.section("Certificates"):
     flags.DEFINE_enum("norm", "Linf", ["Linf", "L2", "L1"], "Of bounds: norm of the ball.")
     flags.DEFINE_enum(
         "slope", "adaptive", ["adaptive", "zero-lb", "one-lb", "same-slope"], "Of CROWN: lower line of undecided ReLUs."
+    )
+    flags.DEFINE_bool(
+        "optimize_intermediate",
+        False,
+        "Of alpha-crown: move the slopes behind the bounds of neurons between too; tighter, and many times slower.",
     )
     flags.DEFINE_bool("tight", True, "Of CROWN: intersect with intervals, and take the better of both.")
     flags.DEFINE_integer("chunk", 4096, "Of CROWN: rows carried back at once; fewer take less memory.", 1)
@@ -118,6 +124,7 @@ def _check() -> None:
         raise command_line.BadFlag(f"--epsilon={FLAGS.epsilon:g}: expected a radius below 1, such as 2/255")
     unused: tuple[str, ...] = _OF_SMOOTHING if FLAGS.method != "smoothing" else _OF_BOUNDS
     unused += _OF_CROWN if FLAGS.method in ("ibp", "mixtrain") else ()
+    unused += _OF_ALPHA if FLAGS.method != "alpha-crown" else ()
     for name in unused:
         if FLAGS[name].present:
             raise command_line.BadFlag(
@@ -180,6 +187,7 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
             norm=FLAGS.norm,
             tight=FLAGS.tight and method != "ibp",
             chunk=FLAGS.chunk,
+            optimize_intermediate=FLAGS.optimize_intermediate,
             batch_size=FLAGS.batch_size,
             skip=FLAGS.skip,
             max_examples=FLAGS.max_examples,
@@ -189,6 +197,7 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
     record = {
         **{name: FLAGS[name].value for name in ("epsilon", "norm", "skip", "batch_size")},
         **({name: FLAGS[name].value for name in _OF_CROWN} if FLAGS.method not in ("ibp", "mixtrain") else {}),
+        **({name: FLAGS[name].value for name in _OF_ALPHA} if FLAGS.method == "alpha-crown" else {}),
         "images": len(rows),
         "clean_accuracy": float(np.mean([row.prediction == row.label for row in rows])),
         "verified_accuracy": float(verified.mean()),

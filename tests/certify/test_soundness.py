@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.saving.networks import disturb
 from tf_robust_sparse import certify, layers
 from tf_robust_sparse.certify import bounds
-from tf_robust_sparse.certify.bound_graph import bound_graph
+from tf_robust_sparse.certify.bound_graph import ReLU, bound_graph
 
 CLASSES, EPSILON, POINTS = 4, 0.06, 10_000
 ROUNDING = 1e-4  # of float32 sums, some of them in another order
@@ -79,8 +79,12 @@ def test_random_architectures(seed):
     values = keras.Model(network.input, [layer.output for layer in inner])(points, training=False)
     intervals = bounds.interval_bounds(steps, around)
     by_lines = bounds.crown_intervals(steps, around, None, "adaptive", 500)
+    is_optimized = sum(isinstance(step.rule, ReLU) for step in steps) <= 3  # each takes seconds
+    by_moved_lines = {}
+    if is_optimized:
+        by_moved_lines = bounds.crown_intervals(steps, around, by_lines, "adaptive", 500, moved=True)
     for layer, value in zip(inner, values, strict=True):
-        for found in (intervals, by_lines):
+        for found in (intervals, by_lines, by_moved_lines):
             if layer.name in found:
                 least, most = (side.numpy()[0] for side in found[layer.name])
                 size = ROUNDING * (1 + np.abs(value).max())
@@ -88,6 +92,8 @@ def test_random_architectures(seed):
                 assert (value.numpy().max(0) <= most + size).all(), layer.name
     logits = network(points, training=False).numpy()
     smallest = np.array([(logits[:, [y]] - np.delete(logits, y, 1)).min(0) for y in range(CLASSES)])
-    for method in bounds.METHODS:
-        found = certify.margins(network, np.repeat(x[np.newaxis], CLASSES, 0), tf.range(CLASSES), EPSILON, method)
+    images, labels = np.repeat(x[np.newaxis], CLASSES, 0), tf.range(CLASSES)
+    choices = [(method, False) for method in bounds.METHODS] + [("alpha-crown", True)] * is_optimized
+    for method, optimized in choices:
+        found = certify.margins(network, images, labels, EPSILON, method, optimize_intermediate=optimized)
         assert (found.numpy() <= smallest + ROUNDING * (1 + np.abs(logits).max())).all(), method

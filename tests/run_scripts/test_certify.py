@@ -163,6 +163,10 @@ def test_a_layer_without_bounds_is_named(tmp_path):
 
 
 def test_flags_of_another_method_are_refused():
-    for method, word, name in (("ibp", "--slope=zero-lb", "--slope"), ("mixtrain", "--notight", "--tight")):
+    for method, word, name in (
+        ("ibp", "--slope=zero-lb", "--slope"),
+        ("mixtrain", "--notight", "--tight"),
+        ("crown", "--optimize_intermediate", "--optimize_intermediate"),
+    ):
         assert_explained(run_script("run_certify", f"--method={method}", word, "--epsilon=0.01"), name, method)
     assert_explained(run_script("run_certify", "--method=smoothing", "--slope=one-lb"), "--slope", "smoothing")

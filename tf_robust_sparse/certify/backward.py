@@ -66,6 +66,7 @@ def linear_lower_bounds(
 
 def lower_bounds_with_moved_slopes(
     steps: list[Step],
+    number: int,
     rows: tf.Tensor,
     intervals: dict[str, Interval],
     around: Ball,
@@ -73,8 +74,15 @@ def lower_bounds_with_moved_slopes(
     iterations: int = 20,
     rate: float = 0.25,
 ) -> tf.Tensor:
-    """Moves the lower slopes of undecided ReLUs, each row its own, up the gradient of its bound; keeps the best."""
-    relus = [step for step in steps if isinstance(step.rule, ReLU)]
+    """Moves the lower slopes of undecided ReLUs, each row its own, up the gradient of its bound; keeps the best.
+
+    Args:
+        steps, number, rows, intervals, around: See `linear_lower_bounds`.
+        slope: Where the lower slopes begin.
+        iterations: How often they are moved.
+        rate: How far at first; later less.
+    """
+    relus = [step for step in steps[:number] if isinstance(step.rule, ReLU)]
     number_of_rows = tf.shape(rows)[1]
     begin = []
     for step in relus:
@@ -83,7 +91,7 @@ def lower_bounds_with_moved_slopes(
 
     def bound(alphas: list[tf.Tensor]) -> tf.Tensor:
         named = {step.name: alpha for step, alpha in zip(relus, alphas, strict=True)}
-        return linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope, named)
+        return linear_lower_bounds(steps, number, rows, intervals, around, slope, named)
 
     def move(iteration: tf.Tensor, best: tf.Tensor, alphas: list[tf.Tensor]) -> tuple[Any, ...]:
         with tf.GradientTape() as tape:

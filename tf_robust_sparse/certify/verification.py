@@ -37,7 +37,7 @@ class Verifier:
 
     Args:
         epsilon: Radius in pixels of [0, 1], above 0 and, in l-infinity, below 1.
-        method: See `margins`, as `slope`, `norm`, `tight` and `chunk`.
+        method: See `margins`, as `slope`, `norm`, `tight`, `chunk` and `optimize_intermediate`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -52,14 +52,15 @@ class Verifier:
         norm: str = "Linf",
         tight: bool = True,
         chunk: int = 4096,
+        optimize_intermediate: bool = False,
     ) -> None:
         if (not 0 < epsilon < 1 and norm == "Linf") or not epsilon > 0:
             raise ValueError(
                 f"`epsilon` is a radius in pixels of [0, 1], above 0 and, in Linf, below 1. Received: epsilon={epsilon}"
             )
-        check_choices(method, slope, norm)
+        check_choices(method, slope, norm, optimize_intermediate)
         self.epsilon, self.method, self.slope, self.norm = float(epsilon), method, slope, norm
-        self.tight, self.chunk = tight, chunk
+        self.tight, self.chunk, self.optimize_intermediate = tight, chunk, optimize_intermediate
 
     def smallest_margin(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """Returns the smallest lower bound of a margin of each image: `(batch,)`."""
@@ -75,6 +76,7 @@ class Verifier:
 
     def _smallest_margin(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         choices: dict[str, Any] = {"slope": self.slope, "norm": self.norm, "tight": self.tight, "chunk": self.chunk}
+        choices["optimize_intermediate"] = self.optimize_intermediate
         return tf.reduce_min(margins(network, x, y, self.epsilon, self.method, **choices), axis=1)
 
     def __call__(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Any = None) -> tf.Tensor:
@@ -103,6 +105,7 @@ def verify_images(
     norm: str = "Linf",
     tight: bool = True,
     chunk: int = 4096,
+    optimize_intermediate: bool = False,
     batch_size: int = 64,
     skip: int = 1,
     max_examples: int | None = None,
@@ -115,7 +118,7 @@ def verify_images(
         x: `(images, height, width, channels)`, float32, in [0, 1].
         y: `(images,)`, integer labels.
         epsilon: Radius in pixels of [0, 1], above 0 and below 1.
-        method: See `margins`, as `slope`, `norm`, `tight` and `chunk`.
+        method: See `margins`, as `slope`, `norm`, `tight`, `chunk` and `optimize_intermediate`.
         path: Tab-separated table, written batch by batch; what it holds already, of the same settings, is not done
             again.
         batch_size: Images at once.
@@ -127,7 +130,15 @@ def verify_images(
         ValueError: if settings, pixels or labels are out of range, a layer has no rule, or the table is damaged, of
             another network or of other settings.
     """
-    verifier = Verifier(epsilon, method, slope=slope, norm=norm, tight=tight, chunk=chunk)
+    verifier = Verifier(
+        epsilon,
+        method,
+        slope=slope,
+        norm=norm,
+        tight=tight,
+        chunk=chunk,
+        optimize_intermediate=optimize_intermediate,
+    )
     if skip < 1 or (max_examples is not None and max_examples < 1):
         raise ValueError(
             f"`skip` and `max_examples` are at least 1. Received: skip={skip}, max_examples={max_examples}"
@@ -138,6 +149,7 @@ def verify_images(
     settings = {
         **{"method": method, "epsilon": float(epsilon), "norm": norm, "slope": slope, "tight": tight},
         **{"images": len(x), "of": table.fingerprint(network, x)},
+        **({"optimize_intermediate": True} if optimize_intermediate else {}),  # tables of before go on
     }
     done = table.begin(user_path(path), settings, _COLUMNS, _parse) if path is not None else {}
     for image, row in done.items():
