@@ -176,7 +176,7 @@ def validation_checks() -> dict[str, Callable[..., Any]]:
 
 def verified(network: keras.Model, images: trs.data.ImageDataset) -> dict[str, Any]:
     """Returns the share of the test images verified by each kind of bounds, as an entry of `results.json`."""
-    methods = ["ibp", "crown-ibp", *(["zonotope"] if FLAGS.trainer == "mixtrain" else [])]
+    methods = ["ibp", "crown-ibp", *(["zonotope"] if "mixtrain" in (FLAGS.trainer, FLAGS.val_method) else [])]
     batches = trs.data.test_dataset(images.test_images, images.test_labels, FLAGS.batch_size)
     x, y = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
     shares = {method: _verified_share(network, x, y, method) for method in methods}

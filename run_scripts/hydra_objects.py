@@ -125,8 +125,13 @@ def model(run: training_run.TrainingRun, built: keras.Model, phase: str) -> trs.
 
 
 def measure(network: keras.Model, images: trs.data.ImageDataset) -> dict[str, Any]:
-    """Returns what a trainer measures on the test images beside accuracies, as entries of `results.json`."""
-    return certified_flags.verified(network, images) if FLAGS.trainer in certified_flags.TRAINERS else {}
+    """Returns what a trainer measures on the test images beside accuracies, as entries of `results.json`.
+
+    Where nothing is trained, what --val_method measures counts too.
+    """
+    by_bounds = FLAGS.trainer in certified_flags.TRAINERS
+    by_bounds |= bool(FLAGS.load_model) and FLAGS.val_method in certified_flags.BOUNDS
+    return certified_flags.verified(network, images) if by_bounds else {}
 
 
 def _validation_attack() -> trs.attacks.GradientAttack | None:

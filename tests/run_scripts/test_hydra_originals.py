@@ -367,7 +367,7 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(tmp_path, configs):
     np.savez(checkpoint, **state_dict(source, (7, 7, 32)))
     few = [word.replace("--data=", "--dataset=").replace("--model=small_cnn", "--arch=mnist_model") for word in FEW]
     few = [word for word in few if not word.startswith("--train_examples")]
-    command = (HYDRA, *few, configs, "--trainer=adv", "--val-method=base", "--gpu=0", f"--result-dir={tmp_path}")
+    command = (HYDRA, *few, configs, "--trainer=adv", "--gpu=0", f"--result-dir={tmp_path}")
     command = (*command, "--k=0.2", "--data-fraction=0.032", "--exp-name=run", "--epochs=1", "--lr-schedule=step")
     prune = ("--exp-mode=prune", f"--source-net={checkpoint}", "--scaled-score-init", "--save-dense")
     done = run_script(*command, *prune).expect()
@@ -387,7 +387,8 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(tmp_path, configs):
     tuned = tmp_path / "run/finetune/latest_exp"
     for layer, other in zip(*(trs.sparsity.subnet_layers(trs.load_network(p)) for p in (latest, tuned)), strict=True):
         np.testing.assert_array_equal(layer.scores, other.scores)
-    done = run_script(*command, "--evaluate", f"--source-net={checkpoint}").expect()  # a checkpoint alone
+    done = run_script(*command, "--evaluate", f"--source-net={checkpoint}", "--val_method=ibp").expect()
+    assert "% by ibp" in done.out and "Network             " in done.out
     clean = float(re.search(r"Clean accuracy +([\d.]+) %", done.out)[1]) / 100
     trs.sparsity.set_keep_fractions(source, 0.2)
     images = trs.data.load("fashion_mnist_sample").take(None, 64)
