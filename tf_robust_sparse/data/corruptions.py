@@ -83,16 +83,17 @@ def corrupt(x: npt.ArrayLike, name: str, severity: int, seed: int = 0) -> np.nda
     """
     check_computed([name])
     check_severities([severity])
-    x = np.asarray(x)
-    x, _ = check_examples(x, np.zeros(len(x) if x.ndim else 0, np.int64), where="images to corrupt")
-    if x.shape[-1] not in (1, 3):
-        raise ValueError(f"images to corrupt: expected 1 or 3 channels. Received: shape {x.shape}")
-    if x.dtype != np.uint8:
-        x = np.rint(x * 255).astype(np.uint8)
-    corrupted = np.empty(x.shape, np.float32)
-    for start in range(0, len(x), _TOGETHER):
+    given = np.asarray(x)
+    checked, _ = check_examples(given, np.zeros(len(given) if given.ndim else 0, np.int64), where="images to corrupt")
+    images = np.asarray(checked)
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"images to corrupt: expected 1 or 3 channels. Received: shape {images.shape}")
+    if images.dtype != np.uint8:
+        images = np.rint(images * 255).astype(np.uint8)
+    corrupted = np.empty(images.shape, np.float32)
+    for start in range(0, len(images), _TOGETHER):
         rng = np.random.default_rng([seed, CORRUPTIONS.index(name), severity, start])
-        found = _COMPUTED[name](x[start : start + _TOGETHER], severity - 1, rng)
+        found = _COMPUTED[name](images[start : start + _TOGETHER], severity - 1, rng)
         if found.dtype != np.uint8:
             found = (np.clip(found, 0, 1) * 255).astype(np.uint8)
         corrupted[start : start + _TOGETHER] = found / np.float32(255)

@@ -257,7 +257,7 @@ def draw_gates(
     edges = np.logspace(min(lowest, -4.0), 0, 41)
     lines = -(-len(means) // 3)
     with new_figure(path, PAGE if epochs else _width(len(means)), 1.6 * lines + (2.2 if epochs else 0) + 0.4) as figure:
-        parts = figure.subfigures(2, 1, height_ratios=(1.6 * lines + 0.3, 2.2)) if epochs else (figure,)
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1.6 * lines + 0.3, 2.2)) if epochs else (figure,)
         grid = panels(parts[0], len(means), 3, sharex=True)
         for number, (axes, (name, values)) in enumerate(zip(grid, means.items(), strict=True)):
             # Gates outside of the axis count at its ends, so that the bars hold all of them.

@@ -21,7 +21,7 @@ COLUMN, PAGE = 3.5, 7.2  # inches: one column, and the whole width, of a page of
 SMALL = 7  # points: ticks, legends and labels inside axes; everything else has 8
 PIXELS_PER_INCH = 200
 NEEDS_MATPLOTLIB = "figures need matplotlib: python -m pip install 'tf_robust_sparse[report]', or matplotlib itself"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
