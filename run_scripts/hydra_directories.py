@@ -95,18 +95,23 @@ def point_at(finished: Path) -> None:
 
 
 def source() -> Path | None:
-    """Returns the path of --source_net, or `None`."""
-    return run_of(Path(FLAGS.source_net).expanduser()) if FLAGS.source_net else None
+    """Returns the path of --source_net, or `None`, and lets the record of the run name it."""
+    if not FLAGS.source_net:
+        return None
+    found = run_of(Path(FLAGS.source_net).expanduser())
+    FLAGS.source_net = str(found)
+    return found
 
 
 def run_of(path: Path) -> Path:
-    """Returns `RUN` where HYDRA's scripts name `RUN/checkpoint/checkpoint.pth.tar` and that is a run of ours.
+    """Returns the run that HYDRA's scripts name by `RUN/checkpoint/checkpoint.pth.tar`, if it is one of ours.
 
-    Any other path is returned as it is.
+    `latest_exp` becomes the run that it stands for at present. Any other path is returned as it is.
     """
     run = path.parent.parent
     ours = path.parent.name == "checkpoint" and not path.exists() and (run / "network.keras").is_file()
-    return run if ours else path
+    found = run if ours else path
+    return found.resolve() if LATEST in found.parts else found
 
 
 def check_source(source: Path | None, target: Path) -> None:

@@ -182,6 +182,8 @@ def _translate_all() -> None:
         FLAGS.data_dir = None  # there the data are fetched; here they may be elsewhere on this machine
     if FLAGS.image_dim and FLAGS.data in trs.data.IN_FILES and FLAGS.image_size is None:
         FLAGS.image_size = int(FLAGS.image_dim)
+    if FLAGS.data_fraction == 1:  # all of them, as without the flag
+        FLAGS["data_fraction"].unparse()
     if FLAGS.lr_schedule == "step":  # whose rate there is the same in the warm-up
         FLAGS.warmup_lr = FLAGS.learning_rate
     for name, value in {"undivided_schedule": FLAGS.trainer == "freeadv", "clean_updates": 3}.items():
