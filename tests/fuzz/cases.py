@@ -36,7 +36,8 @@ class Case:
         write: From a folder and that part to the path of the whole file.
         read: From the path to the content, as arrays, numbers and text.
         sealed: Whether a checksum stands over what is damaged: what is read then is what was written.
-        share: Share of the mutations, less for slow readers.
+        share: Share of the 1,500 mutations, less for the second part of a file.
+        few: Mutations in every run of the tests, fewer for slow readers.
     """
 
     content: bytes
@@ -44,6 +45,7 @@ class Case:
     read: Callable[[Path], Any]
     sealed: bool = False
     share: float = 1.0
+    few: int = 60
 
 
 def as_file(name):
@@ -172,7 +174,7 @@ def _pytorch(ending):
         saving.import_pytorch_weights(path, network)
         return _weights(network)
 
-    return Case(content, as_file(f"a.{ending}"), read, sealed=ending == "npz", share=0.5)
+    return Case(content, as_file(f"a.{ending}"), read, sealed=ending == "npz", few=30)
 
 
 def _checkpoint(folder):
@@ -202,7 +204,7 @@ def _keras(folder):
 
     yield Case(path.read_bytes(), as_file("a.keras"), read, sealed=True)
     for member in ("config.json", "model.weights.h5"):
-        yield Case(members[member], write_member(member), read, share=0.1)
+        yield Case(members[member], write_member(member), read, share=0.1, few=6)
 
 
 def _compact(folder):
@@ -220,8 +222,8 @@ def _compact(folder):
         return _weights(saving.load_network(path))
 
     yield Case(whole, as_file("a.trs"), read, sealed=True)
-    yield Case(text, lambda place, part: as_file("a.trs")(place, sealed(part, body)), read, share=0.1)
-    yield Case(body, lambda place, part: as_file("a.trs")(place, sealed(text, part)), read, share=0.1)
+    yield Case(text, lambda place, part: as_file("a.trs")(place, sealed(part, body)), read, share=0.1, few=6)
+    yield Case(body, lambda place, part: as_file("a.trs")(place, sealed(text, part)), read, share=0.1, few=6)
 
 
 def _yaml():
