@@ -94,9 +94,9 @@ def test_pixels_outside_of_their_range_are_refused(x, tmp_path):
         certify.verify_images(found, x, y, 8 / 255, "ibp", tmp_path / "table.tsv")
     smoothed = certify.SmoothedClassifier(found, 0.25)
     with pytest.raises(ValueError, match=r"Images must be floats in \[0, 1\]"):
-        certify.certify_images(smoothed, x, y, tmp_path / "table.tsv", n0=4, n=8)
+        certify.certify_images(smoothed, x, y, tmp_path / "table.tsv", n0=4, n=16)
     with pytest.raises(ValueError, match=r"Images must be floats in \[0, 1\]"):
-        smoothed.certify(x[0], 4, 8)
+        smoothed.certify(x[0], 4, 16)
     with pytest.raises(ValueError, match=r"Images must be floats in \[0, 1\]"):
         certify.margins(found, tf.constant(x), tf.constant(y), 0.1, "ibp")
     assert not list(tmp_path.iterdir())
@@ -114,7 +114,7 @@ def test_a_table_is_of_one_network_and_its_images(kind, tmp_path):
     def certified(found, x):
         if kind == "bounds":
             return certify.verify_images(found, x, y, 0.01, "ibp", tmp_path / "table.tsv")
-        return certify.certify_images(certify.SmoothedClassifier(found, 0.25), x, y, tmp_path / "table.tsv", n0=4, n=8)
+        return certify.certify_images(certify.SmoothedClassifier(found, 0.25), x, y, tmp_path / "table.tsv", n0=4, n=16)
 
     found = network()
     rows = certified(found, X)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import certify
-from tf_robust_sparse.certify import smoothing
+from tf_robust_sparse.certify import gaussian_noise
 
 TRIALS = 10_000
 
@@ -178,6 +178,12 @@ def test_bad_settings():
     for n0, n in ((0, 10), (100, 10), (100, 10**10)):
         with pytest.raises(ValueError, match="1 <= n0 <= n"):
             smoothed.certify(x, n0, n)
+    for ask, least in ((lambda n: smoothed.predict(x, n), 11), (lambda n: smoothed.certify(x, 5, n), 10)):
+        with pytest.raises(ValueError, match=f"`n` must be at least {least}: fewer answers can only abstain"):
+            ask(least - 1)
+        ask(least)
+    sure = certify.SmoothedClassifier(linear([1.0, 0.0], 9.0), 0.1)
+    assert sure.predict(x, 11) == sure.certify(x, 5, 10).prediction == 0
     for alpha in (0, 1):
         with pytest.raises(ValueError, match="`alpha`"):
             smoothed.certify(x, alpha=alpha)
@@ -188,15 +194,48 @@ def test_bad_settings():
         broken.votes(x, 10)
 
 
-def test_noise_is_normal_and_of_its_seed():
-    shape, seed = (101, 97, 3), tf.constant([1, 2], tf.int64)
-    noise = smoothing._normal(shape, seed, 0.5).numpy()
-    assert noise.shape == shape and np.isfinite(noise).all()
+def test_bits_are_those_of_threefry():
+    """The known answers that the authors of Threefry-2x32 publish for 20 rounds."""
+    for key, counter, expected in (
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ):
+        found = gaussian_noise.threefry(*(tf.constant(word, tf.uint32) for word in (key, *counter)))
+        assert tuple(int(word) for word in found) == expected
+
+
+def test_words_become_a_radius_and_an_angle():
+    """As Box and Muller have it, up to quarters of the circle, at the ends of the range and in between."""
+    words = np.random.default_rng(0).integers(0, 2**32, (2, 100_000), dtype=np.uint32)
+    words[:, :6] = [[0, 1, 2**31, 2**32 - 1, 2**32 - 2, 2**24], [0, 2**29, 2**30, 2**31, 2**32 - 1, 3 * 2**29]]
+    first, second = (np.array(value, float) for value in gaussian_noise.gaussian_pairs(*map(tf.constant, words)))
+    radius = np.sqrt(-2 * np.log(np.minimum(((words[0] >> 1) + 0.5) / 2**31, 1)))
+    np.testing.assert_allclose(np.hypot(first, second), radius, rtol=1e-6, atol=3e-4)  # 1 - u has 24 bits only
+    far = radius > 0.1
+    within = ((words[1] << np.uint32(2)).view(np.int32) >> 2) * np.pi / 2**31  # the angle without its quarter
+    turned = np.angle((first + 1j * second) * np.exp(-1j * within))[far]
+    quarters = np.round(turned / (np.pi / 2))
+    np.testing.assert_allclose(turned, quarters * (np.pi / 2), atol=1e-6)
+    assert set(np.abs(quarters)) == {0, 1, 2}
+
+
+def test_noise_is_normal_and_of_its_key_and_block():
+    x, key = tf.zeros((97, 101, 3)), tf.constant([1, 2], tf.uint32)
+
+    def draw(key, block):
+        return gaussian_noise.noisy_copies(x, 3, key, tf.constant(block), 0.5).numpy()
+
+    noise = draw(key, 0)
+    assert noise.shape == (3, 97, 101, 3) and np.isfinite(noise).all()
     values = noise.ravel() / 0.5
     assert stats.kstest(values, "norm").pvalue > 0.01
     assert stats.kstest(np.abs(values[np.abs(values) > 2]), stats.truncnorm(2, np.inf).cdf).pvalue > 0.01
-    half = (len(values) + 1) // 2  # cosine and sine of the same radius are independent all the same
-    pairs = values[: len(values) - half], values[half:]
-    assert abs(np.corrcoef(*pairs)[0, 1]) < 0.02 and abs(np.corrcoef(*np.square(pairs))[0, 1]) < 0.02
-    np.testing.assert_array_equal(noise, smoothing._normal(shape, seed, 0.5))
-    assert not np.array_equal(noise, smoothing._normal(shape, tf.constant([1, 3], tf.int64), 0.5))
+    a, b = noise[0].ravel(), noise[2].ravel()  # cosine and sine of the same radius are independent all the same
+    assert abs(np.corrcoef(a, b)[0, 1]) < 0.03 and abs(np.corrcoef(a**2, b**2)[0, 1]) < 0.03
+    np.testing.assert_array_equal(noise, draw(key, 0))
+    for other in (draw(key, 1), draw(tf.constant([1, 3], tf.uint32), 0), draw(tf.constant([0, 2], tf.uint32), 0)):
+        assert abs(np.corrcoef(noise.ravel(), other.ravel())[0, 1]) < 0.02
+    np.testing.assert_allclose(
+        gaussian_noise.noisy_copies(x + 0.25, 3, key, tf.constant(0), 0.5), noise + 0.25, atol=1e-6
+    )

@@ -15,32 +15,6 @@ SWEEP = "run_sweep"
 COMMAND = f"{TRAIN} --sparse_train {' '.join(TINY)}"
 
 
-@pytest.mark.slow
-def test_values_and_seeds(tmp_path):
-    sweep = (f"--command={COMMAND} --epochs=1", "--vary=connectivity", f"--output_dir={tmp_path / 's'}")
-    run_script(SWEEP, *sweep, "--values=0.5,0.1", "--seeds=0,1").expect()
-    record = json.loads((tmp_path / "s/sweep.json").read_text())
-    assert [point["value"] for point in record["points"]] == [0.5, 0.1]
-    for point in record["points"]:
-        assert point["connectivity"] == pytest.approx(point["value"], abs=1e-3)
-        assert [run["seed"] for run in point["runs"]] == [0, 1]
-        for kind in ("clean", "robust"):
-            found = [run[f"{kind}_accuracy"] for run in point["runs"]]
-            assert point[f"{kind}_accuracy"] == pytest.approx(np.mean(found))
-            assert point[f"{kind}_deviation"] == pytest.approx(np.std(found, ddof=1))
-        for run in point["runs"]:
-            flags = (tmp_path / "s" / f"connectivity_{point['value']:g}/seed_{run['seed']}/run.flags").read_text()
-            assert f"--connectivity={point['value']:g}\n" in flags and f"--seed={run['seed']}\n" in flags
-    assert (tmp_path / "s/sweep.png").read_bytes()[:4] == b"\x89PNG"
-    assert (tmp_path / "s/sweep.pdf").read_bytes()[:5] == b"%PDF-"
-    # Finished runs are not run again, and the table takes in another sweep.
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("results.json")}
-    done = run_script(SWEEP, *sweep, "--values=0.5", "--name=again", f"--beside={tmp_path / 's'}").expect()
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("results.json")} == times
-    assert "| 0.5 | again |" in done.out and f"| 0.1 | {TRAIN} |" in done.out
-    assert (tmp_path / "s/sweep.md").read_text().strip() in done.out
-
-
 @pytest.fixture
 def trained(monkeypatch):
     """Lets runs leave results without training, and returns their command lines."""
@@ -48,14 +22,49 @@ def trained(monkeypatch):
 
     def run(command, check):
         commands.append(command)
-        place = Path(next(word for word in command if word.startswith("--output_dir=")).partition("=")[2])
+        flags = dict(word.removeprefix("--").split("=", 1) for word in command[2:] if "=" in word)
+        place = Path(flags["output_dir"])
         place.mkdir(parents=True)
-        found = {"clean_accuracy": 0.9, "robust_accuracy": 0.5, "connectivity": 0.1}
+        clean = 0.9 - 0.01 * int(flags["seed"]) ** 2
+        found = {"clean_accuracy": clean, "robust_accuracy": clean / 2, "connectivity": 0.1}
         (place / "results.json").write_text(json.dumps(found))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
     return commands
+
+
+def test_values_and_seeds(trained, tmp_path):
+    sweep = (f"--command={COMMAND}", "--vary=connectivity", f"--output_dir={tmp_path / 's'}")
+    run_script(SWEEP, *sweep, "--values=0.5,0.1", "--seeds=0,1,2").expect()
+    record = json.loads((tmp_path / "s/sweep.json").read_text())
+    assert [point["value"] for point in record["points"]] == [0.5, 0.1]
+    for point in record["points"]:
+        assert [run["seed"] for run in point["runs"]] == [0, 1, 2]
+        assert point["clean_accuracy"] == pytest.approx((0.9 + 0.89 + 0.86) / 3)
+        assert point["clean_deviation"] == pytest.approx(np.std([0.9, 0.89, 0.86], ddof=1))
+        assert point["robust_deviation"] == pytest.approx(np.std([0.45, 0.445, 0.43], ddof=1))
+    # Finished runs are not run again, and the table takes in another sweep.
+    number = len(trained)
+    assert number == 6
+    done = run_script(SWEEP, *sweep, "--values=0.5", "--name=again", f"--beside={tmp_path / 's'}").expect()
+    assert len(trained) == number
+    assert "| 0.5 | again |" in done.out and f"| 0.1 | {TRAIN} |" in done.out
+    assert (tmp_path / "s/sweep.md").read_text().strip() in done.out
+
+
+@pytest.mark.slow
+def test_a_value_is_trained_by_the_script(tmp_path):
+    sweep = (f"--command={COMMAND} --epochs=1", "--vary=connectivity", f"--output_dir={tmp_path / 's'}")
+    run_script(SWEEP, *sweep, "--values=0.1", "--seeds=1").expect()
+    (point,) = json.loads((tmp_path / "s/sweep.json").read_text())["points"]
+    assert point["connectivity"] == pytest.approx(0.1, abs=1e-3)
+    for kind in ("clean", "robust"):
+        assert point[f"{kind}_accuracy"] == point["runs"][0][f"{kind}_accuracy"]
+    flags = (tmp_path / "s/connectivity_0.1/seed_1/run.flags").read_text()
+    assert "--connectivity=0.1\n" in flags and "--seed=1\n" in flags
+    assert (tmp_path / "s/sweep.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "s/sweep.pdf").read_bytes()[:5] == b"%PDF-"
 
 
 def test_fractions(trained, tmp_path):

@@ -30,7 +30,7 @@ def environment(**variables):
     return {**kept, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2", **variables}
 
 
-def run(arguments, workers=1, timeout=300):
+def run(arguments, workers=1, timeout=600):
     """Runs `python *arguments` as that many workers of a cluster (1: no cluster) and returns what each printed.
 
     As soon as one fails, or the time is up, all are killed.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.certify.gaussian_noise import noisy_copies
 from tf_robust_sparse.data.checks import checked_images
 from tf_robust_sparse.layers import inference_forward, settled_for_inference
 
@@ -100,7 +101,8 @@ class SmoothedClassifier:
         if not 1 <= count <= MOST_ANSWERS:
             raise ValueError(f"`count` is how often the network is asked, 1 to {MOST_ANSWERS}. Received: count={count}")
         x = _one_image(x)
-        found = self._function(x.shape)(x, tf.constant(count), tf.constant([self.seed, image * 4 + stream], tf.int64))
+        key = np.array([self.seed, image * 4 + stream]).astype(np.uint32)  # modulo 2**32
+        found = self._function(x.shape)(x, tf.constant(count), tf.constant(key))
         votes = found.numpy()
         if votes.sum() != count:
             raise ValueError("The network returns logits that are not finite under noise; it cannot be certified")
@@ -119,7 +121,8 @@ class SmoothedClassifier:
             image: Number of the image, which selects the noise.
 
         Raises:
-            ValueError: if `n0` or `n` is not in [1, 1e9], `n` is below `n0`, or `alpha` outside (0, 1).
+            ValueError: if `n0` or `n` is not in [1, 1e9], `n` is below `n0`, `alpha` is outside (0, 1), or even `n`
+                equal answers would certify nothing.
         """
         check_settings(n0, n, alpha)
         x = _one_image(x)
@@ -129,8 +132,13 @@ class SmoothedClassifier:
         return Certificate(ABSTAIN, 0.0) if radius is None else Certificate(selected, radius)
 
     def predict(self, x: np.ndarray, n: int = 1000, alpha: float = 0.001, image: int = 0) -> int:
-        """Returns the class of one image, or `ABSTAIN` if `n` answers do not tell it with confidence `1 - alpha`."""
+        """Returns the class of one image, or `ABSTAIN` if `n` answers do not tell it with confidence `1 - alpha`.
+
+        Raises:
+            ValueError: if `n` or `alpha` is out of range, or even `n` equal answers would not be enough.
+        """
         check_settings(1, n, alpha)
+        _check_decides(n, 1 + math.log2(1 / alpha), alpha)
         votes = self.votes(x, n, image, _PREDICTION)
         second, first = np.argsort(votes, kind="stable")[-2:]
         decided = prediction_p_value(int(votes[first]), int(votes[second])) <= alpha
@@ -150,17 +158,16 @@ class SmoothedClassifier:
 
     def _compiled(self, shape: tuple[int, ...]) -> Callable[..., tf.Tensor]:
         """One compiled loop over batches of noise, traced once per shape of image."""
-        signature = [tf.TensorSpec(shape), tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.int64)]
+        signature = [tf.TensorSpec(shape), tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.uint32)]
         size = self.batch_size
         classes = self._forward(tf.zeros((1, *shape))).shape[-1]
 
         @tf.function(input_signature=signature, autograph=False)
-        def count_votes(x: tf.Tensor, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        def count_votes(x: tf.Tensor, count: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
             with settled_for_inference(self.model):
 
                 def ask(batch: tf.Tensor, votes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                    key = tf.random.experimental.stateless_fold_in(seed, tf.cast(batch, tf.int64))
-                    logits = self._forward(x + _normal((size, *shape), key, self.sigma))
+                    logits = self._forward(noisy_copies(x, size, key, batch, self.sigma))
                     asked = (tf.range(size) < count - batch * size) & tf.reduce_all(tf.math.is_finite(logits), axis=1)
                     answers = tf.one_hot(tf.argmax(logits, axis=1), classes, dtype=tf.int64)
                     return batch + 1, votes + tf.reduce_sum(answers * tf.cast(asked, tf.int64)[:, None], axis=0)
@@ -223,29 +230,12 @@ class SmoothingMonitor:
         return tf.argmax(mean, axis=1), self.sigma * tf.math.ndtri(largest)
 
 
-def _normal(shape: tuple[int, ...], seed: tf.Tensor, deviation: float) -> tf.Tensor:
-    """Draws from a normal distribution of mean 0, in less than half the time of `tf.random.stateless_normal` on a CPU.
-
-    Pairs of uniform numbers become pairs of normal ones by radius and angle, in vector instructions. The radius has 31
-    bits: values reach 6.6 standard deviations.
-
-    Reference: [Box and Muller, 1958](https://doi.org/10.1214/aoms/1177706645).
-    """
-    count = math.prod(shape)
-    bits = tf.random.stateless_uniform((2, (count + 1) // 2), seed, None, None, tf.uint32)
-    positive = tf.cast(tf.bitcast(tf.bitwise.right_shift(bits[0], tf.constant(1, tf.uint32)), tf.int32), tf.float32)
-    radius = deviation * tf.sqrt(-2.0 * tf.math.log((positive + 0.5) * 2.0**-31))
-    angle = tf.cast(tf.bitcast(bits[1], tf.int32), tf.float32) * (math.pi * 2.0**-31)
-    values = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], 0)
-    return tf.reshape(values[:count], shape)
-
-
 def _one_image(x: Any) -> np.ndarray:
     return checked_images(np.asarray(x)[np.newaxis])[0].astype(np.float32)
 
 
 def check_settings(n0: int, n: int, alpha: float) -> None:
-    """Raises a `ValueError` unless `1 <= n0 <= n <= 1e9` and `0 < alpha < 1`."""
+    """Raises a `ValueError` unless `1 <= n0 <= n <= 1e9`, `0 < alpha < 1` and `n` answers can certify anything."""
     if not 1 <= n0 <= n <= MOST_ANSWERS:
         raise ValueError(
             f"`n` answers estimate what `n0` answers select, 1 <= n0 <= n <= {MOST_ANSWERS}; pass n0=100, n=10000. "
@@ -253,6 +243,16 @@ def check_settings(n0: int, n: int, alpha: float) -> None:
         )
     if not 0 < alpha < 1:
         raise ValueError(f"`alpha` is the probability of a wrong certificate, in (0, 1). Received: alpha={alpha}")
+    _check_decides(n, math.log2(1 / alpha), alpha)
+
+
+def _check_decides(n: int, least: float, alpha: float) -> None:
+    """Raises a `ValueError` where even equal answers are too few to decide anything."""
+    if n < least:
+        raise ValueError(
+            f"With alpha={alpha}, `n` must be at least {math.ceil(least)}: fewer answers can only abstain, even if all "
+            f"are equal. Received: n={n}"
+        )
 
 
 def high_probability_accuracy(accuracy: float, images: int, alpha: float, rho: float = 0.001) -> float:
