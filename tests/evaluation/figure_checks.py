@@ -46,6 +46,7 @@ def faults(figure):
             legend = axes.get_legend().get_window_extent()
             found += ["legend over a bar"] * any(_overlap(legend, bar) for bar in boxes)
         if (axes.lines or axes.patches or axes.collections) and not hasattr(axes, "_colorbar"):
+            found += [f"no numbers at ticks: panel {axes.get_title()!r}"] * (axes.axison and not _has_numbers(axes))
             found += [
                 f"no {name} label: panel {axes.get_title()!r}"
                 for name in ("x", "y", "z")
@@ -93,6 +94,16 @@ def _all_axes(figure):
 
 def _axes_of(axes):
     return [getattr(axes, f"{name}axis") for name in "xyz" if hasattr(axes, f"{name}axis")]
+
+
+def _has_numbers(axes):
+    """Whether the lowest panel of a column has labels at its horizontal ticks, if it has ticks."""
+    spec = axes.get_subplotspec()
+    beside = [other.get_subplotspec() for other in _all_axes(axes.figure)]
+    same = [each for each in beside if each and each.get_gridspec() is spec.get_gridspec()]
+    is_lowest = all(each.rowspan.start <= spec.rowspan.start for each in same if each.colspan == spec.colspan)
+    labels = [label for label in _tick_labels(axes.xaxis) if label.get_visible() and label.get_text()]
+    return bool(labels) or not is_lowest or not len(axes.get_xticks())
 
 
 def _labelled(axes, name):

@@ -93,7 +93,8 @@ def panels(figure: Any, number: int, columns: int, **options: Any) -> list[Any]:
     """Returns `number` axes of one size, side by side in rows of up to `columns`; `options` as of `Figure.subplots`."""
     columns = min(number, columns)
     grid = figure.subplots(-(-number // columns), columns, squeeze=False, **options).ravel()
-    for axes in grid[number:]:
+    for above, axes in zip(grid[number - columns :], grid[number:], strict=False):
+        above.tick_params(labelbottom=True)  # with a shared axis, the lowest panel of each column has the labels
         axes.remove()
     return list(grid[:number])
 
