@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.evaluation.figure_checks import faults
 from tf_robust_sparse import attacks
 from tf_robust_sparse.evaluation import draw_learning_curve, learning_curve
 
@@ -13,7 +14,6 @@ HISTORY = [
 
 @pytest.mark.parametrize("attacked", [False, True])
 def test_every_measured_curve_is_drawn_where_it_belongs(attacked, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
     drawn = []
     panels = learning_curve.panels
     monkeypatch.setattr(learning_curve, "panels", lambda *arguments: drawn.extend(panels(*arguments)) or drawn)
@@ -28,6 +28,7 @@ def test_every_measured_curve_is_drawn_where_it_belongs(attacked, tmp_path, monk
     assert clean == {"held-out": [30, 50]} | ({} if attacked else training)
     assert robust == {"held-out": [10, 25]} | (training if attacked else {})
     assert "under PGD-10, Linf, ε = 8/255" in drawn[2].get_ylabel()
+    assert faults(drawn[0].figure) == []
 
 
 def test_no_epochs_make_no_curve(tmp_path):

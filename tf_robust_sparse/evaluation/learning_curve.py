@@ -8,6 +8,7 @@ from tf_robust_sparse.evaluation.figure_style import (
     PAGE,
     accuracy_label,
     attack_name,
+    legend_below,
     new_figure,
     panels,
     percent,
@@ -44,7 +45,8 @@ def draw_learning_curve(
     labels = {"loss": "loss", "accuracy": accuracy_label(), "robust_accuracy": accuracy_label("", under)}
     measured = [name for name in labels if any(f"{start}{name}" in row for start in _IMAGES for row in history)]
     with new_figure(path, PAGE, 2.4) as figure:
-        for axes, name in zip(panels(figure, len(measured), 3), measured, strict=True):
+        grid = panels(figure, len(measured), 3)
+        for axes, name in zip(grid, measured, strict=True):
             for start, (images, color) in _IMAGES.items():
                 rows = [row for row in history if f"{start}{name}" in row]
                 values = [row[f"{start}{name}"] for row in rows]
@@ -54,4 +56,5 @@ def draw_learning_curve(
                     axes.plot([row["epoch"] for row in rows], shown, color=color, marker=marker, label=images)
             axes.set(xlabel="epoch", ylabel=labels[name])
             whole_ticks(axes.xaxis)
-            axes.legend()
+            axes.grid(True)
+        legend_below(figure, grid)
