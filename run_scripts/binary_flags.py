@@ -9,7 +9,7 @@ from absl import flags
 import tf_robust_sparse as trs
 from run_scripts import common_flags
 from run_scripts.command_line import BadFlag, define_aliases, define_number, section
-from tf_robust_sparse.evaluation.auto_attack import ATTACKS, VERSIONS
+from tf_robust_sparse.evaluation.attack_versions import ATTACKS, VERSIONS
 
 FLAGS = flags.FLAGS
 

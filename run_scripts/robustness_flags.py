@@ -13,7 +13,7 @@ from absl import flags
 import tf_robust_sparse as trs
 from run_scripts import common_flags, run_directory
 from run_scripts.command_line import BadFlag, about, define_aliases, define_number, define_numbers, section
-from tf_robust_sparse.evaluation.auto_attack import VERSIONS
+from tf_robust_sparse.evaluation.attack_versions import VERSIONS
 from tf_robust_sparse.evaluation.ensemble_run import examples_path
 from tf_robust_sparse.evaluation.examples import check_image_shape
 

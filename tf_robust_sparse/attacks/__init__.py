@@ -4,7 +4,7 @@ from tf_robust_sparse.attacks.apgd import APGD
 from tf_robust_sparse.attacks.fab import FAB
 from tf_robust_sparse.attacks.fgsm import L2FGSM, LinfFGSM
 from tf_robust_sparse.attacks.gradient_attack import GradientAttack
-from tf_robust_sparse.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
+from tf_robust_sparse.attacks.losses import cross_entropy, dlr, log_odds, margin, targeted_dlr
 from tf_robust_sparse.attacks.pgd import L2PGD, L2BestPGD, LinfBestPGD, LinfPGD
 from tf_robust_sparse.attacks.square import Square
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack
@@ -28,6 +28,7 @@ __all__ = [
     "dlr",
     "fold_in",
     "inference_forward",
+    "log_odds",
     "margin",
     "normal_like",
     "targeted_dlr",

@@ -6,8 +6,16 @@ from typing import Any
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer, input_gradient
-from tf_robust_sparse.attacks.losses import cross_entropy, dlr, targeted_dlr
-from tf_robust_sparse.attacks.projections import between, distance, l1_ball, linf_bounds, per_example, pixel_range
+from tf_robust_sparse.attacks.losses import cross_entropy, dlr, far_cross_entropy, targeted_dlr
+from tf_robust_sparse.attacks.projections import (
+    between,
+    distance,
+    l1_ball,
+    largest_entries,
+    linf_bounds,
+    per_example,
+    pixel_range,
+)
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
 from tf_robust_sparse.layers import fused, select
 from tf_robust_sparse.layers.forward import Forward
@@ -111,6 +119,8 @@ class APGD(StagedAttack):
         """See `StagedAttack`."""
         x_start = self._random_point(x, seeds, epsilon) if self.random_start else x
         target = class_of_rank(forward(x), rank) if self.loss == "targeted-dlr" else y
+        if self.shrinking_radius:  # the start counts as the best point of a phase before
+            return self._continued(forward, x, y, x_start, target, epsilon, tf.constant(0))
         everything = float(math.prod(x.shape[1:]))
         fraction, sparsity = tf.fill(tf.shape(y), 0.2), tf.fill(tf.shape(y), everything)
         return self._initial(forward, x, y, x_start, target, epsilon, fraction, sparsity, tf.constant(0))
@@ -118,9 +128,7 @@ class APGD(StagedAttack):
     def next_phase(self, forward, x, y, state, epsilon):
         """See `StagedAttack`; the best point so far, brought into the new ball."""
         x_start = l1_ball(state["x_best"], x, epsilon)
-        sparsity = _count_changed(x_start, x)
-        fraction = sparsity / math.prod(x.shape[1:]) / 1.5
-        return self._initial(forward, x, y, x_start, state["target"], epsilon, fraction, sparsity, state["phase"] + 1)
+        return self._continued(forward, x, y, x_start, state["target"], epsilon, state["phase"] + 1)
 
     def advance(self, forward, x, y, state, until, epsilon):
         """See `StagedAttack`."""
@@ -144,6 +152,21 @@ class APGD(StagedAttack):
         if self.norm == "L2":
             return pixel_range(x + epsilon * _unit(noise))
         return l1_ball(x + noise, x, epsilon)
+
+    def _continued(
+        self,
+        forward: Forward,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        x_start: tf.Tensor,
+        target: tf.Tensor,
+        epsilon: tf.Tensor,
+        phase: tf.Tensor,
+    ) -> State:
+        """The state at a point that says by itself how many pixels a step changes."""
+        sparsity = _count_changed(x_start, x)
+        fraction = sparsity / math.prod(x.shape[1:]) / 1.5
+        return self._initial(forward, x, y, x_start, target, epsilon, fraction, sparsity, phase)
 
     def _initial(
         self,
@@ -241,8 +264,7 @@ class APGD(StagedAttack):
         size = tf.reshape(tf.abs(state["gradient"]), (tf.shape(x)[0], -1))
         pixels = tf.cast(tf.shape(size)[1], tf.float32)
         place = tf.cast(tf.clip_by_value((1 - state["fraction"]) * pixels, 0.0, pixels - 1), tf.int32)
-        threshold = tf.gather(tf.sort(size, axis=1), place, batch_dims=1)
-        large = tf.abs(state["gradient"]) >= per_example(threshold, x)
+        large = tf.reshape(largest_entries(size, tf.shape(size)[1] - place), tf.shape(x))
         direction = select(large, tf.sign(state["gradient"]), 0)
         length = distance(direction, tf.zeros_like(x), "L1") + 1e-10
         return l1_ball(state["x_current"] + per_example(state["step"] / length, x) * direction, x, epsilon)
@@ -316,7 +338,7 @@ class APGD(StagedAttack):
         classes = logits.shape[-1] or 4
         if self.loss == "targeted-dlr":
             return targeted_dlr(y, logits, target) if classes >= 4 else -cross_entropy(target, logits)
-        return dlr(y, logits) if self.loss == "dlr" and classes >= 3 else _far_cross_entropy(y, logits)
+        return dlr(y, logits) if self.loss == "dlr" and classes >= 3 else far_cross_entropy(y, logits)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, as plain values."""
@@ -348,25 +370,6 @@ def checkpoints(num_steps: int) -> list[int]:
     found = windows(num_steps)
     ends = [sum(found[: i + 1]) for i in range(len(found))]
     return [end for end in ends if end <= num_steps]
-
-
-@tf.custom_gradient
-def _far_cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> Any:
-    """The cross-entropy, its gradient times 2^24; only the direction counts here.
-
-    TensorFlow flushes denormal numbers to zero, so that the gradient of a confident network would vanish earlier than
-    in other frameworks.
-    """
-    log_probabilities = tf.nn.log_softmax(logits)
-
-    def gradient(upstream: tf.Tensor) -> tuple[None, tf.Tensor]:
-        scale = 2.0**24
-        others = tf.where(log_probabilities > -103.0, tf.exp(log_probabilities + math.log(scale)), 0.0)
-        own = scale * (tf.exp(log_probabilities) - 1)
-        is_own = tf.one_hot(y, tf.shape(logits)[-1], on_value=True, off_value=False)
-        return None, upstream[:, tf.newaxis] * tf.where(is_own, own, others)
-
-    return -tf.gather(log_probabilities, y, batch_dims=1), gradient
 
 
 @fused

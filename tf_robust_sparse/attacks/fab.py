@@ -11,6 +11,7 @@ from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import normal_like, uniform_like
 
+FAR = 1e30  # longer than any distance, and finite: tf.debugging.enable_check_numerics stops at infinities
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 
@@ -92,7 +93,7 @@ class FAB(StagedAttack):
             "iteration": tf.constant(0),
             "target": class_of_rank(forward(x), rank) if self.targeted else y,
             "x_current": x,
-            "distance": tf.fill(tf.shape(y), float("inf")),
+            "distance": tf.fill(tf.shape(y), FAR),
             "found": tf.zeros_like(y, tf.bool),
             "x_found": x,
         }
@@ -150,12 +151,12 @@ class FAB(StagedAttack):
         self, tape: tf.GradientTape, gaps: list[tf.Tensor], x: tf.Tensor, y: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The boundary nearest by linear approximation; one gradient at a time, to hold two in memory."""
-        shortest = tf.fill(tf.shape(y), float("inf"))
+        shortest = tf.fill(tf.shape(y), FAR)
         gap, normal = tf.zeros_like(shortest), tf.zeros_like(x)
         for number, one in enumerate(gaps):
             gradient = tape.gradient(one, x)
             length = distance(gradient, tf.zeros_like(x), _DUAL[self.norm])
-            away = tf.where(tf.equal(y, number), float("inf"), tf.abs(one) / (1e-12 + length))
+            away = tf.where(tf.equal(y, number), FAR, tf.abs(one) / (1e-12 + length))
             nearer = away < shortest
             shortest = tf.where(nearer, away, shortest)
             gap = tf.where(nearer, one, gap)

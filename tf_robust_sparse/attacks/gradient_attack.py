@@ -9,7 +9,7 @@ from typing import Any, Self
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.inputs import checked_inputs
-from tf_robust_sparse.attacks.losses import cross_entropy
+from tf_robust_sparse.attacks.losses import log_odds
 from tf_robust_sparse.layers import select
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import as_seed, fold_in, normal_like
@@ -136,7 +136,7 @@ class GradientAttack:
             x: `(batch, ...)`, floating, in `[0, 1]`.
             y: `(batch,)`, integers: the true classes, or the classes to reach if the attack is targeted.
             loss_fn: `loss_fn(y, logits)`, from float32 logits `(batch, classes)` to the `(batch,)` losses of the
-                examples; `None` for the cross entropy.
+                examples; `None` for the cross entropy, climbed as `log_odds`.
             seed: Integer, integers of shape `(2,)`, or `(parts, 2)` for one seed per equal part of the batch, such as
                 `(batch, 2)` for one per example; `None` for the seed given to the constructor.
             start: `"uniform"` (in the ball), `"gaussian"` (`x + 0.001 * N(0, 1)`, not clipped before the first step),
@@ -154,7 +154,7 @@ class GradientAttack:
             start = "uniform" if self.random_start else "none"
         if start not in STARTS:
             raise ValueError(f"`start` is one of {STARTS}, or None. Received: start={start!r}")
-        loss_fn = cross_entropy if loss_fn is None else loss_fn
+        loss_fn = log_odds if loss_fn is None else loss_fn
         seed = as_seed(self.seed if seed is None else seed)
         if self.label == "predicted":
             y = tf.stop_gradient(tf.argmax(forward(x), axis=-1))
@@ -215,7 +215,7 @@ class GradientAttack:
             fools = hit if self.targeted else tf.logical_not(hit)
             loss = loss_fn(y, logits)
             gain = -loss if self.targeted else loss
-            better = (fools & ~best_fools) | ((fools == best_fools) & (gain > best_gain))
+            better = (fools & ~best_fools) | ((fools == best_fools) & (gain > best_gain)) | tf.equal(restart, 0)
             return (
                 restart + 1,
                 tf.ensure_shape(select(better, x_adv, best), x.shape),
@@ -225,11 +225,11 @@ class GradientAttack:
 
         batch = tf.shape(x)[:1]
         state = (tf.constant(0), x, tf.ensure_shape(tf.zeros(batch, tf.bool), x.shape[:1]))
-        lowest = tf.ensure_shape(tf.fill(batch, -math.inf), x.shape[:1])
+        no_gain = tf.ensure_shape(tf.zeros(batch), x.shape[:1])
         return tf.while_loop(
             lambda restart, *_: restart < self.restarts,
             step,
-            (*state, lowest),
+            (*state, no_gain),
             maximum_iterations=self.restarts,
             parallel_iterations=1,
         )[1]

@@ -1,6 +1,13 @@
 """The losses that attacks climb: one value per example, higher where the network is closer to being wrong."""
 
+import math
+from typing import Any
+
 import tensorflow as tf
+
+from tf_robust_sparse.layers.gradients import custom_gradient
+
+FAR = 1e30  # below any logit, and finite: tf.debugging.enable_check_numerics stops at infinities
 
 
 def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -18,15 +25,38 @@ def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: if the labels are not integers of shape `(batch,)`.
     """
-    y = tf.convert_to_tensor(y)
-    if not y.dtype.is_integer or y.shape.rank not in (None, 1):
-        raise ValueError(
-            "`y` holds integer labels of shape (batch,); for one-hot labels pass tf.argmax(y, axis=-1), for labels of "
-            f"shape (batch, 1) pass tf.squeeze(y, axis=-1). Received: y of shape {y.shape} and dtype {y.dtype.name}"
-        )
-    if y.dtype not in (tf.int32, tf.int64):  # the operation takes no others
-        y = tf.cast(y, tf.int64)
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=tf.cast(logits, tf.float32))
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=_labels(y), logits=tf.cast(logits, tf.float32))
+
+
+def log_odds(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Logarithm of the odds against the true class, `log((1 - p) / p)` with `p = softmax(logits)[y]`.
+
+    The cross entropy is `log(1 + exp(log_odds))`: both rise together, and their gradients have one direction. That of
+    the cross entropy has the factor `1 - p`, though, which is 0 in float32 for confident networks, so that an attack
+    would stand still. This one is of order 1 wherever the network is.
+
+    Args:
+        y: `(batch,)`, integer labels in `[0, classes)`.
+        logits: `(batch, classes)`, any floating type.
+
+    Returns:
+        `(batch,)`, float32.
+
+    Raises:
+        ValueError: if the labels are not integers of shape `(batch,)`.
+    """
+    return _log_odds(_labels(y), tf.cast(logits, tf.float32))
+
+
+@custom_gradient
+def _log_odds(y: tf.Tensor, logits: tf.Tensor) -> Any:
+    own = tf.one_hot(y, tf.shape(logits)[-1])
+    others = logits - FAR * own
+
+    def gradient(upstream: tf.Tensor) -> tuple[None, tf.Tensor]:
+        return None, upstream[:, tf.newaxis] * (tf.nn.softmax(others) - own)
+
+    return tf.reduce_logsumexp(others, axis=-1) - _logit_of(y, logits), gradient
 
 
 def margin(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -39,7 +69,7 @@ def margin(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     Returns:
         `(batch,)`, float32.
     """
-    others = tf.where(tf.one_hot(y, tf.shape(logits)[-1], on_value=True, off_value=False), -float("inf"), logits)
+    others = tf.where(tf.one_hot(y, tf.shape(logits)[-1], on_value=True, off_value=False), logits.dtype.min, logits)
     return _logit_of(y, logits) - tf.reduce_max(others, axis=-1)
 
 
@@ -79,6 +109,35 @@ def targeted_dlr(y: tf.Tensor, logits: tf.Tensor, target: tf.Tensor) -> tf.Tenso
     largest = tf.math.top_k(logits, 4).values
     scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12
     return (_logit_of(target, logits) - _logit_of(y, logits)) / scale
+
+
+@custom_gradient
+def far_cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> Any:
+    """The cross-entropy, its gradient times 2^24; only the direction counts here.
+
+    TensorFlow flushes denormal numbers to zero, so that the gradient of a confident network would vanish earlier than
+    in other frameworks.
+    """
+    log_probabilities = tf.nn.log_softmax(logits)
+
+    def gradient(upstream: tf.Tensor) -> tuple[None, tf.Tensor]:
+        scale = 2.0**24
+        others = tf.where(log_probabilities > -103.0, tf.exp(log_probabilities + math.log(scale)), 0.0)
+        own = scale * (tf.exp(log_probabilities) - 1)
+        is_own = tf.one_hot(y, tf.shape(logits)[-1], on_value=True, off_value=False)
+        return None, upstream[:, tf.newaxis] * tf.where(is_own, own, others)
+
+    return -tf.gather(log_probabilities, y, batch_dims=1), gradient
+
+
+def _labels(y: tf.Tensor) -> tf.Tensor:
+    y = tf.convert_to_tensor(y)
+    if not y.dtype.is_integer or y.shape.rank not in (None, 1):
+        raise ValueError(
+            "`y` holds integer labels of shape (batch,); for one-hot labels pass tf.argmax(y, axis=-1), for labels of "
+            f"shape (batch, 1) pass tf.squeeze(y, axis=-1). Received: y of shape {y.shape} and dtype {y.dtype.name}"
+        )
+    return y if y.dtype in (tf.int32, tf.int64) else tf.cast(y, tf.int64)  # operations take no others
 
 
 def _logit_of(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -1,6 +1,5 @@
 """Projected gradient attacks in the l-infinity and the l2 ball."""
 
-import math
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -62,17 +61,17 @@ class _KeepsBest(GradientAttack):
                 tape.watch(x_adv)
                 loss = loss_fn(y, forward(x_adv))
             gain = -loss if self.targeted else loss
-            better = gain > best_gain
+            better = (gain > best_gain) | tf.equal(index, 0)
             best = tf.ensure_shape(select(better, x_adv, best), x.shape)
             moved = project(x_adv + direction * self.normalise(tape.gradient(loss, x_adv)))
             return index + 1, tf.ensure_shape(moved, x.shape), best, tf.where(better, gain, best_gain)
 
         first = self._start(x, seed, start)
-        lowest = tf.ensure_shape(tf.fill(tf.shape(x)[:1], -math.inf), x.shape[:1])
+        no_gain = tf.ensure_shape(tf.zeros(tf.shape(x)[:1]), x.shape[:1])
         best = tf.while_loop(
             lambda index, *_: index < self.num_steps,
             step,
-            (tf.constant(0), first, first, lowest),
+            (tf.constant(0), first, first, no_gain),
             maximum_iterations=self.num_steps,
             parallel_iterations=1,
         )[2]

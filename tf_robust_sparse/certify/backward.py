@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.certify.ball import Ball, Interval
 from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, Step, Sum
+from tf_robust_sparse.layers.gradients import custom_gradient
 
 SLOPES = ("adaptive", "zero-lb", "one-lb", "same-slope")
 _GUARD = 1e-8
@@ -182,7 +183,7 @@ def along_lines(
     return tf.reshape(passed, (batch, rows, *shape)), constant
 
 
-@tf.custom_gradient
+@custom_gradient
 def by_lines(coefficients: tf.Tensor, above: tf.Tensor, intercept: tf.Tensor, below: tf.Tensor) -> Any:
     """Positive coefficients take the lower line `below * x`, negative ones the upper, `above * x + intercept`.
 
@@ -226,7 +227,7 @@ def _through_max_pool(
 
     lower, upper = windows(bounds.lower), windows(bounds.upper)
     chosen = tf.one_hot(tf.argmax(lower, axis=3), taps, axis=3)
-    others = tf.reduce_max(tf.where(chosen > 0, -math.inf, upper), axis=3)
+    others = tf.reduce_max(tf.where(chosen > 0, upper.dtype.min, upper), axis=3)
     decided = tf.reduce_max(lower, axis=3) >= others
     positive, negative = tf.maximum(coefficients, 0.0), tf.minimum(coefficients, 0.0)
     passed = positive + tf.where(decided[:, tf.newaxis], negative, 0.0)

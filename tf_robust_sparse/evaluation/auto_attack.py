@@ -1,8 +1,6 @@
 """AutoAttack: the ensemble of parameter-free attacks by which robust networks are compared."""
 
 import functools
-import hashlib
-import json
 import numbers
 import time
 import zlib
@@ -10,28 +8,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack, fold_in, inference_forward
+from tf_robust_sparse.attacks import StagedAttack, fold_in, inference_forward
 from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation import safety
+from tf_robust_sparse.evaluation.attack_versions import VERSIONS, named_attack
 from tf_robust_sparse.evaluation.clean import check_finite
 from tf_robust_sparse.evaluation.compaction import CompactedAttack
-from tf_robust_sparse.evaluation.ensemble_run import EnsembleRun
+from tf_robust_sparse.evaluation.ensemble_run import EnsembleRun, perturbations
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import padded_batches
 from tf_robust_sparse.layers import settled_for_inference
 from tf_robust_sparse.paths import user_path
-
-VERSIONS = {
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-    "rand": ("apgd-ce", "apgd-dlr"),
-}
-ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 
 
 class AutoAttack:
@@ -96,7 +87,8 @@ class AutoAttack:
         self.seed = seed
         self.batch_size = batch_size
         self.attacks = [
-            self._named(attack) if isinstance(attack, str) else attack for attack in attacks or VERSIONS[version]
+            named_attack(attack, version, norm, self.epsilon, seed) if isinstance(attack, str) else attack
+            for attack in attacks or VERSIONS[version]
         ]
         for attack in self.attacks:
             if not isinstance(attack, StagedAttack) or attack.norm != norm:
@@ -199,23 +191,6 @@ class AutoAttack:
                 callback(attack.name, result)
         return results
 
-    def _named(self, name: str) -> StagedAttack:
-        """The attack of a name with the settings of the version."""
-        if name not in ATTACKS:
-            raise ValueError(f"`attacks` are names among {', '.join(ATTACKS)}. Received: {name!r}")
-        restarts = 5 if self.version == "plus" else 1
-        samples = 20 if self.version == "rand" else 1
-        common: dict[str, Any] = {"epsilon": self.epsilon, "norm": self.norm, "seed": self.seed}
-        if name == "apgd-t":
-            targets = 5 if self.norm == "L1" and self.version != "plus" else 9
-            return APGD(**common, loss="targeted-dlr", num_targets=targets, eot_samples=samples)
-        if name.startswith("apgd"):
-            restarts = 5 if self.norm == "L1" and self.version != "rand" else restarts
-            return APGD(**common, loss=name.removeprefix("apgd-"), restarts=restarts, eot_samples=samples)
-        if name.startswith("fab"):
-            return FAB(**common, targeted=name == "fab-t", restarts=1 if name == "fab-t" else restarts)
-        return Square(**common)
-
     def _prepare(self, x: Any, y: Any) -> EnsembleRun:
         """Checks everything that can be checked before any attack."""
         checked_images(x, (None, None, None))
@@ -235,11 +210,13 @@ class AutoAttack:
         targets = {attack.name: getattr(attack, "num_targets", 0) for attack in self.attacks}
         flags += safety.few_classes(classes, targets)
         flags += safety.version_of_another_norm(self.version, self.norm)
+        randomised = safety.randomised(lambda images: self._logits(images, size), x[:size])
         if self.version != "rand":
-            flags += safety.randomised(lambda images: self._logits(images, size), x[:size])
-        if not isinstance(getattr(self.model, "input_shape", (None,))[0], int):
+            flags += randomised
+        # Answers of a randomised network change with anything, so that this says nothing about its batches.
+        if not randomised and not isinstance(getattr(self.model, "input_shape", (None,))[0], int):
             flags += safety.depends_on_batch(lambda images: self._logits(images, len(images)), x[:size])
-        return EnsembleRun(x, y, logits, size, flags)
+        return EnsembleRun(self.model, self.attacks, x, y, logits, size, flags, bool(randomised))
 
     def _attack(
         self,
@@ -253,9 +230,8 @@ class AutoAttack:
         seconds_before = run.seconds.get(attack.name, 0.0)
         iterations_before = run.iterations.get(attack.name, 0)
         passes_before = run.gradient_passes.get(attack.name, 0)
-        randomised = self.version == "rand" or any(flag.name == "randomised" for flag in run.flags)
         forward = self._static_forward(run.classes)
-        compacted = CompactedAttack(attack, forward, self.model, run.classes, run.size, side_by_side=not randomised)
+        compacted = CompactedAttack(attack, forward, self.model, run.classes, run.size, side_by_side=not run.randomised)
         self.compiled[attack.name] = compacted
         rows = np.flatnonzero(run.robust)
         rows = rows[rows >= run.next_row]
@@ -298,12 +274,13 @@ class AutoAttack:
 
     def _finish(self, run: EnsembleRun) -> dict[str, Any]:
         """Counts once more, in one pass of another batch size, and says what was found."""
-        size = run.size if isinstance(getattr(self.model, "input_shape", (None,))[0], int) else max(run.size // 2, 1)
-        again = self._logits(run.x_adv, size).argmax(-1) == run.y
-        run.flags += safety.recounted(float(run.robust.mean()), float(again.mean()), size)
+        if not run.randomised:  # else the count is another one each time
+            fixed = isinstance(getattr(self.model, "input_shape", (None,))[0], int)
+            size = run.size if fixed else max(run.size // 2, 1)
+            again = self._logits(run.x_adv, size).argmax(-1) == run.y
+            run.flags += safety.recounted(float(run.robust.mean()), float(again.mean()), size)
         self._log(f"note: {safety.DYNAMIC_DEFENCE}")
-        delta = np.abs(run.x_adv - run.x).reshape(len(run.x), -1)
-        length = {"Linf": delta.max(1), "L2": np.sqrt((delta**2).sum(1)), "L1": delta.sum(1)}[self.norm]
+        length = perturbations(run.x_adv, run.x, self.norm)
         self._log(
             f"max {self.norm} perturbation: {length.max():.5f}, nan in tensor: {int(np.isnan(run.x_adv).sum())}, "
             f"max: {run.x_adv.max():.5f}, min: {run.x_adv.min():.5f}"
@@ -384,25 +361,13 @@ class AutoAttack:
             with self.log_path.open("a") as file:
                 file.write(line + "\n")
 
-    def _fingerprint(self, run: EnsembleRun) -> str:
-        """Identifies data, weights and settings; of what is no Keras model the clean logits are compared instead."""
-        digest = hashlib.sha256()
-        for array in (run.x, run.y):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        if isinstance(self.model, keras.Model):
-            for weight in self.model.get_weights():
-                digest.update(np.ascontiguousarray(weight).tobytes())
-        settings = [attack.describe() for attack in self.attacks]
-        digest.update(json.dumps([self.version, settings], sort_keys=True).encode())
-        return digest.hexdigest()
-
     def _save(self, run: EnsembleRun, force: bool = False) -> None:
         if self.state_path is not None and (force or run.save_is_due()):
-            run.save(self.state_path, self._fingerprint(run), [attack.name for attack in self.attacks])
+            run.save(self.state_path, self.version)
 
     def _restore(self, run: EnsembleRun) -> None:
         if self.state_path is not None and self.state_path.exists():
-            run.restore(self.state_path, self._fingerprint(run), lambda: self._logits(run.x, run.size))
+            run.restore(self.state_path, self.version, lambda images: self._logits(images, run.size))
 
 
 @tf.function(

@@ -1,32 +1,41 @@
 """What is known of the images while an ensemble of attacks runs, and its file."""
 
 import datetime
+import hashlib
+import io
 import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 
+from tf_robust_sparse.attacks import StagedAttack
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.saving import replace_file
 
 SECONDS_BETWEEN_SAVES = 60.0
 # Between clean logits of one network, of the largest: more than rounding, float16 and TensorFloat-32 included.
 LOGIT_TOLERANCE = 1e-3
+ROUNDING = 1e-4  # by which float32 sums over the pixels may exceed the radius, in pixels of [0, 1]
 
 
 class EnsembleRun:
     """One evaluation: its images, which of them stand, and what each attack has cost.
 
     Args:
+        model: The network under attack.
+        attacks: The ensemble, in order.
         x: `(images, height, width, channels)`, float32, in [0, 1].
         y: `(images,)`, int64.
         logits: Of the images as they are, `(images, classes)`.
         size: Images in a batch.
         flags: Reasons for doubt found so far.
+        randomised: Whether the network gives other logits when asked again.
 
     Attributes:
         robust: Which images no attack has broken, `(images,)` bool.
@@ -37,8 +46,20 @@ class EnsembleRun:
         after, seconds, iterations, gradient_passes: By the name of an attack.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, logits: np.ndarray, size: int, flags: list[safety.Flag]) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        attacks: Sequence[StagedAttack],
+        x: np.ndarray,
+        y: np.ndarray,
+        logits: np.ndarray,
+        size: int,
+        flags: list[safety.Flag],
+        randomised: bool,
+    ) -> None:
         self.x, self.y, self.logits, self.size, self.flags = x, y, logits, size, flags
+        self.randomised = randomised
+        self._model, self._attacks = model, attacks
         self.classes = logits.shape[-1]
         self.y_adv = logits.argmax(-1)
         self.robust = self.y_adv == y
@@ -63,20 +84,21 @@ class EnsembleRun:
         """Tells whether the last time is a minute ago."""
         return time.monotonic() - self._saved >= SECONDS_BETWEEN_SAVES
 
-    def save(self, path: Path, fingerprint: str, attacks: list[str]) -> None:
+    def save(self, path: Path, version: str) -> None:
         """Writes the state, the adversarial examples first: what the JSON file counts is in the other one.
 
         Args:
             path: The JSON file; the examples and the clean logits go into an .npz file beside it.
-            fingerprint: Of data, weights and settings.
-            attacks: Names of all attacks of the ensemble.
+            version: Of the ensemble.
         """
         fallen = np.flatnonzero(self.broken_by >= 0)
-        with replace_file(examples_path(path)) as temporary, temporary.open("wb") as file:
-            of_fallen = {"x_adv": self.x_adv[fallen], "y_adv": self.y_adv[fallen], "by": self.broken_by[fallen]}
-            np.savez(file, rows=fallen, logits=self.logits, **of_fallen)
+        of_fallen = {"x_adv": self.x_adv[fallen], "y_adv": self.y_adv[fallen], "by": self.broken_by[fallen]}
+        archive = io.BytesIO()
+        np.savez(archive, rows=fallen, logits=self.logits, **of_fallen)  # type: ignore[arg-type]
+        with replace_file(examples_path(path)) as temporary:
+            temporary.write_bytes(archive.getbuffer())
         state = {
-            "attacks_to_run": attacks,
+            "attacks_to_run": [attack.name for attack in self._attacks],
             "run_attacks": self.done,
             "robust_flags": self.robust.tolist(),
             "clean_accuracy": self.clean_accuracy,
@@ -88,59 +110,137 @@ class EnsembleRun:
             "iterations": self.iterations,
             "gradient_passes": self.gradient_passes,
             "flags": [list(flag) for flag in self.flags],
-            "fingerprint": fingerprint,
+            "fingerprint": self._fingerprint(version),
         }
         with replace_file(path) as temporary:
-            temporary.write_text(json.dumps(state, indent=1))
+            temporary.write_text(json.dumps({**state, "digest": _digest(state, archive.getvalue())}, indent=1))
         self._saved = time.monotonic()
 
-    def restore(self, path: Path, fingerprint: str, ask_again: Callable[[], np.ndarray]) -> None:
+    def restore(self, path: Path, version: str, logits_of: Callable[[np.ndarray], np.ndarray]) -> None:
         """Takes up the state of an interrupted run.
 
         Args:
             path: The JSON file.
-            fingerprint: Of data, weights and settings.
-            ask_again: Returns the logits of the images as they are anew; of a randomised network others each time.
+            version: Of the ensemble.
+            logits_of: From images to the logits of the network under attack.
 
         Raises:
-            ValueError: if the files are damaged, or of another run.
+            ValueError: if the files are damaged or were changed, or are of another run.
         """
         try:
             state = json.loads(path.read_text())
-            robust = np.array(state["robust_flags"], bool)
-            found, done = state["fingerprint"], list(state["run_attacks"])
-            with examples_path(path).open("rb") as file, np.load(file, allow_pickle=False) as examples:
+            content = examples_path(path).read_bytes()
+            if state.pop("digest") != _digest(state, content):
+                raise ValueError("the content does not match its digest")
+            with np.load(io.BytesIO(content), allow_pickle=False) as examples:
                 rows, x_adv, y_adv, by = (examples[name] for name in ("rows", "x_adv", "y_adv", "by"))
                 logits = np.asarray(examples["logits"], np.float32)
             numbers = {name: dict(state[name]) for name in ("after", "seconds", "iterations", "gradient_passes")}
             next_row, flags = int(state["next_row"]), [safety.Flag(*flag) for flag in state["flags"]]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            robust, done = np.array(state["robust_flags"], bool), list(state["run_attacks"])
+            found = state["fingerprint"]
+        except (
+            *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, MemoryError),
+            *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+        ) as error:
+            reason = str(error) if "digest" in str(error) else type(error).__name__
             raise ValueError(
                 f"The state file {path} or {examples_path(path).name} beside it is of an older version or damaged; "
-                f"delete both to start anew: {type(error).__name__}"
+                f"delete both to start anew: {reason}"
             ) from error
-        if found != fingerprint or len(robust) != len(self.x) or not self._answered_by_this_network(logits, ask_again):
+        tolerance = self._difference_allowed(logits, logits_of)
+        if found != self._fingerprint(version) or len(robust) != len(self.x) or tolerance is None:
             raise ValueError(
                 f"The state file {path} belongs to another network, data set or list of attacks; delete it, "
                 "or pass another state_path."
             )
-        for row, example, label, number in zip(rows, x_adv, y_adv, by, strict=True):
-            if not robust[row]:
-                self.count(np.array([row]), int(number), example[np.newaxis], np.array([label]))
+        self._check_examples(path, robust, rows, x_adv, by, logits_of, tolerance)
+        for number in np.unique(by):
+            of_attack = by == number
+            self.count(rows[of_attack], int(number), x_adv[of_attack], y_adv[of_attack])
         self.done, self.next_row = done, next_row
         self.after, self.seconds = numbers["after"], numbers["seconds"]
         self.iterations, self.gradient_passes = numbers["iterations"], numbers["gradient_passes"]
         names = {flag.name for flag in self.flags}
         self.flags += [flag for flag in flags if flag.name not in names]
 
-    def _answered_by_this_network(self, logits: np.ndarray, ask_again: Callable[[], np.ndarray]) -> bool:
-        """Tells whether clean logits differ from those of this run by no more than rounding or randomness does."""
+    def _check_examples(
+        self,
+        path: Path,
+        robust: np.ndarray,
+        rows: np.ndarray,
+        x_adv: np.ndarray,
+        by: np.ndarray,
+        logits_of: Callable[[np.ndarray], np.ndarray],
+        tolerance: float,
+    ) -> None:
+        """Makes sure that restored examples lie where they may and are misclassified, and that they are all there.
+
+        Args:
+            path: The JSON file, for the message.
+            robust: Which images no attack has broken, `(images,)` bool.
+            rows, x_adv, by: The broken images, their examples and the numbers of the attacks, `(broken, ...)`.
+            logits_of: From images to the logits of the network under attack.
+            tolerance: By how much logits of one network may differ.
+
+        Raises:
+            ValueError: if not.
+        """
+        complaint = f"The state file {path} holds %s; delete it and {examples_path(path).name} to start anew."
+        if not np.array_equal(rows, np.flatnonzero(self.robust & ~robust)) or (robust & ~self.robust).any():
+            raise ValueError(complaint % "robust_flags that its adversarial examples do not explain")
+        if not len(rows):
+            return
+        if len(by) != len(rows) or by.min() < 0 or by.max() >= len(self._attacks):
+            raise ValueError(complaint % "examples of an attack that does not exist")
+        radii = np.array([attack.epsilon for attack in self._attacks])[by]
+        away = perturbations(x_adv, self.x[rows], self._attacks[0].norm)
+        in_range = np.isfinite(x_adv).all() and x_adv.min() >= 0 and x_adv.max() <= 1
+        if not in_range or not (away <= radii * (1 + ROUNDING) + ROUNDING * (self._attacks[0].norm != "Linf")).all():
+            raise ValueError(complaint % "adversarial examples outside the ball or outside [0, 1]")
+        if self.randomised:
+            return
+        logits, place = logits_of(x_adv), np.arange(len(rows))
+        own = logits[place, self.y[rows]].copy()
+        logits[place, self.y[rows]] = -np.inf
+        if not (own - logits.max(axis=-1) <= tolerance).all():
+            raise ValueError(complaint % "adversarial examples that the network classifies correctly")
+
+    def _difference_allowed(self, logits: np.ndarray, logits_of: Callable[[np.ndarray], np.ndarray]) -> float | None:
+        """How far logits may be apart, or `None` if clean ones differ by more than rounding or randomness does."""
         if logits.shape != self.logits.shape or not np.isfinite(logits).all():
-            return False
+            return None
         difference = np.abs(logits - self.logits).max()
-        if difference <= LOGIT_TOLERANCE * np.abs(self.logits).max():
-            return True
-        return bool(difference <= 2 * np.abs(ask_again() - self.logits).max())
+        rounding = LOGIT_TOLERANCE * float(np.abs(self.logits).max())
+        if difference <= rounding:
+            return rounding
+        drawn = 2 * float(np.abs(logits_of(self.x) - self.logits).max())
+        return drawn if difference <= drawn else None
+
+    def _fingerprint(self, version: str) -> str:
+        """Identifies data, weights and settings; of what is no Keras model the clean logits are compared instead."""
+        digest = hashlib.sha256()
+        for array in (self.x, self.y):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        if isinstance(self._model, keras.Model):
+            for weight in self._model.get_weights():
+                digest.update(np.ascontiguousarray(weight).tobytes())
+        settings = [attack.describe() for attack in self._attacks]
+        digest.update(json.dumps([version, settings], sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def perturbations(x_adv: np.ndarray, x: np.ndarray, norm: str) -> np.ndarray:
+    """Returns how far each of `(images, ...)` examples is from its image in a norm, `(images,)`."""
+    delta = np.abs(x_adv - x).reshape(len(x), -1)
+    return {"Linf": delta.max(1), "L2": np.sqrt((delta**2).sum(1)), "L1": delta.sum(1)}[norm]
+
+
+def _digest(state: dict[str, Any], examples: bytes) -> str:
+    """Of the whole content of both files."""
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    digest.update(examples)
+    return digest.hexdigest()
 
 
 def examples_path(path: Path) -> Path:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 from tf_robust_sparse.layers.selection import select
 
@@ -69,12 +70,12 @@ def _signs(positive: tf.Tensor) -> tf.Tensor:
     return select(positive, tf.ones(tf.shape(positive)), -1.0)
 
 
-@tf.custom_gradient
+@custom_gradient
 def _rounded(kernel: tf.Tensor) -> Any:
     return _signs(kernel >= 0), lambda upstream: upstream
 
 
-@tf.custom_gradient
+@custom_gradient
 def _drawn(kernel: tf.Tensor, positive: tf.Tensor) -> Any:
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
         return select(tf.abs(kernel) < 1, 0.5 * upstream, 0), None

@@ -6,10 +6,14 @@ convolution over the upstream gradient computes blocks of several pixels at once
 lays them out.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from tf_robust_sparse.layers.gradients import custom_gradient
 
 _ENOUGH_COLUMNS = 12  # pixels of a block times channels, from which on the product is fast
 _MOST_CHANNELS = 8
@@ -59,9 +63,14 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding:
         strides: Vertical and horizontal.
         padding: `"same"` or `"valid"`.
     """
+    return _convolved(tuple(strides), padding)(x, kernel)
+
+
+@functools.cache
+def _convolved(strides: tuple[int, int], padding: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     step, fill = [1, *strides, 1], padding.upper()
 
-    @tf.custom_gradient
+    @custom_gradient
     def convolved(x: tf.Tensor, kernel: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             of_kernel = tf.raw_ops.Conv2DBackpropFilter(
@@ -71,7 +80,7 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding:
 
         return tf.nn.conv2d(x, kernel, step, fill), gradient
 
-    return convolved(x, kernel)
+    return convolved
 
 
 def _gradient_of_images(

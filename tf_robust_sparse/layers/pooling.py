@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.layers.fusion import compiles, fused
+from tf_robust_sparse.layers.gradients import custom_gradient
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
@@ -75,17 +76,21 @@ def max_pool(x: tf.Tensor, window: tuple[int, int]) -> tf.Tensor:
         x: Floating, images at least as large as a window.
         window: Height and width.
     """
+    return _pooled(tuple(window))(x)
 
-    @tf.custom_gradient
+
+@functools.cache
+def _pooled(window: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
+    @custom_gradient
     def pooled(x: tf.Tensor) -> Any:
         maxima = tf.nn.max_pool2d(x, window, window, "VALID")
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            return tf.ensure_shape(_gradient(tuple(window))(x, maxima, upstream), x.shape)
+            return tf.ensure_shape(_gradient(window)(x, maxima, upstream), x.shape)
 
         return maxima, gradient
 
-    return pooled(x)
+    return pooled
 
 
 @functools.cache

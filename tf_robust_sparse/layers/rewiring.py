@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 from tf_robust_sparse.layers.selection import select
 
@@ -86,7 +87,7 @@ class RewiringKernel:
         return {"initial_connectivity": self.initial_connectivity, "seed": self.seed}
 
 
-@tf.custom_gradient
+@custom_gradient
 def _signed(theta: tf.Tensor, positive: tf.Tensor) -> Any:
     kernel = select(theta > 0, select(positive, theta, -theta), 0)
 

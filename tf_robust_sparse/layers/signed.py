@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 from tf_robust_sparse.layers.selection import select
 from tf_robust_sparse.layers.subnet import SubnetKernel
@@ -63,24 +64,21 @@ class SignedKernel(SubnetKernel):
         `sign(scores) * kernel * dL/dW`.
         """
         positive, scores = tf.convert_to_tensor(self.positive), tf.convert_to_tensor(self.scores)
-        return _gated_signs(self.magnitude, positive, scores, self.compute_kernel_mask())
+        return _gated_signs(positive, scores, self.compute_kernel_mask(), tf.constant(self.magnitude))
 
     def kernel_config(self) -> dict[str, Any]:
         """Returns `keep_fraction`, `scores_initializer` and `magnitude`."""
         return {**super().kernel_config(), "magnitude": self.magnitude}
 
 
-def _gated_signs(magnitude: float, positive: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    @tf.custom_gradient
-    def gated(scores: tf.Tensor) -> Any:
-        signed = select(positive, tf.fill(tf.shape(scores), magnitude), -magnitude)
+@custom_gradient
+def _gated_signs(positive: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor, magnitude: tf.Tensor) -> Any:
+    signed = tf.where(positive, magnitude, -magnitude)
 
-        def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            return tf.sign(scores) * signed * upstream
+    def gradient(upstream: tf.Tensor) -> tuple[None, tf.Tensor, None, None]:
+        return None, tf.sign(scores) * signed * upstream, None, None
 
-        return select(mask, signed, 0), gradient
-
-    return gated(scores)
+    return select(mask, signed, 0), gradient
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")

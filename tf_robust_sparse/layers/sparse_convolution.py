@@ -6,10 +6,14 @@ multiplies. Building both costs time of its own, so that this pays for many chan
 decides. Used where one kernel serves many forward passes: in attacks and evaluation.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from tf_robust_sparse.layers.gradients import custom_gradient
 
 
 class SparseKernel(NamedTuple):
@@ -66,17 +70,22 @@ def sparse_convolve(x: tf.Tensor, kernel: SparseKernel) -> tf.Tensor:
     """
     if None in x.shape[1:]:
         return tf.nn.conv2d(x, _dense(kernel), 1, "SAME")
-    size = kernel.shape[:2]
+    return _convolved(tuple(kernel.shape))(x, kernel.matrix, kernel.transposed)
 
-    @tf.custom_gradient
+
+@functools.cache
+def _convolved(shape: tuple[int, int, int, int]) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    height, width, channels, filters = shape
+
+    @custom_gradient
     def convolved(x: tf.Tensor, matrix: tf.Tensor, transposed: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
-            back = SparseKernel(transposed, matrix, (*size, kernel.shape[3], kernel.shape[2]))
+            back = SparseKernel(transposed, matrix, (height, width, filters, channels))
             return sparse_convolve(upstream, back), None, None
 
-        return _product(x, matrix, size), gradient
+        return _product(x, matrix, (height, width)), gradient
 
-    return convolved(x, kernel.matrix, kernel.transposed)
+    return convolved
 
 
 def _compressed_rows(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, shape: tuple[int, int]) -> tf.Tensor:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 from tf_robust_sparse.layers.selection import largest_mask, select
 
@@ -92,7 +93,7 @@ class SubnetKernel:
         }
 
 
-@tf.custom_gradient
+@custom_gradient
 def _gated(kernel: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor) -> Any:
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, None]:
         return select(mask, upstream, 0), tf.sign(scores) * kernel * upstream, None

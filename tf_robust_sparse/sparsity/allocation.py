@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+_NEVER = -1e30  # the logarithm of no chance, finite: tf.debugging.enable_check_numerics stops at infinities
+
 
 def check_connectivity(connectivity: float) -> float:
     """Returns `connectivity` as a float.
@@ -97,7 +99,7 @@ def draw_layers(total: tf.Tensor, weights: Sequence[float], room: tf.Tensor, see
         return tf.reduce_sum(placed) < tf.minimum(total, tf.reduce_sum(room))
 
     def place(placed, draw):
-        logits = tf.where(placed < room, log_weights, -float("inf"))
+        logits = tf.where(placed < room, log_weights, _NEVER)
         drawn = tf.random.stateless_categorical(
             logits[tf.newaxis],
             tf.cast(total - tf.reduce_sum(placed), tf.int32),

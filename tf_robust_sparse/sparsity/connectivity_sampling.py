@@ -90,7 +90,7 @@ class ConnectivitySampling(Sparsifier):
         self.check_invariants = bool(check_invariants)
         self.seed = int(seed)
         # Whoever falls below zero is frozen there, or goes on drifting.
-        self._lowest = 0.0 if dormant_policy == "freeze" else -float("inf")
+        self._lowest = 0.0 if dormant_policy == "freeze" else tf.float32.min
         self.births: Any = None
         self.deaths: Any = None
 
