@@ -1,17 +1,15 @@
 """The flags of the robustness evaluation, their checks, and the objects they stand for."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags, run_directory
+from run_scripts import common_flags, leaderboard_flags, run_directory
 from run_scripts.command_line import BadFlag, about, define_aliases, define_number, define_numbers, section
 from tf_robust_sparse.evaluation.attack_versions import VERSIONS
 from tf_robust_sparse.evaluation.ensemble_run import examples_path
@@ -43,7 +41,6 @@ BELONGS_TO = {
 GOES_WITH = {
     "title": ("robustbench_file", "report"),
     **dict.fromkeys(("authors", "link", "venue", "architecture", "additional_data"), ("robustbench_file",)),
-    "strip_softmax": ("network",),
 }
 # Of AutoAttack as a sequence, which --individual takes apart.
 OF_THE_SEQUENCE = ("state_file", "save_adversarials", "robustbench_file")
@@ -54,7 +51,7 @@ def define() -> None:
     """Defines which network is attacked how, and what is written."""
     _define_attacks()
     _define_files()
-    _define_leaderboard()
+    leaderboard_flags.define()
 
 
 @section("Attacks")
@@ -90,7 +87,8 @@ def _define_attacks() -> None:
 def _define_files() -> None:
     flags.DEFINE_string("saved_model", None, "Directory of a SavedModel from images in [0, 1] to logits.")
     flags.DEFINE_string("network", None, "A network.keras of ours, instead; sparse kernels make its gradients faster.")
-    flags.DEFINE_bool("strip_softmax", False, "Take the softmax off the end of --network: attacks need logits.")
+    flags.DEFINE_bool("strip_softmax", False, "Take the softmax off the end of the network: attacks need logits.")
+    define_pixel_range()
     flags.DEFINE_string("results_file", None, "Where to write; by default robustness.json beside the network.")
     flags.DEFINE_string("state_file", None, "File by which an interrupted AutoAttack goes on where it was.")
     flags.DEFINE_string("log_file", None, "File that AutoAttack appends its log to.")
@@ -98,17 +96,14 @@ def _define_files() -> None:
     flags.DEFINE_string("report", None, "Where to write a page with tables, a .md file; its figures lie beside it.")
 
 
-@section("Leaderboard")
-def _define_leaderboard() -> None:
-    flags.DEFINE_string(
-        "robustbench_file", None, "Where to write a row for RobustBench; that of the pruning benchmark lies beside it."
+def define_pixel_range() -> None:
+    """Defines what pixels the network expects."""
+    define_number(
+        "pixel_range",
+        1.0,
+        "The largest pixel that the network expects: 255 if it divides by 255 itself. Radii stay in pixels of [0, 1].",
+        excluded=0,
     )
-    flags.DEFINE_string("title", None, "Title of the paper or the network, for that row and the report.")
-    flags.DEFINE_string("authors", None, "Authors, for that row.")
-    flags.DEFINE_string("link", None, "Address of the paper, for that row.")
-    flags.DEFINE_string("venue", None, "Where and when it appeared, for that row.")
-    flags.DEFINE_string("architecture", None, "Architecture, for that row; by default --model, if that is given.")
-    flags.DEFINE_bool("additional_data", None, "Whether training used other images; by default with --objective=rst.")
 
 
 def check() -> None:
@@ -291,12 +286,13 @@ def load(path: Path) -> Callable[..., Any]:
     """Loads the network under attack."""
     with about(network_flag()):
         if not FLAGS.network:
-            return trs.evaluation.load_saved_model(path)
-        network = trs.load_network(path)
-    if not FLAGS.strip_softmax:
-        return network
-    with about("strip_softmax", "network"):
-        return trs.evaluation.without_softmax(network)
+            network: Callable[..., Any] = trs.evaluation.load_saved_model(path)
+        else:
+            network = trs.load_network(path)
+    if FLAGS.strip_softmax:
+        with about("strip_softmax", network_flag()):
+            network = trs.evaluation.without_softmax(network)
+    return trs.evaluation.with_pixel_range(network, FLAGS.pixel_range)
 
 
 def source(images: trs.data.ImageDataset) -> Callable[..., Any] | None:
@@ -356,42 +352,6 @@ def square(model: Callable[..., Any]) -> trs.evaluation.AutoAttack:
     return trs.evaluation.AutoAttack(
         model, FLAGS.norm, epsilon(), "custom", ["square"], seed=FLAGS.seed, batch_size=FLAGS.batch_size, verbose=False
     )
-
-
-def description(model: Callable[..., Any], path: Path, data: str) -> dict[str, Any]:
-    """Returns what a leaderboard asks for beside numbers; what is not known is left empty."""
-    found_by_flags = not (FLAGS.network or FLAGS.saved_model)
-    named = FLAGS.model if found_by_flags or FLAGS["model"].present else None
-    additional = FLAGS.objective == "rst" if FLAGS.additional_data is None else FLAGS.additional_data
-    return {
-        "dataset": data,
-        "architecture": FLAGS.architecture or named,
-        "link": FLAGS.link,
-        "name": FLAGS.title,
-        "authors": FLAGS.authors,
-        "venue": FLAGS.venue,
-        "additional_data": additional,
-        "connectivity": _connectivity(model, path),
-    }
-
-
-def _connectivity(model: Callable[..., Any], path: Path) -> float | None:
-    """The share of connections, of a network of ours or as the run beside the SavedModel recorded it."""
-    if isinstance(model, keras.Model):
-        if trs.sparsity.statistics.kernel_statistics(model):
-            return trs.sparsity.statistics.summary(model)["connectivity"]
-        return _connectivity_of_plain_layers(model)
-    try:
-        return float(json.loads((path.parent / "results.json").read_text())["connectivity"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return FLAGS.connectivity if common_flags.sparsifier_name() != "none" else None
-
-
-def _connectivity_of_plain_layers(model: keras.Model) -> float | None:
-    """The share of kernel entries that are not zero, or `None` without kernels."""
-    kernels = [keras.ops.convert_to_numpy(weight) for weight in model.weights if weight.name.endswith("kernel")]
-    entries = sum(kernel.size for kernel in kernels)
-    return sum(np.count_nonzero(kernel) for kernel in kernels) / entries if entries else None
 
 
 def _path(name: str) -> Path | None:

@@ -27,6 +27,7 @@ common_flags.define_network()
 common_flags.define_evaluation()
 with command_line.section("Files"):
     flags.DEFINE_string("saved_model", None, "Directory of a SavedModel from images in [0, 1] to logits.")
+    robustness_flags.define_pixel_range()
     flags.DEFINE_string("results_file", None, "Where to write; by default foolbox.json beside the network.")
 
 
@@ -50,6 +51,7 @@ def main() -> None:
         model = common_objects.network(images, kernel="plain")
         with command_line.about("model", "data"):
             trs.saving.import_reference_weights(path, model)
+    model = trs.evaluation.with_pixel_range(model, FLAGS.pixel_range)
     with command_line.about("saved_model", "data"):
         results = trs.evaluation.foolbox_linf_pgd(
             model,

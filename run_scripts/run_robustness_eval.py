@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, common_objects, report, robustness_flags, run_directory, run_lock  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, leaderboard_flags, report  # isort: skip
+from run_scripts import robustness_flags, run_directory, run_lock  # isort: skip
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +43,7 @@ def main() -> None:
     model = robustness_flags.load(path)
     images = common_objects.dataset()
     source = robustness_flags.source(images)
-    description = robustness_flags.description(model, path, images.name) if FLAGS.robustbench_file else {}
+    description = leaderboard_flags.description(model, path, images.name) if FLAGS.robustbench_file else {}
     # Each attack is compiled once, which TensorFlow takes for tracing again and again.
     tf.get_logger().setLevel("ERROR")
     begin = time.perf_counter()
@@ -56,6 +57,7 @@ def main() -> None:
             "epsilon": robustness_flags.epsilon(),
             **suite.results(),
             **found,
+            "pixel_range": FLAGS.pixel_range,
             "seconds": time.perf_counter() - begin,
             "network": str(path),
             "data": {"name": images.name, "origin": images.origin},
@@ -179,7 +181,8 @@ def show(results: dict[str, Any], written: list[Path]) -> None:
             f"Foolbox {name:11} {100 * found['robust_accuracy']:6.2f} %   disagrees with our PGD on "
             f"{found['disagreements']} images, {alone}"
         )
-    for warning in results["flags"]:
+    of_curve = results.get("security_curve", {}).get("flags", [])
+    for warning in dict.fromkeys([*results["flags"], *of_curve]):
         print(f"Warning: {warning}")
     print(f"Record              {', '.join(map(str, written))}", flush=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import robustness_flags
+from run_scripts import leaderboard_flags, robustness_flags
 from tests.run_scripts.conftest import ROBUSTNESS, ROOT, TRAIN, run_script
 from tests.run_scripts.drill import survive
 from tests.run_scripts.test_bad_input import assert_explained
@@ -200,7 +200,7 @@ def test_a_row_of_a_network_of_plain_layers(plain, tmp_path):
 
 def test_what_is_unknown_of_a_network_without_kernels():
     network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
-    assert robustness_flags._connectivity(network, None) is None
+    assert leaderboard_flags._connectivity(network, None) is None
 
 
 def test_an_interruption_loses_no_finished_attack(plain, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from tf_robust_sparse.evaluation.mask_figures import (
     draw_layout,
     draw_structure,
 )
+from tf_robust_sparse.evaluation.pixel_range import with_pixel_range
 from tf_robust_sparse.evaluation.report_page import write_report
 from tf_robust_sparse.evaluation.robust_accuracy import evaluate_robustness, robust_accuracy
 from tf_robust_sparse.evaluation.robustness_suite import RobustnessSuite
@@ -80,6 +81,7 @@ __all__ = [
     "security_curve",
     "transfer_attack",
     "vulnerability",
+    "with_pixel_range",
     "without_softmax",
     "write_report",
 ]

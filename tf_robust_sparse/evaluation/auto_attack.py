@@ -207,6 +207,7 @@ class AutoAttack:
             raise ValueError(f"The network returns one logit per class, at least two. Received: {classes} logit")
         checked_labels(y, classes=classes, why=f", because the network has {classes} logits")
         flags = safety.probabilities(logits)
+        flags += safety.wrong_pixels(lambda images: self._logits(images, size), x, y, logits)
         targets = {attack.name: getattr(attack, "num_targets", 0) for attack in self.attacks}
         flags += safety.few_classes(classes, targets)
         flags += safety.version_of_another_norm(self.version, self.norm)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.data.checks import checked_labels
+from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.survivors import padded_batches
 from tf_robust_sparse.layers.forward import Forward
 
@@ -24,12 +25,12 @@ class CleanAnswers:
     Attributes:
         correct: `(images,)`, bool.
         num_classes: Number of logits.
-        flags: What a reader of the result should know, as sentences.
+        flags: Reasons for doubt.
     """
 
     correct: np.ndarray
     num_classes: int
-    flags: list[str]
+    flags: list[safety.Flag]
 
     @property
     def accuracy(self) -> float:
@@ -47,7 +48,8 @@ def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: in
         batch_size: Number of images in one call; the last batch is padded to it.
 
     Returns:
-        The answers, with a flag (also raised as a `UserWarning`) when the outputs look like probabilities.
+        The answers, with flags: outputs that look like probabilities (also raised as a `UserWarning`), other logits
+        when asked again, an accuracy near chance, or a much better one on pixels from 0 to 255.
 
     Raises:
         ValueError: if a logit is not finite, if there are fewer than two logits, or if a label has no logit.
@@ -58,8 +60,18 @@ def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: in
     sums = logits.sum(axis=-1)
     if logits.min() >= 0 and logits.max() <= 1 and np.abs(sums - 1).max() < PROBABILITY_TOLERANCE:
         warnings.warn(f"Suspicious network: {PROBABILITIES}.", stacklevel=3)
-        flags.append(PROBABILITIES)
+        flags.append(safety.Flag("softmax", f"{PROBABILITIES[:1].upper()}{PROBABILITIES[1:]}."))
+    flags += safety.randomised(lambda images: padded_logits(step, images, batch_size), x[:batch_size], passes=2)
+    flags += safety.wrong_pixels(lambda images: padded_logits(step, images, batch_size), x, y, logits)
     return CleanAnswers(logits.argmax(axis=-1) == y, logits.shape[-1], flags)
+
+
+def padded_logits(forward: Forward, x: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns the logits of any number of images, in padded batches of one size."""
+    rows = np.arange(len(x))
+    return np.concatenate(
+        [np.asarray(forward(x[padded]))[:count] for padded, count in padded_batches(rows, batch_size)]
+    )
 
 
 def checked_logits(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: int, where: str) -> np.ndarray:
@@ -78,10 +90,7 @@ def checked_logits(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: i
     Raises:
         ValueError: if a logit is not finite, if there are fewer than two logits, or if a label has no logit.
     """
-    rows = np.arange(len(x))
-    logits = np.concatenate(
-        [np.asarray(forward(x[padded]))[:count] for padded, count in padded_batches(rows, batch_size)]
-    )
+    logits = padded_logits(forward, x, batch_size)
     check_finite(np.isfinite(logits).all(axis=-1), where)
     num_classes = logits.shape[-1]
     if num_classes < 2:

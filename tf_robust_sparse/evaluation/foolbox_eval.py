@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import GradientAttack, LinfPGD, inference_forward
+from tf_robust_sparse.attacks import GradientAttack, LinfPGD, cross_entropy, inference_forward
+from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.clean import clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
+from tf_robust_sparse.evaluation.robust_accuracy import masked_gradients
 from tf_robust_sparse.evaluation.survivors import attack_survivors
 from tf_robust_sparse.layers.forward import Forward
 
@@ -52,7 +54,8 @@ def foolbox_linf_pgd(
     Returns:
         Plain values, ready for a results file: `attack`, `epsilon`, `step_size`, `num_steps`, `restarts`, `seed`,
         `images`, `clean_accuracy`, `clean_errors`, `robust_accuracy`, `robust_accuracy_after_restart`, `seconds`,
-        `images_per_second`, `flags`. Accuracies are in `[0, 1]`.
+        `images_per_second`, `flags` and `flag_names`
+        (reasons for doubt). Accuracies are in `[0, 1]`.
 
     Raises:
         ValueError: if an argument, the data or the logits are malformed.
@@ -67,6 +70,7 @@ def foolbox_linf_pgd(
     check_image_shape(model, x)
     batch_size = fixed_batch_size(model, batch_size or data_batch_size, len(x))
     clean = clean_answers(forward, x, y, batch_size)
+    flags = clean.flags + masked_gradients(model, x, y, clean.correct, batch_size, "Foolbox", cross_entropy)
     survives = foolbox_survives(forward, checked, x, y, batch_size)
     title = f"foolbox LinfPGD-{num_steps}x{restarts}"
     with Progress(title, len(x) * restarts, progress) as bar:
@@ -86,7 +90,7 @@ def foolbox_linf_pgd(
         "robust_accuracy_after_restart": history,
         "seconds": seconds,
         "images_per_second": len(x) / seconds,
-        "flags": clean.flags,
+        **safety.as_results(flags),
     }
 
 

@@ -86,9 +86,10 @@ def pruning_benchmark_row(results: dict[str, Any], description: dict[str, Any]) 
 
 
 def radius(norm: str, epsilon: float) -> str:
-    """A radius as text: `8/255` where an Linf radius is a whole number of levels, else the number."""
+    """A radius as text: `8/255` for an Linf radius of whole levels that is not short as `0.2` is, else digits."""
     levels = round(255 * epsilon)
-    whole = norm == "Linf" and levels > 0 and abs(levels / 255 - epsilon) < 1e-9
+    whole = norm.lower() == "linf" and levels > 0 and abs(levels / 255 - epsilon) < 1e-9
+    whole = whole and float(f"{epsilon:.3g}") != epsilon
     return f"{levels}/255" if whole else f"{epsilon:.6g}"
 
 

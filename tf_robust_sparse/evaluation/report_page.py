@@ -22,8 +22,8 @@ def write_report(
 
     Args:
         path: The page; the figures are called `<its name>_curve.png` and `<its name>_examples.png`.
-        results: As `RobustnessSuite.results` returns them, with `title`, `norm`, `epsilon`, `data` (`name`, `origin`)
-            and `versions`, and where measured `security_curve`, `corruptions` and `foolbox_check`.
+        results: As `RobustnessSuite.results` returns them; where known with `title`, `norm`, `epsilon`, `data` (`name`,
+            `origin`) and `versions`, and where measured `security_curve`, `corruptions` and `foolbox_check`.
         examples: What AutoAttack found: `x` and `x_adv`, `(images, height, width, channels)`, in [0, 1]; `y`, `y_adv`
             and `broken_by`, `(images,)`; `None` without AutoAttack.
 
@@ -37,11 +37,11 @@ def write_report(
     path = user_path(path)
     written = [path]
     lines = [
-        f"# Robustness of {results['title']}",
+        f"# Robustness of {results.get('title', 'a network')}",
         "",
-        f"{results['images']} test images of {results['data']['name']}, {results['norm']} ball of radius "
-        f"{radius(results['norm'], results['epsilon'])}. Clean accuracy {_per_cent(results['clean_accuracy'])}, robust "
-        f"accuracy under all attacks together {_per_cent(results['robust_accuracy'])}.",
+        f"{results['images']} test images{_of_data(results)}{_ball(results)}. Clean accuracy "
+        f"{_per_cent(results['clean_accuracy'])}, robust accuracy under all attacks together "
+        f"{_per_cent(results['robust_accuracy'])}.",
         "",
         *_attacks(results),
         "## Reasons for doubt",
@@ -57,7 +57,7 @@ def write_report(
         draw_curve(found["points"], title, curve)
         written += figure_files(curve)
         lines += ["## Accuracy by radius", "", f"![Security curve]({curve.name})", ""]
-        points = [[radius(results["norm"], p["epsilon"]), _per_cent(p["robust_accuracy"])] for p in found["points"]]
+        points = [[radius(found["norm"], p["epsilon"]), _per_cent(p["robust_accuracy"])] for p in found["points"]]
         lines += _table(["epsilon", "accuracy"], points)
     if "corruptions" in results:
         lines += _corruptions(results["corruptions"])
@@ -73,13 +73,28 @@ def write_report(
         draw_examples(x, x_adv, examples["y"][chosen], examples["y_adv"][chosen], figure, scale)
         written += figure_files(figure)
         lines += [f"Images, what AutoAttack found, and the difference.\n\n![Examples]({figure.name})", ""]
+    elif examples is not None:
+        lines += ["There are none: AutoAttack broke no image.", ""]
     else:
-        lines += ["There are none: AutoAttack was not run, or broke no image.", ""]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    lines += ["## Versions", "", f"{versions}.", ""]
+        lines += ["None were kept: only AutoAttack, its attacks one after the other, keeps what it finds.", ""]
+    if "versions" in results:
+        versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+        lines += ["## Versions", "", f"{versions}.", ""]
     with replace_file(path) as temporary:
         temporary.write_text("\n".join(lines))
     return written
+
+
+def _of_data(results: dict[str, Any]) -> str:
+    return f" of {results['data']['name']}" if "data" in results else ""
+
+
+def _ball(results: dict[str, Any]) -> str:
+    """The ball around each image, if there is one for all attacks."""
+    known = [results] if "norm" in results else results["attacks"].values()
+    balls = {(each["norm"], each["epsilon"]) for each in known if "norm" in each}
+    named = {f", {norm[:1].upper()}{norm[1:]} ball of radius {radius(norm, epsilon)}" for norm, epsilon in balls}
+    return named.pop() if len(named) == 1 else ""
 
 
 def _attacks(results: dict[str, Any]) -> list[str]:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import GradientAttack, fold_in, inference_forward
+from tf_robust_sparse.attacks import GradientAttack, fold_in, inference_forward, log_odds
+from tf_robust_sparse.attacks.gradient_attack import input_gradient
+from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
-from tf_robust_sparse.evaluation.survivors import attack_survivors
+from tf_robust_sparse.evaluation.survivors import attack_survivors, padded_batches
 from tf_robust_sparse.layers import settled_for_inference
 
 Attacks = GradientAttack | Sequence[GradientAttack] | Mapping[str, GradientAttack]
@@ -76,10 +78,11 @@ def evaluate_robustness(
 
     Returns:
         Plain values, ready for a results file: `images`, `clean_accuracy`, `clean_errors`, `robust_accuracy` (under all
-        attacks together, so at most the lowest), `seconds`, `images_per_second`, `flags` (warnings about the model),
-        and `attacks`, a dictionary from the name of each attack to what defines it with its `robust_accuracy`,
-        `robust_accuracy_after_restart`, `seconds` and `images_per_second`. Accuracies are in `[0, 1]`; seconds include
-        tracing; `images_per_second` is the number of images in the data set divided by the seconds.
+        attacks together, so at most the lowest), `seconds`, `images_per_second`, `flags` and `flag_names` (reasons for
+        doubt), and `attacks`, a dictionary from the name of each attack to what defines it with its
+        `robust_accuracy`, `robust_accuracy_after_restart`, `seconds` and `images_per_second`. Accuracies are in
+        `[0, 1]`; seconds include tracing; `images_per_second` is the number of images in the data set divided by the
+        seconds.
 
     Raises:
         ValueError: if the data set is empty, an image or a label out of range, a logit not finite, the model made for
@@ -93,6 +96,9 @@ def evaluate_robustness(
     batch_size = fixed_batch_size(model, batch_size or data_batch_size, len(x))
     clean = clean_answers(forward, x, y, batch_size)
     standing_under_all = clean.correct
+    flags = clean.flags
+    if named:
+        flags = flags + masked_gradients(model, x, y, clean.correct, batch_size, "The attack")
     results = {}
     for name, attack in named.items():
         attack_begin = time.perf_counter()
@@ -110,9 +116,49 @@ def evaluate_robustness(
         "clean_errors": int((~clean.correct).sum()),
         "robust_accuracy": float(standing_under_all.mean()),
         **_speed(len(x), begin),
-        "flags": clean.flags,
+        **safety.as_results(flags),
         "attacks": results,
     }
+
+
+def masked_gradients(
+    model: Callable[..., Any],
+    x: np.ndarray,
+    y: np.ndarray,
+    correct: np.ndarray,
+    batch_size: int,
+    attack: str,
+    loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = log_odds,
+) -> list[safety.Flag]:
+    """Flags images whose gradient is exactly zero, on which an attack that follows gradients cannot succeed.
+
+    Args:
+        model: Keras model, or any callable from images to logits.
+        x: `(images, ...)`, float32, in `[0, 1]`.
+        y: `(images,)`, int64.
+        correct: `(images,)`, bool: which images are attacked; of these up to a thousand are looked at.
+        batch_size: Number of images in one call.
+        attack: Who meets these gradients, for the sentence.
+        loss_fn: The loss that the attack climbs.
+    """
+    forward = inference_forward(model)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32),
+            tf.TensorSpec((batch_size,), tf.int64),
+        ],
+        autograph=False,
+    )
+    def nowhere(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        with settled_for_inference(model):
+            gradient = input_gradient(forward, images, labels, loss_fn)
+        return tf.reduce_all(tf.equal(gradient, 0), axis=list(range(1, images.shape.rank)))
+
+    rows = np.flatnonzero(correct)[:1000]
+    batches = padded_batches(rows, batch_size)
+    count = sum(int(nowhere(x[padded], y[padded]).numpy()[:number].sum()) for padded, number in batches)
+    return safety.zero_gradients(attack, count, len(rows))
 
 
 def standing_under(

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.attacks import GradientAttack, StagedAttack, inference_forward
+from tf_robust_sparse.attacks import GradientAttack, StagedAttack, cross_entropy, inference_forward, log_odds
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.clean import clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
-from tf_robust_sparse.evaluation.robust_accuracy import standing_under
+from tf_robust_sparse.evaluation.robust_accuracy import masked_gradients, standing_under
 from tf_robust_sparse.evaluation.transfer import transfer_attack
 
 BY_STRENGTH = ("clean", "fgsm", "pgd", "autoattack")
@@ -56,13 +56,15 @@ class RobustnessSuite:
         self.num_classes = clean.num_classes
         self.standing: dict[str, np.ndarray] = {}
         self.attacks: dict[str, dict[str, Any]] = {}
-        self._flags = [safety.Flag("softmax", f"{sentence[:1].upper()}{sentence[1:]}.") for sentence in clean.flags]
+        self._flags = list(clean.flags)
+        self._looked_at_gradients: set[str] = set()
         self._white_box: list[float] = []  # accuracies under attacks with gradients
         self._black_box: dict[str, float] = {}
 
     def gradient_attack(self, name: str, attack: GradientAttack) -> None:
         """Runs an attack of this package that follows gradients, such as `LinfPGD`."""
         begin = time.perf_counter()
+        self._look_at_gradients(self.model, "The attack that follows gradients", log_odds)
         standing, history = standing_under(
             self.model, attack, self.x, self.y, self.correct, self.batch_size, name, self.progress
         )
@@ -140,6 +142,7 @@ class RobustnessSuite:
     def transfer(self, name: str, source: Callable[..., Any], attack: GradientAttack) -> None:
         """Tries on the model what `attack` finds on `source`; see `transfer_attack`."""
         begin = time.perf_counter()
+        self._look_at_gradients(source, "The network that examples are transferred from", log_odds)
         found = transfer_attack(
             self.model, source, attack, self.x, self.y, self.correct, self.batch_size, self.progress
         )
@@ -160,9 +163,16 @@ class RobustnessSuite:
 
     def foolbox_check(self, name: str, attack: GradientAttack) -> dict[str, dict[str, Any]]:
         """Compares attack `name`, which has run with these settings, with Foolbox; see `foolbox_check`."""
+        self._look_at_gradients(self.model, "Foolbox", cross_entropy)
         return foolbox_check(
             self.model, attack, self.x, self.y, self.correct, self.standing[name], self.batch_size, self.progress
         )
+
+    def _look_at_gradients(self, model: Callable[..., Any], whose: str, loss_fn: Callable[..., Any]) -> None:
+        """Looks for gradients of exactly zero, once for each attacker."""
+        if whose not in self._looked_at_gradients:
+            self._looked_at_gradients.add(whose)
+            self._flags += masked_gradients(model, self.x, self.y, self.correct, self.batch_size, whose, loss_fn)
 
     def flags(self) -> list[safety.Flag]:
         """Reasons to doubt the numbers, each once: of the network, of black-box attacks, and of the order."""
@@ -196,15 +206,13 @@ class RobustnessSuite:
                 "broken": int(broken[name].sum()),
                 "broken_by_no_other": int((broken[name] & (times_broken == 1)).sum()),
             }
-        flags = self.flags()
         return {
             "images": len(self.x),
             "batch_size": self.batch_size,
             "clean_accuracy": float(self.correct.mean()),
             "robust_accuracy": float(standing.mean()),
             "attacks": attacks,
-            "flags": [flag.sentence for flag in flags],
-            "flag_names": [flag.name for flag in flags],
+            **safety.as_results(self.flags()),
         }
 
     def _record(self, name: str, standing: np.ndarray, record: dict[str, Any]) -> None:

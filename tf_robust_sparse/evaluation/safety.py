@@ -1,12 +1,15 @@
 """Reasons to doubt a robust accuracy, each as one sentence for the report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 TOLERANCE = 1e-4  # between normalised logits of the same images
 IMPROVEMENT = 0.002  # of accuracy, two tenths of a point: noise of a black-box attack
+PROBED = 256  # images that are also tried times 255
+MUCH_BETTER = 0.1  # of accuracy
+SOME_IMAGES = 50  # with fewer an accuracy says little
 DYNAMIC_DEFENCE = (
     "a network that adapts its weights or its input when it is asked cannot be told from others here; attack such a "
     "defence with an attack made for it"
@@ -18,6 +21,12 @@ class Flag(NamedTuple):
 
     name: str
     sentence: str
+
+
+def as_results(flags: Sequence[Flag]) -> dict[str, list[str]]:
+    """Returns the entries `flags` (sentences) and `flag_names` of a results file, each reason once."""
+    once = list(dict.fromkeys(flags))
+    return {"flags": [flag.sentence for flag in once], "flag_names": [flag.name for flag in once]}
 
 
 def randomised(logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray, passes: int = 5) -> list[Flag]:
@@ -79,6 +88,43 @@ def probabilities(logits: np.ndarray) -> list[Flag]:
     ]
 
 
+def wrong_pixels(
+    logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray, of_images: np.ndarray
+) -> list[Flag]:
+    """Flags a network that seems to expect other pixels than [0, 1]: all attacks would count its clean errors.
+
+    Args:
+        logits: From images of any number to logits, which need not be finite here.
+        x: `(images, ...)`, in [0, 1].
+        y: `(images,)`, labels.
+        of_images: The logits of `x`.
+    """
+    correct = of_images.argmax(-1) == y
+    accuracy, chance = float(correct.mean()), 1 / of_images.shape[-1]
+    with np.errstate(all="ignore"):
+        of_bytes = np.nan_to_num(logits(255 * x[:PROBED]))
+    of_bytes_accuracy, of_the_same = float((of_bytes.argmax(-1) == y[:PROBED]).mean()), float(correct[:PROBED].mean())
+    if of_bytes_accuracy - of_the_same > MUCH_BETTER:
+        return [
+            Flag(
+                "pixel_range",
+                f"The clean accuracy is {100 * of_the_same:.2f} %, and {100 * of_bytes_accuracy:.2f} % on the same "
+                "images times 255: the network expects pixels from 0 to 255; pass --pixel_range=255, or the network "
+                "as evaluation.with_pixel_range(network, 255) makes it.",
+            )
+        ]
+    noise = 2 * (chance * (1 - chance) / len(y)) ** 0.5
+    if len(y) < SOME_IMAGES or accuracy > chance + noise:
+        return []
+    return [
+        Flag(
+            "near_chance",
+            f"The clean accuracy, {100 * accuracy:.2f} %, is no better than guessing among {of_images.shape[-1]} "
+            "classes: check that the network expects pixels in [0, 1] and these classes in this order.",
+        )
+    ]
+
+
 def few_classes(num_classes: int, num_targets: Mapping[str, int]) -> list[Flag]:
     """Flags that attacks had to be adapted to a small number of classes.
 
@@ -120,7 +166,7 @@ def zero_gradients(attack: str, count: int, images: int) -> list[Flag]:
         Flag(
             "zero_gradient",
             f"{attack} met a gradient of exactly zero on {count} of {images} images: gradients may be masked, and "
-            "attacks that follow them see nothing.",
+            "attacks that follow them see nothing; add the black-box attack Square.",
         )
     ]
 

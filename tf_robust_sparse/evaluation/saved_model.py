@@ -1,5 +1,6 @@
 """SavedModel directories as callables from images to logits."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class SavedModelClassifier:
         input_shape: `(batch, ...)` with `None` for what may vary, or `None` where the SavedModel does not say.
         num_classes: Number of logits, or `None` where the SavedModel does not say.
         variables: Its weights, in order; empty where they are constants of the graph.
+        pixel_range: By what images are multiplied before it sees them, 1 at first; see `with_pixel_range`.
 
     Raises:
         ValueError: if there is nothing in it to call with one tensor of images.
@@ -32,6 +34,7 @@ class SavedModelClassifier:
 
     def __init__(self, loaded: Any, path: str | Path) -> None:
         self.path = str(path)
+        self.pixel_range = 1.0
         self._loaded = loaded
         signature = getattr(loaded, "signatures", {}).get("serving_default")
         images = _only(signature.structured_input_signature[1], self.path, "input") if signature else None
@@ -75,7 +78,49 @@ class SavedModelClassifier:
             raise ValueError(
                 f"The SavedModel takes images of shape {self.input_shape}. Received: images of shape {tuple(x.shape)}"
             )
-        return self._forward(x)
+        return self._forward(x if self.pixel_range == 1 else x * tf.cast(self.pixel_range, x.dtype))
+
+    def without_softmax(self) -> "SavedModelClassifier":
+        """Returns the same network up to what its last operation, a softmax, is applied to.
+
+        Raises:
+            ValueError: if it does not end in a softmax, or in one that cannot be reached.
+        """
+        signature = getattr(self._loaded, "signatures", {}).get("serving_default")
+        programs = [*getattr(getattr(self._loaded, "serve", None), "concrete_functions", ()), signature]
+        endings = []
+        for program in filter(None, programs):
+            last = program.outputs[0].op
+            while last.type == "Identity":
+                last = last.inputs[0].op
+            if last.type == "Softmax":
+                stripped = copy.copy(self)
+                stripped._forward = inference_forward(_up_to(program, last.inputs[0]))
+                return stripped
+            endings.append(last.type)
+        inside = any(ending.endswith("PartitionedCall") for ending in endings) and len(set(endings)) == 1
+        raise ValueError(
+            "Expected a SavedModel whose last operation is a softmax; "
+            + (
+                "this one ends in a function of its own, which cannot be cut: export the network without its softmax"
+                if inside
+                else "a network that returns logits needs no change"
+            )
+            + f". Received: {self.path}, which ends in {' or '.join(sorted(set(endings))) or 'nothing known'}"
+        )
+
+
+def _up_to(program: Any, tensor: tf.Tensor) -> Any:
+    """The part of a concrete function of one argument that computes `tensor`, as a function of its own."""
+    definition, name = program.graph.as_graph_def(), tensor.name
+    places = [each.name for each in program.inputs]  # the argument, then what the function has captured
+
+    @tf.function(autograph=False)
+    def function(x: tf.Tensor) -> tf.Tensor:
+        feeds = dict(zip(places, [x, *map(tf.identity, program.captured_inputs)], strict=True))
+        return tf.graph_util.import_graph_def(definition, input_map=feeds, return_elements=[name], name="")[0]
+
+    return function
 
 
 def load_saved_model(path: str | Path) -> SavedModelClassifier:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tf_robust_sparse.attacks import GradientAttack, inference_forward
+from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.clean import clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
-from tf_robust_sparse.evaluation.robust_accuracy import standing_under
+from tf_robust_sparse.evaluation.robust_accuracy import masked_gradients, standing_under
 
 
 def security_curve(
@@ -36,9 +37,9 @@ def security_curve(
         progress: Whether to show bars on standard error.
 
     Returns:
-        Plain values, ready for a results file: `attack`, `norm`, `num_steps`, `restarts`, `images`, `seconds` and
-        `points`, a list of `epsilon` and `robust_accuracy` (in `[0, 1]`) by increasing radius; the first has radius 0
-        and the clean accuracy.
+        Plain values, ready for a results file: `attack`, `norm`, `num_steps`, `restarts`, `images`, `seconds`, `flags`
+        and `flag_names` (reasons for doubt), and `points`, a list of `epsilon` and `robust_accuracy` (in `[0, 1]`) by
+        increasing radius; the first has radius 0 and the clean accuracy.
 
     Raises:
         ValueError: if a radius, the data or the logits are malformed.
@@ -60,6 +61,7 @@ def security_curve(
     size = fixed_batch_size(model, batch_size or data_batch_size, len(x))
     clean = clean_answers(inference_forward(model), x, y, size)
     standing = clean.correct
+    flags = clean.flags + masked_gradients(model, x, y, standing, size, "PGD")
     points = [{"epsilon": 0.0, "robust_accuracy": clean.accuracy}]
     for each in scaled:
         title = f"{type(attack).__name__} epsilon {each.epsilon:.4g}"
@@ -73,4 +75,5 @@ def security_curve(
         "images": len(x),
         "points": points,
         "seconds": time.perf_counter() - begin,
+        **safety.as_results(flags),
     }

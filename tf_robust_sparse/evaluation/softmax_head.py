@@ -1,6 +1,11 @@
 """Networks that end in a softmax, as networks that return logits."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
+
+from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier
 
 _SOFTMAX = keras.activations.get("softmax")
 
@@ -16,12 +21,12 @@ def ends_in_softmax(network: keras.Model) -> bool:
     return type(last).__name__ == "Softmax" or getattr(last, "activation", None) is _SOFTMAX
 
 
-def without_softmax(network: keras.Model) -> keras.Model:
+def without_softmax(network: keras.Model | SavedModelClassifier) -> Callable[..., Any]:
     """Takes the softmax off the end of a network: attacks need logits, for gradients vanish in a softmax.
 
     Args:
-        network: A functional or sequential model whose last layer is a softmax, or has one as its activation. It is not
-            changed.
+        network: A functional or sequential model whose last layer is a softmax, or has one as its activation; or what
+            `load_saved_model` returned, if a softmax is its last operation. It is not changed.
 
     Returns:
         A model that returns logits. It shares all layers with `network` but the last one, of which it has a copy.
@@ -29,6 +34,8 @@ def without_softmax(network: keras.Model) -> keras.Model:
     Raises:
         ValueError: if `network` is of another kind, or does not end in a softmax.
     """
+    if isinstance(network, SavedModelClassifier):
+        return network.without_softmax()
     if not (network.built if isinstance(network, keras.Sequential) else hasattr(network, "operations")):
         raise ValueError(
             "Expected a functional model, or a sequential one that is built. "

@@ -1,0 +1,66 @@
+"""What a row of a leaderboard says beside numbers: its flags, and what is known without them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+
+import tf_robust_sparse as trs
+from run_scripts import common_flags
+from run_scripts.command_line import section
+
+FLAGS = flags.FLAGS
+
+
+@section("Leaderboard")
+def define() -> None:
+    """Defines what a row says beside numbers."""
+    flags.DEFINE_string(
+        "robustbench_file", None, "Where to write a row for RobustBench; that of the pruning benchmark lies beside it."
+    )
+    flags.DEFINE_string("title", None, "Title of the paper or the network, for that row and the report.")
+    flags.DEFINE_string("authors", None, "Authors, for that row.")
+    flags.DEFINE_string("link", None, "Address of the paper, for that row.")
+    flags.DEFINE_string("venue", None, "Where and when it appeared, for that row.")
+    flags.DEFINE_string("architecture", None, "Architecture, for that row; by default --model, if that is given.")
+    flags.DEFINE_bool("additional_data", None, "Whether training used other images; by default with --objective=rst.")
+
+
+def description(model: Callable[..., Any], path: Path, data: str) -> dict[str, Any]:
+    """Returns what a leaderboard asks for beside numbers; what is not known is left empty."""
+    found_by_flags = not (FLAGS.network or FLAGS.saved_model)
+    named = FLAGS.model if found_by_flags or FLAGS["model"].present else None
+    additional = FLAGS.objective == "rst" if FLAGS.additional_data is None else FLAGS.additional_data
+    return {
+        "dataset": data,
+        "architecture": FLAGS.architecture or named,
+        "link": FLAGS.link,
+        "name": FLAGS.title,
+        "authors": FLAGS.authors,
+        "venue": FLAGS.venue,
+        "additional_data": additional,
+        "connectivity": _connectivity(model, path),
+    }
+
+
+def _connectivity(model: Callable[..., Any], path: Path) -> float | None:
+    """The share of connections, of a network of ours or as the run beside the SavedModel recorded it."""
+    if isinstance(model, keras.Model):
+        if trs.sparsity.statistics.kernel_statistics(model):
+            return trs.sparsity.statistics.summary(model)["connectivity"]
+        return _connectivity_of_plain_layers(model)
+    try:
+        return float(json.loads((path.parent / "results.json").read_text())["connectivity"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return FLAGS.connectivity if common_flags.sparsifier_name() != "none" else None
+
+
+def _connectivity_of_plain_layers(model: keras.Model) -> float | None:
+    """The share of kernel entries that are not zero, or `None` without kernels."""
+    kernels = [keras.ops.convert_to_numpy(weight) for weight in model.weights if weight.name.endswith("kernel")]
+    entries = sum(kernel.size for kernel in kernels)
+    return sum(np.count_nonzero(kernel) for kernel in kernels) / entries if entries else None
