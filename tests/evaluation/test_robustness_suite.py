@@ -168,16 +168,30 @@ def test_radii_of_a_curve_are_positive(epsilons, network, some):
         security_curve(network, some, LinfPGD(EPSILON), epsilons)
 
 
-@pytest.mark.parametrize("attack", [LinfPGD(EPSILON, num_steps=20, restarts=2), L2PGD(0.5, num_steps=20)])
-def test_foolbox_agrees_but_for_images_on_the_edge(attack, network, some):
+@pytest.mark.parametrize("attack", [LinfPGD(EPSILON, num_steps=20), L2PGD(0.5, num_steps=20)])
+def test_foolbox_disagrees_only_where_another_start_decides(attack, network, some):
+    """From random starts the two disagree on a few per cent of the images, as our attack does with another seed.
+
+    The last of a few steps of one length lands here or there around the edge of a class. Which images these are
+    depends on the rounding of the machine; that they lie on the edge does not: a ball a fifth smaller is safe, and one
+    a quarter larger is not.
+    """
     suite = RobustnessSuite(network, some, batch_size=100, progress=False)
-    suite.gradient_attack("pgd", attack)
-    found = suite.foolbox_check("pgd", attack)
+    suite.gradient_attack("random", attack)
+    found = suite.foolbox_check("random", attack)
     assert json.loads(json.dumps(found)) == found
-    assert abs(found["pgd"]["robust_accuracy"] - suite.attacks["pgd"]["robust_accuracy"]) <= 0.02
     alone = found["pgd"]["broken_by_foolbox_only"] + found["pgd"]["broken_by_ours_only"]
-    assert found["pgd"]["disagreements"] == len(alone) <= 0.03 * SOME
+    assert found["pgd"]["disagreements"] == len(alone) < 0.1 * SOME
     assert found["deepfool"]["robust_accuracy"] < suite.correct.mean() - 0.05
+    for name, share in (("smaller", 0.8), ("larger", 1.25)):
+        restarts = 1 if name == "smaller" else 3
+        settings = {**attack.get_config(), "epsilon": share * attack.epsilon, "restarts": restarts}
+        suite.gradient_attack(name, type(attack).from_config(settings))
+    assert suite.standing["smaller"][alone].all() and not suite.standing["larger"][alone].any()
+    # From one start both take the same steps.
+    at_the_image = type(attack).from_config({**attack.get_config(), "random_start": False})
+    suite.gradient_attack("same", at_the_image)
+    assert suite.foolbox_check("same", at_the_image)["pgd"]["disagreements"] <= 0.01 * SOME
 
 
 DESCRIPTION = {"dataset": "cifar10", "architecture": "resnet18", "connectivity": 0.01, "name": "A title"}

@@ -123,7 +123,7 @@ def foolbox_survives(
         attack = (foolbox.attacks.LinfDeepFoolAttack if linf else foolbox.attacks.L2DeepFoolAttack)()
     else:
         pgd = foolbox.attacks.LinfPGD if linf else foolbox.attacks.L2PGD
-        attack = pgd(abs_stepsize=settings.step_size, steps=settings.num_steps, random_start=True)
+        attack = pgd(abs_stepsize=settings.step_size, steps=settings.num_steps, random_start=settings.random_start)
     last_restart = -1
 
     def survives(rows: np.ndarray, restart: int) -> np.ndarray:
