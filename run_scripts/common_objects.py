@@ -1,8 +1,10 @@
 """What the shared flags stand for: images, attacks, objectives, networks, sparsifiers, optimizers, strategies."""
 
+import contextlib
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -18,11 +20,8 @@ FLAGS = flags.FLAGS
 
 def dataset() -> trs.data.ImageDataset:
     """Reads the data set of --data, cut down to --train_examples and --test_examples."""
-    with about("data", "data_dir", "image_size"), warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", UserWarning)
+    with about("data", "data_dir", "image_size"), _notes():
         found = trs.data.load(FLAGS.data, FLAGS.data_dir, FLAGS.image_size)
-    for note in notes:
-        print(f"Note: {note.message}")
     if FLAGS.n_classes is not None and FLAGS.n_classes != found.num_classes:
         raise BadFlag(f"--n_classes={FLAGS.n_classes}: expected {found.num_classes}, the classes of {FLAGS.data}")
     for name, available in (("train_examples", len(found.train_labels)), ("test_examples", len(found.test_labels))):
@@ -34,6 +33,18 @@ def dataset() -> trs.data.ImageDataset:
     found = found.take(train_examples, FLAGS.test_examples, seed=FLAGS.seed)
     check_memory(found)
     return found
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Prints what readers warn of, such as files that they skip, as notes."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for note in notes:
+                print(f"Note: {note.message}")
 
 
 def check_memory(images: trs.data.ImageDataset) -> None:

@@ -141,7 +141,7 @@ def test_images_that_do_not_fit_into_memory_are_refused():
         common_objects.check_memory(images(10**8))
 
 
-def test_an_operation_that_fails_is_one_line(tmp_path):
+def test_a_damaged_image_is_one_line_and_skipped_files_are_said(tmp_path):
     from PIL import Image
 
     for part in ("train", "test"):
@@ -152,6 +152,8 @@ def test_an_operation_that_fails_is_one_line(tmp_path):
                 Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{number}.png")
     broken = tmp_path / "images" / "train" / "cat" / "3.png"
     broken.write_bytes(broken.read_bytes()[:60])
+    (tmp_path / "images" / "train" / "cat" / "a.webp").write_bytes(b"")
+    (tmp_path / "images" / "train" / ".ipynb_checkpoints").mkdir()
     arguments = (
         f"--data={tmp_path / 'images'}",
         "--image_size=32",
@@ -160,7 +162,9 @@ def test_an_operation_that_fails_is_one_line(tmp_path):
         "--batch_size=8",
     )
     done = run_script(TRAIN, *arguments, "--pgd_iters=1", f"--output_dir={tmp_path / 'run'}")
-    assert done.code in (1, 2) and len(done.err.splitlines()) == 1 and done.err.startswith("error: ")
+    assert done.code == 1 and len(done.err.splitlines()) == 1
+    assert f"--image_size=32: {broken}: expected a complete .png image" in done.err
+    assert "Note: " in done.out and "skipped 1 files of type .webp" in done.out and "1 hidden" in done.out
 
 
 @pytest.mark.parametrize(

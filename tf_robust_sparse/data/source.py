@@ -145,19 +145,20 @@ def check_examples(
     Raises:
         ValueError: if the two do not have these shapes, types and ranges.
     """
+    most = MOST_CLASSES if num_classes is None else num_classes
     if isinstance(images, ImageFiles):
         if 0 in images.shape:
             raise ValueError(f"{where}: expected at least one image. Received: shape {images.shape}")
-    else:
-        images = checked_images(images, (None, None, None), where, bytes_too=True)
-        if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
-            raise ValueError(
-                f"{where}: images must be (n, height, width, channels), channels last; transpose channels-first "
-                f"images with x.transpose(0, 2, 3, 1). Received: shape {images.shape}"
-            )
-        if images.dtype != np.uint8:
-            images = images.astype(np.float32, copy=False)
-    return images, checked_labels(labels, len(images), MOST_CLASSES if num_classes is None else num_classes, where)
+        return images, checked_labels(labels, len(images), most, where)
+    pixels = checked_images(images, (None, None, None), where, bytes_too=True)
+    if pixels.shape[1] in (1, 3) and min(pixels.shape[2:]) > 4:
+        raise ValueError(
+            f"{where}: images must be (n, height, width, channels), channels last; transpose channels-first images "
+            f"with x.transpose(0, 2, 3, 1). Received: shape {pixels.shape}"
+        )
+    if pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float32, copy=False)
+    return pixels, checked_labels(labels, len(pixels), most, where)
 
 
 def label_array(values: Any) -> np.ndarray:
