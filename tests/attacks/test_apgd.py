@@ -148,6 +148,19 @@ def test_targets_never_outnumber_the_other_classes():
     assert len(attack.runs(100)) == 18
 
 
+def test_the_first_phase_of_an_l1_run_is_as_sparse_as_its_start(correct):
+    """The authors hand the start of the first phase over as they do between phases; a plain run changes a fifth."""
+    x, y = correct[0][:4], correct[1][:4]
+    seeds = tf.zeros((4, 2), tf.int64)
+    for shrinking, radius in ((True, 1.5), (False, 0.5)):
+        attack = APGD(0.5, "L1", num_steps=10, shrinking_radius=shrinking)
+        state = attack.start(toy_network(), x, y, seeds, tf.constant(0), tf.constant(radius))
+        changed = np.count_nonzero(np.array(state["x_current"] != x), axis=(1, 2, 3))
+        pixels = np.full(4, x[0].numpy().size)
+        np.testing.assert_allclose(state["fraction"], changed / pixels / 1.5 if shrinking else 0.2, rtol=1e-5)
+        np.testing.assert_array_equal(state["sparsity"], changed if shrinking else pixels)
+
+
 def test_the_radius_of_l1_runs_shrinks():
     (run,) = APGD(0.5, "L1").runs(10)
     assert run.epsilons == (1.5, 1.0, 0.5) and run.iterations == (30, 30, 40)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tests.attacks.toy import toy_images, toy_labels, toy_network
 from tf_robust_sparse import data
 from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack
-from tf_robust_sparse.evaluation import AutoAttack, without_softmax
+from tf_robust_sparse.evaluation import AutoAttack, ensemble_run, without_softmax
 from tf_robust_sparse.evaluation.compaction import batch_sizes
 from tf_robust_sparse.evaluation.safety import DYNAMIC_DEFENCE
 
@@ -188,6 +188,65 @@ def test_a_damaged_state_file_is_told_of_and_left_alone(file, content, some, tmp
     assert (tmp_path / file).read_bytes() == content
 
 
+def edited(state, **changes):
+    """Changes entries of a state file, and its digest with them."""
+    content = json.loads(state.read_text())
+    examples = state.with_name("state.json.npz")
+    with np.load(examples) as archive:
+        arrays = dict(archive)
+    for name, change in changes.items():
+        change(arrays[name] if name in arrays else content[name])
+    with examples.open("wb") as file:
+        np.savez(file, **arrays)
+    content.pop("digest")
+    state.write_text(json.dumps({**content, "digest": ensemble_run._digest(content, examples.read_bytes())}))
+
+
+def test_an_edited_state_is_refused(some, tmp_path):
+    """First with a digest that does not match, then with one made for the edited content."""
+    state = tmp_path / "state.json"
+    short = {"attacks": [APGD(0.01, num_steps=10)], "state_path": state}
+    quick(toy_network(), **short).run_standard_evaluation(*some)
+    files = {file: file.read_bytes() for file in (state, state.with_name("state.json.npz"))}
+    standing = json.loads(state.read_text())["robust_flags"]
+    content = json.loads(state.read_text())
+    state.write_text(json.dumps({**content, "robust_flags": [True] * SOME}))
+    with pytest.raises(ValueError, match="does not match its digest"):
+        quick(toy_network(), **short).check(*some)
+
+    def all_stand(flags):
+        flags[:] = [True] * SOME
+
+    def far(examples):
+        examples[0] = 7.0
+
+    def beyond_the_ball(examples):
+        examples[0] = 1 - examples[0]
+
+    def clean(examples):
+        broken = np.flatnonzero(~np.array(standing) & (np.argmax(toy_network()(some[0]), -1) == some[1]))
+        examples[:] = some[0][broken]
+
+    def no_attack(numbers):
+        numbers[0] = 5
+
+    for changes, message in (
+        ({"robust_flags": all_stand}, "robust_flags that its adversarial examples do not explain"),
+        ({"x_adv": far}, "outside the ball or outside"),
+        ({"x_adv": beyond_the_ball}, "outside the ball or outside"),
+        ({"x_adv": clean}, "that the network classifies correctly"),
+        ({"by": no_attack}, "an attack that does not exist"),
+    ):
+        for file, original in files.items():
+            file.write_bytes(original)
+        edited(state, **changes)
+        with pytest.raises(ValueError, match=message):
+            quick(toy_network(), **short).check(*some)
+    for file, original in files.items():
+        file.write_bytes(original)
+    quick(toy_network(), **short).check(*some)
+
+
 def test_a_state_of_another_run_is_refused(some, tmp_path):
     state = tmp_path / "state.json"
     quick(toy_network(), state_path=state).run_standard_evaluation(*some)
@@ -280,6 +339,16 @@ def keras_network(*more):
 def test_a_randomised_network_is_flagged(some):
     noisy = lambda x: toy_network()(x + tf.random.normal(tf.shape(x), stddev=0.1))  # noqa: E731
     assert "randomised" in flags(noisy, some, attacks=[Square(0.01, num_queries=5)])
+
+
+@pytest.mark.parametrize("version", ["rand", "standard"])
+def test_randomness_alone_raises_no_other_doubt(version, some):
+    """Two draws of one network differ: that says nothing about its batches, and nothing about the count."""
+    noisy = lambda x: toy_network()(x + tf.random.normal(tf.shape(x), stddev=0.03))  # noqa: E731
+    attack = AutoAttack(noisy, "Linf", 0.01, version, batch_size=30, verbose=False)
+    attack.attacks = [APGD(0.01, num_steps=2, eot_samples=2)]
+    found = attack.run_standard_evaluation(*some)["flag_names"]
+    assert [name for name in found if name != "few_classes"] == ([] if version == "rand" else ["randomised"])
 
 
 def test_a_softmax_is_flagged(some):
@@ -398,6 +467,11 @@ def test_versions_hold_the_published_attacks():
         ("square", 1, None, 1),
     ]
     assert described("standard", "L1")[:2] == [("apgd-ce", 5, 9, 1), ("apgd-t", 1, 5, 1)]
+    # As the authors' set_version: only the standard version goes through larger radii, with fewer targets.
+    assert described("plus", "L1")[4] == ("apgd-t", 1, 9, 1) and described("rand", "L1")[0] == ("apgd-ce", 1, 9, 20)
+    for version, expected in (("standard", True), ("plus", False), ("rand", False)):
+        attacks = AutoAttack(toy_network(), "L1", 0.1, version).attacks
+        assert {one.shrinking_radius for one in attacks if isinstance(one, APGD)} == {expected}
     assert described("plus") == [
         ("apgd-ce", 5, 9, 1),
         ("apgd-dlr", 5, 9, 1),

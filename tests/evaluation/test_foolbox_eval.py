@@ -56,7 +56,7 @@ def test_network_is_traced_once_for_the_attack(network, examples):
         return network(x, training=False)
 
     foolbox_linf_pgd(model, examples, EPSILON, num_steps=2, restarts=2, max_examples=100, batch_size=32, progress=False)
-    assert traces == [32, 32]  # for the clean answers, and for the attack
+    assert traces == [32] * 3  # for the clean answers, the zero gradients, and the attack
 
 
 def test_saved_model_and_progress(network, examples, tmp_path, capsys):

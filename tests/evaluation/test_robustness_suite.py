@@ -246,7 +246,7 @@ def test_a_page_without_examples_or_doubts_says_so(results, tmp_path):
     }
     (path,) = write_report(tmp_path / "page.md", page)
     text = path.read_text()
-    assert "None was found." in text and "There are none: AutoAttack was not run, or broke no image." in text
+    assert "None was found." in text and "None were kept: only AutoAttack" in text
     for name, found in results["attacks"].items():
         assert f"| {name} | {100 * found['robust_accuracy']:.2f} % |" in text
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]

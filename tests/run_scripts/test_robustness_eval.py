@@ -271,7 +271,6 @@ BAD = [
     ("padding", ["--padding_mode=symmetric"], "--padding_mode", "read from its file"),
     ("alone without AutoAttack", ["--attacks=pgd", "--individual"], "--individual", "expected autoattack"),
     ("alone with a state", ["--individual", "--state_file=s.json"], "--state_file", "drop it or --individual"),
-    ("a softmax of a SavedModel", ["--strip_softmax"], "--strip_softmax", "expected --network"),
     ("results in a directory", ["--results_file=."], "--results_file=.", "a directory of that name"),
     ("a page in a directory", ["--report=."], "--report=.", "a directory of that name"),
     ("a page below a file", ["--report=setup.cfg/page.md"], "--report=setup.cfg/page.md", "the file setup.cfg"),
