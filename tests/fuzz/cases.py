@@ -19,12 +19,15 @@ import tensorflow as tf
 import yaml
 
 from run_scripts import settings_file
+from tests.attacks.toy import toy_images, toy_labels, toy_network
 from tests.data import makers
 from tf_robust_sparse import data, layers, saving
+from tf_robust_sparse.attacks import Square
 from tf_robust_sparse.certify import table
 from tf_robust_sparse.certify.certification import _COLUMNS, _parse
 from tf_robust_sparse.data import image_files, restricted_pickle
 from tf_robust_sparse.data.readers import idx, npz, svhn
+from tf_robust_sparse.evaluation import AutoAttack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,11 +261,43 @@ def _table(folder):
     return Case(path.read_bytes(), as_file("a.tsv"), read)
 
 
+def _state(folder):
+    """AutoAttack's state is two files, of which one is damaged at a time."""
+    x, y = toy_images()[:6], toy_labels()[:6]
+    attack = AutoAttack(
+        toy_network(), "Linf", 0.01, "custom", attacks=[Square(0.01, num_queries=20)], batch_size=6, verbose=False
+    )
+
+    def read(path):
+        attack.state_path = folder_of_state = path.with_name("state.json")
+        result = attack.run_standard_evaluation(x, y, callback=lambda *_: never(folder_of_state))
+        return [result["x_adv"], result["broken_by"]]
+
+    def never(path):
+        raise AssertionError(f"{path} was taken for the state of an unfinished run")
+
+    attack.state_path = folder / "state.json"
+    attack.run_standard_evaluation(x, y)
+    whole = {name: (folder / name).read_bytes() for name in ("state.json", "state.json.npz")}
+
+    def writer(name):
+        def write(place, part):
+            for each, content in {**whole, name: part}.items():
+                (place / each).write_bytes(content)
+            return place / name
+
+        return write
+
+    for name, content in whole.items():
+        yield Case(content, writer(name), read, sealed=True, share=0.5, few=5)
+
+
 def make(folder):
     """Returns the cases by name."""
     raw = makers.idx_bytes(makers.images(2, (5, 4)))
     npz_whole, npz_member = _npz()
     keras_cases, compact_cases = list(_keras(folder)), list(_compact(folder))
+    state, examples = _state(folder)
     stream = io.BytesIO()
     np.save(stream, np.ones((3, 2), "float32"))
     return {
@@ -290,4 +325,6 @@ def make(folder):
         "png": _image("png"),
         "jpeg": _image("jpeg"),
         "tsv": _table(folder),
+        "state": state,
+        "state, its examples": examples,
     }

@@ -26,6 +26,7 @@ NAMES = (
     *("idx", "idx, gzip", "cifar", "cifar, tar.gz", "mat", "mat, packed", "npy", "npz", "npz, a member", "pickle"),
     *("pickle of anything", "safetensors", "npz of weights", "h5", "keras", "keras, its configuration"),
     *("keras, its weights", "trs", "trs, its head", "trs, its body", "yaml", "png", "jpeg", "tsv"),
+    *("state", "state, its examples"),
 )
 
 
