@@ -111,7 +111,9 @@ def _define_trainer() -> None:
     )
     flags.DEFINE_enum("reweight", None, list(trs.objectives.REWEIGHTINGS), "What examples are weighed by.")
     flags.DEFINE_integer("warmup_rw", 0, "Epochs without these weights.", 0)
-    flags.DEFINE_bool("drop_last", False, "Leave out the last, smaller batch of an epoch, as several replicas need.")
+    flags.DEFINE_bool(
+        "drop_last", True, "Leave out the last, smaller batch of an epoch, which the published code trains on."
+    )
     define_number("valid_ratio", None, "Held-out share of the training images.", 0, 1)
     flags.DEFINE_integer(
         "save_every", -1, "Keep the checkpoint of every so many epochs; -1 the last and best alone.", -1
@@ -291,7 +293,7 @@ def deviations() -> list[str]:
             FLAGS["freeze_weights"].using_default_value and is_subnet() and FLAGS.trainer not in LOTTERY
         ),
         "batch norm takes its statistics over all replicas, not over those of the first": several,
-        "the last, smaller batch of an epoch is left out": FLAGS.drop_last,
+        "the last, smaller batch of an epoch is left out; --nodrop_last trains on it": FLAGS.drop_last,
         "attacks use the moving statistics of batch norm, not those of the batch": (
             FLAGS.attack_bn == "eval" or (several and FLAGS.trainer not in ("adv_trades", "adv_step_fast"))
         ),
