@@ -128,6 +128,7 @@ def networks():
     subclassed(X)
     return {
         "two outputs": (keras.Model(x, [logits, logits]), "one output, the logits.*2 outputs"),
+        "a dictionary": (keras.Model(x, {"logits": logits}), "the tensor of logits alone.*in a dict"),
         "two inputs": (keras.Model([x, keras.Input((3,))], logits), "one input, the images.*2 inputs"),
         "subclassed": (subclassed, r"pass keras.Model\(x, network\(x\)\).*the subclassed model Subclassed"),
         "not built": (keras.Sequential([keras.layers.Dense(3)]), "must be built"),
@@ -150,6 +151,10 @@ def test_networks_that_do_not_fit_are_one_line():
         if "softmax" not in message:
             with pytest.raises(ValueError, match=message):
                 certify.margins(network, X, Y, 0.1)
+        if "one output" in message or "one input" in message:  # evaluation takes subclassed models and dictionaries
+            with pytest.raises(ValueError, match=message) as error:
+                evaluation.robust_accuracy(network, (X, Y))
+            assert "\n" not in str(error.value)
 
 
 def test_the_ways_out_that_messages_name_work():

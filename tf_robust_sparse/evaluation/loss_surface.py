@@ -56,13 +56,13 @@ def loss_surface(
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), figure 4.
     """
     x = checked_images(x)
-    y = checked_labels(y, len(x), network.output_shape[-1])
     if not 0 < epsilon <= 1:
         raise ValueError(f"`epsilon` is in pixels of [0, 1] and above 0. Received: epsilon={epsilon!r}")
     if points < 3 or points % 2 == 0:
         raise ValueError(f"`points` must be odd and at least 3. Received: points={points!r}")
     check_image_shape(network, x)
     forward = inference_forward(network)
+    y = checked_labels(y, len(x), forward(tf.constant(x[:1], tf.float32)).shape[-1])
     offsets = np.linspace(-epsilon, epsilon, points, dtype=np.float32)
 
     @tf.function(reduce_retracing=True)

@@ -5,8 +5,12 @@ from typing import Any
 import keras
 
 
-def check_classifier(network: Any) -> None:
+def check_classifier(network: Any, in_structure: bool = False) -> None:
     """Checks that the layers of a network are known, and that they lead from images to logits.
+
+    Args:
+        network: What to check.
+        in_structure: Whether the output may be a dictionary or a list of one tensor.
 
     Raises:
         ValueError: if it is not a built functional or sequential model from one input to `(batch, classes)`.
@@ -35,6 +39,12 @@ def check_classifier(network: Any) -> None:
             "`network` must have one input, the images, and one output, the logits; pass for example "
             f"keras.Model(network.inputs, network.outputs[0]). Received: {name} with {len(inputs)} "
             f"inputs and {len(outputs)} outputs"
+        )
+    alone = in_structure or isinstance(network, keras.Sequential)
+    if not alone and isinstance(network.output, (dict, list, tuple)):
+        raise ValueError(
+            "`network` must return the tensor of logits alone; pass keras.Model(network.inputs, network.outputs[0]). "
+            f"Received: {name}, which returns it in a {type(network.output).__name__}"
         )
     if len(outputs[0].shape) != 2:
         raise ValueError(

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse.layers.classifier import check_classifier
+
 Forward = Callable[[tf.Tensor], tf.Tensor]
 
 
@@ -23,13 +25,16 @@ def inference_forward(model: Callable[..., Any]) -> Forward:
 
     Raises:
         TypeError: if the model cannot be called.
-        ValueError: when called, if the output is not one tensor of shape `(batch, classes)`.
+        ValueError: at once, if a Keras model of known layers has several inputs or outputs; when called, if the output
+            is not one tensor of shape `(batch, classes)`.
     """
     if not callable(model):
         raise TypeError(
             "`model` is a Keras model or any callable from images to logits; for a SavedModel directory pass "
             f"evaluation.load_saved_model(path). Received: model={model!r}"
         )
+    if isinstance(model, keras.Model) and getattr(model, "inputs", None):
+        check_classifier(model, in_structure=True)  # before anything is traced, where errors come in many lines
     call = functools.partial(model, training=False) if isinstance(model, keras.layers.Layer) else model
 
     def forward(x: tf.Tensor) -> tf.Tensor:

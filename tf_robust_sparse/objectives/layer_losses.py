@@ -13,21 +13,28 @@ class LayerLosses:
     """Adds up what `network.losses` holds after each training forward pass of a step.
 
     An attack asks the same layers again and again; what they add then is dropped with the next forward pass, as Keras
-    does. So the losses are read after each pass that counts.
+    does. So the losses are read after each pass that counts: each of `training_logits`, or, of an objective that calls
+    the network by itself, the last one.
     """
 
     def __init__(self, network: keras.Model) -> None:
         self._network = network
+        self._before = network.losses  # of an attack, maybe, whose loop is over
         self._added: list[tf.Tensor] = []
+        self._passes = 0
 
     def read(self) -> None:
         """Takes in what the pass that has just ended added; the regularizers of weights count once a step."""
+        self._passes += 1
         added = self._network.losses
-        self._added += added[: len(added) - len(self._regularized())]
+        added = added[: len(added) - len(self._regularized())]
+        self._added += [loss for loss in added if all(loss is not old for old in self._before)]
 
     @functools.cached_property
     def total(self) -> tf.Tensor | None:
         """The sum of everything, a float32 scalar; `None` if no layer adds anything. To be read before weights move."""
+        if not self._passes:
+            self.read()
         losses = [*self._added, *(weight.regularizer(weight) for weight in self._regularized())]
         return tf.add_n([tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in losses]) if losses else None
 

@@ -135,6 +135,7 @@ def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> Non
 
     Reference: [Lee et al., 2019](https://arxiv.org/abs/1810.02340), section 4.
     """
+    layers.check_classifier(network)
     found = _layers_with_kernels(network)
     kernels = [layer.kernel for layer in found]
     untouched = [(variable, tf.identity(variable)) for variable in network.non_trainable_variables]
