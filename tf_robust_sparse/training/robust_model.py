@@ -140,8 +140,8 @@ class RobustModel(keras.Model):
         """Trains as `keras.Model.fit` does, after a look at the images and labels.
 
         Of arrays everything is looked at before training, of a data set its types and shapes, and each batch when it
-        comes, before a weight moves; so do `train_on_batch` and `test_on_batch`. Validation data likewise. Labels may
-        be integers of any width, `(n,)` or `(n, 1)`.
+        comes, before a weight moves; so do `train_on_batch` and `test_on_batch`. Of validation data the first batch is
+        looked at before training too. Labels may be integers of any width, `(n,)` or `(n, 1)`.
 
         Raises:
             ValueError: if images leave [0, 1], labels are out of range, shapes do not fit the network, there are
@@ -163,8 +163,10 @@ class RobustModel(keras.Model):
         if isinstance(validation, (tuple, list)):
             images_and_labels(validation)
             kwargs["validation_data"] = self._checked_data(validation[0], validation[1])[:2]
-        elif validation is not None:
+        elif isinstance(validation, tf.data.Dataset):
             self._checked_data(validation)
+            for batch in validation.take(1):  # it is read after an epoch only, and again after each
+                self._batch(batch)
         with failures_in_one_line():
             return super().fit(x, y, batch_size, **kwargs)
 
