@@ -11,6 +11,7 @@ JSON.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -45,7 +46,7 @@ def main() -> None:
     file = robustness_flags.check_outputs(path.parent / f"{stem}foolbox.json")
     if not published:
         with command_line.about("saved_model"):
-            model = trs.evaluation.load_saved_model(path)
+            model: Any = trs.evaluation.load_saved_model(path)
     images = common_objects.dataset()
     if published:
         model = common_objects.network(images, kernel="plain")

@@ -94,7 +94,7 @@ class EnsembleRun:
         fallen = np.flatnonzero(self.broken_by >= 0)
         of_fallen = {"x_adv": self.x_adv[fallen], "y_adv": self.y_adv[fallen], "by": self.broken_by[fallen]}
         archive = io.BytesIO()
-        np.savez(archive, rows=fallen, logits=self.logits, **of_fallen)  # type: ignore[arg-type]
+        np.savez(archive, rows=fallen, logits=self.logits, **of_fallen)
         with replace_file(examples_path(path)) as temporary:
             temporary.write_bytes(archive.getbuffer())
         state = {
