@@ -141,13 +141,13 @@ class FreeRobustModel(RobustModel):
 
     def train_step(self, data):
         """Uses one batch `num_repeats` times; see the class."""
-        x, y = self._batch(data)
         epsilon, weights = self.objective.epsilon, self.network.trainable_variables
-        number, replicas = tf.shape(x)[0], tf.distribute.get_replica_context().num_replicas_in_sync
+        number, replicas = tf.shape(data[0])[0], tf.distribute.get_replica_context().num_replicas_in_sync
         with tf.control_dependencies(
             [tf.debugging.assert_equal(number * replicas, self.objective.batch_size, _FULL_BATCHES)]
         ):
-            delta = tf.convert_to_tensor(self._perturbation)[self._rows(number)]
+            x, y = self._batch(data)
+        delta = tf.convert_to_tensor(self._perturbation)[self._rows(tf.shape(x)[0])]
         delta = tf.ensure_shape(delta, (None, *x.shape[1:]))
         for _ in range(self.objective.num_repeats):
             with tf.GradientTape() as tape:
