@@ -1,6 +1,7 @@
 """The flags of binary sub-networks and their checks."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,6 @@ IDENTITY = (
     *("carry", "attack_bn", "attack_select", "eps_schedule", "mix", "soft_targets"),
     *("label_smoothing", "leaky_relu_slope", "freeze_weights", "valid_ratio", "drop_last"),
 )
-
-
 # Settings of --eps_schedule, and names of its courses, as the original calls them.
 _SCHEDULE = {
     **{"start_v": "start", "slope": "slope", "power": "power", "interval": "interval", "alpha": "alpha"},
@@ -236,6 +235,11 @@ def check() -> None:
         if FLAGS["drop_last"].present and not FLAGS.drop_last:
             raise BadFlag(f"--nodrop_last: expected --strategy=none. Received: --strategy={FLAGS.strategy}")
         FLAGS["drop_last"].value = True
+    if not FLAGS.drop_last and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
+        raise BadFlag(  # heap corruption, seen with TensorFlow 2.21 and resnet18_p1
+            "--nodrop_last changes the batch size within an epoch, in which the convolutions of oneDNN may crash; set "
+            "TF_ENABLE_ONEDNN_OPTS=0 in the environment with it, or leave it out"
+        )
     if FLAGS.reweight and "nat_max" in FLAGS.reweight and FLAGS.trainer != "adv_trades":
         raise BadFlag(f"--reweight={FLAGS.reweight}: expected --trainer=adv_trades. Received: {FLAGS.trainer}")
     if FLAGS.label_smoothing and FLAGS.trainer == "adv_step_fast":

@@ -420,7 +420,8 @@ def test_a_checkpoint_tells_whether_it_ends_with_batch_norm(last, parse, tmp_pat
         binary_objects.load_pretrained(binary_objects.built(images), images)
 
 
-def test_its_fast_recipe_of_imagenet_parts_images_before_it_crops_them(parse, config, tmp_path, capsys):
+def test_its_fast_recipe_of_imagenet_parts_images_before_it_crops_them(parse, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     changes = {"model_type": "ResNet34_imagenet100", "dataset": "ImageNet100", "num_classes": 100, "warmup_length": 5}
     changes |= {"normalize": "imagenet100", "trainer": "adv_step_fast", "label_smoothing": 0.1}
     changes |= {"attack": "{name: FGSM-RS, step_size: 1, threshold: 2, n_class: 100}"}
@@ -500,6 +501,7 @@ def test_bad_input(words, expected):
         (["--dampening=0.1"], ("--dampening=0.1", "use 0")),
         (["--subset=train"], ("--subset=train", "test images")),
         (["--file=a.pth"], ("--file=a.pth", "run_mask_plots.py")),
+        (["--nodrop_last"], ("--nodrop_last", "TF_ENABLE_ONEDNN_OPTS=0")),
         (["--mix=cutmix"], ("--mix", "adv_step_fast")),
         (["--soft_targets"], ("--soft_targets", "adv_step_fast")),
         (["--trainer=adv_step_fast", "--mix=cutmix", "--soft_targets"], ("whole images",)),
@@ -594,7 +596,8 @@ def test_fixed_masks_stay_and_their_weights_train(parse, tmp_path):
         binary_objects.network(training_run.prepare(tmp_path / "run"))
 
 
-def test_the_numerics_are_those_of_the_published_code(parse, tmp_path):
+def test_the_numerics_are_those_of_the_published_code(parse, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     meaning(parse, *FEW, "--trainer=adv_trades", "--label_smoothing=0.1", "--nodrop_last")
     run = training_run.prepare(tmp_path / "run")
     network = binary_objects.network(run)
@@ -609,13 +612,14 @@ def test_the_numerics_are_those_of_the_published_code(parse, tmp_path):
     model = binary_objects.model(run, network)
     assert isinstance(model.validation_attack, trs.attacks.L2BestPGD)
     assert isinstance(model.objective.attack, trs.attacks.L2BestPGD) and run.steps_per_epoch == 2
-    with pytest.raises(BadFlag, match="--nodrop_last"):
+    with pytest.raises(BadFlag, match="--nodrop_last: expected --strategy=none"):
         meaning(parse, *FEW, "--strategy=mirrored", "--nodrop_last")
     assert meaning(parse, *FEW, "--strategy=mirrored").drop_last
     assert any("over all replicas" in text for text in binary_flags.deviations())
 
 
-def test_a_recipe_as_published_differs_in_what_it_says_alone(parse, config):
+def test_a_recipe_as_published_differs_in_what_it_says_alone(parse, config, monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     quick_start = (f"--config={config()}", "--prune-rate=0.01", "--pr-scale=0.1", "--end-with-bn")
     meaning(parse, *quick_start, "--test_every_epoch", "--nodrop_last")
     assert binary_flags.deviations() == ["masks, signs, crops and attacks are drawn from seeds of their own"]

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tests.networks import tiny_dataset, tiny_images, tiny_network
-from tf_robust_sparse import data, layers, objectives, saving
-from tf_robust_sparse.attacks import LinfBestPGD, LinfPGD
+from tf_robust_sparse import layers, objectives, saving
+from tf_robust_sparse.attacks import LinfPGD
 from tf_robust_sparse.evaluation import robust_accuracy
 from tf_robust_sparse.sparsity import ConnectivitySampling, MagnitudePruning, slots
 from tf_robust_sparse.training import RobustModel, StopOnNaN, sgdw
@@ -431,20 +431,3 @@ def test_training_that_diverges_stops_with_advice():
         FloatingPointError, match=r"became (nan|inf) in epoch 1, batch \d+\. Try a smaller learning rate"
     ):
         model.fit(tiny_dataset(), epochs=3, verbose=0, callbacks=[StopOnNaN()])
-
-
-@pytest.mark.parametrize("kind", ["at", "trades"])
-def test_the_smaller_last_batch_of_an_epoch_is_trained_on(kind):
-    attack = LinfBestPGD(0.1, 0.05, 2)
-    objective = {
-        "at": lambda: objectives.AT(attack, batch_norm="training"),
-        "trades": lambda: objectives.TRADES(attack, counts_clean_twice=True),
-    }[kind]()
-    network = tiny_network("signed")
-    layers.use_unbiased_variance(network)
-    model = RobustModel(network, objective, validation_attack=attack)
-    model.compile(keras.optimizers.SGD(0.1))
-    train = data.train_dataset(*tiny_images(9), 4, augmentation=None, epochs=2, drop_remainder=False)
-    model.fit(train, validation_data=tiny_dataset(8, 8), epochs=2, steps_per_epoch=3, verbose=0)
-    assert model.optimizer.iterations == 6
-    assert all(np.isfinite(variable).all() for variable in network.get_weights())
