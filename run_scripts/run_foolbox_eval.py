@@ -52,10 +52,9 @@ def main() -> None:
         model = common_objects.network(images, kernel="plain")
         with command_line.about("model", "data"):
             trs.saving.import_reference_weights(path, model)
-    model = trs.evaluation.with_pixel_range(model, FLAGS.pixel_range)
     with command_line.about("saved_model", "data"):
         results = trs.evaluation.foolbox_linf_pgd(
-            model,
+            trs.evaluation.with_pixel_range(model, FLAGS.pixel_range),
             common_objects.test_batches(images),
             epsilon=common_flags.pgd_epsilon(),
             num_steps=FLAGS.pgd_iters,
