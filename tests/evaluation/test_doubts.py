@@ -65,7 +65,7 @@ def test_zero_gradients_are_told_of(measure, some):
 def test_foolbox_stands_still_where_our_attack_does_not(some):
     ours = evaluate_robustness(confident, some, LinfPGD(0.01, num_steps=5), **QUIET)
     theirs = foolbox_linf_pgd(confident, some, 0.01, num_steps=5, restarts=1, **QUIET)
-    assert theirs["robust_accuracy"] > 0.8 > 0.6 > ours["robust_accuracy"]
+    assert theirs["robust_accuracy"] > ours["robust_accuracy"] + 0.1
     assert theirs["flag_names"] == ["zero_gradient"] and ours["flag_names"] == []
 
 
