@@ -40,8 +40,7 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 def kill_until_it_ends(command, seed):
     """Runs a script again and again, ends it by each signal at a write or at a moment, and then lets it end."""
     random_ = random.Random(seed)
-    script, *arguments = command
-    words = [str(ROOT / "run_scripts" / f"{script}.py"), *map(str, arguments)]
+    words = words_of(command)
     ends = []
     for kill in range(KILLS):
         sent = SIGNALS[kill % 3]
@@ -59,6 +58,11 @@ def kill_until_it_ends(command, seed):
     assert sum(code != 0 for _, code in ends) > 1, ends
     process = start(words)
     assert process.wait() == 0, ends
+
+
+def words_of(command):
+    script, *arguments = command
+    return [str(ROOT / "run_scripts" / f"{script}.py"), *map(str, arguments)]
 
 
 def start(words):
@@ -119,11 +123,12 @@ def network(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("more", [("--sigma=0.2", "--n0=20", "--n=4000"), ("--method=crown-ibp", "--epsilon=1/255")])
+@pytest.mark.parametrize("more", [("--sigma=0.2", "--n0=20", "--n=1000"), ("--method=crown-ibp", "--epsilon=1/255")])
 def test_tables_of_certificates(more, network, tmp_path):
-    few = ("--data=fashion_mnist_sample", "--test_examples=200", "--batch_size=8", *more)
+    few = ("--data=fashion_mnist_sample", "--test_examples=40", "--batch_size=8", *more)
     command = ("run_certify", *few, f"--saved_model_or_network={network}")
-    run_script(*command, f"--results_file={tmp_path / 'whole.json'}").expect()
+    # Answers near a tie may depend on how many devices the process sees, so this is a process of its own too.
+    assert start(words_of((*command, f"--results_file={tmp_path / 'whole.json'}"))).wait() == 0
     kill_until_it_ends((*command, f"--results_file={tmp_path / 'killed.json'}"), "certify")
     one, other = (
         [line.split("\t")[:-1] for line in (tmp_path / f"{name}.tsv").read_text().splitlines()[1:]]
@@ -135,7 +140,8 @@ def test_tables_of_certificates(more, network, tmp_path):
 def test_the_state_of_autoattack(network, tmp_path):
     few = ("--data=fashion_mnist_sample", "--test_examples=64", "--batch_size=16", "--epsilon=0.02")
     command = ("run_robustness_eval", *few, f"--network={network}", "--attacks=autoattack")
-    run_script(*command, f"--results_file={tmp_path / 'whole.json'}").expect()
+    # Answers near a tie may depend on how many devices the process sees, so this is a process of its own too.
+    assert start(words_of((*command, f"--results_file={tmp_path / 'whole.json'}"))).wait() == 0
     files = (f"--results_file={tmp_path / 'killed.json'}", f"--state_file={tmp_path / 'state.json'}")
     kill_until_it_ends((*command, *files), "state")
     one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "killed"))
