@@ -44,4 +44,4 @@ def test_smoothing_asks_the_same_of_its_images():
             with pytest.raises(ValueError, match=message):
                 call(image)
     with pytest.raises(ValueError, match="4 images, 3 labels"):
-        certify.certify_images(smoothed, X, Y[:3], n0=2, n=4)
+        certify.certify_images(smoothed, X, Y[:3], n0=2, n=16)

@@ -193,7 +193,7 @@ def test_fitting_needs_places_of_examples_that_are_held():
         model.fit(stacked_batches(len(Y), 16, [1]), steps_per_epoch=1, verbose=0)
     with pytest.raises(ValueError, match="train_on: labels must be as many"):
         model.train_on(X, Y[:3])
-    with pytest.raises(ValueError, match="takes images of shape"):
+    with pytest.raises(ValueError, match=r"train_on: images must be a batch of shape \(n, 12, 12, 1\)"):
         model.train_on(np.zeros((80, 8, 8, 1), np.uint8), Y)
     model.train_on(X, Y)
     with pytest.raises(ValueError, match="integers of shape"):
