@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tests.attacks.toy import toy_images, toy_labels, toy_network
 from tf_robust_sparse.attacks import APGD
-from tf_robust_sparse.attacks.apgd import checkpoints, windows
+from tf_robust_sparse.attacks.checkpoints import checkpoints, windows
 from tf_robust_sparse.attacks.projections import distance, linf_bounds
 
 

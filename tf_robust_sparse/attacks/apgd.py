@@ -5,10 +5,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_robust_sparse.attacks.checkpoints import checkpoints, windows
 from tf_robust_sparse.attacks.gradient_attack import check_integer, input_gradient
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, far_cross_entropy, targeted_dlr
 from tf_robust_sparse.attacks.projections import (
     between,
+    count_changed,
     distance,
     l1_ball,
     largest_entries,
@@ -164,7 +166,7 @@ class APGD(StagedAttack):
         phase: tf.Tensor,
     ) -> State:
         """The state at a point that says by itself how many pixels a step changes."""
-        sparsity = _count_changed(x_start, x)
+        sparsity = count_changed(x_start, x)
         fraction = sparsity / math.prod(x.shape[1:]) / 1.5
         return self._initial(forward, x, y, x_start, target, epsilon, fraction, sparsity, phase)
 
@@ -287,7 +289,7 @@ class APGD(StagedAttack):
 
     def _sparse_checkpoint(self, x: tf.Tensor, state: State, epsilon: tf.Tensor) -> State:
         """Adapts the number of pixels that a step changes to the number that the best point has changed."""
-        sparsity = _count_changed(state["x_best"], x)
+        sparsity = count_changed(state["x_best"], x)
         sparser = sparsity / tf.maximum(state["sparsity"], 1e-30) < 0.95
         step = tf.where(sparser, epsilon, state["step"] / 1.5)
         return self._back_to_best(x, state, sparser) | {
@@ -355,23 +357,6 @@ class APGD(StagedAttack):
         }
 
 
-def windows(num_steps: int) -> list[int]:
-    """Numbers of steps between checkpoints, the last perhaps cut off by the end."""
-    window = max(int(0.22 * num_steps), 1)
-    found: list[int] = []
-    while sum(found) < num_steps:
-        found.append(window)
-        window = max(window - max(int(0.03 * num_steps), 1), max(int(0.06 * num_steps), 1))
-    return found
-
-
-def checkpoints(num_steps: int) -> list[int]:
-    """Numbers of steps after which the step size is reconsidered, `[22, 41, 57, 70, 80, 87, 93, 99]` for 100."""
-    found = windows(num_steps)
-    ends = [sum(found[: i + 1]) for i in range(len(found))]
-    return [end for end in ends if end <= num_steps]
-
-
 @fused
 def _signed_step(
     x_current: tf.Tensor,
@@ -412,8 +397,3 @@ def _kept(
 
 def _unit(delta: tf.Tensor) -> tf.Tensor:
     return delta / (per_example(distance(delta, tf.zeros_like(delta), "L2"), delta) + 1e-12)
-
-
-def _count_changed(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    changed = tf.cast(tf.not_equal(x_adv, x), tf.float32)
-    return tf.reduce_sum(changed, axis=list(range(1, x.shape.rank)))

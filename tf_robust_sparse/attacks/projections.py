@@ -285,3 +285,9 @@ def l2_norm(x: tf.Tensor) -> tf.Tensor:
     """Euclidean length of each example, kept broadcastable: `(batch, ...)` to `(batch, 1, ..., 1)`."""
     x = tf.convert_to_tensor(x)
     return tf.sqrt(tf.reduce_sum(tf.square(x), axis=list(range(1, x.shape.rank)), keepdims=True))
+
+
+def count_changed(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Number of entries of each example that differ: two `(batch, ...)` to `(batch,)`, float32."""
+    changed = tf.cast(tf.not_equal(x_adv, x), tf.float32)
+    return tf.reduce_sum(changed, axis=list(range(1, x.shape.rank)))
