@@ -19,10 +19,17 @@ def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
             its arguments alone.
     """
     eager = tf.custom_gradient(function)
-    compiled = tf.function(eager, autograph=False)
+
+    @functools.cache
+    def compiled(shapes: str) -> Callable[..., Any]:
+        # One tf.function for all would take a graph of unknown sizes for known ones too, where `function` asks for them.
+        del shapes
+        return tf.function(eager, autograph=False)
 
     @functools.wraps(function)
     def call(*tensors: tf.Tensor) -> Any:
-        return (eager if tf.executing_eagerly() else compiled)(*tensors)
+        if tf.executing_eagerly():
+            return eager(*tensors)
+        return compiled(" ".join(f"{tensor.dtype.name}{tensor.shape}" for tensor in tensors))(*tensors)
 
     return call
