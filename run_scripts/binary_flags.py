@@ -1,14 +1,13 @@
 """The flags of binary sub-networks and their checks."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags
+from run_scripts import common_flags, training_run
 from run_scripts.command_line import BadFlag, define_aliases, define_number, section
 from tf_robust_sparse.evaluation.attack_versions import ATTACKS, VERSIONS
 
@@ -235,11 +234,8 @@ def check() -> None:
         if FLAGS["drop_last"].present and not FLAGS.drop_last:
             raise BadFlag(f"--nodrop_last: expected --strategy=none. Received: --strategy={FLAGS.strategy}")
         FLAGS["drop_last"].value = True
-    if not FLAGS.drop_last and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
-        raise BadFlag(  # heap corruption, seen with TensorFlow 2.21 and resnet18_p1
-            "--nodrop_last changes the batch size within an epoch, in which the convolutions of oneDNN may crash; set "
-            "TF_ENABLE_ONEDNN_OPTS=0 in the environment with it, or leave it out"
-        )
+    if not FLAGS.drop_last and training_run.odd_batches_may_crash():
+        raise BadFlag(training_run.ODD_BATCHES)
     if FLAGS.reweight and "nat_max" in FLAGS.reweight and FLAGS.trainer != "adv_trades":
         raise BadFlag(f"--reweight={FLAGS.reweight}: expected --trainer=adv_trades. Received: {FLAGS.trainer}")
     if FLAGS.label_smoothing and FLAGS.trainer == "adv_step_fast":

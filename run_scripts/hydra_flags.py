@@ -8,7 +8,7 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import certified_flags, common_flags, run_directory
+from run_scripts import certified_flags, common_flags, run_directory, training_run
 from run_scripts.command_line import BadFlag, define_aliases, define_bare, define_number, section
 
 FLAGS = flags.FLAGS
@@ -221,6 +221,8 @@ def check(lenient: bool = False) -> None:
             "--nodrop_last: expected no --pseudo_labels, a --trainer other than freeadv and --strategy=none. "
             f"Received: --trainer={FLAGS.trainer} --strategy={FLAGS.strategy} --pseudo_labels={FLAGS.pseudo_labels}"
         )
+    if not FLAGS.drop_last and training_run.odd_batches_may_crash():
+        raise BadFlag(training_run.ODD_BATCHES)
     if FLAGS.trainer == "freeadv" and FLAGS.norm != "linf":
         raise BadFlag(f"--trainer=freeadv: expected --norm=linf. Received: --norm={FLAGS.norm}")
     certified_flags.check()

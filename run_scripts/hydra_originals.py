@@ -19,6 +19,7 @@ from run_scripts import (
     hydra_flags,
     run_directory,
     settings_file,
+    training_run,
 )
 from run_scripts.command_line import BadFlag, BadInput, define_aliases, define_number, section
 
@@ -155,7 +156,7 @@ def translate() -> None:
     if not FLAGS.pseudo_labels:
         run_directory.leave_out("semisup_fraction")
     if given() and not FLAGS["drop_last"].present:  # once devices are chosen
-        FLAGS.drop_last = hydra_flags.needs_full_batches()
+        FLAGS.drop_last = hydra_flags.needs_full_batches() or training_run.odd_batches_may_crash()
     if FLAGS.val_method is None:
         FLAGS["val_method"].value = certified_flags.DEFAULT_CHECKS.get(FLAGS.trainer, "adv")
     _translate_selection()

@@ -1,5 +1,6 @@
 """One training run from its flags to its results: what every training script shares around building its model."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,10 @@ FLAGS = flags.FLAGS
 # Writes one file or directory of a finished network.
 Writer = Callable[[keras.Model, Path], object]
 
+ODD_BATCHES = (
+    "--nodrop_last changes the batch size within an epoch, where TensorFlow may crash on CPUs; set "
+    "TF_ENABLE_ONEDNN_OPTS=0 in the environment with it, or leave it out"
+)
 IF_INTERRUPTED = "no finished epoch is lost, run the same command with --resume to go on"
 # What --resume cannot change, for the run would no longer be one run.
 _IDENTITY = (
@@ -337,6 +342,14 @@ def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False)
         parts=run.strategy.num_replicas_in_sync if with_index else 1,
         drop_remainder=_drops_last(),
     )
+
+
+def odd_batches_may_crash() -> bool:
+    """Whether training may crash where a batch is smaller than the one before.
+
+    On CPUs TensorFlow 2.21 corrupts its heap then, in plain residual networks of Keras too, unless oneDNN is off.
+    """
+    return os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0" and not tf.config.list_physical_devices("GPU")
 
 
 def _drops_last() -> bool:

@@ -197,6 +197,7 @@ BAD = [
     ("unknown trainer", ["--trainer=mixtrain2"], "--trainer=mixtrain2", "base|adv|smooth|freeadv"),
     ("free training in l2", ["--trainer=freeadv", "--norm=l2"], "--trainer=freeadv", "--norm=linf"),
     ("labels of nothing", ["--trainer=freeadv", "--pseudo_labels=x"], "--pseudo_labels", "other than freeadv"),
+    ("batches of two sizes on a CPU", ["--nodrop_last"], "--nodrop_last", "TF_ENABLE_ONEDNN_OPTS=0"),
     ("batches of two sizes", ["--trainer=freeadv", "--nodrop_last"], "--nodrop_last", "other than freeadv"),
     ("labels that are not there", ["--pseudo_labels=no.npz"], "--pseudo_labels=no.npz", "a file"),
 ]

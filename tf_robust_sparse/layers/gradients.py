@@ -22,7 +22,7 @@ def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.cache
     def compiled(shapes: str) -> Callable[..., Any]:
-        # One tf.function for all would take a graph of unknown sizes for known ones too, where `function` asks for them.
+        # One tf.function for all would use a graph of unknown sizes for known ones too, which `function` may ask for.
         del shapes
         return tf.function(eager, autograph=False)
 
