@@ -281,7 +281,7 @@ def test_learning_rates(net, images, mode, boundaries, rates, parse):
     parse(SCRIPT, f"--net={net}", f"--mode={mode}", "--init_from=somewhere")
     steps = trs.data.steps_per_epoch(images, 64)
     assert steps == {60_000: 937, 50_000: 781}[images]
-    run = training_run.TrainingRun(None, None, None, None, None, 200, steps, False)
+    run = training_run.TrainingRun(None, None, None, None, None, 200, steps, False, {})
     optimizer = neural_objects.optimizer(run)
     schedule = optimizer._learning_rate
     assert isinstance(schedule, keras.optimizers.schedules.PiecewiseConstantDecay)
@@ -339,7 +339,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, runs):
     assert_explained(done, "--mode=bbd", "--init_from", "saved_models/lenet_conv/fashion_mnist_sample/default/base")
     assert_explained(run_script(SCRIPT, *TINY, "--eval_mode=test"), "--output_dir", "no network.keras")
     black = ("--eval_mode=attack", "--nowhite_box", f"--output_dir={runs / 'gated'}")
-    assert_explained(run_script(SCRIPT, *TINY, *black), "--source", "adv_train/attack_source/base")
+    assert_explained(run_script(SCRIPT, *TINY, *black), "--source", "sample/attack_source/base")
     assert_explained(run_script(SCRIPT, *TINY, "--attack_ord=2"), "attack_ord")
     bayes = (*TINY[1:], "--net=lenet_conv_bayes", "--eval_mode=test", f"--output_dir={runs / 'gated'}")
     assert_explained(run_script(SCRIPT, *bayes), "--net=lenet_conv_bayes", "--net=lenet_conv")
