@@ -262,7 +262,7 @@ def test_test_dataset_keeps_order_and_the_last_batch():
         ({"auxiliary": (AUXILIARY[0][:, :5], AUXILIARY[1])}, "resize them"),
         ({"auxiliary": (AUXILIARY[0], AUXILIARY[1][:4])}, "auxiliary examples: labels must be as many"),
         ({"images": IMAGES / 1.0}, "divide by 255"),
-        ({"images": IMAGES[..., 0]}, "add a channel axis"),
+        ({"images": IMAGES[..., 0]}, "a channel axis to gray ones"),
         ({"labels": LABELS - 1}, "from -1"),
     ],
 )
