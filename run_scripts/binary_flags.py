@@ -305,7 +305,7 @@ def deviations() -> list[str]:
         "TRADES sees --eps_schedule": FLAGS.eps_schedule is not None and FLAGS.trainer == "adv_trades",
         "all layers keep 1 before the first stage of --pr_steps": FLAGS.pr_steps > 1 and FLAGS.warmup_length > 0,
         "TRADES sees --pr_steps": FLAGS.pr_steps > 1 and FLAGS.trainer == "adv_trades",
-        "all layers are drawn anew, not the first and those of blocks alone": (
+        "all layers get new weights, not the first and those of blocks alone": (
             FLAGS.trainer == "adv_step_lottery_retrain"
         ),
         "--prune_rate is what FixedSubnetConv keeps, not what it drops": FLAGS.conv_type == "FixedSubnetConv",

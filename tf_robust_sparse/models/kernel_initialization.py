@@ -1,4 +1,4 @@
-"""Kernels drawn anew, as the originals of other methods draw them."""
+"""New kernels, drawn as the published code of other methods draws them."""
 
 import math
 from collections.abc import Callable
