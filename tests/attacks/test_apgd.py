@@ -22,7 +22,7 @@ def outcome(attack, correct, scale=1.0, rank=0):
     x, y = correct
     run = attack.runs(10)[0]._replace(rank=rank)
     seeds = tf.zeros((len(y), 2), tf.int64)
-    state = tf.function(lambda: attack.run(toy_network(scale), x, y, seeds, run))()
+    state = tf.function(lambda: attack.run(toy_network(scale), x, y, seeds, run), autograph=False)()
     return float(tf.reduce_mean(state["best_loss"])), int(tf.math.count_nonzero(~state["found"]))
 
 
@@ -105,7 +105,7 @@ def test_a_loss_that_rises_in_three_of_four_steps_keeps_the_step_size():
 def test_examples_lie_in_the_ball_and_fool_the_network(norm, epsilon, loss, correct):
     x, y = correct[0][:100], correct[1][:100]
     attack = APGD(epsilon, norm, loss, num_steps=10, num_targets=2)
-    x_adv = tf.function(lambda: attack(toy_network(), x, y))()
+    x_adv = tf.function(lambda: attack(toy_network(), x, y), autograph=False)()
     away = np.array(distance(x_adv, x, norm))
     assert away.max() <= epsilon + (1e-7 if norm == "Linf" else 1e-4)
     assert float(tf.reduce_min(x_adv)) >= 0 and float(tf.reduce_max(x_adv)) <= 1

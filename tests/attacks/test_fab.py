@@ -18,7 +18,7 @@ def correct():
 
 def distances(attack, network, x, y, rank):
     run = attack.runs(10)[0]._replace(rank=rank)
-    state = tf.function(lambda: attack.run(network, x, y, tf.zeros((len(y), 2), tf.int64), run))()
+    state = tf.function(lambda: attack.run(network, x, y, tf.zeros((len(y), 2), tf.int64), run), autograph=False)()
     return np.array(state["distance"]), np.array(state["found"])
 
 
@@ -89,7 +89,7 @@ def towards_each_class(attack, linear, name):
     network, _, x, y = linear
     seeds, radius = tf.zeros((len(y), 2), tf.int64), tf.constant(attack.epsilon)
 
-    @tf.function
+    @tf.function(autograph=False)
     def towards(rank):
         state = attack.start(network, x, y, seeds, rank, radius)
         return attack.advance(network, x, y, state, tf.constant(100), radius)[name]

@@ -35,11 +35,13 @@ def run(attack, network, x, y, seeds=None, until=None, state=None):
     epsilon = tf.constant(attack.epsilon)
     images = tf.TensorSpec((None, *x.shape[1:]))
 
-    @tf.function(input_signature=[images, tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int64)])
+    @tf.function(
+        input_signature=[images, tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int64)], autograph=False
+    )
     def start(x, y, seeds):
         return attack.start(forward, x, y, seeds, tf.constant(0), epsilon)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def advance(x, y, state, until):
         return attack.advance(forward, x, y, state, until, epsilon)
 
@@ -322,7 +324,10 @@ def test_more_restarts_break_more_images():
     x, y = toy_images()[1:400], toy_labels()[1:400]
     network = toy_network()
     broken = [
-        np.argmax(network(tf.function(Square(0.01, num_queries=40, restarts=n))(network, x, y)), axis=1) != y
+        np.argmax(
+            network(tf.function(Square(0.01, num_queries=40, restarts=n), autograph=False)(network, x, y)), axis=1
+        )
+        != y
         for n in (1, 3)
     ]
     assert broken[1][broken[0]].all()

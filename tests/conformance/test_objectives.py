@@ -16,7 +16,9 @@ X, Y = tiny_images(9)
 def test_a_finite_loss_for_every_example_of_batches_of_any_size(name):
     network, objective = tiny_network(), OBJECTIVES[name]()
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *X.shape[1:])), tf.TensorSpec((None,), tf.int64)])
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, *X.shape[1:])), tf.TensorSpec((None,), tf.int64)], autograph=False
+    )
     def step(x, y):
         x_adv = objective.perturb(network, x, y, seed=tf.constant([0, 1]))
         with tf.GradientTape() as tape:

@@ -28,7 +28,7 @@ def labels(network):
 def test_the_ball_and_the_pixel_range_are_kept_and_only_examples_differ(name, network, labels):
     attack = STAGED_ATTACKS[name]()
     before = network.get_weights()
-    x_adv = np.array(tf.function(lambda: attack(network, X, labels))())
+    x_adv = np.array(tf.function(lambda: attack(network, X, labels), autograph=False)())
     assert x_adv.shape == X.shape and x_adv.dtype == np.float32
     away = distance(tf.constant(x_adv), tf.constant(X), attack.norm).numpy()
     assert away.max() <= attack.epsilon + (1e-6 if attack.norm == "Linf" else 1e-4)
@@ -41,7 +41,7 @@ def test_the_ball_and_the_pixel_range_are_kept_and_only_examples_differ(name, ne
 @pytest.mark.parametrize("name", STAGED_ATTACKS)
 def test_equal_seeds_give_equal_answers(name, network, labels):
     attack = STAGED_ATTACKS[name]()
-    compiled = tf.function(lambda seed: attack(network, X, labels, seed=seed))
+    compiled = tf.function(lambda seed: attack(network, X, labels, seed=seed), autograph=False)
     np.testing.assert_array_equal(compiled(tf.constant([5, 0])), compiled(tf.constant([5, 0])))
 
 
@@ -51,6 +51,7 @@ def test_it_runs_compiled_on_batches_of_any_size(name, network, labels):
     compiled = tf.function(
         lambda x, y: attack(network, x, y),
         input_signature=[tf.TensorSpec((None, *X.shape[1:])), tf.TensorSpec((None,), tf.int64)],
+        autograph=False,
     )
     for count in (1, 9):
         assert compiled(X[:count], labels[:count]).shape == (count, *X.shape[1:])

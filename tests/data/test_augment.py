@@ -60,7 +60,9 @@ def test_random_functions_follow_the_seed(function):
     assert not np.array_equal(first, function(images, [3, 1]))
     tf.random.set_seed(99)
     np.testing.assert_array_equal(first, function(images, 3))
-    compiled = tf.function(function, input_signature=[tf.TensorSpec([None, 12, 20, 3]), tf.TensorSpec([], tf.int64)])
+    compiled = tf.function(
+        function, input_signature=[tf.TensorSpec([None, 12, 20, 3]), tf.TensorSpec([], tf.int64)], autograph=False
+    )
     np.testing.assert_allclose(compiled(images, tf.constant(3, tf.int64)), first, atol=WEIGHT_ROUNDING)
 
 

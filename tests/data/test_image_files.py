@@ -70,7 +70,8 @@ def test_boxes_fit_and_have_the_areas_and_ratios_they_should(shape):
     boxes = tf.function(
         lambda: tf.map_fn(
             lambda draw: tf.stack(image_files.box(tf.constant(shape), draw)), draws, fn_output_signature=tf.int32
-        )
+        ),
+        autograph=False,
     )()
     boxes = boxes.numpy()
     top, left, height, width = boxes.T

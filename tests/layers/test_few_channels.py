@@ -73,7 +73,7 @@ def test_batch_may_be_of_unknown_size_and_gradients_have_gradients():
 
 
 def operations(function, *arguments):
-    graph = tf.function(function).get_concrete_function(*arguments).graph
+    graph = tf.function(function, autograph=False).get_concrete_function(*arguments).graph
     nested = graph.as_graph_def().library.function  # a gradient written by hand has a graph of its own
     return {op.type for op in graph.get_operations()} | {node.op for each in nested for node in each.node_def}
 

@@ -251,7 +251,7 @@ def test_replicas_settle_their_own_kernels():
         network = network_of()
     x = images()
 
-    @tf.function
+    @tf.function(autograph=False)
     def logits():
         def step():
             with layers.settled_kernels(network), layers.inference_kernels(network):

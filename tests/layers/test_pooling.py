@@ -66,7 +66,7 @@ def test_batch_may_be_of_unknown_size_and_gradients_have_gradients():
 
 
 def operations(pool, x):
-    graph = tf.function(lambda x: value_and_gradient(pool, x)[1]).get_concrete_function(x).graph
+    graph = tf.function(lambda x: value_and_gradient(pool, x)[1], autograph=False).get_concrete_function(x).graph
     return {op.type for op in graph.get_operations()}
 
 

@@ -45,7 +45,7 @@ def test_product_is_the_convolution(image, kernel, compiled):
     def sparse(x, kernel):
         return convolved_and_gradient(lambda x, k: sparse_convolve(x, sparse_kernel(k)), x, kernel)
 
-    found = (tf.function(sparse) if compiled else sparse)(x, kernel)
+    found = (tf.function(sparse, autograph=False) if compiled else sparse)(x, kernel)
     for a, b in zip(found, convolved_and_gradient(dense, x, kernel), strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -60,7 +60,7 @@ def test_no_connection_is_a_kernel_too():
 def test_batch_and_image_may_be_of_unknown_size(shape):
     kernel = random_kernel(3, 3, 4, 4)
 
-    @tf.function(input_signature=[tf.TensorSpec(shape)])
+    @tf.function(input_signature=[tf.TensorSpec(shape)], autograph=False)
     def sparse(x):
         return convolved_and_gradient(sparse_convolve, x, sparse_kernel(kernel))
 
@@ -111,7 +111,7 @@ def test_networks_are_the_same_with_sparse_products(name, everything_pays):
     y = tf.constant([1, 2], tf.int64)
     attack = attacks.LinfPGD(0.03, 0.01, num_steps=2)
 
-    @tf.function
+    @tf.function(autograph=False)
     def logits_and_gradient(allow_sparse):
         with layers.settled_kernels(network), layers.inference_kernels(network, allow_sparse):
             with tf.GradientTape() as tape:
@@ -150,7 +150,7 @@ def test_rewired_connections_take_part(everything_pays):
     network = keras.Sequential([keras.Input((6, 6, 4)), layer])
     x = tf.ones((2, 6, 6, 4))
 
-    @tf.function
+    @tf.function(autograph=False)
     def output():
         with layers.inference_kernels(network):
             return network(x, training=False)

@@ -217,7 +217,7 @@ def test_trades_may_count_clean_images_again_in_batch_norm(unbiased, updates):
     for images in (*[x] * (updates - 1), x_adv, x):
         expected(images, training=True)
     objective = TRADES(ATTACK, clean_updates=updates)
-    losses = tf.function(objective.loss)(found, tf.constant(x), tf.constant(y), tf.constant(x_adv))[0]
+    losses = tf.function(objective.loss, autograph=False)(found, tf.constant(x), tf.constant(y), tf.constant(x_adv))[0]
     norm, other = found.get_layer("bn1"), expected.get_layer("bn1")
     np.testing.assert_allclose(norm.moving_mean, other.moving_mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(norm.moving_variance, other.moving_variance, rtol=1e-5)

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from run_scripts import command_line, common_flags, hydra_directories, hydra_flags, hydra_originals, run_directory
+from run_scripts import (
+    command_line,
+    common_flags,
+    hydra_directories,
+    hydra_flags,
+    hydra_originals,
+    run_directory,
+    training_run,
+)
 from run_scripts.command_line import BadFlag, BadInput
 from tests.run_scripts.conftest import ROOT, run_script
 from tests.run_scripts.test_hydra import FEW, HYDRA, results
@@ -290,10 +298,11 @@ def test_every_deviation_is_told_of_and_in_the_docs(meaning):
     docs = " ".join((ROOT / "docs/hydra.md").read_text().split())
     for name, (_, how) in hydra_originals.DEVIATIONS.items():
         assert f"| {name} |" in docs and how.partition(";")[0] in docs.replace("`", "")
+    full = training_run.odd_batches_may_crash()
     meaning(*PRETRAIN, "--trainer=adv")
-    assert len(hydra_originals.deviations()) == 1
+    assert len(hydra_originals.deviations()) == 1 + full
     meaning(*PRETRAIN, "--trainer=freeadv", "--validation_examples=0", "--select=last")
-    assert len(hydra_originals.deviations()) == 2
+    assert len(hydra_originals.deviations()) == 1 + 1
 
 
 def test_each_run_of_a_name_has_a_directory_of_its_own(meaning, tmp_path):
@@ -376,7 +385,10 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(tmp_path, configs):
     prune = ("--exp-mode=prune", f"--source-net={checkpoint}", "--scaled-score-init", "--save-dense")
     done = run_script(*command, *prune).expect()
     assert "231 images to train on, 25 to select by" in done.out
-    assert done.out.count("Unlike HYDRA: ") == 1 and "Note: --gpu=0 means nothing here" in done.out
+    assert (
+        done.out.count("Unlike HYDRA: ") == 1 + training_run.odd_batches_may_crash()
+        and "Note: --gpu=0 means nothing here" in done.out
+    )
     assert "1 epochs of 4 steps" in done.out
     latest = tmp_path / "run/prune/latest_exp"
     network = trs.load_network(latest)

@@ -49,7 +49,9 @@ def test_drawing_stops_when_no_layer_has_room():
 
 def test_pairs_of_layers_have_multinomial_probabilities():
     # The worked example of the method: N = (4, 12), two draws: (A, A) 1/16, one each 6/16, (B, B) 9/16.
-    draw = tf.function(lambda s: draw_layers(tf.constant(2, tf.int64), [4.0, 12.0], tf.constant([9, 9], tf.int64), s))
+    draw = tf.function(
+        lambda s: draw_layers(tf.constant(2, tf.int64), [4.0, 12.0], tf.constant([9, 9], tf.int64), s), autograph=False
+    )
     in_a = np.array([int(draw(seed)[0]) for seed in seeds(1_600)])
     observed = np.bincount(in_a, minlength=3)
     assert scipy.stats.chisquare(observed, 1_600 * np.array([9, 6, 1]) / 16).pvalue > 0.001
@@ -61,7 +63,9 @@ def test_dormant_positions_are_drawn_uniformly(count):
     dormant = np.sort(random.choice(150, 100, replace=False))
     connected = tf.constant(np.setdiff1d(np.arange(150), dormant))
     full, empty = tf.range(20, dtype=tf.int64), tf.range(0, dtype=tf.int64)
-    draw = tf.function(lambda seed: draw_dormant([full, connected, empty], [20, 150, 60], counts, seed))
+    draw = tf.function(
+        lambda seed: draw_dormant([full, connected, empty], [20, 150, 60], counts, seed), autograph=False
+    )
     counts = tf.constant([0, count, 20], tf.int64)
     hits, others, firsts, differences = np.zeros(150), np.zeros(60), np.zeros(150), []
     for seed in seeds(2_000):

@@ -153,7 +153,7 @@ def test_noise_has_the_stated_size_and_leaves_dormant_entries_alone():
     optimizer = sgdw(0.1, 0.0)
     optimizer.build(network.trainable_variables)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         state = sparsifier.before_update(optimizer)
         optimizer.apply_gradients([(tf.zeros_like(v), v) for v in network.trainable_variables])

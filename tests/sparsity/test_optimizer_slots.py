@@ -92,7 +92,7 @@ def test_replicas_receive_the_same_value():
     layer = network.get_layer("conv1")
     (slot,) = slots(optimizer, layer.theta)
 
-    @tf.function
+    @tf.function(autograph=False)
     def run():
         strategy.run(lambda: assign_everywhere([(slot, tf.ones(slot.shape)), (layer.theta, tf.ones(slot.shape))]))
 

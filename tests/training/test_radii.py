@@ -75,7 +75,7 @@ def test_the_attack_is_that_of_the_radius_of_the_step(make):
     scheduled = objectives.ScheduledRadius(plain, objectives.TabledEpsilon(radii, steps_per_epoch=4))
     network = tiny_network("plain")
 
-    @tf.function
+    @tf.function(autograph=False)
     def found(step):
         return scheduled.at_step(step).perturb(network, X, Y, seed=(1, 2))
 

@@ -54,7 +54,9 @@ def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: in
     Raises:
         ValueError: if a logit is not finite, if there are fewer than two logits, or if a label has no logit.
     """
-    step = tf.function(forward, input_signature=[tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32)])
+    step = tf.function(
+        forward, input_signature=[tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32)], autograph=False
+    )
     logits = checked_logits(step, x, y, batch_size, "the clean images")
     flags = []
     sums = logits.sum(axis=-1)

@@ -172,7 +172,7 @@ def _compiled_forward(model: Callable[..., Any], shape: tuple[int, ...]) -> Call
     """The logits of one batch, traced once."""
     forward = inference_forward(model)
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
     def step(x: tf.Tensor) -> tf.Tensor:
         with inference_kernels(model) if isinstance(model, keras.Model) else contextlib.nullcontext():
             return forward(x)

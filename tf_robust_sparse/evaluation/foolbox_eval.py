@@ -114,7 +114,9 @@ def foolbox_survives(
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import foolbox
 
-    compiled = tf.function(forward, input_signature=[tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32)])
+    compiled = tf.function(
+        forward, input_signature=[tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32)], autograph=False
+    )
     device = "/GPU:0" if tf.config.list_logical_devices("GPU") else "/CPU:0"
     network = foolbox.models.TensorFlowModel(compiled, bounds=(0, 1), device=device)
     linf = settings.norm == "linf"

@@ -33,9 +33,9 @@ def median_latency(
     calls = {}
     for name, network in networks.items():
         shape = (batch_size, *network.input_shape[1:])
-        step = tf.function(lambda x, network=network: network(x, training=False)).get_concrete_function(
-            tf.TensorSpec(shape, tf.float32)
-        )
+        step = tf.function(
+            lambda x, network=network: network(x, training=False), autograph=False
+        ).get_concrete_function(tf.TensorSpec(shape, tf.float32))
         calls[name] = step, tf.random.stateless_uniform(shape, (0, 1))
     durations: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):

@@ -65,7 +65,7 @@ def loss_surface(
     y = checked_labels(y, len(x), forward(tf.constant(x[:1], tf.float32)).shape[-1])
     offsets = np.linspace(-epsilon, epsilon, points, dtype=np.float32)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def surface(x: tf.Tensor, y: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         with layers.settled_for_inference(network):
             with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -208,7 +208,8 @@ def _compiled_attack(
             tf.TensorSpec((batch_size,), tf.int64),
             tf.TensorSpec((batch_size,), tf.int64),
             tf.TensorSpec((), tf.int64),
-        ]
+        ],
+        autograph=False,
     )
     def step(images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, restart: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         seeds = fold_in(fold_in(attack.seed, restart), rows)

@@ -79,7 +79,8 @@ def transfer_attack(
             tf.TensorSpec((batch_size,), tf.int64),
             tf.TensorSpec((batch_size,), tf.int64),
             tf.TensorSpec((), tf.int64),
-        ]
+        ],
+        autograph=False,
     )
     def step(
         images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, restart: tf.Tensor

@@ -237,7 +237,7 @@ class TestMeasures(keras.callbacks.Callback):
 def correct_counter(network: keras.Model) -> Callable[[Any, Any], tf.Tensor]:
     """Returns the compiled function from a batch (x, y) to how many images `network` classifies correctly."""
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def count_correct(x, y):
         with settled_kernels(network):
             return tf.math.count_nonzero(tf.argmax(network(x, training=False), -1) == tf.cast(y, tf.int64))

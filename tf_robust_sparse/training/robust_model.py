@@ -133,7 +133,7 @@ class RobustModel(keras.Model):
         # (keras-team/keras issue 20585), and a checkpoint could not be loaded before training.
         with self.distribute_strategy.scope():
             self.optimizer.build(self.network.trainable_variables)
-        tf.function(self.distribute_strategy.run)(self._build_metrics)
+        tf.function(self.distribute_strategy.run, autograph=False)(self._build_metrics)
         self.reset_metrics()
 
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
