@@ -15,6 +15,7 @@ from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.objectives.layer_losses import collected_layer_losses
 from tf_robust_sparse.objectives.terms import collected_terms
 from tf_robust_sparse.sparsity import Sparsifier
+from tf_robust_sparse.training.masked_gradients import warn_of_masked_gradients
 from tf_robust_sparse.training.replica_part import replica_part
 
 # Seeds of validation attacks, and of what layers draw in training, stand apart from those of attacks in training.
@@ -141,7 +142,8 @@ class RobustModel(keras.Model):
 
         Of arrays everything is looked at before training, of a data set its types and shapes, and each batch when it
         comes, before a weight moves; so do `train_on_batch` and `test_on_batch`. Of validation data the first batch is
-        looked at before training too. Labels may be integers of any width, `(n,)` or `(n, 1)`.
+        looked at before training too. Labels may be integers of any width, `(n,)` or `(n, 1)`. After training with a
+        `validation_attack` a warning tells of gradients that are zero where this attack would follow them.
 
         Raises:
             ValueError: if images leave [0, 1], labels are out of range, shapes do not fit the network, there are
@@ -168,7 +170,10 @@ class RobustModel(keras.Model):
             for batch in validation.take(1):  # it is read after an epoch only, and again after each
                 self._batch(batch)
         with failures_in_one_line():
-            return super().fit(x, y, batch_size, **kwargs)
+            history = super().fit(x, y, batch_size, **kwargs)
+        if self.validation_attack is not None:
+            warn_of_masked_gradients(self.network, kwargs.get("validation_data"))
+        return history
 
     def evaluate(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Evaluates as `keras.Model.evaluate` does, after a look at the images and labels; see `fit`.
