@@ -39,7 +39,18 @@ def test_every_page_of_the_documentation_is_listed():
         assert page.name == "README.md" or f"({page.name})" in index
 
 
-@pytest.mark.slow
+def test_the_snippet_of_the_readme_runs_on_a_few_images(tmp_path, monkeypatch):
+    import tf_robust_sparse as trs
+
+    whole = trs.data.fashion_mnist_sample
+    monkeypatch.setattr(trs.data, "fashion_mnist_sample", lambda **given: [part.take(2) for part in whole(**given)])
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = snippets(ROOT / "README.md", "python")
+    exec(snippet, {})
+    assert (tmp_path / "saved_models/snippet/serve/saved_model.pb").exists()
+
+
+@pytest.mark.full
 def test_the_snippet_of_the_readme_runs_as_written(tmp_path):
     (snippet,) = snippets(ROOT / "README.md", "python")
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=500)

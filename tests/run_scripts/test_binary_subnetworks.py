@@ -22,6 +22,7 @@ from tests.data.test_image_files import make_imagenet
 from tests.run_scripts.conftest import ROOT, run_script
 from tests.run_scripts.drill import kill_at
 from tests.run_scripts.test_bad_input import assert_explained
+from tf_robust_sparse.models import resnet
 
 BINARY = "run_binary_subnetworks"
 FEW = (
@@ -65,8 +66,20 @@ def results(directory):
     return json.loads((directory / "results.json").read_text())
 
 
+# Of the shortened network: the stem, a block of two convolutions with a shortcut, nine features of each of 13 channels.
+WEIGHTS = 9 * 6 + 9 * 6 * 13 + 9 * 13 * 13 + 6 * 13 + 9 * 13 * 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_block():
+    """Leaves `resnet18_p1` one block, with a shortcut of its own, of eight: the way through the script is the same."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(resnet._BLOCKS, 18, (resnet._basic, (0, 1, 0, 0)))
+        yield
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(_one_block, tmp_path_factory):
     """The directory of a tiny run; not to be changed."""
     directory = tmp_path_factory.mktemp("binary") / "run"
     more = ("--trainer=adv_step_fast", "--init=binary", "--test_every_epoch")
@@ -131,7 +144,7 @@ def test_a_run_finds_a_network_of_signs(found):
     x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
     np.testing.assert_array_equal(packed(x, training=False), network(x, training=False))
     assert "network.trs" in done.out
-    assert f"Sparsity:  by scores, the largest {record['nonzero']} of 112322" in done.out
+    assert f"Sparsity:  by scores, the largest {record['nonzero']} of {WEIGHTS}" in done.out
     assert "Unlike RobustBinarySubNet: kept perturbations are float16" in done.out
     assert "test_every_epoch" not in done.out and (directory / "learning_curve.pdf").is_file()
     (row,) = json.loads((directory / "checkpoints/history.json").read_text())
@@ -157,7 +170,7 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
         assert set(np.unique(new)) <= {-1, 0, 1}
         agreeing += (old == new)[old != 0].sum()
         total += (old != 0).sum()
-    assert agreeing == total if trainer.endswith("finetune") else 0.45 < agreeing / total < 0.55  # its signs, or new
+    assert agreeing == total if trainer.endswith("finetune") else 0.35 < agreeing / total < 0.65  # its signs, or new
     moved = network.get_layer("stem_bn").moving_mean.numpy().any()
     assert moved == trainer.endswith("finetune")  # batch norm starts anew with new signs
     if trainer.endswith("retrain"):
@@ -166,7 +179,6 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
             binary_objects.load_pretrained(binary_objects.built(images), images)
 
 
-@pytest.mark.slow
 def test_the_baseline_is_trained_to_be_signs(tmp_path):
     more = ("--conv_type=BinConv", "--optimizer=adam", "--lr=0.001", "--binconv-stochastic", "--attack_bn=eval")
     run_script(BINARY, *FEW, *more, "--reweight=prob", f"--output_dir={tmp_path / 'run'}").expect()
@@ -175,18 +187,18 @@ def test_the_baseline_is_trained_to_be_signs(tmp_path):
         assert set(np.unique(layer.effective_kernel)) == {-1, 1} and np.abs(layer.kernel).max() <= 1
     assert results(tmp_path / "run")["objective"]["objective"] == "Reweighted"
     # A bit per weight; batch norm and the description.
-    assert (tmp_path / "run/network.trs").stat().st_size < 112_322 / 8 + 15_000
+    assert (tmp_path / "run/network.trs").stat().st_size < WEIGHTS / 8 + 15_000
 
 
-@pytest.mark.slow
-def test_stages_keep_less_and_less_and_a_run_ends_with_its_last_file(tmp_path):
-    stages = (*FEW, "--epochs=2", "--trainer=adv_step_fast", "--init=binary", "--pr_steps=2")
+def test_stages_radii_boxes_and_kept_checkpoints_and_a_run_ends_with_its_last_file(tmp_path):
+    stages = (*FEW, "--epochs=2", "--trainer=adv_step_fast", "--init=binary", "--pr_steps=2", "--mix=cutmix")
+    stages += ("--save_every=1", "--debug", "--explode_th=0", "--eps_schedule=name=linear,start_v=10,slope=10")
     directory = tmp_path / "run"
     with kill_at("network.trs"):
         run_script(BINARY, *stages, f"--output_dir={directory}")
     history = json.loads((directory / "checkpoints/history.json").read_text())
     kept = [row["nonzero"] for row in history]
-    assert kept[0] == pytest.approx(0.1**0.5 * 112_322, abs=25) and kept[1] == pytest.approx(11_232, abs=25)
+    assert kept == pytest.approx([0.1**0.5 * WEIGHTS, 0.1 * WEIGHTS], abs=5)
     before = trs.load_network(directory)
     assert not (directory / "results.json").exists() and not (directory / "network.trs").exists()
     run_script(BINARY, *stages, "--resume", f"--output_dir={directory}").expect()
@@ -197,6 +209,12 @@ def test_stages_keep_less_and_less_and_a_run_ends_with_its_last_file(tmp_path):
     (directory / "network.trs").unlink()  # as of a run that was killed after its results
     done = run_script(BINARY, *stages, "--resume", f"--output_dir={directory}").expect()
     assert "Completed:          network.trs" in done.out and (directory / "network.trs").read_bytes() == packed
+    objective = results(directory)["objective"]
+    assert objective["schedule"]["radii"] == pytest.approx([10 / 255, 20 / 255])
+    assert objective["of"]["mix"] == "cutmix" and objective["of"]["epsilon"] == 0.1
+    checkpoints = {path.name for path in (directory / "checkpoints").glob("epoch_*")}
+    assert checkpoints == {"epoch_1.weights.h5", "epoch_2.weights.h5"}
+    assert "--eps_schedule=name=linear,start_v=10,slope=10\n" in (directory / "run.flags").read_text()
 
 
 def test_a_pretrained_network_is_taken_over(found, tmp_path):
@@ -223,20 +241,6 @@ def test_each_evaluation_has_a_folder_of_its_own(found, tmp_path):
     assert f"{directory / 'autoattack/1'}" in done.out and not any((directory / "autoattack/0").iterdir())
     assert results(directory / "autoattack/1")["attacks"]["autoattack"]["epsilon"] == 0.01
     assert results(directory) == results(found[0])  # the record of the training stays
-
-
-def test_the_radius_by_epoch_boxes_and_kept_checkpoints(tmp_path):
-    more = ("--trainer=adv_step_fast", "--init=binary", "--mix=cutmix", "--save_every=1", "--debug", "--explode_th=0")
-    more += ("--eps_schedule=name=linear,start_v=10,slope=10", "--epochs=3")
-    directory = tmp_path / "run"
-    run_script(BINARY, *FEW, *more, f"--output_dir={directory}").expect()
-    objective = results(directory)["objective"]
-    assert objective["schedule"]["radii"] == pytest.approx([10 / 255, 20 / 255, 30 / 255])
-    assert objective["of"]["mix"] == "cutmix" and objective["of"]["epsilon"] == 0.1
-    assert {path.name for path in (directory / "checkpoints").glob("epoch_*")} == {
-        f"epoch_{n}.weights.h5" for n in (1, 2, 3)
-    }
-    assert "--eps_schedule=name=linear,start_v=10,slope=10\n" in (directory / "run.flags").read_text()
 
 
 def test_a_configuration_of_the_original_is_read_as_it_is(parse, config):

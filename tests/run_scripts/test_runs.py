@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -44,29 +45,17 @@ def test_results_hold_what_a_reader_needs(finished):
         assert (finished / name).is_file()
 
 
-def test_run_flags_repeat_the_run_bit_by_bit(finished, tmp_path):
-    again = tmp_path / "again"
-    run_script(TRAIN, f"--flagfile={finished / 'run.flags'}", f"--output_dir={again}").expect()
-    assert_same_weights(finished, again)
-    found, before = results(again), results(finished)
-    assert found["clean_accuracy"] == before["clean_accuracy"]
-    assert found["robust_accuracy"] == before["robust_accuracy"]
-    assert (again / "run.flags").read_text() == (finished / "run.flags").read_text()
-
-
-def test_other_seeds_give_other_networks(finished, tmp_path):
-    run_script(TRAIN, f"--flagfile={finished / 'run.flags'}", "--seed=1", f"--output_dir={tmp_path / 'a'}").expect()
-    a, b = (np.concatenate([w.ravel() for w in trs.load_network(d).get_weights()]) for d in (finished, tmp_path / "a"))
-    assert (a != b).any()
-
-
 @pytest.mark.slow
-def test_another_process_gives_the_same_bits_without_any_noise(finished, tmp_path):
+def test_run_flags_repeat_the_run_bit_by_bit_in_another_process_without_any_noise(finished, tmp_path):
     again = tmp_path / "again"
     command = [sys.executable, "run_scripts/run_connectivity_sampling.py", f"--flagfile={finished / 'run.flags'}"]
     done = subprocess.run([*command, f"--output_dir={again}"], cwd=ROOT, capture_output=True, text=True, check=True)
     # Two logical CPUs here and one there: the same bits all the same.
     assert_same_weights(finished, again)
+    found, before = results(again), results(finished)
+    assert found["clean_accuracy"] == before["clean_accuracy"]
+    assert found["robust_accuracy"] == before["robust_accuracy"]
+    assert (again / "run.flags").read_text() == (finished / "run.flags").read_text()
     assert done.stdout.startswith("Data:")
     assert done.stderr.startswith("LinfPGD-2x2:") and len(done.stderr.splitlines()) == 1  # what was counted alone
 
@@ -93,16 +82,8 @@ def test_foolbox_finds_the_run_by_its_flags(tmp_path, monkeypatch):
     run_script(TRAIN, *TINY, *which, *ONE_EPOCH).expect()
     attack = ("--n_classes", "10", "--pgd_iters", "2", "--pgd_restarts", "1")
     run_script(EVALUATE, *which, *attack).expect()
-    assert (tmp_path / "saved_models/fashion_mnist_sample_small_cnn_natural_sparse0.05/foolbox.json").is_file()
-
-
-@pytest.mark.parametrize("objective", ["natural", "at", "mat", "trades", "mart"])
-def test_objectives(objective, tmp_path):
-    directory = tmp_path / "run"
-    run_script(
-        TRAIN, *TINY, *ONE_EPOCH, "-s", f"--objective={objective}", "--connectivity=0.2", f"--output_dir={directory}"
-    ).expect()
-    assert results(directory)["objective"]["objective"].lower() == objective
+    directory = tmp_path / "saved_models/fashion_mnist_sample_small_cnn_natural_sparse0.05"
+    assert (directory / "foolbox.json").is_file() and results(directory)["objective"]["objective"] == "Natural"
 
 
 def test_robust_self_training(tmp_path):
@@ -124,25 +105,39 @@ def test_robust_self_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sparsifier", "arguments"),
+    ("sparsifier", "objective", "select", "arguments", "again"),
     [
-        ("none", ()),
-        ("connectivity_sampling", ("--connectivity=0.05", "--init_policy=exact", "--dormant_policy=reference")),
-        ("magnitude", ("--connectivity=0.1", "--pruning_frequency=1", "--allocation=global")),
-        ("magnitude", ("--connectivity=0.1", "--pruning_schedule=one_shot")),
+        ("none", "trades", "reference", ("--tensorboard",), False),
+        (
+            *("connectivity_sampling", "mart", "last"),
+            ("--connectivity=0.05", "--init_policy=exact", "--dormant_policy=reference"),
+            False,
+        ),
+        (
+            *("magnitude", "mat", "best_clean"),
+            ("--connectivity=0.1", "--pruning_frequency=1", "--allocation=global"),
+            True,
+        ),
+        ("magnitude", "natural", "best_robust", ("--connectivity=0.1", "--pruning_schedule=one_shot"), False),
     ],
 )
-def test_sparsifiers_and_their_run_flags(sparsifier, arguments, tmp_path):
+def test_sparsifiers_objectives_selection_and_their_run_flags(
+    sparsifier, objective, select, arguments, again, tmp_path
+):
     directory = tmp_path / "run"
-    run_script(TRAIN, *TINY, f"--sparsifier={sparsifier}", *arguments, f"--output_dir={directory}").expect()
+    which = (f"--sparsifier={sparsifier}", f"--objective={objective}", f"--select={select}")
+    run_script(TRAIN, *TINY, *which, *arguments, f"--output_dir={directory}").expect()
     found = results(directory)
-    if arguments:
-        assert found["connectivity"] == pytest.approx(float(arguments[0].partition("=")[2]), abs=1e-3)
-    else:
+    assert found["objective"]["objective"].lower() == objective and found["selected"]["by"] == select
+    assert (directory / "checkpoints/reference.weights.h5").exists() == (select == "reference")
+    assert any((directory / "tensorboard").rglob("events*")) == ("--tensorboard" in arguments)
+    if sparsifier == "none":
         assert found["connectivity"] == 1
-    again = tmp_path / "again"
-    run_script(TRAIN, f"--flagfile={directory / 'run.flags'}", f"--output_dir={again}").expect()
-    assert_same_weights(directory, again)
+    else:
+        assert found["connectivity"] == pytest.approx(float(arguments[0].partition("=")[2]), abs=1e-3)
+    if again:
+        run_script(TRAIN, f"--flagfile={directory / 'run.flags'}", f"--output_dir={tmp_path / 'again'}").expect()
+        assert_same_weights(directory, tmp_path / "again")
 
 
 def test_mixed_precision(tmp_path):
@@ -155,15 +150,6 @@ def test_mixed_precision(tmp_path):
     run_script(EVALUATE, f"--saved_model={directory / 'serve'}", *TINY[:1], *ONE_EPOCH[2:], "--pgd_iters=1").expect()
 
 
-@pytest.mark.parametrize("select", ["reference", "last", "best_clean"])
-def test_selection(select, tmp_path):
-    directory = tmp_path / "run"
-    run_script(TRAIN, *TINY, f"--select={select}", "--tensorboard", f"--output_dir={directory}").expect()
-    assert results(directory)["selected"]["by"] == select
-    assert (directory / "checkpoints/reference.weights.h5").exists() == (select == "reference")
-    assert any((directory / "tensorboard").rglob("events*"))
-
-
 def test_load_model_evaluates_again_and_writes_nothing(finished):
     before = (finished / "results.json").read_text()
     done = run_script(TRAIN, *TINY, "--load_model", f"--output_dir={finished}").expect()
@@ -173,25 +159,29 @@ def test_load_model_evaluates_again_and_writes_nothing(finished):
     assert run_script(TRAIN, *TINY, "--load_model", f"--output_dir={finished / 'serve'}").code == 2
 
 
-def test_a_finished_run_is_left_alone_or_begun_anew(finished, tmp_path):
+def test_a_finished_run_is_left_alone_or_begun_anew_and_other_seeds_give_other_networks(finished, tmp_path):
     directory = tmp_path / "run"
-    arguments = (*TINY, *ONE_EPOCH, f"--output_dir={directory}")
-    run_script(TRAIN, *arguments).expect()
+    shutil.copytree(finished, directory)
     (directory / "notes.txt").write_text("mine")
-    assert "nothing to resume" in run_script(TRAIN, *arguments, "--resume").expect().out
-    run_script(TRAIN, *arguments, "--overwrite", "--seed=5").expect()
+    again = (f"--flagfile={finished / 'run.flags'}", f"--output_dir={directory}")
+    assert "nothing to resume" in run_script(TRAIN, *again, "--resume").expect().out
+    assert_same_weights(finished, directory)
+    run_script(TRAIN, *again, *ONE_EPOCH, "--overwrite", "--seed=5").expect()
     assert results(directory)["seed"] == 5
     assert (directory / "notes.txt").read_text() == "mine"
+    a, b = (np.concatenate([w.ravel() for w in trs.load_network(d).get_weights()]) for d in (finished, directory))
+    assert (a != b).any()
 
 
-def test_sparse_beats_chance_and_its_dense_twin_trains_under_the_same_flags(tmp_path):
-    common = (*TINY, "--train_examples=1024", "--test_examples=500", "--epochs=4", "--learning_rate=0.05")
-    for twin in (("-s", "--connectivity=0.05"), ()):
-        directory = tmp_path / f"run{len(twin)}"
-        strong = ("--pgd_iters=50", "--pgd_restarts=2", "--augmentation=none")
-        run_script(TRAIN, *common, *twin, *strong, f"--output_dir={directory}").expect()
-        chance = 0.1 + 3 * (0.1 * 0.9 / 500) ** 0.5
-        assert results(directory)["robust_accuracy"] > chance
+@pytest.mark.parametrize("twin", ["sparse", pytest.param("dense", marks=pytest.mark.full)])
+def test_sparse_beats_chance_and_its_dense_twin_trains_under_the_same_flags(twin, tmp_path):
+    run_script(
+        *(TRAIN, *TINY, "--train_examples=1024", "--test_examples=500", "--epochs=4", "--learning_rate=0.05"),
+        *(("-s", "--connectivity=0.05") if twin == "sparse" else ()),
+        *("--pgd_iters=50", "--pgd_restarts=2", "--augmentation=none", f"--output_dir={tmp_path}"),
+    ).expect()
+    chance = 0.1 + 3 * (0.1 * 0.9 / 500) ** 0.5
+    assert results(tmp_path)["robust_accuracy"] > chance
 
 
 @pytest.mark.reference_data
