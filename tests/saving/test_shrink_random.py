@@ -12,6 +12,7 @@ from tf_robust_sparse import layers, saving
 
 SIZE, CLASSES = 9, 4
 SEEDS = range(16)
+SHORT = range(12)
 TOLERANCE = 1e-5  # of the largest logit
 ACTIVATIONS = ("relu", "tanh", "softplus", "leaky_relu")
 
@@ -134,41 +135,50 @@ def gradient(network, x):
     return tape.gradient(total, pixels).numpy()
 
 
+def case(seed):
+    """One builder, and batch norm folded or not: all four pairs in turn."""
+    return seed, seed % 4 >= 2, (Builder, RicherBuilder)[seed % 2]
+
+
 @functools.cache
-def shrunk(seed, fold_batch_norm, builder=Builder):
+def shrunk(seed, fold_batch_norm, builder):
     network = builder(seed).network()
     return network, *saving.shrink(network, fold_batch_norm)
 
 
-@pytest.mark.parametrize("builder", [Builder, RicherBuilder])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_logits_are_equal_and_nothing_more_can_go(seed, builder):
+ALL = [(seed, fold, builder) for seed in SEEDS for fold in (False, True) for builder in (Builder, RicherBuilder)]
+
+
+@pytest.mark.parametrize(
+    ("seed", "fold_batch_norm", "builder"),
+    [pytest.param(*each, marks=[] if each in map(case, SHORT) else pytest.mark.full) for each in ALL],
+)
+def test_logits_are_equal_and_nothing_more_can_go(seed, fold_batch_norm, builder):
     x = images(32, seed, (SIZE, SIZE, 2)) * 3 - 1
-    for fold_batch_norm in (False, True):
-        network, small, report = shrunk(seed, fold_batch_norm, builder)
-        expected = logits(network, x)
-        assert np.abs(logits(small, x) - expected).max() <= TOLERANCE * max(1e-3, np.abs(expected).max())
-        assert report.after.parameters <= report.before.parameters
-        before, after = (gradient(each, x[:8]) for each in (network, small))
-        np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * max(1e-3, np.abs(before).max()))
-        again, repeated = saving.shrink(small, fold_batch_norm)
-        assert repeated.after.parameters == report.after.parameters
-        assert {name: len(kept) for name, kept in repeated.kept.items()} == {
-            name: len(kept) for name, kept in report.kept.items()
-        }
-        assert np.abs(logits(again, x) - expected).max() <= TOLERANCE * max(1e-3, np.abs(expected).max())
+    network, small, report = shrunk(seed, fold_batch_norm, builder)
+    expected = logits(network, x)
+    assert np.abs(logits(small, x) - expected).max() <= TOLERANCE * max(1e-3, np.abs(expected).max())
+    assert report.after.parameters <= report.before.parameters
+    before, after = (gradient(each, x[:8]) for each in (network, small))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * max(1e-3, np.abs(before).max()))
+    again, repeated = saving.shrink(small, fold_batch_norm)
+    assert repeated.after.parameters == report.after.parameters
+    assert {name: len(kept) for name, kept in repeated.kept.items()} == {
+        name: len(kept) for name, kept in report.kept.items()
+    }
+    assert np.abs(logits(again, x) - expected).max() <= TOLERANCE * max(1e-3, np.abs(expected).max())
 
 
 def test_the_random_networks_show_what_they_are_meant_to():
     """Of all of them together: channels went, some layers lost all, constants were carried over borders."""
     gone = carriers = emptied = folded = 0
-    for seed in SEEDS:
-        _, _, report = shrunk(seed, False)
+    for seed in SHORT:
+        _, _, report = shrunk(*case(seed))
         gone += sum(report.channels.values()) - sum(len(kept) for kept in report.kept.values())
         carriers += sum(len(found) for found in report.carriers.values())
         emptied += len(report.emptied)
         folded += any(name.startswith("rescaling") for name in report.removed)
-    assert gone > 100 and carriers > 5 and emptied > 0 and folded > 0
+    assert gone > 75 and carriers > 5 and emptied > 0 and folded > 0
 
 
 @pytest.mark.parametrize("padding", ["same", "valid", "symmetric", "asymmetric"])
