@@ -14,10 +14,7 @@ from tf_robust_sparse.training import RobustModel, sgdw
 ATTACK = LinfPGD(epsilon=0.1, step_size=0.03, num_steps=2)
 OBJECTIVES = {
     "natural": objectives.Natural(),
-    "at": objectives.AT(ATTACK),
-    "mat": objectives.MAT(ATTACK),
     "trades": objectives.TRADES(ATTACK, beta=6.0),
-    "mart": objectives.MART(ATTACK, beta=6.0),
 }
 
 
@@ -51,8 +48,8 @@ def count(thetas):
     return sum(int((theta > 0).sum()) for theta in thetas)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_budget_holds_after_every_step(objective):
+@pytest.mark.parametrize(("objective", "epochs"), [("natural", 10), ("trades", 5)])
+def test_budget_holds_after_every_step(objective, epochs):
     network = tiny_network(connectivity=0.05)
     model, sparsifier = compiled(network, objective, connectivity=0.1)
     signs = [np.array(layer.sign) for layer in sparsifier.layers]
@@ -66,8 +63,8 @@ def test_budget_holds_after_every_step(objective):
                 theta = np.array(layer.theta)
                 assert theta.min() >= 0
 
-    model.fit(tiny_dataset(), epochs=50, verbose=0, callbacks=[Count()])
-    assert counts == [sparsifier.budget] * 200  # I1
+    model.fit(tiny_dataset(), epochs=epochs, verbose=0, callbacks=[Count()])
+    assert counts == [sparsifier.budget] * 4 * epochs  # I1
     for layer, sign in zip(sparsifier.layers, signs, strict=True):  # I3
         np.testing.assert_array_equal(layer.sign, sign)
         assert set(np.unique(sign)) == {-1, 1}
@@ -95,16 +92,23 @@ def test_between_update_and_rewiring_the_count_only_falls():
         assert np.count_nonzero(kernel) == (np.array(layer.theta) > 0).sum()
 
 
-def test_velocity_of_the_dead_and_the_newborn_is_zero():
+def test_turnover_is_counted_and_velocity_of_the_dead_and_the_newborn_is_zero():
     network = tiny_network(connectivity=0.05)
     model, sparsifier = compiled(network, connectivity=0.1, learning_rate=0.5)
+    initial = sum(sparsifier.count())
     model.fit(tiny_dataset(), epochs=5, verbose=0)
+    turnover = sparsifier.turnover()
+    births, deaths = (sum(turnover[name].values()) for name in ("births", "deaths"))
+    assert list(turnover["births"]) == ["conv1", "conv2", "classifier"]
+    assert initial + births - deaths == sparsifier.budget
+    assert sum(sparsifier.turnover()["births"].values()) == 0
     for layer in sparsifier.layers:
         (velocity,) = slots(model.optimizer, layer.theta)
         theta, velocity = np.array(layer.theta), np.array(velocity)
         assert (velocity[theta <= 0] == 0).all()
         assert (velocity[theta == np.float32(1e-12)] == 0).all()
         assert (velocity[theta > 1e-6] != 0).any()
+        assert theta.min() >= 0
 
 
 def test_a_start_above_the_budget_shrinks_before_anything_is_born():
@@ -112,7 +116,7 @@ def test_a_start_above_the_budget_shrinks_before_anything_is_born():
     model, sparsifier = compiled(network, connectivity=0.2, learning_rate=0.5)
     watcher = Watcher(sparsifier)
     model.run_eagerly = True
-    model.fit(tiny_dataset(64), epochs=15, verbose=0)
+    model.fit(tiny_dataset(64), epochs=5, verbose=0)
     totals = [count(thetas) for thetas in watcher.after]
     full = next(i for i, total in enumerate(totals) if total <= sparsifier.budget)
     assert full > 0 and totals[0] > sparsifier.budget
@@ -143,10 +147,10 @@ def test_exact_start_has_the_budget_before_the_first_step(start):
 
 
 def test_noise_has_the_stated_size_and_leaves_dormant_entries_alone():
-    network = keras.Sequential([keras.Input((1_000,)), layers.RewiringDense(2_000, seed=0)])
+    network = keras.Sequential([keras.Input((500,)), layers.RewiringDense(1_000, seed=0)])
     layer = network.layers[0]
-    theta = np.full((1_000, 2_000), 1e-3, np.float32)
-    theta[:, 1_000:] = 0.0
+    theta = np.full((500, 1_000), 1e-3, np.float32)
+    theta[:, 500:] = 0.0
     layer.theta.assign(theta)
     sparsifier = ConnectivitySampling(0.5, noise_scaling=1e-6)
     sparsifier.attach(network)
@@ -162,9 +166,9 @@ def test_noise_has_the_stated_size_and_leaves_dormant_entries_alone():
     step()
     # theta is float32: around 1e-3 its values are 1.2e-10 apart, a thousandth of the noise.
     change = np.array(layer.theta, np.float64) - theta
-    np.testing.assert_allclose(change[:, :1_000].std(), 1e-7, rtol=0.02)
-    assert abs(change[:, :1_000].mean()) < 5 * 1e-7 / 1e3
-    assert (change[:, 1_000:] == 0).all()
+    np.testing.assert_allclose(change[:, :500].std(), 1e-7, rtol=0.02)
+    assert abs(change[:, :500].mean()) < 5 * 1e-7 / 500
+    assert (change[:, 500:] == 0).all()
 
 
 def test_l1_prior_pulls_connected_entries_down():
@@ -181,14 +185,11 @@ def test_l1_prior_pulls_connected_entries_down():
 
 
 def test_reference_policy_lets_momentum_move_dormant_entries():
-    moved = {}
-    for policy in ("freeze", "reference"):
-        network = tiny_network(connectivity=0.05)
-        model, sparsifier = compiled(network, connectivity=0.1, learning_rate=0.5, dormant_policy=policy)
-        model.fit(tiny_dataset(), epochs=4, verbose=0)
-        moved[policy] = sum(int((np.array(layer.theta) < 0).sum()) for layer in sparsifier.layers)
-        assert sum(sparsifier.count()) >= sparsifier.budget
-    assert moved["freeze"] == 0 < moved["reference"]
+    network = tiny_network(connectivity=0.05)
+    model, sparsifier = compiled(network, connectivity=0.1, learning_rate=0.5, dormant_policy="reference")
+    model.fit(tiny_dataset(), epochs=4, verbose=0)
+    assert sum(sparsifier.count()) >= sparsifier.budget
+    assert sum(int((np.array(layer.theta) < 0).sum()) for layer in sparsifier.layers) > 0
 
 
 def test_target_prior_weighs_layers_by_their_initial_connectivity():
@@ -203,25 +204,15 @@ def test_equal_seeds_give_equal_runs_and_others_do_not():
     def run(seed):
         keras.utils.set_random_seed(0)
         network = tiny_network(connectivity=0.05)
-        model, sparsifier = compiled(network, "at", connectivity=0.1, seed=seed)
-        model.fit(tiny_dataset(), epochs=3, verbose=0)
+        model, sparsifier = compiled(network, connectivity=0.1, seed=seed)
+        model.run_eagerly = True
+        model.fit(tiny_dataset(32), verbose=0)
         return [np.array(layer.theta) for layer in sparsifier.layers]
 
-    for a, b in zip(run(1), run(1), strict=True):
+    first = run(1)
+    for a, b in zip(first, run(1), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert any((a != b).any() for a, b in zip(run(1), run(2), strict=True))
-
-
-def test_turnover_counts_births_and_deaths():
-    network = tiny_network(connectivity=0.05)
-    model, sparsifier = compiled(network, connectivity=0.1, learning_rate=0.5)
-    initial = sum(sparsifier.count())
-    model.fit(tiny_dataset(), epochs=3, verbose=0)
-    turnover = sparsifier.turnover()
-    births, deaths = (sum(turnover[name].values()) for name in ("births", "deaths"))
-    assert list(turnover["births"]) == ["conv1", "conv2", "classifier"]
-    assert initial + births - deaths == sparsifier.budget
-    assert sum(sparsifier.turnover()["births"].values()) == 0
+    assert any((a != b).any() for a, b in zip(first, run(2), strict=True))
 
 
 def test_a_layer_without_connections_is_told_of():
@@ -270,10 +261,8 @@ def test_optimizers_that_would_undo_the_sparsity_are_refused(arguments):
         model.compile(keras.optimizers.SGD(0.1, **arguments))
 
 
-def test_a_trained_network_can_be_made_sparser():
-    network = tiny_network(connectivity=0.1)
-    model, _ = compiled(network, connectivity=0.2)
-    model.fit(tiny_dataset(), epochs=2, verbose=0)
+def test_a_network_can_be_made_sparser():
+    network = tiny_network(connectivity=0.2)
     _, sparser = compiled(network, connectivity=0.1)
     assert sum(sparser.count()) > sparser.budget and not sparser.within_budget()
     sparser.check(network)  # above its budget, but not above what it was given
