@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tf_robust_sparse import layers, models, saving
+from tf_robust_sparse.models import vgg
 
 SMALL = ["small_cnn", "large_cnn", "vgg4", "lenet5_caffe", "lenet_conv", "dense_300_100"]
 CONVOLUTIONAL = ["wrn28_2", *SMALL]
@@ -35,8 +36,15 @@ def test_unknown_network_lists_the_names():
         models.build("resnet19")
 
 
-@pytest.mark.parametrize("kernel", layers.KERNELS)
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        (name, kernel)
+        for i, name in enumerate(CONVOLUTIONAL)
+        for j, kernel in enumerate(layers.KERNELS)
+        if (i + j) % 7 in (0, 3)
+    ],
+)
 def test_logits_in_every_kernel_form(name, kernel):
     network = models.build(name, num_classes=7, input_shape=(32, 32, 3), kernel=kernel, connectivity=0.2, seed=0)
     assert type(network) is keras.Model or isinstance(network, keras.Model)
@@ -53,7 +61,7 @@ def test_logits_in_every_kernel_form(name, kernel):
     assert keras.activations.serialize(network.layers[-1].activation) == "linear"
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize("name", ["wrn28_2", "large_cnn", "lenet_conv", "dense_300_100"])
 def test_twins_differ_in_the_layer_class_alone(name):
     def graph(kernel):
         network = models.build(name, kernel=kernel, connectivity=0.1)
@@ -251,7 +259,8 @@ def test_networks_of_imagenet_take_pixels_and_any_size(padding_mode):
         ("dense_300_100", {}),
     ],
 )
-def test_the_image_format_of_keras_json_changes_nothing(name, arguments):
+def test_the_image_format_of_keras_json_changes_nothing(name, arguments, monkeypatch):
+    monkeypatch.setitem(vgg.VGG_WIDTHS, 16, ((4, 4), (4, 4), (8, 8, 8), (8, 8, 8), (8, 8, 8)))
     x = np.random.default_rng(0).random((2, 32, 36, 3), "float32")
     expected = models.build(name, input_shape=(32, 36, 3), seed=0, **arguments)
     keras.config.set_image_data_format("channels_first")

@@ -1,5 +1,6 @@
 """The published networks have exactly the published sizes, layer order and initial connectivity."""
 
+import itertools
 import math
 
 import keras
@@ -47,8 +48,15 @@ def other_trainables(network):
     return sum(math.prod(variable.shape) for variable in network.trainable_variables)
 
 
-@pytest.mark.parametrize("num_classes", [10, 100])
-@pytest.mark.parametrize("name", SIZES)
+def in_full(cases, chosen):
+    """The cases as they are; the others than the chosen are left to `-m full`."""
+    return [pytest.param(*each, marks=[] if chosen(*each) else pytest.mark.full) for each in cases]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes"),
+    in_full(itertools.product(SIZES, (10, 100)), lambda name, classes: classes == 10 or name in ("vgg16", "wrn28_2")),
+)
 def test_layers_and_entries(name, num_classes, shapes_only):
     count, entries, others, budgets = SIZES[name]
     network = models.build(name, num_classes=num_classes)
@@ -64,8 +72,10 @@ def test_layers_and_entries(name, num_classes, shapes_only):
         assert sizes == [size for size, _ in LAYERS[name]]
 
 
-@pytest.mark.parametrize("connectivity", [0.1, 0.01, 0.005])
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    ("name", "connectivity"),
+    in_full(itertools.product(SIZES, (0.1, 0.01, 0.005)), lambda name, p: p == 0.01 or name in ("vgg16", "resnet18")),
+)
 def test_connections_at_the_start(name, connectivity, shapes_only):
     network = models.build(name, kernel="rewiring", connectivity=connectivity)
     # The very expression that the rewiring layers evaluate.
@@ -98,14 +108,17 @@ def test_rewiring_network_connects_what_the_table_says(name):
     ("name", "parameters"),
     [("resnet18_imagenet", 11_689_512), ("resnet34_imagenet", 21_797_672), ("resnet50_imagenet", 25_557_032)],
 )
-def test_residual_networks_of_imagenet_have_the_published_parameters(name, parameters):
+def test_residual_networks_of_imagenet_have_the_published_parameters(name, parameters, shapes_only):
     network = models.build(name)
-    assert other_trainables(network) == parameters
+    kernels = sum(math.prod(layer.kernel_shape) for layer in layers.kernel_layers(network))
+    assert kernels + other_trainables(network) == parameters
     assert network.input_shape == (None, 224, 224, 3) and network.output_shape == (None, 1000)
     assert network.get_layer("pool").output.shape[1:3] == (1, 1)
 
 
-@pytest.mark.parametrize(("depth", "parameters"), [(101, 44_549_160), (152, 60_192_808)])
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(101, 44_549_160), pytest.param(152, 60_192_808, marks=pytest.mark.full)]
+)
 def test_deep_residual_networks_have_the_published_parameters(depth, parameters, shapes_only):
     network = models.build(f"resnet{depth}_imagenet")
     kernels = {layer.name: math.prod(layer.kernel_shape) for layer in layers.kernel_layers(network)}

@@ -102,7 +102,10 @@ def test_the_last_batch_norm_normalises_the_logits_of_a_batch():
     networks = {}
     for last in (True, False):
         network = models.build(
-            "resnet18", kernel="signed", seed=0, variant=METHOD._replace(final_batch_norm=last, normalization="cifar10")
+            "resnet18_p1",
+            kernel="signed",
+            seed=0,
+            variant=METHOD._replace(final_batch_norm=last, normalization="cifar10"),
         )
         sparsity.uniform_scores(network, 0.01)
         sparsity.set_keep_fractions(network, sparsity.keep_fractions(network, 0.01, "adaptive", 0.1))
