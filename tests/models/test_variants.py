@@ -112,7 +112,7 @@ def test_the_last_batch_norm_normalises_the_logits_of_a_batch():
         networks[last] = np.asarray(network(x, training=True))
     assert np.abs(networks[True].mean(0)).max() < 1e-4
     np.testing.assert_allclose(networks[True].var(0), 1, atol=1e-3)
-    assert np.abs(networks[False]).mean() > 5
+    assert np.abs(networks[False].mean(0)).max() > 1
 
 
 def test_variants_change_what_they_say():
