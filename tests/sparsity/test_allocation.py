@@ -68,7 +68,7 @@ def test_dormant_positions_are_drawn_uniformly(count):
     )
     counts = tf.constant([0, count, 20], tf.int64)
     hits, others, firsts, differences = np.zeros(150), np.zeros(60), np.zeros(150), []
-    for seed in seeds(2_000):
+    for seed in seeds(1_000):
         nothing, positions, other = (tensor.numpy() for tensor in draw(seed))
         assert nothing.size == 0
         assert len(set(positions)) == len(positions) == count
@@ -81,7 +81,7 @@ def test_dormant_positions_are_drawn_uniformly(count):
     assert hits[connected.numpy()].sum() == 0
     for seen, number, room in ((hits[dormant], count, 100), (others, 20, 60)):
         # Counts of draws without replacement have variance n p (1 - p); chi-square assumes n p.
-        expected = 2_000 * number / room
+        expected = 1_000 * number / room
         statistic = ((seen - expected) ** 2 / (expected * (1 - number / room))).sum() * (room - 1) / room
         assert scipy.stats.chi2.sf(statistic, room - 1) > 0.001
     assert scipy.stats.chisquare(firsts[dormant]).pvalue > 0.001

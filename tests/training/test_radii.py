@@ -64,7 +64,6 @@ def test_bad_courses(arguments, message):
     [
         lambda: objectives.AT(attacks.LinfPGD(0.1, 0.04, 3)),
         lambda: objectives.AT(attacks.LinfBestPGD(0.1, 0.04, 3)),
-        lambda: objectives.TRADES(attacks.LinfPGD(0.1, 0.04, 3)),
         lambda: objectives.MART(attacks.L2PGD(1.0, 0.4, 3)),
     ],
 )
@@ -79,13 +78,12 @@ def test_the_attack_is_that_of_the_radius_of_the_step(make):
     def found(step):
         return scheduled.at_step(step).perturb(network, X, Y, seed=(1, 2))
 
-    for epoch, part in enumerate((*share, 1.0)):  # after the last epoch the last radius
+    for step, part in ((0, 0.0), (3, 0.0), (4, 0.5), (8, 1.0), (15, 1.0)):  # after the last epoch the last radius
         inner = make()
         inner.attack = type(inner.attack)(inner.attack.epsilon * part, inner.attack.step_size * part, 3)
-        for step in (4 * epoch, 4 * epoch + 3):
-            # A sign may turn where a gradient is 0.
-            difference = np.abs(found(tf.constant(step)) - inner.perturb(network, X, Y, seed=(1, 2)))
-            assert (difference > 1e-6).mean() < 0.002
+        # A sign may turn where a gradient is 0.
+        difference = np.abs(found(tf.constant(step)) - inner.perturb(network, X, Y, seed=(1, 2)))
+        assert (difference > 1e-6).mean() < 0.002
     assert found.experimental_get_tracing_count() == 1
     assert plain.attack.epsilon == radii[-1]
 

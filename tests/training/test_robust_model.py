@@ -55,9 +55,18 @@ def moving_statistics(network):
     return np.concatenate([np.array(v).ravel() for v in network.non_trainable_variables if "moving" in v.path])
 
 
-@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_trains_with_every_sparsifier(objective, sparsifier):
+@pytest.mark.parametrize(
+    ("objective", "sparsifier"),
+    [
+        ("natural", "dense"),
+        ("at", "connectivity_sampling"),
+        ("mat", "magnitude"),
+        ("trades", "magnitude"),
+        ("mart", "connectivity_sampling"),
+        ("suppressed", "dense"),
+    ],
+)
+def test_every_objective_and_every_sparsifier_train(objective, sparsifier):
     model = compiled(objective, sparsifier)
     loss = model.fit(tiny_dataset(), epochs=8, verbose=0).history["loss"]
     assert loss[-1] < 0.9 * loss[0]
@@ -67,7 +76,7 @@ def test_every_objective_trains_with_every_sparsifier(objective, sparsifier):
 
 
 def test_plain_keras_use():
-    model = compiled("at", validation_attack=ATTACK)
+    model = compiled("at", "dense", validation_attack=ATTACK)
     x, y = tiny_images(48)
     history = model.fit(x, y, 16, epochs=2, validation_data=tiny_images(20, seed=1), verbose=0).history
     assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "val_robust_accuracy"}
@@ -83,7 +92,7 @@ def test_plain_keras_use():
 
 
 def test_reported_numbers_equal_a_hand_written_evaluation():
-    model = compiled("at", "dense", validation_attack=ATTACK)
+    model = compiled("natural", "dense", validation_attack=ATTACK)
     model.fit(tiny_dataset(), epochs=6, verbose=0)
     x, y = tiny_images(24, seed=2)
     report = model.evaluate(x, y, batch_size=24, verbose=0, return_dict=True)
@@ -140,7 +149,7 @@ def test_batch_norm_statistics_move_in_the_loss_only(objective, updates):
     assert_same([moving_statistics(model.network)], seen)
 
 
-@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
+@pytest.mark.parametrize("sparsifier", ["connectivity_sampling", "magnitude"])
 def test_kernels_are_settled_once_per_step_and_nothing_is_traced_again(sparsifier, monkeypatch):
     model = compiled("trades", sparsifier)
     calls, traces = {}, []
@@ -159,33 +168,30 @@ def test_kernels_are_settled_once_per_step_and_nothing_is_traced_again(sparsifie
     assert set(calls.values()) == {1}
 
 
-@pytest.mark.parametrize("kind", ["clean_and_adversarial", "at", "natural"])
-def test_terms_of_the_loss_are_logged_on_demand(kind):
-    objective = {
-        "clean_and_adversarial": objectives.VulnerabilitySuppression(
-            objectives.CleanAndAdversarial(ATTACK, 0.25, joint=True), 0.5
-        ),
-        "at": objectives.L1Penalty(objectives.AT(ATTACK), 1e-3),
-        "natural": objectives.Natural(),
-    }[kind]
-    logs = {}
-    for log_terms in (True, False):
-        model = RobustModel(tiny_network("plain"), objective, log_terms=log_terms)
-        model.compile(keras.optimizers.SGD(0.01))
-        fitted = model.fit(tiny_dataset(), validation_data=tiny_dataset(), epochs=2, verbose=0).history
-        logs[log_terms] = {name: values[-1] for name, values in fitted.items()}
-    terms = {name: logs[True].pop(name) for name in set(logs[True]) - set(logs[False])}
-    assert logs[True] == logs[False]
-    if kind == "natural":
-        assert not terms
-    elif kind == "at":
-        assert set(terms) == {"adversarial_loss", "adversarial_accuracy"}
-        assert terms["adversarial_loss"] < logs[True]["loss"]
-    else:
-        assert set(terms) == {"clean_loss", "adversarial_loss", "adversarial_accuracy", "vulnerability"}
-        total = 0.75 * terms["clean_loss"] + 0.25 * terms["adversarial_loss"] + 0.5 * terms["vulnerability"]
-        assert total == pytest.approx(logs[True]["loss"], rel=1e-5) and terms["vulnerability"] > 0
-        assert 0 <= terms["adversarial_accuracy"] <= 1
+def last_logs(objective, log_terms):
+    model = RobustModel(tiny_network("plain"), objective, log_terms=log_terms)
+    model.compile(keras.optimizers.SGD(0.01))
+    fitted = model.fit(tiny_dataset(), validation_data=tiny_dataset(), epochs=2, verbose=0).history
+    return {name: values[-1] for name, values in fitted.items()}
+
+
+def test_terms_of_the_loss_are_logged_on_demand():
+    inner = objectives.CleanAndAdversarial(ATTACK, 0.25, joint=True)
+    objective = objectives.VulnerabilitySuppression(inner, 0.5)
+    logs = last_logs(objective, True)
+    names = ("clean_loss", "adversarial_loss", "adversarial_accuracy", "vulnerability")
+    terms = {name: logs.pop(name) for name in names}
+    assert logs == last_logs(objective, False)
+    total = 0.75 * terms["clean_loss"] + 0.25 * terms["adversarial_loss"] + 0.5 * terms["vulnerability"]
+    assert total == pytest.approx(logs["loss"], rel=1e-5) and terms["vulnerability"] > 0
+    assert 0 <= terms["adversarial_accuracy"] <= 1
+
+
+def test_terms_of_other_losses():
+    logs = last_logs(objectives.L1Penalty(objectives.AT(ATTACK), 1e-3), True)
+    assert set(logs) == {"loss", "val_loss", "adversarial_loss", "adversarial_accuracy"}
+    assert logs["adversarial_loss"] < logs["loss"]
+    assert set(last_logs(objectives.Natural(), True)) == {"loss", "val_loss"}
 
 
 def test_gradients_do_not_flow_through_the_attack():
@@ -211,7 +217,8 @@ def test_seeds_decide_everything():
     def trained(seed):
         keras.utils.set_random_seed(0)
         model = compiled("at", seed=seed)
-        model.fit(tiny_dataset(), epochs=3, verbose=0)
+        model.run_eagerly = True
+        model.fit(tiny_dataset(32), verbose=0)
         return state(model)
 
     first = trained(1)
@@ -253,12 +260,11 @@ def test_a_step_by_hand():
     assert born.any()
 
 
-@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
-def test_a_restored_step_is_bit_exact(sparsifier, tmp_path):
-    model = compiled("at", sparsifier)
-    model.fit(tiny_dataset(), epochs=2, verbose=0)
+def test_a_restored_step_is_bit_exact(tmp_path):
+    model = compiled("at", "magnitude")
+    model.fit(tiny_dataset(), verbose=0)
     saving.save_checkpoint(tmp_path / "a.weights.h5", model, {})
-    other = compiled("at", sparsifier)
+    other = compiled("at", "magnitude")
     saving.load_checkpoint(tmp_path / "a.weights.h5", other)
     x, y = tiny_images(16, seed=5)
     for each in (model, other):
@@ -266,20 +272,20 @@ def test_a_restored_step_is_bit_exact(sparsifier, tmp_path):
     assert_same(state(model), state(other))
 
 
-@pytest.mark.parametrize("arguments", [{"steps_per_execution": 3}, {"run_eagerly": True}])
-def test_other_ways_to_run_give_the_same_weights(arguments):
+def test_other_ways_to_run_give_the_same_weights():
     def trained(**arguments):
         model = RobustModel(tiny_network(), OBJECTIVES["at"], ConnectivitySampling(0.2), validation_attack=ATTACK)
         model.compile(sgdw(0.05, 5e-4), metrics=["accuracy"], **arguments)
         history = model.fit(
-            tiny_dataset(48), epochs=2, validation_data=tiny_dataset(20), verbose=0, callbacks=[StopOnNaN()]
+            tiny_dataset(48), validation_data=tiny_dataset(20), verbose=0, callbacks=[StopOnNaN()]
         ).history
         assert "val_robust_accuracy" in history
-        return model
+        return state(model)
 
-    expected, model = trained(), trained(**arguments)
-    for a, b in zip(state(expected), state(model), strict=True):
-        np.testing.assert_allclose(a, b, atol=ROUNDING)
+    expected = trained()
+    for arguments in ({"steps_per_execution": 3}, {"run_eagerly": True}):
+        for a, b in zip(expected, trained(**arguments), strict=True):
+            np.testing.assert_allclose(a, b, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("loss", [None, keras.losses.SparseCategoricalCrossentropy(from_logits=True)])
@@ -312,11 +318,17 @@ BAD_DATA = {
 }
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    """A model that refuses all it is given."""
+    return compiled("natural", "dense")
+
+
 @pytest.mark.parametrize("case", BAD_DATA)
 @pytest.mark.parametrize("form", ["arrays", "dataset", "validation arrays", "validation dataset"])
-def test_bad_data_is_refused_before_training(case, form):
+def test_bad_data_is_refused_before_training(case, form, untrained):
     x, y, message = BAD_DATA[case]
-    model = compiled("natural", "dense")
+    model = untrained
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8) if "dataset" in form else (x, y)
     if "validation" in form:
         arguments = {"x": tiny_dataset(), "validation_data": data}
@@ -352,19 +364,19 @@ def test_the_wrapper_is_a_model_that_can_be_attacked():
         {"x": tf.data.Dataset.from_tensor_slices(X).batch(8)},
     ],
 )
-def test_weights_of_samples_are_refused(arguments):
+def test_weights_of_samples_are_refused(arguments, untrained):
     with pytest.raises(ValueError, match=r"without (sample )?weights"):
-        compiled("natural", "dense").fit(**arguments, verbose=0)
+        untrained.fit(**arguments, verbose=0)
 
 
-def test_weights_of_samples_are_refused_in_evaluation_too():
+def test_weights_of_samples_are_refused_in_evaluation_too(untrained):
     with pytest.raises(ValueError, match="without sample weights"):
-        compiled("natural", "dense").evaluate(X, Y, sample_weight=np.ones(16), verbose=0)
+        untrained.evaluate(X, Y, sample_weight=np.ones(16), verbose=0)
 
 
-def test_saving_the_wrapper_is_refused_with_a_hint(tmp_path):
+def test_saving_the_wrapper_is_refused_with_a_hint(tmp_path, untrained):
     with pytest.raises(ValueError, match=r"save_network\(model.network, path\)"):
-        compiled("natural", "dense").save(tmp_path / "model.keras")
+        untrained.save(tmp_path / "model.keras")
     assert not list(tmp_path.iterdir())
 
 
