@@ -1,5 +1,6 @@
 """Tiny networks and images that tests of several folders share."""
 
+import dataclasses
 import functools
 
 import keras
@@ -41,6 +42,24 @@ def tiny_images(count=64, classes=10, seed=0):
 def tiny_dataset(count=64, batch_size=16, classes=10, seed=0):
     """The images above as batches."""
     return tf.data.Dataset.from_tensor_slices(tiny_images(count, classes, seed)).batch(batch_size)
+
+
+def resized(images, size):
+    """The data set with images of so many pixels a side, each the mean of those that it covers."""
+
+    def smaller(x):
+        return np.asarray(tf.round(tf.image.resize(x, (size, size), "area")), "uint8")
+
+    return dataclasses.replace(
+        images, train_images=smaller(images.train_images), test_images=smaller(images.test_images)
+    )
+
+
+def accuracy(network, images, attack=None):
+    """The accuracy on all test images, or that under an attack, without a graph."""
+    x, y = np.asarray(images.test_images, "float32") / 255, images.test_labels
+    x = x if attack is None else attack(network, x, y)
+    return float(np.mean(np.argmax(network(x, training=False), -1) == y))
 
 
 @functools.cache

@@ -286,7 +286,7 @@ def test_pair_functions(tmp_path):
 
 
 def test_fit_on_the_sample_for_a_few_steps():
-    train, test = data.fashion_mnist_sample(batch_size=32)
+    train, test = data.fashion_mnist_sample(batch_size=200)
     model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = model.fit(train, validation_data=test, epochs=2, shuffle=False, verbose=0)

@@ -213,7 +213,10 @@ def test_networks_of_the_table_have_the_parameters_of_hydra(name, parameters, sh
     kernels = [math.prod(layer.kernel_shape) for layer in layers.kernel_layers(network)]
     assert sum(kernels) + other_trainables(network) == parameters
     assert network.name == name and network.output_shape == (None, 10)
-    assert models.build(name, input_shape=tf.TensorShape((32, 32, 3))).output_shape == (None, 10)
+
+
+def test_a_shape_may_be_a_tensor_shape():
+    assert models.build("lin_1", input_shape=tf.TensorShape((32, 32, 3))).output_shape == (None, 10)
 
 
 def test_vgg16_with_batch_norm_is_the_row_of_the_table(shapes_only):

@@ -1,107 +1,122 @@
-"""Neural pruning does what it is for, on real images."""
+"""Neural pruning does what it is for, on real images: shortly on 16x16 pixels, and with `-m full` on 28x28."""
+
+import collections
 
 import numpy as np
 import pytest
 
+from tests.networks import accuracy, resized
 from tf_robust_sparse import data, evaluation, layers, models, objectives, saving, training
 from tf_robust_sparse.attacks import LinfFGSM, LinfPGD
 
-ATTACK = LinfPGD(0.1, 0.03, 5)
+Scale = collections.namedtuple("Scale", "size units epochs attack strong robust suppression")
+SHORT = Scale(16, 620, 3, LinfPGD(0.1, 0.05, 3), LinfPGD(0.1, 0.025, 8), 0.25, 5.0)
+LONG = Scale(28, 1370, 6, LinfPGD(0.1, 0.03, 5), LinfPGD(0.1, 0.01, 20), 0.4, 2.0)
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", params=[SHORT, pytest.param(LONG, marks=pytest.mark.full)], ids=["short", "long"])
+def scale(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def images():
-    return data.load("fashion_mnist_sample").take(3200, 500)
+def images(scale):
+    return resized(data.load("fashion_mnist_sample").take(3200, 500), scale.size)
 
 
-def batches(images, epochs):
-    return data.train_dataset(images.train_images, images.train_labels, 64, seed=0, augmentation=None, epochs=epochs)
+def lenet(scale, **settings):
+    return models.lenet_conv(input_shape=(scale.size, scale.size, 1), **settings)
+
+
+def objective_of(scale):
+    return objectives.CleanAndAdversarial(scale.attack, weight=2 / 3, joint=True)
 
 
 def fit(model, optimizer, images, epochs):
-    model.compile(optimizer)
-    model.fit(batches(images, epochs), epochs=epochs, steps_per_epoch=50, verbose=0)
+    if optimizer is not None:
+        model.compile(optimizer)
+    batches = data.train_dataset(images.train_images, images.train_labels, 64, seed=0, augmentation=None, epochs=epochs)
+    model.fit(batches, epochs=epochs, steps_per_epoch=50, verbose=0)
     return model.network
 
 
 def all_tested(images):
-    x = np.asarray(images.test_images, "float32") / 255
-    return x.reshape(-1, 28, 28, 1), images.test_labels
+    return np.asarray(images.test_images, "float32") / 255, images.test_labels
 
 
-def accuracies(network, images):
-    report = evaluation.evaluate_robustness(network, all_tested(images), [LinfFGSM(0.1), LinfPGD(0.1, 0.01, 20)])
-    return report["clean_accuracy"], [one["robust_accuracy"] for one in report["attacks"].values()]
+def active_units(network):
+    return sum(int(layer.active_units()) for layer in layers.gates(network))
 
 
-@pytest.fixture(scope="module")
-def base(images):
-    model = training.RobustModel(models.lenet_conv(seed=0), objectives.Natural())
-    return fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, 6)
-
-
-def gated(base):
-    network = models.lenet_conv(gates=True, seed=1)
-    saving.copy_weights(base, network)
+def copied(source, network):
+    saving.copy_weights(source, network)
     return network
 
 
-def test_clean_pruning_closes_units_and_keeps_the_accuracy(base, images):
-    network, active = gated(base), []
-    model = training.NeuralPruningModel(network, objectives.Natural(), 1 / 3200)
-    model.compile(training.GatedAdam(3e-2, l2=1e-4))
-    for _ in range(3):
-        model.fit(batches(images, 8), epochs=8, steps_per_epoch=50, verbose=0)
-        active.append(sum(int(layer.active_units()) for layer in layers.gates(network)))
-    assert 1370 > active[0] > active[1] >= active[2]
-    assert accuracies(network, images)[0] > accuracies(base, images)[0] - 0.05
+@pytest.fixture(scope="module")
+def base(scale, images):
+    model = training.RobustModel(lenet(scale, seed=0), objectives.Natural())
+    return fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
 
 
 @pytest.fixture(scope="module")
-def trained(base, images):
+def trained(scale, base, images):
     """The base after adversarial training."""
-    plain = models.lenet_conv(seed=0)
-    saving.copy_weights(base, plain)
-    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
-    return fit(training.RobustModel(plain, objective), training.CoupledAdam(1e-3, l2=1e-4), images, 6)
+    model = training.RobustModel(copied(base, lenet(scale, seed=0)), objective_of(scale))
+    return fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
 
 
-def test_a_black_box_is_no_stronger_than_a_white_one(trained, images):
-    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
-    model = training.RobustModel(models.lenet_conv(seed=7), objective, seed=7)
-    source = fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, 6)
-    attack, (x, y) = LinfPGD(0.1, 0.01, 20), all_tested(images)
+def opened(network):
+    """Opens the gates at first: with so few images the prior closes them soon enough."""
+    for layer in layers.gates(network):
+        layer.a_raw.assign(np.full(layer.a_raw.shape, 2.0))
+    return network
+
+
+def test_clean_pruning_closes_units_and_keeps_the_accuracy(scale, base, images):
+    network, active = copied(base, lenet(scale, gates=True, seed=1)), []
+    if scale is SHORT:
+        model = training.NeuralPruningModel(opened(network), objectives.Natural(), 4 / 3200)
+    else:
+        model = training.NeuralPruningModel(network, objectives.Natural(), 1 / 3200)
+    model.compile(training.GatedAdam(3e-2, l2=1e-4))
+    for epochs in (3, 1, 1) if scale is SHORT else (8, 8, 8):
+        fit(model, None, images, epochs)
+        active.append(active_units(network))
+    assert scale.units > active[0] > active[1] >= active[2]
+    assert accuracy(network, images) > accuracy(base, images) - 0.05
+
+
+def test_a_black_box_is_no_stronger_than_a_white_one(scale, base, trained, images):
+    source = base
+    if scale is LONG:
+        model = training.RobustModel(lenet(scale, seed=7), objective_of(scale), seed=7)
+        source = fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
+    x, y = all_tested(images)
     white, own, black = (
-        evaluation.vulnerability(trained, x, y, attack, source=each) for each in (None, trained, source)
+        evaluation.vulnerability(trained, x, y, scale.strong, source=each) for each in (None, trained, source)
     )
-    assert 0.4 < white.robust_accuracy < white.clean_accuracy - 0.05
+    assert scale.robust < white.robust_accuracy < white.clean_accuracy - 0.05
     assert black.robust_accuracy >= white.robust_accuracy - 0.01 and black.expected != white.expected
     assert own.robust_accuracy == pytest.approx(white.robust_accuracy, abs=2e-3)
 
 
-def test_gates_under_attack_are_robust(base, trained, images):
-    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
-    suppressed = objectives.VulnerabilitySuppression(objective, 1e-3)
-    network = gated(trained)
-    for layer in layers.gates(network):  # open at first: with so few images the prior closes them soon enough
-        layer.a_raw.assign(np.full(layer.a_raw.shape, 2.0))
+def test_gates_under_attack_are_robust(scale, base, trained, images):
+    suppressed = objectives.VulnerabilitySuppression(objective_of(scale), 1e-3)
+    network = opened(copied(trained, lenet(scale, gates=True, seed=1)))
     model = training.NeuralPruningModel(network, suppressed, 4 / 3200)
-    pruned = fit(model, training.GatedAdam(3e-2, weight_rate=1 / 30, l2=1e-4), images, 6)
-    assert sum(int(layer.active_units()) for layer in layers.gates(pruned)) < 1370
-    clean, (fgsm, pgd) = accuracies(pruned, images)
-    assert pgd > accuracies(base, images)[1][1] + 0.2 and clean > 0.5
+    fit(model, training.GatedAdam(3e-2, weight_rate=1 / 30, l2=1e-4), images, scale.epochs)
+    assert active_units(network) < scale.units
+    fgsm, pgd = (accuracy(network, images, attack) for attack in (LinfFGSM(0.1), scale.strong))
+    assert pgd > accuracy(base, images, scale.strong) + 0.2 and accuracy(network, images) > 0.5
     assert pgd <= fgsm + 0.01
 
 
-def test_suppressed_features_move_less(base, images):
-    objective = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
-    x, y = all_tested(images)
-    moved = []
-    for chosen in (objective, objectives.VulnerabilitySuppression(objective, 2.0)):
-        network = models.lenet_conv(seed=0)
-        saving.copy_weights(base, network)
-        fit(training.RobustModel(network, chosen), training.CoupledAdam(1e-3, l2=1e-4), images, 4)
-        moved.append(evaluation.vulnerability(network, x, y, ATTACK))
-    assert moved[1].expected < 0.8 * moved[0].expected
-    assert moved[1].robust_accuracy > 0.4
+def test_suppressed_features_move_less(scale, base, trained, images):
+    suppressed = objectives.VulnerabilitySuppression(objective_of(scale), scale.suppression)
+    model = training.RobustModel(copied(base, lenet(scale, seed=0)), suppressed)
+    network = fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
+    without, found = (evaluation.vulnerability(each, *all_tested(images), scale.attack) for each in (trained, network))
+    assert found.expected < 0.8 * without.expected
+    assert found.robust_accuracy > scale.robust
