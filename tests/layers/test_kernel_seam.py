@@ -63,8 +63,17 @@ def count(monkeypatch, network):
     return calls
 
 
-@pytest.mark.parametrize("kernel", layers.KERNELS)
-def test_settled_network_is_the_same_network(kernel, policy):
+def cases(options):
+    """Every kernel form in float32, and every one of the options and policies with some forms."""
+    forms, (first, *others), (float32, *half) = list(layers.KERNELS), options, FOLD_TOLERANCE
+    yield from ((form, first, float32) for form in forms)
+    yield from (("masked", other, float32) for other in others)
+    for i, form in enumerate(forms):
+        yield form, options[i % len(options)], half[i % 2]
+
+
+@pytest.mark.parametrize(("kernel", "options", "policy"), cases([{}]), indirect=["policy"])
+def test_settled_network_is_the_same_network(kernel, options, policy):
     network = network_of(kernel)
     expected = network(images(), training=False)
     with layers.settled_kernels(network):
@@ -72,8 +81,11 @@ def test_settled_network_is_the_same_network(kernel, policy):
     np.testing.assert_array_equal(network(images(), training=False), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": False}, {"center": False}, {"scale": False}])
-@pytest.mark.parametrize("kernel", layers.KERNELS)
+@pytest.mark.parametrize(
+    ("kernel", "options", "policy"),
+    cases([{}, {"bias": False}, {"center": False}, {"scale": False}]),
+    indirect=["policy"],
+)
 def test_folded_network_is_the_same_network(kernel, options, policy):
     network, x = network_of(kernel, **options), images()
 

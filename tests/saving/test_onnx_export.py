@@ -9,6 +9,7 @@ import pytest
 
 from tests.saving.networks import disturb, images, residual_network
 from tf_robust_sparse import certify, layers, models, saving
+from tf_robust_sparse.models import vgg
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -52,8 +53,16 @@ def test_every_kernel_form_with_residual_sums_and_batch_norm(kernel, tmp_path):
         assert np.count_nonzero(kernels[f"{layer.name}/kernel"]) == np.count_nonzero(layer.effective_kernel)
 
 
-@pytest.mark.parametrize("padding_mode", ["tf_same", "symmetric"])
-@pytest.mark.parametrize("name", ["small_cnn", "large_cnn", "vgg4", "wrn28_2"])
+@pytest.mark.parametrize(
+    ("name", "padding_mode"),
+    [
+        ("small_cnn", "tf_same"),
+        ("small_cnn", "symmetric"),
+        ("large_cnn", "symmetric"),
+        ("vgg4", "tf_same"),
+        ("wrn28_2", "symmetric"),
+    ],
+)
 def test_architectures_with_both_paddings(name, padding_mode, tmp_path):
     shape = (32, 32, 3) if name == "wrn28_2" else (13, 10, 3)
     network = models.build(
@@ -68,7 +77,8 @@ def test_architectures_with_both_paddings(name, padding_mode, tmp_path):
             assert (top, left) == (bottom, right)
 
 
-def test_pooled_vgg_without_transposition(tmp_path):
+def test_pooled_vgg_without_transposition(tmp_path, monkeypatch):
+    monkeypatch.setitem(vgg.VGG_WIDTHS, 16, ((8, 8), (8, 8), (8, 8, 8), (16, 16, 16), (16, 16, 16)))
     network = models.vgg16(num_classes=10, kernel="masked", connectivity=0.2, seed=0)
     disturb(network, 1)
     found = kinds(exported(network, tmp_path, count=2))
