@@ -82,9 +82,7 @@ def test_gated_lenet(closed, fold_batch_norm):
     assert [name for name in report.removed if name.startswith("gate")] == ["gate1", "gate2", "gate3", "gate4"]
 
 
-@pytest.mark.parametrize(
-    ("closed", "fold_batch_norm", "count"), [(0.3, True, 256), (0.7, False, 16), (0.7, True, 16), (1, False, 16)]
-)
+@pytest.mark.parametrize(("closed", "fold_batch_norm", "count"), [(0.3, False, 256), (0.7, True, 16), (1, True, 16)])
 @pytest.mark.parametrize("width", ["narrow", pytest.param("published", marks=pytest.mark.full)])
 def test_gated_vgg16(width, closed, fold_batch_norm, count, request):
     if width == "narrow":
@@ -239,16 +237,16 @@ def test_a_layer_without_influence_keeps_one_unit_and_is_named():
 
 def test_attacks_give_the_same():
     network = gated("lenet_conv", 0.5)
-    x = images(128, shape=(28, 28, 1))
+    x = images(64, shape=(28, 28, 1))
     bias = network.get_layer("classifier").bias
     bias.assign(bias - logits(network, x).mean(axis=0))  # so that it answers differently
     small, _ = saving.shrink(network)
     y = logits(network, x).argmax(axis=-1)
     found = []
     for epsilon in (0.001, 0.003, 0.01):
-        attack = attacks.LinfPGD(epsilon, epsilon / 4, 10, random_start=False)
+        attack = attacks.LinfPGD(epsilon, epsilon / 4, 5, random_start=False)
         found.append([np.mean(logits(each, attack(each, x, y)).argmax(-1) == y) for each in (network, small)])
-    np.testing.assert_allclose(*np.transpose(found), atol=1 / 128)
+    np.testing.assert_allclose(*np.transpose(found), atol=1 / 64)
     assert any(0.1 < one < 0.9 for one, _ in found)
 
 

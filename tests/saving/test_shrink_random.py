@@ -12,7 +12,7 @@ from tf_robust_sparse import layers, saving
 
 SIZE, CLASSES = 9, 4
 SEEDS = range(16)
-SHORT = range(12)
+SHORT = range(8)
 TOLERANCE = 1e-5  # of the largest logit
 ACTIVATIONS = ("relu", "tanh", "softplus", "leaky_relu")
 
@@ -178,7 +178,7 @@ def test_the_random_networks_show_what_they_are_meant_to():
         carriers += sum(len(found) for found in report.carriers.values())
         emptied += len(report.emptied)
         folded += any(name.startswith("rescaling") for name in report.removed)
-    assert gone > 75 and carriers > 5 and emptied > 0 and folded > 0
+    assert gone > 50 and carriers > 2 and emptied > 0 and folded > 0
 
 
 @pytest.mark.parametrize("padding", ["same", "valid", "symmetric", "asymmetric"])

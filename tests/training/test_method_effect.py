@@ -14,8 +14,11 @@ from tf_robust_sparse import data, layers, models, objectives, saving, sparsity
 from tf_robust_sparse.attacks import LinfPGD
 from tf_robust_sparse.training import Phase, PhaseCheck, RobustModel, coupled
 
-Scale = collections.namedtuple("Scale", "size attack steps batch gain")
-SHORT, LONG = Scale(14, LinfPGD(0.1, 0.06, 3), 10, 128, 0.1), Scale(28, LinfPGD(0.1, 0.02, 10), 20, 64, 0.2)
+Scale = collections.namedtuple("Scale", "size attack steps batch gain epochs")
+SHORT, LONG = (
+    Scale(14, LinfPGD(0.1, 0.06, 3), 10, 128, 0.1, (6, 3, 3, 5)),
+    Scale(28, LinfPGD(0.1, 0.02, 10), 20, 64, 0.2, (8, 4, 4, 8)),
+)
 TEST = 1000
 pytestmark = pytest.mark.slow
 
@@ -64,7 +67,7 @@ def trades(scale):
 
 @pytest.fixture(scope="module")
 def dense(scale, images):
-    return train(model_of(build("plain", images), "pretrain", trades(scale), 0.05), scale, images, 8)
+    return train(model_of(build("plain", images), "pretrain", trades(scale), 0.05), scale, images, scale.epochs[0])
 
 
 def pruned_from(source, images, k):
@@ -77,7 +80,7 @@ def pruned_from(source, images, k):
 def test_learnt_scores_beside_magnitudes_and_chance(scale, dense, images):
     k, accuracies = 0.05, {}
     learnt = pruned_from(dense, images, k)
-    train(model_of(learnt, "prune", trades(scale), 0.1), scale, images, 4)
+    train(model_of(learnt, "prune", trades(scale), 0.1), scale, images, scale.epochs[1])
     for layer, source in zip(layers.kernel_layers(learnt), layers.kernel_layers(dense), strict=True):
         np.testing.assert_array_equal(layer.kernel, source.kernel)  # the prune phase changes no kernel
     networks = {"learnt": learnt, "magnitude": pruned_from(dense, images, k), "random": pruned_from(dense, images, k)}
@@ -89,7 +92,7 @@ def test_learnt_scores_beside_magnitudes_and_chance(scale, dense, images):
         network.set_weights(source.get_weights())
         for variable, value in zip(model.optimizer.variables, begin, strict=True):
             variable.assign(value)
-        train(model, scale, images, 4 if name == "learnt" else 8)
+        train(model, scale, images, scale.epochs[2 if name == "learnt" else 3])
         assert sparsity.statistics.connectivity(network) == pytest.approx(k, abs=1e-3)
         accuracies[name] = robust(network, images, scale.steps)
     error = np.sqrt(0.25 / TEST)  # of an accuracy on so many images, at most

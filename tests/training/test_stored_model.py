@@ -242,7 +242,7 @@ def test_boxes_come_from_a_partner_and_go_back_to_it(one):
         np.testing.assert_allclose(added[~own & ~given], 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("mix", ["cutmix", "acutmix"])
+@pytest.mark.parametrize("mix", ["cutmix", pytest.param("acutmix", marks=pytest.mark.full)])
 def test_training_with_boxes_learns_and_keeps_perturbations_in_the_ball(mix):
     model = model_of(mix=mix)
     before = stored(model)

@@ -44,7 +44,7 @@ def state_of(network):
     return State(masked_kernels.get_kernels(network), {})
 
 
-@pytest.mark.parametrize("adversarial", [False, True])
+@pytest.mark.parametrize("adversarial", [pytest.param(False, marks=pytest.mark.full), True])
 def test_trials_trained_together_are_what_each_is_alone(adversarial):
     def objective():
         return objectives.CleanAndAdversarial(ATTACK) if adversarial else objectives.Natural(0.1)
