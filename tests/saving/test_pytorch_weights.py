@@ -80,7 +80,7 @@ def assert_same(a, b):
     [
         ("wrn28_2", None),
         ("resnet18", None),
-        ("resnet50", None),
+        pytest.param("resnet50", None, marks=pytest.mark.full),
         ("resnet18_imagenet", None),
         ("vgg16", (2, 2, 512)),
         ("small_cnn", (8, 8, 32)),

@@ -103,7 +103,7 @@ def test_dense_list_into_every_form(kernel, sources, tmp_path):
     np.testing.assert_allclose(logits(target), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", pytest.param("resnet50", marks=pytest.mark.full)])
 def test_order_of_the_other_architectures(name, tmp_path):
     source = network_of(name, "plain")
     target = models.build(name, seed=1)
