@@ -1,5 +1,6 @@
 """Help, both ways to start a script, a quiet start, and the codes a script ends with."""
 
+import ast
 import os
 import re
 import signal
@@ -51,14 +52,25 @@ def test_help_shows_choices_ranges_defaults_and_other_names():
     assert "Also --eps_iter. [2/255]" in text
 
 
-@pytest.mark.slow
+STARTS = [[f"run_scripts/{script}.py"] for script in SCRIPTS] + [["-m", f"run_scripts.{script}"] for script in SCRIPTS]
+SHOWN = (["run_scripts/run_hydra.py"], ["-m", f"run_scripts.{TRAIN}"])
+
+
+@pytest.mark.parametrize(
+    "how", [each if each in SHOWN else pytest.param(each, marks=pytest.mark.full) for each in STARTS]
+)
+def test_scripts_start_as_files_and_as_modules_without_a_word_of_tensorflow(how):
+    done = subprocess.run([sys.executable, *how, "--data=nothing"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"error: --data=nothing: expected one of mnist, [^\n]*\n", done.stderr)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_start_as_files_and_as_modules_without_a_word_of_tensorflow(script):
-    for how in ([f"run_scripts/{script}.py"], ["-m", f"run_scripts.{script}"]):
-        done = subprocess.run([sys.executable, *how, "--data=nothing"], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert re.fullmatch(r"error: --data=nothing: expected one of mnist, [^\n]*\n", done.stderr)
+def test_scripts_hold_back_the_noise_before_they_import_anything_that_makes_it(script):
+    tree = ast.parse((ROOT / "run_scripts" / f"{script}.py").read_text())
+    names = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert next(name for name in names if name.partition(".")[0] not in sys.stdlib_module_names) == "run_scripts"
 
 
 def test_only_noise_is_held_back():
