@@ -274,7 +274,7 @@ def test_a_restored_step_is_bit_exact(tmp_path):
 
 def test_other_ways_to_run_give_the_same_weights():
     def trained(**arguments):
-        model = RobustModel(tiny_network(), OBJECTIVES["at"], ConnectivitySampling(0.2), validation_attack=ATTACK)
+        model = RobustModel(tiny_network("masked"), OBJECTIVES["at"], MagnitudePruning(0.2), validation_attack=ATTACK)
         model.compile(sgdw(0.05, 5e-4), metrics=["accuracy"], **arguments)
         history = model.fit(
             tiny_dataset(48), validation_data=tiny_dataset(20), verbose=0, callbacks=[StopOnNaN()]
