@@ -89,17 +89,18 @@ def test_clean_pruning_closes_units_and_keeps_the_accuracy(scale, base, images):
 
 
 def test_a_black_box_is_no_stronger_than_a_white_one(scale, base, trained, images):
-    source = base
-    if scale is LONG:
-        model = training.RobustModel(lenet(scale, seed=7), objective_of(scale), seed=7)
-        source = fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
     x, y = all_tested(images)
-    white, own, black = (
-        evaluation.vulnerability(trained, x, y, scale.strong, source=each) for each in (None, trained, source)
-    )
+    white = evaluation.vulnerability(trained, x, y, scale.strong)
+    black = evaluation.vulnerability(trained, x, y, scale.strong, source=base)
     assert scale.robust < white.robust_accuracy < white.clean_accuracy - 0.05
     assert black.robust_accuracy >= white.robust_accuracy - 0.01 and black.expected != white.expected
-    assert own.robust_accuracy == pytest.approx(white.robust_accuracy, abs=2e-3)
+    if scale is LONG:
+        own = evaluation.vulnerability(trained, x, y, scale.strong, source=trained)
+        assert own.robust_accuracy == pytest.approx(white.robust_accuracy, abs=2e-3)
+        model = training.RobustModel(lenet(scale, seed=7), objective_of(scale), seed=7)
+        source = fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
+        black = evaluation.vulnerability(trained, x, y, scale.strong, source=source)
+        assert black.robust_accuracy >= white.robust_accuracy - 0.01 and black.expected != white.expected
 
 
 def test_gates_under_attack_are_robust(scale, base, trained, images):
