@@ -183,8 +183,17 @@ def true_margins(network, x, y):
     return own - others
 
 
-@pytest.mark.parametrize("norm", bounds.NORMS)
-@pytest.mark.parametrize("name", NETWORKS)
+# A kernel form shows in the linear maps alone, which all methods and norms share: one norm for each form.
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        *itertools.product(("pooled", "small_cnn"), bounds.NORMS),
+        ("residual-plain", "Linf"),
+        ("residual-rewiring", "L1"),
+        ("residual-masked", "L2"),
+        ("residual-subnet", "L2"),
+    ],
+)
 def test_no_point_of_the_ball_is_below_its_bound(name, norm):
     network, random = network_named(name), np.random.default_rng(0)
     x = random.random((2, 8, 8, 3)).astype("float32")
@@ -201,14 +210,15 @@ def test_no_point_of_the_ball_is_below_its_bound(name, norm):
     points = np.clip(x + noise, 0, 1).astype("float32")
     smallest = true_margins(network, points.reshape(-1, 8, 8, 3), np.tile(y, len(points))).reshape(len(points), 2, -1)
     smallest = smallest.min(0)
-    for method, slope in METHODS if norm == "Linf" and name in NETWORKS[:3] else METHODS[::4]:
-        for tight in (False, True):
+    some, many = METHODS[::4], METHODS[1:3] + METHODS[::4]
+    for method, slope in {"pooled": METHODS, "residual-plain": many}.get(name, some) if norm == "Linf" else some:
+        for tight in (False, True) if (method, slope) in some else (False,):
             found = certify.margins(network, x, tf.constant(y), epsilon, method, slope=slope, norm=norm, tight=tight)
             assert found.shape == (2, 4)
             assert (found.numpy() <= smallest + 1e-5).all(), (method, slope, tight)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["pooled", "small_cnn", "residual-rewiring"])
 def test_every_neuron_is_inside_its_bounds(name):
     network, random = network_named(name), np.random.default_rng(1)
     x = random.random((1, 8, 8, 3)).astype("float32")
@@ -250,14 +260,15 @@ def test_intervals_of_linear_steps_are_the_values_at_their_corners(name):
     assert any(step.rule.apply is not step.rule.absolute for step in linear)
 
 
-@pytest.mark.parametrize(("method", "slope"), METHODS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_without_a_radius_the_margin_is_exact(name, method, slope):
+def test_without_a_radius_the_margin_is_exact(name):
     network = network_named(name)
     x = np.random.default_rng(0).random((3, 8, 8, 3)).astype("float32")
     y = np.array([0, 4, 2])
-    found = certify.margins(network, x, tf.constant(y), 0.0, method, slope=slope)
-    np.testing.assert_allclose(found, true_margins(network, x, y), atol=2e-5)
+    expected = true_margins(network, x, y)
+    for method, slope in METHODS if name == "pooled" else [("ibp", "adaptive"), ("crown-ibp", "adaptive")]:
+        found = certify.margins(network, x, tf.constant(y), 0.0, method, slope=slope)
+        np.testing.assert_allclose(found, expected, atol=2e-5, err_msg=f"{method}, {slope}")
 
 
 def random_dense(sizes, seed, bias=0.3, relu=True):
@@ -296,7 +307,7 @@ def test_of_neurons_that_are_always_on_linear_bounds_are_exact():
 
 
 def test_order_of_the_methods():
-    for seed in range(40):
+    for seed in range(12):
         network, _, _ = random_dense((4, 10, 10, 3), seed, bias=0.0)
         x, y = np.random.default_rng(seed).random((2, 4)).astype("float32"), tf.constant([0, 1])
 
@@ -312,7 +323,7 @@ def test_order_of_the_methods():
 
 def test_moved_slopes_are_never_worse_and_often_better():
     gains = []
-    for seed in range(4):
+    for seed in range(2):
         network, _, _ = random_dense((4, 12, 12, 3), seed, bias=0.0)
         x, y = np.random.default_rng(seed).random((2, 4)).astype("float32"), tf.constant([0, 1])
         fixed, moved = (certify.margins(network, x, y, 0.1, method).numpy() for method in ("crown", "alpha-crown"))
@@ -322,11 +333,11 @@ def test_moved_slopes_are_never_worse_and_often_better():
 
 
 def test_moved_slopes_tighten_neurons_between_and_the_margins():
-    network, _, _ = random_dense((4, 12, 12, 12, 3), 0, bias=0.0)
-    x, y = np.random.default_rng(0).random((8, 4)).astype("float32"), tf.range(8) % 3
+    network, _, _ = random_dense((4, 12, 12, 3), 2, bias=0.0)
+    x, y = np.random.default_rng(0).random((2, 4)).astype("float32"), tf.range(2) % 3
     steps, around = bound_graph(network), bounds.ball(x, 0.1)
     fixed = bounds.crown_intervals(steps, around, None, "adaptive", 4096)
-    moved = bounds.crown_intervals(steps, around, fixed, "adaptive", 200, moved=True)  # in two parts
+    moved = bounds.crown_intervals(steps, around, fixed, "adaptive", 24, moved=True)  # in two parts
     for number, name in enumerate(fixed):
         gained = [moved[name].lower - fixed[name].lower, fixed[name].upper - moved[name].upper]
         assert np.min(gained) >= 0
@@ -363,7 +374,7 @@ def zonotope_margins(kernels, biases, x, y, epsilon):
 
 
 def test_parallel_lines_are_symbolic_intervals():
-    for seed in range(10):
+    for seed in range(3):
         network, kernels, biases = random_dense((5, 9, 8, 7, 4), seed, bias=0.0)
         x = np.random.default_rng(seed).random((3, 5)).astype("float32")
         y = np.array([0, 3, 1])
@@ -377,7 +388,7 @@ def test_exhaustively_on_a_grid():
     network, _, _ = random_dense((2, 12, 12, 3), 5, bias=0.0)
     x, y = np.array([[0.4, 0.6]], "float32"), np.array([1])
     smallest = true_margins(network, (x + grid).astype("float32"), np.full(len(grid), 1)).min(0)
-    for method, slope in METHODS:
+    for method, slope in METHODS:  # all of them: nothing else is as sharp a test of soundness
         found = certify.margins(network, x, tf.constant(y), 0.1, method, slope=slope).numpy()[0]
         assert (found <= smallest + 1e-5).all()
     assert (smallest - certify.margins(network, x, tf.constant(y), 0.1, "crown").numpy()[0]).max() < 3
@@ -385,7 +396,7 @@ def test_exhaustively_on_a_grid():
 
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
 def test_gradients_reach_scores_and_kernels(method):
-    network = network_named("residual-subnet")
+    network = network_named("small_cnn" if method == "ibp" else "residual-subnet")
     x, y = tf.random.stateless_uniform((2, 8, 8, 3), (1, 2)), tf.constant([0, 3])
 
     @tf.function(autograph=False)
@@ -466,7 +477,7 @@ def windowed_network(kind):
 
 @pytest.mark.parametrize(
     ("kind", "norm"),
-    [("same", "Linf"), ("symmetric", "Linf"), ("pooled", "Linf"), ("symmetric", "L2"), ("same", "L1")],
+    [("pooled", "Linf"), ("symmetric", "L2"), ("same", "L1")],
 )
 def test_windows_give_the_bounds_of_whole_images(kind, norm, monkeypatch):
     network = windowed_network(kind)
@@ -474,7 +485,8 @@ def test_windows_give_the_bounds_of_whole_images(kind, norm, monkeypatch):
     steps, around = bound_graph(network), bounds.ball(x, {"Linf": 0.03, "L2": 0.3, "L1": 1.0}[norm], norm)
     targets = [i for i, step in enumerate(steps) if isinstance(step.rule, bounds.Linear) and len(step.shape) == 3]
     assert sum(bounds.views(steps, i) is not None for i in targets) >= 5
-    by_windows = [bounds.crown_intervals(steps, around, None, "adaptive", chunk) for chunk in (30, 400)]
+    chunks = (30, 400) if kind == "pooled" else (400,)
+    by_windows = [bounds.crown_intervals(steps, around, None, "adaptive", chunk) for chunk in chunks]
     monkeypatch.setattr(bounds, "views", lambda *_: None)
     by_images = bounds.crown_intervals(steps, around, None, "adaptive", 400)
     for found in by_windows:

@@ -1,5 +1,7 @@
 """What every layer promises."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -99,24 +101,33 @@ def test_no_gradient_reaches_an_entry_that_is_switched_off(name):
     assert on.all() != layer.prunable  # the rows of prunable layers do have such entries
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_replicas_agree_after_a_training_step(name):
+def test_replicas_agree_after_a_training_step():
+    """All rows in one step: a graph for each would cost most of the time."""
     with mirrored().scope():
-        layer, network = built(name)
+        rows = {name: built(name) for name in LAYERS}
+        variables = [weight for _, network in rows.values() for weight in network.trainable_variables]
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
-        optimizer.build(network.trainable_variables)
-    dataset = mirrored().experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(inputs_of(name)).batch(6))
+        optimizer.build(variables)
+    inputs = {name: inputs_of(name) for name in LAYERS}
+    dataset = mirrored().experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(inputs).batch(6))
 
-    def step(x):
-        with tf.GradientTape() as tape, layers.settled_kernels(network):
-            loss = tf.nn.compute_average_loss(tf.reduce_sum(network(x, training=True) ** 2, -1))
-        weights = network.trainable_variables
-        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+    def step(batch):
+        with tf.GradientTape() as tape, contextlib.ExitStack() as settled:
+            loss = 0.0
+            for name, (_, network) in rows.items():
+                settled.enter_context(layers.settled_kernels(network))
+                of_row = tf.reduce_sum(network(batch[name], training=True) ** 2, -1)
+                loss += tf.nn.compute_average_loss(of_row)
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
 
-    before = [np.array(weight) for weight in layer.weights]
-    tf.function(lambda x: mirrored().run(step, args=(x,)), autograph=False)(next(iter(dataset)))
-    for weight in [*network.weights, *optimizer.variables]:
-        first, second = mirrored().experimental_local_results(weight.value)
-        np.testing.assert_array_equal(first, second, err_msg=weight.path)
-    moved = [(old != np.array(weight)).any() for old, weight in zip(before, layer.weights, strict=True)]
-    assert any(moved) or not layer.weights
+    before = {name: [np.array(weight) for weight in layer.weights] for name, (layer, _) in rows.items()}
+    tf.function(lambda batch: mirrored().run(step, args=(batch,)), autograph=False)(next(iter(dataset)))
+    for name, (layer, network) in rows.items():
+        for weight in network.weights:
+            first, second = mirrored().experimental_local_results(weight.value)
+            np.testing.assert_array_equal(first, second, err_msg=f"{name}, {weight.path}")
+        moved = [(old != np.array(weight)).any() for old, weight in zip(before[name], layer.weights, strict=True)]
+        assert any(moved) or not layer.weights, name
+    for slot in optimizer.variables:
+        first, second = mirrored().experimental_local_results(slot.value)
+        np.testing.assert_array_equal(first, second, err_msg=slot.path)

@@ -12,40 +12,41 @@ from tests.networks import tiny_images, tiny_network
 X, Y = tiny_images(9)
 
 
+IMAGES, LABELS = tf.TensorSpec((None, *X.shape[1:])), tf.TensorSpec((None,), tf.int64)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_finite_loss_for_every_example_of_batches_of_any_size(name):
+    """Perturbing the images depends on the seed, and leaves the network as it is."""
     network, objective = tiny_network(), OBJECTIVES[name]()
 
-    @tf.function(
-        input_signature=[tf.TensorSpec((None, *X.shape[1:])), tf.TensorSpec((None,), tf.int64)], autograph=False
-    )
-    def step(x, y):
-        x_adv = objective.perturb(network, x, y, seed=tf.constant([0, 1]))
+    @tf.function(input_signature=[IMAGES, LABELS, tf.TensorSpec((2,), tf.int32)], autograph=False)
+    def perturb(x, y, seed):
+        return objective.perturb(network, x, y, seed=seed)
+
+    @tf.function(input_signature=[IMAGES, LABELS, IMAGES], autograph=False)
+    def loss_and_gradients(x, y, x_adv):
         with tf.GradientTape() as tape:
             per_example, logits = objective.loss(network, x, y, x_adv)
             loss = tf.reduce_mean(per_example)
-        return x_adv, per_example, logits, tape.gradient(loss, network.trainable_variables)
+        return per_example, logits, tape.gradient(loss, network.trainable_variables)
 
-    for count in (9, 4, 2):
-        x_adv, per_example, logits, gradients = step(X[:count], Y[:count])
-        assert x_adv.shape == (count, *X.shape[1:]) and x_adv.dtype == tf.float32
-        assert per_example.shape == (count,) and per_example.dtype == tf.float32
-        assert logits.shape == (count, 10) and logits.dtype == tf.float32
-        assert np.isfinite(per_example).all()
-        assert all(gradient is not None and np.isfinite(gradient).all() for gradient in gradients)
-    assert step.experimental_get_tracing_count() == 1
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_perturbing_leaves_the_network_as_it_is_and_depends_on_the_seed(name):
-    network, objective = tiny_network(), OBJECTIVES[name]()
     before = network.get_weights()
-    first, same, other = (np.array(objective.perturb(network, X, Y, seed=seed)) for seed in (1, 1, 2))
+    first, same, other = (np.array(perturb(X, Y, [0, seed])) for seed in (1, 1, 2))
     for a, b in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(first, same)
     inner = getattr(objective, "objective", objective)
     assert (first != other).any() == (hasattr(inner, "attack") or hasattr(inner, "noise_std"))
+    for count in (9, 4, 2):
+        x_adv = perturb(X[:count], Y[:count], [0, 1])
+        per_example, logits, gradients = loss_and_gradients(X[:count], Y[:count], x_adv)
+        assert x_adv.shape == (count, *X.shape[1:]) and x_adv.dtype == tf.float32
+        assert per_example.shape == (count,) and per_example.dtype == tf.float32
+        assert logits.shape == (count, 10) and logits.dtype == tf.float32
+        assert np.isfinite(per_example).all()
+        assert all(gradient is not None and np.isfinite(gradient).all() for gradient in gradients)
+    assert perturb.experimental_get_tracing_count() == loss_and_gradients.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

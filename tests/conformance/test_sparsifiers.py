@@ -1,5 +1,6 @@
 """What every sparsifier promises."""
 
+import functools
 import json
 
 import numpy as np
@@ -24,9 +25,12 @@ def trained(name, strategy=None):
     return model
 
 
+trained_alone = functools.cache(trained)  # for tests that only read it
+
+
 @pytest.mark.parametrize("name", SPARSIFIERS)
 def test_the_budget_holds_in_the_kernels_and_in_the_momentum(name):
-    model = trained(name)
+    model = trained_alone(name)
     sparsifier = model.sparsifier
     counts = sparsifier.count()
     assert sum(counts) <= sparsifier.budget
@@ -54,7 +58,7 @@ def test_replicas_agree(name):
 
 @pytest.mark.parametrize("name", SPARSIFIERS)
 def test_description_and_turnover_are_plain(name):
-    model = trained(name)
+    model = trained_alone(name)
     description, turnover = model.sparsifier.describe(), model.sparsifier.turnover()
     assert json.loads(json.dumps(description)) == description
     assert json.loads(json.dumps(turnover)) == turnover
