@@ -29,28 +29,30 @@ def seeds_of(images, seed=0):
     return tf.stack([tf.range(images, dtype=tf.int64), tf.fill([images], tf.constant(seed, tf.int64))], axis=1)
 
 
-def run(attack, network, x, y, seeds=None, until=None, state=None):
-    """The state of one run at the iterations of `until`, through graphs that leave the batch size open."""
+def runner(attack, network, shape):
+    """A function that gives the states of one run at the iterations of `until`, from graphs for any batch size."""
     forward = inference_forward(network)
     epsilon = tf.constant(attack.epsilon)
-    images = tf.TensorSpec((None, *x.shape[1:]))
+    images, labels = tf.TensorSpec((None, *shape)), tf.TensorSpec((None,), tf.int64)
 
-    @tf.function(
-        input_signature=[images, tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 2), tf.int64)], autograph=False
-    )
+    @tf.function(input_signature=[images, labels, tf.TensorSpec((None, 2), tf.int64)], autograph=False)
     def start(x, y, seeds):
         return attack.start(forward, x, y, seeds, tf.constant(0), epsilon)
 
-    @tf.function(reduce_retracing=True, autograph=False)
+    outputs = start.get_concrete_function().structured_outputs
+    state_specs = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in outputs.items()}
+
+    @tf.function(input_signature=[images, labels, state_specs, tf.TensorSpec((), tf.int32)], autograph=False)
     def advance(x, y, state, until):
         return attack.advance(forward, x, y, state, until, epsilon)
 
-    state = start(x, y, seeds_of(len(x)) if seeds is None else seeds)
-    states = [state]
-    for stop in until or [attack.num_queries]:
-        state = advance(tf.constant(x), tf.constant(y), state, tf.constant(stop))
-        states.append(state)
-    return states
+    def run(x, y, seeds=None, until=None):
+        states = [start(x, y, seeds_of(len(x)) if seeds is None else seeds)]
+        for stop in until or [attack.num_queries]:
+            states.append(advance(x, y, states[-1], stop))
+        return states
+
+    return run
 
 
 class Recorder:
@@ -60,8 +62,20 @@ class Recorder:
         self.seen = []
 
     def __call__(self, x):
-        self.seen.append(x.numpy())
-        return tf.one_hot(tf.zeros(len(x), tf.int32), CLASSES)
+        logits = tf.numpy_function(self._answer, [x], tf.float32)
+        return tf.ensure_shape(logits, (*x.shape[:1], CLASSES))
+
+    def _answer(self, x):
+        self.seen.append(np.array(x))
+        return np.eye(CLASSES, dtype="float32")[np.zeros(len(x), int)]
+
+
+def asked_by(attack, x):
+    """What the attack asks on its way: the image, the starting point, and one batch per query; and its answer."""
+    network = Recorder()
+    y = np.zeros(len(x), "int64")
+    found = tf.function(lambda: attack(network, x, y), autograph=False)().numpy()
+    return network.seen, found
 
 
 @pytest.mark.parametrize(
@@ -127,23 +141,21 @@ def test_pair_of_pyramids_is_a_sum_of_squares_of_length_one(norm, side):
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_query_is_in_the_ball_and_in_the_pixel_range(norm):
     x, _ = batch(5)
-    y = np.zeros(5, "int64")
-    attack, network = Square(EPSILONS[norm], norm, num_queries=60), Recorder()
-    found = attack(network, x, y)
+    attack = Square(EPSILONS[norm], norm, num_queries=60)
+    seen, found = asked_by(attack, x)
     np.testing.assert_array_equal(found, x)  # never broken
-    assert len(network.seen) == 1 + 1 + 60  # the image, the starting point, and one pass per query
-    for x_adv in network.seen:
+    assert len(seen) == 1 + 1 + 60  # the image, the starting point, and one pass per query
+    for x_adv in seen:
         rounding = LINF_ROUNDING if norm == "Linf" else SUM_ROUNDING
         assert distance(x_adv, x, norm).max() <= attack.epsilon + rounding
         assert x_adv.min() >= 0 and x_adv.max() <= 1
-    assert len({x_adv.tobytes() for x_adv in network.seen}) > 50
+    assert len({x_adv.tobytes() for x_adv in seen}) > 50
 
 
 def test_linf_queries_move_the_channels_of_a_window_to_the_border():
     x = np.full((3, 16, 12, 3), 0.5, "float32")
-    attack, network = Square(0.1, num_queries=300), Recorder()
-    attack(network, x, np.zeros(3, "int64"))
-    start, *queries = network.seen[1:]
+    attack = Square(0.1, num_queries=300)
+    start, *queries = asked_by(attack, x)[0][1:]
     np.testing.assert_array_equal(start, np.broadcast_to(start[:, :1], x.shape))  # vertical stripes
     np.testing.assert_allclose(np.abs(start - x), 0.1, atol=LINF_ROUNDING)
     corners, signs = [], []
@@ -168,9 +180,8 @@ def test_linf_queries_move_the_channels_of_a_window_to_the_border():
 
 def test_the_last_place_of_a_window_is_not_drawn():
     x = np.full((1, 8, 8, 1), 0.5, "float32")
-    attack, network = Square(0.1, num_queries=400, p_init=0.1), Recorder()
-    attack(network, x, np.zeros(1, "int64"))
-    touched = np.any([x_new != network.seen[1] for x_new in network.seen[2:]], axis=(0, 1, 4))
+    start, *queries = asked_by(Square(0.1, num_queries=400, p_init=0.1), x)[0][1:]
+    touched = np.any([x_new != start for x_new in queries], axis=(0, 1, 4))
     assert touched[:7, :7].all()
     assert not touched[7].any() and not touched[:, 7].any()
 
@@ -178,9 +189,8 @@ def test_the_last_place_of_a_window_is_not_drawn():
 @pytest.mark.parametrize("norm", ["L2", "L1"])
 def test_pyramid_queries_use_the_whole_radius_and_change_two_windows(norm):
     x = np.full((3, 32, 32, 3), 0.5, "float32")
-    attack, network = Square(1.0, norm, num_queries=210), Recorder()
-    attack(network, x, np.zeros(3, "int64"))
-    start, *queries = (x_adv - x for x_adv in network.seen[1:])
+    attack = Square(1.0, norm, num_queries=210)
+    start, *queries = (x_adv - x for x_adv in asked_by(attack, x)[0][1:])
     assert np.abs(start[:, [0, 31]]).max() == 0 and np.abs(start[:, :, [0, 31]]).max() == 0
     if norm == "L2":  # five by five centred tiles, one pattern up to sign and turn
         tile = pair_of_pyramids(6, norm) / 75**0.5
@@ -247,7 +257,7 @@ def test_margins_fall_and_broken_images_stay_as_they_are(norm):
     network, (x, _) = small_network(), batch(12)
     y = np.argmax(network(x), axis=1)
     attack = Square(EPSILONS[norm] / 2, norm, num_queries=200)
-    states = run(attack, network, x, y, until=range(0, 201, 10))
+    states = runner(attack, network, x.shape[1:])(x, y, until=range(0, 201, 10))
     for before, after in itertools.pairwise(states):
         assert (after["margin"].numpy() <= before["margin"].numpy()).all()
         found = before["found"].numpy()
@@ -271,7 +281,7 @@ def test_queries_stop_when_all_images_are_broken(norm):
 
     network = small_network()
     y = np.argmax(network(x), axis=1)
-    *_, last = run(Square(10 * EPSILONS[norm], norm, num_queries=500), network, x, y)
+    *_, last = runner(Square(10 * EPSILONS[norm], norm, num_queries=500), network, x.shape[1:])(x, y)
     assert last["found"].numpy().all()
     assert last["iteration"].numpy() < 100
 
@@ -281,11 +291,12 @@ def test_answers_depend_neither_on_the_batch_nor_on_stages(norm):
     network, (x, _) = small_network(), batch(10)
     y = np.argmax(network(x), axis=1)
     attack = Square(EPSILONS[norm] / 2, norm, num_queries=150)
-    whole = run(attack, network, x, y)[-1]
-    in_stages = run(attack, network, x, y, until=[1, 60, 100, 150])[-1]
+    run = runner(attack, network, x.shape[1:])
+    whole = run(x, y)[-1]
+    in_stages = run(x, y, until=[1, 60, 100, 150])[-1]
     np.testing.assert_array_equal(whole["x_best"], in_stages["x_best"])
     rows = [7, 2, 4]
-    some = run(attack, network, x[rows], y[rows], tf.gather(seeds_of(10), rows))[-1]
+    some = run(x[rows], y[rows], tf.gather(seeds_of(10), rows))[-1]
     np.testing.assert_allclose(some["x_best"], whole["x_best"].numpy()[rows], atol=LINF_ROUNDING)
     np.testing.assert_allclose(some["margin"], whole["margin"].numpy()[rows], atol=MARGIN_ROUNDING)
 
@@ -295,16 +306,19 @@ def test_seeds_decide_everything(norm):
     network, (x, _) = small_network(), batch(12)
     y = np.argmax(network(x), axis=1)
     attack = Square(4 * EPSILONS[norm], norm, num_queries=20)
-    graph = tf.function(lambda x, y: attack(network, x, y, seed=3), autograph=False)
-    first = attack(network, x, y, seed=3).numpy()
-    np.testing.assert_array_equal(first, attack(network, x, y, seed=3))
-    np.testing.assert_allclose(first, graph(x, y), atol=LINF_ROUNDING)
+    graph = tf.function(lambda seed: attack(network, x, y, seed=seed), autograph=False)
+    first, other = (graph(tf.constant([seed, 0])).numpy() for seed in (3, 4))
+    np.testing.assert_array_equal(first, graph(tf.constant([3, 0])))
+    np.testing.assert_allclose(first, attack(network, x, y, seed=3), atol=LINF_ROUNDING)  # eagerly
     found = np.argmax(network(first), axis=1) != y
     assert found.any()
-    other = attack(network, x, y, seed=4).numpy()
     assert (first != other).any(axis=(1, 2, 3))[found].all()
     # The constructor's seed moves the windows also when the call has a seed of its own.
-    pair = [run(Square(0.01, norm, 20, seed=seed), network, x, y)[-1]["x_best"].numpy() for seed in (0, 1)]
+    forward, seeds, one_run = inference_forward(network), seeds_of(12), Square(0.01, norm, 2).runs(CLASSES)[0]
+    pair = [
+        Square(0.01, norm, 2, seed=seed).run(forward, tf.constant(x), y, seeds, one_run)["x_best"].numpy()
+        for seed in (0, 1)
+    ]
     assert (pair[0] != pair[1]).any()
 
 
@@ -312,9 +326,9 @@ def test_seeds_decide_everything(norm):
 @pytest.mark.parametrize("shape", [(7, 11, 2), (12, 6, 1), (3, 4, 3)])
 def test_images_of_any_shape(norm, shape):
     x, _ = batch(2, shape=shape)
-    attack, network = Square(EPSILONS[norm], norm, num_queries=15), Recorder()
-    attack(network, x, np.zeros(2, "int64"))
-    assert len(network.seen) == 17
+    network = Recorder()
+    Square(EPSILONS[norm], norm, num_queries=5)(network, x, np.zeros(2, "int64"))
+    assert len(network.seen) == 7
     assert all(distance(x_adv, x, norm).min() > 0 for x_adv in network.seen[1:])
     assert all(np.isfinite(x_adv).all() for x_adv in network.seen)
     assert max(distance(x_adv, x, norm).max() for x_adv in network.seen) <= EPSILONS[norm] + SUM_ROUNDING
@@ -328,7 +342,7 @@ def test_more_restarts_break_more_images():
             network(tf.function(Square(0.01, num_queries=40, restarts=n), autograph=False)(network, x, y)), axis=1
         )
         != y
-        for n in (1, 3)
+        for n in (1, 2)
     ]
     assert broken[1][broken[0]].all()
     assert broken[1].sum() > broken[0].sum()
@@ -384,7 +398,8 @@ def still_right(epsilon, norm, num_queries, until=None):
     x, y = toy_images(), toy_labels()
     network = toy_network()
     right = np.argmax(network(x), axis=1) == y
-    states = run(Square(epsilon, norm, num_queries), network, x[right], y[right], until=until)
+    run = runner(Square(epsilon, norm, num_queries), network, x.shape[1:])
+    states = run(x[right], y[right], until=until)
     x_adv = states[-1]["x_found"].numpy()
     correct = np.argmax(network(x_adv), axis=1) == y[right]
     np.testing.assert_array_equal(correct, ~states[-1]["found"].numpy())
@@ -392,22 +407,20 @@ def still_right(epsilon, norm, num_queries, until=None):
     return [950 - int(state["found"].numpy().sum()) for state in states]
 
 
-@pytest.mark.parametrize(("epsilon", "norm"), [(0.01, "Linf"), (0.1, "L2"), (1.0, "L1")])
-def test_toy_images_fall_one_after_the_other(epsilon, norm):
-    counts = still_right(epsilon, norm, 300, until=[20, 100, 300])
+# What this attack leaves, which leaves as many as published after 5,000 queries: see below.
+@pytest.mark.parametrize(("epsilon", "norm", "expected"), [(0.01, "Linf", 778), (0.1, "L2", 809), (1.0, "L1", 401)])
+def test_toy_images_fall_one_after_the_other(epsilon, norm, expected):
+    counts = still_right(epsilon, norm, 120, until=[10, 40, 120])
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == 4
+    assert abs(counts[-1] - expected) <= 10
 
 
 # The authors' code leaves 526 and 535, 685 and 686, 310 and 307 with two seeds each.
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("epsilon", "norm", "least", "most"),
-    [
-        (0.01, "Linf", 518, 543),
-        pytest.param(0.1, "L2", 675, 695, marks=pytest.mark.full),
-        pytest.param(1.0, "L1", 295, 322, marks=pytest.mark.full),
-    ],
+    [(0.01, "Linf", 518, 543), (0.1, "L2", 675, 695), (1.0, "L1", 295, 322)],
 )
 def test_toy_images_fall_as_often_as_published(epsilon, norm, least, most):
     assert least <= still_right(epsilon, norm, 5000)[-1] <= most
