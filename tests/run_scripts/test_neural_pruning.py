@@ -1,5 +1,7 @@
 """Neural pruning from the command line: base, gates on it, and evaluation by white and black box."""
 
+import functools
+import importlib
 import json
 import shutil
 
@@ -14,6 +16,9 @@ from tests.run_scripts.conftest import ROOT, results, run_script
 from tests.run_scripts.drill import survive
 from tests.run_scripts.test_bad_input import assert_explained
 from tests.run_scripts.test_runs import assert_same_weights
+from tf_robust_sparse.models import vgg
+
+efficiency = importlib.import_module("tf_robust_sparse.evaluation.efficiency")  # the function has its name
 
 SCRIPT = "run_neural_pruning"
 TINY = (
@@ -29,12 +34,12 @@ GATED = (*TINY, "--mode=bbd", "--adv_train", "--beta_weight=4", "--lambda_weight
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A base, gates trained on it, and the source of black-box attacks."""
+    """A base, gates trained on it, and an untrained source of black-box attacks."""
     place = tmp_path_factory.mktemp("runs")
     run_script(SCRIPT, *TINY, f"--output_dir={place / 'base'}").expect()
     gated = run_script(SCRIPT, *GATED, f"--init_from={place / 'base'}", f"--output_dir={place / 'gated'}").expect()
     assert "Objective: VulnerabilitySuppression" in gated.out
-    run_script(SCRIPT, *TINY, "--adv_train", "--train_source", f"--output_dir={place / 'source'}").expect()
+    trs.save_network(trs.models.lenet_conv(seed=1), place / "source")
     return place
 
 
@@ -56,7 +61,7 @@ def test_what_a_run_leaves(runs):
 
 def test_a_run_that_is_killed_goes_on_bit_by_bit(runs, tmp_path):
     command = (SCRIPT, *GATED, f"--init_from={runs / 'base'}", f"--output_dir={tmp_path / 'run'}", "--resume")
-    survive(lambda: run_script(*command), [("checkpoints/last.weights.h5", 2), ("results.json", 1)])
+    survive(lambda: run_script(*command), [("checkpoints/last.weights.h5", 2)])
     assert_same_weights(runs / "gated", tmp_path / "run")
     for measured in ("clean_accuracy", "robust_accuracy", "white_box", "efficiency", "init_from"):
         assert results(tmp_path / "run")[measured] == results(runs / "gated")[measured]
@@ -156,7 +161,21 @@ def test_what_differs_from_the_published_code_is_listed(parse):
     assert any("pixels of [0, 1]" in text for text in vgg) and not any("pixels of [0, 1]" in text for text in lenet)
 
 
-def test_vgg16_from_the_command_line(tmp_path):
+def test_features_are_layers():
+    for network in neural_flags.NETWORKS.values():
+        names = {layer.name for layer in trs.models.build(network.builder).layers}
+        assert set(network.features or ()) <= names
+
+
+def test_vgg16_from_the_command_line(tmp_path, monkeypatch):
+    """With one convolution in each of its five blocks."""
+    monkeypatch.setitem(vgg.VGG_WIDTHS, 16, ((64,), (16,), (16,), (16,), (16,)))
+    whole = efficiency._ARCHITECTURES["vgg16_dropout"]
+    short = whole._replace(channels=(64, 16, 16, 16, 16), pooled=(1, 2, 3, 4, 5))
+    monkeypatch.setitem(efficiency._ARCHITECTURES, "vgg16_dropout", short)
+    chosen = neural_flags.NETWORKS["vgg16"]
+    features = ("relu1", "relu2", "relu3", "relu4", "relu5", "dense14", "relu14")
+    monkeypatch.setitem(neural_flags.NETWORKS, "vgg16", chosen._replace(features=features))
     x = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(40) % 10, x_test=x[:8], y_test=np.arange(8))
     few = (SCRIPT, "--net=vgg16", f"--data={tmp_path / 'a.npz'}", "--n_epochs=1", "--batch_size=20", "--pgd_iters=1")
@@ -164,8 +183,8 @@ def test_vgg16_from_the_command_line(tmp_path):
     gated = (*few, "--mode=bbd", "--adv_train", "--pgd_steps=1", f"--output_dir={tmp_path / 'gated'}")
     done = run_script(*gated, f"--init_from={tmp_path / 'base'}").expect()
     found = results(tmp_path / "gated")
-    assert len(found["white_box"]["vulnerability_per_layer"]) == 15
-    assert "augmentation" not in done.out and found["efficiency"]["units"][:2] == [64, 64]
+    assert len(found["white_box"]["vulnerability_per_layer"]) == 7
+    assert "augmentation" not in done.out and found["efficiency"]["units"][:2] == [64, 16]
     flags = (tmp_path / "base" / "run.flags").read_text()
     assert "--augmentation=crop" in flags
     shutil.rmtree(tmp_path / "base")
@@ -173,15 +192,6 @@ def test_vgg16_from_the_command_line(tmp_path):
     assert "nothing to resume" in again.out
     other = run_script(*few, "--mode=bbd", f"--init_from={tmp_path / 'gated'}", "--input_norm=none")
     assert_explained(other, "--init_from", "standardization", "--input_norm")
-
-
-def test_images_of_another_size(tmp_path):
-    x = np.random.default_rng(0).integers(0, 256, (40, 20, 24, 3), np.uint8)
-    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(40) % 4, x_test=x[:8], y_test=np.arange(8) % 4)
-    few = (SCRIPT, "--net=lenet_conv", f"--data={tmp_path / 'a.npz'}", "--n_epochs=1", "--batch_size=20")
-    run_script(*few, "--pgd_iters=1", f"--output_dir={tmp_path / 'run'}").expect()
-    found = results(tmp_path / "run")["efficiency"]
-    assert found["units"] == [20, 50, 2 * 3 * 50, 500] and (found["speed_up"], found["memory"]) == (1, 100)
 
 
 def test_gates_begin_with_the_weights_and_statistics_of_the_base(runs, parse, tmp_path):
@@ -194,7 +204,9 @@ def test_gates_begin_with_the_weights_and_statistics_of_the_base(runs, parse, tm
             np.testing.assert_array_equal(a, b)
 
 
-def test_evaluation_writes_costs_and_attacks(runs):
+def test_evaluation_writes_costs_and_attacks(runs, monkeypatch):
+    brief = functools.partial(trs.evaluation.median_latency, seconds=0.02)
+    monkeypatch.setattr(trs.evaluation, "median_latency", brief)
     gated = (SCRIPT, *TINY, "--mode=bbd", "--adv_train", f"--output_dir={runs / 'gated'}")
     cost = run_script(*gated, "--eval_mode=test").expect()
     assert "speed up" in cost.out and "batch of 64" in cost.out
@@ -224,14 +236,21 @@ def test_evaluation_writes_costs_and_attacks(runs):
             assert black["vulnerability"] == pytest.approx(white["vulnerability"], rel=1e-4)
 
 
-def test_networks_that_draw_their_weights(tmp_path):
-    bayes = [flag for flag in TINY if not flag.startswith("--net")]
-    done = run_script(SCRIPT, *bayes, "--net=lenet_conv_bayes", "--adv_train", f"--output_dir={tmp_path / 'run'}")
-    done.expect()
+def test_networks_that_draw_their_weights_for_images_of_another_size(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (40, 20, 24, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(40) % 4, x_test=x[:8], y_test=np.arange(8) % 4)
+    few = (SCRIPT, "--net=lenet_conv_bayes", f"--data={tmp_path / 'a.npz'}", "--n_epochs=1", "--batch_size=20")
+    run_script(*few, "--adv_train", "--pgd_steps=1", "--pgd_iters=1", f"--output_dir={tmp_path / 'run'}").expect()
     found = results(tmp_path / "run")
     assert found["objective"]["objective"] == "KLPenalty"
-    assert found["objective"]["strength"] == pytest.approx(1 / (256 * 100))
+    assert found["objective"]["strength"] == pytest.approx(1 / (40 * 100))
     assert found["efficiency"] == {"memory": 200, "speed_up": 0.5, "sparsity": 0}
+
+
+def test_units_of_images_of_another_size(parse):
+    parse(SCRIPT, "--net=lenet_conv")
+    found = neural_objects.efficiency(trs.models.lenet_conv(4, (20, 24, 3)))
+    assert found["units"] == [20, 50, 2 * 3 * 50, 500] and (found["speed_up"], found["memory"]) == (1, 100)
 
 
 @pytest.mark.parametrize("name", FLAGFILES)
