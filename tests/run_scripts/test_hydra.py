@@ -87,10 +87,10 @@ def test_an_unfinished_run_goes_on_from_a_dense_network(everything, tmp_path):
     assert run_script(HYDRA, *command).expect().out.count("nothing to resume") == 2
 
 
-def test_a_run_that_is_killed_in_every_phase_goes_on(everything, tmp_path):
+def test_a_run_that_is_killed_between_phases_and_within_one_goes_on(everything, tmp_path):
     directory, _ = everything
     copy = tmp_path / "run"
-    kills = [("pretrain/checkpoints/last.weights.h5", 2), ("prune/network.keras", 1), ("finetune/results.json", 1)]
+    kills = [("prune/network.keras", 1), ("finetune/checkpoints/last.weights.h5", 2)]
     done = survive(lambda: run_script(HYDRA, *ALL, f"--output_dir={copy}", "--resume", "--save_dense"), kills)
     assert done.out.count("nothing to resume") == 2
     assert all((copy / name / "dense" / "network.keras").is_file() for name in ("pretrain", "prune", "finetune"))
@@ -104,12 +104,13 @@ def test_a_run_that_is_killed_in_every_phase_goes_on(everything, tmp_path):
 
 def test_a_phase_resumes_without_its_source_and_its_record_repeats_it(everything, tmp_path):
     directory, _ = everything
-    prune = (*FEW, "--exp_mode=prune", "--k=0.2", "--epochs=2", "--allocation=global", f"--output_dir={tmp_path / 'p'}")
-    begun = (*prune, "--scaled_score_init", f"--source_net={directory / 'pretrain'}")
+    prune = (*FEW, "--exp_mode=prune", "--k=0.2", "--epochs=1", "--allocation=global", f"--output_dir={tmp_path / 'p'}")
+    prune += ("--trainer=base", "--scaled_score_init")
+    begun = (*prune, f"--source_net={directory / 'pretrain'}")
     run_script(HYDRA, *begun).expect()
     (tmp_path / "p/results.json").unlink()
     before = trs.load_network(tmp_path / "p")
-    run_script(HYDRA, *prune, "--scaled_score_init", "--resume").expect()
+    run_script(HYDRA, *prune, "--resume").expect()
     after = trs.load_network(tmp_path / "p")
     for one, two in zip(before.variables, after.variables, strict=True):
         np.testing.assert_array_equal(one, two)
@@ -172,7 +173,15 @@ def test_sparse_from_scratch_and_snip(tmp_path):
     ):
         path = tmp_path / name
         run_script(
-            HYDRA, *FEW, "--exp_mode=pretrain", "--k=0.1", "--epochs=1", "--lr=0.01", *more, f"--output_dir={path}"
+            HYDRA,
+            *FEW,
+            "--exp_mode=pretrain",
+            "--k=0.1",
+            "--epochs=1",
+            "--lr=0.01",
+            "--trainer=base",
+            *more,
+            f"--output_dir={path}",
         ).expect()
         assert results(path)["connectivity"] == pytest.approx(0.1, abs=1e-3)
 
@@ -237,7 +246,7 @@ def test_imagenet_in_files_through_all_phases(tmp_path):
     make_imagenet(tmp_path / "imagenet", train=8, val=4)
     few = (
         *("--data=imagenet", f"--data_dir={tmp_path}", "--image_size=32", "--model=small_cnn", "--k=0.2"),
-        *("--trainer=freeadv", "--n_repeats=2", "--epochs=2", "--prune_epochs=2", "--batch_size=4", "--epsilon=4/255"),
+        *("--trainer=base", "--epochs=1", "--prune_epochs=1", "--batch_size=4", "--epsilon=4/255"),
         *("--validation_examples=4", "--pgd_iters=1", "--pgd_restarts=1", f"--output_dir={tmp_path / 'run'}"),
     )
     done = run_script(HYDRA, *few).expect()
