@@ -22,14 +22,32 @@ def images(count=12, seed=0):
     return (0.7 * patterns[y] + 0.3 * random.random((count, *SHAPE))).astype("float32"), y
 
 
-def compiled(gate_rate=1.0, weight_rate=0.1, strength=0.5, beta=1e-3, seed=3, rate=1e-2, objective=None, **arguments):
-    network = models.lenet_conv(4, SHAPE, gates=True, seed=1)
+def compiled(
+    gate_rate=1.0,
+    weight_rate=0.1,
+    strength=0.5,
+    beta=1e-3,
+    seed=3,
+    rate=1e-2,
+    objective=None,
+    network=None,
+    **arguments,
+):
+    network = models.lenet_conv(4, SHAPE, gates=True, seed=1) if network is None else network
     if objective is None:
         inner = objectives.CleanAndAdversarial(ATTACK, weight=2 / 3, joint=True)
         objective = objectives.VulnerabilitySuppression(inner, strength)
     model = training.NeuralPruningModel(network, objective, beta, seed=seed, **arguments)
     model.compile(training.GatedAdam(rate, gate_rate=gate_rate, weight_rate=weight_rate, l2=1e-4, epsilon=1e-8))
     return model
+
+
+def dense_network():
+    """Two dense layers, and gates between them."""
+    x = inputs = keras.Input(SHAPE)
+    x = layers.PlainDense(12, kernel_initializer=keras.initializers.HeNormal(1))(keras.layers.Flatten()(x))
+    x = keras.layers.ReLU()(layers.BetaBernoulliDropout()(x))
+    return keras.Model(inputs, layers.PlainDense(4, kernel_initializer=keras.initializers.HeNormal(2))(x))
 
 
 def split(network):
@@ -150,10 +168,10 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path):
 
 def test_two_replicas_train_as_one():
     x, y = images(16)
-    alone = compiled(rate=1e-3, objective=objectives.AT(ATTACK))
+    alone = compiled(rate=1e-3, objective=objectives.AT(ATTACK), network=dense_network())
     alone.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
     with mirrored().scope():
-        together = compiled(rate=1e-3, objective=objectives.AT(ATTACK))
+        together = compiled(rate=1e-3, objective=objectives.AT(ATTACK), network=dense_network())
     together.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
     for a, b in zip(alone.network.trainable_variables, together.network.trainable_variables, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
