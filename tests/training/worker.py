@@ -9,8 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -29,7 +27,7 @@ def main(directory):
     with strategy.scope():
         network = tiny_network(connectivity=0.05, synchronized=workers)
         sparsifier = ConnectivitySampling(0.1, noise_scaling=0.0, seed=3)
-        model = training.RobustModel(network, objectives.AT(attack), sparsifier, validation_attack=attack)
+        model = training.RobustModel(network, objectives.Natural(), sparsifier, validation_attack=attack)
         model.compile(training.sgdw(0.05, 5e-4), metrics=["accuracy"])
     connections = training.Connections(network, sparsifier)
     checkpoints = training.Checkpoints(
