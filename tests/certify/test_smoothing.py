@@ -64,8 +64,8 @@ def test_radii_are_too_large_as_rarely_as_they_may_be():
     sigma, margin = 0.25, 0.1
     smoothed = certify.SmoothedClassifier(linear([0.6, 0.8], margin), sigma, batch_size=5000)
     x = np.zeros((1, 2, 1), "float32")
-    radii = [smoothed.certify(x, 100, 5000, 0.001, image=image).radius for image in range(1000)]
-    assert sum(radius > margin for radius in radii) <= 5
+    radii = [smoothed.certify(x, 100, 5000, 0.001, image=image).radius for image in range(300)]
+    assert sum(radius > margin for radius in radii) <= 3  # 0.3 are to be expected
     assert np.mean(radii) > 0.8 * margin
     assert len(set(radii)) > 50
 

@@ -47,7 +47,16 @@ def test_the_budget_holds_in_the_kernels_and_in_the_momentum(name):
             assert (np.array(slot)[off] == 0).all()
 
 
-@pytest.mark.parametrize("name", SPARSIFIERS)
+# Each class, and of several rows of one class those that decide most often.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ChannelMagnitudePruning, gradual",
+        "ConnectivitySampling",
+        "ConnectivitySampling, exact start",
+        "MagnitudePruning, gradual",
+    ],
+)
 def test_replicas_agree(name):
     model = trained(name, mirrored())
     for variable in [*model.network.variables, *model.optimizer.variables]:

@@ -1,8 +1,12 @@
 """AutoAttack on a network with numbers on record, its bookkeeping, its resume and its doubts."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import keras
@@ -39,11 +43,54 @@ def quick(model, norm="Linf", **settings):
     return AutoAttack(model, norm, epsilon, "custom", **settings)
 
 
+class Whole(NamedTuple):
+    """An evaluation, and what it left."""
+
+    result: dict[str, Any]
+    attack: AutoAttack
+    calls: list[str]
+    state: Path
+    log: str
+    screen: str
+
+
+def evaluated(some, folder, attacks=None, **settings):
+    attack = quick(
+        toy_network(),
+        state_path=folder / "state.json",
+        log_path=folder / "log.txt",
+        verbose=True,
+        **({} if attacks is None else {"attacks": attacks()}),
+        **settings,
+    )
+    calls = []
+    with contextlib.redirect_stdout(io.StringIO()) as screen:
+        result = attack.run_standard_evaluation(*some, callback=lambda name, standing: calls.append(name))
+    log = (folder / "log.txt").read_text()
+    return Whole(result, attack, calls, folder / "state.json", log, screen.getvalue())
+
+
+@pytest.fixture(scope="module")
+def whole(some, tmp_path_factory):
+    """All four attacks on batches of 32, which many tests only read."""
+    return evaluated(some, tmp_path_factory.mktemp("whole"))
+
+
+def two_attacks():
+    return [APGD(0.01, num_steps=10), Square(0.01, num_queries=100)]
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(some, tmp_path_factory):
+    """An attack by gradients and one without, on batches of 20."""
+    return evaluated(some, tmp_path_factory.mktemp("whole"), two_attacks, batch_size=20)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "scale", "first", "final"),
     [
-        ("Linf", 1, 0.518, 0.429),
+        pytest.param("Linf", 1, 0.518, 0.429, marks=pytest.mark.full),
         ("Linf", 1000, 0.573, 0.429),
         pytest.param("L2", 1, 0.555, 0.462, marks=pytest.mark.full),
         pytest.param("L1", 1, 0.591, 0.5365, marks=pytest.mark.full),
@@ -65,10 +112,15 @@ def test_the_outcome_is_that_of_the_public_implementation(norm, scale, first, fi
 
 
 @pytest.mark.parametrize("norm", EPSILON)
-def test_the_books_balance(norm, some):
+def test_the_books_balance(norm, some, whole):
     x, y = some
     network = toy_network()
-    result = quick(network, norm).run_standard_evaluation(x, y)
+    if norm == "Linf":
+        result = whole.result
+    else:
+        by_gradients = {"L1": APGD(0.4, "L1", num_steps=10), "L2": FAB(0.1, "L2", num_steps=5, num_targets=2)}[norm]
+        attacks = [by_gradients, Square(EPSILON[norm], norm, num_queries=100)]
+        result = quick(network, norm, attacks=attacks).run_standard_evaluation(x, y)
     clean = np.argmax(network(x), -1) == y
     broken_by = result["broken_by"]
     assert result["clean_accuracy"] == clean.mean()
@@ -95,19 +147,15 @@ def test_nothing_is_left_for_later_attacks_when_the_first_breaks_everything(some
     assert result["attacks"]["square"]["broken"] == 0 == result["attacks"]["square"]["seconds"]
 
 
-def test_the_batch_size_does_not_matter(some):
-    results = [quick(toy_network(), batch_size=size).run_standard_evaluation(*some) for size in (32, 60)]
-    np.testing.assert_array_equal(results[0]["broken_by"], results[1]["broken_by"])
-
-
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has no halves side by side")
-def test_halves_side_by_side_count_as_a_whole_does(some, monkeypatch):
-    side_by_side = quick(toy_network(), batch_size=60)
+def test_neither_the_batch_size_nor_halves_side_by_side_matter(some, whole_of_two, monkeypatch):
+    side_by_side = quick(toy_network(), attacks=two_attacks(), batch_size=60)
     found = side_by_side.run_standard_evaluation(*some)
     assert all(compiled.halves == 2 and max(compiled.sizes) == 30 for compiled in side_by_side.compiled.values())
     assert max(max(compiled.traces().values()) for compiled in side_by_side.compiled.values()) == 1
+    np.testing.assert_array_equal(found["broken_by"], whole_of_two.result["broken_by"])
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    alone = quick(toy_network(), batch_size=60)
+    alone = quick(toy_network(), attacks=two_attacks(), batch_size=60)
     expected = alone.run_standard_evaluation(*some)
     assert all(compiled.halves == 1 for compiled in alone.compiled.values())
     np.testing.assert_array_equal(found["broken_by"], expected["broken_by"])
@@ -117,9 +165,10 @@ def test_halves_side_by_side_count_as_a_whole_does(some, monkeypatch):
 
 
 def test_a_randomised_network_is_attacked_in_one_thread(some):
-    attack = quick(keras_network(keras.layers.Activation("linear")), batch_size=60)
+    short = {"attacks": [Square(0.01, num_queries=5)], "batch_size": 60}
+    attack = quick(keras_network(keras.layers.Activation("linear")), **short)
     attack.run_standard_evaluation(*some)
-    drawn = quick(lambda x: toy_network()(x) + 1e-3 * tf.random.normal((1, 10)), batch_size=60)
+    drawn = quick(lambda x: toy_network()(x) + 1e-3 * tf.random.normal((1, 10)), **short)
     drawn.run_standard_evaluation(*some)
     assert [max(each.halves for each in run.compiled.values()) for run in (attack, drawn)] == [
         min(2, os.cpu_count() or 1),
@@ -149,10 +198,11 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("batches", [1, 3, 5])
-def test_an_interrupted_run_goes_on_and_gives_the_same_answer(batches, some, tmp_path):
-    whole = quick(toy_network()).run_standard_evaluation(*some)
-    calls = []
+@pytest.mark.parametrize("batches", [1, 3, 4])
+def test_an_interrupted_run_goes_on_and_gives_the_same_answer(batches, some, whole_of_two, tmp_path):
+    """In the first attack, between the two, and in the second one."""
+    whole, calls, settings = whole_of_two.result, [], {"attacks": two_attacks(), "batch_size": 20}
+    assert whole_of_two.calls[:5] == ["apgd-ce"] * 3 + ["square"] * 2
 
     def stop(name, standing):
         calls.append(name)
@@ -161,10 +211,10 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_answer(batches, some, tmp
 
     state = tmp_path / "state.json"
     with pytest.raises(Stop):
-        quick(toy_network(), state_path=state).run_standard_evaluation(*some, callback=stop)
+        quick(toy_network(), state_path=state, **settings).run_standard_evaluation(*some, callback=stop)
     again = []
     log = tmp_path / "log.txt"
-    result = quick(toy_network(), state_path=state, log_path=log).run_standard_evaluation(
+    result = quick(toy_network(), state_path=state, log_path=log, **settings).run_standard_evaluation(
         *some, callback=lambda name, standing: again.append(name)
     )
     for name in ("broken_by", "x_adv", "y_adv"):
@@ -173,20 +223,24 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_answer(batches, some, tmp
     for name, found in result["attacks"].items():
         for count in ("iterations_per_image", "gradient_passes_per_image", "broken", "robust_accuracy"):
             assert found[count] == whole["attacks"][name][count]
-    sequence = []
-    quick(toy_network()).run_standard_evaluation(*some, callback=lambda name, standing: sequence.append(name))
-    assert calls + again == sequence
+    assert calls + again == whole_of_two.calls
     assert "restored" in log.read_text()
     finished = json.loads(state.read_text())
-    assert finished["run_attacks"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert finished["run_attacks"] == ["apgd-ce", "square"]
     assert finished["robust_flags"] == (whole["broken_by"] == -1).tolist()
+
+
+def copied(whole, folder):
+    """The state file of a finished evaluation in another folder, its examples beside it."""
+    for file in (whole.state, whole.state.with_name("state.json.npz")):
+        shutil.copy(file, folder)
+    return folder / "state.json"
 
 
 @pytest.mark.parametrize("file", ["state.json", "state.json.npz"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04 no archive"])
-def test_a_damaged_state_file_is_told_of_and_left_alone(file, content, some, tmp_path):
-    state = tmp_path / "state.json"
-    quick(toy_network(), state_path=state).run_standard_evaluation(*some)
+def test_a_damaged_state_file_is_told_of_and_left_alone(file, content, some, whole, tmp_path):
+    state = copied(whole, tmp_path)
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match=r"state\.json .* damaged; delete both"):
         quick(toy_network(), state_path=state).run_standard_evaluation(*some)
@@ -252,9 +306,11 @@ def test_an_edited_state_is_refused(some, tmp_path):
     quick(toy_network(), **short).check(*some)
 
 
-def test_a_state_of_another_run_is_refused(some, tmp_path):
-    state = tmp_path / "state.json"
-    quick(toy_network(), state_path=state).run_standard_evaluation(*some)
+def test_a_state_of_another_run_is_refused(some, whole, tmp_path):
+    state = copied(whole, tmp_path)
+    np.testing.assert_array_equal(
+        quick(toy_network(), state_path=state).run_standard_evaluation(*some)["broken_by"], whole.result["broken_by"]
+    )
     x, y = some
     for model, images in ((toy_network(), x * 0.99), (lambda v: toy_network()(1 - v), x)):
         with pytest.raises(ValueError, match="belongs to another"):
@@ -298,10 +354,8 @@ def test_a_check_attacks_nothing_and_writes_nothing(some, tmp_path):
         attack.check(*some)
 
 
-def test_log_lines_are_the_usual_ones(some, tmp_path, capsys):
-    log = tmp_path / "log.txt"
-    quick(toy_network(), log_path=log, verbose=True).run_standard_evaluation(*some)
-    lines = log.read_text().splitlines()
+def test_log_lines_are_the_usual_ones(whole):
+    lines = whole.log.splitlines()
     assert lines[0] == "using custom version including apgd-ce, apgd-t, fab-t, square."
     assert lines[1] == "initial accuracy: 95.00%"
     assert lines[2].startswith("apgd-ce - 1/2 - ") and lines[2].endswith(" out of 32 successfully perturbed")
@@ -309,26 +363,29 @@ def test_log_lines_are_the_usual_ones(some, tmp_path, capsys):
     assert lines[-1].startswith("robust accuracy: ")
     assert [line for line in lines if line.startswith("note: ")] == [f"note: {DYNAMIC_DEFENCE}"]
     assert lines[-2].startswith("max Linf perturbation: 0.01000, nan in tensor: 0, max: ")
-    assert "robust accuracy after SQUARE" in capsys.readouterr().out
+    assert "robust accuracy after SQUARE" in whole.screen
 
 
-def test_each_attack_alone(some):
-    network, kept = toy_network(), {}
-    alone = quick(network).run_standard_evaluation_individual(*some, kept.__setitem__)
+def test_each_attack_alone(some, whole_of_two):
+    kept = {}
+    alone = quick(toy_network(), attacks=two_attacks()).run_standard_evaluation_individual(*some, kept.__setitem__)
     assert kept == alone
-    together = quick(network).run_standard_evaluation(*some)
-    assert list(alone) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(alone) == ["apgd-ce", "square"]
     for result in alone.values():
-        assert together["robust_accuracy"] <= result["robust_accuracy"] < result["clean_accuracy"] == 0.95
+        assert whole_of_two.result["robust_accuracy"] <= result["robust_accuracy"] < result["clean_accuracy"] == 0.95
 
 
-def test_channels_may_come_first(some):
+def test_channels_may_come_first(some, whole_of_two):
     x, y = some
-    first = quick(lambda v: toy_network()(tf.transpose(v, (0, 2, 3, 1))), data_format="channels_first")
+    first = quick(
+        lambda v: toy_network()(tf.transpose(v, (0, 2, 3, 1))),
+        attacks=two_attacks(),
+        batch_size=20,
+        data_format="channels_first",
+    )
     result = first.run_standard_evaluation(np.moveaxis(x, 3, 1), y)
-    expected = quick(toy_network()).run_standard_evaluation(x, y)
-    np.testing.assert_array_equal(result["broken_by"], expected["broken_by"])
-    np.testing.assert_array_equal(result["x_adv"], np.moveaxis(expected["x_adv"], 3, 1))
+    np.testing.assert_array_equal(result["broken_by"], whole_of_two.result["broken_by"])
+    np.testing.assert_array_equal(result["x_adv"], np.moveaxis(whole_of_two.result["x_adv"], 3, 1))
 
 
 def flags(model, some, **settings):
@@ -357,7 +414,8 @@ def test_randomness_alone_raises_no_other_doubt(version, some):
 
 
 def test_a_softmax_is_flagged(some):
-    assert "softmax" in flags(lambda x: tf.nn.softmax(toy_network()(x)), some)
+    short = [Square(0.01, num_queries=5)]
+    assert "softmax" in flags(lambda x: tf.nn.softmax(toy_network()(x)), some, attacks=short)
 
 
 @pytest.mark.parametrize("head", ["layer", "activation", "dense"])
@@ -421,7 +479,7 @@ def test_zero_gradients_and_a_better_black_box_are_flagged(some):
         attacks=[
             APGD(0.01, loss="ce", num_steps=5, random_start=False),
             APGD(0.01, loss="dlr", num_steps=5),
-            Square(0.01),
+            Square(0.01, num_queries=1000),
         ],
     )
     assert "zero_gradient" in found and "masked_gradients" in found
@@ -432,7 +490,8 @@ def test_few_classes_are_adapted_to(classes, some):
     x, _ = some
     network = lambda v: toy_network()(v)[:, :classes]  # noqa: E731
     y = np.argmax(network(x), -1)
-    attack = AutoAttack(network, "Linf", 0.01, "custom", ["apgd-dlr", "apgd-t", "fab-t"], batch_size=60, verbose=False)
+    names = ["apgd-dlr", "apgd-t", "fab-t"][: 5 - classes]
+    attack = AutoAttack(network, "Linf", 0.01, "custom", names, batch_size=60, verbose=False)
     for one in attack.attacks:
         one.num_steps = 10
     result = attack.run_standard_evaluation(x, y)
@@ -442,10 +501,8 @@ def test_few_classes_are_adapted_to(classes, some):
 def test_masked_cross_entropy_is_seen_through(some):
     """The trap of attacks on the cross-entropy alone: a network whose gradients vanish looks robust to them."""
     x, y = some
-    confident = toy_network(1e5)
-    alone = AutoAttack(confident, "Linf", 0.01, "custom", ["apgd-ce"], batch_size=60, verbose=False)
     both = AutoAttack(
-        confident,
+        toy_network(1e5),
         "Linf",
         0.01,
         "custom",
@@ -453,9 +510,8 @@ def test_masked_cross_entropy_is_seen_through(some):
         batch_size=60,
         verbose=False,
     )
-    by_ce = alone.run_standard_evaluation(x, y)["robust_accuracy"]
-    by_both = both.run_standard_evaluation(x, y)["robust_accuracy"]
-    assert by_ce > 0.9 and by_both < 0.6
+    after = both.run_standard_evaluation(x, y)["attacks"]
+    assert after["apgd-ce"]["robust_accuracy"] > 0.9 and after["apgd-t"]["robust_accuracy"] < 0.6
 
 
 def test_versions_hold_the_published_attacks():
@@ -533,28 +589,25 @@ def test_batch_sizes_fall_down_to_sixteen():
     assert len(batch_sizes(1000)) <= 12 and min(batch_sizes(1000)) >= 16
 
 
-def test_a_keras_network_is_attacked_with_settled_kernels(some):
-    x, y = some
-    result = quick(keras_network(keras.layers.Activation("linear"))).run_standard_evaluation(x, y)
-    expected = quick(toy_network()).run_standard_evaluation(x, y)
-    np.testing.assert_array_equal(result["broken_by"], expected["broken_by"])
+def test_a_keras_network_is_attacked_with_settled_kernels(some, whole_of_two):
+    network = keras_network(keras.layers.Activation("linear"))
+    result = quick(network, attacks=two_attacks()).run_standard_evaluation(*some)
+    np.testing.assert_array_equal(result["broken_by"], whole_of_two.result["broken_by"])
 
 
-def test_a_model_of_fixed_batch_size_gets_no_other_batches(some):
-    x, y = some
+def test_a_model_of_fixed_batch_size_gets_no_other_batches(some, whole_of_two):
     network, sizes = toy_network(), set()
 
     class Fixed:
-        input_shape = (16, *x.shape[1:])
+        input_shape = (16, *some[0].shape[1:])
 
         def __call__(self, images):
             sizes.add(images.shape[0])
             return network(images)
 
-    attack = quick(Fixed())
-    result = attack.run_standard_evaluation(x, y)
+    result = quick(Fixed(), attacks=two_attacks()).run_standard_evaluation(*some)
     assert sizes == {16}
-    np.testing.assert_array_equal(result["broken_by"], quick(network).run_standard_evaluation(x, y)["broken_by"])
+    np.testing.assert_array_equal(result["broken_by"], whole_of_two.result["broken_by"])
 
 
 def test_attacks_share_one_interface():
@@ -578,10 +631,14 @@ def test_the_version_for_randomised_networks_averages_twenty_gradients(some):
         numbers.append(int(calls))
     gradients = 3 + 1  # of each iteration and at the start
     assert numbers[1] - numbers[0] == gradients * (20 - 1)
-    rand = AutoAttack(network, "Linf", 0.01, "rand", batch_size=20, verbose=False).run_standard_evaluation(x, y)
-    named = ["apgd-ce", "apgd-dlr"]
-    plain = AutoAttack(network, "Linf", 0.01, "custom", named, batch_size=20, verbose=False)
-    assert abs(rand["robust_accuracy"] - plain.run_standard_evaluation(x, y)["robust_accuracy"]) <= 1 / 20
+    found = []
+    for version in ("rand", ("apgd-ce", "apgd-dlr")):
+        settings = {"version": "rand"} if version == "rand" else {"version": "custom", "attacks": version}
+        attack = AutoAttack(network, "Linf", 0.01, **settings, batch_size=20, verbose=False)
+        for one in attack.attacks:
+            one.num_steps = 10
+        found.append(attack.run_standard_evaluation(x, y)["robust_accuracy"])
+    assert abs(found[0] - found[1]) <= 1 / 20
 
 
 @pytest.mark.reference_data

@@ -21,7 +21,7 @@ def test_sandwich_and_monotone_restarts(network, examples):
     result = evaluate_robustness(
         network,
         dataset(*examples, 250),
-        {"one": LinfPGD(EPSILON, num_steps=50), "ten": LinfPGD(EPSILON, num_steps=50, restarts=10)},
+        {"one": LinfPGD(EPSILON, num_steps=10), "ten": LinfPGD(EPSILON, num_steps=10, restarts=10)},
         progress=False,
     )
     one, ten = (result["attacks"][name]["robust_accuracy"] for name in ("one", "ten"))

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.evaluation.conftest import CLASSES, EPSILON, SHAPE, patterns
-from tf_robust_sparse.attacks import L2PGD, LinfFGSM, LinfPGD
+from tf_robust_sparse.attacks import APGD, FAB, L2PGD, LinfFGSM, LinfPGD, Square
 from tf_robust_sparse.evaluation import (
     AutoAttack,
     RobustnessSuite,
@@ -41,6 +41,21 @@ def another():
     return network
 
 
+def ensemble(network):
+    """A short one of all four kinds of attack."""
+    attacks = [
+        APGD(EPSILON, num_steps=20),
+        APGD(EPSILON, loss="targeted-dlr", num_steps=20, num_targets=4),
+        FAB(EPSILON, num_steps=5, num_targets=2),
+        Square(EPSILON, num_queries=200),
+    ]
+    return AutoAttack(network, "Linf", EPSILON, "custom", attacks, batch_size=100, verbose=False)
+
+
+def square(network):
+    return AutoAttack(network, "Linf", EPSILON, "custom", [Square(EPSILON, num_queries=200)], verbose=False)
+
+
 @pytest.fixture(scope="module")
 def suite(network, another, some):
     """After every kind of attack."""
@@ -48,8 +63,8 @@ def suite(network, another, some):
     suite.gradient_attack("fgsm", LinfFGSM(EPSILON))
     suite.gradient_attack("pgd", LinfPGD(EPSILON, num_steps=50))
     suite.gradient_attack("restarts", LinfPGD(EPSILON, num_steps=50, restarts=10))
-    suite.auto_attack("autoattack", AutoAttack(network, "Linf", EPSILON, batch_size=100, verbose=False))
-    suite.auto_attack("square", AutoAttack(network, "Linf", EPSILON, "custom", ["square"], verbose=False))
+    suite.auto_attack("autoattack", ensemble(network))
+    suite.auto_attack("square", square(network))
     suite.transfer("transfer", another, LinfPGD(EPSILON, num_steps=20, restarts=2))
     return suite
 
@@ -72,8 +87,8 @@ def test_numbers_are_those_of_each_attack_alone(network, some, suite):
     attack = LinfPGD(EPSILON, num_steps=50, restarts=10)
     alone = evaluate_robustness(network, some, {"restarts": attack}, batch_size=100, progress=False)
     assert suite.attacks["restarts"]["robust_accuracy"] == alone["attacks"]["restarts"]["robust_accuracy"]
-    result = AutoAttack(network, "Linf", EPSILON, batch_size=50, verbose=False).run_standard_evaluation(*some)
-    np.testing.assert_array_equal(suite.standing["autoattack"], result["broken_by"] == -1)
+    result = square(network).run_standard_evaluation(*some)
+    np.testing.assert_array_equal(suite.standing["square"], result["broken_by"] == -1)
 
 
 def test_the_books_balance(suite, results):
@@ -102,7 +117,8 @@ def test_an_attack_has_a_name_of_its_own(network, some):
 
 
 def test_attacks_of_an_ensemble_alone(network, some, suite):
-    ensemble = AutoAttack(network, "Linf", EPSILON, "custom", ["apgd-ce", "square"], batch_size=100, verbose=False)
+    attacks = [APGD(EPSILON, num_steps=10), Square(EPSILON, num_queries=200)]
+    ensemble = AutoAttack(network, "Linf", EPSILON, "custom", attacks, batch_size=100, verbose=False)
     alone, names = RobustnessSuite(network, some, batch_size=100, progress=False), []
     alone.auto_attack_individual("autoattack", ensemble, lambda: names.append(list(alone.attacks)[-1]))
     found = alone.results()

@@ -108,7 +108,7 @@ def test_scores_learn_under_bounds_and_kernels_stand_still(objective):
     model = RobustModel(network, objective)
     model.compile(keras.optimizers.Adam(1e-2))
     before = {variable.path: np.array(variable) for variable in network.variables}
-    model.fit(X, Y, batch_size=8, epochs=2, verbose=0)
+    model.fit(X, Y, batch_size=4, epochs=1, verbose=0)
     for layer in layers.kernel_layers(network):
         assert (before[layer.scores.path] != np.asarray(layer.scores)).mean() > 0.1
         np.testing.assert_array_equal(before[layer.kernel.path], layer.kernel)
@@ -214,7 +214,7 @@ def test_training_by_bounds_verifies_what_natural_training_cannot():
     images = data.load("fashion_mnist_sample").take(2000, 200, seed=0)
     train = data.test_dataset(images.train_images, images.train_labels, 100)
     ((x, y),) = data.test_dataset(images.test_images, images.test_labels, 200).as_numpy_iterator()
-    attack = LinfPGD(epsilon, 0.01, 20)
+    attack = LinfPGD(epsilon, 0.02, 5)
     shares = {}
     for name, objective in (
         ("natural", objectives.Natural()),
