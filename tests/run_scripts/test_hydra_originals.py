@@ -389,7 +389,7 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(tmp_path, configs):
         done.out.count("Unlike HYDRA: ") == 1 + training_run.odd_batches_may_crash()
         and "Note: --gpu=0 means nothing here" in done.out
     )
-    assert "1 epochs of 4 steps" in done.out
+    assert f"1 epochs of {4 - training_run.odd_batches_may_crash()} steps" in done.out
     latest = tmp_path / "run/prune/latest_exp"
     network = trs.load_network(latest)
     for layer, other in zip(trs.layers.kernel_layers(network), trs.layers.kernel_layers(source), strict=True):
@@ -399,7 +399,7 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(tmp_path, configs):
     np.testing.assert_allclose(dense(x), network(x), atol=1e-6)
     assert not any("tf_robust_sparse" in type(layer).__module__ for layer in dense.layers)
     finetune = ("--exp-mode=finetune", f"--source-net={latest}/checkpoint/checkpoint.pth.tar", "--lr=0.01")
-    run_script(*command, *finetune).expect()
+    run_script(*command, *finetune, "--trainer=base").expect()
     tuned = tmp_path / "run/finetune/latest_exp"
     for layer, other in zip(*(trs.sparsity.subnet_layers(trs.load_network(p)) for p in (latest, tuned)), strict=True):
         np.testing.assert_array_equal(layer.scores, other.scores)
