@@ -78,7 +78,6 @@ OBJECTIVES = {
     "MART": lambda: objectives.MART(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=5.0),
     "MAT": lambda: objectives.MAT(attacks.L2PGD(0.5, 0.2, 2)),
     "MixTrain": lambda: objectives.MixTrain(objectives.EpochwiseEpsilon(0.02, 2, 3), num_images=2, probability=1.0),
-    "MixTrain, now and then": lambda: objectives.MixTrain(objectives.EpochwiseEpsilon(0.02, 0, 3), probability=0.5),
     "Natural": lambda: objectives.Natural(),
     "Reweighted": lambda: objectives.Reweighted(objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)), "prob"),
     "Reweighted, TRADES": lambda: objectives.Reweighted(
