@@ -241,22 +241,27 @@ def test_a_source_that_does_not_fit_is_named(everything, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.slow
-def test_imagenet_in_files_through_all_phases(tmp_path):
+@pytest.mark.parametrize(
+    "phases", [("pretrain",), pytest.param(("pretrain", "prune", "finetune"), marks=pytest.mark.full)]
+)
+def test_imagenet_in_files_through_phases(phases, tmp_path):
+    run, whole = tmp_path / "run", len(phases) == 3
     make_imagenet(tmp_path / "imagenet", train=8, val=4)
     few = (
         *("--data=imagenet", f"--data_dir={tmp_path}", "--image_size=32", "--model=small_cnn", "--k=0.2"),
         *("--trainer=base", "--epochs=1", "--prune_epochs=1", "--batch_size=4", "--epsilon=4/255"),
-        *("--validation_examples=4", "--pgd_iters=1", "--pgd_restarts=1", f"--output_dir={tmp_path / 'run'}"),
+        *("--validation_examples=4", "--pgd_iters=1", "--pgd_restarts=1"),
     )
-    done = run_script(HYDRA, *few).expect()
+    places = [run / name if whole else run for name in phases]
+    mode = ("--exp_mode=all",) if whole else ("--exp_mode=pretrain", "--layer_type=subnet")
+    done = run_script(HYDRA, *few, *mode, f"--output_dir={run}").expect()
     assert (
         "images of 32x32x3, 3 classes" in done.out and "20 images to train on, 4 to select by, 12 to test" in done.out
     )
-    assert "--augmentation=resized_crop\n" in (tmp_path / "run/prune/run.flags").read_text()
-    for name in ("pretrain", "prune", "finetune"):
-        assert results(tmp_path / "run" / name)["test_images"] == 12
-    assert results(tmp_path / "run/finetune")["connectivity"] == pytest.approx(0.2, abs=1e-3)
+    for place in places:
+        assert "--augmentation=resized_crop\n" in (place / "run.flags").read_text()
+        assert results(place)["test_images"] == 12
+    assert results(places[-1])["connectivity"] == pytest.approx(0.2, abs=1e-3)
     assert_explained(
         run_script(HYDRA, *FEW, "--augmentation=resized_crop"), "--augmentation=resized_crop", "--data=imagenet"
     )
