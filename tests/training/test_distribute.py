@@ -92,7 +92,11 @@ def test_replicas_stay_identical_while_connections_move(kernel, objective):
 
 @pytest.mark.parametrize(
     ("kernel", "objective", "batch_norm"),
-    [("rewiring", "at", True), ("rewiring", "trades", False), ("masked", "natural", True)],
+    [
+        ("rewiring", "at", True),
+        pytest.param("rewiring", "trades", False, marks=pytest.mark.full),
+        ("masked", "natural", True),
+    ],
 )
 def test_two_replicas_equal_one_device(kernel, objective, batch_norm):
     arguments = {"kernel": kernel, "objective": objective, "batch_norm": batch_norm}

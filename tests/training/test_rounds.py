@@ -187,7 +187,7 @@ def stop_at(rounds, number, step):
     rounds.model.measure = failing
 
 
-@pytest.mark.parametrize(("number", "step"), [(1, 0), (1, 40)])
+@pytest.mark.parametrize(("number", "step"), [pytest.param(1, 0, marks=pytest.mark.full), (1, 40)])
 def test_a_run_that_was_killed_and_goes_on_leaves_the_same_bits(number, step, finished, tmp_path):
     killed = prepare(tmp_path, plan(), (0, 1), checkpoint_seconds=0.0)
     stop_at(killed, number, step)
