@@ -8,7 +8,9 @@ from pathlib import Path
 from absl import flags
 
 import tf_robust_sparse as trs
+from run_scripts import sparsity_flags
 from run_scripts.command_line import BadFlag, define_aliases, define_number, note_unused, section
+from run_scripts.sparsity_flags import sparsifier_name
 
 FLAGS = flags.FLAGS
 
@@ -19,18 +21,6 @@ OBJECTIVES = {
     "trades": trs.objectives.TRADES,
     "mart": lambda attack, beta, start: trs.objectives.MART(attack, beta),
     "rst": trs.objectives.TRADES,  # on labelled and pseudo-labelled images
-}
-SPARSIFIERS = {  # -> kernel form
-    "none": "plain",
-    "connectivity_sampling": "rewiring",
-    "magnitude": "masked",
-    "channel_magnitude": "masked",
-}
-_MAGNITUDE = ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation")
-SPARSIFIER_FLAGS = {
-    "connectivity_sampling": ("noise_scaling", "l1", "dormant_policy", "init_policy", "layer_prior"),
-    "magnitude": _MAGNITUDE,
-    "channel_magnitude": (*_MAGNITUDE, "pruning_criterion"),
 }
 OBJECTIVE_FLAGS = {  # -> the objectives that use it
     "beta": ("trades", "mart", "rst"),
@@ -69,7 +59,7 @@ def define_network() -> None:
     flags.DEFINE_enum(
         "sparsifier",
         None,
-        list(SPARSIFIERS),
+        list(sparsity_flags.SPARSIFIERS),
         "How connections are chosen; by default connectivity_sampling with --sparse_train and none without.",
     )
     define_number(
@@ -102,8 +92,7 @@ def define_training() -> None:
     _define_optimisation()
     define_training_attack()
     define_augmentation()
-    _define_connectivity_sampling()
-    _define_magnitude_pruning()
+    sparsity_flags.define()
     define_machines()
 
 
@@ -181,42 +170,6 @@ def define_augmentation() -> None:
     )
 
 
-@section("Connectivity sampling")
-def _define_connectivity_sampling() -> None:
-    define_number("noise_scaling", 1e-6, "Standard deviation of the noise, in units of the learning rate.")
-    define_number("l1", 0.0, "Strength of the L1 prior, in units of the learning rate.")
-    flags.DEFINE_enum(
-        "dormant_policy",
-        "freeze",
-        ["freeze", "reference"],
-        "Dormant entries rest, or drift as in the original.",
-    )
-    flags.DEFINE_enum(
-        "init_policy", "reference", ["reference", "exact"], "Connections at the start: the original's, or the budget."
-    )
-    flags.DEFINE_enum(
-        "layer_prior",
-        "size",
-        ["size", "target"],
-        "Layers grow by their size, or by their share at the start.",
-    )
-
-
-@section("Magnitude pruning")
-def _define_magnitude_pruning() -> None:
-    flags.DEFINE_enum("pruning_schedule", "polynomial", ["polynomial", "one_shot"], "Prune gradually, or at once.")
-    define_number("pruning_begin", 0.0, "Where pruning begins, as a fraction of all steps.", 0, 1, excluded=1)
-    define_number("pruning_end", 0.5, "Where pruning ends, as a fraction of all steps.", 0, 1, excluded=0)
-    flags.DEFINE_integer("pruning_frequency", 100, "Steps between two prunings.", 1)
-    flags.DEFINE_enum("allocation", "uniform", ["uniform", "global"], "Keep the largest of each kernel, or of all.")
-    flags.DEFINE_enum(
-        "pruning_criterion",
-        "kernel",
-        list(trs.sparsity.CRITERIA),
-        "Of --sparsifier=channel_magnitude: size of channels by their kernel, or by the scale of their batch norm.",
-    )
-
-
 @section("Machines")
 def define_machines() -> None:
     """Defines which devices and machines train."""
@@ -268,15 +221,7 @@ def _check_training() -> None:
             f"Received: --batch_size={FLAGS.batch_size}, of which {int(FLAGS.batch_size * FLAGS.rst_frac)} are "
             "pseudo-labelled"
         )
-    if sparsifier_name() in ("magnitude", "channel_magnitude") and not FLAGS.pruning_begin < FLAGS.pruning_end:
-        raise BadFlag(
-            f"--pruning_begin={FLAGS.pruning_begin:g}: expected less than --pruning_end. "
-            f"Received: --pruning_end={FLAGS.pruning_end:g}"
-        )
-    for name in _flags_of_others():
-        if FLAGS[name].present:
-            owners = " or ".join(sparsifier for sparsifier, names in SPARSIFIER_FLAGS.items() if name in names)
-            raise BadFlag(f"--{name} belongs to --sparsifier={owners}. Received: --sparsifier={sparsifier_name()}")
+    sparsity_flags.check()
     for name, objectives in OBJECTIVE_FLAGS.items():
         owners = f"--objective={' or '.join(objectives)}"
         if name in _TAKEN_ANYWAY:
@@ -334,16 +279,10 @@ def _check_radius(name: str) -> None:
 
 def unused() -> set[str]:
     """Returns the names of flags that mean nothing to the chosen sparsifier and objective."""
-    others = set(_flags_of_others())
+    others = set(sparsity_flags.flags_of_others())
     if "objective" in FLAGS:
         others |= {flag for flag, objectives in OBJECTIVE_FLAGS.items() if FLAGS.objective not in objectives}
     return others | ({"connectivity"} if sparsifier_name() == "none" else set())
-
-
-def _flags_of_others() -> list[str]:
-    """Returns the names of the flags of sparsifiers that the chosen one does not use."""
-    own = SPARSIFIER_FLAGS.get(sparsifier_name(), ())
-    return list(dict.fromkeys(name for names in SPARSIFIER_FLAGS.values() for name in names if name not in own))
 
 
 def _check_data_name() -> None:
@@ -357,13 +296,6 @@ def _check_data_name() -> None:
     raise BadFlag(
         f"--data={FLAGS.data}: expected one of {', '.join(trs.data.DATASETS)}, an .npz file or a folder of images"
     )
-
-
-def sparsifier_name() -> str:
-    """Returns the sparsifier that --sparsifier and --sparse_train stand for."""
-    if "sparsifier" not in FLAGS:
-        return "none"
-    return FLAGS.sparsifier or ("connectivity_sampling" if FLAGS.sparse_train else "none")
 
 
 def run_name() -> str:

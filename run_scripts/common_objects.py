@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import common_flags, workers
+from run_scripts import common_flags, sparsity_flags, workers
 from run_scripts.command_line import BadFlag, about
 
 FLAGS = flags.FLAGS
@@ -80,7 +80,7 @@ def objective() -> trs.objectives.Objective:
 
 def network(images: trs.data.ImageDataset, synchronized: bool = False, kernel: str | None = None) -> keras.Model:
     """Builds the network of --model for the data, with the kernel form its sparsifier needs or another one."""
-    kernel = kernel or common_flags.SPARSIFIERS[common_flags.sparsifier_name()]
+    kernel = kernel or sparsity_flags.SPARSIFIERS[sparsity_flags.sparsifier_name()]
     arguments: dict[str, Any] = {"connectivity": FLAGS.connectivity} if kernel == "rewiring" else {}
     with about("model", "data"):
         return trs.models.build(
@@ -93,35 +93,6 @@ def network(images: trs.data.ImageDataset, synchronized: bool = False, kernel: s
             synchronized_batch_norm=synchronized,
             **arguments,
         )
-
-
-def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
-    """Returns the sparsifier, or `None` for a dense network."""
-    name = common_flags.sparsifier_name()
-    if name == "connectivity_sampling":
-        return trs.sparsity.ConnectivitySampling(
-            FLAGS.connectivity,
-            noise_scaling=FLAGS.noise_scaling,
-            l1=FLAGS.l1,
-            dormant_policy=FLAGS.dormant_policy,
-            init_policy=FLAGS.init_policy,
-            layer_prior=FLAGS.layer_prior,
-            seed=FLAGS.seed,
-        )
-    if name in ("magnitude", "channel_magnitude"):
-        schedule = None
-        if FLAGS.pruning_schedule == "polynomial":
-            begin = int(FLAGS.pruning_begin * total_steps)
-            end = max(begin + 1, int(FLAGS.pruning_end * total_steps))
-            # The last pruning must fall on the end, where the target is reached.
-            frequency = max(1, min(FLAGS.pruning_frequency, end - begin))
-            end = begin + (end - begin) // frequency * frequency
-            schedule = trs.sparsity.schedules.polynomial(FLAGS.connectivity, end, begin_step=begin, frequency=frequency)
-        arguments = (FLAGS.connectivity, schedule, FLAGS.allocation)
-        if name == "magnitude":
-            return trs.sparsity.MagnitudePruning(*arguments)
-        return trs.sparsity.ChannelMagnitudePruning(*arguments, FLAGS.pruning_criterion)
-    return None
 
 
 def optimizer(total_steps: int) -> keras.optimizers.Optimizer:

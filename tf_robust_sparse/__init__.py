@@ -2,6 +2,7 @@
 
 from tf_robust_sparse import attacks, certify, data, evaluation, layers, models, objectives, saving, sparsity, training
 from tf_robust_sparse.saving import export_network, load_network, save_network, shrink
+from tf_robust_sparse.sparsity import sparsify
 from tf_robust_sparse.training import RobustModel
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "save_network",
     "saving",
     "shrink",
+    "sparsify",
     "sparsity",
     "training",
 ]

@@ -121,6 +121,8 @@ SPARSIFIERS = {
         "masked",
     ),
     "MagnitudePruning, global": (lambda: sparsity.MagnitudePruning(0.1, allocation="global"), "masked"),
+    "RigL": (lambda: sparsity.RigL(0.1, interval=3, end_step=100), "masked"),
+    "SET": (lambda: sparsity.SET(0.1, interval=3, end_step=100, allocation="igq"), "masked"),
 }
 
 # Public classes without a row, each with its reason.

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from run_scripts import common_flags, common_objects, hydra_flags, hydra_originals, lottery_flags
+from run_scripts import common_flags, hydra_flags, hydra_originals, lottery_flags, sparsity_flags
+from run_scripts.command_line import BadFlag
 from tests.run_scripts.conftest import EVALUATE, ROOT, TRAIN
 
 # name -> data, model, objective, connectivity (None: dense)
@@ -66,7 +67,7 @@ def meaning(flags):
 
 def test_every_flagfile_is_in_the_table():
     known = set(RECIPES) | set(HYDRA) | set(FREE) | set(CERTIFIED) | set(LOTTERY) | set(GRIDS) | EVALUATIONS
-    known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample", "sample_channel_magnitude"}
+    known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample", "sample_channel_magnitude", "sample_rigl"}
     assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
 
 
@@ -74,7 +75,7 @@ def test_channels_are_pruned_by_the_flagfile_of_the_sample(parse):
     flags = parse(TRAIN, "--flagfile=flags/sample_channel_magnitude.flags")
     common_flags.check()
     assert (flags.data, flags.model) == ("fashion_mnist_sample", "small_cnn")
-    sparsifier = common_objects.sparsifier(1000)
+    sparsifier = sparsity_flags.sparsifier(1000)
     assert sparsifier.describe() == {
         "sparsifier": "ChannelMagnitudePruning",
         "connectivity": 0.5,
@@ -83,6 +84,20 @@ def test_channels_are_pruned_by_the_flagfile_of_the_sample(parse):
         "criterion": "kernel",
     }
     assert "noise_scaling" in common_flags.unused() and "pruning_criterion" not in common_flags.unused()
+
+
+def test_connections_move_by_the_flagfile_of_the_sample(parse):
+    parse(TRAIN, "--flagfile=flags/sample_rigl.flags")
+    common_flags.check()
+    described = sparsity_flags.sparsifier(1000).describe()
+    assert described["sparsifier"] == "RigL" and described["allocation"] == "erk"
+    assert (described["connectivity"], described["interval"], described["end_step"]) == (0.05, 20, 750)
+    parse(TRAIN, "--flagfile=flags/sample_rigl.flags", "--sparsifier=static")
+    with pytest.raises(BadFlag, match="--move_interval belongs to --sparsifier=set or rigl"):
+        common_flags.check()
+    parse(TRAIN, "--sparsifier=rigl", "--allocation=global")
+    with pytest.raises(BadFlag, match="--allocation=global: expected erk or uniform or igq with --sparsifier=rigl"):
+        common_flags.check()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,17 +1,28 @@
 """Which connections exist, and when that changes."""
 
 from tf_robust_sparse.sparsity import masked_kernels, schedules, statistics
-from tf_robust_sparse.sparsity.allocation import adaptive_fractions, draw_layers, global_budget
+from tf_robust_sparse.sparsity.allocation import (
+    adaptive_fractions,
+    draw_layers,
+    global_budget,
+    layer_counts,
+    layer_fractions,
+)
+from tf_robust_sparse.sparsity.any_model import SparsifyReport, sparsify
 from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 from tf_robust_sparse.sparsity.channel_magnitude import CRITERIA, ChannelMagnitudePruning
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
+from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
 from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, iterative_magnitude, prune_smallest
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
+from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
 from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
 from tf_robust_sparse.sparsity.mask_structure import channels_between, mask_structure, relative_cost
 from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
 from tf_robust_sparse.sparsity.optimizer_slots import slots
+from tf_robust_sparse.sparsity.prunable import Prunable, Skipped
+from tf_robust_sparse.sparsity.rigl import RigL
 from tf_robust_sparse.sparsity.scores import (
     FAN_SCALED,
     FANS,
@@ -23,6 +34,7 @@ from tf_robust_sparse.sparsity.scores import (
     subnet_layers,
     uniform_scores,
 )
+from tf_robust_sparse.sparsity.sparse_evolution import SET
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
 __all__ = [
@@ -32,11 +44,18 @@ __all__ = [
     "FANS",
     "FAN_SCALED",
     "RANDOM_SCORES",
+    "SET",
     "ChannelMagnitudePruning",
     "ConnectivitySampling",
+    "DynamicSparsity",
     "MagnitudePruning",
+    "MaskSparsifier",
+    "Prunable",
     "PruningRule",
+    "RigL",
+    "Skipped",
     "Sparsifier",
+    "SparsifyReport",
     "StochasticBinarization",
     "adaptive_fractions",
     "channels_between",
@@ -46,6 +65,8 @@ __all__ = [
     "iterative_magnitude",
     "keep_fractions",
     "kept_weights",
+    "layer_counts",
+    "layer_fractions",
     "mask_statistics",
     "mask_structure",
     "masked_kernels",
@@ -58,6 +79,7 @@ __all__ = [
     "set_keep_fractions",
     "slots",
     "snip_scores",
+    "sparsify",
     "statistics",
     "subnet_layers",
     "top_k_mask",

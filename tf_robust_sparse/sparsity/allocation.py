@@ -1,9 +1,13 @@
 """How many connections each kernel gets: budgets and the draw that spreads them over layers."""
 
+import math
 import numbers
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
+
+ALLOCATIONS = ("uniform", "erk", "igq", "adaptive")
 
 _NEVER = -1e30  # the logarithm of no chance, finite: tf.debugging.enable_check_numerics stops at infinities
 
@@ -35,6 +39,75 @@ def global_budget(sizes: Sequence[int], connectivity: float) -> int:
             f"Received: connectivity={connectivity}"
         )
     return budget
+
+
+def layer_fractions(
+    allocation: str | Mapping[str, float],
+    sides: Sequence[Sequence[int]],
+    connectivity: float,
+    exponent: float = 1.0,
+    names: Sequence[str] = (),
+) -> list[float]:
+    """Spreads the connections over layers.
+
+    Args:
+        allocation: `"uniform"`: the same fraction of each kernel. `"erk"` (Erdős-Rényi kernel): in proportion to the
+            sum of a kernel's sides over its number of entries, so that small kernels stay denser. `"igq"`: one of `n`
+            entries keeps `n / (F n + 1)` of them, with `F` as the connectivity says. `"adaptive"`: in proportion to
+            `n ** exponent` entries, see `adaptive_fractions`. Or a mapping from regular expressions to fractions, which
+            sets the kernels whose names match, the first one that does; the others share what is left.
+        sides: The shape of each kernel, or what counts as its sides.
+        connectivity: Fraction of all entries that stays, in (0, 1].
+        exponent: Of the adaptive allocation, in [0, 1].
+        names: Of the kernels, for a mapping.
+
+    Returns:
+        The fraction of each kernel, in (0, 1]; over all entries they make `connectivity`.
+
+    Raises:
+        ValueError: if an argument is out of its range, an expression matches nothing, or more is set than stays.
+
+    Reference: [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3 (Erdős-Rényi kernel);
+        [Chen et al., 2022](https://arxiv.org/abs/2202.09844) for `"igq"`.
+    """
+    check_connectivity(connectivity)
+    sizes = [math.prod(shape) for shape in sides]
+    if isinstance(allocation, Mapping):
+        return _by_name(allocation, sizes, connectivity, names)
+    if allocation == "uniform":
+        return [float(connectivity)] * len(sizes)
+    if allocation == "erk":
+        return _capped([sum(shape) / size for shape, size in zip(sides, sizes, strict=True)], sizes, connectivity)
+    if allocation == "igq":
+        return _information_quantity(sizes, connectivity)
+    if allocation == "adaptive":
+        return adaptive_fractions(sizes, connectivity, exponent)
+    raise ValueError(
+        f"`allocation` must be one of {', '.join(ALLOCATIONS)}, or a mapping from regular expressions to fractions. "
+        f"Received: allocation={allocation!r}"
+    )
+
+
+def layer_counts(fractions: Sequence[float], sizes: Sequence[int], budget: int) -> list[int]:
+    """Rounds fractions to counts that add up to `budget`: down first, then up where most was lost; one at least.
+
+    Raises:
+        ValueError: if there are more kernels than connections.
+    """
+    if budget < len(sizes):
+        raise ValueError(
+            f"Every kernel keeps one entry at least; pass a connectivity of at least {len(sizes) / sum(sizes):.2g} for "
+            f"{len(sizes)} kernels of {sum(sizes)} entries. Received: {budget} connections"
+        )
+    wanted = [fraction * size for fraction, size in zip(fractions, sizes, strict=True)]
+    counts = [min(max(math.floor(each + 1e-9), 1), size) for each, size in zip(wanted, sizes, strict=True)]
+    while sum(counts) != budget:
+        step = 1 if sum(counts) < budget else -1
+        free = [i for i, (count, size) in enumerate(zip(counts, sizes, strict=True)) if 1 <= count + step <= size]
+        free.sort(key=lambda i: step * (counts[i] - wanted[i]))
+        for i in free[: abs(budget - sum(counts))]:
+            counts[i] += step
+    return counts
 
 
 def adaptive_fractions(sizes: Sequence[int], connectivity: float, exponent: float) -> list[float]:
@@ -112,3 +185,48 @@ def draw_layers(total: tf.Tensor, weights: Sequence[float], room: tf.Tensor, see
 
     placed, _ = tf.while_loop(some_left, place, (tf.zeros(layers, tf.int64), tf.constant(0)))
     return placed
+
+
+def _capped(weights: Sequence[float], sizes: Sequence[int], connectivity: float) -> list[float]:
+    """Fractions in proportion to `weights`, none above 1, that keep `connectivity` of all entries."""
+    full: set[int] = set()
+    while True:
+        left = connectivity * sum(sizes) - sum(sizes[i] for i in full)
+        scale = left / sum(w * n for i, (w, n) in enumerate(zip(weights, sizes, strict=True)) if i not in full)
+        fractions = [1.0 if i in full else scale * weight for i, weight in enumerate(weights)]
+        over = {i for i, fraction in enumerate(fractions) if fraction > 1}
+        if not over or len(full | over) == len(sizes):
+            return [min(fraction, 1.0) for fraction in fractions]
+        full |= over
+
+
+def _information_quantity(sizes: Sequence[int], connectivity: float) -> list[float]:
+    """Fractions `1 / (F n + 1)`; the number that they keep falls with `F`, which bisection finds."""
+    total, low, high = connectivity * sum(sizes), 0.0, 1.0
+    while sum(size / (high * size + 1) for size in sizes) > total:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(size / (middle * size + 1) for size in sizes) > total else (low, middle)
+    return [1 / (high * size + 1) for size in sizes]
+
+
+def _by_name(
+    allocation: Mapping[str, float], sizes: Sequence[int], connectivity: float, names: Sequence[str]
+) -> list[float]:
+    """Fractions by the first expression that matches a name; kernels that none matches share what is left."""
+    checked = {pattern: check_connectivity(value) for pattern, value in allocation.items()}
+    found = [next((value for pattern, value in checked.items() if re.search(pattern, name)), None) for name in names]
+    for pattern in allocation:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(f"`allocation`: no kernel matches {pattern!r}. Received the kernels {', '.join(names)}")
+    left = connectivity * sum(sizes) - sum(f * n for f, n in zip(found, sizes, strict=True) if f is not None)
+    others = sum(n for f, n in zip(found, sizes, strict=True) if f is None)
+    rest = left / others if others else 0.0
+    if (others and not 0 < rest <= 1) or (not others and abs(left) > 0.5 + 1e-9 * sum(sizes)):
+        set_ = sum(f * n for f, n in zip(found, sizes, strict=True) if f is not None) / sum(sizes)
+        raise ValueError(
+            f"`allocation` sets {set_:.4g} of all entries, which leaves no fraction in (0, 1] for the other kernels to "
+            f"make connectivity={connectivity}. Received: allocation={dict(allocation)}"
+        )
+    return [rest if fraction is None else fraction for fraction in found]

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse.layers.binary import BinaryKernel
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
@@ -23,14 +24,17 @@ class StochasticBinarization(Sparsifier):
     Reference: [Courbariaux et al., 2015](https://arxiv.org/abs/1511.00363), section 2.3.
     """
 
-    needs = ("kernel", "positive", "stochastic")
     kernel_form = "binary"
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(1.0)
         self.seed = int(seed)
 
-    def after_update(self, state: Any, optimizer: keras.optimizers.Optimizer) -> None:
+    def fits(self, layer: Any) -> bool:
+        """Whether signs of a layer are drawn."""
+        return isinstance(layer, BinaryKernel) and layer.stochastic
+
+    def after_update(self, state: Any, optimizer: keras.optimizers.Optimizer, dense: Any = None) -> None:
         """Draws."""
         step = tf.cast(optimizer.iterations, tf.int32)
         draws = []

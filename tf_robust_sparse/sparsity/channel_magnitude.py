@@ -10,6 +10,7 @@ from tf_robust_sparse.layers.topology import chains
 from tf_robust_sparse.sparsity import schedules
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.masks import top_k_mask
+from tf_robust_sparse.sparsity.prunable import Prunable
 
 CRITERIA = ("kernel", "batch_norm")
 
@@ -37,7 +38,7 @@ class ChannelMagnitudePruning(MagnitudePruning):
 
     def __init__(
         self,
-        connectivity: float,
+        connectivity: float | None = None,
         schedule: schedules.Schedule | None = None,
         allocation: str = "uniform",
         criterion: str = "kernel",
@@ -56,14 +57,14 @@ class ChannelMagnitudePruning(MagnitudePruning):
         Raises:
             ValueError: if there are none.
         """
-        self._last = kernel_layers(network)[-1]
+        self._last = kernel_layers(network)[-1]  # its outputs are the logits
         followers = {id(layer): follower for layer, follower in chains(network)}
         self._scales = {
             number: follower.gamma
             for number, layer in enumerate(self.layers)
             if isinstance(follower := followers.get(id(layer)), keras.layers.BatchNormalization) and follower.scale
         }
-        self.units = [layer.kernel.shape[-1] if self._is_pruned(n) else 0 for n, layer in enumerate(self.layers)]
+        self.units = [each.weight.shape[-1] if self._is_pruned(n) else 0 for n, each in enumerate(self.kernels)]
         if not any(self.units):
             raise ValueError(
                 'No kernel but the last is pruned, and with criterion="batch_norm" those alone that a batch norm with '
@@ -76,18 +77,18 @@ class ChannelMagnitudePruning(MagnitudePruning):
             for size, units in zip(self.sizes, self.units, strict=True)
         )
 
-    def scores(self, layer: Any) -> tf.Tensor:
-        """Returns how much each channel of a layer is worth keeping, `(channels,)`; less than 0 for pruned ones."""
-        axes = tuple(range(len(layer.kernel.shape) - 1))
-        scale = self._scales.get(self.layers.index(layer)) if self.criterion == "batch_norm" else None
-        size = tf.reduce_mean(tf.abs(layer.compute_effective_kernel()), axes) if scale is None else tf.abs(scale)
-        return tf.where(tf.reduce_any(tf.convert_to_tensor(layer.kernel_mask), axes), size, -1.0)
+    def scores(self, kernel: Prunable) -> tf.Tensor:
+        """Returns how much each channel of a kernel is worth keeping, `(channels,)`; less than 0 for pruned ones."""
+        axes = tuple(range(len(kernel.weight.shape) - 1))
+        scale = self._scales.get(self.kernels.index(kernel)) if self.criterion == "batch_norm" else None
+        size = tf.reduce_mean(super().scores(kernel), axes) if scale is None else tf.abs(scale)
+        return tf.where(tf.reduce_any(tf.convert_to_tensor(kernel.mask), axes), size, -1.0)
 
     def within_budget(self) -> bool:
         """Tells whether the network has come down to the channels it is meant to end with."""
         left = [
-            int(tf.reduce_sum(tf.cast(self.scores(layer) >= 0, tf.int32)))
-            for layer, units in zip(self.layers, self.units, strict=True)
+            int(tf.reduce_sum(tf.cast(self.scores(kernel) >= 0, tf.int32)))
+            for kernel, units in zip(self.kernels, self.units, strict=True)
             if units
         ]
         pruned = [units for units in self.units if units]
@@ -104,7 +105,7 @@ class ChannelMagnitudePruning(MagnitudePruning):
 
     def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
         """Returns the masks that keep `int(units * connectivity)` channels per kernel or in all, one at least."""
-        scores = [self.scores(layer) for layer, units in zip(self.layers, self.units, strict=True) if units]
+        scores = [self.scores(kernel) for kernel, units in zip(self.kernels, self.units, strict=True) if units]
         if self.allocation == "uniform":
             kept = [top_k_mask(each, tf.maximum(self._number(each.shape[0], connectivity), 1)) for each in scores]
         else:
@@ -116,6 +117,6 @@ class ChannelMagnitudePruning(MagnitudePruning):
             kept = tf.split(top_k_mask(tf.concat(best, 0), number), [each.shape[0] for each in best])
         channels = iter(kept)
         return [
-            tf.broadcast_to(next(channels), layer.kernel.shape) if units else tf.convert_to_tensor(layer.kernel_mask)
-            for layer, units in zip(self.layers, self.units, strict=True)
+            tf.broadcast_to(next(channels), kernel.weight.shape) if units else tf.convert_to_tensor(kernel.mask)
+            for kernel, units in zip(self.kernels, self.units, strict=True)
         ]

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.layers.rewiring import RewiringKernel
 from tf_robust_sparse.sparsity.allocation import draw_layers
 from tf_robust_sparse.sparsity.masks import draw_dormant
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
@@ -54,7 +55,6 @@ class ConnectivitySampling(Sparsifier):
         [Bellec et al., 2018](https://arxiv.org/abs/1711.05136), algorithm 1.
     """
 
-    needs = ("theta", "sign")
     kernel_form = "rewiring"
     compiles_with_xla = False
 
@@ -94,6 +94,10 @@ class ConnectivitySampling(Sparsifier):
         self.births: Any = None
         self.deaths: Any = None
 
+    def fits(self, layer: Any) -> bool:
+        """Whether connections of a layer can be sampled."""
+        return isinstance(layer, RewiringKernel)
+
     def attach(self, network: keras.Model) -> None:
         """Binds the sparsifier to the rewiring layers of `network` and applies the initial policy.
 
@@ -130,7 +134,7 @@ class ConnectivitySampling(Sparsifier):
             connected=_connected(self.layers),
         )
 
-    def after_update(self, state: _Before, optimizer: keras.optimizers.Optimizer) -> None:
+    def after_update(self, state: _Before, optimizer: keras.optimizers.Optimizer, dense: Any = None) -> None:
         """Adds noise, lets connections die and draws new ones."""
         noise_seed, layer_seed, position_seed = tf.unstack(
             tf.random.experimental.stateless_split(tf.stack([self.seed, state.step]), 3)

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 
 from tf_robust_sparse.layers.subnet import kept_entries
-from tf_robust_sparse.sparsity.allocation import adaptive_fractions, check_connectivity, global_budget
+from tf_robust_sparse.sparsity import allocation as rules
 from tf_robust_sparse.sparsity.scores import subnet_layers
 
-ALLOCATIONS = ("uniform", "erk", "global", "adaptive")
+ALLOCATIONS = ("uniform", "erk", "global", "adaptive", "igq")
 
 
 def keep_fractions(
@@ -21,10 +21,8 @@ def keep_fractions(
     Args:
         network: A network with subnet kernels.
         connectivity: Fraction of the kernel entries that stays, in (0, 1].
-        allocation: `"uniform"`: the same fraction of each kernel. `"erk"` (Erdős-Rényi kernel): in proportion to the
-            sum of a kernel's sides over its number of entries, so that small kernels stay denser. `"global"`: as one
-            threshold over the present scores of all kernels would; of equal scores the last stay. `"adaptive"`: each
-            kernel of `n` entries in proportion to `n ** exponent` connections; see `adaptive_fractions`.
+        allocation: A rule of `layer_fractions`, or `"global"`: as one threshold over the present scores of all kernels
+            would; of equal scores the last stay.
         exponent: Of the adaptive allocation, in [0, 1].
 
     Returns:
@@ -36,22 +34,18 @@ def keep_fractions(
 
     Reference: [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3 (Erdős-Rényi kernel).
     """
-    check_connectivity(connectivity)
+    rules.check_connectivity(connectivity)
     if allocation not in ALLOCATIONS:
         raise ValueError(f"`allocation` must be one of {', '.join(ALLOCATIONS)}. Received: allocation={allocation!r}")
     found = subnet_layers(network)
     shapes = [tuple(layer.scores.shape) for layer in found]
-    sizes = [math.prod(shape) for shape in shapes]
-    if allocation == "uniform":
-        fractions = [float(connectivity)] * len(found)
-    elif allocation == "adaptive":
-        fractions = adaptive_fractions(sizes, connectivity, exponent)
-    elif allocation == "erk":
-        fractions = _capped([sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)], sizes, connectivity)
-    else:
+    if allocation == "global":
+        sizes = [math.prod(shape) for shape in shapes]
         scores = [np.abs(keras.ops.convert_to_numpy(layer.scores)).reshape(-1) for layer in found]
-        counts = _largest_of_all(scores, global_budget(sizes, connectivity))
+        counts = _largest_of_all(scores, rules.global_budget(sizes, connectivity))
         fractions = [_fraction(count, size) for count, size in zip(counts, sizes, strict=True)]
+    else:
+        fractions = rules.layer_fractions(allocation, shapes, connectivity, exponent)
     return {layer.name: fraction for layer, fraction in zip(found, fractions, strict=True)}
 
 
@@ -103,16 +97,3 @@ def _largest_of_all(scores: Sequence[np.ndarray], budget: int) -> list[int]:
 def _fraction(count: int, size: int) -> float:
     """The fraction by which a kernel of `size` entries keeps `count`, despite rounding."""
     return count / size if kept_entries(size, count / size) == count else (count - 0.5) / size
-
-
-def _capped(weights: Sequence[float], sizes: Sequence[int], connectivity: float) -> list[float]:
-    """Fractions in proportion to `weights`, none above 1, that keep `connectivity` of all entries."""
-    full: set[int] = set()
-    while True:
-        left = connectivity * sum(sizes) - sum(sizes[i] for i in full)
-        scale = left / sum(w * n for i, (w, n) in enumerate(zip(weights, sizes, strict=True)) if i not in full)
-        fractions = [1.0 if i in full else scale * weight for i, weight in enumerate(weights)]
-        over = {i for i, fraction in enumerate(fractions) if fraction > 1}
-        if not over or len(full | over) == len(sizes):
-            return [min(fraction, 1.0) for fraction in fractions]
-        full |= over

@@ -7,12 +7,13 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity import schedules
+from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
 from tf_robust_sparse.sparsity.masks import top_k_mask
-from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
-from tf_robust_sparse.sparsity.sparsifier import Sparsifier
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
+from tf_robust_sparse.sparsity.prunable import Prunable
 
 
-class MagnitudePruning(Sparsifier):
+class MagnitudePruning(MaskSparsifier):
     """Keeps the entries of largest magnitude of masked kernels; a pruned entry stays pruned.
 
     Pruned entries and their momentum are held at exactly 0, so that nothing but the mask can bring them back.
@@ -31,11 +32,8 @@ class MagnitudePruning(Sparsifier):
         [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878) for gradual schedules.
     """
 
-    needs = ("kernel", "kernel_mask")
-    kernel_form = "masked"
-
     def __init__(
-        self, connectivity: float, schedule: schedules.Schedule | None = None, allocation: str = "uniform"
+        self, connectivity: float | None = None, schedule: schedules.Schedule | None = None, allocation: str = "uniform"
     ) -> None:
         super().__init__(connectivity)
         if allocation not in ("uniform", "global"):
@@ -43,57 +41,34 @@ class MagnitudePruning(Sparsifier):
         self.allocation = allocation
         self.schedule = schedule
 
-    def scores(self, layer: Any) -> tf.Tensor:
-        """Returns how much each entry of the layer's kernel is worth keeping."""
-        return tf.abs(layer.compute_effective_kernel())
+    def scores(self, kernel: Prunable) -> tf.Tensor:
+        """Returns how much each entry of a kernel is worth keeping; pruned ones are worth least."""
+        return layers.select(tf.convert_to_tensor(kernel.mask), tf.abs(tf.convert_to_tensor(kernel.weight)), 0)
 
-    def attach(self, network: keras.Model) -> None:
-        """Binds the sparsifier to the masked layers of `network`; without a schedule, prunes them at once."""
-        super().attach(network)
-        self.prepare(network)
+    def start(self) -> None:
+        """Prunes at once if there is no schedule."""
+        self.prepare(self.network)
         if self.schedule is None:
-            assign_everywhere(list(self._pruned(self._masks(tf.constant(self.connectivity, tf.float64)))))
+            masks = self._masks(tf.constant(self.connectivity, tf.float64))
+            assign_everywhere(list(self._masked_weights(masks)))
 
     def prepare(self, network: keras.Model) -> None:
         """Reads what else is needed of `network`, before anything is pruned."""
 
-    def after_update(self, state: Any, optimizer: keras.optimizers.Optimizer) -> None:
-        """Prunes if it is time to, then holds pruned entries and their momentum at 0."""
-        masks = [tf.convert_to_tensor(layer.kernel_mask) for layer in self.layers]
-        if self.schedule is not None:
-            # The optimizer has counted this update already; the schedule counts from 0.
-            should_prune, connectivity = self.schedule(tf.cast(optimizer.iterations, tf.int64) - 1)
-            masks = tf.cond(should_prune, lambda: self._masks(connectivity), lambda: masks)
-        updates = list(self._pruned(masks))
-        for layer, mask in zip(self.layers, masks, strict=True):
-            updates += [
-                (slot, layers.select(mask, tf.convert_to_tensor(slot), 0)) for slot in slots(optimizer, layer.kernel)
-            ]
-        assign_everywhere(updates)
-
-    def check(self, network: keras.Model) -> None:
-        """Checks that no kernel entry outside its mask is non-zero.
-
-        Raises:
-            RuntimeError: if one is.
-        """
-        for layer in self.layers:
-            stray = int(tf.math.count_nonzero(tf.where(layer.kernel_mask, 0.0, layer.kernel)))
-            if stray:
-                raise RuntimeError(f"{stray} pruned entries of {layer.name} are not zero although the mask is off.")
+    def masks_after(self, step: tf.Tensor, dense: Any) -> list[tf.Tensor]:
+        """Returns new masks if it is time to prune."""
+        if self.schedule is None:
+            return self.present_masks()
+        should_prune, connectivity = self.schedule(step)
+        return tf.cond(should_prune, lambda: self._masks(connectivity), self.present_masks)
 
     def describe(self) -> dict[str, Any]:
         """Returns the name and the settings, ready for JSON."""
         return {**super().describe(), "allocation": self.allocation, "gradual": self.schedule is not None}
 
-    def _pruned(self, masks: list[tf.Tensor]) -> Any:
-        for layer, mask in zip(self.layers, masks, strict=True):
-            yield layer.kernel_mask, mask
-            yield layer.kernel, layers.select(mask, tf.convert_to_tensor(layer.kernel), 0)
-
     def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
         """Returns the masks that keep `int(entries * connectivity)` entries per kernel or in all."""
-        scores = [self.scores(layer) for layer in self.layers]
+        scores = [self.scores(kernel) for kernel in self.kernels]
         if self.allocation == "uniform":
             return [
                 top_k_mask(score, self._number(size, connectivity))

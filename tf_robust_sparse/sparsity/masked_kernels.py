@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_robust_sparse.sparsity.prunable import prunable_layers
+from tf_robust_sparse.sparsity.prunable import is_masked, prunable_layers
 
 
 def masked_layers(network: keras.Model) -> list[Any]:
@@ -15,7 +15,7 @@ def masked_layers(network: keras.Model) -> list[Any]:
     Raises:
         ValueError: if there is none, or there are prunable kernels of another form.
     """
-    return prunable_layers(network, ("kernel_mask",), "Rounds of pruning need", "masked")
+    return prunable_layers(network, is_masked, "Rounds of pruning need", "masked")
 
 
 def get_kernels(network: keras.Model) -> dict[str, np.ndarray]:

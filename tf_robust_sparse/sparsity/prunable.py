@@ -1,30 +1,250 @@
-"""Which layers of a network may be pruned: those of the right kernel form that the user has not frozen."""
+"""What can be pruned in a Keras model: the kernels of any layer, and the layers of our own parametrizations."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.masked import MaskedKernel
+from tf_robust_sparse.layers.plain import PlainKernel
+
+Filters = str | Sequence[str] | Callable[[str], bool]
+
+KERNELS = ("kernel", "recurrent_kernel", "pointwise_kernel", "depthwise_kernel", "embeddings")
+NEVER = ("bias", "gamma", "beta")
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+NORMS = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+    keras.layers.SpectralNormalization,
+)
 
 _log = logging.getLogger(__name__)
 
 
-def prunable_layers(network: keras.Model, needs: Sequence[str], subject: str, form: str) -> list[Any]:
-    """Returns the layers of `network` that hold the weights `needs` and are not frozen, in forward order.
+class Prunable(NamedTuple):
+    """A kernel whose entries may be removed.
+
+    Attributes:
+        name: What reports and messages call it: the path of the variable, or the name of a layer of ours.
+        weight: The variable that is trained, `(..., outputs)`, floating.
+        mask: Boolean variable of its shape: which entries exist.
+        layer: The layer that multiplies with it.
+    """
+
+    name: str
+    weight: Any
+    mask: Any
+    layer: Any
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.weight.shape)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides by which the Erdős-Rényi kernel rule counts: the shape, and of an attention kernel its matrix."""
+        return kernel_sides(self.layer, tuple(self.weight.shape))
+
+    def gradient_source(self) -> Any:
+        """Returns the tensor whose gradient also reaches entries that are off at present.
+
+        Call it inside `layers.settled_kernels`, while a `tf.GradientTape` records.
+        """
+        return self.layer.effective_kernel if is_masked(self.layer) else self.weight
+
+
+class Skipped(NamedTuple):
+    """A variable that is not pruned, and why."""
+
+    name: str
+    reason: str
+
+
+class Candidate(NamedTuple):
+    """A variable that may be pruned: its name, itself, and its layer."""
+
+    name: str
+    weight: Any
+    layer: Any
+
+
+def find_kernels(
+    model: keras.Model,
+    filters: Filters | None = None,
+    min_size: int = 256,
+    depthwise: bool = False,
+    embeddings: bool = False,
+) -> tuple[list[Candidate], list[Skipped]]:
+    """Finds the kernels of any built Keras model that may be pruned.
+
+    Variables are looked at, not layers, so that attention, recurrent cells, wrappers, shared and nested layers and
+    layers of the user's own need no case of their own. A variable that is used in several places counts once.
+
+    Args:
+        model: A built model.
+        filters: Which variables are meant: a regular expression or a list of them, found anywhere in the path
+            `"block/query/kernel"`, or a function of the path. `None` means all that are called like a kernel.
+        min_size: Tensors of fewer entries stay dense.
+        depthwise: Whether kernels of depthwise convolutions are pruned, which hold few entries that each do much.
+        embeddings: Whether tables of embeddings are pruned.
+
+    Returns:
+        The candidates in the order of the model, and the other trainable and frozen kernels with the reason why not.
+
+    Raises:
+        ValueError: if the model is not built, has quantized or LoRA layers, or a filter matches nothing.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+    if not model.built or not model.variables:
+        raise ValueError(
+            "`model` must be built before it is made sparse; call it once, or start it with keras.Input(shape). "
+            f"Received: {type(model).__name__} {model.name}, not built"
+        )
+    for layer in sublayers(model):
+        # Quantized and LoRA layers multiply with other numbers than those of their kernel.
+        for what in ("quantization_mode", "lora_enabled"):
+            if getattr(layer, what, None):
+                raise ValueError(
+                    "Quantized and LoRA layers cannot be pruned: make the model sparse first, and quantize it after "
+                    f"training. Received: {type(layer).__name__} {layer.name} with {what}={getattr(layer, what)!r}"
+                )
+    accepts = _accepts(filters)
+    trainable = {id(variable) for variable in model.trainable_variables}
+    found, skipped, matched = [], [], False
+    for name, variable, layer in _named_variables(model):
+        wanted = filters is None or accepts(name)
+        matched = matched or (filters is not None and wanted)
+        reason = _reason(variable, layer, id(variable) in trainable, filters, wanted, min_size, depthwise, embeddings)
+        if reason is None:
+            found.append(Candidate(name, variable, layer))
+        elif reason:
+            skipped.append(Skipped(name, reason))
+    if filters is not None and not matched:
+        names = [name for name, _, _ in _named_variables(model)]
+        raise ValueError(
+            f"`filters` matches no variable of {model.name}, whose variables are {_some(names)}. "
+            f"Received: filters={filters!r}"
+        )
+    if not found:
+        reasons = _some([f"{each.name}: {each.reason}" for each in skipped]) or "no kernel at all"
+        raise ValueError(f"{model.name} has no variable that can be pruned. Received: {reasons}")
+    return found, skipped
+
+
+def kernel_sides(layer: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the sides of a kernel as the Erdős-Rényi kernel rule counts them.
+
+    The kernel of an `EinsumDense`, as in attention, is a matrix from the axes that the equation sums over to the rest.
+    """
+    if not isinstance(layer, keras.layers.EinsumDense) or len(shape) < 3:
+        return shape
+    inputs, kernel, outputs = re.split(r",|->", layer.equation.replace(" ", ""))
+    inward = math.prod(side for axis, side in zip(kernel, shape, strict=True) if axis in inputs and axis not in outputs)
+    return (inward, math.prod(shape) // inward)
+
+
+def sublayers(model: Any) -> Iterator[Any]:
+    """Yields the model and every layer inside it, outer ones first, each once."""
+    yield from model._flatten_layers(include_self=True, recursive=True)  # as Keras' own `quantize` walks
+
+
+def _named_variables(model: keras.Model) -> list[tuple[str, Any, Any]]:
+    """Returns name, variable and innermost layer of each weight, in the order of the model."""
+    owner: dict[int, Any] = {}
+    for layer in sublayers(model):
+        for variable in layer.weights:
+            owner[id(variable)] = layer  # inner layers come after outer ones
+    seen: dict[str, int] = {}
+    named = []
+    for variable in {id(each): each for each in model.variables if id(each) in owner}.values():
+        count = seen[variable.path] = seen.get(variable.path, 0) + 1
+        named.append((variable.path if count == 1 else f"{variable.path}#{count}", variable, owner[id(variable)]))
+    return named
+
+
+def _reason(
+    variable: Any,
+    layer: Any,
+    trainable: bool,
+    filters: Filters | None,
+    wanted: bool,
+    min_size: int,
+    depthwise: bool,
+    embeddings: bool,
+) -> str | None:
+    """Returns `None` if a variable is pruned, why not, or `""` if nobody would expect it to be."""
+    shape, name = tuple(variable.shape), variable.name
+    if len(shape) < 2 or name in NEVER or isinstance(layer, NORMS) or not _is_floating(variable):
+        return ""
+    called = name in KERNELS
+    if not trainable:
+        return "frozen" if called else ""
+    if isinstance(layer, layers.KernelLayer) and not isinstance(layer, (MaskedKernel, PlainKernel)):
+        return "its layer decides by itself which entries exist"
+    if not called and filters is None:
+        return f"not called like a kernel; name it in filters={re.escape(name)!r} to prune it"
+    if not wanted:
+        return "not among the filters"
+    if name == "embeddings" and not embeddings:
+        return "an embedding; embeddings=True prunes it"
+    if (isinstance(layer, DEPTHWISE) or name == "depthwise_kernel") and not depthwise:
+        return "a depthwise kernel; depthwise=True prunes it"
+    if math.prod(shape) < min_size:
+        return f"{math.prod(shape)} entries, fewer than min_size={min_size}"
+    return None
+
+
+def _is_floating(variable: Any) -> bool:
+    return tf.as_dtype(keras.backend.standardize_dtype(variable.dtype)).is_floating
+
+
+def _accepts(filters: Filters | None) -> Callable[[str], bool]:
+    if filters is None or callable(filters):
+        return filters or (lambda name: True)
+    patterns = [filters] if isinstance(filters, str) else list(filters)
+    try:
+        compiled = [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            "`filters` must be a regular expression, a list of them, or a function of the path of a variable "
+            f"({error}). Received: filters={filters!r}"
+        ) from None
+    return lambda name: any(pattern.search(name) for pattern in compiled)
+
+
+def _some(words: Sequence[str], number: int = 8) -> str:
+    return ", ".join(words[:number]) + (f" and {len(words) - number} more" if len(words) > number else "")
+
+
+def is_masked(layer: Any) -> bool:
+    """Whether the kernel of a layer has a mask of its own."""
+    return isinstance(layer, MaskedKernel)
+
+
+def prunable_layers(network: keras.Model, fits: Callable[[Any], bool], subject: str, form: str) -> list[Any]:
+    """Returns the layers of `network` that fit and are not frozen, in forward order.
 
     Args:
         network: A network of the toolkit's layers.
-        needs: Attributes of the kernel form.
+        fits: Whether a layer has the parametrization that is needed.
         subject: Subject and verb of the message: `"Scores need"`.
-        form: The kernel form that a builder takes, for the message.
+        form: The parametrization as a builder takes it, for the message.
 
     Raises:
-        ValueError: if there is none, or there are prunable kernels of another form.
+        ValueError: if there is none, or there are prunable kernels of another parametrization.
     """
     kernels = layers.kernel_layers(network)
-    fitting = [layer for layer in kernels if all(hasattr(layer, name) for name in needs)]
+    fitting = [layer for layer in kernels if fits(layer)]
     others = [layer for layer in kernels if layer.prunable and not layer.frozen and layer not in fitting]
     found = [layer for layer in fitting if not layer.frozen]
     if fitting and not found and not others:
@@ -40,13 +260,9 @@ def prunable_layers(network: keras.Model, needs: Sequence[str], subject: str, fo
     return found
 
 
-def report_frozen(network: keras.Model, needs: Sequence[str] = ("scores",)) -> list[str]:
-    """Returns the names of frozen layers that could be pruned or hold the weights `needs`, and warns of them."""
-    names = [
-        layer.name
-        for layer in layers.kernel_layers(network)
-        if layer.frozen and (layer.prunable or all(hasattr(layer, name) for name in needs))
-    ]
+def report_frozen(network: keras.Model, fits: Callable[[Any], bool] = lambda layer: False) -> list[str]:
+    """Returns the names of frozen layers that could be pruned or that fit, and warns of them."""
+    names = [layer.name for layer in layers.kernel_layers(network) if layer.frozen and (layer.prunable or fits(layer))]
     if names:
         _log.warning("Frozen layers keep the connections that they have: %s", ", ".join(names))
     return names

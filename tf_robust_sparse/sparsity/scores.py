@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.data.checks import checked_images, checked_labels
+from tf_robust_sparse.layers.subnet import SubnetKernel
 from tf_robust_sparse.sparsity.prunable import prunable_layers
 
 # Distributions of independent scores, each with the variance of PyTorch's initialisation of that name.
@@ -31,7 +32,7 @@ def subnet_layers(network: keras.Model) -> list[Any]:
     Raises:
         ValueError: if there is none, or there are prunable kernels of another form.
     """
-    return prunable_layers(network, ("scores",), "Scores need", "subnet")
+    return prunable_layers(network, lambda layer: isinstance(layer, SubnetKernel), "Scores need", "subnet")
 
 
 def scaled_scores(network: keras.Model) -> None:

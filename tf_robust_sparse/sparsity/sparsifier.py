@@ -1,5 +1,6 @@
 """What a sparsifier is: it decides which connections of a network exist, and when that changes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,38 +12,51 @@ from tf_robust_sparse.sparsity.prunable import prunable_layers, report_frozen
 
 
 class Sparsifier:
-    """Base class: knows the prunable layers of one network and is called around every optimizer update.
+    """Base class: knows the prunable kernels of one network and is called around every optimizer update.
 
-    A subclass names the weights it needs (`needs`) and overrides `before_update` and `after_update`. Both run inside
-    the compiled training step, in a replica context, so that every replica must compute the same values.
+    Without `trs.sparsify` a subclass works on layers of this package, those that it `fits`. It overrides what it needs
+    of `mask_gradients`, `before_update` and `after_update`. All of them run inside the compiled training step, in a
+    replica context, so that every replica must compute the same values.
 
     Args:
-        connectivity: Fraction of the kernel entries kept at the end, in (0, 1].
+        connectivity: Fraction of the kernel entries kept at the end, in (0, 1]; `None` leaves it to `trs.sparsify`.
 
     Raises:
         ValueError: if `connectivity` is outside (0, 1].
     """
 
-    needs: tuple[str, ...] = ()
     kernel_form = ""
     compiles_with_xla = True
+    # Whether `after_update` is given gradients of entries that are off, too; a step without them pays nothing.
+    needs_dense_gradients = False
 
-    def __init__(self, connectivity: float) -> None:
-        self.connectivity = check_connectivity(connectivity)
+    def __init__(self, connectivity: float | None = None) -> None:
+        # `None` stands until `trs.sparsify` sets it; `attach` refuses it.
+        self.connectivity: Any = None if connectivity is None else check_connectivity(connectivity)
         self.layers: list[Any] = []
         self.frozen: list[str] = []
         self.sizes: list[int] = []
         self.budget = 0
+        self.masks: keras.layers.Layer | None = None  # of kernels that have none of their own; part of checkpoints
+
+    def fits(self, layer: Any) -> bool:
+        """Whether a kernel layer of this package has the parametrization that the sparsifier works on."""
+        return False
 
     def attach(self, network: keras.Model) -> None:
         """Binds the sparsifier to the prunable layers of `network` that are not frozen.
 
         Raises:
-            ValueError: if the network has no layer of the kernel form needed, prunable layers of another form, or
-                frozen layers alone.
+            ValueError: if the network has no layer of the parametrization needed, prunable layers of another one, or
+                frozen layers alone, or if no connectivity was given.
         """
-        self.layers = prunable_layers(network, self.needs, f"{type(self).__name__} needs", self.kernel_form)
-        self.frozen = report_frozen(network, self.needs)
+        if self.connectivity is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a connectivity: pass {type(self).__name__}(connectivity=0.1), or the "
+                "sparsifier to trs.sparsify(model, connectivity=0.1, sparsifier=...). Received: connectivity=None"
+            )
+        self.layers = prunable_layers(network, self.fits, f"{type(self).__name__} needs", self.kernel_form)
+        self.frozen = report_frozen(network, self.fits)
         self.sizes = [int(tf.size(layer.compute_effective_kernel())) for layer in self.layers]
         self.budget = global_budget(self.sizes, self.connectivity)
 
@@ -54,11 +68,27 @@ class Sparsifier:
         """
         check_optimizer(optimizer)
 
+    def gradient_sources(self) -> list[Any]:
+        """Returns the tensors whose gradients `after_update` is given; called while the tape records."""
+        return []
+
+    def mask_gradients(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+        """Returns the gradients of `weights` as the optimizer clips and applies them."""
+        return list(gradients)
+
     def before_update(self, optimizer: keras.optimizers.Optimizer) -> Any:
         """Returns what `after_update` needs to know of the state before the update."""
 
-    def after_update(self, state: Any, optimizer: keras.optimizers.Optimizer) -> None:
-        """Changes connections after the optimizer has moved the weights."""
+    def after_update(
+        self, state: Any, optimizer: keras.optimizers.Optimizer, dense: Sequence[tf.Tensor] | None = None
+    ) -> None:
+        """Changes connections after the optimizer has moved the weights.
+
+        Args:
+            state: What `before_update` returned.
+            optimizer: The optimizer, which has counted this update.
+            dense: Gradients of the loss of all replicas with respect to `gradient_sources()`, where they are needed.
+        """
 
     def check(self, network: keras.Model) -> None:
         """Checks the number of connections of `network`; called whenever it is saved.

@@ -116,12 +116,14 @@ class Checkpoints(keras.callbacks.Callback):
         path = self.directory / "last.weights.h5"
         written = saving.read_metadata(path)["config"]
         for name, value in self.config.items():
-            if written.get(name) != value:
+            if name in written and written[name] != value:  # an older run knew fewer settings
                 raise ValueError(
                     f"The run in {self.directory} was begun with {name}={written.get(name)!r}, which --resume cannot "
                     f"change; pass the flags of its run.flags. Received: {name}={value!r}"
                 )
         self.state = saving.load_checkpoint(path, model)["state"]
+        if self._writes and self.state["epoch"]:
+            self._write_history()  # of the last epoch it may be missing: the state is written first
         return self.state["epoch"]
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -155,9 +155,10 @@ class FreeRobustModel(RobustModel):
                 with layers.settled_kernels(self.network), self._layer_losses() as added:
                     x_adv = tf.clip_by_value(x + delta, 0.0, 1.0)
                     per_example, logits = self.objective.loss(self.network, x, y, x_adv)
+                    sources = self._dense_sources()
                 loss = self._scaled_loss(per_example, added)
-            *gradients, of_images = tape.gradient(loss, [*weights, delta])
-            self._update(gradients, weights)
+            *gradients, of_images = tape.gradient(loss, [*weights, *sources, delta])
+            self._update(gradients[: len(weights)], weights, gradients[len(weights) :])
             delta = tf.clip_by_value(delta + epsilon * tf.sign(of_images), -epsilon, epsilon)
         self._keep(delta)
         return self._training_logs(self._update_metrics(added.onto(per_example), x, y, logits))

@@ -65,14 +65,16 @@ class NeuralPruningModel(RobustModel):
             of_gates = per_example if logits_adv is None else cross_entropy(y, logits_adv)
             gate_loss = self._scaled_loss(of_gates + divergence, added, part.total)
             loss = self._scaled_loss(per_example, added, part.total)  # without the divergence: no weight of it
+            sources = self._dense_sources()
         gates = {id(variable) for layer in layers.gates(self.network) for variable in layer.trainable_variables}
         weights = self.network.trainable_variables
         gated = [variable for variable in weights if id(variable) in gates]
         others = [variable for variable in weights if id(variable) not in gates]
         gradients = {id(variable): each for variable, each in zip(gated, tape.gradient(gate_loss, gated), strict=True)}
         gradients |= {id(variable): each for variable, each in zip(others, tape.gradient(loss, others), strict=True)}
+        dense = tape.gradient(loss, sources)
         del tape
-        self._update([gradients[id(variable)] for variable in weights], weights)
+        self._update([gradients[id(variable)] for variable in weights], weights, dense)
         terms |= self._terms_of(y, logits, logits_adv)
         per_example = added.onto(per_example + divergence)
         return self._training_logs(self._record_step(per_example, x, y, logits, logits_adv), terms)

@@ -1,5 +1,6 @@
 """A replica's part of a batch, which may be smaller than the others' or empty where images run out."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -46,3 +47,11 @@ def replica_part(x: tf.Tensor, y: tf.Tensor) -> ReplicaPart:
     some_x = tf.cond(number > 0, lambda: x, lambda: tf.reshape(row[:-2], shape))
     some_y = tf.cond(number > 0, lambda: y, lambda: tf.cast(row[-2:-1], tf.int64))
     return ReplicaPart(tf.ensure_shape(some_x, (None, *x.shape[1:])), tf.ensure_shape(some_y, (None,)), number, row[-1])
+
+
+def summed_over_replicas(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the sums over the replicas of tensors that each of them has computed."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return list(values)
+    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(values)))

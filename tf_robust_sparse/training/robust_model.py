@@ -16,7 +16,8 @@ from tf_robust_sparse.objectives.layer_losses import collected_layer_losses
 from tf_robust_sparse.objectives.terms import collected_terms
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.training.masked_gradients import warn_of_masked_gradients
-from tf_robust_sparse.training.replica_part import replica_part
+from tf_robust_sparse.training.replica_part import replica_part, summed_over_replicas
+from tf_robust_sparse.training.step_data import at_least_one, images_and_labels
 
 # Seeds of validation attacks, and of what layers draw in training, stand apart from those of attacks in training.
 _VALIDATION, _DRAWS = 1 << 30, 1 << 29
@@ -74,6 +75,7 @@ class RobustModel(keras.Model):
         if sparsifier is not None:
             _check_kind("sparsifier", sparsifier, Sparsifier, "a sparsifier of tf_robust_sparse.sparsity, or None")
             sparsifier.attach(network)
+            self._masks = sparsifier.masks  # a part of checkpoints
         if validation_attack is not None:
             _check_kind("validation_attack", validation_attack, GradientAttack, "an attack, or None")
         if not 0 <= seed < 2**31:
@@ -208,15 +210,17 @@ class RobustModel(keras.Model):
             per_example, logits, logits_adv = (part.counted(each) for each in results)
             x, y = part.counted(x), part.counted(y)
             loss = self._scaled_loss(per_example, added, part.total)
+            sources = self._dense_sources()
         weights = self.network.trainable_variables
-        self._update(tape.gradient(loss, weights), weights)
+        gradients = tape.gradient(loss, [*weights, *sources])
+        self._update(gradients[: len(weights)], weights, gradients[len(weights) :])
         terms |= self._terms_of(y, logits, logits_adv)
         return self._training_logs(self._record_step(added.onto(per_example), x, y, logits, logits_adv), terms)
 
     def test_step(self, data):
         """Reports loss and metrics on clean images, accuracy under the validation attack, and the checks' shares."""
         x, y = self._batch(data)
-        (some_x, some_y), number = _at_least_one(x, y), tf.shape(y)[0]
+        (some_x, some_y), number = at_least_one(x, y), tf.shape(y)[0]
         seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
         with layers.settled_kernels(self.network):
             with self._inference_kernels():
@@ -233,7 +237,7 @@ class RobustModel(keras.Model):
     def predict_step(self, data):
         """Returns the logits of a batch of images."""
         x = data[0] if isinstance(data, (tuple, list)) else data
-        (some_x,) = _at_least_one(x)
+        (some_x,) = at_least_one(x)
         with layers.settled_kernels(self.network), self._inference_kernels():
             return self.network(some_x, training=False)[: tf.shape(x)[0]]
 
@@ -255,13 +259,22 @@ class RobustModel(keras.Model):
         which fails on several workers (keras-team/keras issue 20585) and for replicas with unequal parts.
         """
 
-    def _update(self, gradients, weights):
+    def _dense_sources(self):
+        """Returns what else the loss is differentiated by, for the sparsifier; called while the tape records."""
+        needed = self.sparsifier is not None and self.sparsifier.needs_dense_gradients
+        return self.sparsifier.gradient_sources() if needed else []
+
+    def _update(self, gradients, weights, dense=()):
+        """Has the optimizer and the sparsifier change the weights; `dense` are gradients of `_dense_sources`."""
         # Steps are counted, and connections move, after the check of the images only, as weights do by themselves.
         with tf.control_dependencies([each for each in gradients if each is not None][-1:]):
-            state = None if self.sparsifier is None else self.sparsifier.before_update(self.optimizer)
-            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-            if self.sparsifier is not None:
-                self.sparsifier.after_update(state, self.optimizer)
+            if self.sparsifier is None:
+                self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+                return
+            state = self.sparsifier.before_update(self.optimizer)
+            masked = self.sparsifier.mask_gradients(gradients, weights)
+            self.optimizer.apply_gradients(zip(masked, weights, strict=True))
+            self.sparsifier.after_update(state, self.optimizer, summed_over_replicas(dense) if dense else None)
 
     def _training_logs(self, logs, terms=None):
         """Drops what is measured in validation only, and adds the terms that there are."""
@@ -362,31 +375,6 @@ class RobustModel(keras.Model):
         images_and_labels(spec)
         tf.function(lambda *batch: self._batch(batch), autograph=False).get_concrete_function(*spec)
         return spec[0].shape[0]
-
-
-def images_and_labels(data: Any) -> tuple[Any, Any]:
-    """Returns the two parts of a batch.
-
-    Raises:
-        ValueError: if there are others.
-    """
-    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3) or (len(data) == 3 and data[2] is not None):
-        raise ValueError(
-            "A RobustModel trains on pairs (images, labels) without sample weights. "
-            f"Received: {len(data) if isinstance(data, (tuple, list)) else type(data).__name__} elements"
-        )
-    return data[0], data[1]
-
-
-def _at_least_one(*parts: Any) -> list[Any]:
-    """Puts a row of zeros into an empty batch, a replica's part of a last batch: no convolution takes an empty one."""
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        return list(parts)
-    return [tf.cond(tf.shape(part)[0] > 0, lambda p=part: p, lambda p=part: _one_row(p)) for part in parts]
-
-
-def _one_row(part: Any) -> tf.Tensor:
-    return tf.zeros((1, *part.shape[1:]), part.dtype)
 
 
 def _check_kind(name: str, value: Any, kind: type, expected: str) -> None:

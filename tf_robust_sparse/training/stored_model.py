@@ -197,8 +197,10 @@ class StoredRobustModel(RobustModel):
             with self._layer_losses() as added:
                 per_example, logits = objective.loss(self.network, x, y, x + delta)
             loss = self._scaled_loss(per_example, added)
+            sources = self._dense_sources()
         weights = self.network.trainable_variables
-        self._update(tape.gradient(loss, weights), weights)
+        gradients = tape.gradient(loss, [*weights, *sources])
+        self._update(gradients[: len(weights)], weights, gradients[len(weights) :])
         if settings.carry:
             part = delta if pairs is None else moved_images.unmixed(delta, own, *pairs)
             self._keep(index, moved_images.put_back(stored, part, offsets, mirrored))

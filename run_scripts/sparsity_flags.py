@@ -1,0 +1,168 @@
+"""Flags of how connections are chosen, which of them belong to which sparsifier, and what they stand for."""
+
+from absl import flags
+
+import tf_robust_sparse as trs
+from run_scripts.command_line import BadFlag, define_number, section
+
+FLAGS = flags.FLAGS
+
+SPARSIFIERS = {  # -> kernel form
+    "none": "plain",
+    "connectivity_sampling": "rewiring",
+    "magnitude": "masked",
+    "channel_magnitude": "masked",
+    "static": "masked",
+    "set": "masked",
+    "rigl": "masked",
+}
+_MAGNITUDE = ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation")
+_MOVING = ("move_interval", "drop_fraction", "move_end", "allocation")
+SPARSIFIER_FLAGS = {
+    "connectivity_sampling": ("noise_scaling", "l1", "dormant_policy", "init_policy", "layer_prior"),
+    "magnitude": _MAGNITUDE,
+    "channel_magnitude": (*_MAGNITUDE, "pruning_criterion"),
+    "static": ("allocation",),
+    "set": _MOVING,
+    "rigl": _MOVING,
+}
+_ALLOCATIONS = {
+    **dict.fromkeys(("magnitude", "channel_magnitude"), ("uniform", "global")),
+    **dict.fromkeys(("static", "set", "rigl"), ("erk", "uniform", "igq")),
+}
+
+
+@section("Connectivity sampling")
+def _define_connectivity_sampling() -> None:
+    define_number("noise_scaling", 1e-6, "Standard deviation of the noise, in units of the learning rate.")
+    define_number("l1", 0.0, "Strength of the L1 prior, in units of the learning rate.")
+    flags.DEFINE_enum(
+        "dormant_policy",
+        "freeze",
+        ["freeze", "reference"],
+        "Dormant entries rest, or drift as in the original.",
+    )
+    flags.DEFINE_enum(
+        "init_policy", "reference", ["reference", "exact"], "Connections at the start: the original's, or the budget."
+    )
+    flags.DEFINE_enum(
+        "layer_prior",
+        "size",
+        ["size", "target"],
+        "Layers grow by their size, or by their share at the start.",
+    )
+
+
+@section("Magnitude pruning")
+def _define_magnitude_pruning() -> None:
+    flags.DEFINE_enum("pruning_schedule", "polynomial", ["polynomial", "one_shot"], "Prune gradually, or at once.")
+    define_number("pruning_begin", 0.0, "Where pruning begins, as a fraction of all steps.", 0, 1, excluded=1)
+    define_number("pruning_end", 0.5, "Where pruning ends, as a fraction of all steps.", 0, 1, excluded=0)
+    flags.DEFINE_integer("pruning_frequency", 100, "Steps between two prunings.", 1)
+    flags.DEFINE_enum(
+        "allocation",
+        None,
+        ["uniform", "global", "erk", "igq"],
+        "Connections of each kernel. Magnitude pruning: the same fraction (uniform, its default), or the largest of "
+        "all kernels (global). static, set, rigl: by Erdos-Renyi kernels (erk, their default), uniform, or igq.",
+    )
+    flags.DEFINE_enum(
+        "pruning_criterion",
+        "kernel",
+        list(trs.sparsity.CRITERIA),
+        "Of --sparsifier=channel_magnitude: size of channels by their kernel, or by the scale of their batch norm.",
+    )
+
+
+@section("Connections that move (set, rigl)")
+def _define_moving() -> None:
+    flags.DEFINE_integer("move_interval", 100, "Steps between two updates of the connections.", 1)
+    define_number("drop_fraction", 0.3, "Share of the connections that move in the first update.", 0, 1)
+    define_number("move_end", 0.75, "Where connections come to rest, as a fraction of all steps.", 0, 1, excluded=0)
+
+
+def define() -> None:
+    """Defines the flags of all sparsifiers."""
+    _define_connectivity_sampling()
+    _define_magnitude_pruning()
+    _define_moving()
+
+
+def sparsifier_name() -> str:
+    """Returns the sparsifier that --sparsifier and --sparse_train stand for."""
+    if "sparsifier" not in FLAGS:
+        return "none"
+    return FLAGS.sparsifier or ("connectivity_sampling" if FLAGS.sparse_train else "none")
+
+
+def flags_of_others() -> list[str]:
+    """Returns the names of the flags of sparsifiers that the chosen one does not use."""
+    own = SPARSIFIER_FLAGS.get(sparsifier_name(), ())
+    return list(dict.fromkeys(name for names in SPARSIFIER_FLAGS.values() for name in names if name not in own))
+
+
+def check() -> None:
+    """Checks that flags and the sparsifier go together, and settles the default of --allocation.
+
+    Raises:
+        BadFlag: naming the flags that do not.
+    """
+    name = sparsifier_name()
+    if name in ("magnitude", "channel_magnitude") and not FLAGS.pruning_begin < FLAGS.pruning_end:
+        raise BadFlag(
+            f"--pruning_begin={FLAGS.pruning_begin:g}: expected less than --pruning_end. "
+            f"Received: --pruning_end={FLAGS.pruning_end:g}"
+        )
+    for flag in flags_of_others():
+        if FLAGS[flag].present:
+            owners = " or ".join(sparsifier for sparsifier, names in SPARSIFIER_FLAGS.items() if flag in names)
+            raise BadFlag(f"--{flag} belongs to --sparsifier={owners}. Received: --sparsifier={name}")
+    allowed = _ALLOCATIONS.get(name, ("uniform",))
+    if FLAGS.allocation is None:
+        FLAGS["allocation"].value = allowed[0]
+    if FLAGS.allocation not in allowed:
+        raise BadFlag(
+            f"--allocation={FLAGS.allocation}: expected {' or '.join(allowed)} with --sparsifier={name}. "
+            "Received: another one"
+        )
+
+
+def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
+    """Returns the sparsifier, or `None` for a dense network."""
+    name = sparsifier_name()
+    if name == "connectivity_sampling":
+        return trs.sparsity.ConnectivitySampling(
+            FLAGS.connectivity,
+            noise_scaling=FLAGS.noise_scaling,
+            l1=FLAGS.l1,
+            dormant_policy=FLAGS.dormant_policy,
+            init_policy=FLAGS.init_policy,
+            layer_prior=FLAGS.layer_prior,
+            seed=FLAGS.seed,
+        )
+    if name in ("magnitude", "channel_magnitude"):
+        schedule = None
+        if FLAGS.pruning_schedule == "polynomial":
+            begin = int(FLAGS.pruning_begin * total_steps)
+            end = max(begin + 1, int(FLAGS.pruning_end * total_steps))
+            # The last pruning must fall on the end, where the target is reached.
+            frequency = max(1, min(FLAGS.pruning_frequency, end - begin))
+            end = begin + (end - begin) // frequency * frequency
+            schedule = trs.sparsity.schedules.polynomial(FLAGS.connectivity, end, begin_step=begin, frequency=frequency)
+        arguments = (FLAGS.connectivity, schedule, FLAGS.allocation)
+        if name == "magnitude":
+            return trs.sparsity.MagnitudePruning(*arguments)
+        return trs.sparsity.ChannelMagnitudePruning(*arguments, FLAGS.pruning_criterion)
+    if name == "static":
+        return trs.sparsity.SET(FLAGS.connectivity, drop_fraction=0.0, allocation=FLAGS.allocation, seed=FLAGS.seed)
+    if name in ("set", "rigl"):
+        kind = {"set": trs.sparsity.SET, "rigl": trs.sparsity.RigL}[name]
+        return kind(
+            FLAGS.connectivity,
+            interval=FLAGS.move_interval,
+            drop_fraction=FLAGS.drop_fraction,
+            end_step=max(1, int(FLAGS.move_end * total_steps)),
+            allocation=FLAGS.allocation,
+            seed=FLAGS.seed,
+        )
+    return None

@@ -1,0 +1,144 @@
+"""`trs.sparsify`: makes any built Keras 3 model sparse, with the method that one chooses."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from tf_robust_sparse.sparsity.allocation import check_connectivity
+from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
+from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
+from tf_robust_sparse.sparsity.prunable import Filters, Prunable, Skipped, find_kernels, is_masked
+
+
+class SparsifyReport(NamedTuple):
+    """What `trs.sparsify` did.
+
+    Attributes:
+        sparsifier: What to train with: `trs.RobustModel(model, objective, report.sparsifier)`.
+        sparsified: The kernels that are pruned.
+        skipped: The other kernels, each with the reason.
+    """
+
+    sparsifier: MaskSparsifier
+    sparsified: list[Prunable]
+    skipped: list[Skipped]
+
+    @property
+    def connectivity(self) -> float:
+        """Fraction of the entries of the sparsified kernels that are connected at present."""
+        return sum(self.sparsifier.count()) / sum(self.sparsifier.sizes)
+
+    def __str__(self) -> str:
+        rows = [
+            f"{kernel.name}: {count} of {kernel.size} entries"
+            for kernel, count in zip(self.sparsified, self.sparsifier.count(), strict=True)
+        ]
+        rows += [f"{name}: dense, {reason}" for name, reason in self.skipped]
+        return "\n".join([*rows, f"in all {100 * self.connectivity:.2f} % of {sum(self.sparsifier.sizes)} entries"])
+
+
+def sparsify(
+    model: keras.Model,
+    connectivity: float,
+    sparsifier: MaskSparsifier | None = None,
+    filters: Filters | None = None,
+    min_size: int = 256,
+    depthwise: bool = False,
+    embeddings: bool = False,
+) -> SparsifyReport:
+    """Makes a built Keras model sparse, to be trained with `trs.RobustModel`.
+
+    The model stays what it is: masks are held beside it, weights that are off are exactly 0, and `model.save`,
+    `model.export` and quantization need nothing of this package.
+
+    ```python
+    model = keras.applications.MobileNetV2(
+        weights=None, input_shape=(32, 32, 3), classes=10, classifier_activation=None
+    )
+    report = trs.sparsify(model, connectivity=0.1)
+    trainer = trs.RobustModel(model, trs.objectives.Natural(), report.sparsifier)
+    trainer.compile("adam")
+    trainer.fit(x, y, epochs=20)
+    model.save("sparse.keras")
+    ```
+
+    Args:
+        model: Any built Keras 3 model; in a strategy's scope if it was made in one.
+        connectivity: Fraction of the entries of the sparsified kernels that stays, in (0, 1].
+        sparsifier: The method: `MagnitudePruning()` at once (the default) or gradually, `SET()`, `RigL()`, ...; it may
+            leave out its connectivity, which is given here.
+        filters: Which variables: a regular expression or a list of them, found anywhere in the path of the variable, or
+            a function of the path. Without it those that are called like a kernel.
+        min_size: Tensors of fewer entries stay dense.
+        depthwise: Whether kernels of depthwise convolutions are pruned.
+        embeddings: Whether embeddings are pruned.
+
+    Returns:
+        The report, with the sparsifier bound to the model.
+
+    Raises:
+        ValueError: if the model is not built, nothing can be pruned, a filter matches nothing, layers are quantized or
+            have LoRA weights, or the connectivity is out of range or another one than that of the sparsifier. The model
+            is untouched then.
+
+    Reference: [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878) for magnitude pruning.
+    """
+    connectivity = check_connectivity(connectivity)
+    sparsifier = MagnitudePruning() if sparsifier is None else sparsifier
+    if not isinstance(sparsifier, MaskSparsifier):
+        raise ValueError(
+            "`sparsifier` must hold masks, as MagnitudePruning, SET and RigL do; others need layers of this package. "
+            f"Received: sparsifier={sparsifier!r}"
+        )
+    if sparsifier.connectivity not in (None, connectivity):
+        raise ValueError(
+            "The connectivity is given once, to trs.sparsify or to the sparsifier. Received: connectivity="
+            f"{connectivity} here and {sparsifier.connectivity} there"
+        )
+    if sparsifier.network is not None:
+        raise ValueError(
+            f"`sparsifier` belongs to {sparsifier.network.name} already; make a new {type(sparsifier).__name__}. "
+            f"Received: {model.name}"
+        )
+    found, skipped = find_kernels(model, filters, min_size, depthwise, embeddings)
+    size = sum(math.prod(each.weight.shape) for each in found)
+    if int(size * connectivity) < len(found):
+        raise ValueError(
+            f"`connectivity` must leave an entry for each of the {len(found)} kernels of together {size} entries: pass "
+            f"at least {len(found) / size:.2g}. Received: connectivity={connectivity}"
+        )
+    kernels, masks = _with_masks(model, found)
+    before = sparsifier.connectivity
+    sparsifier.connectivity = connectivity
+    try:
+        sparsifier.bind(model, kernels, masks)
+    except ValueError:
+        sparsifier.connectivity, sparsifier.network, sparsifier.masks = before, None, None
+        raise
+    return SparsifyReport(sparsifier, kernels, skipped)
+
+
+def _with_masks(model: keras.Model, found: Sequence[Any]) -> tuple[list[Prunable], keras.layers.Layer]:
+    """Returns the kernels with their masks, and the layer that holds those masks that no layer of ours has."""
+    holder = keras.layers.Layer(name="sparsity_masks", dtype="float32")
+    kernels = []
+    with model.distribute_strategy.scope():
+        for each in found:
+            mask = each.layer.kernel_mask if is_masked(each.layer) else _new_mask(holder, each)
+            kernels.append(Prunable(each.name, each.weight, mask, each.layer))
+    holder.built = True
+    return kernels, holder
+
+
+def _new_mask(holder: keras.layers.Layer, kernel: Any) -> Any:
+    return holder.add_weight(
+        name=kernel.name.replace("/", "_"),
+        shape=tuple(kernel.weight.shape),
+        initializer="ones",
+        dtype="bool",
+        trainable=False,
+        autocast=False,
+        aggregation="only_first_replica",
+    )

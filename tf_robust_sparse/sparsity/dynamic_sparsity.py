@@ -1,0 +1,183 @@
+"""Training with few connections from the start: now and then some are dropped, and as many grow elsewhere."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.layers import fold_in
+from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
+from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
+
+STARTS = ("random", "magnitude")
+_STREAM = 0xD1A
+
+
+class DynamicSparsity(MaskSparsifier):
+    """Base class: every kernel keeps its number of connections, and which they are changes every `interval` steps.
+
+    In an update, step `t` of at most `end_step`, `n = int(fraction(t) * connections)` of the smallest weights of each
+    kernel are dropped and `n` entries grow, those of largest `growth_scores` among all that are not kept, the dropped
+    ones included. An entry that was off starts at 0 without momentum; one that is dropped and grows again keeps its
+    value. Counts are exact, of equal scores the first in memory order wins, and every draw is a function of `seed`, the
+    step and the kernel, so that replicas agree and a resumed run repeats them.
+
+    Args:
+        connectivity: Fraction of the entries that are connected, in (0, 1]; `None` leaves it to `trs.sparsify`.
+        interval: Number of steps between updates, at least 1.
+        drop_fraction: Share of the connections that move in the first update, in [0, 1].
+        end_step: The step of the last update; three quarters of the training are usual.
+        allocation: How connections are spread over kernels, see `layer_fractions`.
+        start: `"random"` connections at first, or those of largest `"magnitude"`, for a network that is trained
+            already.
+        seed: Integer in [0, 2**31) that fixes all draws.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    keeps_gradient_step = True  # whether the optimizer's step counts in a step in which connections move
+
+    def __init__(
+        self,
+        connectivity: float | None = None,
+        interval: int = 100,
+        drop_fraction: float = 0.3,
+        end_step: int = 75_000,
+        allocation: str | Mapping[str, float] = "erk",
+        start: str = "random",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(connectivity)
+        for name, value in (("interval", interval), ("end_step", end_step)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is a number of steps, at least 1. Received: {name}={value!r}")
+        if not 0 <= drop_fraction <= 1:
+            raise ValueError(f"`drop_fraction` must be in [0, 1]. Received: drop_fraction={drop_fraction!r}")
+        if start not in STARTS:
+            raise ValueError(f"`start` must be one of {', '.join(STARTS)}. Received: start={start!r}")
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed!r}")
+        self.interval, self.end_step, self.seed = interval, end_step, int(seed)
+        self.drop_fraction = float(drop_fraction)
+        self.allocation = allocation
+        self.first_masks = start
+        self.moved: Any = None
+
+    def fraction(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the share of the connections that move at `step`: a cosine that ends at 0 at `end_step`."""
+        progress = tf.cast(step, tf.float64) / self.end_step
+        return self.drop_fraction / 2 * (1 + tf.cos(math.pi * progress))
+
+    def is_update(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns whether connections move at `step`, the number of updates before this one."""
+        return (step > 0) & (step % self.interval == 0) & (step <= self.end_step)
+
+    def growth_scores(self, number: int, dense: Sequence[tf.Tensor] | None, seed: tf.Tensor) -> tf.Tensor:
+        """Returns how much each entry of kernel `number` deserves to grow: at least 0, of the kernel's shape."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Chooses the first connections."""
+        fractions = layer_fractions(
+            self.allocation,
+            [kernel.sides for kernel in self.kernels],
+            self.connectivity,
+            names=[kernel.name for kernel in self.kernels],
+        )
+        counts = layer_counts(fractions, self.sizes, self.budget)
+        generator = np.random.default_rng([self.seed, _STREAM])
+        masks = []
+        for kernel, count in zip(self.kernels, counts, strict=True):
+            if self.first_masks == "magnitude":
+                masks.append(layers.largest_mask(tf.abs(tf.convert_to_tensor(kernel.weight)), count))
+            else:
+                mask = np.zeros(kernel.size, bool)
+                mask[generator.choice(kernel.size, count, replace=False, shuffle=False)] = True
+                masks.append(tf.constant(mask.reshape(kernel.weight.shape)))
+        assign_everywhere(list(self._masked_weights(masks)))
+        self.moved = tf.Variable(
+            tf.zeros(len(masks), tf.int64),
+            trainable=False,
+            name="moved",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+    def before_update(self, optimizer: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Notes the step and, where the optimizer's step is not to count, weights and slots."""
+        step = super().before_update(optimizer)
+        if self.keeps_gradient_step:
+            return step, []
+        held = self._held(optimizer)
+        copies = tf.cond(
+            self.is_update(step),
+            lambda: [tf.identity(each) for each in held],
+            lambda: [tf.zeros(each.shape, each.dtype) for each in held],  # of equal shapes, for XLA
+        )
+        return step, list(copies)
+
+    def after_update(self, state: Any, optimizer: Any, dense: Sequence[tf.Tensor] | None = None) -> None:
+        """Moves connections if it is time to, and holds what is off, and its momentum, at 0."""
+        step, copies = state
+        moving = self.is_update(step)
+        if copies:
+            held = self._held(optimizer)
+            values = tf.cond(moving, lambda: copies, lambda: [tf.convert_to_tensor(each) for each in held])
+            assign_everywhere(list(zip(held, values, strict=True)))
+        before = self.present_masks()
+        masks = tf.cond(moving, lambda: self._moved_masks(step, dense), lambda: before)
+        born = tf.stack([tf.math.count_nonzero(new & ~old) for new, old in zip(masks, before, strict=True)])
+        assign_everywhere(
+            [*self._masked_weights(masks), *self._masked_slots(masks, optimizer), (self.moved, self.moved + born)]
+        )
+
+    def check(self, network: Any) -> None:
+        """Checks that entries that are off are 0 and that the connections are as many as at first.
+
+        Raises:
+            RuntimeError: if not.
+        """
+        super().check(network)
+        if sum(self.count()) != self.budget:
+            raise RuntimeError(f"The network has {sum(self.count())} connections, not the {self.budget} of its budget.")
+
+    def turnover(self) -> dict[str, Any]:
+        """Returns how many connections of each kernel are new since the last call."""
+        moved = np.asarray(self.moved).tolist()
+        self.moved.assign(tf.zeros_like(self.moved))
+        return {"grown": dict(zip([kernel.name for kernel in self.kernels], moved, strict=True))}
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the name and the settings, ready for JSON."""
+        return {
+            **super().describe(),
+            "interval": self.interval,
+            "drop_fraction": self.drop_fraction,
+            "end_step": self.end_step,
+            "allocation": self.allocation if isinstance(self.allocation, str) else dict(self.allocation),
+            "start": self.first_masks,
+            "budget": self.budget,
+        }
+
+    def _held(self, optimizer: Any) -> list[Any]:
+        weights = self.network.trainable_variables
+        return [*weights, *[slot for weight in weights for slot in slots(optimizer, weight)]]
+
+    def _moved_masks(self, step: tf.Tensor, dense: Sequence[tf.Tensor] | None) -> list[tf.Tensor]:
+        at_step = tf.random.experimental.stateless_fold_in(tf.constant([self.seed, _STREAM], tf.int64), step)
+        masks = []
+        for number, kernel in enumerate(self.kernels):
+            noise_seed, growth_seed = tf.unstack(tf.random.experimental.stateless_split(fold_in(at_step, number), 2))
+            mask, weight = tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight)
+            connections = tf.math.count_nonzero(mask)
+            count = tf.cast(self.fraction(step) * tf.cast(connections, tf.float64), tf.int64)
+            # The noise decides among equal weights, as those that have just grown, which are 0.
+            sizes = tf.abs(tf.cast(weight, tf.float32)) + 1e-5 * tf.random.stateless_normal(weight.shape, noise_seed)
+            kept = layers.largest_mask(layers.select(mask, sizes, -1.0), connections - count)
+            scores = tf.cast(self.growth_scores(number, dense, growth_seed), tf.float32)
+            masks.append(kept | layers.largest_mask(layers.select(kept, -tf.ones_like(scores), scores), count))
+        return masks

@@ -1,0 +1,127 @@
+"""Sparsifiers that hold a mask over each kernel, of our masked layers or of any Keras model."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.sparsity.allocation import global_budget
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
+from tf_robust_sparse.sparsity.prunable import Prunable, is_masked
+from tf_robust_sparse.sparsity.sparsifier import Sparsifier
+
+
+class MaskSparsifier(Sparsifier):
+    """Base class: entries that are off stay at exactly 0, and so does what the optimizer remembers of them.
+
+    A subclass sets the first masks in `start`, and new ones in `masks_after`.
+
+    Args: as `Sparsifier`.
+    """
+
+    kernel_form = "masked"
+
+    def __init__(self, connectivity: float | None = None) -> None:
+        super().__init__(connectivity)
+        self.kernels: list[Prunable] = []
+        self.network: Any = None
+
+    def fits(self, layer: Any) -> bool:
+        """Whether a layer has a mask."""
+        return is_masked(layer)
+
+    def attach(self, network: keras.Model) -> None:
+        """Binds the sparsifier to the masked layers of `network`, unless `trs.sparsify` has bound it already.
+
+        Raises:
+            ValueError: if the network has no masked layer, or `trs.sparsify` made another one sparse.
+        """
+        if self.masks is not None:
+            if self.network is not network:
+                raise ValueError(
+                    f"This sparsifier belongs to {self.network.name}, which trs.sparsify was called with; call it with "
+                    f"the model that is trained. Received: {getattr(network, 'name', network)}"
+                )
+            return
+        super().attach(network)
+        self.network = network
+        self.kernels = [Prunable(layer.name, layer.kernel, layer.kernel_mask, layer) for layer in self.layers]
+        self.start()
+
+    def bind(self, network: keras.Model, kernels: Sequence[Prunable], masks: keras.layers.Layer) -> None:
+        """Binds the sparsifier to kernels of any Keras model, and sets the first masks; for `trs.sparsify`."""
+        self.network, self.kernels, self.masks = network, list(kernels), masks
+        self.layers = [kernel.layer for kernel in kernels]
+        self.sizes = [kernel.size for kernel in kernels]
+        self.budget = global_budget(self.sizes, self.connectivity)
+        self.start()
+
+    def start(self) -> None:
+        """Sets the first masks."""
+
+    def masks_after(self, step: tf.Tensor, dense: Sequence[tf.Tensor] | None) -> list[tf.Tensor]:
+        """Returns the mask of each kernel after an update.
+
+        Args:
+            step: How many updates came before, scalar int64.
+            dense: As of `after_update`.
+        """
+        return self.present_masks()
+
+    def present_masks(self) -> list[tf.Tensor]:
+        """Returns the mask of each kernel as it is."""
+        return [tf.convert_to_tensor(kernel.mask) for kernel in self.kernels]
+
+    def gradient_sources(self) -> list[Any]:
+        """Returns a tensor of each kernel whose gradient is dense."""
+        return [kernel.gradient_source() for kernel in self.kernels]
+
+    def mask_gradients(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+        """Returns the gradients with zeros where a mask is off, so that they do not count when norms are clipped."""
+        # The gradient of a masked layer's kernel is masked already.
+        masks = {id(kernel.weight): kernel.mask for kernel in self.kernels if not is_masked(kernel.layer)}
+        return [
+            gradient
+            if gradient is None or id(weight) not in masks
+            else layers.select(tf.convert_to_tensor(masks[id(weight)]), tf.convert_to_tensor(gradient), 0)
+            for gradient, weight in zip(gradients, weights, strict=True)
+        ]
+
+    def before_update(self, optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+        """Notes the step, before the optimizer counts it."""
+        return tf.cast(optimizer.iterations, tf.int64)
+
+    def after_update(
+        self, state: Any, optimizer: keras.optimizers.Optimizer, dense: Sequence[tf.Tensor] | None = None
+    ) -> None:
+        """Sets new masks if it is time to, and holds what is off, and its momentum, at 0."""
+        masks = self.masks_after(state, dense)
+        assign_everywhere([*self._masked_weights(masks), *self._masked_slots(masks, optimizer)])
+
+    def check(self, network: keras.Model) -> None:
+        """Checks that no entry that is off is other than zero.
+
+        Raises:
+            RuntimeError: if one is.
+        """
+        for kernel in self.kernels:
+            off = tf.where(tf.convert_to_tensor(kernel.mask), tf.zeros_like(kernel.weight), kernel.weight)
+            stray = int(tf.math.count_nonzero(off))
+            if stray:
+                raise RuntimeError(f"{stray} pruned entries of {kernel.name} are not zero although the mask is off.")
+
+    def count(self) -> list[int]:
+        """Returns the number of connections of each kernel at present, those that still are 0 included."""
+        return [int(tf.math.count_nonzero(kernel.mask)) for kernel in self.kernels]
+
+    def _masked_weights(self, masks: Sequence[tf.Tensor]) -> Iterator[tuple[Any, tf.Tensor]]:
+        for kernel, mask in zip(self.kernels, masks, strict=True):
+            yield kernel.mask, mask
+            yield kernel.weight, layers.select(mask, tf.convert_to_tensor(kernel.weight), 0)
+
+    def _masked_slots(self, masks: Sequence[tf.Tensor], optimizer: Any) -> Iterator[tuple[Any, tf.Tensor]]:
+        for kernel, mask in zip(self.kernels, masks, strict=True):
+            for slot in slots(optimizer, kernel.weight):
+                yield slot, layers.select(mask, tf.convert_to_tensor(slot), 0)

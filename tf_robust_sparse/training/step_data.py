@@ -1,0 +1,30 @@
+"""The batches that a training step takes."""
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def images_and_labels(data: Any) -> tuple[Any, Any]:
+    """Returns the two parts of a batch.
+
+    Raises:
+        ValueError: if there are others.
+    """
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3) or (len(data) == 3 and data[2] is not None):
+        raise ValueError(
+            "A RobustModel trains on pairs (images, labels) without sample weights. "
+            f"Received: {len(data) if isinstance(data, (tuple, list)) else type(data).__name__} elements"
+        )
+    return data[0], data[1]
+
+
+def at_least_one(*parts: Any) -> list[Any]:
+    """Puts a row of zeros into an empty batch, a replica's part of a last batch: no convolution takes an empty one."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return list(parts)
+    return [tf.cond(tf.shape(part)[0] > 0, lambda p=part: p, lambda p=part: _one_row(p)) for part in parts]
+
+
+def _one_row(part: Any) -> tf.Tensor:
+    return tf.zeros((1, *part.shape[1:]), part.dtype)
