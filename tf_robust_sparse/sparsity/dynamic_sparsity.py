@@ -177,23 +177,6 @@ class DynamicSparsity(MaskSparsifier):
             # The noise decides among equal weights, as those that have just grown, which are 0.
             sizes = tf.abs(tf.cast(weight, tf.float32)) + 1e-5 * tf.random.stateless_normal(weight.shape, noise_seed)
             scores = tf.cast(self.growth_scores(number, dense, growth_seed), tf.float32)
-            flat = (tf.reshape(each, (-1,)) for each in (mask, sizes, scores))
-            masks.append(tf.reshape(_exchanged(*flat, count), mask.shape))
+            kept = layers.largest_mask(layers.select(mask, sizes, -1.0), tf.math.count_nonzero(mask) - count)
+            masks.append(kept | layers.largest_mask(layers.select(kept, -tf.ones_like(scores), scores), count))
         return masks
-
-
-# Traced once for the kernels of all shapes: a network may have a hundred.
-@tf.function(
-    input_signature=[
-        tf.TensorSpec((None,), tf.bool),
-        tf.TensorSpec((None,), tf.float32),
-        tf.TensorSpec((None,), tf.float32),
-        tf.TensorSpec((), tf.int64),
-    ],
-    autograph=False,
-    experimental_attributes={"_noinline": True},
-)
-def _exchanged(mask: tf.Tensor, sizes: tf.Tensor, scores: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Returns the mask without its `count` smallest, with the `count` entries of largest scores among all others."""
-    kept = layers.largest_mask(layers.select(mask, sizes, -1.0), tf.math.count_nonzero(mask) - count)
-    return kept | layers.largest_mask(layers.select(kept, -tf.ones_like(scores), scores), count)
