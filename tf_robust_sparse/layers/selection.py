@@ -62,11 +62,10 @@ def _largest(flat: tf.Tensor, k: tf.Tensor, last_wins: bool) -> tf.Tensor:
     return tf.cond(number == rest, lambda: above | equal, some)
 
 
-# Traced once for all shapes: a step of a network of a hundred kernels is traced in a fraction of the time.
+# Traced once for each number of entries, however many kernels and steps there are.
 _LARGEST = {
     last_wins: tf.function(
         functools.partial(_largest, last_wins=last_wins),
-        input_signature=[tf.TensorSpec((None,), tf.float32), tf.TensorSpec((), tf.int32)],
         autograph=False,
         experimental_attributes={"_noinline": True},
     )

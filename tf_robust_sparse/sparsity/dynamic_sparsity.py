@@ -40,6 +40,7 @@ class DynamicSparsity(MaskSparsifier):
         ValueError: if an argument is out of its range.
     """
 
+    compiles_with_xla = False  # selections inside a condition; those outside take it half a minute
     keeps_gradient_step = True  # whether the optimizer's step counts in a step in which connections move
 
     def __init__(
