@@ -15,6 +15,7 @@ SPARSIFIERS = {  # -> kernel form
     "static": "masked",
     "set": "masked",
     "rigl": "masked",
+    "flying_bird": "masked",
 }
 _MAGNITUDE = ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation")
 _MOVING = ("move_interval", "drop_fraction", "move_end", "allocation")
@@ -25,10 +26,12 @@ SPARSIFIER_FLAGS = {
     "static": ("allocation",),
     "set": _MOVING,
     "rigl": _MOVING,
+    "flying_bird": (*(name for name in _MOVING if name != "move_end"), "growth"),
 }
 _ALLOCATIONS = {
     **dict.fromkeys(("magnitude", "channel_magnitude"), ("uniform", "global")),
     **dict.fromkeys(("static", "set", "rigl"), ("erk", "uniform", "igq")),
+    "flying_bird": ("igq", "erk", "uniform"),
 }
 
 
@@ -64,7 +67,7 @@ def _define_magnitude_pruning() -> None:
         None,
         ["uniform", "global", "erk", "igq"],
         "Connections of each kernel. Magnitude pruning: the same fraction (uniform, its default), or the largest of "
-        "all kernels (global). static, set, rigl: by Erdos-Renyi kernels (erk, their default), uniform, or igq.",
+        "all kernels (global). static, set, rigl: erk (Erdos-Renyi kernels), uniform or igq; flying_bird: igq first.",
     )
     flags.DEFINE_enum(
         "pruning_criterion",
@@ -74,10 +77,18 @@ def _define_magnitude_pruning() -> None:
     )
 
 
-@section("Connections that move (set, rigl)")
+@section("Connections that move (set, rigl, flying_bird)")
 def _define_moving() -> None:
-    flags.DEFINE_integer("move_interval", 100, "Steps between two updates of the connections.", 1)
-    define_number("drop_fraction", 0.3, "Share of the connections that move in the first update.", 0, 1)
+    flags.DEFINE_integer(
+        "move_interval",
+        None,
+        "Steps between two updates of the connections: 100, of flying_bird 900 and later 1,200.",
+        1,
+    )
+    define_number("drop_fraction", None, "Share of the connections that move at first: 0.3, of flying_bird 0.5.", 0, 1)
+    flags.DEFINE_enum(
+        "growth", "gradient", list(trs.sparsity.GROWTHS), "Of flying_bird: where the gradient is largest, or anywhere."
+    )
     define_number("move_end", 0.75, "Where connections come to rest, as a fraction of all steps.", 0, 1, excluded=0)
 
 
@@ -155,14 +166,14 @@ def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
         return trs.sparsity.ChannelMagnitudePruning(*arguments, FLAGS.pruning_criterion)
     if name == "static":
         return trs.sparsity.SET(FLAGS.connectivity, drop_fraction=0.0, allocation=FLAGS.allocation, seed=FLAGS.seed)
+    given = {"interval": FLAGS.move_interval, "drop_fraction": FLAGS.drop_fraction}
+    settings = {key: value for key, value in given.items() if value is not None}
+    settings |= {"allocation": FLAGS.allocation, "seed": FLAGS.seed}
     if name in ("set", "rigl"):
         kind = {"set": trs.sparsity.SET, "rigl": trs.sparsity.RigL}[name]
-        return kind(
-            FLAGS.connectivity,
-            interval=FLAGS.move_interval,
-            drop_fraction=FLAGS.drop_fraction,
-            end_step=max(1, int(FLAGS.move_end * total_steps)),
-            allocation=FLAGS.allocation,
-            seed=FLAGS.seed,
-        )
+        return kind(FLAGS.connectivity, end_step=max(1, int(FLAGS.move_end * total_steps)), **settings)
+    if name == "flying_bird":
+        if FLAGS.move_interval is not None:
+            settings["late_interval"] = FLAGS.move_interval * 4 // 3
+        return trs.sparsity.FlyingBird(FLAGS.connectivity, end_step=total_steps, growth=FLAGS.growth, **settings)
     return None

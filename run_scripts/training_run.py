@@ -30,7 +30,7 @@ _IDENTITY = (
     *("data", "train_examples", "validation_examples", "batch_size", "augmentation", "flip", "rst_frac", "seed"),
     *("model", "padding_mode", "mixed_precision", "objective", "connectivity", "epochs", "pseudo_labels"),
     *("dormant_policy", "init_policy", "layer_prior", "pruning_schedule", "allocation", "pruning_criterion"),
-    *("pruning_begin", "pruning_end", "pruning_frequency", "move_interval", "drop_fraction", "move_end"),
+    *("pruning_begin", "pruning_end", "pruning_frequency", "move_interval", "drop_fraction", "move_end", "growth"),
 )
 
 

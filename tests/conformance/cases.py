@@ -121,6 +121,7 @@ SPARSIFIERS = {
         "masked",
     ),
     "MagnitudePruning, global": (lambda: sparsity.MagnitudePruning(0.1, allocation="global"), "masked"),
+    "FlyingBird": (lambda: sparsity.FlyingBird(0.1, interval=3, late_interval=2, end_step=8), "masked"),
     "RigL": (lambda: sparsity.RigL(0.1, interval=3, end_step=100), "masked"),
     "SET": (lambda: sparsity.SET(0.1, interval=3, end_step=100, allocation="igq"), "masked"),
 }

@@ -93,8 +93,14 @@ def test_connections_move_by_the_flagfile_of_the_sample(parse):
     assert described["sparsifier"] == "RigL" and described["allocation"] == "erk"
     assert (described["connectivity"], described["interval"], described["end_step"]) == (0.05, 20, 750)
     parse(TRAIN, "--flagfile=flags/sample_rigl.flags", "--sparsifier=static")
-    with pytest.raises(BadFlag, match="--move_interval belongs to --sparsifier=set or rigl"):
+    with pytest.raises(BadFlag, match="--move_interval belongs to --sparsifier=set or rigl or flying_bird"):
         common_flags.check()
+    parse(TRAIN, "--sparsifier=flying_bird", "--move_interval=30", "--growth=random")
+    common_flags.check()
+    described = sparsity_flags.sparsifier(1000).describe()
+    assert described["sparsifier"] == "FlyingBird" and described["allocation"] == "igq"
+    assert (described["interval"], described["late_interval"], described["end_step"]) == (30, 40, 1000)
+    assert (described["drop_fraction"], described["growth"]) == (0.5, "random")
     parse(TRAIN, "--sparsifier=rigl", "--allocation=global")
     with pytest.raises(BadFlag, match="--allocation=global: expected erk or uniform or igq with --sparsifier=rigl"):
         common_flags.check()

@@ -25,6 +25,12 @@ def test_the_fraction_that_moves():
     assert found == pytest.approx([0.3, 0.225, 0.075, 0], abs=1e-12)
     steps = [step for step in (0, 99, 100, 150, 200, 75_000, 75_100) if rigl.is_update(tf.constant(step, tf.int64))]
     assert steps == [100, 200, 75_000]
+    bird = sparsity.FlyingBird(0.1, interval=30, late_interval=40, end_step=400)
+    found = [float(bird.fraction(tf.constant(step, tf.int64))) for step in (0, 100, 200, 300, 400)]
+    assert found == pytest.approx([0.5, 0.42751, 0.2525, 0.07749, 0.005], abs=1e-5)
+    steps = [step for step in range(500) if bird.is_update(tf.constant(step, tf.int64))]
+    assert steps == [30, 60, 90, 120, 150, 180, 200, 240, 280, 320, 360, 400]
+    assert int(bird.number_moved(tf.constant(400, tf.int64), tf.constant(201, tf.int64))) == 2  # rounded up
 
 
 def test_masks_by_hand():
@@ -127,11 +133,13 @@ def test_counts_add_up():
         ({"drop_fraction": 1.5}, r"\[0, 1\]. Received: drop_fraction=1.5"),
         ({"start": "zeros"}, "one of random, magnitude. Received: start='zeros'"),
         ({"seed": -1}, "seed=-1"),
+        ({"late_interval": 0}, "late_interval=0"),
+        ({"growth": "momentum"}, "one of gradient, random. Received: growth='momentum'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        sparsity.RigL(**{"connectivity": 0.1, **arguments})
+        sparsity.FlyingBird(**{"connectivity": 0.1, **arguments})
 
 
 def test_bad_allocations_are_named():

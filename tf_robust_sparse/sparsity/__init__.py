@@ -13,6 +13,7 @@ from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 from tf_robust_sparse.sparsity.channel_magnitude import CRITERIA, ChannelMagnitudePruning
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
 from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
+from tf_robust_sparse.sparsity.flying_bird import GROWTHS, FlyingBird
 from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, iterative_magnitude, prune_smallest
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
@@ -43,11 +44,13 @@ __all__ = [
     "CUTOFFS",
     "FANS",
     "FAN_SCALED",
+    "GROWTHS",
     "RANDOM_SCORES",
     "SET",
     "ChannelMagnitudePruning",
     "ConnectivitySampling",
     "DynamicSparsity",
+    "FlyingBird",
     "MagnitudePruning",
     "MaskSparsifier",
     "Prunable",

@@ -78,6 +78,10 @@ class DynamicSparsity(MaskSparsifier):
         """Returns whether connections move at `step`, the number of updates before this one."""
         return (step > 0) & (step % self.interval == 0) & (step <= self.end_step)
 
+    def number_moved(self, step: tf.Tensor, connections: tf.Tensor) -> tf.Tensor:
+        """Returns how many of a kernel's connections move, scalar int64."""
+        return tf.cast(self.fraction(step) * tf.cast(connections, tf.float64), tf.int64)
+
     def growth_scores(self, number: int, dense: Sequence[tf.Tensor] | None, seed: tf.Tensor) -> tf.Tensor:
         """Returns how much each entry of kernel `number` deserves to grow: at least 0, of the kernel's shape."""
         raise NotImplementedError
@@ -174,7 +178,7 @@ class DynamicSparsity(MaskSparsifier):
         for number, kernel in enumerate(self.kernels):
             noise_seed, growth_seed = tf.unstack(tf.random.experimental.stateless_split(fold_in(at_step, number), 2))
             mask, weight = tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight)
-            count = tf.cast(self.fraction(step) * tf.cast(tf.math.count_nonzero(mask), tf.float64), tf.int64)
+            count = self.number_moved(step, tf.math.count_nonzero(mask))
             # The noise decides among equal weights, as those that have just grown, which are 0.
             sizes = tf.abs(tf.cast(weight, tf.float32)) + 1e-5 * tf.random.stateless_normal(weight.shape, noise_seed)
             scores = tf.cast(self.growth_scores(number, dense, growth_seed), tf.float32)

@@ -27,12 +27,17 @@ class RigL(DynamicSparsity):
     keeps_gradient_step = False
 
     def growth_scores(self, number: int, dense: Sequence[tf.Tensor] | None, seed: Any) -> tf.Tensor:
-        """Returns the absolute gradients, 0 for those that are not finite.
+        """Returns the absolute gradients."""
+        return finite_sizes(dense, number, "RigL")
 
-        Raises:
-            ValueError: if the training step gives no gradients.
-        """
-        if dense is None:
-            raise ValueError("RigL needs the gradients of the training step; train with a RobustModel. Received: None")
-        sizes = tf.abs(dense[number])
-        return tf.where(tf.math.is_finite(sizes), sizes, 0.0)
+
+def finite_sizes(dense: Sequence[tf.Tensor] | None, number: int, name: str) -> tf.Tensor:
+    """Returns the absolute gradients of kernel `number`, 0 for those that are not finite.
+
+    Raises:
+        ValueError: if the training step gives no gradients.
+    """
+    if dense is None:
+        raise ValueError(f"{name} needs the gradients of the training step; train with a RobustModel. Received: None")
+    sizes = tf.abs(dense[number])
+    return tf.where(tf.math.is_finite(sizes), sizes, 0.0)
