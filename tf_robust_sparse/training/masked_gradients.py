@@ -30,11 +30,17 @@ def warn_of_masked_gradients(network: keras.Model, validation: Any) -> None:
     x, y = (part[:IMAGES] for part in validation)
     x, y = tf.cast(x, tf.float32), tf.cast(tf.reshape(y, [-1]), tf.int64)
     forward = inference_forward(network)
-    with settled_for_inference(network):
-        correct = tf.argmax(forward(x), -1) == y
-        gradient = input_gradient(forward, x, y, log_odds)
-    nowhere = tf.reduce_all(tf.equal(gradient, 0), axis=range(1, x.shape.rank))
-    count, images = (int(tf.math.count_nonzero(each)) for each in (nowhere & correct, correct))
+
+    # Compiled: eagerly the gradients of the kernels would be computed too.
+    @tf.function(autograph=False)
+    def looked_at(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with settled_for_inference(network):
+            correct = tf.argmax(forward(x), -1) == y
+            gradient = input_gradient(forward, x, y, log_odds)
+        nowhere = tf.reduce_all(tf.equal(gradient, 0), axis=range(1, x.shape.rank))
+        return tf.math.count_nonzero(nowhere & correct), tf.math.count_nonzero(correct)
+
+    count, images = (int(each) for each in looked_at(x, y))
     if count > FEW * images:
         warnings.warn(
             f"The pixels of {count} of {images} validation images have gradients of exactly zero: the validation "
