@@ -100,9 +100,11 @@ def towards_each_class(attack, linear, name):
 @pytest.mark.slow
 def test_l1_apgd_has_the_exact_answer(linear):
     network, _, x, y = linear
-    exact = exact_distances(linear, "L1")
+    few = slice(24)
+    x, y, exact = x[few], y[few], exact_distances(linear, "L1")[few]
     epsilon = float(np.median(exact))
-    by_apgd = distance(APGD(epsilon, "L1", "targeted-dlr")(network, x, y), x, "L1").numpy() > 0
+    attack = tf.function(APGD(epsilon, "L1", "targeted-dlr"), autograph=False)
+    by_apgd = distance(attack(network, x, y), x, "L1").numpy() > 0
     clear = np.abs(exact / epsilon - 1) > 1e-2
     np.testing.assert_array_equal(by_apgd[clear], (exact <= epsilon)[clear])
 

@@ -30,7 +30,9 @@ def graphs():
     return sum(type(each).__name__ == "FuncGraph" for each in gc.get_objects())
 
 
-@pytest.mark.parametrize("kernel", ["masked", "subnet", "signed", "rewiring", "binary"])
+@pytest.mark.parametrize(
+    "kernel", ["subnet", "binary", *[pytest.param(e, marks=pytest.mark.full) for e in ("masked", "signed", "rewiring")]]
+)
 def test_the_graphs_of_an_attack_are_freed(kernel, data):
     x, y = data
     model = network(kernel)

@@ -102,7 +102,14 @@ def test_goes_on_with_its_table(run, tmp_path):
     assert f"--outfile={table} is in use by process 1 on elsewhere since today" in done.err and str(lock) in done.err
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ibp",
+        "alpha-crown",
+        *[pytest.param(each, marks=pytest.mark.full) for each in ("crown-ibp", "crown", "mixtrain")],
+    ],
+)
 def test_bounds_beside_pgd(method, run, tmp_path):
     few = ("--data=fashion_mnist_sample", "--test_examples=24", "--batch_size=8", "--skip=2", "--epsilon=1/255")
     command = (CERTIFY, *few, f"--saved_model_or_network={run}", f"--method={method}", "--chunk=512")

@@ -32,9 +32,9 @@ class Watcher:
         self.between, self.after = [], []
         original = sparsifier.after_update
 
-        def wrapped(state, optimizer):
+        def wrapped(state, optimizer, dense):
             self.between.append(self.snapshot(sparsifier))
-            original(state, optimizer)
+            original(state, optimizer, dense)
             self.after.append(self.snapshot(sparsifier))
 
         sparsifier.after_update = wrapped
