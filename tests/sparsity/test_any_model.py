@@ -125,7 +125,7 @@ def test_counts_are_exact_and_nothing_comes_back(compiled):
         # XLA cannot compile connections that move.
         moving = sparsity.RigL(interval=3, end_step=100, seed=1)
         sparsifier = sparsity.MagnitudePruning(allocation="global") if compiled == "xla" else moving
-        report = trs.sparsify(model, 0.1, sparsifier)
+        report = trs.sparsify(model, 0.1, sparsifier, embeddings=True)  # whose gradients are slices
         optimizer = keras.optimizers.Adam(0.01, global_clipnorm=1.0)
         how = {"eager": {"run_eagerly": True}, "xla": {"jit_compile": True}}.get(compiled, {})
         trainer = trained(model, report.sparsifier, optimizer, **how)
@@ -277,6 +277,8 @@ def test_bad_input_is_one_line_and_changes_nothing(model, arguments, message):
 
 
 def test_a_sparsifier_belongs_to_one_model_and_refuses_what_revives_weights():
+    with pytest.raises(ValueError, match=r"or any model after trs.sparsify\(model, connectivity, sparsifier\)"):
+        trs.RobustModel(small(), objectives.Natural(), sparsity.RigL(0.1))
     report = trs.sparsify(small("first"), 0.1)
     with pytest.raises(ValueError, match=r"belongs to first already; make a new MagnitudePruning. Received: second"):
         trs.sparsify(small("second"), 0.1, report.sparsifier)

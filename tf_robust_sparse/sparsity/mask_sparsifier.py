@@ -22,6 +22,7 @@ class MaskSparsifier(Sparsifier):
     """
 
     kernel_form = "masked"
+    otherwise = ", or any model after trs.sparsify(model, connectivity, sparsifier)"
 
     def __init__(self, connectivity: float | None = None) -> None:
         super().__init__(connectivity)

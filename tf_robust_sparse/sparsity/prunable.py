@@ -231,7 +231,9 @@ def is_masked(layer: Any) -> bool:
     return isinstance(layer, MaskedKernel)
 
 
-def prunable_layers(network: keras.Model, fits: Callable[[Any], bool], subject: str, form: str) -> list[Any]:
+def prunable_layers(
+    network: keras.Model, fits: Callable[[Any], bool], subject: str, form: str, otherwise: str = ""
+) -> list[Any]:
     """Returns the layers of `network` that fit and are not frozen, in forward order.
 
     Args:
@@ -239,6 +241,7 @@ def prunable_layers(network: keras.Model, fits: Callable[[Any], bool], subject: 
         fits: Whether a layer has the parametrization that is needed.
         subject: Subject and verb of the message: `"Scores need"`.
         form: The parametrization as a builder takes it, for the message.
+        otherwise: What else can be done, for the message.
 
     Raises:
         ValueError: if there is none, or there are prunable kernels of another parametrization.
@@ -254,7 +257,7 @@ def prunable_layers(network: keras.Model, fits: Callable[[Any], bool], subject: 
         )
     if not found or others:
         raise ValueError(
-            f'{subject} a network built with kernel="{form}". Received layers: '
+            f'{subject} a network built with kernel="{form}"{otherwise}. Received layers: '
             f"{sorted({type(layer).__name__ for layer in (others or kernels or network.layers)})}"
         )
     return found

@@ -37,7 +37,7 @@ def finite_sizes(dense: Sequence[tf.Tensor] | None, number: int, name: str) -> t
     Raises:
         ValueError: if the training step gives no gradients.
     """
-    if dense is None:
+    if not dense:
         raise ValueError(f"{name} needs the gradients of the training step; train with a RobustModel. Received: None")
     sizes = tf.abs(dense[number])
     return tf.where(tf.math.is_finite(sizes), sizes, 0.0)

@@ -26,6 +26,7 @@ class Sparsifier:
     """
 
     kernel_form = ""
+    otherwise = ""  # what a message offers beside this kernel form
     compiles_with_xla = True
     # Whether `after_update` is given gradients of entries that are off, too; a step without them pays nothing.
     needs_dense_gradients = False
@@ -55,7 +56,8 @@ class Sparsifier:
                 f"{type(self).__name__} needs a connectivity: pass {type(self).__name__}(connectivity=0.1), or the "
                 "sparsifier to trs.sparsify(model, connectivity=0.1, sparsifier=...). Received: connectivity=None"
             )
-        self.layers = prunable_layers(network, self.fits, f"{type(self).__name__} needs", self.kernel_form)
+        name = type(self).__name__
+        self.layers = prunable_layers(network, self.fits, f"{name} needs", self.kernel_form, self.otherwise)
         self.frozen = report_frozen(network, self.fits)
         self.sizes = [int(tf.size(layer.compute_effective_kernel())) for layer in self.layers]
         self.budget = global_budget(self.sizes, self.connectivity)
@@ -87,7 +89,7 @@ class Sparsifier:
         Args:
             state: What `before_update` returned.
             optimizer: The optimizer, which has counted this update.
-            dense: Gradients of the loss of all replicas with respect to `gradient_sources()`, where they are needed.
+            dense: Gradients of the loss of all replicas with respect to `gradient_sources()`; empty if not needed.
         """
 
     def check(self, network: keras.Model) -> None:

@@ -158,7 +158,7 @@ class FreeRobustModel(RobustModel):
                     sources = self._dense_sources()
                 loss = self._scaled_loss(per_example, added)
             *gradients, of_images = tape.gradient(loss, [*weights, *sources, delta])
-            self._update(gradients[: len(weights)], weights, gradients[len(weights) :])
+            self._update(gradients, weights, sources)
             delta = tf.clip_by_value(delta + epsilon * tf.sign(of_images), -epsilon, epsilon)
         self._keep(delta)
         return self._training_logs(self._update_metrics(added.onto(per_example), x, y, logits))

@@ -72,9 +72,9 @@ class NeuralPruningModel(RobustModel):
         others = [variable for variable in weights if id(variable) not in gates]
         gradients = {id(variable): each for variable, each in zip(gated, tape.gradient(gate_loss, gated), strict=True)}
         gradients |= {id(variable): each for variable, each in zip(others, tape.gradient(loss, others), strict=True)}
-        dense = tape.gradient(loss, sources)
+        found = [*(gradients[id(variable)] for variable in weights), *tape.gradient(loss, sources)]
         del tape
-        self._update([gradients[id(variable)] for variable in weights], weights, dense)
+        self._update(found, weights, sources)
         terms |= self._terms_of(y, logits, logits_adv)
         per_example = added.onto(per_example + divergence)
         return self._training_logs(self._record_step(per_example, x, y, logits, logits_adv), terms)

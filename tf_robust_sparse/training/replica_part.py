@@ -1,7 +1,7 @@
 """A replica's part of a batch, which may be smaller than the others' or empty where images run out."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -49,9 +49,13 @@ def replica_part(x: tf.Tensor, y: tf.Tensor) -> ReplicaPart:
     return ReplicaPart(tf.ensure_shape(some_x, (None, *x.shape[1:])), tf.ensure_shape(some_y, (None,)), number, row[-1])
 
 
-def summed_over_replicas(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Returns the sums over the replicas of tensors that each of them has computed."""
+def summed_over_replicas(gradients: Sequence[Any], sources: Sequence[Any]) -> list[tf.Tensor]:
+    """Returns dense gradients, summed over the replicas; of sources that do not reach the loss they are 0."""
+    dense = [
+        tf.zeros(source.shape) if gradient is None else tf.convert_to_tensor(gradient)
+        for gradient, source in zip(gradients, sources, strict=True)
+    ]
     context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return list(values)
-    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(values)))
+    if context.num_replicas_in_sync == 1 or not dense:
+        return dense
+    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, dense))

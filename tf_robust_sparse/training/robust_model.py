@@ -212,8 +212,7 @@ class RobustModel(keras.Model):
             loss = self._scaled_loss(per_example, added, part.total)
             sources = self._dense_sources()
         weights = self.network.trainable_variables
-        gradients = tape.gradient(loss, [*weights, *sources])
-        self._update(gradients[: len(weights)], weights, gradients[len(weights) :])
+        self._update(tape.gradient(loss, [*weights, *sources]), weights, sources)
         terms |= self._terms_of(y, logits, logits_adv)
         return self._training_logs(self._record_step(added.onto(per_example), x, y, logits, logits_adv), terms)
 
@@ -264,8 +263,12 @@ class RobustModel(keras.Model):
         needed = self.sparsifier is not None and self.sparsifier.needs_dense_gradients
         return self.sparsifier.gradient_sources() if needed else []
 
-    def _update(self, gradients, weights, dense=()):
-        """Has the optimizer and the sparsifier change the weights; `dense` are gradients of `_dense_sources`."""
+    def _update(self, gradients, weights, sources=()):
+        """Has the optimizer and the sparsifier change the weights.
+
+        `gradients` are those of `weights` and then of `sources`, what `_dense_sources` returned.
+        """
+        gradients, dense = gradients[: len(weights)], gradients[len(weights) :]
         # Steps are counted, and connections move, after the check of the images only, as weights do by themselves.
         with tf.control_dependencies([each for each in gradients if each is not None][-1:]):
             if self.sparsifier is None:
@@ -274,7 +277,7 @@ class RobustModel(keras.Model):
             state = self.sparsifier.before_update(self.optimizer)
             masked = self.sparsifier.mask_gradients(gradients, weights)
             self.optimizer.apply_gradients(zip(masked, weights, strict=True))
-            self.sparsifier.after_update(state, self.optimizer, summed_over_replicas(dense) if dense else None)
+            self.sparsifier.after_update(state, self.optimizer, summed_over_replicas(dense, sources))
 
     def _training_logs(self, logs, terms=None):
         """Drops what is measured in validation only, and adds the terms that there are."""

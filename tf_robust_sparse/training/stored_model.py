@@ -199,8 +199,7 @@ class StoredRobustModel(RobustModel):
             loss = self._scaled_loss(per_example, added)
             sources = self._dense_sources()
         weights = self.network.trainable_variables
-        gradients = tape.gradient(loss, [*weights, *sources])
-        self._update(gradients[: len(weights)], weights, gradients[len(weights) :])
+        self._update(tape.gradient(loss, [*weights, *sources]), weights, sources)
         if settings.carry:
             part = delta if pairs is None else moved_images.unmixed(delta, own, *pairs)
             self._keep(index, moved_images.put_back(stored, part, offsets, mirrored))
