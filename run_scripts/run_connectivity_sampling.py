@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, common_objects, run_directory, sparsity_flags, training_run  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, run_directory, training_run  # isort: skip
 
 from absl import flags
 
@@ -42,7 +42,7 @@ def main() -> None:
         model = trs.RobustModel(
             network,
             common_objects.objective(),
-            sparsity_flags.sparsifier(run.total_steps),
+            common_objects.sparsifier(run.total_steps),
             validation_attack=common_objects.attack(),
             seed=FLAGS.seed,
         )

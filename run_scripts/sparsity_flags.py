@@ -1,4 +1,4 @@
-"""Flags of how connections are chosen, which of them belong to which sparsifier, and what they stand for."""
+"""Flags of how connections are chosen, and which of them belong to which sparsifier."""
 
 from absl import flags
 
@@ -65,7 +65,7 @@ def _define_magnitude_pruning() -> None:
     flags.DEFINE_enum(
         "allocation",
         None,
-        ["uniform", "global", "erk", "igq"],
+        list(dict.fromkeys(name for names in _ALLOCATIONS.values() for name in names)),
         "Connections of each kernel. Magnitude pruning: the same fraction (uniform, its default), or the largest of "
         "all kernels (global). static, set, rigl: erk (Erdos-Renyi kernels), uniform or igq; flying_bird: igq first.",
     )
@@ -133,47 +133,6 @@ def check() -> None:
         FLAGS["allocation"].value = allowed[0]
     if FLAGS.allocation not in allowed:
         raise BadFlag(
-            f"--allocation={FLAGS.allocation}: expected {' or '.join(allowed)} with --sparsifier={name}. "
-            "Received: another one"
+            f"--allocation={FLAGS.allocation} does not fit --sparsifier={name}; "
+            f"pass --allocation={' or '.join(allowed)}"
         )
-
-
-def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
-    """Returns the sparsifier, or `None` for a dense network."""
-    name = sparsifier_name()
-    if name == "connectivity_sampling":
-        return trs.sparsity.ConnectivitySampling(
-            FLAGS.connectivity,
-            noise_scaling=FLAGS.noise_scaling,
-            l1=FLAGS.l1,
-            dormant_policy=FLAGS.dormant_policy,
-            init_policy=FLAGS.init_policy,
-            layer_prior=FLAGS.layer_prior,
-            seed=FLAGS.seed,
-        )
-    if name in ("magnitude", "channel_magnitude"):
-        schedule = None
-        if FLAGS.pruning_schedule == "polynomial":
-            begin = int(FLAGS.pruning_begin * total_steps)
-            end = max(begin + 1, int(FLAGS.pruning_end * total_steps))
-            # The last pruning must fall on the end, where the target is reached.
-            frequency = max(1, min(FLAGS.pruning_frequency, end - begin))
-            end = begin + (end - begin) // frequency * frequency
-            schedule = trs.sparsity.schedules.polynomial(FLAGS.connectivity, end, begin_step=begin, frequency=frequency)
-        arguments = (FLAGS.connectivity, schedule, FLAGS.allocation)
-        if name == "magnitude":
-            return trs.sparsity.MagnitudePruning(*arguments)
-        return trs.sparsity.ChannelMagnitudePruning(*arguments, FLAGS.pruning_criterion)
-    if name == "static":
-        return trs.sparsity.SET(FLAGS.connectivity, drop_fraction=0.0, allocation=FLAGS.allocation, seed=FLAGS.seed)
-    given = {"interval": FLAGS.move_interval, "drop_fraction": FLAGS.drop_fraction}
-    settings = {key: value for key, value in given.items() if value is not None}
-    settings |= {"allocation": FLAGS.allocation, "seed": FLAGS.seed}
-    if name in ("set", "rigl"):
-        kind = {"set": trs.sparsity.SET, "rigl": trs.sparsity.RigL}[name]
-        return kind(FLAGS.connectivity, end_step=max(1, int(FLAGS.move_end * total_steps)), **settings)
-    if name == "flying_bird":
-        if FLAGS.move_interval is not None:
-            settings["late_interval"] = FLAGS.move_interval * 4 // 3
-        return trs.sparsity.FlyingBird(FLAGS.connectivity, end_step=total_steps, growth=FLAGS.growth, **settings)
-    return None

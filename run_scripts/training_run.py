@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from run_scripts import command_line, common_flags, common_objects, report, run_directory, workers
+from run_scripts import command_line, common_flags, common_objects, report, run_directory, sparsity_flags, workers
 from run_scripts.workers import is_chief
 
 FLAGS = flags.FLAGS
@@ -142,11 +142,13 @@ def train(
         The state of the run: `epoch`, `best`, `seconds` and more.
     """
     connections = trs.training.Connections(model.network, model.sparsifier)
+    # Settings of other sparsifiers mean nothing here, and an older run may not know them.
+    others = sparsity_flags.flags_of_others() if "sparsifier" in FLAGS else []
     checkpoints = trs.training.Checkpoints(
         run.directory / "checkpoints",
         _monitored(model),
         config={
-            **{name: FLAGS[name].value for name in _IDENTITY if name in FLAGS},
+            **{name: FLAGS[name].value for name in _IDENTITY if name in FLAGS and name not in others},
             **{"epochs": run.epochs, "sparsifier": common_flags.sparsifier_name(), **(config or {})},
         },
         connections=connections,

@@ -187,7 +187,7 @@ def test_the_baseline_is_trained_to_be_signs(tmp_path):
         assert set(np.unique(layer.effective_kernel)) == {-1, 1} and np.abs(layer.kernel).max() <= 1
     assert results(tmp_path / "run")["objective"]["objective"] == "Reweighted"
     # A bit per weight; batch norm and the description.
-    assert (tmp_path / "run/network.trs").stat().st_size < WEIGHTS / 8 + 15_000
+    assert (tmp_path / "run/network.trs").stat().st_size < WEIGHTS / 8 + 3_000
 
 
 def test_stages_radii_boxes_and_kept_checkpoints_and_a_run_ends_with_its_last_file(tmp_path):

@@ -176,5 +176,5 @@ def test_bad_fractions_are_named(network, fractions, message):
 
 
 def test_unknown_allocation(network):
-    with pytest.raises(ValueError, match="`allocation` must be one of uniform, erk, global"):
+    with pytest.raises(ValueError, match="`allocation` must be one of uniform, erk, igq, adaptive, global"):
         sparsity.keep_fractions(network, 0.1, "er")

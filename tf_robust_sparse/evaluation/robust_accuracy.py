@@ -141,8 +141,22 @@ def masked_gradients(
         attack: Who meets these gradients, for the sentence.
         loss_fn: The loss that the attack climbs.
     """
+    rows = np.flatnonzero(correct)[:1000]
+    count = int(without_gradient(model, x[rows], y[rows], batch_size, loss_fn).sum())
+    return safety.zero_gradients(attack, count, len(rows))
+
+
+def without_gradient(
+    model: Callable[..., Any],
+    x: np.ndarray,
+    y: np.ndarray,
+    batch_size: int,
+    loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = log_odds,
+) -> np.ndarray:
+    """Which images have a gradient of exactly zero, `(images,)`, bool; for the arguments see `masked_gradients`."""
     forward = inference_forward(model)
 
+    # Compiled: eagerly the gradients of the kernels would be computed too.
     @tf.function(
         input_signature=[
             tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32),
@@ -155,10 +169,9 @@ def masked_gradients(
             gradient = input_gradient(forward, images, labels, loss_fn)
         return tf.reduce_all(tf.equal(gradient, 0), axis=list(range(1, images.shape.rank)))
 
-    rows = np.flatnonzero(correct)[:1000]
-    batches = padded_batches(rows, batch_size)
-    count = sum(int(nowhere(x[padded], y[padded]).numpy()[:number].sum()) for padded, number in batches)
-    return safety.zero_gradients(attack, count, len(rows))
+    batches = padded_batches(np.arange(len(x)), batch_size)
+    found = [nowhere(x[padded], y[padded]).numpy()[:number] for padded, number in batches]
+    return np.concatenate(found) if found else np.zeros(0, bool)
 
 
 def standing_under(

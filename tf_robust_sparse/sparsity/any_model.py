@@ -1,6 +1,5 @@
 """`trs.sparsify`: makes any built Keras 3 model sparse, with the method that one chooses."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -103,7 +102,7 @@ def sparsify(
             f"Received: {model.name}"
         )
     found, skipped = find_kernels(model, filters, min_size, depthwise, embeddings)
-    size = sum(math.prod(each.weight.shape) for each in found)
+    size = sum(each.size for each in found)
     if int(size * connectivity) < len(found):
         raise ValueError(
             f"`connectivity` must leave an entry for each of the {len(found)} kernels of together {size} entries: pass "
@@ -120,19 +119,19 @@ def sparsify(
     return SparsifyReport(sparsifier, kernels, skipped)
 
 
-def _with_masks(model: keras.Model, found: Sequence[Any]) -> tuple[list[Prunable], keras.layers.Layer]:
+def _with_masks(model: keras.Model, found: Sequence[Prunable]) -> tuple[list[Prunable], keras.layers.Layer]:
     """Returns the kernels with their masks, and the layer that holds those masks that no layer of ours has."""
     holder = keras.layers.Layer(name="sparsity_masks", dtype="float32")
     kernels = []
     with model.distribute_strategy.scope():
         for each in found:
             mask = each.layer.kernel_mask if is_masked(each.layer) else _new_mask(holder, each)
-            kernels.append(Prunable(each.name, each.weight, mask, each.layer))
+            kernels.append(each._replace(mask=mask))
     holder.built = True
     return kernels, holder
 
 
-def _new_mask(holder: keras.layers.Layer, kernel: Any) -> Any:
+def _new_mask(holder: keras.layers.Layer, kernel: Prunable) -> Any:
     return holder.add_weight(
         name=kernel.name.replace("/", "_"),
         shape=tuple(kernel.weight.shape),

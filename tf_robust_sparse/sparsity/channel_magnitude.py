@@ -55,9 +55,15 @@ class ChannelMagnitudePruning(MagnitudePruning):
         """Finds the channels that may be pruned.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there are none, or the network is of other layers.
         """
-        self._last = kernel_layers(network)[-1]  # its outputs are the logits
+        ours = kernel_layers(network)
+        if not ours:
+            raise ValueError(
+                "ChannelMagnitudePruning needs a network of tf_robust_sparse.layers, as trs.models builds; take "
+                f"MagnitudePruning for others. Received: {network.name}"
+            )
+        self._last = ours[-1]  # its outputs are the logits
         followers = {id(layer): follower for layer, follower in chains(network)}
         self._scales = {
             number: follower.gamma

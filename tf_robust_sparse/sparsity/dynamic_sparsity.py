@@ -84,7 +84,7 @@ class DynamicSparsity(MaskSparsifier):
 
     def growth_scores(self, number: int, dense: Sequence[tf.Tensor] | None, seed: tf.Tensor) -> tf.Tensor:
         """Returns how much each entry of kernel `number` deserves to grow: at least 0, of the kernel's shape."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say which connections grow.")
 
     def start(self) -> None:
         """Chooses the first connections."""
@@ -121,24 +121,34 @@ class DynamicSparsity(MaskSparsifier):
         copies = tf.cond(
             self.is_update(step),
             lambda: [tf.identity(each) for each in held],
-            lambda: [tf.zeros(each.shape, each.dtype) for each in held],  # of equal shapes, for XLA
+            lambda: [tf.zeros((0,), each.dtype) for each in held],
         )
         return step, list(copies)
 
     def after_update(self, state: Any, optimizer: Any, dense: Sequence[tf.Tensor] | None = None) -> None:
         """Moves connections if it is time to, and holds what is off, and its momentum, at 0."""
         step, copies = state
-        moving = self.is_update(step)
         if copies:
             held = self._held(optimizer)
-            values = tf.cond(moving, lambda: copies, lambda: [tf.convert_to_tensor(each) for each in held])
+            values = tf.cond(
+                self.is_update(step),
+                lambda: [tf.reshape(copy, each.shape) for copy, each in zip(copies, held, strict=True)],
+                lambda: [tf.convert_to_tensor(each) for each in held],
+            )
             assign_everywhere(list(zip(held, values, strict=True)))
+        super().after_update(step, optimizer, dense)
+
+    def masks_after(self, step: tf.Tensor, dense: Sequence[tf.Tensor] | None) -> list[tf.Tensor]:
+        """Returns the masks after connections have moved if it is time to, and counts those that are new."""
         before = self.present_masks()
-        masks = tf.cond(moving, lambda: self._moved_masks(step, dense), lambda: before)
-        born = tf.stack([tf.math.count_nonzero(new & ~old) for new, old in zip(masks, before, strict=True)])
-        assign_everywhere(
-            [*self._masked_weights(masks), *self._masked_slots(masks, optimizer), (self.moved, self.moved + born)]
-        )
+
+        def moved() -> list[tf.Tensor]:
+            masks = self._moved_masks(step, dense)
+            return [*masks, tf.stack([tf.math.count_nonzero(a & ~b) for a, b in zip(masks, before, strict=True)])]
+
+        *masks, born = tf.cond(self.is_update(step), moved, lambda: [*before, tf.zeros(len(before), tf.int64)])
+        assign_everywhere([(self.moved, self.moved + born)])
+        return masks
 
     def check(self, network: Any) -> None:
         """Checks that entries that are off are 0 and that the connections are as many as at first.
@@ -178,10 +188,11 @@ class DynamicSparsity(MaskSparsifier):
         for number, kernel in enumerate(self.kernels):
             noise_seed, growth_seed = tf.unstack(tf.random.experimental.stateless_split(fold_in(at_step, number), 2))
             mask, weight = tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight)
-            count = self.number_moved(step, tf.math.count_nonzero(mask))
+            connections = tf.math.count_nonzero(mask)
+            count = self.number_moved(step, connections)
             # The noise decides among equal weights, as those that have just grown, which are 0.
             sizes = tf.abs(tf.cast(weight, tf.float32)) + 1e-5 * tf.random.stateless_normal(weight.shape, noise_seed)
             scores = tf.cast(self.growth_scores(number, dense, growth_seed), tf.float32)
-            kept = layers.largest_mask(layers.select(mask, sizes, -1.0), tf.math.count_nonzero(mask) - count)
+            kept = layers.largest_mask(layers.select(mask, sizes, -1.0), connections - count)
             masks.append(kept | layers.largest_mask(layers.select(kept, -tf.ones_like(scores), scores), count))
         return masks

@@ -10,7 +10,7 @@ from tf_robust_sparse.layers.subnet import kept_entries
 from tf_robust_sparse.sparsity import allocation as rules
 from tf_robust_sparse.sparsity.scores import subnet_layers
 
-ALLOCATIONS = ("uniform", "erk", "global", "adaptive", "igq")
+ALLOCATIONS = (*rules.ALLOCATIONS, "global")
 
 
 def keep_fractions(

@@ -35,7 +35,7 @@ class Prunable(NamedTuple):
     Attributes:
         name: What reports and messages call it: the path of the variable, or the name of a layer of ours.
         weight: The variable that is trained, `(..., outputs)`, floating.
-        mask: Boolean variable of its shape: which entries exist.
+        mask: Boolean variable of its shape: which entries exist; `None` of one that was only found.
         layer: The layer that multiplies with it.
     """
 
@@ -69,21 +69,13 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Candidate(NamedTuple):
-    """A variable that may be pruned: its name, itself, and its layer."""
-
-    name: str
-    weight: Any
-    layer: Any
-
-
 def find_kernels(
     model: keras.Model,
     filters: Filters | None = None,
     min_size: int = 256,
     depthwise: bool = False,
     embeddings: bool = False,
-) -> tuple[list[Candidate], list[Skipped]]:
+) -> tuple[list[Prunable], list[Skipped]]:
     """Finds the kernels of any built Keras model that may be pruned.
 
     Variables are looked at, not layers, so that attention, recurrent cells, wrappers, shared and nested layers and
@@ -98,14 +90,14 @@ def find_kernels(
         embeddings: Whether tables of embeddings are pruned.
 
     Returns:
-        The candidates in the order of the model, and the other trainable and frozen kernels with the reason why not.
+        The kernels in the order of the model, without masks, and the other ones with the reason why not.
 
     Raises:
         ValueError: if the model is not built, has quantized or LoRA layers, or a filter matches nothing.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
-    if not model.built or not model.variables:
+    if not model.built:
         raise ValueError(
             "`model` must be built before it is made sparse; call it once, or start it with keras.Input(shape). "
             f"Received: {type(model).__name__} {model.name}, not built"
@@ -126,7 +118,7 @@ def find_kernels(
         matched = matched or (filters is not None and wanted)
         reason = _reason(variable, layer, id(variable) in trainable, filters, wanted, min_size, depthwise, embeddings)
         if reason is None:
-            found.append(Candidate(name, variable, layer))
+            found.append(Prunable(name, variable, None, layer))
         elif reason:
             skipped.append(Skipped(name, reason))
     if filters is not None and not matched:

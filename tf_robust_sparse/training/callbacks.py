@@ -116,7 +116,7 @@ class Checkpoints(keras.callbacks.Callback):
         path = self.directory / "last.weights.h5"
         written = saving.read_metadata(path)["config"]
         for name, value in self.config.items():
-            if name in written and written[name] != value:  # an older run knew fewer settings
+            if written.get(name) != value:
                 raise ValueError(
                     f"The run in {self.directory} was begun with {name}={written.get(name)!r}, which --resume cannot "
                     f"change; pass the flags of its run.flags. Received: {name}={value!r}"

@@ -4,10 +4,10 @@ import warnings
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import inference_forward, log_odds
-from tf_robust_sparse.attacks.gradient_attack import input_gradient
+from tf_robust_sparse.evaluation.robust_accuracy import without_gradient
 from tf_robust_sparse.layers import settled_for_inference
 
 IMAGES = 32
@@ -28,19 +28,11 @@ def warn_of_masked_gradients(network: keras.Model, validation: Any) -> None:
     if not isinstance(validation, (tuple, list)):
         return
     x, y = (part[:IMAGES] for part in validation)
-    x, y = tf.cast(x, tf.float32), tf.cast(tf.reshape(y, [-1]), tf.int64)
-    forward = inference_forward(network)
-
-    # Compiled: eagerly the gradients of the kernels would be computed too.
-    @tf.function(autograph=False)
-    def looked_at(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with settled_for_inference(network):
-            correct = tf.argmax(forward(x), -1) == y
-            gradient = input_gradient(forward, x, y, log_odds)
-        nowhere = tf.reduce_all(tf.equal(gradient, 0), axis=range(1, x.shape.rank))
-        return tf.math.count_nonzero(nowhere & correct), tf.math.count_nonzero(correct)
-
-    count, images = (int(each) for each in looked_at(x, y))
+    x, y = np.asarray(x, np.float32), np.asarray(y, np.int64).reshape(-1)
+    with settled_for_inference(network):
+        correct = np.asarray(network(x, training=False)).argmax(-1) == y
+    count = int((without_gradient(network, x, y, len(x)) & correct).sum())
+    images = int(correct.sum())
     if count > FEW * images:
         warnings.warn(
             f"The pixels of {count} of {images} validation images have gradients of exactly zero: the validation "
