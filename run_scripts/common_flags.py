@@ -302,7 +302,7 @@ def run_name() -> str:
     """Returns the directory name of a run with these flags: data, model, objective and how sparse."""
     sparsifier = sparsifier_name()
     how = {"none": "dense", "connectivity_sampling": "sparse"}.get(sparsifier, sparsifier)
-    degree = "" if sparsifier == "none" else repr(FLAGS.connectivity)
+    degree = sparsity_flags.degree()
     data = Path(FLAGS.data).expanduser().resolve().stem
     return f"{data}_{FLAGS.model}_{FLAGS.objective}_{how}{degree}"
 

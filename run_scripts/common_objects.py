@@ -123,6 +123,8 @@ def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
         return trs.sparsity.ChannelMagnitudePruning(*arguments, FLAGS.pruning_criterion)
     if name == "static":
         return trs.sparsity.SET(FLAGS.connectivity, drop_fraction=0.0, allocation=FLAGS.allocation, seed=FLAGS.seed)
+    if name == "n_m":
+        return trs.sparsity.NM(*sparsity_flags.n_m(), decay=FLAGS.n_m_decay, fixed=FLAGS.n_m_fixed)
     given = {"interval": FLAGS.move_interval, "drop_fraction": FLAGS.drop_fraction}
     settings = {key: value for key, value in given.items() if value is not None}
     settings |= {"allocation": FLAGS.allocation, "seed": FLAGS.seed}

@@ -16,6 +16,7 @@ SPARSIFIERS = {  # -> kernel form
     "set": "masked",
     "rigl": "masked",
     "flying_bird": "masked",
+    "n_m": "masked",
 }
 _MAGNITUDE = ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation")
 _MOVING = ("move_interval", "drop_fraction", "move_end", "allocation")
@@ -27,6 +28,7 @@ SPARSIFIER_FLAGS = {
     "set": _MOVING,
     "rigl": _MOVING,
     "flying_bird": (*(name for name in _MOVING if name != "move_end"), "growth"),
+    "n_m": ("n_m", "n_m_decay", "n_m_fixed"),
 }
 _ALLOCATIONS = {
     **dict.fromkeys(("magnitude", "channel_magnitude"), ("uniform", "global")),
@@ -92,11 +94,39 @@ def _define_moving() -> None:
     define_number("move_end", 0.75, "Where connections come to rest, as a fraction of all steps.", 0, 1, excluded=0)
 
 
+@section("N:M sparsity")
+def _define_n_m() -> None:
+    flags.DEFINE_string("n_m", "2:4", "Of every M consecutive inputs an output reads the N of largest weight.")
+    define_number("n_m_decay", 2e-4, "How fast weights that are off shrink (SR-STE).", 0)
+    flags.DEFINE_bool("n_m_fixed", False, "Keep the connections of the start.")
+
+
 def define() -> None:
     """Defines the flags of all sparsifiers."""
     _define_connectivity_sampling()
     _define_magnitude_pruning()
     _define_moving()
+    _define_n_m()
+
+
+def n_m() -> tuple[int, int]:
+    """Returns N and M of --n_m.
+
+    Raises:
+        BadFlag: if it is not like 2:4, or --connectivity disagrees.
+    """
+    n, _, m = FLAGS.n_m.partition(":")
+    if not (n.isdecimal() and m.isdecimal() and 1 <= int(n) < int(m) <= trs.sparsity.LARGEST_GROUP):
+        raise BadFlag(
+            f"--n_m={FLAGS.n_m}: expected N:M such as 2:4, with N less than M and M at most "
+            f"{trs.sparsity.LARGEST_GROUP}"
+        )
+    if FLAGS["connectivity"].present and FLAGS.connectivity != int(n) / int(m):
+        raise BadFlag(
+            f"--connectivity={FLAGS.connectivity:g} does not match --n_m={FLAGS.n_m}, which keeps "
+            f"{int(n) / int(m):g}; leave it out"
+        )
+    return int(n), int(m)
 
 
 def sparsifier_name() -> str:
@@ -104,6 +134,14 @@ def sparsifier_name() -> str:
     if "sparsifier" not in FLAGS:
         return "none"
     return FLAGS.sparsifier or ("connectivity_sampling" if FLAGS.sparse_train else "none")
+
+
+def degree() -> str:
+    """Returns how sparse the network is, for the name of a run."""
+    name = sparsifier_name()
+    if name == "n_m":
+        return FLAGS.n_m.replace(":", "of")
+    return "" if name == "none" else repr(FLAGS.connectivity)
 
 
 def flags_of_others() -> list[str]:
@@ -124,6 +162,9 @@ def check() -> None:
             f"--pruning_begin={FLAGS.pruning_begin:g}: expected less than --pruning_end. "
             f"Received: --pruning_end={FLAGS.pruning_end:g}"
         )
+    if name == "n_m":
+        n, m = n_m()
+        FLAGS["connectivity"].value = n / m
     for flag in flags_of_others():
         if FLAGS[flag].present:
             owners = " or ".join(sparsifier for sparsifier, names in SPARSIFIER_FLAGS.items() if flag in names)

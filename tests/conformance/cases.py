@@ -121,6 +121,8 @@ SPARSIFIERS = {
         "masked",
     ),
     "MagnitudePruning, global": (lambda: sparsity.MagnitudePruning(0.1, allocation="global"), "masked"),
+    "NM": (lambda: sparsity.NM(1, 8, decay=0.01), "masked"),
+    "NM, fixed": (lambda: sparsity.NM(1, 8, fixed=True), "masked"),
     "FlyingBird": (lambda: sparsity.FlyingBird(0.1, interval=3, late_interval=2, end_step=8), "masked"),
     "RigL": (lambda: sparsity.RigL(0.1, interval=3, end_step=100), "masked"),
     "SET": (lambda: sparsity.SET(0.1, interval=3, end_step=100, allocation="igq"), "masked"),

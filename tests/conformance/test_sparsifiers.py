@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.conformance.cases import SPARSIFIERS
 from tests.networks import mirrored, tiny_dataset, tiny_network
 from tf_robust_sparse import layers, objectives
-from tf_robust_sparse.sparsity import DynamicSparsity, slots, statistics
+from tf_robust_sparse.sparsity import DynamicSparsity, slots
 from tf_robust_sparse.training import RobustModel, sgdw
 
 STEPS = 8
@@ -35,10 +35,10 @@ def test_the_budget_holds_in_the_kernels_and_in_the_momentum(name):
     counts = sparsifier.count()
     assert sum(counts) <= sparsifier.budget
     if "Channel" not in name:  # what others keep is a share of the entries
-        assert sparsifier.budget == 266
+        assert sparsifier.budget == (324 if "NM" in name else 266)  # an eighth of the kernels with 8 inputs or more
         assert sum(counts) > 0.95 * sparsifier.budget  # each of three kernels rounds down
     assert sparsifier.within_budget()
-    nonzero = statistics.nonzero(model.network)
+    nonzero = sum(int(tf.math.count_nonzero(layer.effective_kernel)) for layer in sparsifier.layers)
     assert nonzero <= sum(counts)
     if not isinstance(sparsifier, DynamicSparsity):  # whose connections begin at 0
         assert nonzero == sum(counts)
@@ -46,6 +46,8 @@ def test_the_budget_holds_in_the_kernels_and_in_the_momentum(name):
     for layer in layers.kernel_layers(model.network):
         source = layer.theta if hasattr(layer, "theta") else layer.kernel
         off = np.array(layer.effective_kernel) == 0
+        if name == "NM":  # which goes on training what is off
+            continue
         for slot in slots(model.optimizer, source):
             assert (np.array(slot)[off] == 0).all()
 
@@ -75,7 +77,7 @@ def test_description_and_turnover_are_plain(name):
     assert json.loads(json.dumps(description)) == description
     assert json.loads(json.dumps(turnover)) == turnover
     assert description["sparsifier"] == name.partition(",")[0]
-    assert description["connectivity"] == 0.1
+    assert description["connectivity"] == (0.125 if "NM" in name else 0.1)
 
 
 @pytest.mark.parametrize("name", SPARSIFIERS)

@@ -68,6 +68,7 @@ def meaning(flags):
 def test_every_flagfile_is_in_the_table():
     known = set(RECIPES) | set(HYDRA) | set(FREE) | set(CERTIFIED) | set(LOTTERY) | set(GRIDS) | EVALUATIONS
     known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample", "sample_channel_magnitude", "sample_rigl"}
+    known |= {"sample_n_m"}
     assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
 
 
@@ -106,6 +107,24 @@ def test_connections_move_by_the_flagfile_of_the_sample(parse):
         BadFlag, match=r"--allocation=global does not fit.*=rigl; pass --allocation=erk or uniform or igq"
     ):
         common_flags.check()
+
+
+def test_two_of_four_by_the_flagfile_of_the_sample(parse):
+    flags = parse(TRAIN, "--flagfile=flags/sample_n_m.flags")
+    common_flags.check()
+    described = common_objects.sparsifier(1000).describe()
+    assert (described["sparsifier"], described["n"], described["m"], described["fixed"]) == ("NM", 2, 4, False)
+    assert flags.connectivity == described["connectivity"] == 0.5
+    assert common_flags.run_name() == "fashion_mnist_sample_small_cnn_at_n_m2of4"
+    for arguments, message in (
+        (["--n_m=4:2"], "--n_m=4:2: expected N:M such as 2:4"),
+        (["--n_m=2"], "--n_m=2: expected N:M such as 2:4"),
+        (["--n_m=1:3", "--connectivity=0.1"], "--connectivity=0.1 does not match --n_m=1:3, which keeps 0.3333"),
+        (["--sparsifier=rigl"], "--n_m belongs to --sparsifier=n_m. Received: --sparsifier=rigl"),
+    ):
+        parse(TRAIN, "--flagfile=flags/sample_n_m.flags", *arguments)
+        with pytest.raises(BadFlag, match=message):
+            common_flags.check()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -26,7 +26,7 @@ from tf_robust_sparse.layers.normalization import BatchNormalization, Normalizat
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
 from tf_robust_sparse.layers.pooling import MaxPooling2D
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
-from tf_robust_sparse.layers.selection import largest_mask, select
+from tf_robust_sparse.layers.selection import largest_mask, largest_of_groups_mask, select
 from tf_robust_sparse.layers.signed import SignedConv2D, SignedDense
 from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense, default_scores
 from tf_robust_sparse.layers.topology import graph
@@ -86,6 +86,7 @@ __all__ = [
     "kernel_l1",
     "kernel_layers",
     "largest_mask",
+    "largest_of_groups_mask",
     "multiply",
     "normal_like",
     "pass_number",

@@ -7,11 +7,17 @@ from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 from tf_robust_sparse.layers.selection import select
 
 
+@tf.custom_gradient
+def _straight_through(mask, kernel):
+    return select(mask, kernel, 0), lambda upstream: (None, upstream)
+
+
 class MaskedKernel:
     """Kernel form: a trainable kernel and a mask that is not trainable."""
 
     prunable = True
     trainable: bool
+    straight_through = False  # a sparsifier that trains what is off sets it
 
     def add_kernel(self, shape):
         """Creates `kernel` and `kernel_mask`."""
@@ -40,8 +46,12 @@ class MaskedKernel:
         return not (self.trainable and self.kernel.trainable)
 
     def compute_effective_kernel(self) -> tf.Tensor:
-        """Returns `kernel` where the mask is on, exactly 0 elsewhere; the gradient is masked alike."""
-        return select(tf.convert_to_tensor(self.kernel_mask), tf.convert_to_tensor(self.kernel), 0)
+        """Returns `kernel` where the mask is on, exactly 0 elsewhere.
+
+        The gradient is masked alike, or passes to every entry of the kernel if the layer is `straight_through`.
+        """
+        mask, kernel = tf.convert_to_tensor(self.kernel_mask), tf.convert_to_tensor(self.kernel)
+        return _straight_through(mask, kernel) if self.straight_through else select(mask, kernel, 0)
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")

@@ -42,6 +42,26 @@ def largest_mask(values: tf.Tensor, k: int | tf.Tensor, last_wins: bool = False)
     return tf.reshape(_LARGEST[last_wins](flat, tf.cast(k, tf.int32)), tf.shape(values))
 
 
+def largest_of_groups_mask(values: tf.Tensor, n: int, axis: int) -> tf.Tensor:
+    """Returns a boolean mask, shaped like `values`, of exactly the `n` largest of each group.
+
+    Each entry is compared with each other one of its group, without sorting: quick for groups of up to 32.
+
+    Args:
+        values: Floating; compared in float32, not-a-number as in `largest_mask`.
+        n: Integer in [0, entries of a group].
+        axis: The axis along which the entries of a group lie. Of equal values the first ones are taken.
+    """
+    keys = tf.unstack(_ordered_bits(tf.cast(values, tf.float32)), axis=axis)
+    ahead = [tf.zeros_like(key) for key in keys]  # how many of the group come before an entry
+    for later, key in enumerate(keys):
+        for earlier in range(later):
+            first = tf.cast(keys[earlier] >= key, tf.int32)
+            ahead[later] += first
+            ahead[earlier] += 1 - first
+    return tf.stack([number < n for number in ahead], axis)
+
+
 def _largest(flat: tf.Tensor, k: tf.Tensor, last_wins: bool) -> tf.Tensor:
     keys = _ordered_bits(flat)
     upper = tf.bitwise.right_shift(keys, 16) + _DIGITS // 2

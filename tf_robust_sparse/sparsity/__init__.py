@@ -21,6 +21,7 @@ from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
 from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
 from tf_robust_sparse.sparsity.mask_structure import channels_between, mask_structure, relative_cost
 from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
+from tf_robust_sparse.sparsity.n_m import LARGEST_GROUP, NM
 from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.sparsity.prunable import Prunable, Skipped
 from tf_robust_sparse.sparsity.rigl import RigL
@@ -45,6 +46,8 @@ __all__ = [
     "FANS",
     "FAN_SCALED",
     "GROWTHS",
+    "LARGEST_GROUP",
+    "NM",
     "RANDOM_SCORES",
     "SET",
     "ChannelMagnitudePruning",

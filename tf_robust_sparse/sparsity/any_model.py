@@ -40,7 +40,7 @@ class SparsifyReport(NamedTuple):
 
 def sparsify(
     model: keras.Model,
-    connectivity: float,
+    connectivity: float | None = None,
     sparsifier: MaskSparsifier | None = None,
     filters: Filters | None = None,
     min_size: int = 256,
@@ -65,9 +65,10 @@ def sparsify(
 
     Args:
         model: Any built Keras 3 model; in a strategy's scope if it was made in one.
-        connectivity: Fraction of the entries of the sparsified kernels that stays, in (0, 1].
-        sparsifier: The method: `MagnitudePruning()` at once (the default) or gradually, `SET()`, `RigL()`, ...; it may
-            leave out its connectivity, which is given here.
+        connectivity: Fraction of the entries of the sparsified kernels that stays, in (0, 1]; may be left out if the
+            sparsifier has one.
+        sparsifier: The method: `MagnitudePruning()` at once (the default) or gradually, `SET()`, `RigL()`, `NM()`, ...;
+            it may leave out its connectivity, which is given here.
         filters: Which variables: a regular expression or a list of them, found anywhere in the path of the variable, or
             a function of the path. Without it those that are called like a kernel.
         min_size: Tensors of fewer entries stay dense.
@@ -79,22 +80,22 @@ def sparsify(
 
     Raises:
         ValueError: if the model is not built, nothing can be pruned, a filter matches nothing, layers are quantized or
-            have LoRA weights, or the connectivity is out of range or another one than that of the sparsifier. The model
-            is untouched then.
+            have LoRA weights, the connectivity is out of range or another one than that of the sparsifier, or the
+            method cannot prune a kernel that `filters` names. The model is untouched then.
 
     Reference: [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878) for magnitude pruning.
     """
-    connectivity = check_connectivity(connectivity)
     sparsifier = MagnitudePruning() if sparsifier is None else sparsifier
     if not isinstance(sparsifier, MaskSparsifier):
         raise ValueError(
             "`sparsifier` must hold masks, as MagnitudePruning, SET and RigL do; others need layers of this package. "
             f"Received: sparsifier={sparsifier!r}"
         )
+    connectivity = check_connectivity(sparsifier.connectivity if connectivity is None else connectivity)
     if sparsifier.connectivity not in (None, connectivity):
         raise ValueError(
-            "The connectivity is given once, to trs.sparsify or to the sparsifier. Received: connectivity="
-            f"{connectivity} here and {sparsifier.connectivity} there"
+            "The connectivity is given once, to trs.sparsify or to the sparsifier (NM(n, m) has n / m). Received: "
+            f"connectivity={connectivity} here and {sparsifier.connectivity} there"
         )
     if sparsifier.network is not None:
         raise ValueError(
@@ -102,6 +103,13 @@ def sparsify(
             f"Received: {model.name}"
         )
     found, skipped = find_kernels(model, filters, min_size, depthwise, embeddings)
+    found, misfits = sparsifier.fitting(found)
+    if misfits and filters is not None:
+        raise ValueError(
+            f"{type(sparsifier).__name__} cannot prune {misfits[0].name}: {misfits[0].reason}; leave it out of "
+            f"`filters`. Received: filters={filters!r}"
+        )
+    skipped += misfits
     size = sum(each.size for each in found)
     if int(size * connectivity) < len(found):
         raise ValueError(

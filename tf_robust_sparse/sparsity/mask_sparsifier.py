@@ -1,5 +1,6 @@
 """Sparsifiers that hold a mask over each kernel, of our masked layers or of any Keras model."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity.allocation import global_budget
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
-from tf_robust_sparse.sparsity.prunable import Prunable, is_masked
+from tf_robust_sparse.sparsity.prunable import Prunable, Skipped, is_masked
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
+
+_log = logging.getLogger(__name__)
 
 
 class MaskSparsifier(Sparsifier):
@@ -22,6 +25,7 @@ class MaskSparsifier(Sparsifier):
     """
 
     kernel_form = "masked"
+    straight_through = False  # whether gradients of kernels are taken as if nothing were masked
     otherwise = ", or any model after trs.sparsify(model, connectivity, sparsifier)"
 
     def __init__(self, connectivity: float | None = None) -> None:
@@ -37,26 +41,53 @@ class MaskSparsifier(Sparsifier):
         """Binds the sparsifier to the masked layers of `network`, unless `trs.sparsify` has bound it already.
 
         Raises:
-            ValueError: if the network has no masked layer, or `trs.sparsify` made another one sparse.
+            ValueError: if the network has no masked layer that fits, or the sparsifier keeps the state of another one.
         """
         if self.masks is not None:
             if self.network is not network:
                 raise ValueError(
-                    f"This sparsifier belongs to {self.network.name}, which trs.sparsify was called with; call it with "
-                    f"the model that is trained. Received: {getattr(network, 'name', network)}"
+                    f"This sparsifier belongs to {self.network.name}, whose state it keeps; make a new "
+                    f"{type(self).__name__} for the model that is trained, with trs.sparsify if it is of plain Keras "
+                    f"layers. Received: {getattr(network, 'name', network)}"
                 )
             return
         super().attach(network)
-        self.network = network
-        self.kernels = [Prunable(layer.name, layer.kernel, layer.kernel_mask, layer) for layer in self.layers]
-        self.start()
+        found = [Prunable(layer.name, layer.kernel, layer.kernel_mask, layer) for layer in self.layers]
+        kernels, skipped = self.fitting(found)
+        for name, reason in skipped:
+            _log.warning("%s stays dense: %s", name, reason)
+        self.bind(network, kernels, None)
 
-    def bind(self, network: keras.Model, kernels: Sequence[Prunable], masks: keras.layers.Layer) -> None:
-        """Binds the sparsifier to kernels of any Keras model, and sets the first masks; for `trs.sparsify`."""
+    def misfit(self, kernel: Prunable) -> str | None:
+        """Returns why the method cannot prune a kernel, or `None` if it can."""
+
+    def fitting(self, found: Sequence[Prunable]) -> tuple[list[Prunable], list[Skipped]]:
+        """Returns the kernels that the method can prune, and the others with the reason.
+
+        Raises:
+            ValueError: if it can prune none.
+        """
+        reasons = [self.misfit(kernel) for kernel in found]
+        skipped = [Skipped(each.name, reason) for each, reason in zip(found, reasons, strict=True) if reason]
+        if len(skipped) == len(found):
+            what = "; ".join(f"{name}: {reason}" for name, reason in skipped[:4])
+            raise ValueError(f"{type(self).__name__} can prune none of the kernels. Received: {what}")
+        return [each for each, reason in zip(found, reasons, strict=True) if not reason], skipped
+
+    def bind(self, network: keras.Model, kernels: Sequence[Prunable], masks: keras.layers.Layer | None) -> None:
+        """Binds the sparsifier to kernels of any Keras model, and sets the first masks; for `trs.sparsify`.
+
+        Args:
+            network: The model.
+            kernels: Its kernels that are pruned, with masks.
+            masks: The layer that holds those masks that no layer of the model does.
+        """
         self.network, self.kernels, self.masks = network, list(kernels), masks
         self.layers = [kernel.layer for kernel in kernels]
         self.sizes = [kernel.size for kernel in kernels]
         self.budget = global_budget(self.sizes, self.connectivity)
+        for layer in filter(is_masked, self.layers):
+            layer.straight_through = self.straight_through
         self.start()
 
     def start(self) -> None:

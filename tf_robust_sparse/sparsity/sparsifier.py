@@ -38,7 +38,8 @@ class Sparsifier:
         self.frozen: list[str] = []
         self.sizes: list[int] = []
         self.budget = 0
-        self.masks: keras.layers.Layer | None = None  # of kernels that have none of their own; part of checkpoints
+        # Masks of kernels that have none of their own, and what else a method remembers; part of checkpoints.
+        self.masks: keras.layers.Layer | None = None
 
     def fits(self, layer: Any) -> bool:
         """Whether a kernel layer of this package has the parametrization that the sparsifier works on."""
@@ -75,7 +76,7 @@ class Sparsifier:
         return []
 
     def mask_gradients(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
-        """Returns the gradients of `weights` as the optimizer clips and applies them."""
+        """Returns the gradients of `weights`, those of this replica, as the optimizer clips and applies them."""
         return list(gradients)
 
     def before_update(self, optimizer: keras.optimizers.Optimizer) -> Any:

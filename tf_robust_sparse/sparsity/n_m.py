@@ -1,0 +1,183 @@
+"""N:M sparsity: of every M consecutive inputs an output reads N, the pattern of sparse tensor cores."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.sparsity.kernel_views import kernel_view, why_no_view
+from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
+from tf_robust_sparse.sparsity.prunable import Prunable
+
+LARGEST_GROUP = 32
+
+
+class NM(MaskSparsifier):
+    """Keeps the `n` largest of every `m` consecutive entries along the input channels; trains the others on (SR-STE).
+
+    The network computes with `kernel * kernel_mask`. The dense kernel behind it takes the gradient `g` of that product
+    as if there were no mask (straight through), and entries that are off shrink: the optimizer is given
+    `g + decay * (1 - kernel_mask) * kernel`, before it clips. After the update the masks are chosen again. The model
+    holds `kernel * kernel_mask` after every step; entries that are off wait in a variable of the sparsifier, which is
+    part of checkpoints. So whatever is saved has exactly `n` of `m`.
+
+    Input channels are the axis before the last one in kernels of `Dense` and convolutions, the last one in transposed
+    convolutions, and the axes that an `EinsumDense` sums over. Of equal entries the first along that axis is kept.
+    Kernels whose inputs are no multiple of `m`, such as those that read 3 colors, stay dense.
+
+    ```python
+    report = trs.sparsify(model, sparsifier=trs.sparsity.NM(2, 4))
+    ```
+
+    Args:
+        n: How many of a group stay, in [1, m - 1].
+        m: Entries of a group, in [2, 32].
+        decay: How fast entries that are off shrink, at least 0; 0 is the plain straight-through estimator.
+        interval: Number of steps between two choices of the masks, at least 1.
+        fixed: Whether the masks that are chosen at first stay; then nothing is off but at 0, and nothing decays.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Zhou et al., 2021](https://arxiv.org/abs/2102.04010), section 4.
+    """
+
+    def __init__(self, n: int = 2, m: int = 4, decay: float = 2e-4, interval: int = 1, fixed: bool = False) -> None:
+        for name, value, low, high in (("m", m, 2, LARGEST_GROUP), ("n", n, 1, m - 1 if isinstance(m, int) else 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(
+                    f"NM keeps n of every m entries: `m` is an integer in [2, {LARGEST_GROUP}] and `n` one in [1, m - "
+                    f"1]. Received: {name}={value!r}"
+                )
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < math.inf:
+            raise ValueError(f"`decay` is a number, at least 0. Received: decay={decay!r}")
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"`interval` is a number of steps, at least 1. Received: interval={interval!r}")
+        super().__init__(n / m)
+        self.n, self.m, self.decay, self.interval, self.fixed = n, m, float(decay), interval, bool(fixed)
+        self.straight_through = not self.fixed
+        self.waiting: list[Any] = []  # the dense entries that are off, 0 elsewhere, for each kernel
+        self._scaled: Any = None
+
+    def misfit(self, kernel: Prunable) -> str | None:
+        """Returns why groups of `m` do not divide a kernel, or `None`."""
+        reason = why_no_view(kernel)
+        if reason:
+            return reason
+        inputs = kernel_view(kernel).shape[1]
+        return f"its {inputs} inputs are no multiple of m={self.m}" if inputs % self.m else None
+
+    def start(self) -> None:
+        """Chooses the first masks."""
+        self.budget = sum(size // self.m * self.n for size in self.sizes)
+        masks = [self.largest(kernel) for kernel in self.kernels]
+        if self.fixed:
+            assign_everywhere(list(self._masked_weights(masks)))
+            return
+        with self.network.distribute_strategy.scope():
+            holder = self.masks or keras.layers.Layer(name="sparsity_masks", dtype="float32")
+            self.waiting = [
+                holder.add_weight(
+                    name=f"{kernel.name.replace('/', '_')}_waiting",
+                    shape=tuple(kernel.weight.shape),
+                    initializer="zeros",
+                    dtype=kernel.weight.dtype,
+                    trainable=False,
+                    autocast=False,
+                    aggregation="only_first_replica",
+                )
+                for kernel in self.kernels
+            ]
+        holder.built = True
+        self.masks = holder
+        self._part(masks)
+
+    def largest(self, kernel: Prunable) -> tf.Tensor:
+        """Returns the mask of the largest entries of each group."""
+        view = kernel_view(kernel)
+        positions, inputs, outputs = view.shape
+        matrices = view.to_matrices(tf.abs(tf.convert_to_tensor(kernel.weight)))
+        groups = tf.reshape(matrices, (positions, inputs // self.m, self.m, outputs))
+        return view.to_kernel(tf.reshape(layers.largest_of_groups_mask(groups, self.n, 2), view.shape))
+
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Checks the optimizer, and notes how it scales losses, as the decay must be scaled too."""
+        super().check_optimizer(optimizer)
+        self._scaled = optimizer.scale_loss
+
+    def mask_gradients(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+        """Returns the gradients as if nothing were masked, and the decay of what is off."""
+        if self.fixed:
+            return super().mask_gradients(gradients, weights)
+        numbers = {id(kernel.weight): number for number, kernel in enumerate(self.kernels)}
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync  # whose gradients the optimizer adds up
+
+        def with_decay(gradient: Any, number: int) -> tf.Tensor:
+            decay = self.decay / replicas * tf.convert_to_tensor(self.waiting[number])
+            return tf.convert_to_tensor(gradient) + (decay if self._scaled is None else self._scaled(decay))
+
+        return [
+            with_decay(gradient, numbers[id(weight)]) if gradient is not None and id(weight) in numbers else gradient
+            for gradient, weight in zip(gradients, weights, strict=True)
+        ]
+
+    def before_update(self, optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+        """Notes the step, and gives the optimizer the dense kernels."""
+        if not self.fixed:
+            assign_everywhere(
+                [
+                    (kernel.weight, layers.select(*map(tf.convert_to_tensor, (kernel.mask, kernel.weight, waiting))))
+                    for kernel, waiting in zip(self.kernels, self.waiting, strict=True)
+                ]
+            )
+        return super().before_update(optimizer)
+
+    def after_update(
+        self, state: Any, optimizer: keras.optimizers.Optimizer, dense: Sequence[tf.Tensor] | None = None
+    ) -> None:
+        """Chooses masks if it is time to, and takes what is off out of the model; momentum stays dense, too."""
+        if self.fixed:
+            super().after_update(state, optimizer, dense)
+            return
+        if self.interval == 1:
+            masks = [self.largest(kernel) for kernel in self.kernels]
+        else:
+            # The step is the number of updates before this one, so that masks change after every `interval` updates.
+            masks = tf.cond(
+                (state + 1) % self.interval == 0,
+                lambda: [self.largest(kernel) for kernel in self.kernels],
+                self.present_masks,
+            )
+        self._part(masks)
+
+    def check(self, network: keras.Model) -> None:
+        """Checks that each group keeps `n` entries and that the others are 0.
+
+        Raises:
+            RuntimeError: if not.
+        """
+        super().check(network)
+        for kernel in self.kernels:
+            view = kernel_view(kernel)
+            matrices = view.to_matrices(tf.cast(tf.convert_to_tensor(kernel.mask), tf.int32))
+            numbers = tf.reduce_sum(tf.reshape(matrices, (-1, self.m, view.shape[2])), 1)
+            wrong = int(tf.math.count_nonzero(numbers != self.n))
+            if wrong:
+                raise RuntimeError(f"{wrong} groups of {kernel.name} do not keep {self.n} of {self.m} entries.")
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the name and the settings, ready for JSON."""
+        settings = {"n": self.n, "m": self.m, "decay": self.decay, "interval": self.interval, "fixed": self.fixed}
+        return {**super().describe(), **settings, "budget": self.budget}
+
+    def _part(self, masks: Sequence[tf.Tensor]) -> None:
+        """Splits dense kernels into what the model holds and what waits."""
+        waiting = [
+            (kept, layers.select(mask, tf.zeros_like(kernel.weight), tf.convert_to_tensor(kernel.weight)))
+            for kept, kernel, mask in zip(self.waiting, self.kernels, masks, strict=True)
+        ]
+        assign_everywhere([*waiting, *self._masked_weights(masks)])
