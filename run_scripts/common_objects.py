@@ -108,7 +108,7 @@ def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
             layer_prior=FLAGS.layer_prior,
             seed=FLAGS.seed,
         )
-    if name in ("magnitude", "channel_magnitude"):
+    if name in ("magnitude", "channel_magnitude", "block"):
         schedule = None
         if FLAGS.pruning_schedule == "polynomial":
             begin = int(FLAGS.pruning_begin * total_steps)
@@ -120,6 +120,9 @@ def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
         arguments = (FLAGS.connectivity, schedule, FLAGS.allocation)
         if name == "magnitude":
             return trs.sparsity.MagnitudePruning(*arguments)
+        if name == "block":
+            sides, pooling = sparsity_flags.block(), FLAGS.block_pooling
+            return trs.sparsity.BlockPruning(FLAGS.connectivity, sides, pooling, schedule, FLAGS.allocation)
         return trs.sparsity.ChannelMagnitudePruning(*arguments, FLAGS.pruning_criterion)
     if name == "static":
         return trs.sparsity.SET(FLAGS.connectivity, drop_fraction=0.0, allocation=FLAGS.allocation, seed=FLAGS.seed)

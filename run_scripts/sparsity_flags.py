@@ -12,6 +12,7 @@ SPARSIFIERS = {  # -> kernel form
     "connectivity_sampling": "rewiring",
     "magnitude": "masked",
     "channel_magnitude": "masked",
+    "block": "masked",
     "static": "masked",
     "set": "masked",
     "rigl": "masked",
@@ -24,6 +25,7 @@ SPARSIFIER_FLAGS = {
     "connectivity_sampling": ("noise_scaling", "l1", "dormant_policy", "init_policy", "layer_prior"),
     "magnitude": _MAGNITUDE,
     "channel_magnitude": (*_MAGNITUDE, "pruning_criterion"),
+    "block": (*_MAGNITUDE, "block", "block_pooling"),
     "static": ("allocation",),
     "set": _MOVING,
     "rigl": _MOVING,
@@ -31,7 +33,7 @@ SPARSIFIER_FLAGS = {
     "n_m": ("n_m", "n_m_decay", "n_m_fixed"),
 }
 _ALLOCATIONS = {
-    **dict.fromkeys(("magnitude", "channel_magnitude"), ("uniform", "global")),
+    **dict.fromkeys(("magnitude", "channel_magnitude", "block"), ("uniform", "global")),
     **dict.fromkeys(("static", "set", "rigl"), ("erk", "uniform", "igq")),
     "flying_bird": ("igq", "erk", "uniform"),
 }
@@ -76,6 +78,13 @@ def _define_magnitude_pruning() -> None:
         "kernel",
         list(trs.sparsity.CRITERIA),
         "Of --sparsifier=channel_magnitude: size of channels by their kernel, or by the scale of their batch norm.",
+    )
+    flags.DEFINE_string("block", "1x16", "Of --sparsifier=block: consecutive inputs by consecutive outputs.")
+    flags.DEFINE_enum(
+        "block_pooling",
+        "mean",
+        list(trs.sparsity.POOLINGS),
+        "Of --sparsifier=block: size of a block by the mean of its absolute weights, or by the largest one.",
     )
 
 
@@ -129,6 +138,18 @@ def n_m() -> tuple[int, int]:
     return int(n), int(m)
 
 
+def block() -> tuple[int, int]:
+    """Returns the sides of --block.
+
+    Raises:
+        BadFlag: if it is not like 1x16.
+    """
+    rows, _, columns = FLAGS.block.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
+        raise BadFlag(f"--block={FLAGS.block}: expected inputs x outputs, such as 1x16")
+    return int(rows), int(columns)
+
+
 def sparsifier_name() -> str:
     """Returns the sparsifier that --sparsifier and --sparse_train stand for."""
     if "sparsifier" not in FLAGS:
@@ -157,7 +178,7 @@ def check() -> None:
         BadFlag: naming the flags that do not.
     """
     name = sparsifier_name()
-    if name in ("magnitude", "channel_magnitude") and not FLAGS.pruning_begin < FLAGS.pruning_end:
+    if name in ("magnitude", "channel_magnitude", "block") and not FLAGS.pruning_begin < FLAGS.pruning_end:
         raise BadFlag(
             f"--pruning_begin={FLAGS.pruning_begin:g}: expected less than --pruning_end. "
             f"Received: --pruning_end={FLAGS.pruning_end:g}"
@@ -165,6 +186,8 @@ def check() -> None:
     if name == "n_m":
         n, m = n_m()
         FLAGS["connectivity"].value = n / m
+    if name == "block":
+        block()
     for flag in flags_of_others():
         if FLAGS[flag].present:
             owners = " or ".join(sparsifier for sparsifier, names in SPARSIFIER_FLAGS.items() if flag in names)

@@ -103,6 +103,7 @@ OBJECTIVES = {
 
 # Row -> (how to make the sparsifier, the kernel form it works on).
 SPARSIFIERS = {
+    "BlockPruning": (lambda: sparsity.BlockPruning(0.1, (1, 2)), "masked"),
     "ChannelMagnitudePruning": (lambda: sparsity.ChannelMagnitudePruning(0.1), "masked"),
     "ChannelMagnitudePruning, gradual": (
         lambda: sparsity.ChannelMagnitudePruning(

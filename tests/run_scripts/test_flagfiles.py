@@ -127,6 +127,22 @@ def test_two_of_four_by_the_flagfile_of_the_sample(parse):
             common_flags.check()
 
 
+def test_blocks_by_flags(parse):
+    parse(TRAIN, "--sparsifier=block", "--connectivity=0.1", "--block=2x8", "--block_pooling=max")
+    common_flags.check()
+    described = common_objects.sparsifier(1000).describe()
+    assert (described["sparsifier"], described["block"], described["pooling"]) == ("BlockPruning", [2, 8], "max")
+    assert described["gradual"] and described["allocation"] == "uniform"
+    for arguments, message in (
+        (["--block=16"], "--block=16: expected inputs x outputs, such as 1x16"),
+        (["--block=0x4"], "--block=0x4: expected"),
+        (["--growth=random"], "--growth belongs to --sparsifier=flying_bird. Received: --sparsifier=block"),
+    ):
+        parse(TRAIN, "--sparsifier=block", *arguments)
+        with pytest.raises(BadFlag, match=message):
+            common_flags.check()
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_flagfiles_parse(name, parse):
     more = ["--pseudo_labels=FILE"] if "_rst_" in name else []

@@ -10,6 +10,7 @@ from tf_robust_sparse.sparsity.allocation import (
 )
 from tf_robust_sparse.sparsity.any_model import SparsifyReport, sparsify
 from tf_robust_sparse.sparsity.binarization import StochasticBinarization
+from tf_robust_sparse.sparsity.blocks import POOLINGS, BlockPruning
 from tf_robust_sparse.sparsity.channel_magnitude import CRITERIA, ChannelMagnitudePruning
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
 from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
@@ -48,8 +49,10 @@ __all__ = [
     "GROWTHS",
     "LARGEST_GROUP",
     "NM",
+    "POOLINGS",
     "RANDOM_SCORES",
     "SET",
+    "BlockPruning",
     "ChannelMagnitudePruning",
     "ConnectivitySampling",
     "DynamicSparsity",

@@ -1,5 +1,6 @@
 """Magnitude pruning, at once or gradually: the baseline of every comparison."""
 
+import math
 from typing import Any
 
 import keras
@@ -42,8 +43,12 @@ class MagnitudePruning(MaskSparsifier):
         self.schedule = schedule
 
     def scores(self, kernel: Prunable) -> tf.Tensor:
-        """Returns how much each entry of a kernel is worth keeping; pruned ones are worth least."""
+        """Returns how much each entry of a kernel is worth keeping, or each part of it; pruned ones are worth least."""
         return layers.select(tf.convert_to_tensor(kernel.mask), tf.abs(tf.convert_to_tensor(kernel.weight)), 0)
+
+    def spread(self, kernel: Prunable, mask: tf.Tensor) -> tf.Tensor:
+        """Returns the mask of a kernel from that of its scores."""
+        return mask
 
     def start(self) -> None:
         """Prunes at once if there is no schedule."""
@@ -69,15 +74,16 @@ class MagnitudePruning(MaskSparsifier):
     def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
         """Returns the masks that keep `int(entries * connectivity)` entries per kernel or in all."""
         scores = [self.scores(kernel) for kernel in self.kernels]
+        sizes = [math.prod(score.shape) for score in scores]
         if self.allocation == "uniform":
-            return [
-                top_k_mask(score, self._number(size, connectivity))
-                for score, size in zip(scores, self.sizes, strict=True)
+            masks = [
+                top_k_mask(score, self._number(size, connectivity)) for score, size in zip(scores, sizes, strict=True)
             ]
-        flat = tf.concat([tf.reshape(score, (-1,)) for score in scores], 0)
-        mask = top_k_mask(flat, self._number(sum(self.sizes), connectivity))
-        parts = tf.split(mask, self.sizes)
-        return [tf.reshape(part, score.shape) for part, score in zip(parts, scores, strict=True)]
+        else:
+            flat = tf.concat([tf.reshape(score, (-1,)) for score in scores], 0)
+            parts = tf.split(top_k_mask(flat, self._number(sum(sizes), connectivity)), sizes)
+            masks = [tf.reshape(part, score.shape) for part, score in zip(parts, scores, strict=True)]
+        return [self.spread(kernel, mask) for kernel, mask in zip(self.kernels, masks, strict=True)]
 
     def _number(self, size: int, connectivity: tf.Tensor) -> tf.Tensor:
         """Returns how many of `size` entries are kept, exactly `int(size * target)` once the target is reached."""
