@@ -31,14 +31,14 @@ def outcome(attack, correct, scale=1.0, rank=0):
     [
         ({"num_steps": 10}, 1, 0, 2.023376, 519),
         pytest.param({"num_steps": 25}, 1, 0, 2.023575, 518, marks=pytest.mark.full),
-        ({}, 1, 0, 2.023663, 518),
+        pytest.param({}, 1, 0, 2.023663, 518, marks=pytest.mark.full),
         ({}, 1000, 0, 41.2344, 573),
         ({"norm": "L2", "epsilon": 0.1}, 1, 0, 2.014651, 555),
         pytest.param({"loss": "dlr"}, 1, 0, None, 435, marks=pytest.mark.full),
         ({"loss": "dlr"}, 1000, 0, None, 435),
-        ({"loss": "dlr", "norm": "L2", "epsilon": 0.1}, 1, 0, None, 466),
+        pytest.param({"loss": "dlr", "norm": "L2", "epsilon": 0.1}, 1, 0, None, 466, marks=pytest.mark.full),
         ({"loss": "targeted-dlr"}, 1, 2, None, 435),
-        ({"loss": "targeted-dlr"}, 1, 3, None, 603),
+        pytest.param({"loss": "targeted-dlr"}, 1, 3, None, 603, marks=pytest.mark.full),
         ({"loss": "targeted-dlr", "norm": "L2", "epsilon": 0.1}, 1, 2, None, 465),
     ],
 )
@@ -102,7 +102,13 @@ def test_a_loss_that_rises_in_three_of_four_steps_keeps_the_step_size():
 
 @pytest.mark.parametrize(
     ("norm", "epsilon", "loss"),
-    [("Linf", 0.02, "ce"), ("Linf", 0.02, "targeted-dlr"), ("L2", 0.2, "dlr"), ("L1", 1.0, "ce"), ("L1", 1.0, "dlr")],
+    [
+        pytest.param("Linf", 0.02, "ce", marks=pytest.mark.full),
+        ("Linf", 0.02, "targeted-dlr"),
+        ("L2", 0.2, "dlr"),
+        ("L1", 1.0, "ce"),
+        pytest.param("L1", 1.0, "dlr", marks=pytest.mark.full),
+    ],
 )
 def test_examples_lie_in_the_ball_and_fool_the_network(norm, epsilon, loss, correct):
     x, y = correct[0][:100], correct[1][:100]

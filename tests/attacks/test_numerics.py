@@ -33,14 +33,14 @@ def checked_numerics():
 @pytest.mark.parametrize(
     "attack",
     [
-        LinfPGD(0.01, num_steps=2, restarts=2),
+        pytest.param(LinfPGD(0.01, num_steps=2, restarts=2), marks=pytest.mark.full),
         L2PGD(0.1, num_steps=2, restarts=2),
         LinfBestPGD(0.01, num_steps=2),
         APGD(0.01, num_steps=2),
         FAB(0.01, num_steps=2, num_targets=1),
-        FAB(0.1, "L2", targeted=False, num_steps=1),
+        pytest.param(FAB(0.1, "L2", targeted=False, num_steps=1), marks=pytest.mark.full),
         Square(0.01, num_queries=3),
-        Square(0.4, "L1", num_queries=3),
+        pytest.param(Square(0.4, "L1", num_queries=3), marks=pytest.mark.full),
     ],
     ids=repr,
 )

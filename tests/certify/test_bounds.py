@@ -188,9 +188,9 @@ def true_margins(network, x, y):
     ("name", "norm"),
     [
         *itertools.product(("pooled", "small_cnn"), bounds.NORMS),
-        ("residual-plain", "Linf"),
+        pytest.param("residual-plain", "Linf", marks=pytest.mark.full),
         ("residual-rewiring", "L1"),
-        ("residual-masked", "L2"),
+        pytest.param("residual-masked", "L2", marks=pytest.mark.full),
         ("residual-subnet", "L2"),
     ],
 )
@@ -218,7 +218,7 @@ def test_no_point_of_the_ball_is_below_its_bound(name, norm):
             assert (found.numpy() <= smallest + 1e-5).all(), (method, slope, tight)
 
 
-@pytest.mark.parametrize("name", ["pooled", "small_cnn", "residual-rewiring"])
+@pytest.mark.parametrize("name", ["pooled", pytest.param("small_cnn", marks=pytest.mark.full), "residual-rewiring"])
 def test_every_neuron_is_inside_its_bounds(name):
     network, random = network_named(name), np.random.default_rng(1)
     x = random.random((1, 8, 8, 3)).astype("float32")
@@ -477,7 +477,7 @@ def windowed_network(kind):
 
 @pytest.mark.parametrize(
     ("kind", "norm"),
-    [("pooled", "Linf"), ("symmetric", "L2"), ("same", "L1")],
+    [("pooled", "Linf"), ("symmetric", "L2"), pytest.param("same", "L1", marks=pytest.mark.full)],
 )
 def test_windows_give_the_bounds_of_whole_images(kind, norm, monkeypatch):
     network = windowed_network(kind)

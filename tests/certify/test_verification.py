@@ -20,7 +20,16 @@ def trained():
     return network, x[:20], y[:20]
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown", "zonotope"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ibp",
+        "crown-ibp",
+        pytest.param("crown", marks=pytest.mark.full),
+        pytest.param("alpha-crown", marks=pytest.mark.full),
+        "zonotope",
+    ],
+)
 def test_no_image_is_verified_that_an_attack_breaks(method, trained):
     network, x, y = trained
     rows = certify.verify_images(network, x, y, 0.01, method, batch_size=7)

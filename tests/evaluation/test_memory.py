@@ -31,7 +31,12 @@ def graphs():
 
 
 @pytest.mark.parametrize(
-    "kernel", ["subnet", "binary", *[pytest.param(e, marks=pytest.mark.full) for e in ("masked", "signed", "rewiring")]]
+    "kernel",
+    [
+        "subnet",
+        pytest.param("binary", marks=pytest.mark.full),
+        *[pytest.param(e, marks=pytest.mark.full) for e in ("masked", "signed", "rewiring")],
+    ],
 )
 def test_the_graphs_of_an_attack_are_freed(kernel, data):
     x, y = data

@@ -116,6 +116,7 @@ def test_an_attack_has_a_name_of_its_own(network, some):
         suite.gradient_attack("fgsm", LinfFGSM(EPSILON))
 
 
+@pytest.mark.full
 def test_attacks_of_an_ensemble_alone(network, some, suite):
     attacks = [APGD(EPSILON, num_steps=10), Square(EPSILON, num_queries=200)]
     ensemble = AutoAttack(network, "Linf", EPSILON, "custom", attacks, batch_size=100, verbose=False)
@@ -151,6 +152,7 @@ def test_transfer_that_beats_the_white_box_is_flagged(network, some):
     assert set(sentences) == {"zero_gradient", "masked_gradients"} and "transfer" in sentences["masked_gradients"]
 
 
+@pytest.mark.full
 def test_transfer_from_the_network_itself_is_the_attack(network, some, suite):
     attack = LinfPGD(EPSILON, num_steps=50, restarts=10)
     found = transfer_attack(network, network, attack, *some, suite.correct, 100, progress=False)
@@ -184,7 +186,9 @@ def test_radii_of_a_curve_are_positive(epsilons, network, some):
         security_curve(network, some, LinfPGD(EPSILON), epsilons)
 
 
-@pytest.mark.parametrize("attack", [LinfPGD(EPSILON, num_steps=20), L2PGD(0.5, num_steps=20)])
+@pytest.mark.parametrize(
+    "attack", [LinfPGD(EPSILON, num_steps=20), pytest.param(L2PGD(0.5, num_steps=20), marks=pytest.mark.full)]
+)
 def test_foolbox_disagrees_only_where_another_start_decides(attack, network, some):
     """From random starts the two disagree on a few per cent of the images, as our attack does with another seed.
 

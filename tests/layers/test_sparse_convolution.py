@@ -104,7 +104,10 @@ def sparse_layers(network, **arguments):
         return [layer.name for layer in found if isinstance(kernel_seam.kernel_and_bias(layer).kernel, SparseKernel)]
 
 
-@pytest.mark.parametrize("name", ["vgg16", "resnet18_p1", "wrn28_2"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("vgg16", marks=pytest.mark.full), "resnet18_p1", pytest.param("wrn28_2", marks=pytest.mark.full)],
+)
 def test_networks_are_the_same_with_sparse_products(name, everything_pays, monkeypatch):
     """With fewer blocks, or narrower ones, than published: there is every kind of layer still."""
     logits_of = wide_resnet.wide_resnet_logits

@@ -105,9 +105,10 @@ def test_goes_on_with_its_table(run, tmp_path):
 @pytest.mark.parametrize(
     "method",
     [
-        "ibp",
-        "alpha-crown",
-        *[pytest.param(each, marks=pytest.mark.full) for each in ("crown-ibp", "crown", "mixtrain")],
+        pytest.param("ibp", marks=pytest.mark.full),
+        pytest.param("alpha-crown", marks=pytest.mark.full),
+        "crown",
+        *[pytest.param(each, marks=pytest.mark.full) for each in ("crown-ibp", "mixtrain")],
     ],
 )
 def test_bounds_beside_pgd(method, run, tmp_path):
@@ -150,7 +151,9 @@ def test_bad_input(run, tmp_path):
     assert_explained(run_script(CERTIFY, *FEW, path, f"--outfile={tmp_path}"), "--outfile", "a directory of that name")
 
 
-@pytest.mark.parametrize("more", [("--method=ibp", "--epsilon=1/255"), ("--n0=20", "--n=200")])
+@pytest.mark.parametrize(
+    "more", [pytest.param(("--method=ibp", "--epsilon=1/255"), marks=pytest.mark.full), ("--n0=20", "--n=200")]
+)
 def test_a_damaged_table_is_refused(more, run, tmp_path):
     few = ("--data=fashion_mnist_sample", "--test_examples=4", "--batch_size=2", f"--saved_model_or_network={run}")
     command = (CERTIFY, *few, *more, f"--results_file={tmp_path / 'a.json'}")

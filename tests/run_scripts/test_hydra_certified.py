@@ -74,7 +74,9 @@ def test_three_phases_under_bounds(images, tmp_path):
 @pytest.mark.parametrize(
     ("trainer", "looked_at", "more"),
     [
-        ("ibp", [True, True, True], ["--epsilon_schedule=smoothed", "--final_kappa=0.5"]),
+        pytest.param(
+            "ibp", [True, True, True], ["--epsilon_schedule=smoothed", "--final_kappa=0.5"], marks=pytest.mark.full
+        ),
         ("mixtrain", [False, False, True], ["--mixtraink=2", "--bound_chunk=512"]),
     ],
 )

@@ -55,6 +55,7 @@ def test_a_run_leaves_the_published_tree_and_its_own_records(output):
     assert results["test_images"] == {"measured": 50, "available": 50}
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_processes_leave_what_one_process_leaves(output, tmp_path):
     """Up to rounding, for products of one thread and of several may add up in another order."""
@@ -447,6 +448,7 @@ def test_a_grid_is_checked_as_a_whole_before_its_first_run(arguments, code, word
     assert words in done.err and not commands
 
 
+@pytest.mark.full
 def test_what_a_grid_runs_ends_in_figures_and_tables(tmp_path, commands):
     options = " ".join(["--options=--trials=1 --processes=1", *TINY[1:]])
     grid = ("--datasets=sample", "--experiments=reinit_orig", "--attacks=pgd", "--training=natural")
@@ -457,21 +459,19 @@ def test_what_a_grid_runs_ends_in_figures_and_tables(tmp_path, commands):
     assert (tmp_path / "tables/sample.md").is_file()
 
 
-def test_a_short_run_on_the_sample_learns_and_withstands_what_it_was_trained_against(tmp_path):
+@pytest.mark.parametrize("adversarial", [pytest.param("--noadv_train", marks=pytest.mark.full), "--adv_train"])
+def test_a_short_run_on_the_sample_learns_and_withstands_what_it_was_trained_against(adversarial, tmp_path):
     """The small analogue of the published levels; see `test_levels_on_real_data`."""
     options = ("--dataset=sample", "--trials=1", "--prune_iters=0", "--train_iters=600", "--eval_every=300")
-    found = {}
-    for adversarial in ("--noadv_train", "--adv_train"):
-        run_script(RUN, *options, adversarial, f"--base_dir={tmp_path}").expect()
-        kind = str(adversarial == "--adv_train").lower()
-        (path,) = tmp_path.glob(f"sample/*/*/*/*_advtrain-{kind}/trial_00/prune_iter_00/summary.json")
-        about = json.loads(path.read_text())
-        found[adversarial] = (about["final"]["test"], about["final_measures"]["test_pgd"])
-    natural, pgd_of_natural = found["--noadv_train"]
-    robust, pgd_of_robust = found["--adv_train"]
-    assert natural["acc"] > 0.8 and natural["adv_acc"] < 0.15 and pgd_of_natural["adversarial_accuracy"] < 0.08
-    # What withstands FGSM does not withstand PGD.
-    assert robust["acc"] > 0.75 and robust["adv_acc"] > 0.6 and pgd_of_robust["adversarial_accuracy"] < 0.15
+    run_script(RUN, *options, adversarial, f"--base_dir={tmp_path}").expect()
+    kind = str(adversarial == "--adv_train").lower()
+    (path,) = tmp_path.glob(f"sample/*/*/*/*_advtrain-{kind}/trial_00/prune_iter_00/summary.json")
+    about = json.loads(path.read_text())
+    found, under_pgd = about["final"]["test"], about["final_measures"]["test_pgd"]["adversarial_accuracy"]
+    if adversarial == "--noadv_train":
+        assert found["acc"] > 0.8 and found["adv_acc"] < 0.15 and under_pgd < 0.08
+    else:  # what withstands FGSM does not withstand PGD
+        assert found["acc"] > 0.75 and found["adv_acc"] > 0.6 and under_pgd < 0.15
 
 
 def check_split(images):

@@ -67,6 +67,7 @@ def test_a_run_goes_on_bit_by_bit_after_an_interrupt_a_divergence_and_a_full_dis
     assert "1 of them left" in assert_resumes_to(finished, tmp_path / "run").out
 
 
+@pytest.mark.full
 def test_resume_begins_where_nothing_is(finished, tmp_path):
     directory = tmp_path / "run"
     (directory / "checkpoints").mkdir(parents=True)  # killed before the first epoch was over

@@ -13,6 +13,7 @@ from run_scripts import leaderboard_flags, robustness_flags
 from tests.run_scripts.conftest import ROBUSTNESS, ROOT, TRAIN, run_script
 from tests.run_scripts.drill import survive
 from tests.run_scripts.test_bad_input import assert_explained
+from tf_robust_sparse.evaluation import attack_versions
 
 # A natural network falls to every attack within a few steps, so that all of them are quick.
 NATURAL = (
@@ -182,7 +183,9 @@ def plain(tmp_path_factory):
     return path
 
 
-def test_a_row_of_a_network_of_plain_layers_and_a_killed_run_goes_on_from_its_state_file(plain, tmp_path):
+def test_a_row_of_a_network_of_plain_layers_and_a_killed_run_goes_on_from_its_state_file(plain, tmp_path, monkeypatch):
+    """With the first and the last attack of the standard version: all four are in `everything`."""
+    monkeypatch.setitem(attack_versions.VERSIONS, "standard", ("apgd-ce", "square"))
     given = (ROBUSTNESS, *IMAGES, f"--network={plain}", "--attacks=autoattack", "--epsilon=0.01")
     row = f"--robustbench_file={tmp_path / 'row.json'}"
     run_script(*given, row, f"--results_file={tmp_path / 'r.json'}").expect()

@@ -116,9 +116,16 @@ def test_robust_self_training(tmp_path):
         (
             *("magnitude", "mat", "best_clean"),
             ("--connectivity=0.1", "--pruning_frequency=1", "--allocation=global"),
-            True,
+            False,
         ),
-        ("magnitude", "natural", "best_robust", ("--connectivity=0.1", "--pruning_schedule=one_shot"), False),
+        pytest.param(
+            "magnitude",
+            "natural",
+            "best_robust",
+            ("--connectivity=0.1", "--pruning_schedule=one_shot"),
+            True,
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_sparsifiers_objectives_selection_and_their_run_flags(

@@ -53,6 +53,7 @@ def test_values_and_seeds(trained, tmp_path):
     assert (tmp_path / "s/sweep.md").read_text().strip() in done.out
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_value_is_trained_by_the_script(tmp_path):
     sweep = (f"--command={COMMAND} --epochs=1", "--vary=connectivity", f"--output_dir={tmp_path / 's'}")

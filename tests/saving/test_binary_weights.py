@@ -116,7 +116,7 @@ def module_of(name):
     return f"layer{stage}.{int(block.removeprefix('block')) - 1}.{part}"
 
 
-@pytest.mark.parametrize("kernel", ["signed", "subnet"])
+@pytest.mark.parametrize("kernel", [pytest.param("signed", marks=pytest.mark.full), "subnet"])
 def test_logits_are_the_recorded_ones(kernel, tmp_path):
     network = imported(tmp_path, network_of(kernel))
     found = np.asarray(network(pixels(), training=False))

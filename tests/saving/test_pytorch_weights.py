@@ -79,10 +79,10 @@ def assert_same(a, b):
 @pytest.mark.parametrize(
     ("name", "flattened"),
     [
-        ("wrn28_2", None),
+        pytest.param("wrn28_2", None, marks=pytest.mark.full),
         ("resnet18", None),
         pytest.param("resnet50", None, marks=pytest.mark.full),
-        ("resnet18_imagenet", None),
+        pytest.param("resnet18_imagenet", None, marks=pytest.mark.full),
         ("vgg16", (2, 2, 512)),
         ("small_cnn", (8, 8, 32)),
         ("large_cnn", (8, 8, 64)),

@@ -80,7 +80,13 @@ def sources():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "as_variables"), [("rewiring", True), ("rewiring", False), ("masked", True), ("plain", True)]
+    ("kernel", "as_variables"),
+    [
+        ("rewiring", True),
+        pytest.param("rewiring", False, marks=pytest.mark.full),
+        ("masked", True),
+        pytest.param("plain", True, marks=pytest.mark.full),
+    ],
 )
 def test_sparse_list_into_every_form(kernel, as_variables, sources, tmp_path):
     (source, expected), target = sources[0], network_of("wrn28_2", kernel, seed=1)

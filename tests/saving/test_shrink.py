@@ -82,7 +82,14 @@ def test_gated_lenet(closed, fold_batch_norm):
     assert [name for name in report.removed if name.startswith("gate")] == ["gate1", "gate2", "gate3", "gate4"]
 
 
-@pytest.mark.parametrize(("closed", "fold_batch_norm", "count"), [(0.3, False, 256), (0.7, True, 16), (1, True, 16)])
+@pytest.mark.parametrize(
+    ("closed", "fold_batch_norm", "count"),
+    [
+        pytest.param(0.3, False, 256, marks=pytest.mark.full),
+        (0.7, True, 16),
+        pytest.param(1, True, 16, marks=pytest.mark.full),
+    ],
+)
 @pytest.mark.parametrize("width", ["narrow", pytest.param("published", marks=pytest.mark.full)])
 def test_gated_vgg16(width, closed, fold_batch_norm, count, request):
     if width == "narrow":
@@ -164,7 +171,7 @@ def test_binary_kernels_have_dead_outputs_where_nothing_reads_them():
     assert_equal_logits(network, small, images(64))
 
 
-@pytest.mark.parametrize("padding_mode", ["tf_same", "symmetric"])
+@pytest.mark.parametrize("padding_mode", [pytest.param("tf_same", marks=pytest.mark.full), "symmetric"])
 def test_residual_networks(padding_mode, monkeypatch):
     """A block or two of each group: with a shortcut of its own, and with none."""
     monkeypatch.setitem(resnet._BLOCKS, 18, (resnet._basic, (2, 1, 1, 1)))

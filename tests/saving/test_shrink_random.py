@@ -151,7 +151,7 @@ ALL = [(seed, fold, builder) for seed in SEEDS for fold in (False, True) for bui
 
 @pytest.mark.parametrize(
     ("seed", "fold_batch_norm", "builder"),
-    [pytest.param(*each, marks=[] if each in map(case, SHORT) else pytest.mark.full) for each in ALL],
+    [pytest.param(*each, marks=[] if each in map(case, SHORT[::2]) else pytest.mark.full) for each in ALL],
 )
 def test_logits_are_equal_and_nothing_more_can_go(seed, fold_batch_norm, builder):
     x = images(32, seed, (SIZE, SIZE, 2)) * 3 - 1

@@ -44,7 +44,8 @@ def connected(network):
     [
         *[("residual", kernel) for kernel in layers.KERNELS],
         *[("small_cnn", kernel) for kernel in ("plain", "masked", "signed")],
-        *[("wrn28_2", kernel) for kernel in ("rewiring", "subnet")],
+        ("wrn28_2", "rewiring"),
+        pytest.param("wrn28_2", "subnet", marks=pytest.mark.full),
         pytest.param("vgg16", "rewiring", marks=pytest.mark.full),
     ],
 )

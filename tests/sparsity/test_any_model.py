@@ -145,7 +145,7 @@ def test_counts_are_exact_and_nothing_comes_back(compiled):
             np.testing.assert_array_equal(first, second, err_msg=variable.path)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adam", marks=pytest.mark.full)])
 def test_steps_are_those_of_masked_layers(optimizer):
     theirs = small()
     x = inputs = keras.Input((8, 8, 3))

@@ -48,7 +48,7 @@ def count(thetas):
     return sum(int((theta > 0).sum()) for theta in thetas)
 
 
-@pytest.mark.parametrize(("objective", "epochs"), [("natural", 10), ("trades", 5)])
+@pytest.mark.parametrize(("objective", "epochs"), [pytest.param("natural", 10, marks=pytest.mark.full), ("trades", 5)])
 def test_budget_holds_after_every_step(objective, epochs):
     network = tiny_network(connectivity=0.05)
     model, sparsifier = compiled(network, objective, connectivity=0.1)

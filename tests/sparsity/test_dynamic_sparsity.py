@@ -56,7 +56,7 @@ def test_masks_by_hand():
     assert rigl.turnover() == {"grown": {layer.name: 3}}
 
 
-@pytest.mark.parametrize("kind", [sparsity.RigL, sparsity.SET])
+@pytest.mark.parametrize("kind", [sparsity.RigL, pytest.param(sparsity.SET, marks=pytest.mark.full)])
 def test_a_thousand_updates(kind):
     sparsifier = kind(0.2, interval=2, drop_fraction=0.4, end_step=4000, seed=3)
     network, layer = toy(sparsifier)

@@ -1,7 +1,4 @@
 import itertools
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -88,15 +85,6 @@ def test_schedules_are_those_of_the_library():
         assert float(connectivity) == pytest.approx(1 - float(sparsity), abs=1e-6)
     now, connectivity = schedules.constant(0.3, begin_step=10, frequency=5)(tf.constant(15, tf.int64))
     assert bool(now) and float(connectivity) == pytest.approx(0.3, abs=1e-6)
-
-
-def test_the_library_leaves_keras_and_the_environment_alone():
-    code = (
-        "import os; import tf_robust_sparse as trs; trs.sparsity.schedules.constant(0.1); import tensorflow as tf;"
-        "assert 'TF_USE_LEGACY_KERAS' not in os.environ; assert tf.keras.__version__.startswith('3.')"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
 
 
 def test_bad_settings_are_named():

@@ -72,7 +72,9 @@ def assert_equal_copies(strategy, model):
         np.testing.assert_array_equal(first, second, err_msg=variable.path)
 
 
-@pytest.mark.parametrize(("kernel", "objective"), [("rewiring", "at"), ("masked", "natural")])
+@pytest.mark.parametrize(
+    ("kernel", "objective"), [pytest.param("rewiring", "at", marks=pytest.mark.full), ("masked", "natural")]
+)
 def test_replicas_stay_identical_while_connections_move(kernel, objective):
     """theta, sign, masks, momentum and batch norm statistics, though batch norm is not synchronized."""
     strategy = mirrored()
@@ -95,7 +97,7 @@ def test_replicas_stay_identical_while_connections_move(kernel, objective):
     [
         ("rewiring", "at", True),
         pytest.param("rewiring", "trades", False, marks=pytest.mark.full),
-        ("masked", "natural", True),
+        pytest.param("masked", "natural", True, marks=pytest.mark.full),
     ],
 )
 def test_two_replicas_equal_one_device(kernel, objective, batch_norm):
@@ -130,7 +132,9 @@ def test_an_uneven_or_empty_part_of_the_last_batch_is_evaluated_rightly():
         np.testing.assert_allclose(model.predict(x, batch_size=8, verbose=0), logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("synchronized", [None, True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "synchronized", [None, pytest.param(True, marks=pytest.mark.full), pytest.param(False, marks=pytest.mark.full)]
+)
 def test_a_last_batch_that_leaves_a_replica_empty_counts_by_its_images(synchronized):
     """Of 17 = 8 + 8 + 1 images one replica gets none at last, of 19 two and one: the loss is a mean over all images."""
     histories, weights = [], []
@@ -151,6 +155,7 @@ def test_a_last_batch_that_leaves_a_replica_empty_counts_by_its_images(synchroni
             assert a == {name: pytest.approx(values, rel=1e-5) for name, values in b.items()}
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one_on_replicas(tmp_path):
     """With batch norm that is not synchronized, which would drift apart between the replicas if it were let."""

@@ -77,6 +77,7 @@ def pruned_from(source, images, k):
     return network
 
 
+@pytest.mark.full
 def test_learnt_scores_beside_magnitudes_and_chance(scale, dense, images):
     k, accuracies = 0.05, {}
     learnt = pruned_from(dense, images, k)

@@ -50,6 +50,7 @@ def weights(path):
     return found
 
 
+@pytest.mark.full
 def test_a_run_on_two_workers_goes_on_after_a_stop(tmp_path):
     """Worker 0 alone writes. What was on disk after the first epoch goes on to the same end, bit by bit.
 

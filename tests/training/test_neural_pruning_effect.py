@@ -74,6 +74,7 @@ def opened(network):
     return network
 
 
+@pytest.mark.full
 def test_clean_pruning_closes_units_and_keeps_the_accuracy(scale, base, images):
     network, active = copied(base, lenet(scale, gates=True, seed=1)), []
     if scale is SHORT:
@@ -88,6 +89,7 @@ def test_clean_pruning_closes_units_and_keeps_the_accuracy(scale, base, images):
     assert accuracy(network, images) > accuracy(base, images) - 0.05
 
 
+@pytest.mark.full
 def test_a_black_box_is_no_stronger_than_a_white_one(scale, base, trained, images):
     x, y = all_tested(images)
     white = evaluation.vulnerability(trained, x, y, scale.strong)
@@ -114,6 +116,7 @@ def test_gates_under_attack_are_robust(scale, base, trained, images):
     assert pgd <= fgsm + 0.01
 
 
+@pytest.mark.full
 def test_suppressed_features_move_less(scale, base, trained, images):
     suppressed = objectives.VulnerabilitySuppression(objective_of(scale), scale.suppression)
     model = training.RobustModel(copied(base, lenet(scale, seed=0)), suppressed)

@@ -47,8 +47,8 @@ def changed(before, network):
         ("pretrain", "natural"),
         ("pretrain", "free"),
         ("prune", "trades"),
-        ("prune", "stability"),
-        ("prune", "free"),
+        pytest.param("prune", "stability", marks=pytest.mark.full),
+        pytest.param("prune", "free", marks=pytest.mark.full),
         ("finetune", "trades"),
     ],
 )
@@ -67,7 +67,12 @@ def test_exactly_the_weights_of_the_phase_change(name, objective):
 
 
 @pytest.mark.parametrize(
-    ("freeze", "expected"), [(False, {"gamma", "beta", *STATISTICS}), ("affine", STATISTICS), (True, set())]
+    ("freeze", "expected"),
+    [
+        (False, {"gamma", "beta", *STATISTICS}),
+        ("affine", STATISTICS),
+        pytest.param(True, set(), marks=pytest.mark.full),
+    ],
 )
 def test_batch_norm_in_the_prune_phase(freeze, expected):
     network = tiny_network("subnet")

@@ -63,7 +63,7 @@ def test_trials_trained_together_are_what_each_is_alone(adversarial):
         np.testing.assert_allclose(measures[member], measured, atol=0.02)
 
 
-@pytest.mark.parametrize("l1", [0.0, 1e-4])
+@pytest.mark.parametrize("l1", [0.0, pytest.param(1e-4, marks=pytest.mark.full)])
 def test_pruned_entries_do_not_move_by_a_bit_in_200_steps(l1):
     network = dense(1)
     objective = objectives.Natural(0.1) if not l1 else objectives.L1Penalty(objectives.Natural(0.1), l1)
@@ -169,6 +169,7 @@ def test_one_operation_of_adam_is_that_of_keras():
         FusedAdam(amsgrad=True)
 
 
+@pytest.mark.full
 def test_replicas_train_one_network_as_one_device_does():
     def trained(strategy):
         with strategy.scope():
