@@ -69,7 +69,7 @@ def test_label_smoothing_is_its_formula():
     network = tiny_network("plain", batch_norm=False)
     plain = objectives.AT(LinfPGD(0.1, 0.05, 1)).loss(network, X, Y, X)[0]
     logits = network(X)
-    found, _ = objectives.AT(LinfPGD(0.1, 0.05, 1), label_smoothing=0.1).loss(network, X, Y, X)
+    found, *_ = objectives.AT(LinfPGD(0.1, 0.05, 1), label_smoothing=0.1).loss(network, X, Y, X)
     of_all = -np.mean(tf.nn.log_softmax(logits), -1)
     np.testing.assert_allclose(found, 0.9 * np.asarray(plain) + 0.1 * of_all, rtol=1e-5)
 

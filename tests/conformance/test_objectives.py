@@ -27,7 +27,7 @@ def test_a_finite_loss_for_every_example_of_batches_of_any_size(name):
     @tf.function(input_signature=[IMAGES, LABELS, IMAGES], autograph=False)
     def loss_and_gradients(x, y, x_adv):
         with tf.GradientTape() as tape:
-            per_example, logits = objective.loss(network, x, y, x_adv)
+            per_example, logits, *_ = objective.loss(network, x, y, x_adv)
             loss = tf.reduce_mean(per_example)
         return per_example, logits, tape.gradient(loss, network.trainable_variables)
 

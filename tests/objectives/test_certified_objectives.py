@@ -51,7 +51,7 @@ def test_golden_robust_losses():
     linear = objectives.CrownIBP(0.2, final_beta=1.0)
     np.testing.assert_allclose(linear.loss(GOLDEN, POINT, LABEL, POINT)[0], [1.190349], atol=1e-5)
     symbolic = objectives.MixTrain(objectives.EpochwiseEpsilon(0.2, 0, 1), weight=1.0, probability=1.0)
-    losses, logits = symbolic.loss(GOLDEN, POINT, LABEL, POINT)
+    losses, logits, *_ = symbolic.loss(GOLDEN, POINT, LABEL, POINT)
     np.testing.assert_allclose(losses - cross_entropy(LABEL, logits), [1.094543], atol=1e-5)
 
 
@@ -68,7 +68,7 @@ def test_the_mixture_at_each_step(step):
     robust = np.log(1 + np.exp(-mixed).sum(1))
     clean = cross_entropy(Y, network(X)).numpy()
     now = objectives.CrownIBP(schedule, 0.25, 0.5).at_step(tf.constant(step, tf.int64))
-    losses, logits = now.loss(network, X, Y, X)
+    losses, logits, *_ = now.loss(network, X, Y, X)
     np.testing.assert_allclose(losses, kappa * clean + (1 - kappa) * robust, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(logits, network(X), atol=1e-6)
     without = objectives.CrownIBP(schedule, 0.25).at_step(tf.constant(step, tf.int64))
@@ -82,7 +82,7 @@ def test_the_mixture_at_each_step(step):
 def test_without_a_radius_the_loss_is_the_cross_entropy(objective):
     network = tiny_network("plain", batch_norm=False)
     now = objective(objectives.LinearEpsilon(0.1, 0, 10)).at_step(tf.constant(0))
-    losses, logits = now.loss(network, X, Y, X)
+    losses, logits, *_ = now.loss(network, X, Y, X)
     np.testing.assert_allclose(losses, cross_entropy(Y, logits), atol=1e-5)
 
 
@@ -158,7 +158,7 @@ def test_mixtrain_bounds_in_most_steps_and_draws_by_its_seed():
     @tf.function(autograph=False)
     def extra(step):
         now = objective.at_step(step, tf.stack([3, step]))
-        losses, logits = now.loss(GOLDEN, points, labels, points)
+        losses, logits, *_ = now.loss(GOLDEN, points, labels, points)
         return (losses - cross_entropy(labels, logits))[0]
 
     found = np.array([float(extra(tf.constant(step))) for step in range(300)])

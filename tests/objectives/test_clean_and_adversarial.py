@@ -22,7 +22,7 @@ def test_the_loss_is_the_weighted_mean_of_clean_and_attacked(weight):
     network, objective = tiny_network("masked", batch_norm=False), objectives.CleanAndAdversarial(ATTACK, weight)
     x_adv = objective.perturb(network, X, Y, seed=1)
     clean, attacked = (cross_entropy(Y, network(x, training=False)) for x in (X, x_adv))
-    per_example, logits, logits_adv = objective.losses(network, X, Y, x_adv)
+    per_example, logits, logits_adv = objective.loss(network, X, Y, x_adv)
     np.testing.assert_allclose(per_example, (1 - weight) * clean + weight * attacked, atol=1e-6)
     np.testing.assert_array_equal(logits, network(X))
     np.testing.assert_array_equal(logits_adv, network(x_adv))

@@ -129,7 +129,7 @@ def test_compiled_step_with_any_batch_size_without_autograph(objective, classes)
         traces.append(1)
         x_adv = objective.perturb(network, x, y, seed)
         with tf.GradientTape() as tape:
-            per_example, logits = objective.loss(network, x, y, x_adv)
+            per_example, logits, *_ = objective.loss(network, x, y, x_adv)
             loss = tf.reduce_mean(per_example)
         return per_example, logits, tape.gradient(loss, network.trainable_variables)
 
@@ -146,7 +146,7 @@ def test_gradient_flows_through_both_predictions(cls):
     clean, attacked = tf.Variable(np.eye(3, CLASSES), dtype=tf.float32), tf.Variable(np.ones((3, CLASSES)) * 0.1)
     attacked = tf.Variable(tf.cast(attacked, tf.float32))
     with tf.GradientTape() as tape:
-        loss, _ = cls(ATTACK).loss(
+        loss, *_ = cls(ATTACK).loss(
             lambda x, training: clean + 0.0 if x[0] < 0.5 else attacked + 0.0, tf.zeros(3), [1, 2, 3], tf.ones(3)
         )
     assert all(np.abs(g).max() > 1e-3 for g in tape.gradient(loss, [clean, attacked]))

@@ -25,7 +25,7 @@ def test_noise_is_fresh_gaussian_and_not_clipped():
 def test_without_noise_it_is_the_cross_entropy():
     network, objective = tiny_network("plain", batch_norm=False), objectives.Stability(0.0)
     x_adv = objective.perturb(network, X, Y, seed=3)
-    losses, logits = objective.loss(network, X, Y, x_adv)
+    losses, logits, *_ = objective.loss(network, X, Y, x_adv)
     np.testing.assert_allclose(losses, cross_entropy(Y, network(X)), rtol=1e-6)
     np.testing.assert_allclose(logits, network(X), rtol=1e-6)
 
@@ -33,7 +33,7 @@ def test_without_noise_it_is_the_cross_entropy():
 def test_the_loss_is_the_formula():
     network, objective = tiny_network("plain", batch_norm=False), objectives.Stability(0.25, beta=3.0)
     x_adv = objective.perturb(network, X, Y, seed=3)
-    losses, _ = objective.loss(network, X, Y, x_adv)
+    losses, *_ = objective.loss(network, X, Y, x_adv)
     p, q = (tf.nn.softmax(network(images)).numpy().astype("float64") for images in (X, x_adv))
     expected = -np.log(p[np.arange(32), Y]) + 3 * (p * np.log(p / q)).sum(-1)
     np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
@@ -42,7 +42,7 @@ def test_the_loss_is_the_formula():
 def test_without_divergence_the_noisy_images_are_learnt():
     network, objective = tiny_network("plain", batch_norm=False), objectives.Stability(0.25, beta=None)
     x_adv = objective.perturb(network, X, Y, seed=3)
-    losses, logits = objective.loss(network, X, Y, x_adv)
+    losses, logits, *_ = objective.loss(network, X, Y, x_adv)
     np.testing.assert_allclose(logits, network(x_adv), rtol=1e-6)
     np.testing.assert_allclose(losses, cross_entropy(Y, logits), rtol=1e-6)
 

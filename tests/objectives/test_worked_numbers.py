@@ -74,7 +74,7 @@ def test_the_most_likely_wrong_classes_are_those_of_the_example():
     ids=lambda value: repr(value.describe()["objective"]) if hasattr(value, "describe") else "",
 )
 def test_compiled_losses_equal_numpy(objective, expected, logits):
-    per_example, for_accuracy = compiled_loss(objective)
+    per_example, for_accuracy, _ = compiled_loss(objective)
     assert per_example.shape == (2,) and per_example.dtype == tf.float32
     np.testing.assert_allclose(per_example, expected, atol=TOLERANCE)
     np.testing.assert_array_equal(for_accuracy, logits)

@@ -69,7 +69,7 @@ def test_a_step_descends_the_loss_and_what_layers_add(objective, arguments, repl
     x, y = tf.constant(X), tf.constant(Y)
     x_adv = tf.convert_to_tensor(method.perturb(twin, x, y, seed=tf.stack([0, 0])))
     with tf.GradientTape() as tape:
-        per_example, _ = method.loss(twin, x, y, x_adv)
+        per_example, *_ = method.loss(twin, x, y, x_adv)
         passes = {"natural": [x], "at": [x_adv], "trades": [x, x_adv]}[objective]
         loss = tf.reduce_mean(per_example) + penalty(twin, passes, arguments)
     gradients = tape.gradient(loss, twin.trainable_variables)

@@ -71,7 +71,7 @@ def test_gradients_are_those_of_the_two_losses():
     model = compiled()
     network, (x, y) = model.network, images()
     taken = {}
-    model._update = lambda gradients, weights, sources: taken.update(
+    model._update = lambda gradients, weights, dense, sources: taken.update(
         {v.path: np.array(g) for g, v in zip(gradients, weights, strict=True)}
     )
     seed = model._step_seed()
@@ -115,7 +115,7 @@ def test_suppression_moves_no_gate(inner):
         model = training.NeuralPruningModel(network, objective, 1e-3, seed=3)
         model.compile(training.GatedAdam(1e-2))
         taken = gradients[strength] = {}
-        model._update = lambda found, weights, sources, taken=taken: taken.update(
+        model._update = lambda found, weights, dense, sources, taken=taken: taken.update(
             {v.path: np.array(g) for g, v in zip(found, weights, strict=True)}
         )
         model.train_step(tuple(tf.constant(each) for each in images()))

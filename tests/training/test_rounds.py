@@ -26,9 +26,9 @@ class Counting(objectives.CleanAndAdversarial):
 
     traces = 0
 
-    def losses(self, *args):
+    def loss(self, *args):
         self.traces += 1
-        return super().losses(*args)
+        return super().loss(*args)
 
 
 def dense(seed):

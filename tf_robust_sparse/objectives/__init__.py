@@ -18,7 +18,7 @@ from tf_robust_sparse.objectives.mart import MART
 from tf_robust_sparse.objectives.mat import MAT
 from tf_robust_sparse.objectives.mixtrain import MixTrain
 from tf_robust_sparse.objectives.natural import Natural
-from tf_robust_sparse.objectives.objective import AttackObjective, Objective
+from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Objective
 from tf_robust_sparse.objectives.reweighted import REWEIGHTINGS, Reweighted
 from tf_robust_sparse.objectives.scheduled_radius import ScheduledRadius
 from tf_robust_sparse.objectives.stability import Stability
@@ -41,6 +41,7 @@ __all__ = [
     "KLPenalty",
     "L1Penalty",
     "LinearEpsilon",
+    "Losses",
     "MixTrain",
     "Natural",
     "Objective",

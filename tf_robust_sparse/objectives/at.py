@@ -8,7 +8,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
-from tf_robust_sparse.objectives.objective import AttackObjective, Seed, attacked_logits
+from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Seed, attacked_logits
 
 BATCH_NORM_MODES = ("inference", "training")
 
@@ -47,17 +47,11 @@ class AT(AttackObjective):
         with layers.unfolded_kernels(network):
             return self.attack(lambda x: network(x, training=True), x, y, loss_fn=self._loss, seed=seed)
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Losses `(batch,)` and logits `(batch, classes)` on the attacked images."""
-        return self.losses(network, x, y, x_adv)[:2]
-
-    def losses(
-        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)` and twice the logits on the attacked images, the only ones there are."""
         del x
         logits = attacked_logits(network, x_adv)
-        return self._loss(y, logits), logits, logits
+        return Losses(self._loss(y, logits), logits, logits)
 
     def _loss(self, y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         return smoothed_cross_entropy(y, logits, self.label_smoothing)

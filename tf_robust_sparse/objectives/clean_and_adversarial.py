@@ -9,6 +9,7 @@ from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
 from tf_robust_sparse.objectives.objective import (
     AttackObjective,
+    Losses,
     Seed,
     attacked_logits,
     joint_training_logits,
@@ -51,13 +52,7 @@ class CleanAndAdversarial(AttackObjective):
         """Images that raise the cross entropy: `(batch, ...)`, float32."""
         return self.attack(network, x, y, seed=seed)
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Losses `(batch,)` and clean logits `(batch, classes)`."""
-        return self.losses(network, x, y, x_adv)[:2]
-
-    def losses(
-        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)`, clean logits and the logits of the attacked images, `(batch, classes)` each."""
         if self.joint:
             logits, logits_adv = joint_training_logits(network, x, x_adv)
@@ -66,7 +61,8 @@ class CleanAndAdversarial(AttackObjective):
             logits_adv = attacked_logits(network, x_adv)
         clean = smoothed_cross_entropy(y, logits, self.label_smoothing)
         attacked = smoothed_cross_entropy(y, logits_adv, self.label_smoothing)
-        return (1 - self.adversarial_weight) * clean + self.adversarial_weight * attacked, logits, logits_adv
+        weight = self.adversarial_weight
+        return Losses((1 - weight) * clean + weight * attacked, logits, logits_adv)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_robust_sparse import certify
 from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.objectives.epsilon_schedules import EpsilonSchedule, as_schedule
-from tf_robust_sparse.objectives.objective import Objective, Seed, bounded_logits, robust_cross_entropy
+from tf_robust_sparse.objectives.objective import Losses, Objective, Seed, bounded_logits, robust_cross_entropy
 
 
 class CrownIBP(Objective):
@@ -59,7 +59,7 @@ class CrownIBP(Objective):
         now._epsilon = self.schedule(step)
         return now
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)` and clean logits `(batch, classes)`, at the last radius unless `at_step` said otherwise."""
         logits = bounded_logits(network, x_adv)
         share = self._epsilon / self.schedule.epsilon  # of the way of the radius
@@ -68,7 +68,7 @@ class CrownIBP(Objective):
         if self.final_kappa is not None:
             kappa = 1 - share * (1 - self.final_kappa)
             losses = kappa * cross_entropy(y, logits) + (1 - kappa) * losses
-        return losses, logits
+        return Losses(losses, logits)
 
     def _lower_bounds(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, share: Any) -> tf.Tensor:
         beta = 1 - share * (1 - self.final_beta)

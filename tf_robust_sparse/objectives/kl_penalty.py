@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround
+from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround
 
 
 class KLPenalty(ObjectiveAround):
@@ -32,16 +32,10 @@ class KLPenalty(ObjectiveAround):
         if hasattr(objective, "attack"):
             self.attack = objective.attack
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)`, the divergence added to each, and the logits of the objective."""
-        return self.losses(network, x, y, x_adv)[:2]
-
-    def losses(
-        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """As `loss`, and the logits of the attacked images if the objective computes them."""
-        per_example, logits, logits_adv = self.objective.losses(network, x, y, x_adv)
-        return per_example + self.strength * layers.prior_divergence(network), logits, logits_adv
+        per_example, logits, logits_adv = Losses(*self.objective.loss(network, x, y, x_adv))
+        return Losses(per_example + self.strength * layers.prior_divergence(network), logits, logits_adv)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround
+from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround
 
 
 class L1Penalty(ObjectiveAround):
@@ -32,19 +32,13 @@ class L1Penalty(ObjectiveAround):
         if hasattr(objective, "attack"):
             self.attack = objective.attack
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)`, the penalty added to each, and the logits of the objective."""
-        return self.losses(network, x, y, x_adv)[:2]
-
-    def losses(
-        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """As `loss`, and the logits of the attacked images if the objective computes them."""
-        per_example, logits, logits_adv = self.objective.losses(network, x, y, x_adv)
+        per_example, logits, logits_adv = Losses(*self.objective.loss(network, x, y, x_adv))
         penalty = self.penalty(network)
         if penalty.shape.rank:  # of several networks side by side: each pays for its own part of the batch
             penalty = tf.repeat(penalty, tf.shape(per_example)[0] // penalty.shape[0])
-        return per_example + penalty, logits, logits_adv
+        return Losses(per_example + penalty, logits, logits_adv)
 
     def penalty(self, network: keras.Model) -> tf.Tensor:
         """The penalty: a scalar, or one number for each of the networks of a stack."""

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy
 from tf_robust_sparse.objectives.divergences import kl_divergence
-from tf_robust_sparse.objectives.objective import AttackObjective, Seed, attacked_logits, training_logits
+from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Seed, attacked_logits, training_logits
 from tf_robust_sparse.objectives.trades import checked_beta
 
 # Constants of the authors' code; they keep the logarithm finite and the weight above zero.
@@ -42,20 +42,14 @@ class MART(AttackObjective):
         """Images that raise the cross entropy: `(batch, ...)`, float32."""
         return self.attack(network, x, y, seed=seed, start="gaussian")
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Losses `(batch,)` and clean logits `(batch, classes)`."""
-        return self.losses(network, x, y, x_adv)[:2]
-
-    def losses(
-        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)`, clean logits and the logits of the attacked images, `(batch, classes)` each."""
         logits = training_logits(network, x)
         logits_adv = attacked_logits(network, x_adv)
         boosted = cross_entropy(y, logits_adv) + margin_loss(y, logits_adv)
         p_true = tf.gather(tf.nn.softmax(logits), y, axis=-1, batch_dims=1)
         robust = kl_divergence(logits, logits_adv) * (WEIGHT_OFFSET - p_true)
-        return boosted + self.beta * robust, logits, logits_adv
+        return Losses(boosted + self.beta * robust, logits, logits_adv)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

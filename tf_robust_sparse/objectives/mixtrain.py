@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_robust_sparse import certify
 from tf_robust_sparse.attacks import cross_entropy, fold_in
 from tf_robust_sparse.objectives.epsilon_schedules import EpochwiseEpsilon
-from tf_robust_sparse.objectives.objective import Objective, Seed, bounded_logits, robust_cross_entropy
+from tf_robust_sparse.objectives.objective import Losses, Objective, Seed, bounded_logits, robust_cross_entropy
 
 _GROWTH, _EVERY, _LARGEST = 2.5, 5, 50.0  # of the weight: factor, epochs between two of them, bound
 
@@ -76,16 +76,16 @@ class MixTrain(Objective):
         since = tf.maximum(self.schedule.epoch(step) - self.schedule.epochs, 0)
         return tf.minimum(self.weight * _GROWTH ** tf.cast(since // _EVERY, tf.float32), _LARGEST)
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)` and clean logits `(batch, classes)`; the loss of the bounds is the same for every image."""
         logits = bounded_logits(network, x_adv)
         losses = cross_entropy(y, logits)
         if self.probability == 0:
-            return losses, logits
+            return Losses(losses, logits)
         seeds = [fold_in(_of_this_replica(self._seed), purpose) for purpose in range(2)]
         bounds = tf.random.stateless_uniform((), seeds[0]) < self.probability
         robust = tf.cond(bounds, lambda: self._robust_loss(network, x, y, seeds[1]), lambda: tf.constant(0.0))
-        return losses + self.weight_at(self._step) * robust, logits
+        return Losses(losses + self.weight_at(self._step) * robust, logits)
 
     def _robust_loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         chosen = tf.random.stateless_uniform((self.num_images,), seed, maxval=tf.shape(x)[0], dtype=tf.int32)

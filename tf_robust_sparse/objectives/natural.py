@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
-from tf_robust_sparse.objectives.objective import Objective, training_logits
+from tf_robust_sparse.objectives.objective import Losses, Objective, training_logits
 
 
 class Natural(Objective):
@@ -22,11 +22,11 @@ class Natural(Objective):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = checked_smoothing(label_smoothing)
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)` and clean logits `(batch, classes)`."""
         del x_adv
         logits = training_logits(network, x)
-        return smoothed_cross_entropy(y, logits, self.label_smoothing), logits
+        return Losses(smoothed_cross_entropy(y, logits, self.label_smoothing), logits)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

@@ -1,7 +1,7 @@
 """What training minimises, as two methods."""
 
 import copy
-from typing import Any, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -11,6 +11,21 @@ from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.objectives.layer_losses import training_pass_ended
 
 Seed: TypeAlias = int | tf.Tensor | None
+
+
+class Losses(NamedTuple):
+    """What an objective returns for a batch.
+
+    Attributes:
+        per_example: `(batch,)`, float32: what training minimizes the mean of.
+        logits: `(batch, classes)`, float32: what training accuracy is measured on.
+        logits_adv: `(batch, classes)`, float32, of the attacked images; `None` if the objective does not compute them.
+            An objective that passes only attacked images through the network returns the same tensor twice.
+    """
+
+    per_example: tf.Tensor
+    logits: tf.Tensor
+    logits_adv: tf.Tensor | None = None
 
 
 class Objective:
@@ -56,7 +71,7 @@ class Objective:
         del network, y, seed
         return x
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """The loss of each example, with the network in training mode.
 
         Args:
@@ -66,16 +81,9 @@ class Objective:
             x_adv: `(batch, ...)`, what `perturb` returned.
 
         Returns:
-            The losses `(batch,)` and the logits `(batch, classes)` that training accuracy is measured on, both float32
-            and in the order of `y`.
+            The losses and logits, in the order of `y`.
         """
         raise NotImplementedError
-
-    def losses(
-        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """As `loss`, and the logits of `x_adv` where the loss computes them."""
-        return (*self.loss(network, x, y, x_adv), None)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

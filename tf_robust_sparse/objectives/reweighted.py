@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.objectives.divergences import kl_divergence
-from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround, training_logits
+from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround, training_logits
 from tf_robust_sparse.objectives.trades import TRADES
 
 REWEIGHTINGS = (
@@ -40,19 +40,19 @@ class Reweighted(ObjectiveAround):
         self.mode = mode
         self.active = keras.Variable(True, dtype="bool", trainable=False, aggregation="only_first_replica")
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)`, scaled so that their mean is the weighted mean, and the logits of the other objective."""
         clean = None
         if isinstance(self.objective, TRADES):
             clean, attacked = training_logits(network, x), training_logits(network, x_adv)
             losses, logits = cross_entropy(y, clean) + self.objective.beta * kl_divergence(clean, attacked), clean
         else:
-            losses, logits = self.objective.loss(network, x, y, x_adv)
+            losses, logits, _ = Losses(*self.objective.loss(network, x, y, x_adv))
             attacked = logits
             if "nat" in self.mode:
                 clean = training_logits(network, x)
         weights = tf.stop_gradient(self.weights(y, attacked if clean is None or "nat" not in self.mode else clean))
-        return losses * weights, logits
+        return Losses(losses * weights, logits, attacked)
 
     def weights(self, y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Weights `(batch,)` of mean 1 over the global batch."""

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse.objectives.epsilon_schedules import EpsilonSchedule
-from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround, Seed
+from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround, Seed
 
 
 class ScheduledRadius(ObjectiveAround):
@@ -43,15 +43,9 @@ class ScheduledRadius(ObjectiveAround):
         """What the other objective's `perturb` returns at the first step."""
         return self.at_step(tf.constant(0)).perturb(network, x, y, seed=seed)
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)` and logits `(batch, classes)` of the other objective."""
-        return self.objective.loss(network, x, y, x_adv)
-
-    def losses(
-        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """As `loss`, and the logits of the attacked images if the objective computes them."""
-        return self.objective.losses(network, x, y, x_adv)
+        return Losses(*self.objective.loss(network, x, y, x_adv))
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks import cross_entropy, normal_like
 from tf_robust_sparse.objectives.divergences import kl_divergence
-from tf_robust_sparse.objectives.objective import Objective, Seed, training_logits
+from tf_robust_sparse.objectives.objective import Losses, Objective, Seed, training_logits
 from tf_robust_sparse.objectives.trades import checked_beta
 
 
@@ -43,13 +43,14 @@ class Stability(Objective):
         x = tf.cast(x, tf.float32)
         return x + normal_like(x, 0 if seed is None else seed, self.noise_std)
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)` and logits `(batch, classes)`: clean ones, or noisy ones if there is no divergence."""
         if self.beta is None:
             logits = training_logits(network, x_adv)
-            return cross_entropy(y, logits), logits
+            return Losses(cross_entropy(y, logits), logits)
         logits = training_logits(network, x)
-        return cross_entropy(y, logits) + self.beta * kl_divergence(logits, training_logits(network, x_adv)), logits
+        divergence = kl_divergence(logits, training_logits(network, x_adv))
+        return Losses(cross_entropy(y, logits) + self.beta * divergence, logits)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

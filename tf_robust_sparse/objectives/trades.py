@@ -9,7 +9,7 @@ from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, inference_forward
 from tf_robust_sparse.objectives.divergences import kl_divergence
 from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
-from tf_robust_sparse.objectives.objective import AttackObjective, Seed, attacked_logits, training_logits
+from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Seed, attacked_logits, training_logits
 
 TRADES_STARTS = ("gaussian", "uniform")
 
@@ -65,13 +65,7 @@ class TRADES(AttackObjective):
             network, x, y, loss_fn=lambda _, logits: kl_divergence(clean, logits), seed=seed, start=self.start
         )
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Losses `(batch,)` and clean logits `(batch, classes)`."""
-        return self.losses(network, x, y, x_adv)[:2]
-
-    def losses(
-        self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)`, clean logits and the logits of the attacked images, `(batch, classes)` each."""
         statistics = _statistics(network) if self.clean_updates > 1 else []
         before = [tf.convert_to_tensor(variable) for variable, _ in statistics]
@@ -83,7 +77,7 @@ class TRADES(AttackObjective):
         logits_adv = attacked_logits(network, x_adv)
         _add_again(statistics, clean)
         natural = smoothed_cross_entropy(y, logits, self.label_smoothing)
-        return natural + self.beta * kl_divergence(logits, logits_adv), logits, logits_adv
+        return Losses(natural + self.beta * kl_divergence(logits, logits_adv), logits, logits_adv)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

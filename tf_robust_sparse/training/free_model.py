@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy
-from tf_robust_sparse.objectives import Objective
+from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.objectives.objective import Seed, training_logits
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 from tf_robust_sparse.training.robust_model import RobustModel
+from tf_robust_sparse.training.step_data import Step
 
 _FULL_BATCHES = "Free adversarial training needs full batches"
 
@@ -53,10 +53,10 @@ class FreeAT(Objective):
             "training.FreeRobustModel(network, FreeAT(...)). Received: another model"
         )
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)` and logits `(batch, classes)` of the perturbed images."""
         logits = training_logits(network, x_adv)
-        return cross_entropy(y, logits), logits
+        return Losses(cross_entropy(y, logits), logits, logits)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
@@ -85,6 +85,7 @@ class FreeRobustModel(RobustModel):
     """
 
     objective: FreeAT
+    _follows_images = True
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class FreeRobustModel(RobustModel):
         if not isinstance(objective, FreeAT):
             raise ValueError(f"`objective` must be a FreeAT. Received: objective={objective!r}")
         super().__init__(network, objective, sparsifier, validation_attack, seed, validation_checks)
+        self.updates_per_step = objective.num_repeats
 
     def build(self, input_shape):
         """Creates the perturbation."""
@@ -139,37 +141,34 @@ class FreeRobustModel(RobustModel):
                 raise
             raise ValueError(f"{how} Received: a batch of another size") from error
 
-    def train_step(self, data):
-        """Uses one batch `num_repeats` times; see the class."""
-        epsilon, weights = self.objective.epsilon, self.network.trainable_variables
+    def _begin_step(self, data: Any) -> Step:
+        """Returns the step with the part of the perturbation that belongs to this replica."""
         number, replicas = tf.shape(data[0])[0], tf.distribute.get_replica_context().num_replicas_in_sync
-        with tf.control_dependencies(
-            [tf.debugging.assert_equal(number * replicas, self.objective.batch_size, _FULL_BATCHES)]
-        ):
-            x, y = self._batch(data)
-        delta = tf.convert_to_tensor(self._perturbation)[self._rows(tf.shape(x)[0])]
-        delta = tf.ensure_shape(delta, (None, *x.shape[1:]))
-        for _ in range(self.objective.num_repeats):
-            with tf.GradientTape() as tape:
-                tape.watch(delta)
-                with layers.settled_kernels(self.network), self._layer_losses() as added:
-                    x_adv = tf.clip_by_value(x + delta, 0.0, 1.0)
-                    per_example, logits = self.objective.loss(self.network, x, y, x_adv)
-                    sources = self._dense_sources()
-                loss = self._scaled_loss(per_example, added)
-            *gradients, of_images = tape.gradient(loss, [*weights, *sources, delta])
-            self._update(gradients, weights, sources)
-            delta = tf.clip_by_value(delta + epsilon * tf.sign(of_images), -epsilon, epsilon)
-        self._keep(delta)
-        return self._training_logs(self._update_metrics(added.onto(per_example), x, y, logits))
+        full = tf.debugging.assert_equal(number * replicas, self.objective.batch_size, _FULL_BATCHES)
+        with tf.control_dependencies([full]):
+            step = super()._begin_step((tf.identity(data[0]), *data[1:]))
+        delta = tf.convert_to_tensor(self._perturbation)[self._rows(tf.shape(step.part.x)[0])]
+        return step._replace(kept=tf.ensure_shape(delta, (None, *step.part.x.shape[1:])))
+
+    def _attacked(self, step: Step) -> Step:
+        """Returns the step with the images as the perturbation has them now."""
+        return step._replace(x_adv=tf.clip_by_value(step.part.x + step.kept, 0.0, 1.0))
+
+    def _end_update(self, step: Step, image_gradient: list[tf.Tensor]) -> Step:
+        """Moves the perturbation, where it did not leave [0, 1]."""
+        epsilon, moved = self.objective.epsilon, step.part.x + step.kept
+        direction = tf.where((moved >= 0) & (moved <= 1), tf.sign(image_gradient[0]), 0.0)
+        delta = tf.clip_by_value(step.kept + epsilon * direction, -epsilon, epsilon)
+        return step._replace(kept=delta, seed=self._step_seed())
+
+    def _end_step(self, step: Step) -> None:
+        """Keeps the perturbation of all replicas for the next batch."""
+        context = tf.distribute.get_replica_context()
+        everything = context.all_gather(step.kept, axis=0) if context.num_replicas_in_sync > 1 else step.kept
+        assign_everywhere([(self._perturbation, everything)])
 
     def _rows(self, number: tf.Tensor) -> slice:
         """The part of the perturbation that belongs to this replica."""
         context = tf.distribute.get_replica_context()
         first = tf.cast(context.replica_id_in_sync_group, tf.int32) * number
         return slice(first, first + number)
-
-    def _keep(self, delta: tf.Tensor) -> None:
-        context = tf.distribute.get_replica_context()
-        everything = context.all_gather(delta, axis=0) if context.num_replicas_in_sync > 1 else delta
-        assign_everywhere([(self._perturbation, everything)])

@@ -7,10 +7,9 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import cross_entropy
-from tf_robust_sparse.objectives import Objective
-from tf_robust_sparse.objectives.terms import collected_terms
-from tf_robust_sparse.training.replica_part import replica_part
+from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.training.robust_model import RobustModel
+from tf_robust_sparse.training.step_data import Step
 
 
 class NeuralPruningModel(RobustModel):
@@ -34,6 +33,8 @@ class NeuralPruningModel(RobustModel):
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), section 4.
     """
 
+    _several_targets = True
+
     def __init__(self, network: keras.Model, objective: Objective, divergence_weight: float, **kwargs: Any) -> None:
         super().__init__(network, objective, **kwargs)
         if not 0 <= divergence_weight < float("inf"):
@@ -48,33 +49,21 @@ class NeuralPruningModel(RobustModel):
             )
         self.divergence_weight = float(divergence_weight)
 
-    def train_step(self, data):
-        """Does one optimisation step; see the class."""
-        part = replica_part(*self._batch(data))
-        x, y = part.x, part.y
-        seed = self._step_seed()
-        objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
-        with tf.GradientTape(persistent=True) as tape, layers.settled_kernels(self.network):
-            with tape.stop_recording(), self._inference_kernels():
-                x_adv = objective.perturb(self.network, x, y, seed=seed)
-            with self._training_noise(seed), collected_terms() as terms, self._layer_losses() as added:
-                results = objective.losses(self.network, x, y, x_adv)
-            per_example, logits, logits_adv = (part.counted(each) for each in results)
-            x, y = part.counted(x), part.counted(y)
-            divergence = self.divergence_weight * layers.prior_divergence(self.network)
-            of_gates = per_example if logits_adv is None else cross_entropy(y, logits_adv)
-            gate_loss = self._scaled_loss(of_gates + divergence, added, part.total)
-            loss = self._scaled_loss(per_example, added, part.total)  # without the divergence: no weight of it
-            sources = self._dense_sources()
-        gates = {id(variable) for layer in layers.gates(self.network) for variable in layer.trainable_variables}
+    def _objective_losses(self, step: Step) -> Losses:
+        """Returns the losses with the divergence, which moves no weight."""
+        losses = super()._objective_losses(step)
+        return losses._replace(per_example=losses.per_example + tf.stop_gradient(self._divergence()))
+
+    def _targets(self, step: Step, losses: Losses) -> list[tuple[tf.Tensor, list[Any]]]:
+        """Returns the objective for the weights; for the gates the attacked images and the divergence."""
+        gated = {id(variable) for layer in layers.gates(self.network) for variable in layer.trainable_variables}
         weights = self.network.trainable_variables
-        gated = [variable for variable in weights if id(variable) in gates]
-        others = [variable for variable in weights if id(variable) not in gates]
-        gradients = {id(variable): each for variable, each in zip(gated, tape.gradient(gate_loss, gated), strict=True)}
-        gradients |= {id(variable): each for variable, each in zip(others, tape.gradient(loss, others), strict=True)}
-        found = [*(gradients[id(variable)] for variable in weights), *tape.gradient(loss, sources)]
-        del tape
-        self._update(found, weights, sources)
-        terms |= self._terms_of(y, logits, logits_adv)
-        per_example = added.onto(per_example + divergence)
-        return self._training_logs(self._record_step(per_example, x, y, logits, logits_adv), terms)
+        y = step.part.counted(step.part.y)
+        of_gates = losses.per_example if losses.logits_adv is None else cross_entropy(y, losses.logits_adv)
+        return [
+            (losses.per_example, [variable for variable in weights if id(variable) not in gated]),
+            (of_gates + self._divergence(), [variable for variable in weights if id(variable) in gated]),
+        ]
+
+    def _divergence(self) -> tf.Tensor:
+        return self.divergence_weight * layers.prior_divergence(self.network)

@@ -1,4 +1,4 @@
-"""The one training step of the toolkit, as a Keras model around a network."""
+"""Training of a network, as a Keras model around it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,18 +12,15 @@ from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in
 from tf_robust_sparse.data.checks import checked_images, checked_in_graph, checked_labels, failures_in_one_line
 from tf_robust_sparse.evaluation.softmax_head import ends_in_softmax
 from tf_robust_sparse.objectives import Objective
-from tf_robust_sparse.objectives.layer_losses import collected_layer_losses
-from tf_robust_sparse.objectives.terms import collected_terms
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.training.masked_gradients import warn_of_masked_gradients
-from tf_robust_sparse.training.replica_part import replica_part, summed_over_replicas
 from tf_robust_sparse.training.step_data import at_least_one, images_and_labels
+from tf_robust_sparse.training.training_step import TrainingStep
 
-# Seeds of validation attacks, and of what layers draw in training, stand apart from those of attacks in training.
-_VALIDATION, _DRAWS = 1 << 30, 1 << 29
+_VALIDATION = 1 << 30  # seeds of validation attacks stand apart from those of attacks in training
 
 
-class RobustModel(keras.Model):
+class RobustModel(TrainingStep):
     """Trains `network` under `objective`, with connections decided by `sparsifier`.
 
     Used like any Keras model: `compile`, `fit`, `evaluate`, `predict`. The network itself stays an ordinary Keras
@@ -196,26 +193,6 @@ class RobustModel(keras.Model):
         """Evaluates one batch as `keras.Model.test_on_batch` does; see `fit`."""
         return super().test_on_batch(*self._checked_data(x, y)[:2], *args, **kwargs)
 
-    def train_step(self, data):
-        """Does one optimisation step; see the class."""
-        part = replica_part(*self._batch(data))
-        x, y = part.x, part.y
-        seed = self._step_seed()
-        objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
-        with tf.GradientTape() as tape, layers.settled_kernels(self.network):
-            with tape.stop_recording(), self._inference_kernels():
-                x_adv = objective.perturb(self.network, x, y, seed=seed)
-            with self._training_noise(seed), collected_terms() as terms, self._layer_losses() as added:
-                results = objective.losses(self.network, x, y, x_adv)
-            per_example, logits, logits_adv = (part.counted(each) for each in results)
-            x, y = part.counted(x), part.counted(y)
-            loss = self._scaled_loss(per_example, added, part.total)
-            sources = self._dense_sources()
-        weights = self.network.trainable_variables
-        self._update(tape.gradient(loss, [*weights, *sources]), weights, sources)
-        terms |= self._terms_of(y, logits, logits_adv)
-        return self._training_logs(self._record_step(added.onto(per_example), x, y, logits, logits_adv), terms)
-
     def test_step(self, data):
         """Reports loss and metrics on clean images, accuracy under the validation attack, and the checks' shares."""
         x, y = self._batch(data)
@@ -258,81 +235,6 @@ class RobustModel(keras.Model):
         which fails on several workers (keras-team/keras issue 20585) and for replicas with unequal parts.
         """
 
-    def _dense_sources(self):
-        """Returns what else the loss is differentiated by, for the sparsifier; called while the tape records."""
-        needed = self.sparsifier is not None and self.sparsifier.needs_dense_gradients
-        return self.sparsifier.gradient_sources() if needed else []
-
-    def _update(self, gradients, weights, sources=()):
-        """Has the optimizer and the sparsifier change the weights.
-
-        `gradients` are those of `weights` and then of `sources`, what `_dense_sources` returned.
-        """
-        gradients, dense = gradients[: len(weights)], gradients[len(weights) :]
-        # Steps are counted, and connections move, after the check of the images only, as weights do by themselves.
-        with tf.control_dependencies([each for each in gradients if each is not None][-1:]):
-            if self.sparsifier is None:
-                self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-                return
-            state = self.sparsifier.before_update(self.optimizer)
-            masked = self.sparsifier.mask_gradients(gradients, weights)
-            self.optimizer.apply_gradients(zip(masked, weights, strict=True))
-            self.sparsifier.after_update(state, self.optimizer, summed_over_replicas(dense, sources))
-
-    def _training_logs(self, logs, terms=None):
-        """Drops what is measured in validation only, and adds the terms that there are."""
-        dropped = ["robust_accuracy", *self.validation_checks, *(term.name for term in self._terms)]
-        logs = {name: value for name, value in logs.items() if name not in dropped}
-        for metric in self._terms:
-            if terms and metric.name in terms:
-                metric.update_state(terms[metric.name])
-                logs[metric.name] = self._spread(metric.result())
-        return logs
-
-    def _terms_of(self, y, logits, logits_adv):
-        """Returns what can be told from logits of both kinds of images, for each of them."""
-        if not self._terms or logits_adv is None:
-            return {}
-        right = tf.cast(tf.argmax(logits_adv, axis=-1) == tf.cast(y, tf.int64), tf.float32)
-        adversarial = {"adversarial_loss": cross_entropy(y, logits_adv), "adversarial_accuracy": right}
-        return adversarial if logits is logits_adv else {"clean_loss": cross_entropy(y, logits), **adversarial}
-
-    def _inference_kernels(self):
-        return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)
-
-    def _training_noise(self, seed):
-        return layers.training_noise(self.network, fold_in(seed, _DRAWS), shared=self.shared_noise)
-
-    def _step_seed(self):
-        """Returns the seed of all that is drawn in this step."""
-        return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
-
-    def _batch(self, data):
-        """Returns the images, float32, and labels, int64, of a step, which fails if they are out of range."""
-        return checked_in_graph(*images_and_labels(data), self.network.input_shape[1:], self.network.output_shape[-1])
-
-    def _layer_losses(self):
-        return collected_layer_losses(self.network)
-
-    def _scaled_loss(self, per_example, added, images=None):
-        """Returns what the optimizer descends: the mean loss, and what layers add, as much on all replicas together."""
-        loss = self._mean_loss(per_example, images)
-        if added.total is not None:
-            loss += added.total / tf.distribute.get_strategy().num_replicas_in_sync
-        return self.optimizer.scale_loss(loss)
-
-    def _mean_loss(self, per_example, images=None):
-        """Returns the loss of the batch, divided by the global one: the optimizer sums gradients over replicas.
-
-        `images` are those of all replicas, or `None` if each has as many.
-        """
-        return tf.nn.compute_average_loss(per_example) if images is None else tf.reduce_sum(per_example) / images
-
-    def _record_step(self, per_example, x, y, logits, logits_adv):
-        """Returns the logs of a training step."""
-        del logits_adv  # of interest to what records both accuracies
-        return self._update_metrics(per_example, x, y, logits)
-
     def _update_metrics(self, per_example, x, y, logits):
         self._loss_metric.update_state(per_example)
         return {name: self._spread(value) for name, value in self.compute_metrics(x, y, logits).items()}
@@ -359,6 +261,10 @@ class RobustModel(keras.Model):
         y = tf.zeros((1,), tf.int64)
         logits = tf.zeros((1, self.network.output_shape[-1]))
         self.compute_metrics(logits, y, logits)
+
+    def _batch(self, data):
+        """Returns the images, float32, and labels, int64, of a step, which fails if they are out of range."""
+        return checked_in_graph(*images_and_labels(data), self.network.input_shape[1:], self.network.output_shape[-1])
 
     def _checked_data(self, x: Any, y: Any = None, batch_size: int | None = None) -> tuple[Any, Any, int | None]:
         """Returns data for Keras, after a look at what can be looked at, and the size of a batch if that is known."""

@@ -1,8 +1,29 @@
 """The batches that a training step takes."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+from tf_robust_sparse.objectives import Objective
+from tf_robust_sparse.training.replica_part import ReplicaPart
+
+
+class Step(NamedTuple):
+    """What a training step works on.
+
+    Attributes:
+        part: Images and labels of this replica.
+        seed: Of all that is drawn in this step.
+        objective: The objective as it is at this step.
+        x_adv: `(batch, ...)`, the attacked images; `None` before the attack.
+        kept: What a subclass carries from one part of the step to another.
+    """
+
+    part: ReplicaPart
+    seed: tf.Tensor
+    objective: Objective
+    x_adv: tf.Tensor | None = None
+    kept: Any = None
 
 
 def images_and_labels(data: Any) -> tuple[Any, Any]:

@@ -3,21 +3,22 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in, uniform_like
-from tf_robust_sparse.objectives import Objective
+from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.objectives.objective import ObjectiveAround, innermost, training_logits
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.training import moved_images
 from tf_robust_sparse.training.moved_images import MARGIN
+from tf_robust_sparse.training.replica_part import ReplicaPart
 from tf_robust_sparse.training.replica_table import ReplicaTable
 from tf_robust_sparse.training.robust_model import RobustModel
+from tf_robust_sparse.training.step_data import Step
 
 MIXES = ("cutmix", "acutmix")
 _FILL = 0.5  # what images are padded with
@@ -88,16 +89,31 @@ class StoredAT(Objective):
         now.epsilon, now.step_size = epsilon, self.step_size / self.epsilon * epsilon
         return now
 
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Losses `(batch,)` and logits `(batch, classes)` of the perturbed images."""
         logits = training_logits(network, x_adv)
-        return _cross_entropy(y if self.targets is None else self.targets, logits), logits
+        losses = _cross_entropy(y if self.targets is None else self.targets, logits)
+        return Losses(losses, logits, logits)
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
         names = ("epsilon", "step_size", "flip", "carry", "batch_norm")
         more = {name: getattr(self, name) for name in ("mix", "soft_targets") if getattr(self, name)}
         return {**super().describe(), **{name: getattr(self, name) for name in names}, **more}
+
+
+class _Kept(NamedTuple):
+    """What a step carries from the crops of its images to where their perturbations are written back."""
+
+    index: tf.Tensor
+    stored: tf.Tensor  # in the padded frames
+    own: tf.Tensor  # in the crops, before boxes were exchanged
+    start: tf.Tensor
+    labels: tf.Tensor
+    offsets: tf.Tensor
+    mirrored: tf.Tensor
+    pairs: Any
+    delta: tf.Tensor | None = None
 
 
 class StoredRobustModel(RobustModel):
@@ -170,8 +186,8 @@ class StoredRobustModel(RobustModel):
             )
         super().build(input_shape)
 
-    def train_step(self, data):
-        """Crops, attacks by one step, keeps the perturbations, trains; see the class."""
+    def _begin_step(self, data: Any) -> Step:
+        """Crops, mirrors and mixes the images, and so the perturbations that are kept of them."""
         x, y, index = data
         (x, y), seed = self._batch((x, y)), self._step_seed()
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
@@ -187,23 +203,25 @@ class StoredRobustModel(RobustModel):
             pairs = moved_images.boxes(number, fold_in(seed, _MIX), size, one=settings.mix == "acutmix")
             x, start = moved_images.mixed(x, *pairs), moved_images.mixed(own, *pairs)
             labels = moved_images.mixed_labels(y, self.network.output_shape[-1], *pairs)
-        with tf.GradientTape() as tape, layers.settled_kernels(self.network):
-            with tape.stop_recording():
-                delta, logits = self._stepped(settings, x, labels, start)
-                if settings.soft_targets:
-                    labels = self._soft_targets(index, y, tf.nn.softmax(logits))
-            if labels is not y:
-                objective = _aiming_at(objective, labels)
-            with self._layer_losses() as added:
-                per_example, logits = objective.loss(self.network, x, y, x + delta)
-            loss = self._scaled_loss(per_example, added)
-            sources = self._dense_sources()
-        weights = self.network.trainable_variables
-        self._update(tape.gradient(loss, [*weights, *sources]), weights, sources)
+        kept = _Kept(index, stored, own, start, labels, offsets, mirrored, pairs)
+        return Step(ReplicaPart(x, y), seed, objective, kept=kept)
+
+    def _attacked(self, step: Step) -> Step:
+        """Returns the step with images moved by one step from where their perturbations are."""
+        settings: Any = innermost(step.objective)
+        kept, (x, y) = step.kept, step.part[:2]
+        delta, logits = self._stepped(settings, x, kept.labels, kept.start)
+        labels = self._soft_targets(kept.index, y, tf.nn.softmax(logits)) if settings.soft_targets else kept.labels
+        objective = step.objective if labels is y else _aiming_at(step.objective, labels)
+        return step._replace(x_adv=x + delta, objective=objective, kept=kept._replace(delta=delta))
+
+    def _end_step(self, step: Step) -> None:
+        """Writes the perturbations back to where they belong."""
+        settings: Any = innermost(step.objective)
         if settings.carry:
-            part = delta if pairs is None else moved_images.unmixed(delta, own, *pairs)
-            self._keep(index, moved_images.put_back(stored, part, offsets, mirrored))
-        return self._training_logs(self._update_metrics(added.onto(per_example), x, y, logits))
+            kept: _Kept = step.kept
+            part = kept.delta if kept.pairs is None else moved_images.unmixed(kept.delta, kept.own, *kept.pairs)
+            self._keep(kept.index, moved_images.put_back(kept.stored, part, kept.offsets, kept.mirrored))
 
     def _stepped(
         self, settings: StoredAT, x: tf.Tensor, labels: tf.Tensor, delta: tf.Tensor
@@ -263,7 +281,7 @@ def _largest_scheduled(objective: Any) -> float:
 def _aiming_at(objective: Any, targets: tf.Tensor) -> Any:
     """The objective, or one that others wrap, with other targets than the labels: `(batch, classes)`."""
     now = copy.copy(objective)
-    if hasattr(now, "objective"):
+    if isinstance(now, ObjectiveAround):
         now.objective = _aiming_at(now.objective, targets)
     else:
         now.targets = targets

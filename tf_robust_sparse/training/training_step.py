@@ -1,0 +1,170 @@
+"""The one training step of the toolkit, with the places where kinds of training differ."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.attacks import cross_entropy, fold_in
+from tf_robust_sparse.objectives import Losses, Objective
+from tf_robust_sparse.objectives.layer_losses import collected_layer_losses
+from tf_robust_sparse.objectives.terms import collected_terms
+from tf_robust_sparse.sparsity import Sparsifier
+from tf_robust_sparse.training.replica_part import replica_part, summed_over_replicas
+from tf_robust_sparse.training.step_data import Step
+
+_DRAWS = 1 << 29  # seeds of what layers draw in training stand apart from those of attacks
+
+
+class TrainingStep(keras.Model):
+    """The training step of `RobustModel`, which its subclasses change in parts.
+
+    A step begins with the images (`_begin_step`). Each of its updates attacks them (`_attacked`), takes the losses
+    (`_objective_losses`), says which weights follow which loss (`_targets`), moves the weights and prepares the next
+    update of the same images (`_end_update`). `_end_step` keeps what later steps need.
+    """
+
+    network: keras.Model
+    objective: Objective
+    sparsifier: Sparsifier | None
+    seed: int
+    shared_noise: bool
+
+    updates_per_step = 1  # how often the optimizer runs on each batch
+    _several_targets = False  # whether weights follow different losses
+    _follows_images = False  # whether the update needs the gradient of the attacked images
+
+    def train_step(self, data):
+        """Does one optimization step; see the class."""
+        step = self._begin_step(data)
+        for _ in range(self.updates_per_step):
+            step, losses, terms = self._update_once(step)
+        self._end_step(step)
+        x, y = step.part.counted(step.part.x), step.part.counted(step.part.y)
+        terms |= self._terms_of(y, losses.logits, losses.logits_adv)
+        return self._training_logs(self._record_step(losses.per_example, x, y, losses.logits, losses.logits_adv), terms)
+
+    def _begin_step(self, data: Any) -> Step:
+        """Returns what the step works on."""
+        seed = self._step_seed()
+        objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
+        return Step(replica_part(*self._batch(data)), seed, objective)
+
+    def _update_once(self, step: Step) -> tuple[Step, Losses, dict[str, tf.Tensor]]:
+        """Attacks, differentiates and updates; the losses include what layers add."""
+        with tf.GradientTape(persistent=self._several_targets) as tape, layers.settled_kernels(self.network):
+            with tape.stop_recording():
+                step = self._attacked(step)
+            if self._follows_images:
+                tape.watch(step.x_adv)
+            with self._training_noise(step.seed), collected_terms() as terms, self._layer_losses() as added:
+                losses = self._objective_losses(step)
+            targets = [
+                (self._scaled_loss(each, added, step.part.total), variables)
+                for each, variables in self._targets(step, losses)
+            ]
+            sources = self._dense_sources()
+        weights, images = self.network.trainable_variables, [step.x_adv] if self._follows_images else []
+        (loss, variables), *others = targets
+        gradients = tape.gradient(loss, [*variables, *sources, *images])
+        dense = gradients[len(variables) :]
+        by_weight = {id(variable): each for variable, each in zip(variables, gradients, strict=False)}
+        for loss, variables in others:
+            by_weight |= {id(v): each for v, each in zip(variables, tape.gradient(loss, variables), strict=True)}
+        del tape
+        losses = losses._replace(per_example=added.onto(losses.per_example))  # before weights move
+        self._update([by_weight[id(weight)] for weight in weights], weights, dense[: len(sources)], sources)
+        return self._end_update(step, dense[len(sources) :]), losses, terms
+
+    def _attacked(self, step: Step) -> Step:
+        """Returns the step with its `x_adv`; nothing is recorded."""
+        with self._inference_kernels():
+            x_adv = step.objective.perturb(self.network, step.part.x, step.part.y, seed=step.seed)
+        return step._replace(x_adv=x_adv)
+
+    def _objective_losses(self, step: Step) -> Losses:
+        """Returns what the objective does, of the images that count."""
+        found = Losses(*step.objective.loss(self.network, step.part.x, step.part.y, step.x_adv))
+        losses = Losses(*(step.part.counted(each) for each in found))
+        return losses._replace(logits_adv=losses.logits) if found.logits_adv is found.logits else losses
+
+    def _targets(self, step: Step, losses: Losses) -> list[tuple[tf.Tensor, list[Any]]]:
+        """Returns losses `(batch,)` and the weights that follow each; a sparsifier follows the first."""
+        del step
+        return [(losses.per_example, self.network.trainable_variables)]
+
+    def _end_update(self, step: Step, image_gradient: list[tf.Tensor]) -> Step:
+        """Returns what the next update of the same batch works on; has the gradient if `_follows_images`."""
+        del image_gradient
+        return step
+
+    def _end_step(self, step: Step) -> None:
+        """Keeps what a later step needs."""
+
+    def _dense_sources(self):
+        """Returns what else the loss is differentiated by, for the sparsifier; called while the tape records."""
+        needed = self.sparsifier is not None and self.sparsifier.needs_dense_gradients
+        return self.sparsifier.gradient_sources() if needed else []
+
+    def _update(self, gradients, weights, dense, sources):
+        """Has the optimizer and the sparsifier change the weights; `dense` are the gradients of `sources`."""
+        # Steps are counted, and connections move, after the check of the images only, as weights do by themselves.
+        with tf.control_dependencies([each for each in [*gradients, *dense] if each is not None][-1:]):
+            if self.sparsifier is None:
+                self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+                return
+            state = self.sparsifier.before_update(self.optimizer)
+            masked = self.sparsifier.mask_gradients(gradients, weights)
+            self.optimizer.apply_gradients(zip(masked, weights, strict=True))
+            self.sparsifier.after_update(state, self.optimizer, summed_over_replicas(dense, sources))
+
+    def _training_logs(self, logs, terms=None):
+        """Drops what is measured in validation only, and adds the terms that there are."""
+        dropped = ["robust_accuracy", *self.validation_checks, *(term.name for term in self._terms)]
+        logs = {name: value for name, value in logs.items() if name not in dropped}
+        for metric in self._terms:
+            if terms and metric.name in terms:
+                metric.update_state(terms[metric.name])
+                logs[metric.name] = self._spread(metric.result())
+        return logs
+
+    def _terms_of(self, y, logits, logits_adv):
+        """Returns what can be told from logits of both kinds of images, for each of them."""
+        if not self._terms or logits_adv is None:
+            return {}
+        right = tf.cast(tf.argmax(logits_adv, axis=-1) == tf.cast(y, tf.int64), tf.float32)
+        adversarial = {"adversarial_loss": cross_entropy(y, logits_adv), "adversarial_accuracy": right}
+        return adversarial if logits is logits_adv else {"clean_loss": cross_entropy(y, logits), **adversarial}
+
+    def _inference_kernels(self):
+        return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)
+
+    def _training_noise(self, seed):
+        return layers.training_noise(self.network, fold_in(seed, _DRAWS), shared=self.shared_noise)
+
+    def _step_seed(self):
+        """Returns the seed of all that is drawn in this step."""
+        return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+
+    def _layer_losses(self):
+        return collected_layer_losses(self.network)
+
+    def _scaled_loss(self, per_example, added, images=None):
+        """Returns what the optimizer descends: the mean loss, and what layers add, as much on all replicas together."""
+        loss = self._mean_loss(per_example, images)
+        if added.total is not None:
+            loss += added.total / tf.distribute.get_strategy().num_replicas_in_sync
+        return self.optimizer.scale_loss(loss)
+
+    def _mean_loss(self, per_example, images=None):
+        """Returns the loss of the batch, divided by the global one: the optimizer sums gradients over replicas.
+
+        `images` are those of all replicas, or `None` if each has as many.
+        """
+        return tf.nn.compute_average_loss(per_example) if images is None else tf.reduce_sum(per_example) / images
+
+    def _record_step(self, per_example, x, y, logits, logits_adv):
+        """Returns the logs of a training step."""
+        del logits_adv  # of interest to what records both accuracies
+        return self._update_metrics(per_example, x, y, logits)
