@@ -134,10 +134,14 @@ def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
     if name in ("set", "rigl"):
         kind = {"set": trs.sparsity.SET, "rigl": trs.sparsity.RigL}[name]
         return kind(FLAGS.connectivity, end_step=max(1, int(FLAGS.move_end * total_steps)), **settings)
-    if name == "flying_bird":
+    if name in ("flying_bird", "flying_bird_plus"):
         if FLAGS.move_interval is not None:
             settings["late_interval"] = FLAGS.move_interval * 4 // 3
-        return trs.sparsity.FlyingBird(FLAGS.connectivity, end_step=total_steps, growth=FLAGS.growth, **settings)
+        settings |= {"end_step": total_steps, "growth": FLAGS.growth}
+        if name == "flying_bird":
+            return trs.sparsity.FlyingBird(FLAGS.connectivity, **settings)
+        first = int(FLAGS.adapt_from * FLAGS.epochs)
+        return trs.sparsity.FlyingBirdPlus(FLAGS.connectivity, start_epoch=first, **settings)
     return None
 
 

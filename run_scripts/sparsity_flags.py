@@ -17,10 +17,12 @@ SPARSIFIERS = {  # -> kernel form
     "set": "masked",
     "rigl": "masked",
     "flying_bird": "masked",
+    "flying_bird_plus": "masked",
     "n_m": "masked",
 }
 _MAGNITUDE = ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation")
 _MOVING = ("move_interval", "drop_fraction", "move_end", "allocation")
+_FLYING_BIRD = ("move_interval", "drop_fraction", "allocation", "growth")
 SPARSIFIER_FLAGS = {
     "connectivity_sampling": ("noise_scaling", "l1", "dormant_policy", "init_policy", "layer_prior"),
     "magnitude": _MAGNITUDE,
@@ -29,13 +31,14 @@ SPARSIFIER_FLAGS = {
     "static": ("allocation",),
     "set": _MOVING,
     "rigl": _MOVING,
-    "flying_bird": (*(name for name in _MOVING if name != "move_end"), "growth"),
+    "flying_bird": _FLYING_BIRD,
+    "flying_bird_plus": (*_FLYING_BIRD, "adapt_from"),
     "n_m": ("n_m", "n_m_decay", "n_m_fixed"),
 }
 _ALLOCATIONS = {
     **dict.fromkeys(("magnitude", "channel_magnitude", "block"), ("uniform", "global")),
     **dict.fromkeys(("static", "set", "rigl"), ("erk", "uniform", "igq")),
-    "flying_bird": ("igq", "erk", "uniform"),
+    **dict.fromkeys(("flying_bird", "flying_bird_plus"), ("igq", "erk", "uniform")),
 }
 
 
@@ -88,7 +91,7 @@ def _define_magnitude_pruning() -> None:
     )
 
 
-@section("Connections that move (set, rigl, flying_bird)")
+@section("Connections that move (set, rigl, flying_bird, flying_bird_plus)")
 def _define_moving() -> None:
     flags.DEFINE_integer(
         "move_interval",
@@ -99,6 +102,14 @@ def _define_moving() -> None:
     define_number("drop_fraction", None, "Share of the connections that move at first: 0.3, of flying_bird 0.5.", 0, 1)
     flags.DEFINE_enum(
         "growth", "gradient", list(trs.sparsity.GROWTHS), "Of flying_bird: where the gradient is largest, or anywhere."
+    )
+    define_number(
+        "adapt_from",
+        0.5,
+        "Of flying_bird_plus: from where on the number of connections follows robust overfitting, as a fraction of all "
+        "epochs.",
+        0,
+        1,
     )
     define_number("move_end", 0.75, "Where connections come to rest, as a fraction of all steps.", 0, 1, excluded=0)
 
@@ -188,6 +199,12 @@ def check() -> None:
         FLAGS["connectivity"].value = n / m
     if name == "block":
         block()
+    if name == "flying_bird_plus" and (FLAGS.objective == "natural" or FLAGS.validation_examples == 0):
+        raise BadFlag(
+            "--sparsifier=flying_bird_plus watches robust accuracy in training and validation; pass --objective=at, "
+            "trades or mart, and no --validation_examples=0. Received: "
+            f"--objective={FLAGS.objective}, --validation_examples={FLAGS.validation_examples}"
+        )
     for flag in flags_of_others():
         if FLAGS[flag].present:
             owners = " or ".join(sparsifier for sparsifier, names in SPARSIFIER_FLAGS.items() if flag in names)

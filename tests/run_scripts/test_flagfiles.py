@@ -102,6 +102,13 @@ def test_connections_move_by_the_flagfile_of_the_sample(parse):
     assert described["sparsifier"] == "FlyingBird" and described["allocation"] == "igq"
     assert (described["interval"], described["late_interval"], described["end_step"]) == (30, 40, 1000)
     assert (described["drop_fraction"], described["growth"]) == (0.5, "random")
+    parse(TRAIN, "--sparsifier=flying_bird_plus", "--epochs=30", "--adapt_from=0.2", "--objective=at")
+    common_flags.check()
+    described = common_objects.sparsifier(1000).describe()
+    assert (described["sparsifier"], described["start_epoch"], described["end_step"]) == ("FlyingBirdPlus", 6, 1000)
+    parse(TRAIN, "--sparsifier=flying_bird_plus", "--objective=at", "--validation_examples=0")
+    with pytest.raises(BadFlag, match="and no --validation_examples=0"):
+        common_flags.check()
     parse(TRAIN, "--sparsifier=rigl", "--allocation=global")
     with pytest.raises(
         BadFlag, match=r"--allocation=global does not fit.*=rigl; pass --allocation=erk or uniform or igq"
@@ -136,7 +143,10 @@ def test_blocks_by_flags(parse):
     for arguments, message in (
         (["--block=16"], "--block=16: expected inputs x outputs, such as 1x16"),
         (["--block=0x4"], "--block=0x4: expected"),
-        (["--growth=random"], "--growth belongs to --sparsifier=flying_bird. Received: --sparsifier=block"),
+        (
+            ["--growth=random"],
+            "--growth belongs to --sparsifier=flying_bird or flying_bird_plus. Received",
+        ),
     ):
         parse(TRAIN, "--sparsifier=block", *arguments)
         with pytest.raises(BadFlag, match=message):

@@ -15,6 +15,7 @@ from tf_robust_sparse.sparsity.channel_magnitude import CRITERIA, ChannelMagnitu
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
 from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
 from tf_robust_sparse.sparsity.flying_bird import GROWTHS, FlyingBird
+from tf_robust_sparse.sparsity.flying_bird_plus import FlyingBirdPlus
 from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, iterative_magnitude, prune_smallest
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
@@ -57,6 +58,7 @@ __all__ = [
     "ConnectivitySampling",
     "DynamicSparsity",
     "FlyingBird",
+    "FlyingBirdPlus",
     "MagnitudePruning",
     "MaskSparsifier",
     "Prunable",

@@ -82,6 +82,11 @@ class DynamicSparsity(MaskSparsifier):
         """Returns how many of a kernel's connections move, scalar int64."""
         return tf.cast(self.fraction(step) * tf.cast(connections, tf.float64), tf.int64)
 
+    def numbers(self, step: tf.Tensor, connections: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns how many of a kernel's connections are dropped, and how many entries grow, scalars, int64."""
+        count = self.number_moved(step, connections)
+        return count, count
+
     def growth_scores(self, number: int, dense: Sequence[tf.Tensor] | None, seed: tf.Tensor) -> tf.Tensor:
         """Returns how much each entry of kernel `number` deserves to grow: at least 0, of the kernel's shape."""
         raise NotImplementedError(f"{type(self).__name__} must say which connections grow.")
@@ -189,10 +194,10 @@ class DynamicSparsity(MaskSparsifier):
             noise_seed, growth_seed = tf.unstack(tf.random.experimental.stateless_split(fold_in(at_step, number), 2))
             mask, weight = tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight)
             connections = tf.math.count_nonzero(mask)
-            count = self.number_moved(step, connections)
+            dropped, grown = self.numbers(step, connections, kernel.size)
             # The noise decides among equal weights, as those that have just grown, which are 0.
             sizes = tf.abs(tf.cast(weight, tf.float32)) + 1e-5 * tf.random.stateless_normal(weight.shape, noise_seed)
             scores = tf.cast(self.growth_scores(number, dense, growth_seed), tf.float32)
-            kept = layers.largest_mask(layers.select(mask, sizes, -1.0), connections - count)
-            masks.append(kept | layers.largest_mask(layers.select(kept, -tf.ones_like(scores), scores), count))
+            kept = layers.largest_mask(layers.select(mask, sizes, -1.0), connections - dropped)
+            masks.append(kept | layers.largest_mask(layers.select(kept, -tf.ones_like(scores), scores), grown))
         return masks

@@ -1,6 +1,6 @@
 """What a sparsifier is: it decides which connections of a network exist, and when that changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -30,6 +30,8 @@ class Sparsifier:
     compiles_with_xla = True
     # Whether `after_update` is given gradients of entries that are off, too; a step without them pays nothing.
     needs_dense_gradients = False
+    # Whether `end_epoch` is given accuracy under attack in training, and accuracy and loss under attack in validation.
+    watches_validation = False
 
     def __init__(self, connectivity: float | None = None) -> None:
         # `None` stands until `trs.sparsify` sets it; `attach` refuses it.
@@ -91,6 +93,14 @@ class Sparsifier:
             state: What `before_update` returned.
             optimizer: The optimizer, which has counted this update.
             dense: Gradients of the loss of all replicas with respect to `gradient_sources()`; empty if not needed.
+        """
+
+    def end_epoch(self, epoch: int, logs: Mapping[str, float]) -> None:
+        """Looks at an epoch, outside of the compiled step; called if `watches_validation`.
+
+        Args:
+            epoch: Its number, from 0.
+            logs: What `fit` has logged, `adversarial_accuracy`, `val_robust_accuracy` and `val_robust_loss` among it.
         """
 
     def check(self, network: keras.Model) -> None:

@@ -88,7 +88,15 @@ class RobustModel(TrainingStep):
         )
         self.validation_checks = dict(validation_checks or {})
         self._checked = [keras.metrics.Mean(name=name) for name in self.validation_checks]
+        self._watcher = sparsifier if sparsifier is not None and sparsifier.watches_validation else None
+        if self._watcher is not None and validation_attack is None:
+            raise ValueError(
+                f"{type(sparsifier).__name__} watches robust accuracy in validation; pass validation_attack. "
+                "Received: validation_attack=None"
+            )
+        self._robust_loss = keras.metrics.Mean(name="robust_loss") if self._watcher else None
         names = ("clean_loss", "adversarial_loss", "adversarial_accuracy", *objective.terms) if log_terms else ()
+        names = names or (("adversarial_accuracy",) if self._watcher else ())
         self._terms = [keras.metrics.Mean(name=name) for name in names]
         self.build(network.input_shape)
 
@@ -161,6 +169,14 @@ class RobustModel(TrainingStep):
                 f"part of a batch. Received: a batch of {size}"
             )
         validation = kwargs.get("validation_data")
+        if self._watcher is not None:
+            if validation is None:
+                raise ValueError(
+                    f"{type(self._watcher).__name__} watches robust accuracy in validation; pass validation_data. "
+                    "Received: validation_data=None"
+                )
+            ended = keras.callbacks.LambdaCallback(on_epoch_end=self._watcher.end_epoch)
+            kwargs["callbacks"] = [ended, *tf.nest.flatten(kwargs.get("callbacks") or [])]  # before states are written
         if isinstance(validation, (tuple, list)):
             images_and_labels(validation)
             kwargs["validation_data"] = self._checked_data(validation[0], validation[1])[:2]
@@ -203,7 +219,10 @@ class RobustModel(TrainingStep):
                 logits = tf.cast(self.network(some_x, training=False), tf.float32)[:number]
                 if self.validation_attack is not None:
                     x_adv = self.validation_attack(self.network, some_x, some_y, seed=seed)
-                    self._robust_accuracy.update_state(y, self.network(x_adv, training=False)[:number])
+                    logits_adv = self.network(x_adv, training=False)[:number]
+                    self._robust_accuracy.update_state(y, logits_adv)
+                    if self._robust_loss is not None:
+                        self._robust_loss.update_state(cross_entropy(y, tf.cast(logits_adv, tf.float32)))
             for share, check in zip(self._checked, self.validation_checks.values(), strict=True):
                 share.update_state(check(self.network, some_x, some_y, seed=seed)[:number])
         per_example = cross_entropy(y, logits)

@@ -28,6 +28,7 @@ class TrainingStep(keras.Model):
     network: keras.Model
     objective: Objective
     sparsifier: Sparsifier | None
+    _watcher: Sparsifier | None  # the sparsifier, if it watches validation
     seed: int
     shared_noise: bool
 
@@ -87,6 +88,11 @@ class TrainingStep(keras.Model):
         """Returns what the objective does, of the images that count."""
         found = Losses(*step.objective.loss(self.network, step.part.x, step.part.y, step.x_adv))
         losses = Losses(*(step.part.counted(each) for each in found))
+        if self._watcher is not None and found.logits_adv is None:
+            raise ValueError(
+                f"{type(self._watcher).__name__} watches accuracy under attack in training, of which "
+                f"{type(step.objective).__name__} computes no logits; train with AT, TRADES or MART"
+            )
         return losses._replace(logits_adv=losses.logits) if found.logits_adv is found.logits else losses
 
     def _targets(self, step: Step, losses: Losses) -> list[tuple[tf.Tensor, list[Any]]]:
@@ -121,7 +127,7 @@ class TrainingStep(keras.Model):
 
     def _training_logs(self, logs, terms=None):
         """Drops what is measured in validation only, and adds the terms that there are."""
-        dropped = ["robust_accuracy", *self.validation_checks, *(term.name for term in self._terms)]
+        dropped = ["robust_accuracy", "robust_loss", *self.validation_checks, *(term.name for term in self._terms)]
         logs = {name: value for name, value in logs.items() if name not in dropped}
         for metric in self._terms:
             if terms and metric.name in terms:

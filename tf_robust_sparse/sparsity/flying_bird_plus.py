@@ -1,0 +1,144 @@
+"""Flying Bird+: connections that move, and become fewer or more as robust overfitting or underfitting show."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
+from tf_robust_sparse.sparsity.flying_bird import FlyingBird
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
+
+
+class FlyingBirdPlus(FlyingBird):
+    """`FlyingBird` whose number of connections follows the signs of robust overfitting.
+
+    Signs are looked for in the last `window` epochs before an update, from epoch `start_epoch` on. If the difference
+    of robust accuracy between training and validation rose in at least `threshold` of the steps from one epoch to the
+    next, each kernel drops `prune_share` more than what grows. If the robust validation loss did not fall in as many,
+    `growth_share` more grows. Both may happen at once. Kernels that are dense stay so.
+
+    Train it with a `RobustModel` that has a validation attack, on an objective that computes logits of attacked images,
+    and give `fit` validation data.
+
+    ```python
+    report = trs.sparsify(model, connectivity=0.2, sparsifier=trs.sparsity.FlyingBirdPlus(end_step=78_200))
+    ```
+
+    Args:
+        connectivity: Fraction of the entries that are connected at first, in (0, 1]; `None` leaves it to
+            `trs.sparsify`.
+        start_epoch: First epoch, counted from 0, whose updates may change the number of connections.
+        window: Number of epochs that are looked at, at least 2.
+        threshold: In (0, 1].
+        prune_share: Share of what moves that is dropped beyond it, at least 0.
+        growth_share: Share of what moves that grows beyond it, at least 0.
+        **kwargs: As of `FlyingBird`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Chen et al., 2022](https://arxiv.org/abs/2202.09844), section 3, with the constants of its code.
+    """
+
+    watches_validation = True
+
+    def __init__(
+        self,
+        connectivity: float | None = None,
+        start_epoch: int = 100,
+        window: int = 5,
+        threshold: float = 0.5,
+        prune_share: float = 0.4,
+        growth_share: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(connectivity, **kwargs)
+        if start_epoch < 0 or window < 2 or not 0 < threshold <= 1 or prune_share < 0 or growth_share < 0:
+            raise ValueError(
+                "`start_epoch` and shares are at least 0, `window` at least 2 and `threshold` in (0, 1]. Received: "
+                f"start_epoch={start_epoch}, window={window}, threshold={threshold}, prune_share={prune_share}, "
+                f"growth_share={growth_share}"
+            )
+        self.start_epoch, self.window, self.threshold = int(start_epoch), int(window), float(threshold)
+        self.prune_share, self.growth_share = float(prune_share), float(growth_share)
+        self._history: Any = None
+        self._signs: Any = None
+        self._connections: Any = None
+
+    def start(self) -> None:
+        """Chooses the first connections, and makes room for what epochs show."""
+        super().start()
+        with self.network.distribute_strategy.scope():
+            holder = self.masks or keras.layers.Layer(name="sparsity_masks", dtype="float32")
+
+            def state(name: str, shape: tuple[int, ...], dtype: str, value: Any) -> Any:
+                return holder.add_weight(
+                    name=name,
+                    shape=shape,
+                    dtype=dtype,
+                    initializer=keras.initializers.Constant(value),
+                    trainable=False,
+                    autocast=False,
+                    aggregation="only_first_replica",
+                )
+
+            # Of each epoch: the gap of robust accuracies, and the robust validation loss.
+            self._history = state("history", (self.window, 2), "float32", float("nan"))
+            self._signs = state("signs", (2,), "bool", False)  # whether to prune, whether to grow
+            self._connections = state("connections", (len(self.kernels),), "int64", 0)
+        holder.built = True
+        self.masks = holder
+        self._connections.assign(self.count())
+
+    def numbers(self, step: tf.Tensor, connections: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns how many connections are dropped and how many grow, as the last epochs ask for."""
+        moved = self.number_moved(step, connections)
+        prune, grow = tf.unstack(tf.convert_to_tensor(self._signs))
+        real = self.fraction(step) * tf.cast(connections, tf.float64)
+        more = tf.where(prune & (connections < size), tf.math.ceil(self.prune_share * real), 0.0)
+        dropped = tf.minimum(moved + tf.cast(more, tf.int64), connections)
+        factor = tf.where(grow, 1.0 + self.growth_share, 1.0)
+        grown = tf.cast(tf.cast(moved, tf.float64) * tf.cast(factor, tf.float64), tf.int64)
+        # At least one connection stays, and there are no more than entries.
+        left = connections - dropped
+        return dropped, tf.clip_by_value(grown, tf.cast(left == 0, tf.int64), size - left)
+
+    def masks_after(self, step: tf.Tensor, dense: Any) -> list[tf.Tensor]:
+        """Returns the masks after connections have moved if it is time to, and counts them."""
+        masks = super().masks_after(step, dense)
+        assign_everywhere([(self._connections, tf.stack([tf.math.count_nonzero(mask) for mask in masks]))])
+        return masks
+
+    def end_epoch(self, epoch: int, logs: Mapping[str, float]) -> None:
+        """Notes how robust the network is, and what the next updates do about it."""
+        found = (logs["adversarial_accuracy"] - logs["val_robust_accuracy"], logs["val_robust_loss"])
+        history = np.concatenate([np.asarray(self._history)[1:], [found]]).astype("float32")
+        self._history.assign(history)
+        steps = np.diff(history[~np.isnan(history[:, 0])], axis=0)
+        signs = [False, False]
+        if len(steps) and epoch + 1 >= self.start_epoch:
+            signs = [float(np.mean(each)) >= self.threshold for each in (steps[:, 0] > 0, steps[:, 1] >= 0)]
+        self._signs.assign(signs)
+
+    def check(self, network: Any) -> None:
+        """Checks that entries that are off are 0 and that the connections are as many as the updates made them.
+
+        Raises:
+            RuntimeError: if not.
+        """
+        super(DynamicSparsity, self).check(network)
+        expected = np.asarray(self._connections).tolist()
+        if self.count() != expected:
+            raise RuntimeError(f"The kernels have {self.count()} connections, not {expected}.")
+
+    def within_budget(self) -> bool:
+        """Returns `True`: the number of connections is what the method decides on."""
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the name and the settings, ready for JSON."""
+        names = ("start_epoch", "window", "threshold", "prune_share", "growth_share")
+        return {**super().describe(), **{name: getattr(self, name) for name in names}}
