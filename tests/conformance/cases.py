@@ -2,6 +2,7 @@
 
 import keras
 
+from tests.networks import tiny_images
 from tf_robust_sparse import attacks, layers, objectives, sparsity
 
 IMAGE = (6, 6, 3)
@@ -124,6 +125,7 @@ SPARSIFIERS = {
     "MagnitudePruning, global": (lambda: sparsity.MagnitudePruning(0.1, allocation="global"), "masked"),
     "NM": (lambda: sparsity.NM(1, 8, decay=0.01), "masked"),
     "NM, fixed": (lambda: sparsity.NM(1, 8, fixed=True), "masked"),
+    "OBS": (lambda: sparsity.OBS(tiny_images(64)[0], 0.1), "masked"),
     "FlyingBird": (lambda: sparsity.FlyingBird(0.1, interval=3, late_interval=2, end_step=8), "masked"),
     "RigL": (lambda: sparsity.RigL(0.1, interval=3, end_step=100), "masked"),
     "SET": (lambda: sparsity.SET(0.1, interval=3, end_step=100, allocation="igq"), "masked"),

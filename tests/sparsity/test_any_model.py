@@ -221,9 +221,13 @@ def test_mobile_net_trains_robustly_and_loads_without_the_package(tmp_path, monk
 def test_the_page_runs_as_written_and_its_model_loads_without_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs/any_model.md").read_text()
+    first, *others = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}
-    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    exec(first, names)
     assert_served(names["model"], names["x"][:16])
+    for snippet in others:  # each with a method of its own
+        exec(snippet, names)
+        names["report"].sparsifier.check(names["model"])
 
 
 def assert_served(model, x):

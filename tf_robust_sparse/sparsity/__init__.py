@@ -24,6 +24,7 @@ from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statist
 from tf_robust_sparse.sparsity.mask_structure import channels_between, mask_structure, relative_cost
 from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
 from tf_robust_sparse.sparsity.n_m import LARGEST_GROUP, NM
+from tf_robust_sparse.sparsity.obs import OBS
 from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.sparsity.prunable import Prunable, Skipped
 from tf_robust_sparse.sparsity.rigl import RigL
@@ -50,6 +51,7 @@ __all__ = [
     "GROWTHS",
     "LARGEST_GROUP",
     "NM",
+    "OBS",
     "POOLINGS",
     "RANDOM_SCORES",
     "SET",

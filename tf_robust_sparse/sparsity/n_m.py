@@ -47,12 +47,7 @@ class NM(MaskSparsifier):
     """
 
     def __init__(self, n: int = 2, m: int = 4, decay: float = 2e-4, interval: int = 1, fixed: bool = False) -> None:
-        for name, value, low, high in (("m", m, 2, LARGEST_GROUP), ("n", n, 1, m - 1 if isinstance(m, int) else 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(
-                    f"NM keeps n of every m entries: `m` is an integer in [2, {LARGEST_GROUP}] and `n` one in [1, m - "
-                    f"1]. Received: {name}={value!r}"
-                )
+        check_n_m(n, m)
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < math.inf:
             raise ValueError(f"`decay` is a number, at least 0. Received: decay={decay!r}")
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
@@ -65,15 +60,11 @@ class NM(MaskSparsifier):
 
     def misfit(self, kernel: Prunable) -> str | None:
         """Returns why groups of `m` do not divide a kernel, or `None`."""
-        reason = why_no_view(kernel)
-        if reason:
-            return reason
-        inputs = kernel_view(kernel).shape[1]
-        return f"its {inputs} inputs are no multiple of m={self.m}" if inputs % self.m else None
+        return why_no_groups(kernel, self.m)
 
     def start(self) -> None:
         """Chooses the first masks."""
-        self.budget = sum(size // self.m * self.n for size in self.sizes)
+        self.budget = group_budget(self.sizes, self.n, self.m)
         masks = [self.largest(kernel) for kernel in self.kernels]
         if self.fixed:
             assign_everywhere(list(self._masked_weights(masks)))
@@ -161,13 +152,7 @@ class NM(MaskSparsifier):
             RuntimeError: if not.
         """
         super().check(network)
-        for kernel in self.kernels:
-            view = kernel_view(kernel)
-            matrices = view.to_matrices(tf.cast(tf.convert_to_tensor(kernel.mask), tf.int32))
-            numbers = tf.reduce_sum(tf.reshape(matrices, (-1, self.m, view.shape[2])), 1)
-            wrong = int(tf.math.count_nonzero(numbers != self.n))
-            if wrong:
-                raise RuntimeError(f"{wrong} groups of {kernel.name} do not keep {self.n} of {self.m} entries.")
+        check_groups(self.kernels, self.n, self.m)
 
     def describe(self) -> dict[str, Any]:
         """Returns the name and the settings, ready for JSON."""
@@ -181,3 +166,47 @@ class NM(MaskSparsifier):
             for kept, kernel, mask in zip(self.waiting, self.kernels, masks, strict=True)
         ]
         assign_everywhere([*waiting, *self._masked_weights(masks)])
+
+
+def check_n_m(n: int, m: int) -> tuple[int, int]:
+    """Returns `n` and `m`.
+
+    Raises:
+        ValueError: unless they are integers with `1 <= n < m <= 32`.
+    """
+    for name, value, low, high in (("m", m, 2, LARGEST_GROUP), ("n", n, 1, m - 1 if isinstance(m, int) else 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(
+                f"n of every m entries stay: `m` is an integer in [2, {LARGEST_GROUP}] and `n` one in [1, m - 1]. "
+                f"Received: {name}={value!r}"
+            )
+    return n, m
+
+
+def why_no_groups(kernel: Prunable, m: int) -> str | None:
+    """Returns why groups of `m` inputs do not divide a kernel, or `None` if they do."""
+    reason = why_no_view(kernel)
+    if reason:
+        return reason
+    inputs = kernel_view(kernel).shape[1]
+    return f"its {inputs} inputs are no multiple of m={m}" if inputs % m else None
+
+
+def group_budget(sizes: Sequence[int], n: int, m: int) -> int:
+    """Returns how many entries of kernels of these sizes stay."""
+    return sum(size // m * n for size in sizes)
+
+
+def check_groups(kernels: Sequence[Prunable], n: int, m: int) -> None:
+    """Checks that `n` of every `m` entries of each kernel stay.
+
+    Raises:
+        RuntimeError: if not.
+    """
+    for kernel in kernels:
+        view = kernel_view(kernel)
+        matrices = view.to_matrices(tf.cast(tf.convert_to_tensor(kernel.mask), tf.int32))
+        numbers = tf.reduce_sum(tf.reshape(matrices, (-1, m, view.shape[2])), 1)
+        wrong = int(tf.math.count_nonzero(numbers != n))
+        if wrong:
+            raise RuntimeError(f"{wrong} groups of {kernel.name} do not keep {n} of {m} entries.")

@@ -1,0 +1,211 @@
+"""One-shot pruning by the optimal brain surgeon: the weights that stay make up for those that go."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
+from tf_robust_sparse.sparsity.kernel_views import kernel_view
+from tf_robust_sparse.sparsity.layer_inputs import call_order, second_moments, why_no_rows
+from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
+from tf_robust_sparse.sparsity.n_m import check_groups, check_n_m, group_budget, why_no_groups
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
+from tf_robust_sparse.sparsity.prunable import Prunable
+
+DAMPING = 0.01  # of the mean second moment, as published
+BLOCK = 128
+
+
+class OBS(MaskSparsifier):
+    """Prunes a trained model once, so that the outputs of each layer on some images change little (SparseGPT).
+
+    Layer after layer, in the order in which the model calls them, the inputs of the already pruned model are read, and
+    `prune_columns` removes entries and corrects the others. Biases and all else stay. Afterwards the masks are fixed:
+    training with the sparsifier tunes what is left.
+
+    ```python
+    report = trs.sparsify(model, connectivity=0.5, sparsifier=trs.sparsity.OBS(x[:512]))
+    report = trs.sparsify(model, sparsifier=trs.sparsity.OBS(x[:512], n_m=(2, 4)))
+    ```
+
+    Kernels of `Dense`, `EinsumDense` (attention), `Conv1D` and `Conv2D` are pruned, also those of this package; others
+    stay dense. The images pass the model once for each layer. A convolution's inputs are its patches, at positions
+    drawn at random. Time grows with the cube of a kernel's inputs and memory with their square; a 3x3 kernel has 9
+    times its channels of them.
+
+    Args:
+        images: `(n, ...)`, what the model takes: training images, or attacked ones.
+        connectivity: Fraction of the entries that stay, in (0, 1]; `None` leaves it to `trs.sparsify` or to `n_m`.
+        n_m: `(n, m)`: of every m consecutive inputs n stay, as of `NM`.
+        allocation: How connections are spread over kernels, see `layer_fractions`; not with `n_m`.
+        positions: How many positions of an image count in each layer, at least 1.
+        batch_size: Images that pass at a time.
+        seed: Integer in [0, 2**31) that fixes the positions.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Reference: [Frantar and Alistarh, 2023](https://arxiv.org/abs/2301.00774), algorithm 1;
+        [Hassibi et al., 1993](https://doi.org/10.1109/ICNN.1993.298572).
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        connectivity: float | None = None,
+        n_m: tuple[int, int] | None = None,
+        allocation: str | Mapping[str, float] = "uniform",
+        positions: int = 64,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        if n_m is not None:
+            n, m = check_n_m(*n_m)
+            if connectivity not in (None, n / m):
+                raise ValueError(f"n_m={n_m} keeps {n / m:g}; leave `connectivity` out. Received: {connectivity}")
+            connectivity = n / m
+        super().__init__(connectivity)
+        for name, value in (("positions", positions), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is an integer, at least 1. Received: {name}={value!r}")
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed!r}")
+        self.images = np.asarray(images)
+        if self.images.ndim < 2 or not len(self.images) or self.images.dtype.kind not in "fui":
+            raise ValueError(
+                "`images` must be an array (n, ...) of numbers that the model takes. Received: "
+                f"{self.images.dtype} {self.images.shape}"
+            )
+        if not np.isfinite(self.images).all():
+            raise ValueError("`images` must be finite. Received: some that are infinite or not a number")
+        self.n_m, self.allocation = n_m, allocation
+        self.positions, self.batch_size, self.seed = positions, batch_size, int(seed)
+
+    def misfit(self, kernel: Prunable) -> str | None:
+        """Returns why a kernel cannot be pruned, or `None`."""
+        return why_no_rows(kernel) or (why_no_groups(kernel, self.n_m[1]) if self.n_m else None)
+
+    def start(self) -> None:
+        """Prunes, and puts everything back if it cannot.
+
+        Raises:
+            ValueError: if the images do not fit the model, or the inputs of a kernel cannot be read or are not finite.
+        """
+        shape = getattr(self.network, "input_shape", None)
+        if isinstance(shape, tuple) and not tf.TensorShape(shape).is_compatible_with(self.images.shape):
+            raise ValueError(f"`images` must be what {self.network.name} takes, {shape}. Received: {self.images.shape}")
+        order = call_order(self.network, self.kernels, self.images[:1])
+        variables = [variable for kernel in self.kernels for variable in (kernel.weight, kernel.mask)]
+        before = [tf.identity(variable) for variable in variables]
+        counts = dict(zip([kernel.name for kernel in self.kernels], self._counts(), strict=True))
+        try:
+            for kernel in order:
+                self._prune(kernel, counts[kernel.name])
+        except ValueError:
+            assign_everywhere(list(zip(variables, before, strict=True)))
+            raise
+
+    def check(self, network: Any) -> None:
+        """Checks that what is off is 0, and the groups.
+
+        Raises:
+            RuntimeError: if not.
+        """
+        super().check(network)
+        if self.n_m:
+            check_groups(self.kernels, *self.n_m)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the name and the settings, ready for JSON."""
+        return {
+            **super().describe(),
+            "images": len(self.images),
+            "n_m": list(self.n_m) if self.n_m else None,
+            "allocation": self.allocation if isinstance(self.allocation, str) else dict(self.allocation),
+            "positions": self.positions,
+            "seed": self.seed,
+            "budget": self.budget,
+        }
+
+    def _counts(self) -> list[int]:
+        """Returns how many entries of each kernel stay."""
+        if self.n_m:
+            self.budget = group_budget(self.sizes, *self.n_m)
+            return [group_budget([size], *self.n_m) for size in self.sizes]
+        sides, names = [kernel.sides for kernel in self.kernels], [kernel.name for kernel in self.kernels]
+        fractions = layer_fractions(self.allocation, sides, self.connectivity, names=names)
+        return layer_counts(fractions, self.sizes, self.budget)
+
+    def _prune(self, kernel: Prunable, count: int) -> None:
+        moments = second_moments(self.network, kernel, self.images, self.batch_size, self.positions, self.seed)
+        if not np.isfinite(moments).all():
+            raise ValueError(f"The inputs of {kernel.name} on `images` are not finite. Received: infinity or no number")
+        view = kernel_view(kernel)
+        present = layers.select(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight), 0)
+        matrix = view.to_matrices(present)
+        flat = np.asarray(tf.reshape(matrix, (-1, view.shape[2])), np.float64)
+        pruned, mask = prune_columns(flat, moments, count, self.n_m)
+        weight = view.to_kernel(tf.reshape(tf.cast(pruned, kernel.weight.dtype), view.shape))
+        assign_everywhere([(kernel.weight, weight), (kernel.mask, view.to_kernel(tf.reshape(mask, view.shape)))])
+
+
+def prune_columns(
+    weights: np.ndarray, moments: np.ndarray, count: int, n_m: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prunes a matrix input by input; the inputs that come later take over what an entry did.
+
+    With `H = moments + 0.01 mean(diag(moments)) I` and `U` the upper factor of `H^-1 = U^T U`, an entry `w` of input
+    `i` costs `w^2 / U_ii^2`, and if it goes, `U_ij / U_ii * w` is taken from the entries of the inputs `j > i`. Inputs
+    that are always 0 keep no weight. Which entries go is settled for 128 inputs at a time: those among the cheapest of
+    all entries from there on, as many as have still to go. The published code prunes the same share of each 128 inputs
+    instead, which leaves a larger error, and entries as cheap as the last one with it. With `n_m` it is settled for
+    each group in turn.
+
+    Args:
+        weights: `(inputs, outputs)`, float64.
+        moments: The mean of `2 x x^T` over inputs `x`, `(inputs, inputs)`, float64.
+        count: How many entries stay, of equally cheap ones the first.
+        n_m: Of every m inputs n stay, for each output.
+
+    Returns:
+        The new weights, and a mask of those that stay.
+    """
+    upper, dead = _inverse_factor(moments)
+    weights = np.where(dead[:, np.newaxis], 0.0, weights)
+    inputs = len(weights)
+    diagonal = np.diag(upper)[:, np.newaxis]
+    mask = np.ones(weights.shape, bool)
+    left = weights.size - count
+    block = BLOCK if n_m is None else BLOCK // n_m[1] * n_m[1]
+    for begin in range(0, inputs, block):
+        end = min(begin + block, inputs)
+        if n_m is None:
+            costs = np.full(weights.shape, np.inf)  # of what is settled
+            costs[begin:] = np.square(weights[begin:] / diagonal[begin:])
+            kept = np.asarray(layers.largest_mask(costs, costs.size - left))
+            mask[begin:end] = kept[begin:end]
+            left -= int(np.sum(~mask[begin:end]))
+        errors = np.zeros((end - begin, weights.shape[1]))
+        for i in range(begin, end):
+            if n_m is not None and i % n_m[1] == 0:
+                group = slice(i, i + n_m[1])
+                costs = np.square(weights[group] / diagonal[group])
+                mask[group] = layers.largest_of_groups_mask(costs, n_m[0], 0)
+            errors[i - begin] = np.where(mask[i], 0.0, weights[i]) / upper[i, i]
+            weights[i:end] -= np.outer(upper[i, i:end], errors[i - begin])
+        weights[end:] -= upper[begin:end, end:].T @ errors
+    return np.where(mask, weights, 0.0), mask
+
+
+def _inverse_factor(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `U`, upper triangular, with `(H + damping)^-1 = U^T U`, and which inputs are always 0."""
+    dead = np.diag(moments) == 0
+    damped = moments + np.diag(dead.astype(np.float64))
+    damped = damped + DAMPING * np.mean(np.diag(damped)) * np.eye(len(damped))
+    # Read backwards, a lower factor is an upper one: H = R R^T, so that U is the inverse of R.
+    upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    identity = tf.eye(len(damped), dtype=tf.float64)
+    return np.asarray(tf.linalg.triangular_solve(tf.constant(upper), identity, lower=False)), dead
