@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_robust_sparse as trs
+from tests.networks import tiny_network
 from tf_robust_sparse import objectives, sparsity
 
 X = np.random.default_rng(0).random((8, 4, 4, 3), "float32")
@@ -100,6 +101,16 @@ def test_remainders_are_skipped_or_refused():
     report = trs.sparsify(model, 0.2, sparsity.BlockPruning(), min_size=1)
     assert [each.name for each in report.sparsified] == ["conv/kernel", "hidden/kernel"]
     assert "logits/kernel: dense, its 32 inputs by 4 outputs are no multiple of blocks of 1 by 16" in str(report)
+
+
+def test_networks_that_blocks_hardly_divide_are_refused():
+    with pytest.raises(
+        ValueError, match=r"can prune only 1224 of the 2664 entries of tiny.*classifier: its 144 inputs"
+    ):
+        sparsity.BlockPruning(0.5, (1, 8)).attach(tiny_network("masked"))
+    method = sparsity.BlockPruning(0.5, (8, 1))
+    method.attach(tiny_network("masked"))
+    assert method.describe()["dense"] == ["conv1"] and len(method.kernels) == 2
 
 
 @pytest.mark.parametrize(

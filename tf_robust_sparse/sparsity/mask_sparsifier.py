@@ -31,6 +31,7 @@ class MaskSparsifier(Sparsifier):
     def __init__(self, connectivity: float | None = None) -> None:
         super().__init__(connectivity)
         self.kernels: list[Prunable] = []
+        self.dense: list[str] = []  # layers that `attach` found and the method cannot prune
         self.network: Any = None
 
     def fits(self, layer: Any) -> bool:
@@ -41,7 +42,8 @@ class MaskSparsifier(Sparsifier):
         """Binds the sparsifier to the masked layers of `network`, unless `trs.sparsify` has bound it already.
 
         Raises:
-            ValueError: if the network has no masked layer that fits, or the sparsifier keeps the state of another one.
+            ValueError: if the network has no masked layer, the method cannot prune most of its entries, or the
+                sparsifier keeps the state of another network.
         """
         if self.masks is not None:
             if self.network is not network:
@@ -54,8 +56,15 @@ class MaskSparsifier(Sparsifier):
         super().attach(network)
         found = [Prunable(layer.name, layer.kernel, layer.kernel_mask, layer) for layer in self.layers]
         kernels, skipped = self.fitting(found)
+        size, total = sum(kernel.size for kernel in kernels), sum(self.sizes)
+        if 2 * size < total:
+            raise ValueError(
+                f"{type(self).__name__} can prune only {size} of the {total} entries of {network.name}; choose groups "
+                f"or blocks that divide its kernels. Received: {_some([f'{name}: {why}' for name, why in skipped])}"
+            )
         for name, reason in skipped:
             _log.warning("%s stays dense: %s", name, reason)
+        self.dense = [name for name, _ in skipped]
         self.bind(network, kernels, None)
 
     def misfit(self, kernel: Prunable) -> str | None:
@@ -70,7 +79,7 @@ class MaskSparsifier(Sparsifier):
         reasons = [self.misfit(kernel) for kernel in found]
         skipped = [Skipped(each.name, reason) for each, reason in zip(found, reasons, strict=True) if reason]
         if len(skipped) == len(found):
-            what = "; ".join(f"{name}: {reason}" for name, reason in skipped[:4])
+            what = _some([f"{name}: {reason}" for name, reason in skipped])
             raise ValueError(f"{type(self).__name__} can prune none of the kernels. Received: {what}")
         return [each for each, reason in zip(found, reasons, strict=True) if not reason], skipped
 
@@ -144,6 +153,10 @@ class MaskSparsifier(Sparsifier):
             if stray:
                 raise RuntimeError(f"{stray} pruned entries of {kernel.name} are not zero although the mask is off.")
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the name and the settings, ready for JSON."""
+        return {**super().describe(), **({"dense": self.dense} if self.dense else {})}
+
     def count(self) -> list[int]:
         """Returns the number of connections of each kernel at present, those that still are 0 included."""
         return [int(tf.math.count_nonzero(kernel.mask)) for kernel in self.kernels]
@@ -157,3 +170,7 @@ class MaskSparsifier(Sparsifier):
         for kernel, mask in zip(self.kernels, masks, strict=True):
             for slot in slots(optimizer, kernel.weight):
                 yield slot, layers.select(mask, tf.convert_to_tensor(slot), 0)
+
+
+def _some(words: Sequence[str], number: int = 4) -> str:
+    return "; ".join(words[:number]) + (f" and {len(words) - number} more" if len(words) > number else "")
