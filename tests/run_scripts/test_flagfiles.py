@@ -68,7 +68,7 @@ def meaning(flags):
 def test_every_flagfile_is_in_the_table():
     known = set(RECIPES) | set(HYDRA) | set(FREE) | set(CERTIFIED) | set(LOTTERY) | set(GRIDS) | EVALUATIONS
     known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample", "sample_channel_magnitude", "sample_rigl"}
-    known |= {"sample_n_m"}
+    known |= {"sample_n_m", "sample_flying_bird_plus"}
     assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
 
 

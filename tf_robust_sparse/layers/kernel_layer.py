@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.layers import kernel_seam
@@ -18,6 +19,7 @@ class KernelLayer(keras.layers.Layer):
     Every subclass of `keras.layers.Layer`, not of `keras.layers.Dense`: the latter save only the variables they know.
     """
 
+    kernel: Any
     prunable = False  # whether a sparsifier may change which entries of the kernel are non-zero
 
     def __init__(
@@ -55,6 +57,10 @@ class KernelLayer(keras.layers.Layer):
     def compute_effective_kernel(self) -> tf.Tensor:
         """Computes the float32 effective kernel from the variables, differentiably."""
         raise NotImplementedError(f"{type(self).__name__} must mix in a kernel form before the operation.")
+
+    def hold_kernel(self, kernel: np.ndarray) -> None:
+        """Sets the variables so that the effective kernel is `kernel`, as far as the kernel form can hold it."""
+        self.kernel.assign(kernel)
 
     def kernel_config(self) -> dict[str, Any]:
         """Returns the constructor arguments that the kernel form adds."""

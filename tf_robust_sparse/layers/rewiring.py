@@ -82,6 +82,11 @@ class RewiringKernel:
         """
         return _signed(tf.convert_to_tensor(self.theta), tf.convert_to_tensor(self.positive))
 
+    def hold_kernel(self, kernel: np.ndarray) -> None:
+        """Takes signs from `kernel`, and magnitudes where an entry is connected; zeros keep their random sign."""
+        self.positive.assign(np.where(kernel == 0, self.positive, kernel > 0))
+        self.theta.assign(np.where(np.asarray(self.theta) > 0, np.abs(kernel), 0.0))
+
     def kernel_config(self) -> dict[str, Any]:
         """Returns `initial_connectivity` and `seed`."""
         return {"initial_connectivity": self.initial_connectivity, "seed": self.seed}

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from tf_robust_sparse.layers.cloning import set_weights
 from tf_robust_sparse.saving.channels import Channels, find_channels
 from tf_robust_sparse.saving.sizes import Sizes, network_sizes
 from tf_robust_sparse.saving.steps import Step, check_layers, fold, read_steps
-from tf_robust_sparse.saving.strip import set_weights, strip
+from tf_robust_sparse.saving.strip import strip
 
 
 class ShrinkReport(NamedTuple):

@@ -88,7 +88,8 @@ def sparsify(
     sparsifier = MagnitudePruning() if sparsifier is None else sparsifier
     if not isinstance(sparsifier, MaskSparsifier):
         raise ValueError(
-            "`sparsifier` must hold masks, as MagnitudePruning, SET and RigL do; others need layers of this package. "
+            "`sparsifier` must hold masks, as MagnitudePruning, SET and RigL do; ConnectivitySampling works on "
+            "trs.models.from_keras(model, kernel='rewiring', connectivity=...). "
             f"Received: sparsifier={sparsifier!r}"
         )
     connectivity = check_connectivity(sparsifier.connectivity if connectivity is None else connectivity)

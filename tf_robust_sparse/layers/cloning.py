@@ -1,0 +1,68 @@
+"""Clones of models whose layers become others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+def cloned(network: keras.Model, layer_of: Callable[[Any], Any], purpose: str) -> keras.Model:
+    """Clones a functional or sequential model, nested models included; input tensors keep their names.
+
+    Args:
+        network: The model.
+        layer_of: From a layer or operation to the one that takes its place, without weights.
+        purpose: What is refused for other models, for the message, such as `"stripped"`.
+
+    Raises:
+        ValueError: if the model is subclassed.
+    """
+    if not isinstance(network, keras.Sequential) and not hasattr(network, "operations"):
+        raise ValueError(
+            f"Only a functional or sequential keras.Model can be {purpose}; pass the network itself, not the model "
+            "that trains it, and turn a subclassed model into keras.Model(inputs, outputs). "
+            f"Received: {type(network).__name__}"
+        )
+    inputs = None if isinstance(network, keras.Sequential) else _inputs(network)
+    return keras.models.clone_model(network, input_tensors=inputs, clone_function=layer_of, recursive=True)
+
+
+def copy_of(layer: Any, **changes: Any) -> Any:
+    """Returns a copy of a layer or operation from its configuration, without weights.
+
+    Args:
+        layer: A Keras layer, or an operation such as `keras.ops.relu`.
+        **changes: Entries of a layer's configuration that are to be others; operations stay as they are.
+
+    Raises:
+        ValueError: if the layer cannot be copied.
+    """
+    # The code of a Lambda layer that is in memory has run already, so nothing is gained by refusing it.
+    options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
+    try:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Layer):  # an operation has no dtype
+            config.update(changes)
+        return type(layer).from_config(config, **options)
+    # Keras raises NotImplementedError for arguments that it cannot write down; code of the user raises anything.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"The layer {layer.name} of type {type(layer).__name__} cannot be copied from its configuration; give it a "
+            f"`get_config` that returns the arguments of its constructor. Keras says: {reason}"
+        ) from error
+
+
+def set_weights(layer: Any, weights: list[Any]) -> None:
+    """Sets the weights of a Keras layer, and what it computed from them when it was built."""
+    layer.set_weights(weights)
+    if isinstance(layer, keras.layers.Normalization):
+        layer.finalize_state()
+
+
+def _inputs(network: keras.Model) -> Any:
+    """Returns new input tensors of the same names, in the same structure; Keras would rename unnamed ones."""
+    names = {id(layer.output): layer.name for layer in network.layers if isinstance(layer, keras.layers.InputLayer)}
+    return keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=names[id(x)]), network.input
+    )

@@ -1,0 +1,153 @@
+"""From a model of plain Keras layers to the same model in layers of this package: the inverse of `saving.strip`."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from tf_robust_sparse import layers
+from tf_robust_sparse.layers.cloning import cloned, copy_of, set_weights
+from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
+
+_FORMS = ("plain", "masked", "rewiring", "subnet")  # those that can hold any kernel
+_SAME_CONFIG = {
+    kind.plain_class: kind for kind in (layers.BatchNormalization, layers.MaxPooling2D, layers.Normalization)
+}
+_ADDED = ("kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint")
+
+
+class Converted(NamedTuple):
+    """What `from_keras` returns.
+
+    Attributes:
+        model: The model in layers of this package, with the weights and layer names of the original.
+        converted: Names of the layers whose kernels are now of the form asked for.
+        skipped: Names of the dense and convolutional layers that stayed as they are, each with the reason.
+    """
+
+    model: keras.Model
+    converted: list[str]
+    skipped: dict[str, str]
+
+
+def from_keras(
+    model: keras.Model, kernel: str = "plain", connectivity: float | None = None, seed: int = 0
+) -> Converted:
+    """Clones a functional or sequential Keras model with kernels of this package, and copies its weights.
+
+    Methods that need a parametrization of their own then work on it: `kernel="rewiring"` for `ConnectivitySampling`,
+    `"subnet"` for the scores of HYDRA. With any kernel attack steps fold batch norm into kernels and use the fast paths
+    of the networks of `trs.models`. `saving.strip` goes back to an ordinary Keras model.
+
+    ```python
+    model = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), classes=10,
+                                           classifier_activation=None)
+    network = trs.models.from_keras(model, kernel="rewiring", connectivity=0.1).model
+    sparsifier = trs.sparsity.ConnectivitySampling(0.1, init_policy="exact")
+    trainer = trs.RobustModel(network, trs.objectives.AT(attack), sparsifier)
+    trainer.compile("sgd")
+    trainer.fit(train, epochs=20)
+    trs.saving.strip(network).save("sparse.keras")
+    ```
+
+    Converted are `Dense` layers on vectors and `Conv2D` layers without groups and dilation, channels last; beside them
+    batch norm, max pooling and normalization get their counterparts. All other layers, depthwise convolutions,
+    attention and layers of the user's own among them, are copied as they are.
+
+    Args:
+        model: A built functional or sequential model; it is left as it is.
+        kernel: `"plain"`, `"masked"`, `"rewiring"` or `"subnet"`.
+        connectivity: Fraction of the converted kernel entries, in (0, 1]. `"rewiring"` needs it: positions are drawn,
+            more of them in the first and last layer, and keep their weights; the others keep their sign only.
+            `"subnet"` keeps that fraction of each kernel; the other forms do not use it.
+        seed: Integer, for the positions and for scores.
+
+    Returns:
+        The converted model and what was converted.
+
+    Raises:
+        ValueError: if the model is not functional or sequential, no layer can be converted, a layer cannot be copied
+            from its configuration, or an argument is out of its range.
+
+    Reference: [Bellec et al., 2018](https://arxiv.org/abs/1711.05136), section 2, for `"rewiring"`.
+    """
+    if kernel not in _FORMS:
+        raise ValueError(f"`kernel` must be one of {', '.join(_FORMS)}. Received: kernel={kernel!r}")
+    if kernel == "rewiring" and connectivity is None:
+        raise ValueError('kernel="rewiring" draws connections; pass connectivity=0.1. Received: connectivity=None')
+    if connectivity is not None and not 0 < connectivity <= 1:
+        raise ValueError(f"`connectivity` must be in (0, 1]. Received: connectivity={connectivity!r}")
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(f"`model` must be a built keras.Model; call it on images first. Received: {model!r}")
+    kinds = dict(zip((keras.layers.Dense, keras.layers.Conv2D), layers.KERNELS[kernel], strict=True))
+    found = [layer for layer in layers.all_layers(model) if type(layer) in kinds]
+    found = list({id(layer): layer for layer in found}.values())
+    skipped = {layer.name: reason for layer in found if (reason := _why_not(layer))}
+    chosen = [layer for layer in found if layer.name not in skipped]
+    if not chosen:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:4])
+        raise ValueError(
+            f"{model.name} has no Dense or Conv2D layer that can be converted. Received: {reasons or 'none at all'}"
+        )
+    settings = {
+        id(layer): _form(kernel, layer, layer in (chosen[0], chosen[-1]), connectivity, seed + number)
+        for number, layer in enumerate(chosen)
+    }
+
+    def convert(layer: Any) -> Any:
+        if id(layer) in settings:
+            return _layer(kinds[type(layer)], layer, settings[id(layer)])
+        same = _SAME_CONFIG.get(type(layer))
+        return same.from_config(layer.get_config()) if same else copy_of(layer)
+
+    converted = cloned(model, convert, "converted")
+    _copy(model, converted, {id(layer) for layer in chosen})
+    return Converted(converted, [layer.name for layer in chosen], skipped)
+
+
+def _why_not(layer: Any) -> str | None:
+    added = [name for name in _ADDED if getattr(layer, name, None) is not None]
+    if added:
+        return f"it has a {added[0]}"
+    if layer.quantization_mode is not None or layer.lora_enabled:
+        return "it is quantized or has LoRA weights"
+    if isinstance(layer, keras.layers.Dense):
+        return None if len(layer.get_build_config()["input_shape"]) == 2 else "its inputs are not vectors"
+    if layer.groups != 1 or set(layer.dilation_rate) != {1}:
+        return "it has groups or dilation"
+    if layer.data_format != "channels_last" or layer.padding not in ("valid", "same"):
+        return "its channels are first or its padding is another one"
+    return None
+
+
+def _form(kernel: str, layer: Any, at_an_end: bool, connectivity: float | None, seed: int) -> dict[str, Any]:
+    """Returns the arguments that the kernel form adds."""
+    if kernel == "subnet":
+        return {"keep_fraction": connectivity or 1.0, "scores_initializer": layers.default_scores(seed)}
+    if kernel != "rewiring" or connectivity is None:
+        return {}
+    fan_in = int(np.prod(layer.kernel.shape[:-1]))
+    initial = at_the_ends(connectivity) if at_an_end else in_the_middle(connectivity, fan_in)
+    return {"initial_connectivity": initial, "seed": seed}
+
+
+def _layer(kind: Any, layer: Any, form: dict[str, Any]) -> Any:
+    names = ["name", "trainable", "dtype", "activation", "use_bias", "kernel_initializer"]
+    names += ["units"] if isinstance(layer, keras.layers.Dense) else ["filters", "kernel_size", "strides", "padding"]
+    config = layer.get_config()
+    return kind.from_config({**{name: config[name] for name in names}, **form})
+
+
+def _copy(model: Any, converted: Any, chosen: set[int]) -> None:
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        copy = converted.get_layer(layer.name)
+        if isinstance(layer, keras.Model):
+            _copy(layer, copy, chosen)
+        elif id(layer) in chosen:
+            copy.hold_kernel(np.asarray(layer.kernel))
+            if layer.use_bias:
+                copy.bias.assign(layer.bias)
+        elif copy.weights:
+            set_weights(copy, layer.get_weights())
