@@ -230,6 +230,18 @@ def test_the_page_runs_as_written_and_its_model_loads_without_the_package(tmp_pa
         names["report"].sparsifier.check(names["model"])
 
 
+@pytest.mark.parametrize("page", ["coming_from_tfmot", "adding_a_sparsifier"])
+def test_the_other_pages_run_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / f"docs/{page}.md").read_text()
+    names = {}
+    for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(snippet, names)
+    names["report"].sparsifier.check(names["model"])
+    off = ~np.asarray(names["report"].sparsifier.kernels[-1].mask)
+    assert off.any() and not np.asarray(names["model"].layers[-1].kernel)[off].any()
+
+
 def assert_served(model, x):
     """Checks that sparse.keras and an export compute what the model does."""
     logits = model.predict(x, verbose=0)
