@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
@@ -48,19 +47,11 @@ def description(model: Callable[..., Any], path: Path, data: str) -> dict[str, A
 
 
 def _connectivity(model: Callable[..., Any], path: Path) -> float | None:
-    """The share of connections, of a network of ours or as the run beside the SavedModel recorded it."""
+    """The share of connections, of a Keras model or as the run beside the SavedModel recorded it."""
     if isinstance(model, keras.Model):
-        if trs.sparsity.statistics.kernel_statistics(model):
-            return trs.sparsity.statistics.summary(model)["connectivity"]
-        return _connectivity_of_plain_layers(model)
+        kernels = trs.sparsity.statistics.kernel_statistics(model)
+        return trs.sparsity.statistics.connectivity(model) if kernels else None
     try:
         return float(json.loads((path.parent / "results.json").read_text())["connectivity"])
     except (OSError, ValueError, KeyError, TypeError):
         return FLAGS.connectivity if common_flags.sparsifier_name() != "none" else None
-
-
-def _connectivity_of_plain_layers(model: keras.Model) -> float | None:
-    """The share of kernel entries that are not zero, or `None` without kernels."""
-    kernels = [keras.ops.convert_to_numpy(weight) for weight in model.weights if weight.name.endswith("kernel")]
-    entries = sum(kernel.size for kernel in kernels)
-    return sum(np.count_nonzero(kernel) for kernel in kernels) / entries if entries else None

@@ -242,6 +242,17 @@ def test_the_other_pages_run_as_written(page, tmp_path, monkeypatch):
     assert off.any() and not np.asarray(names["model"].layers[-1].kernel)[off].any()
 
 
+def test_statistics_of_a_model_of_plain_layers():
+    model = small()
+    report = trs.sparsify(model, connectivity=0.1)
+    found = sparsity.statistics.summary(model)
+    kept = {each["name"]: each["nonzero"] for each in found["layers"]}
+    for kernel, count in zip(report.sparsifier.kernels, report.sparsifier.count(), strict=True):
+        assert kept[kernel.name] == count
+    assert found["total_weights"] == model.count_params()
+    assert found["remaining_weights"] == found["total_weights"] - found["prunable"] + found["nonzero"]
+
+
 def assert_served(model, x):
     """Checks that sparse.keras and an export compute what the model does."""
     logits = model.predict(x, verbose=0)

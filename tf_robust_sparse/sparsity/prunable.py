@@ -133,6 +133,11 @@ def find_kernels(
     return found, skipped
 
 
+def kernel_variables(model: keras.Model) -> list[tuple[str, Any]]:
+    """Returns path and variable of every kernel of a model, those that `find_kernels` would leave dense included."""
+    return [(name, variable) for name, variable, layer in _named_variables(model) if _is_kernel(variable, layer)]
+
+
 def kernel_sides(layer: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the sides of a kernel as the Erdős-Rényi kernel rule counts them.
 
@@ -178,7 +183,7 @@ def _reason(
     shape, name = tuple(variable.shape), variable.name
     if len(shape) < 2 or name in NEVER or isinstance(layer, NORMS) or not _is_floating(variable):
         return ""
-    called = name in KERNELS
+    called = _is_kernel(variable, layer)
     if not trainable:
         return "frozen" if called else ""
     if isinstance(layer, layers.KernelLayer) and not isinstance(layer, (MaskedKernel, PlainKernel)):
@@ -194,6 +199,10 @@ def _reason(
     if math.prod(shape) < min_size:
         return f"{math.prod(shape)} entries, fewer than min_size={min_size}"
     return None
+
+
+def _is_kernel(variable: Any, layer: Any) -> bool:
+    return variable.name in KERNELS and len(variable.shape) > 1 and not isinstance(layer, NORMS)
 
 
 def _is_floating(variable: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How sparse a network is, read from its effective kernels."""
+"""How sparse a network is, read from its effective kernels, or from the kernels of any Keras model."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.sparsity.prunable import kernel_variables
 
 
 class KernelStatistics(NamedTuple):
@@ -24,13 +25,17 @@ class KernelStatistics(NamedTuple):
 
 
 def kernel_statistics(network: keras.Model) -> list[KernelStatistics]:
-    """Returns the statistics of every kernel of `network`, in forward order."""
-    found = []
-    for layer in layers.kernel_layers(network):
-        kernel = layer.effective_kernel
-        nonzero = int(tf.math.count_nonzero(kernel))
-        found.append(KernelStatistics(layer.name, nonzero, int(tf.size(kernel)), layer.prunable))
-    return found
+    """Returns the statistics of every kernel of `network`, in forward order.
+
+    Where no layer is of this package, kernels are the variables that are called so, as `trs.sparsify` finds them.
+    """
+    ours = layers.kernel_layers(network)
+    kernels = [(layer.name, layer.effective_kernel, layer.prunable) for layer in ours]
+    kernels = kernels or [(name, variable, True) for name, variable in kernel_variables(network)]
+    return [
+        KernelStatistics(name, int(tf.math.count_nonzero(kernel)), int(tf.size(kernel)), prunable)
+        for name, kernel, prunable in kernels
+    ]
 
 
 def empty_kernels(network: keras.Model) -> list[str]:
@@ -47,7 +52,7 @@ def connectivity(network: keras.Model) -> float:
     """Returns the fraction of non-zero entries over all kernels of `network`.
 
     Raises:
-        ValueError: if `network` has no kernel of this toolkit.
+        ValueError: if `network` has no kernel.
     """
     return summary(network)["connectivity"]
 
@@ -60,17 +65,17 @@ def summary(network: keras.Model) -> dict[str, Any]:
     most of its weights although its kernels are sparse.
 
     Raises:
-        ValueError: if `network` has no kernel of this toolkit.
+        ValueError: if `network` has no kernel.
     """
     found = kernel_statistics(network)
     entries = sum(each.entries for each in found)
     if not entries:
         raise ValueError(
-            "The network has no kernel layer of tf_robust_sparse.layers; build it with tf_robust_sparse.models or "
-            f"from these layers. Received a network of: {sorted({type(layer).__name__ for layer in network.layers})}"
+            "The network has no kernel whose entries could be counted. Received a network of: "
+            f"{sorted({type(layer).__name__ for layer in network.layers})}"
         )
     total = sum(each.nonzero for each in found)
-    others = _other_weights(network)
+    others = _other_weights(network, entries)
     return {
         "connectivity": total / entries,
         "nonzero": total,
@@ -83,11 +88,14 @@ def summary(network: keras.Model) -> dict[str, Any]:
     }
 
 
-def _other_weights(network: keras.Model) -> int:
+def _other_weights(network: keras.Model, entries: int) -> int:
     """Returns how many numbers there are beside kernels: biases, and all weights of layers without such a kernel."""
+    ours = layers.kernel_layers(network)
+    if not ours:
+        return sum(math.prod(weight.shape) for weight in network.weights) - entries
+    held = {id(layer) for layer in ours}
     count = 0
     for layer in {id(layer): layer for layer in layers.all_layers(network)}.values():
-        is_kernel = hasattr(layer, "compute_effective_kernel")
-        weights = ([] if layer.bias is None else [layer.bias]) if is_kernel else layer.weights
+        weights = ([] if layer.bias is None else [layer.bias]) if id(layer) in held else layer.weights
         count += sum(math.prod(weight.shape) for weight in weights)
     return count
