@@ -1,18 +1,34 @@
 """Settings every test sees: two logical CPUs, one seed, no legacy Keras."""
 
 import os
+import random
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
 
+def _seed_without_forgetting(seed):
+    """Does what `tf.random.set_seed` does, but keeps all compiled functions."""
+    context.context()._seed, context.context()._rng = seed, random.Random(seed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forgetful():
+    """TensorFlow forgets what it has compiled for another file, and how far its generators were."""
+    tf.random.set_seed(0)
+
+
 @pytest.fixture(autouse=True)
-def _seeded():
-    keras.utils.set_random_seed(0)
+def _seeded(monkeypatch):
+    """All seeds. What a test has compiled stays so: `tf.random.set_seed` would have it compiled again in the next."""
+    with monkeypatch.context() as patched:
+        patched.setattr(tf.random, "set_seed", _seed_without_forgetting)
+        keras.utils.set_random_seed(0)

@@ -321,6 +321,7 @@ def test_order_of_the_methods():
         assert (found("ibp", 0.2) <= by_interval + 1e-5).all()
 
 
+@pytest.mark.full
 def test_moved_slopes_are_never_worse_and_often_better():
     gains = []
     for seed in range(2):

@@ -59,7 +59,7 @@ def test_the_budget_holds_in_the_kernels_and_in_the_momentum(name):
     [
         "ChannelMagnitudePruning, gradual",
         "ConnectivitySampling",
-        "ConnectivitySampling, exact start",
+        pytest.param("ConnectivitySampling, exact start", marks=pytest.mark.full),
         "MagnitudePruning, gradual",
     ],
 )

@@ -30,14 +30,8 @@ def graphs():
     return sum(type(each).__name__ == "FuncGraph" for each in gc.get_objects())
 
 
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        "subnet",
-        pytest.param("binary", marks=pytest.mark.full),
-        *[pytest.param(e, marks=pytest.mark.full) for e in ("masked", "signed", "rewiring")],
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("kernel", ["subnet", "binary", "masked", "signed", "rewiring"])
 def test_the_graphs_of_an_attack_are_freed(kernel, data):
     x, y = data
     model = network(kernel)
@@ -52,7 +46,7 @@ def test_the_graphs_of_an_attack_are_freed(kernel, data):
 
 
 def test_the_graphs_of_an_ensemble_a_suite_and_a_curve_are_freed(data):
-    model = network("masked")
+    model = network("subnet")
     attacks = [APGD(0.1, num_steps=2), APGD(0.1, loss="targeted-dlr", num_steps=2, num_targets=1)]
 
     def evaluate():

@@ -141,6 +141,7 @@ def test_a_finished_phase_is_evaluated_without_its_source(everything):
         assert "Clean accuracy" in done.out and "Note:" not in done.out
 
 
+@pytest.mark.full
 def test_least_weight_magnitude_is_a_finetune_phase(everything, tmp_path):
     directory, _ = everything
     done = run_script(

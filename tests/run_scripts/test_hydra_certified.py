@@ -77,7 +77,7 @@ def test_three_phases_under_bounds(images, tmp_path):
         pytest.param(
             "ibp", [True, True, True], ["--epsilon_schedule=smoothed", "--final_kappa=0.5"], marks=pytest.mark.full
         ),
-        ("mixtrain", [False, False, True], ["--mixtraink=2", "--bound_chunk=512"]),
+        pytest.param("mixtrain", [False, False, True], ["--mixtraink=2", "--bound_chunk=512"], marks=pytest.mark.full),
     ],
 )
 def test_other_trainers_by_bounds(trainer, looked_at, more, images, tmp_path):

@@ -167,6 +167,7 @@ def test_features_are_layers():
         assert set(network.features or ()) <= names
 
 
+@pytest.mark.full
 def test_vgg16_from_the_command_line(tmp_path, monkeypatch):
     """With one convolution in each of its five blocks."""
     monkeypatch.setitem(vgg.VGG_WIDTHS, 16, ((64,), (16,), (16,), (16,), (16,)))

@@ -108,10 +108,11 @@ def test_robust_self_training(tmp_path):
     ("sparsifier", "objective", "select", "arguments", "again"),
     [
         ("none", "trades", "reference", ("--tensorboard",), False),
-        (
+        pytest.param(
             *("connectivity_sampling", "mart", "last"),
             ("--connectivity=0.05", "--init_policy=exact", "--dormant_policy=reference"),
             False,
+            marks=pytest.mark.full,
         ),
         (
             *("magnitude", "mat", "best_clean"),

@@ -74,7 +74,6 @@ def opened(network):
     return network
 
 
-@pytest.mark.full
 def test_clean_pruning_closes_units_and_keeps_the_accuracy(scale, base, images):
     network, active = copied(base, lenet(scale, gates=True, seed=1)), []
     if scale is SHORT:
@@ -105,6 +104,7 @@ def test_a_black_box_is_no_stronger_than_a_white_one(scale, base, trained, image
         assert black.robust_accuracy >= white.robust_accuracy - 0.01 and black.expected != white.expected
 
 
+@pytest.mark.full
 def test_gates_under_attack_are_robust(scale, base, trained, images):
     suppressed = objectives.VulnerabilitySuppression(objective_of(scale), 1e-3)
     network = opened(copied(trained, lenet(scale, gates=True, seed=1)))
