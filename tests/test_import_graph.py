@@ -140,12 +140,23 @@ def test_importing_the_package_is_light_and_changes_nothing():
     assert found["keras"].startswith("3.")
 
 
-def test_the_package_may_be_imported_first_too():
+def test_the_package_may_be_imported_first_too_and_imports_foolbox_late_and_without_git(tmp_path):
     """In this order too `tf.keras` stays Keras 3."""
-    code = (
-        "import os, tf_robust_sparse; tf_robust_sparse.sparsity.schedules.constant(0.1); import tensorflow as tf;"
-        "assert tf.keras.__version__[0] == '3';"
-        "assert 'TF_USE_LEGACY_KERAS' not in os.environ"
-    )
-    kept = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
-    subprocess.run([sys.executable, "-c", code], env=kept, cwd=ROOT, check=True, capture_output=True)
+    code = """
+import os, sys
+import tf_robust_sparse
+tf_robust_sparse.sparsity.schedules.constant(0.1)
+import numpy as np
+import tensorflow as tf
+assert tf.keras.__version__[0] == "3" and "TF_USE_LEGACY_KERAS" not in os.environ
+assert "foolbox" not in sys.modules
+x = np.eye(4, dtype="float32")
+result = tf_robust_sparse.evaluation.foolbox_linf_pgd(
+    lambda x: 9 * x, (x, np.arange(4)), num_steps=1, restarts=1, progress=False
+)
+assert result["robust_accuracy"] == 1 and "foolbox" in sys.modules
+"""
+    left_out = ("TF_USE_LEGACY_KERAS", "GIT_PYTHON_REFRESH")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    kept["PATH"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], env=kept, cwd=ROOT, check=True)

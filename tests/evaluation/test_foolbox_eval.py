@@ -2,8 +2,6 @@ import json
 import lzma
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -75,22 +73,6 @@ def test_bad_arguments(network, examples):
         foolbox_linf_pgd(network, examples, epsilon=8)
     with pytest.raises(ValueError, match="`restarts` is an integer, at least 1"):
         foolbox_linf_pgd(network, examples, restarts=0)
-
-
-def test_foolbox_is_imported_late_and_without_git(tmp_path):
-    code = """
-import sys
-import numpy as np
-import tensorflow as tf
-from tf_robust_sparse.evaluation import foolbox_linf_pgd
-assert "foolbox" not in sys.modules
-x = np.eye(4, dtype="float32")
-result = foolbox_linf_pgd(lambda x: 9 * x, (x, np.arange(4)), num_steps=1, restarts=1, progress=False)
-assert result["robust_accuracy"] == 1 and "foolbox" in sys.modules
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "GIT_PYTHON_REFRESH"}
-    environment["PATH"] = str(tmp_path)
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], env=environment)
 
 
 def cifar_test_images(folder, count):

@@ -374,7 +374,8 @@ def test_a_source_is_not_overwritten(tmp_path, meaning):
         hydra_directories.check_source(hydra_directories.source(), hydra_directories.directory("prune"))
 
 
-def test_its_scripts_from_a_checkpoint_of_pytorch(tmp_path, configs):
+@pytest.mark.parametrize("finetune", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_its_scripts_from_a_checkpoint_of_pytorch(finetune, tmp_path, configs):
     source = trs.models.small_cnn(input_shape=(28, 28, 1), kernel="subnet", padding_mode="symmetric", seed=4)
     checkpoint = tmp_path / "checkpoint.npz"
     np.savez(checkpoint, **state_dict(source, (7, 7, 32)))
@@ -398,11 +399,15 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(tmp_path, configs):
     x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
     np.testing.assert_allclose(dense(x), network(x), atol=1e-6)
     assert not any("tf_robust_sparse" in type(layer).__module__ for layer in dense.layers)
-    finetune = ("--exp-mode=finetune", f"--source-net={latest}/checkpoint/checkpoint.pth.tar", "--lr=0.01")
-    run_script(*command, *finetune, "--trainer=base").expect()
-    tuned = tmp_path / "run/finetune/latest_exp"
-    for layer, other in zip(*(trs.sparsity.subnet_layers(trs.load_network(p)) for p in (latest, tuned)), strict=True):
-        np.testing.assert_array_equal(layer.scores, other.scores)
+    if finetune:
+        more = ("--exp-mode=finetune", f"--source-net={latest}/checkpoint/checkpoint.pth.tar", "--lr=0.01")
+        run_script(*command, *more, "--trainer=base").expect()
+        tuned = tmp_path / "run/finetune/latest_exp"
+        pairs = zip(*(trs.sparsity.subnet_layers(trs.load_network(each)) for each in (latest, tuned)), strict=True)
+        for layer, other in pairs:
+            np.testing.assert_array_equal(layer.scores, other.scores)
+        assert results(tuned)["source"] == str(latest.resolve())  # which latest_exp may not stand for later
+        assert f"--source_net={latest.resolve()}\n" in (tuned / "run.flags").read_text()
     done = run_script(*command, "--evaluate", f"--source-net={checkpoint}", "--val_method=ibp").expect()
     assert "% by ibp" in done.out and "Network             " in done.out
     clean = float(re.search(r"Clean accuracy +([\d.]+) %", done.out)[1]) / 100
@@ -410,5 +415,3 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(tmp_path, configs):
     images = trs.data.load("fashion_mnist_sample").take(None, 64)
     expected = np.mean(np.argmax(source(images.test_images / np.float32(255)), axis=1) == images.test_labels)
     assert clean == pytest.approx(expected, abs=1e-4)
-    assert results(tuned)["source"] == str(latest.resolve())  # which latest_exp may not stand for later
-    assert f"--source_net={latest.resolve()}\n" in (tuned / "run.flags").read_text()

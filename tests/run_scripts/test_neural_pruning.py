@@ -59,6 +59,7 @@ def test_what_a_run_leaves(runs):
     assert results(runs / "base")["efficiency"]["speed_up"] == 1
 
 
+@pytest.mark.full
 def test_a_run_that_is_killed_goes_on_bit_by_bit(runs, tmp_path):
     command = (SCRIPT, *GATED, f"--init_from={runs / 'base'}", f"--output_dir={tmp_path / 'run'}", "--resume")
     survive(lambda: run_script(*command), [("checkpoints/last.weights.h5", 2)])

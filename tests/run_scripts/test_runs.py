@@ -186,7 +186,7 @@ def test_sparse_beats_chance_and_its_dense_twin_trains_under_the_same_flags(twin
     run_script(
         *(TRAIN, *TINY, "--train_examples=1024", "--test_examples=500", "--epochs=4", "--learning_rate=0.05"),
         *(("-s", "--connectivity=0.05") if twin == "sparse" else ()),
-        *("--pgd_iters=50", "--pgd_restarts=2", "--augmentation=none", f"--output_dir={tmp_path}"),
+        *("--pgd_iters=20", "--pgd_restarts=1", "--augmentation=none", f"--output_dir={tmp_path}"),
     ).expect()
     chance = 0.1 + 3 * (0.1 * 0.9 / 500) ** 0.5
     assert results(tmp_path)["robust_accuracy"] > chance

@@ -102,14 +102,24 @@ def test_sparse_list_into_every_form(kernel, as_variables, sources, tmp_path):
             np.testing.assert_array_equal(a.theta.numpy() > 0, b.kernel_mask.numpy())
 
 
-@pytest.mark.parametrize("kernel", [kernel for kernel in layers.KERNELS if kernel not in ("signed", "binary")])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param(kernel, marks=pytest.mark.full if kernel in ("masked", "bayesian") else [])
+        for kernel in layers.KERNELS
+        if kernel not in ("signed", "binary")
+    ],
+)
 def test_dense_list_into_every_form(kernel, sources, tmp_path):
     (source, expected), target = sources[1], network_of("wrn28_2", kernel, seed=1)
     saving.import_reference_weights(write(tmp_path / "a.pickle", published_list(source)), target)
     np.testing.assert_allclose(logits(target), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "resnet18", pytest.param("resnet50", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "name",
+    ["vgg16", pytest.param("resnet18", marks=pytest.mark.full), pytest.param("resnet50", marks=pytest.mark.full)],
+)
 def test_order_of_the_other_architectures(name, tmp_path):
     source = network_of(name, "plain")
     target = models.build(name, seed=1)

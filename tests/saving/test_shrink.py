@@ -286,6 +286,7 @@ assert not [name for name in sys.modules if name.startswith("tf_robust_sparse")]
 """
 
 
+@pytest.mark.full
 def test_the_file_loads_without_this_package(tmp_path):
     network = residual_network("rewiring")
     kill_channels(network, 0.5)

@@ -87,6 +87,7 @@ def save_figure(figure: Any, paths: Sequence[Path]) -> None:
         form = path.suffix[1:] or "png"
         with replace_file(path) as temporary:
             figure.savefig(temporary, dpi=PIXELS_PER_INCH, format=form, metadata=_WITHOUT_DATE.get(form))
+        figure.set_layout_engine("none")  # the next file has the layout of the first, which takes as long as drawing
 
 
 def panels(figure: Any, number: int, columns: int, **options: Any) -> list[Any]:
