@@ -97,7 +97,9 @@ def test_without_a_backward_pass_the_bounds_are_intervals():
     [
         objectives.CrownIBP(0.02, final_beta=0.5),
         objectives.IBP(0.02),
-        objectives.MixTrain(objectives.EpochwiseEpsilon(0.02, 0, 4), probability=1.0),
+        pytest.param(
+            objectives.MixTrain(objectives.EpochwiseEpsilon(0.02, 0, 4), probability=1.0), marks=pytest.mark.full
+        ),
     ],
     ids=lambda objective: type(objective).__name__,
 )
@@ -169,7 +171,7 @@ def test_mixtrain_bounds_in_most_steps_and_draws_by_its_seed():
     assert found[7] == float(extra(tf.constant(7)))
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown"])
+@pytest.mark.parametrize("method", ["ibp", pytest.param("crown", marks=pytest.mark.full)])
 def test_validation_counts_what_is_verified(method):
     network = tiny_network("rewiring", batch_norm=False)
     images, _ = tiny_images(12, seed=4)
@@ -206,9 +208,10 @@ def test_validation_estimates_smoothing():
     assert model.evaluate(X, labels, return_dict=True, verbose=0)["smoothed_accuracy"] == 1.0
 
 
-@pytest.mark.parametrize(("side", "least"), [(14, 0.05), pytest.param(28, 0.15, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize(("side", "least"), [(14, 0.05), (28, 0.15)])
 def test_training_by_bounds_verifies_what_natural_training_cannot(side, least):
-    """Verified <= PGD <= clean, image by image, on both; by default on images of half the size."""
+    """Verified <= PGD <= clean, image by image, on both, of images of half the size and of the whole."""
     from tf_robust_sparse.attacks import LinfPGD
 
     epsilon = 0.05

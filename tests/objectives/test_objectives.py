@@ -112,7 +112,7 @@ def test_batch_norm_is_updated_by_each_batch_in_turn(cls):
 
 
 @every_objective
-@pytest.mark.parametrize("classes", [2, 7])
+@pytest.mark.parametrize("classes", [2, pytest.param(7, marks=pytest.mark.full)])
 def test_compiled_step_with_any_batch_size_without_autograph(objective, classes):
     network = small_network(classes)
     traces = []

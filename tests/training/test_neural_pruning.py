@@ -99,10 +99,10 @@ def test_gradients_are_those_of_the_two_losses():
 @pytest.mark.parametrize(
     "inner",
     [
-        objectives.AT(ATTACK),
-        objectives.MAT(ATTACK),
+        pytest.param(objectives.AT(ATTACK), marks=pytest.mark.full),
+        pytest.param(objectives.MAT(ATTACK), marks=pytest.mark.full),
         objectives.TRADES(ATTACK),
-        objectives.MART(ATTACK),
+        pytest.param(objectives.MART(ATTACK), marks=pytest.mark.full),
         objectives.CleanAndAdversarial(ATTACK),
     ],
     ids=lambda inner: type(inner).__name__,

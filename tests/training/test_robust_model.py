@@ -60,10 +60,10 @@ def moving_statistics(network):
     [
         ("natural", "dense"),
         ("at", "connectivity_sampling"),
-        ("mat", "magnitude"),
+        pytest.param("mat", "magnitude", marks=pytest.mark.full),
         ("trades", "magnitude"),
-        ("mart", "connectivity_sampling"),
-        ("suppressed", "dense"),
+        pytest.param("mart", "connectivity_sampling", marks=pytest.mark.full),
+        pytest.param("suppressed", "dense", marks=pytest.mark.full),
     ],
 )
 def test_every_objective_and_every_sparsifier_train(objective, sparsifier):
@@ -149,7 +149,7 @@ def test_batch_norm_statistics_move_in_the_loss_only(objective, updates):
     assert_same([moving_statistics(model.network)], seen)
 
 
-@pytest.mark.parametrize("sparsifier", ["connectivity_sampling", "magnitude"])
+@pytest.mark.parametrize("sparsifier", ["connectivity_sampling", pytest.param("magnitude", marks=pytest.mark.full)])
 def test_kernels_are_settled_once_per_step_and_nothing_is_traced_again(sparsifier, monkeypatch):
     model = compiled("trades", sparsifier)
     calls, traces = {}, []
@@ -187,6 +187,7 @@ def test_terms_of_the_loss_are_logged_on_demand():
     assert 0 <= terms["adversarial_accuracy"] <= 1
 
 
+@pytest.mark.full
 def test_terms_of_other_losses():
     logs = last_logs(objectives.L1Penalty(objectives.AT(ATTACK), 1e-3), True)
     assert set(logs) == {"loss", "val_loss", "adversarial_loss", "adversarial_accuracy"}

@@ -125,8 +125,8 @@ def test_original_rewinds_to_the_first_weights_and_trials_differ(finished):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"rewind_step": "trained"}, (0, "post_kernels")),
-        ({"strategy": "reinit_none"}, ("before", "post_kernels")),
+        pytest.param({"rewind_step": "trained"}, (0, "post_kernels"), marks=pytest.mark.full),
+        pytest.param({"strategy": "reinit_none"}, ("before", "post_kernels"), marks=pytest.mark.full),
         ({"strategy": "reinit_rand"}, None),
         ({"rewind_step": 10}, (0, "rewind_kernels")),
     ],
@@ -209,6 +209,7 @@ def test_finished_rounds_are_left_alone_and_missing_ones_made_again(finished, tm
     assert everything(tmp_path / "run", trials=(0, 1)) == everything(finished, trials=(0, 1))
 
 
+@pytest.mark.full
 def test_what_one_trial_has_finished_is_not_written_again_for_another(finished, tmp_path):
     shutil.copytree(round_directory(finished, 0, 0), round_directory(tmp_path, 0, 0))
     place = round_directory(tmp_path, 0, 0)
@@ -218,6 +219,7 @@ def test_what_one_trial_has_finished_is_not_written_again_for_another(finished, 
     assert everything(tmp_path, 1, (0, 1)) == everything(finished, 1, (0, 1))
 
 
+@pytest.mark.full
 def test_a_checkpoint_of_other_trials_is_not_gone_on_with(finished, tmp_path):
     killed = prepare(tmp_path, plan(), (0, 2, 1), checkpoint_seconds=0.0)
     stop_at(killed, 0, 40)
