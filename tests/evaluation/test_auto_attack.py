@@ -198,7 +198,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("batches", [1, 3, 4])
+@pytest.mark.parametrize("batches", [1, 3, pytest.param(4, marks=pytest.mark.full)])
 def test_an_interrupted_run_goes_on_and_gives_the_same_answer(batches, some, whole_of_two, tmp_path):
     """In the first attack, between the two, and in the second one."""
     whole, calls, settings = whole_of_two.result, [], {"attacks": two_attacks(), "batch_size": 20}

@@ -232,6 +232,7 @@ def test_a_pretrained_network_is_taken_over(found, tmp_path):
     assert_explained(run_script(BINARY, *other, f"--output_dir={tmp_path / 'x'}"), "--pr_scale=1", "--pr_scale=0.1")
 
 
+@pytest.mark.full
 def test_each_evaluation_has_a_folder_of_its_own(found, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(found[0], directory)

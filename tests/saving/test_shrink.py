@@ -66,7 +66,7 @@ def gated(name, closed, seed=0):
 
 
 @pytest.mark.parametrize("fold_batch_norm", [False, True])
-@pytest.mark.parametrize("closed", [0.3, 0.7, 1])
+@pytest.mark.parametrize("closed", [0.3, pytest.param(0.7, marks=pytest.mark.full), 1])
 def test_gated_lenet(closed, fold_batch_norm):
     network = gated("lenet_conv", closed)
     x = images(256, shape=(28, 28, 1))
@@ -242,6 +242,7 @@ def test_a_layer_without_influence_keeps_one_unit_and_is_named():
     assert all(len(report.kept[name]) == 1 for name in report.emptied)
 
 
+@pytest.mark.full
 def test_attacks_give_the_same():
     network = gated("lenet_conv", 0.5)
     x = images(64, shape=(28, 28, 1))
@@ -257,7 +258,7 @@ def test_attacks_give_the_same():
     assert any(0.1 < one < 0.9 for one, _ in found)
 
 
-@pytest.mark.parametrize("name", ["lenet_conv", "vgg16_dropout"])
+@pytest.mark.parametrize("name", ["lenet_conv", pytest.param("vgg16_dropout", marks=pytest.mark.full)])
 @pytest.mark.usefixtures("narrow")
 def test_gradients_in_the_pixels_are_the_same(name):
     network = gated(name, 0.5)

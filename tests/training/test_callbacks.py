@@ -22,7 +22,7 @@ def compiled(objective=None, validation_attack=ATTACK):
     network = tiny_network(connectivity=0.05)
     objective = objectives.AT(ATTACK) if objective is None else objective
     model = RobustModel(network, objective, ConnectivitySampling(0.1), validation_attack=validation_attack)
-    model.compile(sgdw(0.2, 5e-4, total_steps=EPOCHS * STEPS), metrics=["accuracy"])
+    model.compile(sgdw(0.2, 5e-4, total_steps=EPOCHS * STEPS), metrics=["accuracy"], run_eagerly=True)
     return model
 
 
