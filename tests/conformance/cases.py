@@ -139,6 +139,8 @@ ABSTRACT = {
     "DenseOperation": "lacks a kernel form",
     "Conv2DOperation": "lacks a kernel form",
     "DynamicSparsity": "lacks its growth scores",
+    "FlyingBirdPlus": "watches validation; see tests/sparsity/test_flying_bird_plus.py",
+    "Losses": "a record",
     "MaskSparsifier": "lacks its masks",
     "Prunable": "a record",
     "Skipped": "a record",
