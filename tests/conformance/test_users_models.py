@@ -5,6 +5,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_robust_sparse as trs
 from tf_robust_sparse import sparsity
@@ -18,7 +19,8 @@ def cnn():
     """Convolutions and a skip connection."""
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(inputs)
-    x = x + keras.layers.Conv2D(16, 3, padding="same", activation="relu")(keras.layers.BatchNormalization()(x))
+    y = keras.layers.Conv2D(16, 3, padding="same", activation="relu")(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Add()([x, y])
     return keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
 
 
@@ -104,3 +106,27 @@ def test_counts_resume_and_files(name, kind, tmp_path):
     whole.network.save(tmp_path / "sparse.keras")
     loaded = keras.saving.load_model(tmp_path / "sparse.keras")
     np.testing.assert_allclose(loaded(x), whole.network(x), atol=1e-6)
+
+
+@pytest.mark.filterwarnings(r"ignore:\s+Warning. tf.lite.Interpreter is deprecated")
+@pytest.mark.parametrize("kind", ["cnn", pytest.param("vit", marks=pytest.mark.full)])
+def test_other_runtimes_agree(kind, tmp_path):
+    trainer, _ = begun("magnitude", kind)
+    train(trainer)
+    model = trainer.network
+    logits = np.asarray(model(X))
+    model.export(tmp_path / "serve", verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "serve"))
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    [given], [wanted] = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(given["index"], X.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(given["index"], X)
+    interpreter.invoke()
+    np.testing.assert_allclose(interpreter.get_tensor(wanted["index"]), logits, atol=1e-4)
+    if kind == "cnn":  # of layers that our ONNX files hold
+        onnxruntime = pytest.importorskip("onnxruntime")
+        path = trs.saving.export_onnx(model, tmp_path / "sparse.onnx")
+        session = onnxruntime.InferenceSession(path)
+        found = np.concatenate([session.run(None, {"pixels": x[None].transpose(0, 3, 1, 2)})[0] for x in X])
+        np.testing.assert_allclose(found, logits, atol=1e-4)
