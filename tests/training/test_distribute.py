@@ -143,7 +143,8 @@ def test_a_last_batch_that_leaves_a_replica_empty_counts_by_its_images(synchroni
         with strategy.scope():
             network = tiny_network("plain", batch_norm=synchronized is not None, synchronized=bool(synchronized))
             # From the image itself: the starting points of unequal parts are not those of the whole.
-            model = RobustModel(network, objectives.AT(L2PGD(0.5, 0.25, 2, random_start=False)))
+            attack = L2PGD(0.5, 0.25, 2, random_start=False)
+            model = RobustModel(network, objectives.AT(attack), log_terms=True)
             model.compile(sgdw(0.1, 5e-4), metrics=["accuracy"])
         histories.append([model.fit(*tiny_images(n), 8, shuffle=False, verbose=0).history for n in (17, 19)])
         weights.append([np.array(v) for v in model.network.trainable_variables])
