@@ -236,6 +236,20 @@ class RobustModel(TrainingStep):
         with layers.settled_kernels(self.network), self._inference_kernels():
             return self.network(some_x, training=False)[: tf.shape(x)[0]]
 
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the results of all replicas, of those metrics that the present phase has updated.
+
+        `fit` and `evaluate` report them instead of the logs of one replica if both have the same names.
+        """
+        results = super().get_metrics_result()
+        if tf.inside_function():  # of a step, which drops the others itself
+            return results
+        sometimes = [*self._terms, *self._checked, self._robust_accuracy, self._robust_loss]
+        idle = [
+            metric.name for metric in sometimes if metric is not None and not float(tf.convert_to_tensor(metric.count))
+        ]
+        return {name: value for name, value in results.items() if name not in idle}
+
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Refuses: the wrapper trains, the network is what is saved.
 
