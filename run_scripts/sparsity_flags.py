@@ -176,6 +176,13 @@ def degree() -> str:
     return "" if name == "none" else repr(FLAGS.connectivity)
 
 
+def settled() -> list[str]:
+    """Returns the names of the flags of the chosen sparsifier, or of learnt scores, that --resume cannot change."""
+    if "sparsifier" not in FLAGS:
+        return ["allocation"]
+    return [name for name in SPARSIFIER_FLAGS.get(sparsifier_name(), ()) if name not in ("noise_scaling", "l1")]
+
+
 def flags_of_others() -> list[str]:
     """Returns the names of the flags of sparsifiers that the chosen one does not use."""
     own = SPARSIFIER_FLAGS.get(sparsifier_name(), ())

@@ -29,8 +29,6 @@ IF_INTERRUPTED = "no finished epoch is lost, run the same command with --resume 
 _IDENTITY = (
     *("data", "train_examples", "validation_examples", "batch_size", "augmentation", "flip", "rst_frac", "seed"),
     *("model", "padding_mode", "mixed_precision", "objective", "connectivity", "epochs", "pseudo_labels"),
-    *("dormant_policy", "init_policy", "layer_prior", "pruning_schedule", "allocation", "pruning_criterion"),
-    *("pruning_begin", "pruning_end", "pruning_frequency", "move_interval", "drop_fraction", "move_end", "growth"),
 )
 
 
@@ -143,12 +141,11 @@ def train(
     """
     connections = trs.training.Connections(model.network, model.sparsifier)
     # Settings of other sparsifiers mean nothing here, and an older run may not know them.
-    others = sparsity_flags.flags_of_others() if "sparsifier" in FLAGS else []
     checkpoints = trs.training.Checkpoints(
         run.directory / "checkpoints",
         _monitored(model),
         config={
-            **{name: FLAGS[name].value for name in _IDENTITY if name in FLAGS and name not in others},
+            **{name: FLAGS[name].value for name in (*_IDENTITY, *sparsity_flags.settled()) if name in FLAGS},
             **{"epochs": run.epochs, "sparsifier": common_flags.sparsifier_name(), **(config or {})},
         },
         connections=connections,

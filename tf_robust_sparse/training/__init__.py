@@ -11,7 +11,8 @@ from tf_robust_sparse.training.phases import Phase, PhaseCheck
 from tf_robust_sparse.training.policies import POLICIES, gradual_rates, policy_rates
 from tf_robust_sparse.training.radii import RADIUS_COURSES, radius_course
 from tf_robust_sparse.training.robust_model import RobustModel
-from tf_robust_sparse.training.rounds import STRATEGIES, Images, Plan, Rounds
+from tf_robust_sparse.training.round_plan import STRATEGIES, Images, Plan
+from tf_robust_sparse.training.rounds import Rounds
 from tf_robust_sparse.training.stored_model import MIXES, StoredAT, StoredRobustModel
 from tf_robust_sparse.training.trials import Measure, State, Trials
 

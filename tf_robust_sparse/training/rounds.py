@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -39,87 +39,12 @@ from tf_robust_sparse.saving.round_files import (
 )
 from tf_robust_sparse.sparsity import masked_kernels
 from tf_robust_sparse.sparsity.iterative_magnitude import PruningRule
+from tf_robust_sparse.training.round_plan import TRAINED, Images, Plan
 from tf_robust_sparse.training.trials import Measure, State, Trials
 
-STRATEGIES = ("no_pruning", "reinit_rand", "reinit_orig", "reinit_none")
-TRAINED = "trained"
 COLUMNS = ("batch", "loss", "acc", "adv_acc")
 _INIT, _SHUFFLE, _ATTACK, _EVALUATION = range(4)  # what a stream of seeds is for
 _MORE = {"train": ("lr",), "test": ("loss_nat", "loss_adv")}  # other sets have the columns of the test set
-
-
-class Images(NamedTuple):
-    """Images to train on or to measure: x `(n, height, width, channels)`, y `(n,)`, smoothing of the labels."""
-
-    x: np.ndarray
-    y: np.ndarray
-    label_smoothing: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What rounds are made of.
-
-    Args:
-        train_iters: Optimisation steps of a round, at least 1.
-        prune_iters: Number of prunings; there is one round more. With `"no_pruning"` there is one round.
-        eval_every: Steps between two measurements; the first comes before any step, the last after all.
-        batch_size: Images per step and trial.
-        strategy: Where round k >= 1 begins: `"reinit_orig"` at the weights that round 0 began with, `"reinit_rand"` at
-            new ones, `"reinit_none"` where round k - 1 ended.
-        rewind_step: With `"reinit_orig"`: begin where round 0 was after that many steps, or `"trained"` for its end.
-        seed: From it, the trial, the round and the purpose every draw is derived.
-
-    Raises:
-        ValueError: if a setting is out of its range.
-    """
-
-    train_iters: int = 50_000
-    prune_iters: int = 20
-    eval_every: int = 500
-    batch_size: int = 60
-    strategy: str = "reinit_orig"
-    rewind_step: int | str = 0
-    seed: int = 1234
-
-    def __post_init__(self):
-        for name, least in (("train_iters", 1), ("prune_iters", 0), ("eval_every", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` is an integer, at least {least}. Received: {name}={value!r}")
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: strategy={self.strategy!r}")
-        rewind = self.rewind_step
-        if rewind != TRAINED and not (isinstance(rewind, int) and 0 <= rewind < self.train_iters):
-            raise ValueError(
-                f"`rewind_step` is a step before the last of round 0, {self.train_iters}, or {TRAINED!r} for its end. "
-                f"Received: rewind_step={rewind!r}"
-            )
-        if rewind != 0 and self.strategy != "reinit_orig":
-            raise ValueError(
-                f"`rewind_step` belongs to the strategy reinit_orig. Received: rewind_step={rewind!r} with "
-                f"strategy={self.strategy!r}"
-            )
-
-    @property
-    def rounds(self) -> int:
-        """How many networks a trial trains."""
-        return 1 if self.strategy == "no_pruning" else self.prune_iters + 1
-
-    @property
-    def steps_per_call(self) -> int:
-        """Steps that are run at once: the most that end wherever something is measured or kept."""
-        rewind = self.rewind_step if isinstance(self.rewind_step, int) else 0
-        return math.gcd(self.train_iters, min(self.eval_every, self.train_iters), rewind)
-
-    def stream(self, trial: int, number: int, purpose: int) -> int:
-        """Returns the seed of a trial, a round and a purpose, in [0, 2**31)."""
-        words = np.random.SeedSequence([self.seed, trial, number, purpose]).generate_state(1)
-        return int(words[0]) >> 1
-
-    def is_measured(self, step: int) -> bool:
-        """Tells whether networks are measured after so many steps."""
-        return step % self.eval_every == 0 or step == self.train_iters
 
 
 class Rounds:
