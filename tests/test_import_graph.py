@@ -19,7 +19,7 @@ DIAGRAM = [
     {"objectives", "evaluation"},
     {"attacks", "certify", "sparsity", "models", "saving"},
     {"layers", "data"},
-    {"paths"},
+    {"paths", "schedules"},
 ]
 LINE = {folder: number for number, line in enumerate(DIAGRAM) for folder in line}
 

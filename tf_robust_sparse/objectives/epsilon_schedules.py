@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_robust_sparse.schedules import linear, per_epoch, progress
+
 _POWER = 4  # of the smooth beginning
 
 
@@ -70,8 +72,8 @@ class LinearEpsilon(EpsilonSchedule):
         """Returns the radius at a step: scalar, float32."""
         if self.end_step <= self.begin_step:
             return super().__call__(step)
-        position = (tf.cast(step, tf.float32) - self.begin_step) / (self.end_step - self.begin_step)
-        return self.start + (self.epsilon - self.start) * self._share(tf.clip_by_value(position, 0.0, 1.0))
+        share = self._share(progress(step, self.begin_step, self.end_step))
+        return linear(share, self.start, self.epsilon - self.start)
 
     def _share(self, position: tf.Tensor) -> tf.Tensor:
         """The part of the way that is done, by the part of the time."""
@@ -134,8 +136,7 @@ class EpochwiseEpsilon(EpsilonSchedule):
         """Returns the radius at a step: scalar, float32."""
         if self.epochs == 0:
             return super().__call__(step)
-        share = tf.minimum(tf.cast(self.epoch(step), tf.float32) / self.epochs, 1.0)
-        return self.start + (self.epsilon - self.start) * share
+        return linear(progress(self.epoch(step), 0, self.epochs), self.start, self.epsilon - self.start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +163,7 @@ class TabledEpsilon(EpsilonSchedule):
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the radius at a step: scalar, float32."""
-        epoch = tf.cast(step, tf.int32) // self.steps_per_epoch
-        return tf.gather(tf.constant(self.radii, tf.float32), tf.minimum(epoch, len(self.radii) - 1))
+        return per_epoch(step, self.radii, self.steps_per_epoch)
 
     def describe(self) -> dict[str, Any]:
         """Returns name and settings, ready for JSON."""

@@ -1,6 +1,5 @@
 """Training with few connections from the start: now and then some are dropped, and as many grow elsewhere."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers import fold_in
+from tf_robust_sparse.schedules import cosine
 from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
@@ -71,8 +71,7 @@ class DynamicSparsity(MaskSparsifier):
 
     def fraction(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the share of the connections that move at `step`: a cosine that ends at 0 at `end_step`."""
-        progress = tf.cast(step, tf.float64) / self.end_step
-        return self.drop_fraction / 2 * (1 + tf.cos(math.pi * progress))
+        return self.drop_fraction * cosine(tf.cast(step, tf.float64) / self.end_step)
 
     def is_update(self, step: tf.Tensor) -> tf.Tensor:
         """Returns whether connections move at `step`, the number of updates before this one."""

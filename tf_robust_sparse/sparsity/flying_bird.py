@@ -1,11 +1,11 @@
 """Flying Bird: connections that move under adversarial training, more and more rarely, at a density that stays."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from tf_robust_sparse.schedules import cosine, linear, progress
 from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
 from tf_robust_sparse.sparsity.rigl import finite_sizes
 
@@ -65,8 +65,8 @@ class FlyingBird(DynamicSparsity):
 
     def fraction(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the share of the connections that move at `step`: a cosine that ends at 0.005."""
-        progress = tf.minimum(tf.cast(step, tf.float64) / self.end_step, 1.0)
-        return LAST_FRACTION + (self.drop_fraction - LAST_FRACTION) / 2 * (1 + tf.cos(math.pi * progress))
+        left = cosine(progress(step, 0, self.end_step, tf.float64))
+        return linear(left, LAST_FRACTION, self.drop_fraction - LAST_FRACTION)
 
     def number_moved(self, step: tf.Tensor, connections: tf.Tensor) -> tf.Tensor:
         """Returns how many of a kernel's connections move, rounded up."""

@@ -1,12 +1,11 @@
-"""Gradual schedules of tensorflow-model-optimization, spoken of as connectivity."""
+"""Gradual schedules of pruning, as those of tensorflow-model-optimization, spoken of as connectivity."""
 
-import importlib
-import os
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from tf_robust_sparse import schedules
 from tf_robust_sparse.sparsity.allocation import check_connectivity
 
 # A schedule maps the step, an int64 scalar, to (whether to prune now, the connectivity to prune to).
@@ -23,72 +22,80 @@ def polynomial(
 ) -> Schedule:
     """Prunes every `frequency` steps and at the last one, quickly at first and gently at the end.
 
+    The values are those of `tfmot.sparsity.keras.PolynomialDecay`, to the last bit.
+
     Args:
         final_connectivity: Connectivity from `end_step` on, in (0, 1].
         end_step: Step at which the final connectivity is reached.
         initial_connectivity: Connectivity at `begin_step`, in (0, 1].
         begin_step: First step that prunes.
-        frequency: Steps between two prunings.
+        frequency: Steps between two prunings, at least 1.
         power: Exponent of the decay.
 
     Raises:
         ValueError: if a connectivity is outside (0, 1] or the steps do not follow each other.
 
-    Reference: [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878), section 3, through
-        `tfmot.sparsity.keras.PolynomialDecay`.
+    Reference: [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878), section 3.
     """
-    if not 0 <= begin_step < end_step:
+    if end_step <= begin_step:
         raise ValueError(
-            "`begin_step` must be at least 0 and before `end_step`. "
-            f"Received: begin_step={begin_step}, end_step={end_step}"
+            f"`begin_step` must be before `end_step`. Received: begin_step={begin_step}, end_step={end_step}"
         )
-    decay = _model_optimization().PolynomialDecay(
-        initial_sparsity=1 - check_connectivity(initial_connectivity),
-        final_sparsity=1 - check_connectivity(final_connectivity),
-        begin_step=begin_step,
-        end_step=end_step,
-        power=power,
-        frequency=frequency,
-    )
-    return _as_connectivity(decay, end_step)
+    initial, final = 1 - check_connectivity(initial_connectivity), 1 - check_connectivity(final_connectivity)
+
+    def sparsity(step):
+        left = schedules.polynomial(schedules.progress(step, begin_step, end_step), power)
+        return schedules.linear(left, final, initial - final)
+
+    return _every(frequency, begin_step, end_step, sparsity)
 
 
 def constant(connectivity: float, begin_step: int = 0, end_step: int = -1, frequency: int = 100) -> Schedule:
     """Prunes to one connectivity every `frequency` steps from `begin_step` to `end_step` (-1: without end).
 
     Raises:
-        ValueError: if the connectivity is outside (0, 1].
+        ValueError: if the connectivity is outside (0, 1] or the steps do not follow each other.
     """
-    return _as_connectivity(
-        _model_optimization().ConstantSparsity(
-            1 - check_connectivity(connectivity), begin_step=begin_step, end_step=end_step, frequency=frequency
+    sparsity = 1 - check_connectivity(connectivity)
+    return _every(frequency, begin_step, end_step, lambda step: tf.constant(sparsity))
+
+
+def from_tfmot(schedule: Any) -> Schedule:
+    """Returns any schedule of tensorflow-model-optimization as one of ours, which also prunes at its `end_step`.
+
+    Args:
+        schedule: A `tfmot.sparsity.keras.PruningSchedule`.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    # Imported here because it sets TF_USE_LEGACY_KERAS: whoever holds a schedule of it has imported it already.
+    import tensorflow_model_optimization as tfmot
+
+    if not isinstance(schedule, tfmot.sparsity.keras.PruningSchedule):
+        raise TypeError(f"`schedule` must be a tfmot.sparsity.keras.PruningSchedule. Received: schedule={schedule!r}")
+    return _as_connectivity(schedule, getattr(schedule, "end_step", -1))
+
+
+def _every(frequency: int, begin_step: int, end_step: int, sparsity: Callable[[tf.Tensor], tf.Tensor]) -> Schedule:
+    if frequency < 1 or begin_step < 0 or (end_step != -1 and end_step < begin_step):
+        raise ValueError(
+            "`frequency` is at least 1 and `begin_step` at least 0, and not after `end_step`. "
+            f"Received: frequency={frequency}, begin_step={begin_step}, end_step={end_step}"
         )
-    )
+
+    def at(step):
+        ends = tf.constant(end_step == -1) | (step <= end_step)
+        return (step >= begin_step) & ends & ((step - begin_step) % frequency == 0), sparsity(step)
+
+    return _as_connectivity(at, end_step)
 
 
-def _as_connectivity(schedule: Any, last_step: int = -1) -> Schedule:
+def _as_connectivity(schedule: Any, end_step: int) -> Schedule:
     def at(step):
         step = tf.cast(step, tf.int64)
         should_prune, sparsity = schedule(step)
         # By its frequency alone it may miss the step on which it reaches its end.
-        return should_prune | (step == last_step), 1 - tf.cast(sparsity, tf.float64)
+        return should_prune | (step == end_step), 1 - tf.cast(sparsity, tf.float64)
 
     return at
-
-
-def _model_optimization() -> Any:
-    """Imports the schedules without the side effect on Keras.
-
-    The package sets `TF_USE_LEGACY_KERAS` for the process and its children. `tf.keras` is resolved first, so that it
-    stays Keras 3, and the variable is put back.
-    """
-    name = "TF_USE_LEGACY_KERAS"
-    before = os.environ.get(name)
-    _ = tf.keras.__version__
-    try:
-        return importlib.import_module("tensorflow_model_optimization").sparsity.keras
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before

@@ -1,11 +1,11 @@
 """Learning rate schedules, and the optimizer of the connectivity-sampling paper."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+
+from tf_robust_sparse.schedules import cosine, per_epoch, steps
 
 SCHEDULES = ("cosine", "cosine_ref", "step", "constant")
 
@@ -104,15 +104,14 @@ def epoch_rates(
             f"Received: initial={initial}, epochs={epochs}, warmup_epochs={warmup_epochs}, warmup_rate={warmup_rate}"
         )
 
-    def share(epoch: int) -> float:
-        if schedule == "constant":
-            return 1.0
-        if schedule == "step":
-            return 0.1 ** ((epoch >= 0.75 * epochs) + (epoch >= 0.9 * epochs))
-        return 0.5 * (1 + math.cos(math.pi * (epoch - (schedule == "cosine_ref")) / epochs))
-
+    factor = {
+        "constant": lambda epoch: 1.0,
+        "step": lambda epoch: steps(epoch, 0.1, (0.75 * epochs, 0.9 * epochs)),
+        "cosine": lambda epoch: cosine(epoch, epochs),
+        "cosine_ref": lambda epoch: cosine(epoch - 1, epochs),
+    }[schedule]
     warmup = [float(initial if warmup_rate is None else warmup_rate)] * warmup_epochs
-    return warmup + [initial * share(epoch) for epoch in range(epochs)]
+    return warmup + [initial * factor(epoch) for epoch in range(epochs)]
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
@@ -139,8 +138,7 @@ class PerEpoch(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         """Returns the learning rate of an optimisation step, counted from 0."""
-        epoch = tf.minimum(tf.cast(step, tf.int64) // self.steps_per_epoch, len(self.rates) - 1)
-        return tf.gather(tf.constant(self.rates, tf.float32), epoch)
+        return per_epoch(step, self.rates, self.steps_per_epoch)
 
     def get_config(self):
         """Returns the constructor arguments."""

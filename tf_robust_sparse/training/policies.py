@@ -1,17 +1,10 @@
 """Learning rates by epoch, in stages that each prune further: the schedules of binary sub-networks."""
 
-import math
 from collections.abc import Sequence
 
-POLICIES = (
-    "constant_lr",
-    "cosine_lr",
-    "multistep_lr",
-    "manual_multistep_lr",
-    "linear_lr",
-    "exponential_lr",
-    "jump_lr",
-)
+from tf_robust_sparse.schedules import bounded, cosine, exponential, jumps, linear, steps
+
+POLICIES = ("constant_lr", "cosine_lr", "multistep_lr", "manual_multistep_lr", "linear_lr", "exponential_lr", "jump_lr")
 
 
 def policy_rates(
@@ -68,25 +61,17 @@ def policy_rates(
         )
     length = (epochs - warmup) / stages
 
-    def rate(epoch: float) -> float:
-        if policy == "cosine_lr":
-            return initial * (alpha + (1 - alpha) / 2 * (1 + math.cos(math.pi * epoch / length)))
-        if policy == "multistep_lr":
-            return initial * gamma ** (epoch // interval)
-        if policy == "manual_multistep_lr":
-            return initial * gamma ** sum(epoch >= milestone for milestone in milestones)
-        if policy == "linear_lr":
-            return initial + slope * epoch
-        if policy == "exponential_lr":
-            return initial * power ** (epoch / interval)
-        if policy == "jump_lr":
-            return initial * power ** (max(epoch - min_jump + jump_interval, 0) // jump_interval)
-        return initial
-
-    low = -math.inf if lowest is None else lowest
-    high = math.inf if highest is None else highest
+    rate = {
+        "constant_lr": lambda epoch: initial,
+        "cosine_lr": lambda epoch: initial * cosine(epoch, length, alpha),
+        "multistep_lr": lambda epoch: initial * jumps(epoch, gamma, interval, interval),
+        "manual_multistep_lr": lambda epoch: initial * steps(epoch, gamma, milestones),
+        "linear_lr": lambda epoch: linear(epoch, initial, slope),
+        "exponential_lr": lambda epoch: initial * exponential(epoch, power, interval),
+        "jump_lr": lambda epoch: initial * jumps(epoch, power, min_jump, jump_interval),
+    }[policy]
     rates = [initial * (epoch + 1) / warmup for epoch in range(warmup)]
-    rates += [min(max(rate((epoch - warmup) % length), low), high) for epoch in range(warmup, epochs)]
+    rates += [bounded(rate((epoch - warmup) % length), lowest, highest) for epoch in range(warmup, epochs)]
     if min(rates) <= 0:
         raise ValueError(f"The learning rate falls to {min(rates):g} in epoch {rates.index(min(rates)) + 1}")
     return rates
@@ -115,4 +100,4 @@ def gradual_rates(final: float, epochs: int, stages: int = 1, warmup: int = 0) -
         )
     length = (epochs - warmup) / stages
     stage_of = [min(max(int((epoch - warmup) // length), 0), stages - 1) for epoch in range(epochs)]
-    return [final ** ((stage + 1) / stages) for stage in stage_of]
+    return [exponential(stage + 1, final, stages) for stage in stage_of]

@@ -1,8 +1,9 @@
 """The radius of the training attack by epoch, as the configurations of binary sub-networks describe it."""
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
+
+from tf_robust_sparse.schedules import bounded, cosine, exponential, jumps, linear
 
 RADIUS_COURSES = ("constant", "constant_int", "linear", "exponential", "jump", "cosine")
 
@@ -68,21 +69,15 @@ def radius_course(
             f"Received: segments={list(segments)}, segment_ratios={list(segment_ratios)}"
         )
 
-    def unbounded(x: float) -> float:
-        if course == "linear":
-            return start + slope * x
-        if course == "exponential":
-            return start * power ** (x / interval)
-        if course == "jump":
-            return start * power ** (max(x - min_jump + jump_interval, 0) // jump_interval)
-        if course == "cosine":
-            return start * (alpha + (1 - alpha) / 2 * (1 + math.cos(math.pi * x / circle)))
-        return start
-
-    low, high = -math.inf if lowest is None else lowest, math.inf if highest is None else highest
+    unbounded = {
+        "linear": lambda x: linear(x, start, slope),
+        "exponential": lambda x: start * exponential(x, power, interval),
+        "jump": lambda x: start * jumps(x, power, min_jump, jump_interval),
+        "cosine": lambda x: start * cosine(x, circle, alpha),
+    }.get(course, lambda x: start)
 
     def plain(x: float) -> float:
-        radius = min(max(unbounded(x), low), high) if x >= warmup else start * x / warmup
+        radius = bounded(unbounded(x), lowest, highest) if x >= warmup else start * x / warmup
         return float(round(radius)) if course == "constant_int" else radius
 
     radius_at = _in_segments(plain, points, ratios) if points else plain
