@@ -353,7 +353,7 @@ def radii() -> list[float]:
             epochs=FLAGS.epochs,
             segments=segments,
             segment_ratios=ratios,
-            **numbers,  # type: ignore[arg-type]
+            **numbers,
         )
     except KeyError as error:
         raise BadFlag(

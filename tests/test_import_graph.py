@@ -149,7 +149,7 @@ tf_robust_sparse.sparsity.schedules.constant(0.1)
 import numpy as np
 import tensorflow as tf
 assert tf.keras.__version__[0] == "3" and "TF_USE_LEGACY_KERAS" not in os.environ
-assert "foolbox" not in sys.modules
+assert not {"foolbox", "tensorflow_model_optimization"} & set(sys.modules)
 x = np.eye(4, dtype="float32")
 result = tf_robust_sparse.evaluation.foolbox_linf_pgd(
     lambda x: 9 * x, (x, np.arange(4)), num_steps=1, restarts=1, progress=False

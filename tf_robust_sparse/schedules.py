@@ -1,19 +1,19 @@
 """The shapes of every schedule: of learning rates, of radii, and of the fractions that are kept or that move.
 
-Each is a pure function of the time `x`, in epochs or steps. A factor is 1 at first and multiplies the initial value.
-What changes by epoch is computed from numbers and looked up by `per_epoch`; what changes by step, from tensors.
+Pure functions of the time `x`. What changes by epoch is a `course`, computed from numbers and looked up by `per_epoch`;
+what changes by step is computed from tensors, as a shape of the `progress`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 
-def linear(x: Any, start: float, slope: float) -> Any:
-    """Returns `start + slope * x`; with the other shapes as `x`, the way from `start` to `start + slope`."""
-    return start + slope * x
+def linear(x: Any, start: float, end: float) -> Any:
+    """Returns the value that is `start` at 0 and `end` at 1; with another shape as `x` it moves in that shape."""
+    return start + (end - start) * x
 
 
 def cosine(x: Any, length: float = 1.0, floor: float = 0.0) -> Any:
@@ -22,29 +22,62 @@ def cosine(x: Any, length: float = 1.0, floor: float = 0.0) -> Any:
     return floor + (1 - floor) / 2 * (1 + (tf.cos if tf.is_tensor(angle) else math.cos)(angle))
 
 
-def exponential(x: Any, power: float, interval: float = 1) -> Any:
-    """Returns the factor `power ** (x / interval)`."""
-    return power ** (x / interval)
-
-
 def polynomial(x: Any, power: float) -> Any:
     """Returns the factor that is 0 at 1: `(1 - x) ** power`."""
     return (1 - x) ** power
 
 
-def jumps(x: float, power: float, first: float, interval: float) -> float:
-    """Returns the factor `power ** n` of a number `x`: `n` is 1 from `first` on, and one more after each `interval`."""
-    return power ** (max(x - first + interval, 0) // interval)
+def course(
+    shape: str,
+    start: float,
+    *,
+    alpha: float = 0.0,
+    circle: float = 1.0,
+    slope: float = 0.0,
+    power: float = 1.0,
+    interval: float = 1,
+    min_jump: float = 0,
+    jump_interval: float = 1,
+    gamma: float = 0.1,
+    milestones: Sequence[float] = (),
+    lowest: float | None = None,
+    highest: float | None = None,
+) -> Callable[[float], float]:
+    """Returns a shape as a function of the epoch `x`, under the names of published configurations.
 
+    - `"constant"`: `start`.
+    - `"cosine"`: `start * (alpha + (1 - alpha) / 2 * (1 + cos(pi * x / circle)))`.
+    - `"linear"`: `start + slope * x`.
+    - `"exponential"`: `start * power ** (x / interval)`.
+    - `"jump"`: `start * power ** (max(x - min_jump + jump_interval, 0) // jump_interval)`.
+    - `"multistep"`: `start * gamma ** (x // interval)`.
+    - `"manual_multistep"`: `start * gamma ** (number of milestones at or before x)`.
 
-def steps(x: float, power: float, milestones: Sequence[float]) -> float:
-    """Returns the factor `power ** n` of a number `x`, after `n` milestones; one at `x` counts."""
-    return power ** sum(x >= milestone for milestone in milestones)
+    Args:
+        shape: One of the above.
+        start: Value at the beginning, positive.
+        alpha, circle, slope, power, interval, min_jump, jump_interval, gamma, milestones: See above.
+        lowest, highest: Bounds of the values; `None` for none.
 
-
-def bounded(value: float, lowest: float | None, highest: float | None) -> float:
-    """Returns the number within its bounds; `None` for none, and of two that cross the highest holds."""
-    return min(max(value, -math.inf if lowest is None else lowest), math.inf if highest is None else highest)
+    Raises:
+        ValueError: if `start`, `circle` or an interval is not positive.
+    """
+    if not min(start, circle, interval, jump_interval) > 0:
+        raise ValueError(
+            "A schedule begins at a positive value, with positive intervals. Received: "
+            f"start={start}, circle={circle}, interval={interval}, jump_interval={jump_interval}"
+        )
+    value: Callable[[float], float] = {
+        "constant": lambda x: start,
+        "cosine": lambda x: start * cosine(x, circle, alpha),
+        "linear": lambda x: start + slope * x,
+        "exponential": lambda x: start * power ** (x / interval),
+        "jump": lambda x: start * power ** (max(x - min_jump + jump_interval, 0) // jump_interval),
+        "multistep": lambda x: start * gamma ** (x // interval),
+        "manual_multistep": lambda x: start * gamma ** sum(x >= each for each in milestones),
+    }[shape]
+    low, high = -math.inf if lowest is None else lowest, math.inf if highest is None else highest
+    return lambda x: float(min(max(value(x), low), high))
 
 
 def progress(step: Any, begin: int, end: int, dtype: tf.DType = tf.float32) -> tf.Tensor:

@@ -74,17 +74,23 @@ def test_a_schedule_ends_at_its_last_step_whatever_its_frequency():
 
 
 def test_schedules_are_those_of_the_library():
+    """To the last bit, and a schedule object of the library counts as one of ours."""
     import tensorflow_model_optimization as tfmot
 
-    ours = schedules.polynomial(0.05, end_step=1_000, initial_connectivity=0.8, begin_step=100, frequency=50)
-    theirs = tfmot.sparsity.keras.PolynomialDecay(0.2, 0.95, 100, 1_000, frequency=50)
-    for step in (0, 99, 100, 130, 150, 700, 1_000, 1_050):
-        now, connectivity = ours(tf.constant(step, tf.int64))
-        expected_now, sparsity = theirs(tf.constant(step, tf.int64))
-        assert bool(now) == bool(expected_now)
-        assert float(connectivity) == pytest.approx(1 - float(sparsity), abs=1e-6)
-    now, connectivity = schedules.constant(0.3, begin_step=10, frequency=5)(tf.constant(15, tf.int64))
-    assert bool(now) and float(connectivity) == pytest.approx(0.3, abs=1e-6)
+    theirs, when = tfmot.sparsity.keras, {"begin_step": 100, "end_step": 1_000, "frequency": 50}
+    for ours, decay in [
+        (schedules.polynomial(0.05, initial_connectivity=0.8, **when), theirs.PolynomialDecay(1 - 0.8, 0.95, **when)),
+        (schedules.polynomial(0.3, 977, power=2), theirs.PolynomialDecay(0.0, 1 - 0.3, 0, 977, power=2)),
+        (schedules.constant(0.3, 10, frequency=5), theirs.ConstantSparsity(1 - 0.3, 10, frequency=5)),
+    ]:
+        adapted = schedules.from_tfmot(decay)
+        for step in (0, 10, 99, 100, 130, 150, 333, 700, 977, 1_000, 1_050):
+            now, sparsity = decay(tf.constant(step, tf.int64))
+            expected = (bool(now) or step == decay.end_step, 1 - float(sparsity))
+            assert tuple(each.numpy() for each in ours(tf.constant(step))) == expected
+            assert tuple(each.numpy() for each in adapted(tf.constant(step))) == expected
+    with pytest.raises(TypeError, match=r"must be a tfmot.sparsity.keras.PruningSchedule. Received: schedule=0\.1"):
+        schedules.from_tfmot(0.1)
 
 
 def test_bad_settings_are_named():
@@ -92,6 +98,8 @@ def test_bad_settings_are_named():
         MagnitudePruning(0.1, allocation="erk")
     with pytest.raises(ValueError, match="before `end_step`"):
         schedules.polynomial(0.1, end_step=5, begin_step=5)
+    with pytest.raises(ValueError, match="frequency=0"):
+        schedules.constant(0.1, frequency=0)
     with pytest.raises(ValueError, match='kernel="masked"'):
         MagnitudePruning(0.1).attach(tiny_network("rewiring"))
 

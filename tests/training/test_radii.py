@@ -1,6 +1,4 @@
-"""The radius of the attack by epoch: courses, warm-up, bounds, segments; and attacks and steps that follow it."""
-
-import math
+"""Attacks and steps that follow a radius which changes by epoch."""
 
 import numpy as np
 import pytest
@@ -8,55 +6,9 @@ import tensorflow as tf
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import attacks, objectives
-from tf_robust_sparse.training import RADIUS_COURSES, RobustModel, coupled, radius_course
+from tf_robust_sparse.training import RobustModel, coupled
 
 X, Y = tiny_images(16)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "radii"),
-    [
-        ({"course": "constant", "start": 8}, [8, 8, 8, 8, 8]),
-        ({"course": "constant", "start": 8, "warmup": 4}, [0, 2, 4, 6, 8]),
-        ({"course": "constant_int", "start": 7, "warmup": 3}, [0, 2, 5, 7, 7]),
-        ({"course": "linear", "start": 2, "slope": 1.5, "highest": 6}, [2, 3.5, 5, 6, 6]),
-        ({"course": "linear", "start": 8, "slope": -3, "lowest": 1}, [8, 5, 2, 1, 1]),
-        ({"course": "linear", "start": 2, "slope": 1, "warmup": 2}, [0, 1, 4, 5, 6]),
-        ({"course": "exponential", "start": 1, "power": 4, "interval": 2}, [1, 2, 4, 8, 16]),
-        ({"course": "jump", "start": 1, "power": 2, "min_jump": 2, "jump_interval": 2}, [1, 1, 2, 2, 4]),
-        ({"course": "cosine", "start": 8, "circle": 4}, [8, 4 + 4 * math.sqrt(0.5), 4, 4 - 4 * math.sqrt(0.5), 0]),
-        ({"course": "cosine", "start": 8, "circle": 4, "alpha": 0.5}, [8, 6 + 2 * math.sqrt(0.5), 6, 6 - 2**0.5, 4]),
-        # What happens from 0 to 2 happens again, twice as slowly, from 2 to 6, at half the radius.
-        (
-            {"course": "linear", "start": 1, "slope": 2, "segments": (0, 2, 6), "segment_ratios": (1, 0.5, 0.25)},
-            [1, 3, 0.5, 1, 1.5, 2, 1.25, 1.25],
-        ),
-        ({"course": "linear", "start": 1, "slope": 1, "segments": (2, 4)}, [3, 3, 3, 4, 5, 5]),
-    ],
-)
-def test_courses(arguments, radii):
-    found = radius_course(**arguments, epochs=len(radii))
-    assert found == pytest.approx(radii, abs=1e-5)
-
-
-def test_every_course_is_tested():
-    assert set(RADIUS_COURSES) == {"constant", "constant_int", "linear", "exponential", "jump", "cosine"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"course": "square"}, "`course` must be one of constant"),
-        ({"start": 0}, "begins at a positive radius"),
-        ({"circle": 0}, "with positive intervals"),
-        ({"segments": (1,)}, "two or more different epochs"),
-        ({"segments": (1, 2), "segment_ratios": (1,)}, "with as many `segment_ratios`"),
-        ({"course": "linear", "slope": -1.0}, "The radius falls to -1 in epoch 3"),
-    ],
-)
-def test_bad_courses(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        radius_course(**{"course": "constant", "start": 1, "epochs": 3, **arguments})
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,7 @@ class LinearEpsilon(EpsilonSchedule):
         """Returns the radius at a step: scalar, float32."""
         if self.end_step <= self.begin_step:
             return super().__call__(step)
-        share = self._share(progress(step, self.begin_step, self.end_step))
-        return linear(share, self.start, self.epsilon - self.start)
+        return linear(self._share(progress(step, self.begin_step, self.end_step)), self.start, self.epsilon)
 
     def _share(self, position: tf.Tensor) -> tf.Tensor:
         """The part of the way that is done, by the part of the time."""
@@ -136,7 +135,7 @@ class EpochwiseEpsilon(EpsilonSchedule):
         """Returns the radius at a step: scalar, float32."""
         if self.epochs == 0:
             return super().__call__(step)
-        return linear(progress(self.epoch(step), 0, self.epochs), self.start, self.epsilon - self.start)
+        return linear(progress(self.epoch(step), 0, self.epochs), self.start, self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,8 +65,7 @@ class FlyingBird(DynamicSparsity):
 
     def fraction(self, step: tf.Tensor) -> tf.Tensor:
         """Returns the share of the connections that move at `step`: a cosine that ends at 0.005."""
-        left = cosine(progress(step, 0, self.end_step, tf.float64))
-        return linear(left, LAST_FRACTION, self.drop_fraction - LAST_FRACTION)
+        return linear(cosine(progress(step, 0, self.end_step, tf.float64)), LAST_FRACTION, self.drop_fraction)
 
     def number_moved(self, step: tf.Tensor, connections: tf.Tensor) -> tf.Tensor:
         """Returns how many of a kernel's connections move, rounded up."""

@@ -45,7 +45,7 @@ def polynomial(
 
     def sparsity(step):
         left = schedules.polynomial(schedules.progress(step, begin_step, end_step), power)
-        return schedules.linear(left, final, initial - final)
+        return schedules.linear(left, final, initial)
 
     return _every(frequency, begin_step, end_step, sparsity)
 
@@ -84,9 +84,10 @@ def _every(frequency: int, begin_step: int, end_step: int, sparsity: Callable[[t
             f"Received: frequency={frequency}, begin_step={begin_step}, end_step={end_step}"
         )
 
+    last = tf.int64.max if end_step == -1 else end_step
+
     def at(step):
-        ends = tf.constant(end_step == -1) | (step <= end_step)
-        return (step >= begin_step) & ends & ((step - begin_step) % frequency == 0), sparsity(step)
+        return (step >= begin_step) & (step <= last) & ((step - begin_step) % frequency == 0), sparsity(step)
 
     return _as_connectivity(at, end_step)
 

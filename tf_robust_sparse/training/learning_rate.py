@@ -5,9 +5,7 @@ from typing import Any
 
 import keras
 
-from tf_robust_sparse.schedules import cosine, per_epoch, steps
-
-SCHEDULES = ("cosine", "cosine_ref", "step", "constant")
+from tf_robust_sparse.schedules import per_epoch
 
 
 def tenfold_drops(initial: float, total_steps: int) -> keras.optimizers.schedules.PiecewiseConstantDecay:
@@ -72,46 +70,6 @@ def sgdw(
         # A pattern is searched in names such as "classifier/bias" or, on this backend, "classifier/bias:0".
         optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|gamma|beta)(:\d+)?$"])
     return optimizer
-
-
-def epoch_rates(
-    schedule: str, initial: float, epochs: int, warmup_epochs: int = 0, warmup_rate: float | None = None
-) -> list[float]:
-    """Returns the learning rate of each epoch.
-
-    - `"cosine"`: `initial * (1 + cos(pi * e / epochs)) / 2` in epoch `e` from 0.
-    - `"cosine_ref"`: the same with `e - 1`, as HYDRA's original computes it: the peak is in the second epoch.
-    - `"step"`: a tenth from 3/4 of the epochs, a hundredth from 9/10.
-    - `"constant"`.
-
-    Args:
-        schedule: One of the above.
-        initial: Highest learning rate, positive.
-        epochs: Number of epochs, at least 1.
-        warmup_epochs: Epochs before them, at least 0, which are added.
-        warmup_rate: Learning rate in those; `None` for `initial`.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-
-    Reference: [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), the published code.
-    """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}. Received: schedule={schedule!r}")
-    if not initial > 0 or epochs < 1 or warmup_epochs < 0 or (warmup_rate is not None and not warmup_rate > 0):
-        raise ValueError(
-            "A schedule needs positive learning rates, at least one epoch and no negative number of warm-up epochs. "
-            f"Received: initial={initial}, epochs={epochs}, warmup_epochs={warmup_epochs}, warmup_rate={warmup_rate}"
-        )
-
-    factor = {
-        "constant": lambda epoch: 1.0,
-        "step": lambda epoch: steps(epoch, 0.1, (0.75 * epochs, 0.9 * epochs)),
-        "cosine": lambda epoch: cosine(epoch, epochs),
-        "cosine_ref": lambda epoch: cosine(epoch - 1, epochs),
-    }[schedule]
-    warmup = [float(initial if warmup_rate is None else warmup_rate)] * warmup_epochs
-    return warmup + [initial * factor(epoch) for epoch in range(epochs)]
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
