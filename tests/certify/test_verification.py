@@ -27,7 +27,7 @@ def trained():
         "crown-ibp",
         pytest.param("crown", marks=pytest.mark.full),
         pytest.param("alpha-crown", marks=pytest.mark.full),
-        "zonotope",
+        pytest.param("zonotope", marks=pytest.mark.full),
     ],
 )
 def test_no_image_is_verified_that_an_attack_breaks(method, trained):

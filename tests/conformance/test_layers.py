@@ -102,13 +102,14 @@ def test_no_gradient_reaches_an_entry_that_is_switched_off(name):
 
 
 def test_replicas_agree_after_a_training_step():
-    """All rows in one step: a graph for each would cost most of the time."""
+    """All rows but the dense twins of convolutions in one step: a graph for each would cost most of the time."""
+    names = [name for name in LAYERS if not (name.endswith("Dense") and name.replace("Dense", "Conv2D") in LAYERS)]
     with mirrored().scope():
-        rows = {name: built(name) for name in LAYERS}
+        rows = {name: built(name) for name in names}
         variables = [weight for _, network in rows.values() for weight in network.trainable_variables]
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
         optimizer.build(variables)
-    inputs = {name: inputs_of(name) for name in LAYERS}
+    inputs = {name: inputs_of(name) for name in names}
     dataset = mirrored().experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(inputs).batch(6))
 
     def step(batch):

@@ -60,7 +60,7 @@ def test_the_budget_holds_in_the_kernels_and_in_the_momentum(name):
         "ChannelMagnitudePruning, gradual",
         "ConnectivitySampling",
         pytest.param("ConnectivitySampling, exact start", marks=pytest.mark.full),
-        "MagnitudePruning, gradual",
+        pytest.param("MagnitudePruning, gradual", marks=pytest.mark.full),
     ],
 )
 def test_replicas_agree(name):

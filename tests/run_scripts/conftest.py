@@ -13,6 +13,7 @@ import pytest
 from absl import flags, logging
 
 from run_scripts import command_line
+from tf_robust_sparse.evaluation import figure_style
 
 ROOT = Path(__file__).parents[2]
 TRAIN, EVALUATE, IMPORT = "run_connectivity_sampling", "run_foolbox_eval", "run_import_weights"
@@ -70,6 +71,22 @@ def forget_flags():
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)  # the tests name flagfiles from here
+
+
+@pytest.fixture
+def one_drawn(monkeypatch):
+    """Of the figures the first is drawn, for the others stand empty files: `tests/evaluation` looks at each kind."""
+    draw, files = figure_style.save_figure, []
+
+    def save(figure, paths):
+        if not files:
+            draw(figure, paths)
+        for path in paths:
+            path.touch()
+        files.append(paths)
+
+    monkeypatch.setattr(figure_style, "save_figure", save)
+    return files
 
 
 @pytest.fixture

@@ -96,6 +96,7 @@ def _interrupt_the_third(self, epoch, logs=None):
         raise KeyboardInterrupt
 
 
+@pytest.mark.full
 def test_a_run_whose_radius_grows_goes_on_where_it_was(images, tmp_path, monkeypatch):
     """The radius of a step is that of the uninterrupted run."""
     command = (

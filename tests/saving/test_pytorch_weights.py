@@ -131,8 +131,7 @@ def test_scores_and_connections(suffix, tmp_path, monkeypatch):
             scores = state.get(key.replace(".weight", ".popup_scores"))
             masked[key] = value if scores is None or not key.endswith("weight") else kept(value, scores, 0.1)
     write(masked)
-    forms = set(layers.KERNELS) - {"signed", "binary"}  # which hold one magnitude
-    for kernel in forms if suffix == "npz" else ("masked",):
+    for kernel in ("plain", "rewiring", "masked") if suffix == "npz" else ("masked",):
         arguments = {"connectivity": 0.1} if kernel == "rewiring" else {}
         target = network_of("wrn28_2", seed=1, kernel=kernel, **arguments)
         saving.import_pytorch_weights(path, target)

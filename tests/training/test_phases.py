@@ -245,6 +245,7 @@ def test_free_training_updates_the_weights_in_every_repeat(free):
     assert int(free.optimizer.iterations) == before + 2 * 4 + 2 * 3 * 4
 
 
+@pytest.mark.full
 def test_free_training_on_replicas_equals_that_on_one_device():
     def run(strategy):
         with strategy.scope():

@@ -163,6 +163,7 @@ def test_the_step_is_traced_once_for_all_rounds(finished_rounds):
     assert finished_rounds.model.objective.traces == 1
 
 
+@pytest.mark.full
 def test_equal_seeds_give_equal_runs_and_others_do_not(finished, tmp_path):
     prepare(tmp_path / "same", plan(), (0, 1)).run()
     assert everything(tmp_path / "same", trials=(0, 1)) == everything(finished, trials=(0, 1))

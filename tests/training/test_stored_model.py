@@ -376,6 +376,7 @@ def test_weighted_loss_of_trades_is_the_weighted_mean():
     assert found.mean() == pytest.approx((weights * losses).sum() / weights.sum(), rel=1e-5)
 
 
+@pytest.mark.full
 def test_two_replicas_share_the_sum_of_the_weights():
     def trained(scope):
         with scope:
