@@ -62,7 +62,9 @@ def test_augmentation_is_the_function_of_augment(flip):
     np.testing.assert_array_equal(np.concatenate([x for x, _ in cropped]), expected)
 
 
-@pytest.mark.parametrize("extra", [{}, {"auxiliary": AUXILIARY}, {"augmentation": "crop"}])
+@pytest.mark.parametrize(
+    "extra", [pytest.param({}, marks=pytest.mark.full), {"auxiliary": AUXILIARY}, {"augmentation": "crop"}]
+)
 def test_same_seed_same_stream_other_seed_another(extra):
     first = batches(epochs=2, seed=5, **extra)
     keras.utils.set_random_seed(77)

@@ -34,7 +34,12 @@ def published(path, kernel):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "flags"), [("rewiring", ("--sparse_train", "--connectivity=0.1")), ("plain", ()), ("rewiring", ())]
+    ("kernel", "flags"),
+    [
+        ("rewiring", ("--sparse_train", "--connectivity=0.1")),
+        ("plain", ()),
+        pytest.param("rewiring", (), marks=pytest.mark.full),
+    ],
 )
 def test_published_weights_are_imported_and_evaluated(kernel, flags, tmp_path):
     source = published(tmp_path / "best_weights.pickle", kernel)

@@ -181,7 +181,8 @@ def test_a_finished_run_is_left_alone_or_begun_anew_and_other_seeds_give_other_n
     assert (a != b).any()
 
 
-@pytest.mark.parametrize("twin", ["sparse", pytest.param("dense", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("twin", ["sparse", "dense"])
 def test_sparse_beats_chance_and_its_dense_twin_trains_under_the_same_flags(twin, tmp_path):
     run_script(
         *(TRAIN, *TINY, "--train_examples=1024", "--test_examples=500", "--epochs=4", "--learning_rate=0.05"),

@@ -117,7 +117,7 @@ def test_filters_and_what_else_is_chosen():
     assert ("conv/kernel", "frozen") in report.skipped
 
 
-@pytest.mark.parametrize("compiled", ["graph", "eager", "xla", "mirrored"])
+@pytest.mark.parametrize("compiled", [pytest.param("graph", marks=pytest.mark.full), "eager", "xla", "mirrored"])
 def test_counts_are_exact_and_nothing_comes_back(compiled):
     strategy = mirrored() if compiled == "mirrored" else tf.distribute.get_strategy()
     with strategy.scope():
@@ -170,6 +170,7 @@ def test_steps_are_those_of_masked_layers(optimizer):
         np.testing.assert_allclose(one.kernel, two.kernel, atol=1e-6)
 
 
+@pytest.mark.full
 def test_a_restored_run_goes_on_bit_by_bit(tmp_path):
     def begun():
         model = small()
