@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import certify
 from tf_robust_sparse.attacks import cross_entropy
-from tf_robust_sparse.objectives.epsilon_schedules import EpsilonSchedule, as_schedule
+from tf_robust_sparse.objectives.epsilon_schedules import EpsilonSchedule
 from tf_robust_sparse.objectives.objective import Losses, Objective, Seed, bounded_logits, robust_cross_entropy
 
 
@@ -46,7 +46,7 @@ class CrownIBP(Objective):
             if not (0 <= value <= 1 if value is not None else name == "final_kappa"):
                 raise ValueError(f"`{name}` is a weight in [0, 1]. Received: {name}={value!r}")
         certify.check_choices("crown-ibp", slope, "Linf")
-        self.schedule = as_schedule(epsilon)
+        self.schedule = epsilon if isinstance(epsilon, EpsilonSchedule) else EpsilonSchedule(epsilon)
         self.final_beta = float(final_beta)
         self.final_kappa = None if final_kappa is None else float(final_kappa)
         self.slope = slope

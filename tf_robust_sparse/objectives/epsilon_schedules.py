@@ -167,8 +167,3 @@ class TabledEpsilon(EpsilonSchedule):
     def describe(self) -> dict[str, Any]:
         """Returns name and settings, ready for JSON."""
         return {**super().describe(), "radii": list(self.radii)}
-
-
-def as_schedule(epsilon: float | EpsilonSchedule) -> EpsilonSchedule:
-    """Returns a radius as the schedule that stays there; a schedule as it is."""
-    return epsilon if isinstance(epsilon, EpsilonSchedule) else EpsilonSchedule(epsilon)

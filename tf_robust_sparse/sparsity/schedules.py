@@ -38,9 +38,7 @@ def polynomial(
     Reference: [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878), section 3.
     """
     if end_step <= begin_step:
-        raise ValueError(
-            f"`begin_step` must be before `end_step`. Received: begin_step={begin_step}, end_step={end_step}"
-        )
+        raise ValueError(f"`begin_step` is before `end_step`. Received: begin_step={begin_step}, end_step={end_step}")
     initial, final = 1 - check_connectivity(initial_connectivity), 1 - check_connectivity(final_connectivity)
 
     def sparsity(step):
