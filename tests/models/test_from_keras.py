@@ -81,6 +81,27 @@ def test_connections_of_a_users_model_are_sampled(tmp_path):
     np.testing.assert_allclose(loaded(X), network(X), atol=1e-5)
 
 
+def test_scores_of_a_users_model_are_learnt():
+    network, *_ = models.from_keras(users_model(), "subnet")
+    trs.sparsity.scaled_scores(network)
+    trs.sparsity.set_keep_fractions(network, 0.3)
+    network.get_layer("regularized").trainable = False
+    trained = {}
+    for name in ("prune", "finetune"):
+        trs.training.Phase(name).begin(network)
+        trained[name] = {variable.path for variable in network.trainable_variables}
+    assert {path.split("/")[-1] for path in trained["prune"]} == {"scores", "gamma", "beta"}
+    assert {"depthwise/kernel", "dilated/kernel", "per_pixel/bias", "logits/kernel"} <= trained["finetune"]
+    assert not any("scores" in path or "regularized" in path for path in trained["finetune"])
+    trs.training.Phase("prune").begin(network)
+    before = {variable.path: np.array(variable) for variable in network.variables}
+    trainer = trs.RobustModel(network, trs.objectives.AT(LinfFGSM(0.05)))
+    trainer.compile(keras.optimizers.SGD(0.1))
+    trainer.fit(X, Y, batch_size=8, verbose=0)
+    changed = {v.path.split("/")[-1] for v in network.variables if (np.asarray(v) != before[v.path]).any()}
+    assert changed == {"scores", "gamma", "beta", "moving_mean", "moving_variance"}
+
+
 def test_bad_input_is_named():
     model = users_model()
     for arguments, message in (

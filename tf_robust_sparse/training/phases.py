@@ -1,6 +1,7 @@
 """The phases of pruning by learnt scores: which weights each of them trains, and that it leaves the rest alone."""
 
 import hashlib
+import weakref
 from typing import Any
 
 import keras
@@ -11,13 +12,15 @@ from tf_robust_sparse.sparsity.prunable import report_frozen
 
 TRAINS = {"pretrain": "kernels", "prune": "scores", "finetune": "kernels"}
 FREEZE_BATCH_NORM = (False, True, "affine")
+# Of layers without a kernel: the variables that a phase has frozen, to be told from those that the user froze.
+_held: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
 
 
 class Phase:
     """Decides which weights of a network with subnet kernels train.
 
     - pretrain: kernels and biases; with a `keep_fraction` below 1 the mask of the present scores holds.
-    - prune: scores, from a trained network; kernels and biases stand still.
+    - prune: scores, from a trained network; kernels and biases stand still, and so do layers of other kinds.
     - finetune: kernels and biases; the scores, and with them the mask, stand still.
 
     Batch norm trains in all of them, unless it is frozen in the prune phase. A frozen weight gets no gradient, no decay
@@ -70,6 +73,7 @@ class Phase:
         """
         kernels = [layer for layer in layers.kernel_layers(network) if not layer.frozen]
         report_frozen(network)
+        self._hold_others(network)
         if self.name == "pretrain" and not any(layer.prunable for layer in kernels):
             return  # a dense network: everything trains
         found = subnet_layers(network)
@@ -91,6 +95,18 @@ class Phase:
             for variable in (layer.gamma, layer.beta):
                 if variable is not None:
                     variable.trainable = not self.freeze_batch_norm
+
+    def _hold_others(self, network: keras.Model) -> None:
+        """Freezes what trains in layers that are no kernels and no batch norm, or lets go what a phase before froze."""
+        for layer in layers.all_layers(network):
+            if isinstance(layer, (layers.KernelLayer, keras.layers.BatchNormalization)):
+                continue
+            for variable in _held.pop(layer, []):
+                variable.trainable = True
+            if self.trains == "scores":
+                _held[layer] = layer.trainable_variables
+                for variable in _held[layer]:
+                    variable.trainable = False
 
     def describe(self) -> dict[str, Any]:
         """Returns name and settings, ready for JSON."""
