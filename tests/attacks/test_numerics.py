@@ -34,7 +34,7 @@ def checked_numerics():
     "attack",
     [
         pytest.param(LinfPGD(0.01, num_steps=2, restarts=2), marks=pytest.mark.full),
-        L2PGD(0.1, num_steps=2, restarts=2),
+        pytest.param(L2PGD(0.1, num_steps=2, restarts=2), marks=pytest.mark.full),
         LinfBestPGD(0.01, num_steps=2),
         APGD(0.01, num_steps=2),
         FAB(0.01, num_steps=2, num_targets=1),

@@ -57,7 +57,7 @@ def test_the_budget_holds_in_the_kernels_and_in_the_momentum(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "ChannelMagnitudePruning, gradual",
+        pytest.param("ChannelMagnitudePruning, gradual", marks=pytest.mark.full),
         "ConnectivitySampling",
         pytest.param("ConnectivitySampling, exact start", marks=pytest.mark.full),
         pytest.param("MagnitudePruning, gradual", marks=pytest.mark.full),

@@ -631,7 +631,12 @@ def test_the_version_for_randomised_networks_averages_twenty_gradients(some):
         numbers.append(int(calls))
     gradients = 3 + 1  # of each iteration and at the start
     assert numbers[1] - numbers[0] == gradients * (20 - 1)
-    found = []
+
+
+@pytest.mark.full
+def test_the_version_for_randomised_networks_breaks_as_many_images_of_others(some):
+    x, y = (part[:20] for part in some)
+    network, found = toy_network(), []
     for version in ("rand", ("apgd-ce", "apgd-dlr")):
         settings = {"version": "rand"} if version == "rand" else {"version": "custom", "attacks": version}
         attack = AutoAttack(network, "Linf", 0.01, **settings, batch_size=20, verbose=False)

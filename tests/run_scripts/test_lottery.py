@@ -135,6 +135,7 @@ def test_resume_adds_trials_and_prunings_and_force_begins_anew(tmp_path):
     assert not (tmp_path / NAME / "trial_01").exists()
 
 
+@pytest.mark.full
 def test_trials_of_a_stack_stay_together_after_a_kill_between_their_marks(output, tmp_path, monkeypatch):
     """One that has finished a round more than the others would be trained without them, in other roundings."""
     command = (*TINY, "--trials=2", "--adv_train", f"--base_dir={tmp_path}")

@@ -75,6 +75,7 @@ def test_foolbox_evaluates_the_export(finished, tmp_path):
     assert "Robust accuracy" in done.out and str(file) in done.out
 
 
+@pytest.mark.full
 def test_foolbox_finds_the_run_by_its_flags(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     which = ("--data", "fashion_mnist_sample", "--model", "small_cnn", "--objective", "natural", "--sparse_train")
@@ -148,6 +149,7 @@ def test_sparsifiers_objectives_selection_and_their_run_flags(
         assert_same_weights(directory, tmp_path / "again")
 
 
+@pytest.mark.full
 def test_mixed_precision(tmp_path):
     directory = tmp_path / "run"
     run_script(

@@ -80,7 +80,7 @@ def assert_same(a, b):
     ("name", "flattened"),
     [
         pytest.param("wrn28_2", None, marks=pytest.mark.full),
-        ("resnet18", None),
+        pytest.param("resnet18", None, marks=pytest.mark.full),
         pytest.param("resnet50", None, marks=pytest.mark.full),
         pytest.param("resnet18_imagenet", None, marks=pytest.mark.full),
         ("vgg16", (2, 2, 512)),

@@ -166,6 +166,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.full
 def test_two_replicas_train_as_one():
     x, y = images(16)
     alone = compiled(rate=1e-3, objective=objectives.AT(ATTACK), network=dense_network())

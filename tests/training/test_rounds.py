@@ -127,7 +127,7 @@ def test_original_rewinds_to_the_first_weights_and_trials_differ(finished):
     [
         pytest.param({"rewind_step": "trained"}, (0, "post_kernels"), marks=pytest.mark.full),
         pytest.param({"strategy": "reinit_none"}, ("before", "post_kernels"), marks=pytest.mark.full),
-        ({"strategy": "reinit_rand"}, None),
+        pytest.param({"strategy": "reinit_rand"}, None, marks=pytest.mark.full),
         ({"rewind_step": 10}, (0, "rewind_kernels")),
     ],
 )
