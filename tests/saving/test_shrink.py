@@ -82,6 +82,7 @@ def test_gated_lenet(closed, fold_batch_norm):
     assert [name for name in report.removed if name.startswith("gate")] == ["gate1", "gate2", "gate3", "gate4"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("closed", "fold_batch_norm", "count"),
     [
