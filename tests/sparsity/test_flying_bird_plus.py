@@ -41,6 +41,10 @@ def test_numbers_are_those_of_the_published_code(prune, grow):
     moved = int(np.ceil(0.42751 * 1_001))
     assert dropped == moved + (int(np.ceil(0.4 * 0.42751 * 1_001)) if prune else 0)
     assert grown == (int(moved * 1.05) if grow else moved)
+    # A product that is a whole number is not rounded below it.
+    bird.number_moved = lambda *_: tf.constant(20, tf.int64)
+    assert int(bird.numbers(step, connections, 10_000)[1]) == (21 if grow else 20)
+    del bird.number_moved
     dropped, grown = (int(each) for each in bird.numbers(step, connections, 1_001))
     assert dropped == grown == moved  # a dense kernel stays dense
 
@@ -93,5 +97,8 @@ def test_what_it_watches_must_be_there():
     x = X.reshape(16, 36)
     with pytest.raises(ValueError, match="pass validation_data"):
         trainer.fit(x, Y, verbose=0)
+    for freq in (2, [2]):
+        with pytest.raises(ValueError, match=r"in every epoch; leave validation_freq out. Received: validation_freq="):
+            trainer.fit(x, Y, validation_data=(x, Y), validation_freq=freq, epochs=2, verbose=0)
     with pytest.raises(ValueError, match="Natural computes no logits; train with AT, TRADES or MART"):
-        trainer.fit(x, Y, validation_data=(x, Y), verbose=0)
+        trainer.fit(x, Y, validation_data=(x, Y), validation_freq=[1], verbose=0)

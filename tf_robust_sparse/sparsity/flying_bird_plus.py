@@ -100,8 +100,9 @@ class FlyingBirdPlus(FlyingBird):
         real = self.fraction(step) * tf.cast(connections, tf.float64)
         more = tf.where(prune & (connections < size), tf.math.ceil(self.prune_share * real), 0.0)
         dropped = tf.minimum(moved + tf.cast(more, tf.int64), connections)
-        factor = tf.where(grow, 1.0 + self.growth_share, 1.0)
-        grown = tf.cast(tf.cast(moved, tf.float64) * tf.cast(factor, tf.float64), tf.int64)
+        # In float64: float32 holds less than 1.05, and 20 * 1.05 would be 20.
+        factor = tf.where(grow, tf.constant(1.0 + self.growth_share, tf.float64), 1.0)
+        grown = tf.cast(tf.cast(moved, tf.float64) * factor, tf.int64)
         # At least one connection stays, and there are no more than entries.
         left = connections - dropped
         return dropped, tf.clip_by_value(grown, tf.cast(left == 0, tf.int64), size - left)

@@ -175,6 +175,13 @@ class RobustModel(TrainingStep):
                     f"{type(self._watcher).__name__} watches robust accuracy in validation; pass validation_data. "
                     "Received: validation_data=None"
                 )
+            freq = kwargs.get("validation_freq", 1)
+            epochs = range(kwargs.get("initial_epoch", 0) + 1, kwargs.get("epochs", 1) + 1)
+            if any(epoch % freq if isinstance(freq, int) else epoch not in freq for epoch in epochs):
+                raise ValueError(
+                    f"{type(self._watcher).__name__} watches robust accuracy in every epoch; leave validation_freq "
+                    f"out. Received: validation_freq={freq}"
+                )
             ended = keras.callbacks.LambdaCallback(on_epoch_end=self._watcher.end_epoch)
             kwargs["callbacks"] = [ended, *tf.nest.flatten(kwargs.get("callbacks") or [])]  # before states are written
         if isinstance(validation, (tuple, list)):
