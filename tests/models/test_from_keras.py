@@ -114,3 +114,18 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             models.from_keras(**{"model": model, **arguments})
+
+
+def test_activations_with_weights_stay_and_layers_are_told_apart_by_more_than_their_names():
+    first = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6, kernel_regularizer="l2", name="d")], name="one")
+    second = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6, keras.layers.PReLU("ones"), name="p")])
+    third = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, name="d")], name="three")
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, third(second(first(inputs))))
+    found = models.from_keras(model, kernel="masked")
+    assert found.converted == ["d"]
+    assert isinstance(found.model.get_layer("three").get_layer("d"), layers.MaskedDense)
+    assert found.skipped == {"d": "it has a kernel_regularizer", "p": "its activation PReLU has weights"}
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
+    for other in (found.model, strip(found.model)):
+        np.testing.assert_allclose(other(x), model(x), rtol=1e-6, atol=1e-6)

@@ -82,8 +82,9 @@ def from_keras(
     kinds = dict(zip((keras.layers.Dense, keras.layers.Conv2D), layers.KERNELS[kernel], strict=True))
     found = [layer for layer in layers.all_layers(model) if type(layer) in kinds]
     found = list({id(layer): layer for layer in found}.values())
-    skipped = {layer.name: reason for layer in found if (reason := _why_not(layer))}
-    chosen = [layer for layer in found if layer.name not in skipped]
+    reasons_by_layer = [(layer, _why_not(layer)) for layer in found]
+    skipped = {layer.name: reason for layer, reason in reasons_by_layer if reason}
+    chosen = [layer for layer, reason in reasons_by_layer if not reason]
     if not chosen:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:4])
         raise ValueError(
@@ -109,6 +110,10 @@ def _why_not(layer: Any) -> str | None:
     added = [name for name in _ADDED if getattr(layer, name, None) is not None]
     if added:
         return f"it has a {added[0]}"
+    # Without weights an activation is built from the start; one that has not been called yet makes them later.
+    activation = layer.activation
+    if isinstance(activation, keras.layers.Layer) and (activation.weights or not activation.built):
+        return f"its activation {type(activation).__name__} has weights"
     if layer.quantization_mode is not None or layer.lora_enabled:
         return "it is quantized or has LoRA weights"
     if isinstance(layer, keras.layers.Dense):
