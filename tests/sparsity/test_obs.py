@@ -202,6 +202,12 @@ def overflowing():
     return keras.Model(inputs, keras.layers.Dense(4, name="logits")(x))
 
 
+def two_inputs():
+    inputs = [keras.Input((4, 4)), keras.Input((4, 4))]
+    x = keras.layers.Add()(inputs)
+    return keras.Model(inputs, keras.layers.Dense(4, name="logits")(x), name="two")
+
+
 @pytest.mark.parametrize(
     ("arguments", "more", "message"),
     [
@@ -217,6 +223,9 @@ def overflowing():
         ({"batch_size": 2.5}, {}, "batch_size=2.5"),
         ({"seed": -1}, {}, "seed=-1"),
         ({"n_m": (4, 2)}, {}, "Received: n=4"),
+        ({"n_m": "2:4"}, {}, "`n_m` is a pair.*Received: n_m='2:4'"),
+        ({"n_m": (2, 4), "allocation": "erk"}, {}, "leave `allocation` out. Received: allocation='erk'"),
+        ({"connectivity": 0.5}, {"of": two_inputs}, "prune two with MagnitudePruning.*a model with 2 inputs"),
         ({"n_m": (2, 4)}, {"connectivity": 0.1}, "given once"),
         ({"n_m": (2, 4), "connectivity": 0.1}, {}, "keeps 0.5; leave `connectivity` out. Received: 0.1"),
         ({"allocation": "even"}, {"connectivity": 0.5}, "allocation='even'"),

@@ -63,6 +63,13 @@ class OBS(MaskSparsifier):
         seed: int = 0,
     ) -> None:
         if n_m is not None:
+            if not isinstance(n_m, (tuple, list)) or len(n_m) != 2:
+                raise ValueError(f"`n_m` is a pair, such as (2, 4) for two of four. Received: n_m={n_m!r}")
+            if allocation != "uniform":
+                raise ValueError(
+                    f"n_m={n_m} keeps the same fraction of every kernel; leave `allocation` out. "
+                    f"Received: allocation={allocation!r}"
+                )
             n, m = check_n_m(*n_m)
             if connectivity not in (None, n / m):
                 raise ValueError(f"n_m={n_m} keeps {n / m:g}; leave `connectivity` out. Received: {connectivity}")
@@ -95,6 +102,11 @@ class OBS(MaskSparsifier):
             ValueError: if the images do not fit the model, or the inputs of a kernel cannot be read or are not finite.
         """
         shape = getattr(self.network, "input_shape", None)
+        if isinstance(shape, (list, dict)) and len(shape) > 1:
+            raise ValueError(
+                f"OBS passes one array of images through a model; prune {self.network.name} with MagnitudePruning(). "
+                f"Received: a model with {len(shape)} inputs"
+            )
         if isinstance(shape, tuple) and not tf.TensorShape(shape).is_compatible_with(self.images.shape):
             raise ValueError(f"`images` must be what {self.network.name} takes, {shape}. Received: {self.images.shape}")
         order = call_order(self.network, self.kernels, self.images[:1])
