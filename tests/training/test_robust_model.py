@@ -397,6 +397,17 @@ def test_bad_arguments_are_named(arguments, message):
         RobustModel(**{"network": tiny_network(), "objective": objectives.Natural(), **arguments})
 
 
+def test_an_objective_that_returns_no_logits_is_named():
+    class Alone(objectives.Natural):
+        def loss(self, network, x, y, x_adv):
+            return super().loss(network, x, y, x_adv).per_example
+
+    model = RobustModel(tiny_network("plain"), Alone())
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=r"returns Losses\(per_example, logits, logits_adv\).*from Alone: "):
+        model.fit(X, Y, verbose=0)
+
+
 def test_mixed_precision_keeps_theta_and_the_learning_rate():
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -86,7 +86,13 @@ class TrainingStep(keras.Model):
 
     def _objective_losses(self, step: Step) -> Losses:
         """Returns what the objective does, of the images that count."""
-        found = Losses(*step.objective.loss(self.network, step.part.x, step.part.y, step.x_adv))
+        found = step.objective.loss(self.network, step.part.x, step.part.y, step.x_adv)
+        if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
+            raise ValueError(
+                "The `loss` of an objective returns Losses(per_example, logits, logits_adv), the last of which may be "
+                f"left out. Received from {type(step.objective).__name__}: {type(found).__name__}"
+            )
+        found = Losses(*found)
         losses = Losses(*(step.part.counted(each) for each in found))
         if self._watcher is not None and found.logits_adv is None:
             raise ValueError(
