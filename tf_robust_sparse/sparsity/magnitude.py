@@ -53,6 +53,7 @@ class MagnitudePruning(MaskSparsifier):
     def start(self) -> None:
         """Prunes at once if there is no schedule."""
         self.prepare(self.network)
+        self.masks_change = self.schedule is not None
         if self.schedule is None:
             masks = self._masks(tf.constant(self.connectivity, tf.float64))
             assign_everywhere(list(self._masked_weights(masks)))

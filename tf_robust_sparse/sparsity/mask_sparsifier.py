@@ -25,6 +25,7 @@ class MaskSparsifier(Sparsifier):
     """
 
     kernel_form = "masked"
+    masks_change = True  # whether masks may be others after an update than before it
     straight_through = False  # whether gradients of kernels are taken as if nothing were masked
     otherwise = ", or any model after trs.sparsify(model, connectivity, sparsifier)"
 
@@ -139,7 +140,12 @@ class MaskSparsifier(Sparsifier):
     ) -> None:
         """Sets new masks if it is time to, and holds what is off, and its momentum, at 0."""
         masks = self.masks_after(state, dense)
-        assign_everywhere([*self._masked_weights(masks), *self._masked_slots(masks, optimizer)])
+        if self.masks_change:
+            assign_everywhere([*self._masked_weights(masks), *self._masked_slots(masks, optimizer)])
+        else:  # gradients are masked, so that slots stay 0; some optimizers mix the entries of a matrix, as Muon does
+            weights = [tf.convert_to_tensor(kernel.weight) for kernel in self.kernels]
+            held = [layers.select(mask, weight, 0) for mask, weight in zip(masks, weights, strict=True)]
+            assign_everywhere(list(zip([kernel.weight for kernel in self.kernels], held, strict=True)))
 
     def check(self, network: keras.Model) -> None:
         """Checks that no entry that is off is other than zero.

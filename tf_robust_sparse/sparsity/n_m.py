@@ -54,7 +54,7 @@ class NM(MaskSparsifier):
             raise ValueError(f"`interval` is a number of steps, at least 1. Received: interval={interval!r}")
         super().__init__(n / m)
         self.n, self.m, self.decay, self.interval, self.fixed = n, m, float(decay), interval, bool(fixed)
-        self.straight_through = not self.fixed
+        self.straight_through = self.masks_change = not self.fixed
         self.waiting: list[Any] = []  # the dense entries that are off, 0 elsewhere, for each kernel
         self._scaled: Any = None
 

@@ -52,6 +52,8 @@ class OBS(MaskSparsifier):
         [Hassibi et al., 1993](https://doi.org/10.1109/ICNN.1993.298572).
     """
 
+    masks_change = False
+
     def __init__(
         self,
         images: Any,
