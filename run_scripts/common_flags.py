@@ -54,7 +54,7 @@ def define_data() -> None:
 def define_network() -> None:
     """Defines the network and how sparse it is: together with the data, what a run is called."""
     flags.DEFINE_enum("model", "vgg16", list(trs.models.NETWORKS), "Architecture.")
-    flags.DEFINE_enum("objective", "at", list(OBJECTIVES), "What training minimises; rst needs --pseudo_labels.")
+    flags.DEFINE_enum("objective", "at", list(OBJECTIVES), "What training minimizes; rst needs --pseudo_labels.")
     flags.DEFINE_bool("sparse_train", False, "Train sparse from the first step, by --sparsifier.", short_name="s")
     flags.DEFINE_enum(
         "sparsifier",

@@ -268,7 +268,7 @@ def attack(name: str | None = None) -> trs.attacks.GradientAttack:
 
 
 def objective(attacked_by: trs.attacks.GradientAttack) -> trs.objectives.Objective:
-    """Returns what training minimises."""
+    """Returns what training minimizes."""
     found: trs.objectives.Objective
     if FLAGS.adv_train:
         found = trs.objectives.CleanAndAdversarial(attacked_by, label_smoothing=FLAGS.label_smoothing)

@@ -84,7 +84,7 @@ def test_what_an_epoch_logs(runs):
 
 
 @pytest.mark.parametrize("kind", ["at", "vs", "trades", "bp", "bnn"])
-def test_what_is_minimised(kind, runs, parse, tmp_path):
+def test_what_is_minimized(kind, runs, parse, tmp_path):
     words = {
         "at": ["--adv_train", "--novulnerability", "--adv_weight=3", "--nojoint_bn"],
         "vs": ["--adv_train", "--mode=bbd", "--lambda_weight=0.5", "--vulnerability_type=max", "--beta_weight=4"],

@@ -1,4 +1,4 @@
-"""Objectives: what training minimises."""
+"""Objectives: what training minimizes."""
 
 from tf_robust_sparse.objectives.at import AT
 from tf_robust_sparse.objectives.clean_and_adversarial import CleanAndAdversarial

@@ -13,7 +13,7 @@ class KLPenalty(ObjectiveAround):
     """`objective + strength * KL(posterior || prior)`, summed over all layers that have a `kl_divergence`.
 
     Args:
-        objective: What is minimised beside it.
+        objective: What is minimized beside it.
         strength: At least 0; `1 / number of training images` makes the loss a bound of the evidence.
 
     Raises:

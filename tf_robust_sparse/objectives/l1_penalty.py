@@ -15,7 +15,7 @@ class L1Penalty(ObjectiveAround):
     Of the effective kernel: an entry that is pruned neither counts nor moves.
 
     Args:
-        objective: What is minimised beside the penalty.
+        objective: What is minimized beside the penalty.
         strength: At least 0.
 
     Raises:

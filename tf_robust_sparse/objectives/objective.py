@@ -1,4 +1,4 @@
-"""What training minimises, as two methods."""
+"""What training minimizes, as two methods."""
 
 import copy
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -29,14 +29,14 @@ class Losses(NamedTuple):
 
 
 class Objective:
-    """What training minimises.
+    """What training minimizes.
 
     A training step asks for the objective `at_step`, calls its `perturb`, which leaves the network as it is, and then
     its loss under a gradient tape. This base class perturbs nothing.
 
     Attributes:
         adversarial_weight: Share of the cross entropy of attacked images in the loss, in [0, 1]; for records of what
-            training minimises.
+            training minimizes.
         label_smoothing: Share of each label that is spread evenly over all classes.
         terms: Names of what the loss reports of itself, see `terms.report_term`.
     """

@@ -56,12 +56,15 @@ class FlyingBirdPlus(FlyingBird):
         **kwargs: Any,
     ) -> None:
         super().__init__(connectivity, **kwargs)
-        if start_epoch < 0 or window < 2 or not 0 < threshold <= 1 or prune_share < 0 or growth_share < 0:
-            raise ValueError(
-                "`start_epoch` and shares are at least 0, `window` at least 2 and `threshold` in (0, 1]. Received: "
-                f"start_epoch={start_epoch}, window={window}, threshold={threshold}, prune_share={prune_share}, "
-                f"growth_share={growth_share}"
-            )
+        for name, value, fits, expected in (
+            ("start_epoch", start_epoch, start_epoch >= 0, "at least 0"),
+            ("window", window, window >= 2, "at least 2 epochs"),
+            ("threshold", threshold, 0 < threshold <= 1, "in (0, 1]"),
+            ("prune_share", prune_share, prune_share >= 0, "at least 0"),
+            ("growth_share", growth_share, growth_share >= 0, "at least 0"),
+        ):
+            if not fits:
+                raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
         self.start_epoch, self.window, self.threshold = int(start_epoch), int(window), float(threshold)
         self.prune_share, self.growth_share = float(prune_share), float(growth_share)
         self._history: Any = None

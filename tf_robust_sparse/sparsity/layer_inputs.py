@@ -25,7 +25,7 @@ def why_no_rows(kernel: Prunable) -> str | None:
     if isinstance(layer, keras.layers.EinsumDense):
         inputs, letters, outputs = re.split(r",|->", layer.equation.replace(" ", ""))
         if kernel_view(kernel).shape[0] > 1 or not set(inputs) - set(outputs) <= set(letters):
-            return f"its equation {layer.equation} is no product of matrices"
+            return f"its equation {layer.equation} is not a matrix product"
     if not isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D)):
         return None
     odd = layer.groups > 1 or layer.data_format == "channels_first"

@@ -1,4 +1,4 @@
-"""Gradual schedules of pruning, as those of tensorflow-model-optimization, spoken of as connectivity."""
+"""Gradual pruning schedules, as in tensorflow-model-optimization, in terms of connectivity."""
 
 from collections.abc import Callable
 from typing import Any
@@ -67,7 +67,7 @@ def from_tfmot(schedule: Any) -> Schedule:
     Raises:
         TypeError: if it is none.
     """
-    # Imported here because it sets TF_USE_LEGACY_KERAS: whoever holds a schedule of it has imported it already.
+    # Imported here because it sets TF_USE_LEGACY_KERAS; a caller with one of its schedules has imported it already.
     import tensorflow_model_optimization as tfmot
 
     if not isinstance(schedule, tfmot.sparsity.keras.PruningSchedule):

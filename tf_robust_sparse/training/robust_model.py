@@ -114,7 +114,7 @@ class RobustModel(TrainingStep):
         Args:
             optimizer: A Keras optimizer.
             loss: `None` or `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. The objective decides what
-                training minimises; this loss can only be the cross-entropy that validation reports.
+                training minimizes; this loss can only be the cross-entropy that validation reports.
             metrics: As in Keras, computed on the logits that the objective names and the labels.
             **kwargs: As in Keras. `jit_compile` defaults to `False`, for the draws of a sparsifier have dynamic sizes
                 and XLA is slower for convolutions on CPUs.
@@ -126,7 +126,7 @@ class RobustModel(TrainingStep):
         if loss is not None and not _is_cross_entropy_of_logits(loss):
             raise ValueError(
                 "`loss` must be keras.losses.SparseCategoricalCrossentropy(from_logits=True) or None: the objective "
-                f"decides what training minimises. Received: loss={loss!r}"
+                f"decides what training minimizes. Received: loss={loss!r}"
             )
         kwargs.setdefault("jit_compile", False)
         if kwargs["jit_compile"] is True and self.sparsifier is not None and not self.sparsifier.compiles_with_xla:

@@ -40,14 +40,14 @@ class Measure(NamedTuple):
 class Trials(RobustModel):
     """A `RobustModel` of one network or of a stack of them, which keeps a record of each.
 
-    Each member of a stack (`models.stack`) minimises its own mean loss, draws its attack noise from its own seed, and
+    Each member of a stack (`models.stack`) minimizes its own mean loss, draws its attack noise from its own seed, and
     so does what it would do alone, up to the rounding of batched products.
 
     Images are held in memory: `train_on` them, and `fit` batches of their places (`data.stacked_batches`).
 
     Args:
         network: A network with masked kernels, or a stack.
-        objective: What training minimises. It is recorded as
+        objective: What training minimizes. It is recorded as
             `(1 - adversarial_weight) * CE(clean) + adversarial_weight * CE(attacked)`, with the penalty it may have.
         attack: What `measure` attacks with.
 
