@@ -23,7 +23,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("model", "resnet18", ["resnet18", "mobilenetv2", "resnet50", "small"], "The last three of Keras.")
+flags.DEFINE_enum(
+    "model",
+    "resnet18",
+    ["resnet18", "mobilenetv2", "resnet50", "small"],
+    "mobilenetv2 and resnet50 of keras.applications.",
+)
 flags.DEFINE_enum("objective", "at", ["at", "natural"], "at: with PGD of ten steps.")
 flags.DEFINE_integer("batch_size", 32, "Images per step.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "Timed steps of each kind, after two that are not.", lower_bound=1)

@@ -614,7 +614,7 @@ def test_attacks_share_one_interface():
     assert all(issubclass(one, StagedAttack) for one in (APGD, FAB, Square))
 
 
-def test_the_version_for_randomised_networks_averages_twenty_gradients(some):
+def test_the_version_for_randomized_networks_averages_twenty_gradients(some):
     """Counts in the graph: a forward pass per gradient, and those of the logits in between."""
     x, y = (part[:20] for part in some)
     network, calls = toy_network(), tf.Variable(0, dtype=tf.int64)
@@ -634,7 +634,7 @@ def test_the_version_for_randomised_networks_averages_twenty_gradients(some):
 
 
 @pytest.mark.full
-def test_the_version_for_randomised_networks_breaks_as_many_images_of_others(some):
+def test_the_version_for_randomized_networks_breaks_as_many_images_of_others(some):
     x, y = (part[:20] for part in some)
     network, found = toy_network(), []
     for version in ("rand", ("apgd-ce", "apgd-dlr")):

@@ -243,6 +243,20 @@ def test_the_other_pages_run_as_written(page, tmp_path, monkeypatch):
     assert off.any() and not np.asarray(names["model"].layers[-1].kernel)[off].any()
 
 
+def test_an_optimizer_that_has_trained_before_forgets_what_is_off():
+    model, optimizer = small(), keras.optimizers.SGD(0.1, momentum=0.9)
+    trained(model, None, optimizer)
+    report = trs.sparsify(model, connectivity=0.1)
+    trainer = trs.RobustModel(model, objectives.Natural(), report.sparsifier)
+    trainer.compile(optimizer)
+    for _ in range(2):
+        for kernel in report.sparsified:
+            [slot] = sparsity.slots(optimizer, kernel.weight)
+            off = ~np.asarray(kernel.mask)
+            assert not np.asarray(slot)[off].any() and np.asarray(slot)[~off].any()
+        trainer.fit(X, Y, batch_size=8, verbose=0)
+
+
 def test_statistics_of_a_model_of_plain_layers():
     model = small()
     report = trs.sparsify(model, connectivity=0.1)

@@ -3,11 +3,12 @@
 import keras
 import tensorflow as tf
 
+from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 from tf_robust_sparse.layers.selection import select
 
 
-@tf.custom_gradient
+@custom_gradient
 def _straight_through(mask, kernel):
     return select(mask, kernel, 0), lambda upstream: (None, upstream)
 

@@ -108,7 +108,7 @@ class DynamicSparsity(MaskSparsifier):
                 mask = np.zeros(kernel.size, bool)
                 mask[generator.choice(kernel.size, count, replace=False, shuffle=False)] = True
                 masks.append(tf.constant(mask.reshape(kernel.weight.shape)))
-        assign_everywhere(list(self._masked_weights(masks)))
+        assign_everywhere(list(self._new_masks(masks)))
         self.moved = tf.Variable(
             tf.zeros(len(masks), tf.int64),
             trainable=False,

@@ -113,7 +113,12 @@ class FlyingBirdPlus(FlyingBird):
     def masks_after(self, step: tf.Tensor, dense: Any) -> list[tf.Tensor]:
         """Returns the masks after connections have moved if it is time to, and counts them."""
         masks = super().masks_after(step, dense)
-        assign_everywhere([(self._connections, tf.stack([tf.math.count_nonzero(mask) for mask in masks]))])
+        counts = tf.cond(
+            self.is_update(step),
+            lambda: tf.stack([tf.math.count_nonzero(mask) for mask in masks]),
+            lambda: tf.convert_to_tensor(self._connections),
+        )
+        assign_everywhere([(self._connections, counts)])
         return masks
 
     def end_epoch(self, epoch: int, logs: Mapping[str, float]) -> None:

@@ -1,13 +1,12 @@
 """A kernel as the matrices that it multiplies with, whatever the layer."""
 
 import math
-import re
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse.sparsity.prunable import DEPTHWISE, Prunable
+from tf_robust_sparse.sparsity.prunable import DEPTHWISE, Prunable, einsum_letters
 
 TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 
@@ -43,7 +42,7 @@ def kernel_view(kernel: Prunable) -> KernelView:
     if isinstance(kernel.layer, TRANSPOSED):
         kinds = [axes[:-2], [axes[-1]], [axes[-2]]]
     elif isinstance(kernel.layer, keras.layers.EinsumDense):
-        inputs, letters, outputs = re.split(r",|->", kernel.layer.equation.replace(" ", ""))
+        inputs, letters, outputs = einsum_letters(kernel.layer.equation)
         places = [(letter in inputs, letter in outputs) for letter in letters]
         wanted = [(True, True), (True, False), (False, True)]
         kinds = [[axis for axis in axes if places[axis] == kind] for kind in wanted]

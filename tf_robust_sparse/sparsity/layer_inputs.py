@@ -1,6 +1,5 @@
 """What a layer multiplies its kernel with, as rows of a matrix, whatever the layer and wherever it is."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity.kernel_views import kernel_view
-from tf_robust_sparse.sparsity.prunable import Prunable
+from tf_robust_sparse.sparsity.prunable import Prunable, einsum_letters
 
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, layers.Conv2DOperation)
 PRODUCTS = (keras.layers.Dense, keras.layers.EinsumDense, layers.DenseOperation)
@@ -23,7 +22,7 @@ def why_no_rows(kernel: Prunable) -> str | None:
     if kernel.weight.name != "kernel" or not isinstance(layer, (*PRODUCTS, *CONVOLUTIONS)):
         return f"a {kernel.weight.name} of {type(layer).__name__}, whose inputs cannot be read; Dense and Conv2D can"
     if isinstance(layer, keras.layers.EinsumDense):
-        inputs, letters, outputs = re.split(r",|->", layer.equation.replace(" ", ""))
+        inputs, letters, outputs = einsum_letters(layer.equation)
         if kernel_view(kernel).shape[0] > 1 or not set(inputs) - set(outputs) <= set(letters):
             return f"its equation {layer.equation} is not a matrix product"
     if not isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D)):
@@ -62,7 +61,7 @@ def _patches(layer: Any, inputs: tf.Tensor) -> tf.Tensor:
 
 def _einsum_order(equation: str, rank: int) -> list[int]:
     """Returns the axes of the inputs, those that the equation sums over last, in the order of the kernel."""
-    inputs, letters, outputs = re.split(r",|->", equation.replace(" ", ""))
+    inputs, letters, outputs = einsum_letters(equation)
     before, _, after = inputs.partition("...")
     axes = {letter: place for place, letter in enumerate(before)}
     axes |= {letter: rank - len(after) + place for place, letter in enumerate(after)}

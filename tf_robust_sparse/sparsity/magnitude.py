@@ -56,7 +56,7 @@ class MagnitudePruning(MaskSparsifier):
         self.masks_change = self.schedule is not None
         if self.schedule is None:
             masks = self._masks(tf.constant(self.connectivity, tf.float64))
-            assign_everywhere(list(self._masked_weights(masks)))
+            assign_everywhere(list(self._new_masks(masks)))
 
     def prepare(self, network: keras.Model) -> None:
         """Reads what else is needed of `network`, before anything is pruned."""

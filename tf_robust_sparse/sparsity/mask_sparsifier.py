@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity.allocation import global_budget
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
-from tf_robust_sparse.sparsity.prunable import Prunable, Skipped, is_masked
+from tf_robust_sparse.sparsity.prunable import Prunable, Skipped, is_masked, some
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class MaskSparsifier(Sparsifier):
         if 2 * size < total:
             raise ValueError(
                 f"{type(self).__name__} can prune only {size} of the {total} entries of {network.name}; choose groups "
-                f"or blocks that divide its kernels. Received: {_some([f'{name}: {why}' for name, why in skipped])}"
+                f"or blocks that divide its kernels. Received: {_reasons(skipped)}"
             )
         for name, reason in skipped:
             _log.warning("%s stays dense: %s", name, reason)
@@ -80,8 +80,7 @@ class MaskSparsifier(Sparsifier):
         reasons = [self.misfit(kernel) for kernel in found]
         skipped = [Skipped(each.name, reason) for each, reason in zip(found, reasons, strict=True) if reason]
         if len(skipped) == len(found):
-            what = _some([f"{name}: {reason}" for name, reason in skipped])
-            raise ValueError(f"{type(self).__name__} can prune none of the kernels. Received: {what}")
+            raise ValueError(f"{type(self).__name__} can prune none of the kernels. Received: {_reasons(skipped)}")
         return [each for each, reason in zip(found, reasons, strict=True) if not reason], skipped
 
     def bind(self, network: keras.Model, kernels: Sequence[Prunable], masks: keras.layers.Layer | None) -> None:
@@ -99,6 +98,12 @@ class MaskSparsifier(Sparsifier):
         for layer in filter(is_masked, self.layers):
             layer.straight_through = self.straight_through
         self.start()
+
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Checks the optimizer; one that remembers a training of before forgets what is off, if masks never change."""
+        super().check_optimizer(optimizer)
+        if not self.masks_change:
+            assign_everywhere(list(self._masked_slots(self.present_masks(), optimizer)))
 
     def start(self) -> None:
         """Sets the first masks."""
@@ -141,11 +146,9 @@ class MaskSparsifier(Sparsifier):
         """Sets new masks if it is time to, and holds what is off, and its momentum, at 0."""
         masks = self.masks_after(state, dense)
         if self.masks_change:
-            assign_everywhere([*self._masked_weights(masks), *self._masked_slots(masks, optimizer)])
+            assign_everywhere([*self._new_masks(masks), *self._masked_slots(masks, optimizer)])
         else:  # gradients are masked, so that slots stay 0; some optimizers mix the entries of a matrix, as Muon does
-            weights = [tf.convert_to_tensor(kernel.weight) for kernel in self.kernels]
-            held = [layers.select(mask, weight, 0) for mask, weight in zip(masks, weights, strict=True)]
-            assign_everywhere(list(zip([kernel.weight for kernel in self.kernels], held, strict=True)))
+            assign_everywhere(list(self._masked_weights(masks)))
 
     def check(self, network: keras.Model) -> None:
         """Checks that no entry that is off is other than zero.
@@ -167,9 +170,12 @@ class MaskSparsifier(Sparsifier):
         """Returns the number of connections of each kernel at present, those that still are 0 included."""
         return [int(tf.math.count_nonzero(kernel.mask)) for kernel in self.kernels]
 
+    def _new_masks(self, masks: Sequence[tf.Tensor]) -> Iterator[tuple[Any, tf.Tensor]]:
+        yield from zip((kernel.mask for kernel in self.kernels), masks, strict=True)
+        yield from self._masked_weights(masks)
+
     def _masked_weights(self, masks: Sequence[tf.Tensor]) -> Iterator[tuple[Any, tf.Tensor]]:
         for kernel, mask in zip(self.kernels, masks, strict=True):
-            yield kernel.mask, mask
             yield kernel.weight, layers.select(mask, tf.convert_to_tensor(kernel.weight), 0)
 
     def _masked_slots(self, masks: Sequence[tf.Tensor], optimizer: Any) -> Iterator[tuple[Any, tf.Tensor]]:
@@ -178,5 +184,5 @@ class MaskSparsifier(Sparsifier):
                 yield slot, layers.select(mask, tf.convert_to_tensor(slot), 0)
 
 
-def _some(words: Sequence[str], number: int = 4) -> str:
-    return "; ".join(words[:number]) + (f" and {len(words) - number} more" if len(words) > number else "")
+def _reasons(skipped: Sequence[Skipped]) -> str:
+    return some([f"{name}: {reason}" for name, reason in skipped], 4, "; ")

@@ -67,7 +67,7 @@ class NM(MaskSparsifier):
         self.budget = group_budget(self.sizes, self.n, self.m)
         masks = [self.largest(kernel) for kernel in self.kernels]
         if self.fixed:
-            assign_everywhere(list(self._masked_weights(masks)))
+            assign_everywhere(list(self._new_masks(masks)))
             return
         with self.network.distribute_strategy.scope():
             holder = self.masks or keras.layers.Layer(name="sparsity_masks", dtype="float32")
@@ -165,7 +165,7 @@ class NM(MaskSparsifier):
             (kept, layers.select(mask, tf.zeros_like(kernel.weight), tf.convert_to_tensor(kernel.weight)))
             for kept, kernel, mask in zip(self.waiting, self.kernels, masks, strict=True)
         ]
-        assign_everywhere([*waiting, *self._masked_weights(masks)])
+        assign_everywhere([*waiting, *self._new_masks(masks)])
 
 
 def check_n_m(n: int, m: int) -> tuple[int, int]:

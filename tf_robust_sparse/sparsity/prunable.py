@@ -124,11 +124,11 @@ def find_kernels(
     if filters is not None and not matched:
         names = [name for name, _, _ in _named_variables(model)]
         raise ValueError(
-            f"`filters` matches no variable of {model.name}, whose variables are {_some(names)}. "
+            f"`filters` matches no variable of {model.name}, whose variables are {some(names)}. "
             f"Received: filters={filters!r}"
         )
     if not found:
-        reasons = _some([f"{each.name}: {each.reason}" for each in skipped]) or "no kernel at all"
+        reasons = some([f"{each.name}: {each.reason}" for each in skipped]) or "no kernel at all"
         raise ValueError(f"{model.name} has no variable that can be pruned. Received: {reasons}")
     return found, skipped
 
@@ -145,9 +145,14 @@ def kernel_sides(layer: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """
     if not isinstance(layer, keras.layers.EinsumDense) or len(shape) < 3:
         return shape
-    inputs, kernel, outputs = re.split(r",|->", layer.equation.replace(" ", ""))
+    inputs, kernel, outputs = einsum_letters(layer.equation)
     inward = math.prod(side for axis, side in zip(kernel, shape, strict=True) if axis in inputs and axis not in outputs)
     return (inward, math.prod(shape) // inward)
+
+
+def einsum_letters(equation: str) -> list[str]:
+    """Returns the letters of the inputs, of the kernel and of the outputs in the equation of an `EinsumDense`."""
+    return re.split(r",|->", equation.replace(" ", ""))
 
 
 def sublayers(model: Any) -> Iterator[Any]:
@@ -223,8 +228,9 @@ def _accepts(filters: Filters | None) -> Callable[[str], bool]:
     return lambda name: any(pattern.search(name) for pattern in compiled)
 
 
-def _some(words: Sequence[str], number: int = 8) -> str:
-    return ", ".join(words[:number]) + (f" and {len(words) - number} more" if len(words) > number else "")
+def some(words: Sequence[str], number: int = 8, between: str = ", ") -> str:
+    """Returns the first words of a list, and how many more there are, for messages."""
+    return between.join(words[:number]) + (f" and {len(words) - number} more" if len(words) > number else "")
 
 
 def is_masked(layer: Any) -> bool:

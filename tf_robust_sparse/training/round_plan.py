@@ -80,5 +80,5 @@ class Plan:
         return int(words[0]) >> 1
 
     def is_measured(self, step: int) -> bool:
-        """Tells whether networks are measured after so many steps."""
+        """Returns whether networks are measured after so many steps."""
         return step % self.eval_every == 0 or step == self.train_iters
