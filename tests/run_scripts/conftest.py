@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import runpy
 import sys
@@ -60,7 +61,15 @@ def run_script(script, *arguments, run_name="__main__"):
 
 def forget_flags():
     """Removes the flags that a script defined, so that the next one can define its own."""
-    for name in ["s", *command_line.names(), *command_line._aliases]:
+    names = {"s", *command_line.names(), *command_line._aliases}
+    by_module = (
+        flags.FLAGS.flags_by_module_dict(),
+        flags.FLAGS.flags_by_module_id_dict(),
+        flags.FLAGS.key_flags_by_module_dict(),
+    )
+    for defined in itertools.chain(*(lists.values() for lists in by_module)):
+        defined[:] = [flag for flag in defined if flag.name not in names]  # absl would look for each flag in turn
+    for name in names:
         if name in flags.FLAGS:
             delattr(flags.FLAGS, name)
     flags.FLAGS["log_dir"].unparse()  # a flag of absl's, which the originals have too
@@ -73,9 +82,27 @@ def _at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)  # the tests name flagfiles from here
 
 
+_drawn = {}
+
+
+@pytest.fixture(autouse=True)
+def _drawn_once(monkeypatch):
+    """A figure of a name is drawn once, for later ones stand copies: `tests/evaluation` looks at each kind."""
+    draw = figure_style.save_figure
+
+    def save(figure, paths):
+        for path in paths:
+            if path.name not in _drawn:
+                draw(figure, [path])
+                _drawn[path.name] = path.read_bytes()
+            path.write_bytes(_drawn[path.name])
+
+    monkeypatch.setattr(figure_style, "save_figure", save)
+
+
 @pytest.fixture
 def one_drawn(monkeypatch):
-    """Of the figures the first is drawn, for the others stand empty files: `tests/evaluation` looks at each kind."""
+    """Of the figures the first is drawn, for the others stand empty files."""
     draw, files = figure_style.save_figure, []
 
     def save(figure, paths):
