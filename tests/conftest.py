@@ -1,45 +1,64 @@
 """Settings every test sees: two logical CPUs, one seed, no legacy Keras."""
 
+import gc
 import os
 import random
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import keras
 import pytest
-import tensorflow as tf
-from tensorflow.python.eager import context
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
-
-
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Here TensorFlow's graph optimizer, which takes a fifth of the time of a short training, is off. The other folders, which
 # look at the numbers of each method, leave it on, and so do programs that tests start.
 PLAIN_GRAPHS = {"models", "run_scripts", "saving", "training"}
 
 
+def pytest_configure(config):
+    """Imports TensorFlow and sets it up, but not in the process that only hands out tests to others."""
+    if config.getoption("numprocesses", None):
+        return
+    gc.disable()  # nothing that imports and collection make is thrown away
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+
+
+def pytest_collection_finish():
+    """Has the garbage collector look only at what the tests make."""
+    gc.enable()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _graph_optimizer(request):
+    import tensorflow as tf
+
     off = request.path.parent.name in PLAIN_GRAPHS
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": off})
-
-
-def _seed_without_forgetting(seed):
-    """Does what `tf.random.set_seed` does, but keeps all compiled functions."""
-    context.context()._seed, context.context()._rng = seed, random.Random(seed)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forgetful():
     """TensorFlow forgets what it has compiled for another file, and how far its generators were."""
+    import tensorflow as tf
+
     tf.random.set_seed(0)
+
+
+def _seed_without_forgetting(seed):
+    """Does what `tf.random.set_seed` does, but keeps all compiled functions."""
+    from tensorflow.python.eager import context
+
+    context.context()._seed, context.context()._rng = seed, random.Random(seed)
 
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch):
     """All seeds. What a test has compiled stays so: `tf.random.set_seed` would have it compiled again in the next."""
+    import keras
+    import tensorflow as tf
+
     with monkeypatch.context() as patched:
         patched.setattr(tf.random, "set_seed", _seed_without_forgetting)
         keras.utils.set_random_seed(0)

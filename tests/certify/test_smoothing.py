@@ -6,7 +6,6 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import stats
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import certify
@@ -76,6 +75,8 @@ def test_votes_have_the_exact_probability_and_are_complete():
     x = np.zeros((1, 2, 1), "float32")
     votes = smoothed.votes(x, 20_001)
     assert votes.dtype == np.int64 and votes.sum() == 20_001
+    from scipy import stats  # takes a second
+
     exact = stats.norm.cdf(margin / sigma)
     assert votes[0] / 20_001 == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_001))
     assert (smoothed.votes(x, 20_001) == votes).all()
@@ -229,6 +230,8 @@ def test_noise_is_normal_and_of_its_key_and_block():
     noise = draw(key, 0)
     assert noise.shape == (3, 97, 101, 3) and np.isfinite(noise).all()
     values = noise.ravel() / 0.5
+    from scipy import stats  # takes a second
+
     assert stats.kstest(values, "norm").pvalue > 0.01
     assert stats.kstest(np.abs(values[np.abs(values) > 2]), stats.truncnorm(2, np.inf).cdf).pvalue > 0.01
     a, b = noise[0].ravel(), noise[2].ravel()  # cosine and sine of the same radius are independent all the same
