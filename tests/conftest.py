@@ -7,8 +7,8 @@ import random
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Here TensorFlow's graph optimizer, which takes a fifth of the time of a short training, is off. The other folders, which
-# look at the numbers of each method, leave it on, and so do programs that tests start.
+# In these folders TensorFlow's graph optimizer, a fifth of the time of a short training, is off. It is on in the others,
+# which look at the numbers of each method, and in programs that tests start.
 PLAIN_GRAPHS = {"models", "run_scripts", "saving", "training"}
 
 
