@@ -7,8 +7,8 @@ import random
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# In these folders the graph optimizer of TensorFlow, a fifth of the time of a short training, is off. It is on in others,
-# which look at the numbers of each method, and in programs that tests start.
+# Folders whose tests run without TensorFlow's graph optimizer, a fifth of a short training's time. The others, which
+# look at the numbers of each method, have it on, and so have programs that tests start.
 PLAIN_GRAPHS = {"models", "run_scripts", "saving", "training"}
 
 
