@@ -17,14 +17,10 @@ FLAGS = flags.FLAGS
 _KEEPS_BEST = {"linf": trs.attacks.LinfBestPGD, "l2": trs.attacks.L2BestPGD}
 
 
-def _subnets(network: keras.Model) -> list[Any]:
-    return [layer for layer in trs.layers.kernel_layers(network) if hasattr(layer, "scores")]
-
-
 def describe(network: keras.Model) -> dict[str, Any]:
     """Returns the entries of `results.json` that say what the network is."""
     names = ("trainer", "conv_type", "init", "prune_rate", "pr_scale", "end_with_bn", "score_init_scale")
-    planned = {each.name: each.keep_fraction for each in _subnets(network)}
+    planned = {each.name: each.keep_fraction for each in trs.sparsity.scored_layers(network)}
     return {**{name: FLAGS[name].value for name in names}, "keep_fractions": planned}
 
 
@@ -62,7 +58,7 @@ def built(images: trs.data.ImageDataset, synchronized: bool = False, kernel: str
         trs.models.initialize_kernels(
             network, FLAGS.init, FLAGS.seed, FLAGS.mode, scaled_by, math.sqrt(2 / (1 + slope**2))
         )
-    if _subnets(network):
+    if trs.sparsity.scored_layers(network):
         trs.sparsity.uniform_scores(
             network, FLAGS.score_init_scale, FLAGS.fan_scaled_score_mode, FLAGS.mode, FLAGS.seed
         )
@@ -82,7 +78,7 @@ def network(run: training_run.TrainingRun) -> keras.Model:
     found = built(run.images, run.strategy.num_replicas_in_sync > 1)
     if FLAGS.pretrained and not run.resuming:
         load_pretrained(found, run.images)
-    if _subnets(found):
+    if trs.sparsity.scored_layers(found):
         _choose_what_trains(found)
     empty = trs.sparsity.statistics.empty_kernels(found)
     if empty:
@@ -94,9 +90,10 @@ def _choose_what_trains(network: keras.Model) -> None:
     """Lets scores train, or weights, by the kind of each layer and the trainer."""
     if binary_flags.is_subnet():
         trs.training.Phase("finetune" if FLAGS.trainer in binary_flags.LOTTERY else "prune").begin(network)
+    scored = trs.sparsity.scored_layers(network)
     for layer in trs.layers.kernel_layers(network):
         kind = binary_flags.layer_type(layer.name)
-        if not hasattr(layer, "scores"):  # a dense first or last layer
+        if layer not in scored:  # a dense first or last layer
             for variable in layer.variables:
                 variable.trainable = variable.dtype != "bool"
         elif kind == "FixedSubnetConv" or not binary_flags.is_subnet():
@@ -153,8 +150,8 @@ def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None
             return
         _check_fractions(source, network)
         if FLAGS.trainer == "adv_step_lottery_retrain" and not FLAGS.load_model:
-            drawn = {layer.name: layer for layer in _subnets(network)}
-            pairs = [(layer, drawn[layer.name]) for layer in _subnets(source)]
+            drawn = {layer.name: layer for layer in trs.sparsity.scored_layers(network)}
+            pairs = [(layer, drawn[layer.name]) for layer in trs.sparsity.scored_layers(source)]
             for old, new in pairs:
                 new.scores.assign(old.scores)
             if all((np.sign(old.effective_kernel) == np.sign(new.effective_kernel)).all() for old, new in pairs):
@@ -175,8 +172,8 @@ def _import(path: Path, network: keras.Model) -> None:
 
 
 def _check_fractions(source: keras.Model, network: keras.Model) -> None:
-    theirs = {layer.name: layer.kept for layer in _subnets(source)}
-    for layer in _subnets(network):
+    theirs = {layer.name: layer.kept for layer in trs.sparsity.scored_layers(source)}
+    for layer in trs.sparsity.scored_layers(network):
         if layer.name in theirs and theirs[layer.name] != layer.kept:
             raise BadFlag(
                 f"--prune_rate={FLAGS.prune_rate:g} --pr_scale={FLAGS.pr_scale:g}: expected those of --pretrained, "

@@ -331,9 +331,7 @@ def phase(name: str) -> trs.training.Phase:
 
 def config(built: keras.Model) -> dict[str, Any]:
     """Returns what --resume cannot change, the fraction of each kernel among it."""
-    fractions = {
-        layer.name: layer.keep_fraction for layer in trs.layers.kernel_layers(built) if hasattr(layer, "scores")
-    }
+    fractions = {layer.name: layer.keep_fraction for layer in trs.sparsity.scored_layers(built)}
     return {**{name: FLAGS[name].value for name in IDENTITY}, "keep_fractions": fractions}
 
 

@@ -65,7 +65,7 @@ def _begin_scores(
 
 def _fractions_of(source: keras.Model) -> dict[str, float]:
     """Returns the fractions that the prune phase kept of each kernel, after a look at their sum."""
-    kernels = [layer for layer in trs.layers.kernel_layers(source) if hasattr(layer, "scores")]
+    kernels = trs.sparsity.scored_layers(source)
     if not kernels:
         raise BadFlag(
             "--exp_mode=finetune: expected a --source_net that was pruned, or --scaled_score_init to prune it by "

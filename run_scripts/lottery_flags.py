@@ -235,7 +235,7 @@ def percents() -> dict[str, float]:
 
 def rule(network: keras.Model) -> trs.sparsity.PruningRule:
     """Returns the pruning rule for the layers of `network`."""
-    names = [layer.name for layer in trs.sparsity.masked_kernels.masked_layers(network)]
+    names = [kernel.name for kernel in trs.sparsity.masked_kernels.find(network)]
     shares = dict.fromkeys(names, 0.2) | {names[-1]: 0.1} | percents()
     if set(shares) != set(names):
         raise BadFlag(

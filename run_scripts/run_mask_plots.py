@@ -61,9 +61,7 @@ def main() -> None:
     directory = Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else beside / "figures"
     run_directory.check_directory("output_dir", directory)
     rows = trs.sparsity.mask_statistics(network)
-    planned = {
-        layer.name: layer.keep_fraction for layer in trs.layers.kernel_layers(network) if hasattr(layer, "scores")
-    }
+    planned = {layer.name: layer.keep_fraction for layer in trs.sparsity.scored_layers(network)}
     histograms = _histograms(network, before)
     structure = trs.sparsity.mask_structure(network, FLAGS.random_masks)
     directory.mkdir(parents=True, exist_ok=True)

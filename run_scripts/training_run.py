@@ -388,7 +388,7 @@ def _sparsity(model: trs.RobustModel) -> str:
     """Returns in words how connections are chosen."""
     if model.sparsifier is not None:
         return report.words(model.sparsifier.describe())
-    by_scores = [layer for layer in trs.layers.kernel_layers(model.network) if hasattr(layer, "scores")]
+    by_scores = trs.sparsity.scored_layers(model.network)
     if by_scores:
         entries = sum(int(np.prod(layer.scores.shape)) for layer in by_scores)
         return f"by scores, the largest {sum(layer.kept for layer in by_scores)} of {entries}"

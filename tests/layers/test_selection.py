@@ -1,5 +1,7 @@
 """Selecting the largest entries, against NumPy's stable sort."""
 
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -51,6 +53,20 @@ def test_infinities_and_the_smallest_numbers_keep_their_order():
     values = np.array([np.inf, 3e38, 1e-38, 0, -1e-38, -3e38, -np.inf], "float32")
     for k in range(len(values) + 1):
         np.testing.assert_array_equal(largest_mask(tf.constant(values), k), np.arange(7) < k)
+
+
+@pytest.mark.parametrize("last_wins", [False, True])
+def test_xla_compiles_it_quickly_inside_a_condition(last_wins):
+    values = np.round(np.random.default_rng(2).normal(size=50_000) * 50).astype("float32")  # many equal ones
+
+    @tf.function(jit_compile=True, autograph=False)
+    def found(values, k, wanted):
+        return tf.cond(wanted, lambda: largest_mask(values, k, last_wins), lambda: values > 0)
+
+    begin = time.process_time()
+    mask = found(tf.constant(values), tf.constant(20_000), tf.constant(True))
+    assert time.process_time() - begin < 60  # a begin of a slice that XLA tries to know takes minutes
+    np.testing.assert_array_equal(mask, numpy_mask(values, 20_000, last_wins))
 
 
 def test_large_tensors_are_cut_exactly():

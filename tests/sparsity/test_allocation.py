@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tests.networks import tiny_network
 from tf_robust_sparse import sparsity
-from tf_robust_sparse.sparsity import draw_dormant, draw_layers, global_budget, top_k_mask
+from tf_robust_sparse.sparsity import draw_dormant, draw_layers, global_budget
 
 
 def seeds(n):
@@ -122,10 +122,3 @@ def test_one_threshold_keeps_exactly_the_budget_despite_ties(connectivity):
     for layer in found:
         layer.scores.assign(random.integers(-3, 4, layer.scores.shape))
     assert sum(kept()) == max(budget, len(found))
-
-
-def test_top_k_keeps_exactly_k_despite_ties():
-    scores = tf.constant([[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]])
-    np.testing.assert_array_equal(top_k_mask(scores, tf.constant(3)), [[True, False, True], [True, False, False]])
-    assert int(tf.math.count_nonzero(top_k_mask(tf.zeros((4, 5)), tf.constant(7)))) == 7
-    assert not bool(tf.reduce_any(top_k_mask(scores, tf.constant(0))))

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tf_robust_sparse import layers, sparsity
+from tf_robust_sparse.sparsity.optimizer_slots import apply_unless
 
 RNG = np.random.default_rng(0)
 
@@ -48,7 +49,7 @@ def test_masks_by_hand():
     optimizer.build([layer.kernel, layer.bias])
     optimizer.iterations.assign(7)
     state = rigl.before_update(optimizer)
-    optimizer.apply([tf.ones((4, 4)), tf.ones(4)])  # which does not count
+    apply_unless(rigl.rests(optimizer), optimizer, [tf.ones((4, 4)), tf.ones(4)], [layer.kernel, layer.bias])
     rigl.after_update(state, optimizer, [tf.constant(gradient, tf.float32)])
     np.testing.assert_array_equal(layer.kernel_mask, expected)
     np.testing.assert_array_equal(layer.kernel, np.where(expected & mask, kernel, 0).astype("float32"))
@@ -69,7 +70,7 @@ def test_a_thousand_updates(kind):
         gradients = [tf.random.stateless_normal(v.shape, seed) for v in network.trainable_variables]
         masked = [layers.select(tf.convert_to_tensor(layer.kernel_mask), gradients[0], 0), gradients[1]]
         state = sparsifier.before_update(optimizer)
-        optimizer.apply(masked)
+        apply_unless(sparsifier.rests(optimizer), optimizer, masked, network.trainable_variables)
         sparsifier.after_update(state, optimizer, [gradients[0]])
         return [tf.convert_to_tensor(v) for v in variables]
 

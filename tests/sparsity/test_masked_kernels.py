@@ -40,7 +40,7 @@ def test_kernels_are_kept_under_the_mask_and_have_no_influence(network):
 def test_a_network_whose_masks_do_nothing_is_found_out(network, monkeypatch):
     x, _ = tiny_images(5)
     masked_kernels.set_masks(network, halves(network))
-    layer = masked_kernels.masked_layers(network)[0]
+    layer = masked_kernels.find(network)[0].layer
     monkeypatch.setattr(layer, "compute_effective_kernel", lambda: layer.kernel.value * 1)
     with pytest.raises(RuntimeError, match="masks are not applied"):
         masked_kernels.verify(network, x)

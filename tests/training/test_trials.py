@@ -70,11 +70,11 @@ def test_pruned_entries_do_not_move_by_a_bit_in_200_steps(l1):
     before, masks = state_of(network), half_masks(network)
     model = fitted(compiled(network, objective), [before], [masks], [7], steps=200)
     assert int(model.optimizer.iterations) == 200
-    for layer in masked_kernels.masked_layers(network):
-        off, kernel = ~masks[layer.name], np.array(layer.kernel)
-        np.testing.assert_array_equal(kernel[off], before.kernels[layer.name][off])
-        assert (kernel != before.kernels[layer.name])[~off].mean() > 0.5
-        for slot in slots(model.optimizer, layer.kernel):
+    for kernel in masked_kernels.find(network):
+        off, value = ~masks[kernel.name], np.array(kernel.weight)
+        np.testing.assert_array_equal(value[off], before.kernels[kernel.name][off])
+        assert (value != before.kernels[kernel.name])[~off].mean() > 0.5
+        for slot in slots(model.optimizer, kernel.weight):
             assert not np.any(np.array(slot)[off])
     masked_kernels.verify(network, X)
 
@@ -84,13 +84,13 @@ def test_a_memory_of_pruned_entries_that_was_loaded_is_cleared():
     model = compiled(network)
     masks = half_masks(network)
     model.begin([state_of(network)], [masks], [1])
-    for layer in masked_kernels.masked_layers(network):
-        for slot in slots(model.optimizer, layer.kernel):
+    for kernel in masked_kernels.find(network):
+        for slot in slots(model.optimizer, kernel.weight):
             slot.assign(tf.ones(slot.shape))
     model.mask_slots()
-    for layer in masked_kernels.masked_layers(network):
-        for slot in slots(model.optimizer, layer.kernel):
-            np.testing.assert_array_equal(np.array(slot), masks[layer.name].astype("float32"))
+    for kernel in masked_kernels.find(network):
+        for slot in slots(model.optimizer, kernel.weight):
+            np.testing.assert_array_equal(np.array(slot), masks[kernel.name].astype("float32"))
 
 
 def test_every_round_begins_with_an_optimizer_that_remembers_nothing():

@@ -41,6 +41,11 @@ class KernelLayer(keras.layers.Layer):
         return kernel_seam.effective_kernel(self)
 
     @property
+    def ranked(self) -> Any:
+        """The variable by whose entries it is told which of the kernel matter least."""
+        return self.kernel
+
+    @property
     def frozen(self) -> bool:
         """Whether the user has frozen the kernel by `layer.trainable = False`, so that its connections stay."""
         return not self.trainable

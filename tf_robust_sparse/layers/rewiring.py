@@ -61,6 +61,11 @@ class RewiringKernel:
         )
 
     @property
+    def ranked(self) -> Any:
+        """The sizes of connections, `theta`."""
+        return self.theta
+
+    @property
     def frozen(self) -> bool:
         """Whether the user has frozen the layer, or `theta` alone."""
         return not (self.trainable and self.theta.trainable)

@@ -82,10 +82,11 @@ def _largest(flat: tf.Tensor, k: tf.Tensor, last_wins: bool) -> tf.Tensor:
     return tf.cond(number == rest, lambda: above | equal, some)
 
 
-# Traced once for each number of entries, however many kernels and steps there are.
+# Traced once for tensors of any size: the graph of a step that calls it for many kernels stays small.
 _LARGEST = {
     last_wins: tf.function(
         functools.partial(_largest, last_wins=last_wins),
+        input_signature=[tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.int32)],
         autograph=False,
         experimental_attributes={"_noinline": True},
     )
@@ -109,7 +110,8 @@ def _counted_from_top(digits: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, 
     side = math.isqrt(_DIGITS)  # a row of counts first, then one of the row: XLA adds up long rows slowly
     rows = tf.reshape(counts, (side, side))
     row, wanted = _reached(tf.reduce_sum(rows, 1), wanted)
-    column, wanted = _reached(rows[row], wanted)
+    # Gathered, not sliced: XLA takes minutes to find out that it does not know where a slice begins.
+    column, wanted = _reached(tf.gather(rows, row), wanted)
     return row * side + column, wanted
 
 
@@ -117,4 +119,4 @@ def _reached(counts: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
     """The place where the sum of `counts` from the end reaches `wanted`, and how many of its count are wanted."""
     at_least = tf.cumsum(counts, reverse=True)
     place = tf.math.count_nonzero(at_least >= wanted, dtype=tf.int32) - 1
-    return place, wanted - (at_least[place] - counts[place])
+    return place, wanted - tf.gather(at_least - counts, place)

@@ -25,6 +25,7 @@ class SubnetKernel:
     """Kernel form: a kernel, scores, and the fraction of the entries that stays, those with the largest scores."""
 
     prunable = True
+    name: str
     kernel: Any
     scores: Any
 
@@ -46,6 +47,11 @@ class SubnetKernel:
                 f"Received: keep_fraction={value!r}"
             )
         self._keep_fraction = float(value)
+
+    @property
+    def ranked(self) -> Any:
+        """The scores."""
+        return self.scores
 
     @property
     def expected_connectivity(self) -> float:

@@ -13,6 +13,7 @@ from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 from tf_robust_sparse.sparsity.blocks import POOLINGS, BlockPruning
 from tf_robust_sparse.sparsity.channel_magnitude import CRITERIA, ChannelMagnitudePruning
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
+from tf_robust_sparse.sparsity.draws import draw_dormant
 from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
 from tf_robust_sparse.sparsity.flying_bird import GROWTHS, FlyingBird
 from tf_robust_sparse.sparsity.flying_bird_plus import FlyingBirdPlus
@@ -22,7 +23,6 @@ from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
 from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
 from tf_robust_sparse.sparsity.mask_structure import channels_between, mask_structure, relative_cost
-from tf_robust_sparse.sparsity.masks import draw_dormant, top_k_mask
 from tf_robust_sparse.sparsity.n_m import LARGEST_GROUP, NM
 from tf_robust_sparse.sparsity.obs import OBS
 from tf_robust_sparse.sparsity.optimizer_slots import slots
@@ -35,6 +35,7 @@ from tf_robust_sparse.sparsity.scores import (
     random_scores,
     rescale_kernels,
     scaled_scores,
+    scored_layers,
     snip_scores,
     subnet_layers,
     uniform_scores,
@@ -89,12 +90,12 @@ __all__ = [
     "rescale_kernels",
     "scaled_scores",
     "schedules",
+    "scored_layers",
     "set_keep_fractions",
     "slots",
     "snip_scores",
     "sparsify",
     "statistics",
     "subnet_layers",
-    "top_k_mask",
     "uniform_scores",
 ]

@@ -5,11 +5,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse.layers import kernel_layers
+from tf_robust_sparse import layers
 from tf_robust_sparse.layers.topology import chains
 from tf_robust_sparse.sparsity import schedules
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
-from tf_robust_sparse.sparsity.masks import top_k_mask
 from tf_robust_sparse.sparsity.prunable import Prunable
 
 CRITERIA = ("kernel", "batch_norm")
@@ -57,7 +56,7 @@ class ChannelMagnitudePruning(MagnitudePruning):
         Raises:
             ValueError: if there are none, or the network is of other layers.
         """
-        ours = kernel_layers(network)
+        ours = layers.kernel_layers(network)
         if not ours:
             raise ValueError(
                 "ChannelMagnitudePruning needs a network of tf_robust_sparse.layers, as trs.models builds; take "
@@ -113,14 +112,16 @@ class ChannelMagnitudePruning(MagnitudePruning):
         """Returns the masks that keep `int(units * connectivity)` channels per kernel or in all, one at least."""
         scores = [self.scores(kernel) for kernel, units in zip(self.kernels, self.units, strict=True) if units]
         if self.allocation == "uniform":
-            kept = [top_k_mask(each, tf.maximum(self._number(each.shape[0], connectivity), 1)) for each in scores]
+            kept = [
+                layers.largest_mask(each, tf.maximum(self._number(each.shape[0], connectivity), 1)) for each in scores
+            ]
         else:
             best = [
                 tf.where(tf.range(each.shape[0]) == tf.argmax(each, output_type=tf.int32), 1e30, each)
                 for each in scores
             ]
             number = tf.maximum(self._number(sum(self.units), connectivity), len(best))
-            kept = tf.split(top_k_mask(tf.concat(best, 0), number), [each.shape[0] for each in best])
+            kept = tf.split(layers.largest_mask(tf.concat(best, 0), number), [each.shape[0] for each in best])
         channels = iter(kept)
         return [
             tf.broadcast_to(next(channels), kernel.weight.shape) if units else tf.convert_to_tensor(kernel.mask)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers.rewiring import RewiringKernel
 from tf_robust_sparse.sparsity.allocation import draw_layers
-from tf_robust_sparse.sparsity.masks import draw_dormant
+from tf_robust_sparse.sparsity.draws import draw_dormant
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 

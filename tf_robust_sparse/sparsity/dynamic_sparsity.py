@@ -11,7 +11,7 @@ from tf_robust_sparse.layers import fold_in
 from tf_robust_sparse.schedules import cosine
 from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
-from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 
 STARTS = ("random", "magnitude")
 _STREAM = 0xD1A
@@ -40,7 +40,6 @@ class DynamicSparsity(MaskSparsifier):
         ValueError: if an argument is out of its range.
     """
 
-    compiles_with_xla = False  # selections inside a condition; those outside take it half a minute
     keeps_gradient_step = True  # whether the optimizer's step counts in a step in which connections move
 
     def __init__(
@@ -78,11 +77,11 @@ class DynamicSparsity(MaskSparsifier):
         return (step > 0) & (step % self.interval == 0) & (step <= self.end_step)
 
     def number_moved(self, step: tf.Tensor, connections: tf.Tensor) -> tf.Tensor:
-        """Returns how many of a kernel's connections move, scalar int64."""
+        """Returns how many of each kernel's connections move, int64."""
         return tf.cast(self.fraction(step) * tf.cast(connections, tf.float64), tf.int64)
 
-    def numbers(self, step: tf.Tensor, connections: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns how many of a kernel's connections are dropped, and how many entries grow, scalars, int64."""
+    def numbers(self, step: tf.Tensor, connections: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns how many of each kernel's connections are dropped, and how many entries grow, int64."""
         count = self.number_moved(step, connections)
         return count, count
 
@@ -116,41 +115,19 @@ class DynamicSparsity(MaskSparsifier):
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
-    def before_update(self, optimizer: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Notes the step and, where the optimizer's step is not to count, weights and slots."""
-        step = super().before_update(optimizer)
-        if self.keeps_gradient_step:
-            return step, []
-        held = self._held(optimizer)
-        copies = tf.cond(
-            self.is_update(step),
-            lambda: [tf.identity(each) for each in held],
-            lambda: [tf.zeros((0,), each.dtype) for each in held],
-        )
-        return step, list(copies)
-
-    def after_update(self, state: Any, optimizer: Any, dense: Sequence[tf.Tensor] | None = None) -> None:
-        """Moves connections if it is time to, and holds what is off, and its momentum, at 0."""
-        step, copies = state
-        if copies:
-            held = self._held(optimizer)
-            values = tf.cond(
-                self.is_update(step),
-                lambda: [tf.reshape(copy, each.shape) for copy, each in zip(copies, held, strict=True)],
-                lambda: [tf.convert_to_tensor(each) for each in held],
-            )
-            assign_everywhere(list(zip(held, values, strict=True)))
-        super().after_update(step, optimizer, dense)
+    def rests(self, optimizer: Any) -> Any:
+        """Returns whether connections move in this step, in methods whose optimizer rests then."""
+        return None if self.keeps_gradient_step else self.is_update(self.before_update(optimizer))
 
     def masks_after(self, step: tf.Tensor, dense: Sequence[tf.Tensor] | None) -> list[tf.Tensor]:
         """Returns the masks after connections have moved if it is time to, and counts those that are new."""
         before = self.present_masks()
 
-        def moved() -> list[tf.Tensor]:
-            masks = self._moved_masks(step, dense)
-            return [*masks, tf.stack([tf.math.count_nonzero(a & ~b) for a, b in zip(masks, before, strict=True)])]
-
-        *masks, born = tf.cond(self.is_update(step), moved, lambda: [*before, tf.zeros(len(before), tf.int64)])
+        *masks, born = tf.cond(
+            self.is_update(step),
+            lambda: self._moved_masks(step, dense),
+            lambda: [*before, tf.zeros(len(before), tf.int64)],
+        )
         assign_everywhere([(self.moved, self.moved + born)])
         return masks
 
@@ -182,21 +159,44 @@ class DynamicSparsity(MaskSparsifier):
             "budget": self.budget,
         }
 
-    def _held(self, optimizer: Any) -> list[Any]:
-        weights = self.network.trainable_variables
-        return [*weights, *[slot for weight in weights for slot in slots(optimizer, weight)]]
-
     def _moved_masks(self, step: tf.Tensor, dense: Sequence[tf.Tensor] | None) -> list[tf.Tensor]:
         at_step = tf.random.experimental.stateless_fold_in(tf.constant([self.seed, _STREAM], tf.int64), step)
-        masks = []
-        for number, kernel in enumerate(self.kernels):
-            noise_seed, growth_seed = tf.unstack(tf.random.experimental.stateless_split(fold_in(at_step, number), 2))
-            mask, weight = tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight)
-            connections = tf.math.count_nonzero(mask)
-            dropped, grown = self.numbers(step, connections, kernel.size)
-            # The noise decides among equal weights, as those that have just grown, which are 0.
-            sizes = tf.abs(tf.cast(weight, tf.float32)) + 1e-5 * tf.random.stateless_normal(weight.shape, noise_seed)
-            scores = tf.cast(self.growth_scores(number, dense, growth_seed), tf.float32)
-            kept = layers.largest_mask(layers.select(mask, sizes, -1.0), connections - dropped)
-            masks.append(kept | layers.largest_mask(layers.select(kept, -tf.ones_like(scores), scores), grown))
-        return masks
+        seeds = tf.map_fn(
+            lambda number: tf.random.experimental.stateless_split(fold_in(at_step, number), 2),
+            tf.range(len(self.kernels), dtype=tf.int64),
+        )
+        connections = tf.stack([tf.math.count_nonzero(mask) for mask in self.present_masks()])
+        dropped, grown = self.numbers(step, connections, tf.constant(self.sizes, tf.int64))
+        of_each = map(tf.unstack, (connections - dropped, grown, seeds[:, 0], seeds[:, 1]))
+        masks, born = [], []
+        for number, (kernel, kept, new, noise_seed, growth_seed) in enumerate(zip(self.kernels, *of_each, strict=True)):
+            scores = self.growth_scores(number, dense, growth_seed)
+            flat = [tf.reshape(tf.cast(each, tf.float32), (-1,)) for each in (kernel.weight, scores)]
+            mask, count = _moved(tf.reshape(kernel.mask, (-1,)), *flat, kept, new, noise_seed)
+            masks.append(tf.reshape(mask, kernel.mask.shape))
+            born.append(count)
+        return [*masks, tf.stack(born)]
+
+
+@tf.function(  # traced once: the graph of a step that calls it for many kernels stays small
+    input_signature=[
+        tf.TensorSpec([None], tf.bool),
+        *[tf.TensorSpec([None], tf.float32)] * 2,
+        *[tf.TensorSpec([], tf.int64)] * 2,
+        tf.TensorSpec([2], tf.int64),
+    ],
+    autograph=False,
+    experimental_attributes={"_noinline": True},
+)
+def _moved(
+    mask: tf.Tensor, weight: tf.Tensor, scores: tf.Tensor, kept: tf.Tensor, grown: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the mask of the `kept` largest entries of `mask` and the `grown` others of largest scores.
+
+    Also returns how many of them are new.
+    """
+    # The noise decides among equal weights, as those that have just grown, which are 0.
+    sizes = tf.abs(weight) + 1e-5 * tf.random.stateless_normal(tf.shape(weight), seed)
+    stay = layers.largest_mask(layers.select(mask, sizes, -1.0), kept)
+    moved = stay | layers.largest_mask(layers.select(stay, -tf.ones_like(scores), scores), grown)
+    return moved, tf.math.count_nonzero(moved & ~mask)

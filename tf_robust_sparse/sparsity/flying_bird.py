@@ -68,7 +68,7 @@ class FlyingBird(DynamicSparsity):
         return linear(cosine(progress(step, 0, self.end_step, tf.float64)), LAST_FRACTION, self.drop_fraction)
 
     def number_moved(self, step: tf.Tensor, connections: tf.Tensor) -> tf.Tensor:
-        """Returns how many of a kernel's connections move, rounded up."""
+        """Returns how many of each kernel's connections move, rounded up."""
         return tf.cast(tf.math.ceil(self.fraction(step) * tf.cast(connections, tf.float64)), tf.int64)
 
     def is_update(self, step: tf.Tensor) -> tf.Tensor:

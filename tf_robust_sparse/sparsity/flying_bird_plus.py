@@ -96,19 +96,19 @@ class FlyingBirdPlus(FlyingBird):
         self.masks = holder
         self._connections.assign(self.count())
 
-    def numbers(self, step: tf.Tensor, connections: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def numbers(self, step: tf.Tensor, connections: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns how many connections are dropped and how many grow, as the last epochs ask for."""
         moved = self.number_moved(step, connections)
         prune, grow = tf.unstack(tf.convert_to_tensor(self._signs))
         real = self.fraction(step) * tf.cast(connections, tf.float64)
-        more = tf.where(prune & (connections < size), tf.math.ceil(self.prune_share * real), 0.0)
+        more = tf.where(prune & (connections < sizes), tf.math.ceil(self.prune_share * real), 0.0)
         dropped = tf.minimum(moved + tf.cast(more, tf.int64), connections)
         # In float64: float32 holds less than 1.05, and 20 * 1.05 would be 20.
         factor = tf.where(grow, tf.constant(1.0 + self.growth_share, tf.float64), 1.0)
         grown = tf.cast(tf.cast(moved, tf.float64) * factor, tf.int64)
         # At least one connection stays, and there are no more than entries.
         left = connections - dropped
-        return dropped, tf.clip_by_value(grown, tf.cast(left == 0, tf.int64), size - left)
+        return dropped, tf.clip_by_value(grown, tf.cast(left == 0, tf.int64), sizes - left)
 
     def masks_after(self, step: tf.Tensor, dense: Any) -> list[tf.Tensor]:
         """Returns the masks after connections have moved if it is time to, and counts them."""

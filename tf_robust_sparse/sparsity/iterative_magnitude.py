@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tf_robust_sparse import layers
+
 CUTOFFS = ("inclusive", "exact")
 Kernels = Mapping[str, np.ndarray]  # layer -> kernel or mask
 PruningRule = Callable[[Kernels, Kernels], dict[str, np.ndarray]]  # kernels, masks -> masks
@@ -18,7 +20,7 @@ def prune_smallest(kernel: np.ndarray, mask: np.ndarray, fraction: float, cutoff
     Of `n` entries sorted by magnitude the one at index `round(fraction * n)`, half to even, is the cutoff.
 
     Args:
-        kernel: Trained kernel, any shape; what the mask hides never matters.
+        kernel: Trained kernel, any shape, compared in float32; what the mask hides never matters.
         mask: Boolean, of that shape.
         fraction: Share of the remaining entries to remove, in [0, 1].
         cutoff: `"inclusive"` removes the cutoff too, and all entries that equal it: one entry more than asked for when
@@ -52,22 +54,27 @@ def prune_smallest(kernel: np.ndarray, mask: np.ndarray, fraction: float, cutoff
     number = int(np.round(fraction * len(places)))
     if number >= len(places):
         return np.zeros_like(mask)
-    order = np.argsort(sizes, kind="stable")
     if cutoff == "exact":
-        removed = places[order[:number]]
+        removed = places[_smallest(sizes, number)]
     else:
-        removed = places[sizes <= sizes[order[number]]]
+        largest = sizes[_smallest(sizes, number + 1)].max()
+        removed = places[sizes <= largest]
         if len(removed) > 2 * max(number, 1):
             _log.warning(
                 "%d of %d entries equal the cutoff or are below it, where %d were to be removed: ties at %g",
                 len(removed),
                 len(places),
                 number,
-                sizes[order[number]],
+                largest,
             )
     kept = mask.reshape(-1).copy()
     kept[removed] = False
     return kept.reshape(mask.shape)
+
+
+def _smallest(sizes: np.ndarray, number: int) -> np.ndarray:
+    """Returns a mask of the `number` smallest, of equal ones the first."""
+    return ~np.asarray(layers.largest_mask(sizes, len(sizes) - number, last_wins=True))
 
 
 def iterative_magnitude(fractions: Mapping[str, float], cutoff: str = "inclusive") -> PruningRule:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
+from tf_robust_sparse import layers
 from tf_robust_sparse.layers.subnet import kept_entries
 from tf_robust_sparse.sparsity import allocation as rules
 from tf_robust_sparse.sparsity.scores import subnet_layers
@@ -85,13 +86,9 @@ def _largest_of_all(scores: Sequence[np.ndarray], budget: int) -> list[int]:
     scores = [score.copy() for score in scores]
     for score in scores:
         score[score.argmax()] = np.inf  # no kernel is left empty
-    threshold = np.partition(np.concatenate(scores), -budget)[-budget]
-    counts = [int((score > threshold).sum()) for score in scores]
-    left = budget - sum(counts)
-    for layer in reversed(range(len(scores))):
-        taken = min(left, int((scores[layer] == threshold).sum()))
-        counts[layer], left = counts[layer] + taken, left - taken
-    return [max(count, 1) for count in counts]
+    mask = np.asarray(layers.largest_mask(np.concatenate(scores), budget, last_wins=True))
+    parts = np.split(mask, np.cumsum([score.size for score in scores])[:-1])
+    return [max(int(np.count_nonzero(part)), 1) for part in parts]
 
 
 def _fraction(count: int, size: int) -> float:

@@ -9,7 +9,6 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity import schedules
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
-from tf_robust_sparse.sparsity.masks import top_k_mask
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 from tf_robust_sparse.sparsity.prunable import Prunable
 
@@ -78,11 +77,12 @@ class MagnitudePruning(MaskSparsifier):
         sizes = [math.prod(score.shape) for score in scores]
         if self.allocation == "uniform":
             masks = [
-                top_k_mask(score, self._number(size, connectivity)) for score, size in zip(scores, sizes, strict=True)
+                layers.largest_mask(score, self._number(size, connectivity))
+                for score, size in zip(scores, sizes, strict=True)
             ]
         else:
             flat = tf.concat([tf.reshape(score, (-1,)) for score in scores], 0)
-            parts = tf.split(top_k_mask(flat, self._number(sum(sizes), connectivity)), sizes)
+            parts = tf.split(layers.largest_mask(flat, self._number(sum(sizes), connectivity)), sizes)
             masks = [tf.reshape(part, score.shape) for part, score in zip(parts, scores, strict=True)]
         return [self.spread(kernel, mask) for kernel, mask in zip(self.kernels, masks, strict=True)]
 

@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.sparsity.allocation import global_budget
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
 from tf_robust_sparse.sparsity.prunable import Prunable, Skipped, is_masked, some
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
@@ -31,7 +30,6 @@ class MaskSparsifier(Sparsifier):
 
     def __init__(self, connectivity: float | None = None) -> None:
         super().__init__(connectivity)
-        self.kernels: list[Prunable] = []
         self.dense: list[str] = []  # layers that `attach` found and the method cannot prune
         self.network: Any = None
 
@@ -55,8 +53,7 @@ class MaskSparsifier(Sparsifier):
                 )
             return
         super().attach(network)
-        found = [Prunable(layer.name, layer.kernel, layer.kernel_mask, layer) for layer in self.layers]
-        kernels, skipped = self.fitting(found)
+        kernels, skipped = self.fitting(self.kernels)
         size, total = sum(kernel.size for kernel in kernels), sum(self.sizes)
         if 2 * size < total:
             raise ValueError(
@@ -91,10 +88,8 @@ class MaskSparsifier(Sparsifier):
             kernels: Its kernels that are pruned, with masks.
             masks: The layer that holds those masks that no layer of the model does.
         """
-        self.network, self.kernels, self.masks = network, list(kernels), masks
-        self.layers = [kernel.layer for kernel in kernels]
-        self.sizes = [kernel.size for kernel in kernels]
-        self.budget = global_budget(self.sizes, self.connectivity)
+        self.network, self.masks = network, masks
+        self._hold(kernels)
         for layer in filter(is_masked, self.layers):
             layer.straight_through = self.straight_through
         self.start()

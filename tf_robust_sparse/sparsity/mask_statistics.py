@@ -6,6 +6,9 @@ import keras
 import numpy as np
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.signed import SignedKernel
+from tf_robust_sparse.sparsity.prunable import is_masked
+from tf_robust_sparse.sparsity.scores import has_scores
 
 
 def mask_statistics(network: keras.Model) -> list[dict[str, Any]]:
@@ -65,7 +68,7 @@ def kept_weights(network: keras.Model, before: keras.Model | None = None, bins: 
             if layer.name not in others:
                 raise ValueError(f"`before` has no layer {layer.name}; pass the network that this one was pruned from")
             source = others[layer.name]
-        elif not (hasattr(layer, "kernel") and (hasattr(layer, "scores") or hasattr(layer, "kernel_mask"))):
+        elif not (is_masked(layer) or has_scores(layer)) or isinstance(layer, SignedKernel):
             continue
         mask = keras.ops.convert_to_numpy(layer.effective_kernel) != 0
         weights = source.kernel if hasattr(source, "kernel") else source.effective_kernel

@@ -6,26 +6,32 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_robust_sparse.sparsity.prunable import is_masked, prunable_layers
+from tf_robust_sparse.sparsity.prunable import Prunable, find_parametrized, is_masked
 
 
-def masked_layers(network: keras.Model) -> list[Any]:
-    """Returns the layers of `network` with masked kernels that are not frozen, in forward order.
+def find(network: keras.Model) -> list[Prunable]:
+    """Returns the masked kernels of `network` that are not frozen, in forward order.
 
     Raises:
         ValueError: if there is none, or there are prunable kernels of another form.
     """
-    return prunable_layers(network, is_masked, "Rounds of pruning need", "masked")
+    return find_parametrized(network, is_masked, "Rounds of pruning need", "masked")
+
+
+def other_variables(network: keras.Model) -> list[Any]:
+    """Returns the variables of `network` beside those kernels and their masks."""
+    held = {id(variable) for kernel in find(network) for variable in (kernel.weight, kernel.mask)}
+    return [variable for variable in network.variables if id(variable) not in held]
 
 
 def get_kernels(network: keras.Model) -> dict[str, np.ndarray]:
     """Returns the kernels by layer name, float32, with what their masks hide."""
-    return {layer.name: _array(layer.kernel) for layer in masked_layers(network)}
+    return {kernel.name: _array(kernel.weight) for kernel in find(network)}
 
 
 def get_masks(network: keras.Model) -> dict[str, np.ndarray]:
     """Returns the masks by layer name, boolean."""
-    return {layer.name: _array(layer.kernel_mask) for layer in masked_layers(network)}
+    return {kernel.name: _array(kernel.mask) for kernel in find(network)}
 
 
 def set_kernels(network: keras.Model, kernels: Mapping[str, np.ndarray]) -> None:
@@ -34,8 +40,8 @@ def set_kernels(network: keras.Model, kernels: Mapping[str, np.ndarray]) -> None
     Raises:
         ValueError: if a layer is missing or too many, or a shape is another one.
     """
-    for layer, kernel in _matched(network, kernels, "kernels"):
-        layer.kernel.assign(kernel.astype(np.float32))
+    for kernel, value in _matched(network, kernels, "kernels"):
+        kernel.weight.assign(value.astype(np.float32))
 
 
 def set_masks(network: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
@@ -44,11 +50,11 @@ def set_masks(network: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
     Raises:
         ValueError: if a layer is missing or too many, a shape is another one, or a value is neither 0 nor 1.
     """
-    for layer, mask in _matched(network, masks, "masks"):
+    for kernel, mask in _matched(network, masks, "masks"):
         if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
             strange = mask[~np.isin(mask, (0, 1))].reshape(-1)[0]
-            raise ValueError(f"The mask of {layer.name} must hold 0 and 1 alone. Received: {strange}")
-        layer.kernel_mask.assign(mask.astype(bool))
+            raise ValueError(f"The mask of {kernel.name} must hold 0 and 1 alone. Received: {strange}")
+        kernel.mask.assign(mask.astype(bool))
 
 
 def apply_masks(kernels: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,18 +85,18 @@ def verify(network: keras.Model, x: np.ndarray) -> None:
         )
 
 
-def _matched(network: keras.Model, values: Mapping[str, np.ndarray], what: str) -> list[tuple[Any, np.ndarray]]:
-    found = masked_layers(network)
-    if {layer.name for layer in found} != set(values):
+def _matched(network: keras.Model, values: Mapping[str, np.ndarray], what: str) -> list[tuple[Prunable, np.ndarray]]:
+    found = find(network)
+    if {kernel.name for kernel in found} != set(values):
         raise ValueError(
-            f"`{what}` names each masked layer: {', '.join(layer.name for layer in found)}. "
+            f"`{what}` names each masked layer: {', '.join(kernel.name for kernel in found)}. "
             f"Received: {', '.join(values)}"
         )
-    pairs = [(layer, np.asarray(values[layer.name])) for layer in found]
-    for layer, value in pairs:
-        if value.shape != tuple(layer.kernel.shape):
+    pairs = [(kernel, np.asarray(values[kernel.name])) for kernel in found]
+    for kernel, value in pairs:
+        if value.shape != tuple(kernel.weight.shape):
             raise ValueError(
-                f"`{what}`: {layer.name} has a kernel of shape {tuple(layer.kernel.shape)}. Received: {value.shape}"
+                f"`{what}`: {kernel.name} has a kernel of shape {tuple(kernel.weight.shape)}. Received: {value.shape}"
             )
     return pairs
 

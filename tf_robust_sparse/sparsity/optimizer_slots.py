@@ -50,6 +50,46 @@ def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
+def apply_unless(
+    rests: tf.Tensor | None, optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any], weights: Sequence[Any]
+) -> None:
+    """Has the optimizer change the weights, or count the step alone where it `rests`; `None` means that it never does.
+
+    Args:
+        rests: Scalar boolean.
+        optimizer: A built optimizer.
+        gradients: Those of `weights`.
+        weights: The trainable variables.
+    """
+
+    def apply() -> tf.Tensor:
+        optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        return tf.convert_to_tensor(optimizer.iterations)
+
+    def count() -> tf.Tensor:
+        optimizer.iterations.assign_add(1)
+        return tf.convert_to_tensor(optimizer.iterations)
+
+    if rests is None:
+        apply()
+    elif not tf.distribute.has_strategy():
+        tf.cond(rests, count, apply)
+    else:  # gradients of replicas cannot be added up inside a condition: put back what there was
+        held = [*weights, *(slot for weight in weights for slot in slots(optimizer, weight))]
+        before = tf.cond(
+            rests,
+            lambda: [tf.identity(each) for each in held],
+            lambda: [tf.zeros((0,), each.dtype) for each in held],
+        )
+        apply()
+        after = tf.cond(
+            rests,
+            lambda: [tf.reshape(copy, each.shape) for copy, each in zip(before, held, strict=True)],
+            lambda: [tf.convert_to_tensor(each) for each in held],
+        )
+        assign_everywhere(list(zip(held, after, strict=True)))
+
+
 def assign_everywhere(updates: Sequence[tuple[Any, tf.Tensor]]) -> list[tf.Operation]:
     """Assigns each (variable, value) pair, inside a replica context too.
 

@@ -34,8 +34,9 @@ class Prunable(NamedTuple):
 
     Attributes:
         name: What reports and messages call it: the path of the variable, or the name of a layer of ours.
-        weight: The variable that is trained, `(..., outputs)`, floating.
-        mask: Boolean variable of its shape: which entries exist; `None` of one that was only found.
+        weight: The variable whose entries are compared, `(..., outputs)`, floating: the kernel, or of parametrizations
+            that choose entries by other numbers, these (`scores`, `theta`).
+        mask: Boolean variable of its shape: which entries exist; `None` of one that has none or was only found.
         layer: The layer that multiplies with it.
     """
 
@@ -238,10 +239,10 @@ def is_masked(layer: Any) -> bool:
     return isinstance(layer, MaskedKernel)
 
 
-def prunable_layers(
+def find_parametrized(
     network: keras.Model, fits: Callable[[Any], bool], subject: str, form: str, otherwise: str = ""
-) -> list[Any]:
-    """Returns the layers of `network` that fit and are not frozen, in forward order.
+) -> list[Prunable]:
+    """Finds the kernels of one parametrization of this package that are not frozen, in forward order.
 
     Args:
         network: A network of the toolkit's layers.
@@ -267,7 +268,7 @@ def prunable_layers(
             f'{subject} a network built with kernel="{form}"{otherwise}. Received layers: '
             f"{sorted({type(layer).__name__ for layer in (others or kernels or network.layers)})}"
         )
-    return found
+    return [Prunable(each.name, each.ranked, each.kernel_mask if is_masked(each) else None, each) for each in found]
 
 
 def report_frozen(network: keras.Model, fits: Callable[[Any], bool] = lambda layer: False) -> list[str]:

@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.data.checks import checked_images, checked_labels
+from tf_robust_sparse.layers.signed import SignedKernel
 from tf_robust_sparse.layers.subnet import SubnetKernel
-from tf_robust_sparse.sparsity.prunable import prunable_layers
+from tf_robust_sparse.sparsity.prunable import find_parametrized
 
 # Distributions of independent scores, each with the variance of PyTorch's initialisation of that name.
 RANDOM_SCORES = {
@@ -32,7 +33,17 @@ def subnet_layers(network: keras.Model) -> list[Any]:
     Raises:
         ValueError: if there is none, or there are prunable kernels of another form.
     """
-    return prunable_layers(network, lambda layer: isinstance(layer, SubnetKernel), "Scores need", "subnet")
+    return [kernel.layer for kernel in find_parametrized(network, has_scores, "Scores need", "subnet")]
+
+
+def scored_layers(network: keras.Model) -> list[Any]:
+    """Returns all layers of `network` whose kernels are chosen by scores, frozen ones too, in forward order."""
+    return [layer for layer in layers.kernel_layers(network) if has_scores(layer)]
+
+
+def has_scores(layer: Any) -> bool:
+    """Whether scores choose the entries of a layer's kernel."""
+    return isinstance(layer, SubnetKernel)
 
 
 def scaled_scores(network: keras.Model) -> None:
@@ -184,7 +195,7 @@ def _layers_with_kernels(network: keras.Model) -> list[Any]:
     """Returns the layers chosen by scores, all of which have magnitudes of their own."""
     found = subnet_layers(network)
     for layer in found:
-        if not hasattr(layer, "kernel"):
+        if isinstance(layer, SignedKernel):
             raise ValueError(
                 f"The kernel of {layer.name} has one magnitude, so its entries have no order; build the network with "
                 f'kernel="subnet", or draw the scores. Received: {type(layer).__name__}'

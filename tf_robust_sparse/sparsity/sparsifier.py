@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.sparsity.allocation import check_connectivity, global_budget
 from tf_robust_sparse.sparsity.optimizer_slots import check_optimizer
-from tf_robust_sparse.sparsity.prunable import prunable_layers, report_frozen
+from tf_robust_sparse.sparsity.prunable import Prunable, find_parametrized, report_frozen
 
 
 class Sparsifier:
@@ -36,6 +36,7 @@ class Sparsifier:
     def __init__(self, connectivity: float | None = None) -> None:
         # `None` stands until `trs.sparsify` sets it; `attach` refuses it.
         self.connectivity: Any = None if connectivity is None else check_connectivity(connectivity)
+        self.kernels: list[Prunable] = []
         self.layers: list[Any] = []
         self.frozen: list[str] = []
         self.sizes: list[int] = []
@@ -60,9 +61,13 @@ class Sparsifier:
                 "sparsifier to trs.sparsify(model, connectivity=0.1, sparsifier=...). Received: connectivity=None"
             )
         name = type(self).__name__
-        self.layers = prunable_layers(network, self.fits, f"{name} needs", self.kernel_form, self.otherwise)
+        self._hold(find_parametrized(network, self.fits, f"{name} needs", self.kernel_form, self.otherwise))
         self.frozen = report_frozen(network, self.fits)
-        self.sizes = [int(tf.size(layer.compute_effective_kernel())) for layer in self.layers]
+
+    def _hold(self, kernels: Sequence[Prunable]) -> None:
+        self.kernels = list(kernels)
+        self.layers = [kernel.layer for kernel in kernels]
+        self.sizes = [kernel.size for kernel in kernels]
         self.budget = global_budget(self.sizes, self.connectivity)
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
@@ -80,6 +85,9 @@ class Sparsifier:
     def mask_gradients(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
         """Returns the gradients of `weights`, those of this replica, as the optimizer clips and applies them."""
         return list(gradients)
+
+    def rests(self, optimizer: keras.optimizers.Optimizer) -> Any:
+        """Returns whether the optimizer leaves weights and slots alone in this step; `None` if it never does."""
 
     def before_update(self, optimizer: keras.optimizers.Optimizer) -> Any:
         """Returns what `after_update` needs to know of the state before the update."""

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.signed import SignedKernel
 from tf_robust_sparse.sparsity import subnet_layers
 from tf_robust_sparse.sparsity.prunable import report_frozen
 
@@ -79,7 +80,7 @@ class Phase:
         found = subnet_layers(network)
         for layer in kernels:
             of_kernel = self.trains == "kernels"
-            if of_kernel and hasattr(layer, "magnitude"):
+            if of_kernel and isinstance(layer, SignedKernel):
                 raise ValueError(
                     f"The kernel of {layer.name} is frozen for good, so that the phase {self.name} has nothing to "
                     'train there; copy the network to one of kernel="subnet". Received: '

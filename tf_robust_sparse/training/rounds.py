@@ -325,8 +325,7 @@ class _Record(keras.callbacks.Callback):
 def network_state(network: keras.Model) -> State:
     """Returns the variables of a network, without its masks."""
     kernels = masked_kernels.get_kernels(network)
-    held = {id(v) for layer in masked_kernels.masked_layers(network) for v in (layer.kernel, layer.kernel_mask)}
-    return State(kernels, {v.path: np.array(v) for v in network.variables if id(v) not in held})
+    return State(kernels, {v.path: np.array(v) for v in masked_kernels.other_variables(network)})
 
 
 def read_state(place: Path, name: str) -> State:

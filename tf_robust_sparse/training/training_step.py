@@ -11,6 +11,7 @@ from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.objectives.layer_losses import collected_layer_losses
 from tf_robust_sparse.objectives.terms import collected_terms
 from tf_robust_sparse.sparsity import Sparsifier
+from tf_robust_sparse.sparsity.optimizer_slots import apply_unless
 from tf_robust_sparse.training.replica_part import replica_part, summed_over_replicas
 from tf_robust_sparse.training.step_data import Step
 
@@ -128,7 +129,7 @@ class TrainingStep(keras.Model):
                 return
             state = self.sparsifier.before_update(self.optimizer)
             masked = self.sparsifier.mask_gradients(gradients, weights)
-            self.optimizer.apply_gradients(zip(masked, weights, strict=True))
+            apply_unless(self.sparsifier.rests(self.optimizer), self.optimizer, masked, weights)
             self.sparsifier.after_update(state, self.optimizer, summed_over_replicas(dense, sources))
 
     def _training_logs(self, logs, terms=None):

@@ -57,7 +57,7 @@ class Trials(RobustModel):
 
     def __init__(self, network: keras.Model, objective: Objective, attack: GradientAttack) -> None:
         super().__init__(network, objective)
-        masked_kernels.masked_layers(network)
+        masked_kernels.find(network)
         report_frozen(network)
         self.members = members_of(network)
         self.attack = attack
@@ -111,7 +111,7 @@ class Trials(RobustModel):
     def states(self) -> list[State]:
         """Returns the variables of every member."""
         kernels = self._apart(masked_kernels.get_kernels(self.network))
-        others = {variable.path: np.array(variable) for variable in self._others()}
+        others = {v.path: np.array(v) for v in masked_kernels.other_variables(self.network)}
         return [State(each, dict(others)) for each in kernels]
 
     def masks(self) -> list[dict[str, np.ndarray]]:
@@ -123,9 +123,9 @@ class Trials(RobustModel):
 
         From fresh it never is anything else: their gradients are zero. A memory that was loaded may be.
         """
-        for layer in masked_kernels.masked_layers(self.network):
-            for slot in slots(self.optimizer, layer.kernel):
-                slot.assign(layers.select(tf.convert_to_tensor(layer.kernel_mask), tf.convert_to_tensor(slot), 0))
+        for kernel in masked_kernels.find(self.network):
+            for slot in slots(self.optimizer, kernel.weight):
+                slot.assign(layers.select(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(slot), 0))
 
     def training_record(self) -> list[tuple[float, float, float]]:
         """Returns loss, accuracy and accuracy under attack of every member since the last call, and begins anew.
@@ -243,17 +243,9 @@ class Trials(RobustModel):
         self._sums.assign_add(tf.reduce_sum(tf.reshape(rows, (4, self.members, -1)), axis=2))
         return {"loss": tf.reduce_mean(per_example)}
 
-    def _others(self) -> list[Any]:
-        held = {
-            id(variable)
-            for layer in masked_kernels.masked_layers(self.network)
-            for variable in (layer.kernel, layer.kernel_mask)
-        }
-        return [variable for variable in self.network.variables if id(variable) not in held]
-
     def _assign_states(self, states: Sequence[State]) -> None:
         masked_kernels.set_kernels(self.network, self._together([state.kernels for state in states]))
-        others = self._others()
+        others = masked_kernels.other_variables(self.network)
         for state in states:  # a stack has no others
             for variable, value in zip(others, state.others.values(), strict=True):
                 variable.assign(value)

@@ -1,25 +1,8 @@
-"""Selecting entries of a kernel: the largest ones, or uniformly drawn ones."""
+"""Drawing entries of kernels: uniformly, without replacement."""
 
 from collections.abc import Sequence
 
 import tensorflow as tf
-
-
-def top_k_mask(scores: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
-    """Returns a boolean mask, shaped like `scores`, of exactly the `k` largest entries.
-
-    Ties are broken by position, the first entry in memory order winning.
-
-    Args:
-        scores: Tensor of any shape.
-        k: Scalar integer in [0, number of entries].
-    """
-    flat = tf.reshape(scores, (-1,))
-    chosen = tf.math.top_k(flat, tf.cast(k, tf.int32), sorted=False).indices
-    mask = tf.tensor_scatter_nd_update(
-        tf.zeros_like(flat, tf.bool), chosen[:, tf.newaxis], tf.ones_like(chosen, dtype=tf.bool)
-    )
-    return tf.reshape(mask, tf.shape(scores))
 
 
 def draw_dormant(
