@@ -85,17 +85,26 @@ def _at_the_root(monkeypatch):
 _drawn = {}
 
 
+def _kind():
+    """The function that draws, `draw_...`."""
+    frame = sys._getframe()
+    while not frame.f_code.co_name.startswith("draw_"):
+        frame = frame.f_back
+    return frame.f_code.co_name
+
+
 @pytest.fixture(autouse=True)
 def _drawn_once(monkeypatch):
-    """A figure of a name is drawn once, for later ones stand copies: `tests/evaluation` looks at each kind."""
+    """A figure of each kind is drawn, for others stand copies: `tests/evaluation` looks at what is on them."""
     draw = figure_style.save_figure
 
     def save(figure, paths):
         for path in paths:
-            if path.name not in _drawn:
+            kind = _kind(), path.suffix
+            if kind not in _drawn:
                 draw(figure, [path])
-                _drawn[path.name] = path.read_bytes()
-            path.write_bytes(_drawn[path.name])
+                _drawn[kind] = path.read_bytes()
+            path.write_bytes(_drawn[kind])
 
     monkeypatch.setattr(figure_style, "save_figure", save)
 
