@@ -22,7 +22,7 @@ from tf_robust_sparse.evaluation import (
 from tf_robust_sparse.evaluation.leaderboard import radius
 from tf_robust_sparse.evaluation.robustness_suite import out_of_order
 
-SOME = 200
+SOME, STEPS = 200, 20
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def suite(network, another, some):
     """After every kind of attack."""
     suite = RobustnessSuite(network, some, batch_size=100, progress=False)
     suite.gradient_attack("fgsm", LinfFGSM(EPSILON))
-    suite.gradient_attack("pgd", LinfPGD(EPSILON, num_steps=50))
-    suite.gradient_attack("restarts", LinfPGD(EPSILON, num_steps=50, restarts=10))
+    suite.gradient_attack("pgd", LinfPGD(EPSILON, num_steps=STEPS))
+    suite.gradient_attack("restarts", LinfPGD(EPSILON, num_steps=STEPS, restarts=4))
     suite.auto_attack("autoattack", ensemble(network))
     suite.auto_attack("square", square(network))
     suite.transfer("transfer", another, LinfPGD(EPSILON, num_steps=20, restarts=2))
@@ -84,7 +84,7 @@ def test_sandwich(results):
 
 
 def test_numbers_are_those_of_each_attack_alone(network, some, suite):
-    attack = LinfPGD(EPSILON, num_steps=50, restarts=10)
+    attack = LinfPGD(EPSILON, num_steps=STEPS, restarts=4)
     alone = evaluate_robustness(network, some, {"restarts": attack}, batch_size=100, progress=False)
     assert suite.attacks["restarts"]["robust_accuracy"] == alone["attacks"]["restarts"]["robust_accuracy"]
     result = square(network).run_standard_evaluation(*some)
@@ -103,10 +103,10 @@ def test_the_books_balance(suite, results):
         assert found["broken_by_no_other"] == (broken[name] & ~others).sum()
         assert (found["gradient_passes_per_image"] == 0) == (name in ("square", "transfer"))
     pgd = results["attacks"]["pgd"]
-    assert pgd["gradient_passes_per_image"] == pytest.approx(50 * results["clean_accuracy"])
+    assert pgd["gradient_passes_per_image"] == pytest.approx(STEPS * results["clean_accuracy"])
     restarts = results["attacks"]["restarts"]
     stood = [results["clean_accuracy"], *restarts["robust_accuracy_after_restart"][:-1]]
-    assert restarts["gradient_passes_per_image"] == pytest.approx(50 * sum(stood))
+    assert restarts["gradient_passes_per_image"] == pytest.approx(STEPS * sum(stood))
 
 
 def test_an_attack_has_a_name_of_its_own(network, some):
@@ -154,7 +154,7 @@ def test_transfer_that_beats_the_white_box_is_flagged(network, some):
 
 @pytest.mark.full
 def test_transfer_from_the_network_itself_is_the_attack(network, some, suite):
-    attack = LinfPGD(EPSILON, num_steps=50, restarts=10)
+    attack = LinfPGD(EPSILON, num_steps=STEPS, restarts=4)
     found = transfer_attack(network, network, attack, *some, suite.correct, 100, progress=False)
     np.testing.assert_array_equal(found.standing, suite.standing["restarts"])
     assert found.source_clean_accuracy == suite.correct.mean()
