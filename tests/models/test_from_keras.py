@@ -39,7 +39,7 @@ def users_model():
 def test_the_model_computes_the_same_there_and_back(kernel):
     model = users_model()
     network, converted, skipped = models.from_keras(model, kernel)
-    assert converted == ["stem", "inner", "logits"]
+    assert converted == ["stem", "nested/inner", "logits"]
     assert skipped == {
         "dilated": "it has groups or dilation",
         "per_pixel": "its inputs are not vectors",
@@ -123,9 +123,38 @@ def test_activations_with_weights_stay_and_layers_are_told_apart_by_more_than_th
     inputs = keras.Input((6,))
     model = keras.Model(inputs, third(second(first(inputs))))
     found = models.from_keras(model, kernel="masked")
-    assert found.converted == ["d"]
+    assert found.converted == ["three/d"]
     assert isinstance(found.model.get_layer("three").get_layer("d"), layers.MaskedDense)
-    assert found.skipped == {"d": "it has a kernel_regularizer", "p": "its activation PReLU has weights"}
+    assert found.skipped == {
+        "one/d": "it has a kernel_regularizer",
+        f"{second.name}/p": "its activation PReLU has weights",
+    }
     x = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
     for other in (found.model, strip(found.model)):
         np.testing.assert_allclose(other(x), model(x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_layer_shared_by_vectors_and_sequences_stays_and_layers_of_one_name_are_all_reported():
+    shared, inputs = keras.layers.Dense(6, name="shared"), keras.Input((6,))
+    sequence = shared(keras.layers.Reshape((1, 6))(shared(inputs)))
+    blocks = [
+        keras.Sequential([keras.Input((6,)), keras.layers.Dense(6, bias_regularizer="l2", name="d")], name=name)
+        for name in ("one", "two")
+    ]
+    x = keras.layers.Flatten()(sequence)
+    for block in blocks:
+        x = block(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="last")(x))
+    found = models.from_keras(model, kernel="masked")
+    assert found.converted == ["last"]
+    assert found.skipped == {
+        "shared": "its inputs are not vectors",
+        "one/d": "it has a bias_regularizer",
+        "two/d": "it has a bias_regularizer",
+    }
+    values = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
+    np.testing.assert_allclose(found.model(values), model(values), rtol=1e-6, atol=1e-6)
+    block = keras.Sequential([keras.Input((1, 6)), shared, keras.layers.Flatten()])  # of its own, on sequences
+    x = block(keras.layers.Reshape((1, 6))(shared(inputs)))
+    nested = keras.Model(inputs, keras.layers.Dense(3, name="last")(x))
+    assert list(models.from_keras(nested).skipped) == ["shared"]

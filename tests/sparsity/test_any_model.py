@@ -332,3 +332,14 @@ def test_a_sparsifier_belongs_to_one_model_and_refuses_what_revives_weights():
     trainer = trs.RobustModel(report.sparsifier.network, objectives.Natural(), report.sparsifier)
     with pytest.raises(ValueError, match="use_ema=False"):
         trainer.compile(keras.optimizers.Adam(use_ema=True))
+
+
+def test_a_model_of_two_inputs_is_made_sparse_and_not_trained(caplog):
+    one, two = keras.Input((16,)), keras.Input((16,))
+    model = keras.Model([one, two], keras.layers.Dense(32)(keras.layers.Concatenate()([one, two])))
+    with caplog.at_level("WARNING"):
+        report = trs.sparsify(model, 0.1)
+    assert "has 2 inputs. It is made sparse, but RobustModel trains models of one input" in caplog.text
+    assert sum(report.sparsifier.count()) == int(32 * 32 * 0.1)
+    with pytest.raises(ValueError, match="must have one input, the images, and one output"):
+        trs.RobustModel(model, trs.objectives.Natural(), report.sparsifier)

@@ -85,7 +85,7 @@ def test_what_it_watches_must_be_there():
     attack = LinfFGSM(0.1)
     network, _ = toy(sparsity.RigL(0.5), (36, 3))
     for name, value in (("window", 1), ("threshold", 0.0), ("prune_share", -1.0)):
-        with pytest.raises(ValueError, match=rf"`{name}` must be .*\. Received: {name}={value}"):
+        with pytest.raises(ValueError, match=rf"`{name}` .*\. Received: {name}={value}"):
             sparsity.FlyingBirdPlus(0.5, **{name: value})
     with pytest.raises(
         ValueError, match="FlyingBirdPlus watches robust accuracy in validation; pass validation_attack"

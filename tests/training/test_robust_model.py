@@ -389,6 +389,7 @@ def test_saving_the_wrapper_is_refused_with_a_hint(tmp_path, untrained):
         ({"sparsifier": 0.1}, "`sparsifier` must be a sparsifier"),
         ({"validation_attack": "pgd"}, "`validation_attack` must be an attack"),
         ({"seed": -1}, "`seed` must be an integer"),
+        ({"seed": 1.5}, "`seed` must be an integer.*seed=1.5"),
         ({"sparsifier": MagnitudePruning(0.1)}, 'kernel="masked"'),
     ],
 )
@@ -405,6 +406,20 @@ def test_an_objective_that_returns_no_logits_is_named():
     model = RobustModel(tiny_network("plain"), Alone())
     model.compile("sgd")
     with pytest.raises(ValueError, match=r"returns Losses\(per_example, logits, logits_adv\).*from Alone: "):
+        model.fit(X, Y, verbose=0)
+
+
+def test_an_objective_that_returns_the_mean_of_its_losses_is_named():
+    class Mean(objectives.Natural):
+        def loss(self, network, x, y, x_adv):
+            losses = super().loss(network, x, y, x_adv)
+            return losses._replace(per_example=tf.reduce_mean(losses.per_example))
+
+    model = RobustModel(tiny_network("plain"), Mean())
+    model.compile("sgd")
+    with pytest.raises(
+        ValueError, match=r"\(batch,\), without a mean or sum over them. Received from Mean: .* shape \(\)"
+    ):
         model.fit(X, Y, verbose=0)
 
 

@@ -64,12 +64,41 @@ def chains(network: keras.Model) -> list[tuple[Any, Any]]:
     ]
 
 
+def input_ranks(network: keras.Model) -> dict[int, set[int]]:
+    """Returns the ranks of the tensors that each layer is called with, by its `id`; nested models are looked into."""
+    ranks: dict[int, set[int]] = {}
+    if isinstance(network, keras.Sequential):
+        shape = network.input_shape
+        for layer in network.layers:
+            ranks.setdefault(id(layer), set()).add(len(shape))
+            shape = layer.compute_output_shape(shape)
+    elif hasattr(network, "operations"):
+        operations = {operation.name: operation for operation in network.operations}
+        try:
+            entries = network.get_config()["layers"]
+        except NotImplementedError:  # as in `graph`
+            entries = []
+        for entry in entries:
+            tensors = _tensors([(call["args"], call["kwargs"]) for call in entry["inbound_nodes"]])
+            ranks[id(operations[entry["name"]])] = {len(tensor["shape"]) for tensor in tensors}
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            for inner, found in input_ranks(layer).items():
+                ranks.setdefault(inner, set()).update(found)
+    return ranks
+
+
 def _tensor_origins(config: Any) -> list[str]:
     """Returns the names of the layers whose outputs stand anywhere in a serialized call."""
+    return [tensor["keras_history"][0] for tensor in _tensors(config)]
+
+
+def _tensors(config: Any) -> list[dict[str, Any]]:
+    """Returns what is written of the tensors that stand anywhere in a serialized call."""
     if isinstance(config, dict):
         if config.get("class_name") == "__keras_tensor__":
-            return [config["config"]["keras_history"][0]]
+            return [config["config"]]
         config = list(config.values())
     if isinstance(config, (list, tuple)):
-        return [name for item in config for name in _tensor_origins(item)]
+        return [tensor for item in config for tensor in _tensors(item)]
     return []

@@ -1,5 +1,6 @@
 """From a model of plain Keras layers to the same model in layers of this package: the inverse of `saving.strip`."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.cloning import cloned, copy_of, set_weights
+from tf_robust_sparse.layers.topology import input_ranks
 from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
 
 _FORMS = ("plain", "masked", "rewiring", "subnet")  # those that can hold any kernel
@@ -21,7 +23,7 @@ class Converted(NamedTuple):
 
     Attributes:
         model: The model in layers of this package, with the weights and layer names of the original.
-        converted: Names of the layers whose kernels are now of the form asked for.
+        converted: Names of the layers whose kernels are now of the form asked for, `"block/conv"` in a nested model.
         skipped: Names of the dense and convolutional layers that stayed as they are, each with the reason.
     """
 
@@ -80,11 +82,15 @@ def from_keras(
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(f"`model` must be a built keras.Model; call it on images first. Received: {model!r}")
     kinds = dict(zip((keras.layers.Dense, keras.layers.Conv2D), layers.KERNELS[kernel], strict=True))
-    found = [layer for layer in layers.all_layers(model) if type(layer) in kinds]
-    found = list({id(layer): layer for layer in found}.values())
-    reasons_by_layer = [(layer, _why_not(layer)) for layer in found]
-    skipped = {layer.name: reason for layer, reason in reasons_by_layer if reason}
-    chosen = [layer for layer, reason in reasons_by_layer if not reason]
+    named: dict[int, tuple[str, Any]] = {}  # a shared layer counts once, by the name of its first place
+    for name, layer in _named_layers(model):
+        if type(layer) in kinds:
+            named.setdefault(id(layer), (name, layer))
+    ranks = input_ranks(model)
+    reasons_by_name = [(name, layer, _why_not(layer, ranks.get(id(layer), set()))) for name, layer in named.values()]
+    skipped = {name: reason for name, _, reason in reasons_by_name if reason}
+    converted_names = [name for name, _, reason in reasons_by_name if not reason]
+    chosen = [layer for _, layer, reason in reasons_by_name if not reason]
     if not chosen:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:4])
         raise ValueError(
@@ -103,10 +109,19 @@ def from_keras(
 
     converted = cloned(model, convert, "converted")
     _copy(model, converted, {id(layer) for layer in chosen})
-    return Converted(converted, [layer.name for layer in chosen], skipped)
+    return Converted(converted, converted_names, skipped)
 
 
-def _why_not(layer: Any) -> str | None:
+def _named_layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the layers with their names, those of nested models in their place."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _named_layers(layer, f"{prefix}{layer.name}/")
+        else:
+            yield f"{prefix}{layer.name}", layer
+
+
+def _why_not(layer: Any, ranks: set[int]) -> str | None:
     added = [name for name in _ADDED if getattr(layer, name, None) is not None]
     if added:
         return f"it has a {added[0]}"
@@ -117,7 +132,7 @@ def _why_not(layer: Any) -> str | None:
     if layer.quantization_mode is not None or layer.lora_enabled:
         return "it is quantized or has LoRA weights"
     if isinstance(layer, keras.layers.Dense):
-        return None if len(layer.get_build_config()["input_shape"]) == 2 else "its inputs are not vectors"
+        return None if ranks | {len(layer.get_build_config()["input_shape"])} == {2} else "its inputs are not vectors"
     if layer.groups != 1 or set(layer.dilation_rate) != {1}:
         return "it has groups or dilation"
     if layer.data_format != "channels_last" or layer.padding not in ("valid", "same"):

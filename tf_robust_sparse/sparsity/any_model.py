@@ -1,14 +1,16 @@
 """`trs.sparsify`: makes any built Keras 3 model sparse, with the method that one chooses."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import logging
+from typing import NamedTuple
 
 import keras
 
 from tf_robust_sparse.sparsity.allocation import check_connectivity
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
-from tf_robust_sparse.sparsity.prunable import Filters, Prunable, Skipped, find_kernels, is_masked
+from tf_robust_sparse.sparsity.prunable import Filters, Prunable, Skipped, find_kernels
+
+_log = logging.getLogger(__name__)
 
 
 class SparsifyReport(NamedTuple):
@@ -103,6 +105,13 @@ def sparsify(
             f"`sparsifier` belongs to {sparsifier.network.name} already; make a new {type(sparsifier).__name__}. "
             f"Received: {model.name}"
         )
+    inputs = len(keras.tree.flatten(getattr(model, "inputs", None)))
+    if inputs > 1:
+        _log.warning(
+            "%s has %d inputs. It is made sparse, but RobustModel trains models of one input, the images.",
+            model.name,
+            inputs,
+        )
     found, skipped = find_kernels(model, filters, min_size, depthwise, embeddings)
     found, misfits = sparsifier.fitting(found)
     if misfits and filters is not None:
@@ -117,36 +126,11 @@ def sparsify(
             f"`connectivity` must leave an entry for each of the {len(found)} kernels of together {size} entries: pass "
             f"at least {len(found) / size:.2g}. Received: connectivity={connectivity}"
         )
-    kernels, masks = _with_masks(model, found)
     before = sparsifier.connectivity
     sparsifier.connectivity = connectivity
     try:
-        sparsifier.bind(model, kernels, masks)
+        sparsifier.bind(model, found)
     except ValueError:
         sparsifier.connectivity, sparsifier.network, sparsifier.masks = before, None, None
         raise
-    return SparsifyReport(sparsifier, kernels, skipped)
-
-
-def _with_masks(model: keras.Model, found: Sequence[Prunable]) -> tuple[list[Prunable], keras.layers.Layer]:
-    """Returns the kernels with their masks, and the layer that holds those masks that no layer of ours has."""
-    holder = keras.layers.Layer(name="sparsity_masks", dtype="float32")
-    kernels = []
-    with model.distribute_strategy.scope():
-        for each in found:
-            mask = each.layer.kernel_mask if is_masked(each.layer) else _new_mask(holder, each)
-            kernels.append(each._replace(mask=mask))
-    holder.built = True
-    return kernels, holder
-
-
-def _new_mask(holder: keras.layers.Layer, kernel: Prunable) -> Any:
-    return holder.add_weight(
-        name=kernel.name.replace("/", "_"),
-        shape=tuple(kernel.weight.shape),
-        initializer="ones",
-        dtype="bool",
-        trainable=False,
-        autocast=False,
-        aggregation="only_first_replica",
-    )
+    return SparsifyReport(sparsifier, sparsifier.kernels, skipped)

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse.layers.binary import BinaryKernel
+from tf_robust_sparse.sparsity.integers import check_seed
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
@@ -19,7 +20,10 @@ class StochasticBinarization(Sparsifier):
     `seed`, the step and the layer.
 
     Args:
-        seed: Integer.
+        seed: Integer in [0, 2**31).
+
+    Raises:
+        ValueError: if it is another one.
 
     Reference: [Courbariaux et al., 2015](https://arxiv.org/abs/1511.00363), section 2.3.
     """
@@ -28,7 +32,7 @@ class StochasticBinarization(Sparsifier):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(1.0)
-        self.seed = int(seed)
+        self.seed = check_seed(seed)
 
     def fits(self, layer: Any) -> bool:
         """Whether signs of a layer are drawn."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tf_robust_sparse.layers.rewiring import RewiringKernel
 from tf_robust_sparse.sparsity.allocation import draw_layers
 from tf_robust_sparse.sparsity.draws import draw_dormant
+from tf_robust_sparse.sparsity.integers import check_seed
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
@@ -73,8 +74,6 @@ class ConnectivitySampling(Sparsifier):
         for name, value in (("noise_scaling", noise_scaling), ("l1", l1)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be at least 0 and finite. Received: {name}={value!r}")
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed!r}")
         for name, choice, choices in (
             ("dormant_policy", dormant_policy, ("freeze", "reference")),
             ("init_policy", init_policy, ("reference", "exact")),
@@ -88,7 +87,7 @@ class ConnectivitySampling(Sparsifier):
         self.init_policy = init_policy
         self.layer_prior = layer_prior
         self.check_invariants = bool(check_invariants)
-        self.seed = int(seed)
+        self.seed = check_seed(seed)
         # Whoever falls below zero is frozen there, or goes on drifting.
         self._lowest = 0.0 if dormant_policy == "freeze" else tf.float32.min
         self.births: Any = None

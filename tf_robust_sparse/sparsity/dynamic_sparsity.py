@@ -10,6 +10,7 @@ from tf_robust_sparse import layers
 from tf_robust_sparse.layers import fold_in
 from tf_robust_sparse.schedules import cosine
 from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
+from tf_robust_sparse.sparsity.integers import check_integer, check_seed
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 
@@ -53,16 +54,13 @@ class DynamicSparsity(MaskSparsifier):
         seed: int = 0,
     ) -> None:
         super().__init__(connectivity)
-        for name, value in (("interval", interval), ("end_step", end_step)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` is a number of steps, at least 1. Received: {name}={value!r}")
         if not 0 <= drop_fraction <= 1:
             raise ValueError(f"`drop_fraction` must be in [0, 1]. Received: drop_fraction={drop_fraction!r}")
         if start not in STARTS:
             raise ValueError(f"`start` must be one of {', '.join(STARTS)}. Received: start={start!r}")
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed!r}")
-        self.interval, self.end_step, self.seed = interval, end_step, int(seed)
+        self.interval = check_integer("interval", interval, 1, "a number of steps")
+        self.end_step = check_integer("end_step", end_step, 1, "a number of steps")
+        self.seed = check_seed(seed)
         self.drop_fraction = float(drop_fraction)
         self.allocation = allocation
         self.first_masks = start

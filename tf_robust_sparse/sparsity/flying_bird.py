@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.schedules import cosine, linear, progress
 from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
+from tf_robust_sparse.sparsity.integers import check_integer
 from tf_robust_sparse.sparsity.rigl import finite_sizes
 
 GROWTHS = ("gradient", "random")
@@ -53,13 +54,9 @@ class FlyingBird(DynamicSparsity):
         seed: int = 0,
     ) -> None:
         super().__init__(connectivity, interval, drop_fraction, end_step, allocation, start, seed)
-        if isinstance(late_interval, bool) or not isinstance(late_interval, int) or late_interval < 1:
-            raise ValueError(
-                f"`late_interval` is a number of steps, at least 1. Received: late_interval={late_interval!r}"
-            )
         if growth not in GROWTHS:
             raise ValueError(f"`growth` must be one of {', '.join(GROWTHS)}. Received: growth={growth!r}")
-        self.late_interval = late_interval
+        self.late_interval = check_integer("late_interval", late_interval, 1, "a number of steps")
         self.growth = growth
         self.needs_dense_gradients = growth == "gradient"
 

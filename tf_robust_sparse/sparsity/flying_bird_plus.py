@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
 from tf_robust_sparse.sparsity.flying_bird import FlyingBird
+from tf_robust_sparse.sparsity.integers import check_integer
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 
 
@@ -57,15 +58,15 @@ class FlyingBirdPlus(FlyingBird):
     ) -> None:
         super().__init__(connectivity, **kwargs)
         for name, value, fits, expected in (
-            ("start_epoch", start_epoch, start_epoch >= 0, "at least 0"),
-            ("window", window, window >= 2, "at least 2 epochs"),
             ("threshold", threshold, 0 < threshold <= 1, "in (0, 1]"),
             ("prune_share", prune_share, prune_share >= 0, "at least 0"),
             ("growth_share", growth_share, growth_share >= 0, "at least 0"),
         ):
             if not fits:
                 raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
-        self.start_epoch, self.window, self.threshold = int(start_epoch), int(window), float(threshold)
+        self.start_epoch = check_integer("start_epoch", start_epoch, 0, "a number of epochs")
+        self.window = check_integer("window", window, 2, "a number of epochs")
+        self.threshold = float(threshold)
         self.prune_share, self.growth_share = float(prune_share), float(growth_share)
         self._history: Any = None
         self._signs: Any = None
@@ -74,26 +75,11 @@ class FlyingBirdPlus(FlyingBird):
     def start(self) -> None:
         """Chooses the first connections, and makes room for what epochs show."""
         super().start()
-        with self.network.distribute_strategy.scope():
-            holder = self.masks or keras.layers.Layer(name="sparsity_masks", dtype="float32")
-
-            def state(name: str, shape: tuple[int, ...], dtype: str, value: Any) -> Any:
-                return holder.add_weight(
-                    name=name,
-                    shape=shape,
-                    dtype=dtype,
-                    initializer=keras.initializers.Constant(value),
-                    trainable=False,
-                    autocast=False,
-                    aggregation="only_first_replica",
-                )
-
-            # Of each epoch: the gap of robust accuracies, and the robust validation loss.
-            self._history = state("history", (self.window, 2), "float32", float("nan"))
-            self._signs = state("signs", (2,), "bool", False)  # whether to prune, whether to grow
-            self._connections = state("connections", (len(self.kernels),), "int64", 0)
-        holder.built = True
-        self.masks = holder
+        # Of each epoch: the gap of robust accuracies, and the robust validation loss.
+        unknown = keras.initializers.Constant(float("nan"))
+        self._history = self.add_state("history", (self.window, 2), "float32", unknown)
+        self._signs = self.add_state("signs", (2,), "bool")  # whether to prune, whether to grow
+        self._connections = self.add_state("connections", (len(self.kernels),), "int64")
         self._connections.assign(self.count())
 
     def numbers(self, step: tf.Tensor, connections: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -63,7 +63,7 @@ class MaskSparsifier(Sparsifier):
         for name, reason in skipped:
             _log.warning("%s stays dense: %s", name, reason)
         self.dense = [name for name, _ in skipped]
-        self.bind(network, kernels, None)
+        self.bind(network, kernels)
 
     def misfit(self, kernel: Prunable) -> str | None:
         """Returns why the method cannot prune a kernel, or `None` if it can."""
@@ -80,19 +80,44 @@ class MaskSparsifier(Sparsifier):
             raise ValueError(f"{type(self).__name__} can prune none of the kernels. Received: {_reasons(skipped)}")
         return [each for each, reason in zip(found, reasons, strict=True) if not reason], skipped
 
-    def bind(self, network: keras.Model, kernels: Sequence[Prunable], masks: keras.layers.Layer | None) -> None:
-        """Binds the sparsifier to kernels of any Keras model, and sets the first masks; for `trs.sparsify`.
+    def bind(self, network: keras.Model, kernels: Sequence[Prunable]) -> None:
+        """Binds the sparsifier to kernels of any Keras model, and sets the first masks, new ones where none are.
 
         Args:
             network: The model.
-            kernels: Its kernels that are pruned, with masks.
-            masks: The layer that holds those masks that no layer of the model does.
+            kernels: Its kernels that are pruned.
         """
-        self.network, self.masks = network, masks
-        self._hold(kernels)
+        self.network = network
+        if any(kernel.mask is None for kernel in kernels):  # of `trs.sparsify`: tells `attach` that it has bound
+            self._make_holder()
+        self._hold([kernel if kernel.mask is not None else self._with_mask(kernel) for kernel in kernels])
         for layer in filter(is_masked, self.layers):
             layer.straight_through = self.straight_through
         self.start()
+
+    def add_state(self, name: str, shape: Sequence[int], dtype: Any, initializer: Any = "zeros") -> Any:
+        """Returns a new variable of the sparsifier, the same on all replicas; it is part of checkpoints."""
+        with self.network.distribute_strategy.scope():
+            return self._make_holder().add_weight(
+                name=name,
+                shape=tuple(shape),
+                dtype=dtype,
+                initializer=initializer,
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica",
+            )
+
+    def _make_holder(self) -> keras.layers.Layer:
+        if self.masks is None:
+            self.masks = keras.layers.Layer(name="sparsity_masks", dtype="float32")
+            self.masks.built = True
+        return self.masks
+
+    def _with_mask(self, kernel: Prunable) -> Prunable:
+        own = kernel.layer.kernel_mask if is_masked(kernel.layer) else None
+        name = kernel.name.replace("/", "_")
+        return kernel._replace(mask=self.add_state(name, kernel.weight.shape, "bool", "ones") if own is None else own)
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Checks the optimizer; one that remembers a training of before forgets what is off, if masks never change."""

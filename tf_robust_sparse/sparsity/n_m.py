@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.sparsity.integers import check_integer
 from tf_robust_sparse.sparsity.kernel_views import kernel_view, why_no_view
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
@@ -50,10 +51,9 @@ class NM(MaskSparsifier):
         check_n_m(n, m)
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < math.inf:
             raise ValueError(f"`decay` is a number, at least 0. Received: decay={decay!r}")
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise ValueError(f"`interval` is a number of steps, at least 1. Received: interval={interval!r}")
         super().__init__(n / m)
-        self.n, self.m, self.decay, self.interval, self.fixed = n, m, float(decay), interval, bool(fixed)
+        self.interval = check_integer("interval", interval, 1, "a number of steps")
+        self.n, self.m, self.decay, self.fixed = n, m, float(decay), bool(fixed)
         self.straight_through = self.masks_change = not self.fixed
         self.waiting: list[Any] = []  # the dense entries that are off, 0 elsewhere, for each kernel
         self._scaled: Any = None
@@ -69,22 +69,10 @@ class NM(MaskSparsifier):
         if self.fixed:
             assign_everywhere(list(self._new_masks(masks)))
             return
-        with self.network.distribute_strategy.scope():
-            holder = self.masks or keras.layers.Layer(name="sparsity_masks", dtype="float32")
-            self.waiting = [
-                holder.add_weight(
-                    name=f"{kernel.name.replace('/', '_')}_waiting",
-                    shape=tuple(kernel.weight.shape),
-                    initializer="zeros",
-                    dtype=kernel.weight.dtype,
-                    trainable=False,
-                    autocast=False,
-                    aggregation="only_first_replica",
-                )
-                for kernel in self.kernels
-            ]
-        holder.built = True
-        self.masks = holder
+        self.waiting = [
+            self.add_state(f"{kernel.name.replace('/', '_')}_waiting", kernel.weight.shape, kernel.weight.dtype)
+            for kernel in self.kernels
+        ]
         self._part(masks)
 
     def largest(self, kernel: Prunable) -> tf.Tensor:

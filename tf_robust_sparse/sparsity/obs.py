@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
+from tf_robust_sparse.sparsity.integers import check_integer, check_seed
 from tf_robust_sparse.sparsity.kernel_views import kernel_view
 from tf_robust_sparse.sparsity.layer_inputs import call_order, second_moments, why_no_rows
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
@@ -77,11 +78,9 @@ class OBS(MaskSparsifier):
                 raise ValueError(f"n_m={n_m} keeps {n / m:g}; leave `connectivity` out. Received: {connectivity}")
             connectivity = n / m
         super().__init__(connectivity)
-        for name, value in (("positions", positions), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` is an integer, at least 1. Received: {name}={value!r}")
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed!r}")
+        self.positions = check_integer("positions", positions, 1)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.seed = check_seed(seed)
         self.images = np.asarray(images)
         if self.images.ndim < 2 or not len(self.images) or self.images.dtype.kind not in "fui":
             raise ValueError(
@@ -91,7 +90,6 @@ class OBS(MaskSparsifier):
         if not np.isfinite(self.images).all():
             raise ValueError("`images` must be finite. Received: some that are infinite or not a number")
         self.n_m, self.allocation = n_m, allocation
-        self.positions, self.batch_size, self.seed = positions, batch_size, int(seed)
 
     def misfit(self, kernel: Prunable) -> str | None:
         """Returns why a kernel cannot be pruned, or `None`."""

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.masked import MaskedKernel
 from tf_robust_sparse.layers.plain import PlainKernel
+from tf_robust_sparse.sparsity.integers import check_integer
 
 Filters = str | Sequence[str] | Callable[[str], bool]
 
@@ -111,6 +112,7 @@ def find_kernels(
                     "Quantized and LoRA layers cannot be pruned: make the model sparse first, and quantize it after "
                     f"training. Received: {type(layer).__name__} {layer.name} with {what}={getattr(layer, what)!r}"
                 )
+    check_integer("min_size", min_size, 0, "a number of entries")
     accepts = _accepts(filters)
     trainable = {id(variable) for variable in model.trainable_variables}
     found, skipped, matched = [], [], False

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import schedules
 from tf_robust_sparse.sparsity.allocation import check_connectivity
+from tf_robust_sparse.sparsity.integers import check_integer
 
 # A schedule maps the step, an int64 scalar, to (whether to prune now, the connectivity to prune to).
 Schedule = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -76,9 +77,12 @@ def from_tfmot(schedule: Any) -> Schedule:
 
 
 def _every(frequency: int, begin_step: int, end_step: int, sparsity: Callable[[tf.Tensor], tf.Tensor]) -> Schedule:
-    if frequency < 1 or begin_step < 0 or (end_step != -1 and end_step < begin_step):
+    check_integer("frequency", frequency, 1, "a number of steps")
+    check_integer("begin_step", begin_step, 0, "a number of steps")
+    check_integer("end_step", end_step, -1, "a number of steps")
+    if end_step != -1 and end_step < begin_step:
         raise ValueError(
-            "`frequency` is at least 1 and `begin_step` at least 0, and not after `end_step`. "
+            "`begin_step` is not after `end_step`. "
             f"Received: frequency={frequency}, begin_step={begin_step}, end_step={end_step}"
         )
 

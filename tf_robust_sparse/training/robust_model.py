@@ -13,6 +13,7 @@ from tf_robust_sparse.data.checks import checked_images, checked_in_graph, check
 from tf_robust_sparse.evaluation.softmax_head import ends_in_softmax
 from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.sparsity import Sparsifier
+from tf_robust_sparse.sparsity.integers import check_seed
 from tf_robust_sparse.training.masked_gradients import warn_of_masked_gradients
 from tf_robust_sparse.training.step_data import at_least_one, images_and_labels
 from tf_robust_sparse.training.training_step import TrainingStep
@@ -75,13 +76,11 @@ class RobustModel(TrainingStep):
             self._masks = sparsifier.masks  # a part of checkpoints
         if validation_attack is not None:
             _check_kind("validation_attack", validation_attack, GradientAttack, "an attack, or None")
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed!r}")
         self.network = network
         self.objective = objective
         self.sparsifier = sparsifier
         self.validation_attack = validation_attack
-        self.seed = int(seed)
+        self.seed = check_seed(seed)
         self.shared_noise = bool(shared_noise)
         self._robust_accuracy = (
             keras.metrics.SparseCategoricalAccuracy(name="robust_accuracy") if validation_attack else None

@@ -94,6 +94,12 @@ class TrainingStep(keras.Model):
                 f"left out. Received from {type(step.objective).__name__}: {type(found).__name__}"
             )
         found = Losses(*found)
+        if found.per_example.shape.rank != 1:
+            raise ValueError(
+                "The first part of what the `loss` of an objective returns is the loss of each image, of shape "
+                f"(batch,), without a mean or sum over them. Received from {type(step.objective).__name__}: a tensor "
+                f"of shape {tuple(found.per_example.shape)}"
+            )
         losses = Losses(*(step.part.counted(each) for each in found))
         if self._watcher is not None and found.logits_adv is None:
             raise ValueError(
