@@ -53,7 +53,7 @@ def test_help_shows_choices_ranges_defaults_and_other_names():
 
 
 STARTS = [[f"run_scripts/{script}.py"] for script in SCRIPTS] + [["-m", f"run_scripts.{script}"] for script in SCRIPTS]
-SHOWN = (["run_scripts/run_hydra.py"], ["-m", f"run_scripts.{TRAIN}"])
+SHOWN = (["-m", f"run_scripts.{TRAIN}"],)  # as a file it starts in test_runs.py
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,13 @@ def test_numbers_are_written_as_they_are_read():
 
 @pytest.mark.slow
 def test_interrupt_ends_with_130_and_what_to_do(tmp_path):
-    command = [sys.executable, "run_scripts/run_connectivity_sampling.py", *TINY, "--epochs=2000"]
+    command = [
+        sys.executable,
+        "run_scripts/run_connectivity_sampling.py",
+        *TINY,
+        "--objective=natural",
+        "--epochs=2000",
+    ]
     process = subprocess.Popen(
         [*command, f"--output_dir={tmp_path / 'run'}"],
         cwd=ROOT,

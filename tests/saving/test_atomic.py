@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,9 @@ from tf_robust_sparse.saving import atomic, check_replaceable, replace_directory
 
 def no_space(*args):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def names(path):
@@ -59,13 +63,16 @@ def test_file_survives_a_kill_and_the_next_save_cleans_up(tmp_path):
     target = tmp_path / "b.txt"
     target.write_text("old")
     code = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, types\n"
+        "for name in ('tf_robust_sparse', 'tf_robust_sparse.saving'):\n"  # without what they import
+        "    sys.modules[name] = types.ModuleType(name)\n"
+        "    sys.modules[name].__path__ = [name.replace('.', '/')]\n"
         "from tf_robust_sparse.saving.atomic import replace_file\n"
         "with replace_file(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code, target], capture_output=True).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code, target], cwd=ROOT, capture_output=True).returncode == -9
     assert target.read_text() == "old"
     assert len(names(tmp_path)) == 2
     with replace_file(target) as temporary:

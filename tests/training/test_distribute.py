@@ -129,7 +129,7 @@ def test_an_uneven_or_empty_part_of_the_last_batch_is_evaluated_rightly():
         assert report["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == y))
         assert report["loss"] == pytest.approx(float(loss), abs=1e-5)
         assert 0 <= report["robust_accuracy"] <= report["accuracy"]
-        np.testing.assert_allclose(model.predict(x, batch_size=8, verbose=0), logits, atol=1e-5)
+    np.testing.assert_allclose(model.predict(x, batch_size=8, verbose=0), logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -179,4 +179,3 @@ def test_a_batch_that_does_not_divide_is_refused():
         model.fit(data.train_dataset(*tiny_images(64), batch_size=15), verbose=0)
     with pytest.raises(ValueError, match="a batch of 15"):
         model.fit(*tiny_images(64), 15, verbose=0)
-    model.fit(*tiny_images(64), verbose=0)
