@@ -21,15 +21,15 @@ def test_sandwich_and_monotone_restarts(network, examples):
     result = evaluate_robustness(
         network,
         dataset(*examples, 250),
-        {"one": LinfPGD(EPSILON, num_steps=10), "ten": LinfPGD(EPSILON, num_steps=10, restarts=10)},
+        {"one": LinfPGD(EPSILON, num_steps=10), "five": LinfPGD(EPSILON, num_steps=10, restarts=5)},
         progress=False,
     )
-    one, ten = (result["attacks"][name]["robust_accuracy"] for name in ("one", "ten"))
-    assert 1 / CLASSES / 4 < ten <= one < result["clean_accuracy"] < 1
-    history = result["attacks"]["ten"]["robust_accuracy_after_restart"]
-    assert len(history) == 10 and (np.diff(history) <= 0).all() and history[-1] == ten
+    one, five = (result["attacks"][name]["robust_accuracy"] for name in ("one", "five"))
+    assert 1 / CLASSES / 4 < five <= one < result["clean_accuracy"] < 1
+    history = result["attacks"]["five"]["robust_accuracy_after_restart"]
+    assert len(history) == 5 and (np.diff(history) <= 0).all() and history[-1] == five
     assert history[0] == one
-    assert result["robust_accuracy"] <= ten
+    assert result["robust_accuracy"] <= five
     assert result["clean_accuracy"] == pytest.approx(accuracy(network, *examples))
     assert result["clean_errors"] == round(1000 * (1 - result["clean_accuracy"]))
     assert result["images"] == 1000 and result["flags"] == []
