@@ -4,10 +4,11 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import flags
 
@@ -95,8 +96,26 @@ def network(images: trs.data.ImageDataset, synchronized: bool = False, kernel: s
         )
 
 
-def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
-    """Returns the sparsifier, or `None` for a dense network."""
+def load_source(network: keras.Model) -> None:
+    """Gives the network the weights of --source_net, if there is one."""
+    if FLAGS.source_net:
+        with about("source_net"):
+            trs.saving.copy_weights(trs.load_network(FLAGS.source_net), network)
+
+
+def pruning_images(
+    images: trs.data.ImageDataset, network: keras.Model, objective: trs.objectives.Objective
+) -> np.ndarray:
+    """Returns --obs_images training images as `objective` trains on them, attacked or not."""
+    some = images.train_images[: FLAGS.obs_images], images.train_labels[: FLAGS.obs_images]
+    batches = trs.data.test_dataset(*some, FLAGS.batch_size)
+    with trs.layers.settled_for_inference(network):
+        parts = [objective.perturb(network, x, y, seed=FLAGS.seed) for x, y in batches]
+    return np.concatenate(parts)
+
+
+def sparsifier(total_steps: int, images: Callable[[], np.ndarray] | None = None) -> trs.sparsity.Sparsifier | None:
+    """Returns the sparsifier, or `None` for a dense network; `images` returns those that obs prunes by."""
     name = sparsity_flags.sparsifier_name()
     if name == "connectivity_sampling":
         return trs.sparsity.ConnectivitySampling(
@@ -126,6 +145,10 @@ def sparsifier(total_steps: int) -> trs.sparsity.Sparsifier | None:
         return trs.sparsity.ChannelMagnitudePruning(*arguments, FLAGS.pruning_criterion)
     if name == "static":
         return trs.sparsity.SET(FLAGS.connectivity, drop_fraction=0.0, allocation=FLAGS.allocation, seed=FLAGS.seed)
+    if name == "obs":
+        return trs.sparsity.OBS(
+            images() if images else None, FLAGS.connectivity, allocation=FLAGS.allocation, seed=FLAGS.seed
+        )
     if name == "n_m":
         return trs.sparsity.NM(*sparsity_flags.n_m(), decay=FLAGS.n_m_decay, fixed=FLAGS.n_m_fixed)
     given = {"interval": FLAGS.move_interval, "drop_fraction": FLAGS.drop_fraction}

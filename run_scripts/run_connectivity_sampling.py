@@ -39,10 +39,14 @@ def main() -> None:
         return
     with run.strategy.scope():
         network = common_objects.network(run.images, synchronized=run.strategy.num_replicas_in_sync > 1)
+        common_objects.load_source(network)
+        objective = common_objects.objective()
         model = trs.RobustModel(
             network,
-            common_objects.objective(),
-            common_objects.sparsifier(run.total_steps),
+            objective,
+            common_objects.sparsifier(
+                run.total_steps, lambda: common_objects.pruning_images(run.images, network, objective)
+            ),
             validation_attack=common_objects.attack(),
             seed=FLAGS.seed,
         )

@@ -19,6 +19,7 @@ SPARSIFIERS = {  # -> kernel form
     "flying_bird": "masked",
     "flying_bird_plus": "masked",
     "n_m": "masked",
+    "obs": "masked",
 }
 _MAGNITUDE = ("pruning_schedule", "pruning_begin", "pruning_end", "pruning_frequency", "allocation")
 _MOVING = ("move_interval", "drop_fraction", "move_end", "allocation")
@@ -34,11 +35,13 @@ SPARSIFIER_FLAGS = {
     "flying_bird": _FLYING_BIRD,
     "flying_bird_plus": (*_FLYING_BIRD, "adapt_from"),
     "n_m": ("n_m", "n_m_decay", "n_m_fixed"),
+    "obs": ("obs_images", "allocation"),
 }
 _ALLOCATIONS = {
     **dict.fromkeys(("magnitude", "channel_magnitude", "block"), ("uniform", "global")),
     **dict.fromkeys(("static", "set", "rigl"), ("erk", "uniform", "igq")),
     **dict.fromkeys(("flying_bird", "flying_bird_plus"), ("igq", "erk", "uniform")),
+    "obs": ("uniform", "erk", "igq"),
 }
 
 
@@ -74,7 +77,8 @@ def _define_magnitude_pruning() -> None:
         None,
         list(dict.fromkeys(name for names in _ALLOCATIONS.values() for name in names)),
         "Connections of each kernel. Magnitude pruning: the same fraction (uniform, its default), or the largest of "
-        "all kernels (global). static, set, rigl: erk (Erdos-Renyi kernels), uniform or igq; flying_bird: igq first.",
+        "all kernels (global). static, set, rigl: erk (Erdos-Renyi kernels), uniform or igq; flying_bird: igq first; "
+        "obs: uniform first.",
     )
     flags.DEFINE_enum(
         "pruning_criterion",
@@ -121,12 +125,30 @@ def _define_n_m() -> None:
     flags.DEFINE_bool("n_m_fixed", False, "Keep the connections of the start.")
 
 
+@section("One-shot pruning (obs)")
+def _define_obs() -> None:
+    flags.DEFINE_integer(
+        "obs_images",
+        512,
+        "Of --sparsifier=obs: number of training images, attacked as in training, on which the outputs of each layer "
+        "are to stay as they are.",
+        1,
+    )
+    flags.DEFINE_string(
+        "source_net",
+        None,
+        "Directory of a finished run of the same --model, or its network.keras, with whose weights training begins; "
+        "--sparsifier=obs prunes them.",
+    )
+
+
 def define() -> None:
     """Defines the flags of all sparsifiers."""
     _define_connectivity_sampling()
     _define_magnitude_pruning()
     _define_moving()
     _define_n_m()
+    _define_obs()
 
 
 def n_m() -> tuple[int, int]:
@@ -206,6 +228,11 @@ def check() -> None:
         FLAGS["connectivity"].value = n / m
     if name == "block":
         block()
+    if name == "obs" and not (FLAGS.source_net or FLAGS.load_model):
+        raise BadFlag(
+            "--sparsifier=obs prunes a trained network; pass --source_net=DIR, a finished run of the same --model. "
+            "Received: none"
+        )
     if name == "flying_bird_plus" and (FLAGS.objective == "natural" or FLAGS.validation_examples == 0):
         raise BadFlag(
             "--sparsifier=flying_bird_plus watches robust accuracy in training and validation; pass --objective=at, "

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from run_scripts import common_flags, common_objects, hydra_flags, hydra_originals, lottery_flags
@@ -68,7 +69,7 @@ def meaning(flags):
 def test_every_flagfile_is_in_the_table():
     known = set(RECIPES) | set(HYDRA) | set(FREE) | set(CERTIFIED) | set(LOTTERY) | set(GRIDS) | EVALUATIONS
     known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample", "sample_channel_magnitude", "sample_rigl"}
-    known |= {"sample_n_m", "sample_flying_bird_plus"}
+    known |= {"sample_n_m", "sample_flying_bird_plus", "sample_obs"}
     assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
 
 
@@ -130,6 +131,25 @@ def test_two_of_four_by_the_flagfile_of_the_sample(parse):
         (["--sparsifier=rigl"], "--n_m belongs to --sparsifier=n_m. Received: --sparsifier=rigl"),
     ):
         parse(TRAIN, "--flagfile=flags/sample_n_m.flags", *arguments)
+        with pytest.raises(BadFlag, match=message):
+            common_flags.check()
+
+
+def test_one_shot_pruning_by_the_flagfile_of_the_sample(parse):
+    flags = parse(TRAIN, "--flagfile=flags/sample_obs.flags")
+    common_flags.check()
+    assert (flags.source_net, flags.connectivity) == ("saved_models/quickstart_dense", 0.1)
+    described = common_objects.sparsifier(1000, lambda: np.zeros((3, 28, 28, 1))).describe()
+    assert (described["sparsifier"], described["images"], described["allocation"]) == ("OBS", 3, "uniform")
+    for arguments, message in (
+        (["--sparsifier=obs"], "--sparsifier=obs prunes a trained network; pass --source_net=DIR"),
+        (
+            ["--sparsifier=rigl", "--obs_images=9"],
+            "--obs_images belongs to --sparsifier=obs. Received: --sparsifier=rigl",
+        ),
+        (["--sparsifier=obs", "--source_net=x", "--allocation=global"], "--allocation=global does not fit"),
+    ):
+        parse(TRAIN, *arguments)
         with pytest.raises(BadFlag, match=message):
             common_flags.check()
 
