@@ -51,13 +51,13 @@ ATTACKS = {
 
 STAGED_ATTACKS = {
     "APGD": lambda: attacks.APGD(8 / 255, num_steps=5),
-    "APGD, L1": lambda: attacks.APGD(2.0, "L1", num_steps=10),
+    "APGD, L1": lambda: attacks.APGD(2.0, "L1", num_steps=6),
     "APGD, targeted L2": lambda: attacks.APGD(0.5, "L2", "targeted-dlr", num_steps=5, num_targets=2, seed=3),
     "FAB": lambda: attacks.FAB(8 / 255, num_steps=5, num_targets=1, restarts=2),
     "FAB, untargeted L2": lambda: attacks.FAB(0.5, "L2", targeted=False, num_steps=3),
-    "Square": lambda: attacks.Square(8 / 255, num_queries=30),
-    "Square, L1": lambda: attacks.Square(2.0, "L1", num_queries=20),
-    "Square, L2": lambda: attacks.Square(0.5, "L2", num_queries=20, seed=4),
+    "Square": lambda: attacks.Square(8 / 255, num_queries=15),
+    "Square, L1": lambda: attacks.Square(2.0, "L1", num_queries=10),
+    "Square, L2": lambda: attacks.Square(0.5, "L2", num_queries=10, seed=4),
 }
 
 OBJECTIVES = {

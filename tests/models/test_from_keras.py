@@ -54,6 +54,8 @@ def test_the_model_computes_the_same_there_and_back(kernel):
     plain = strip(network)
     np.testing.assert_allclose(plain(X), logits, atol=1e-5)
     assert {type(layer).__module__.partition(".")[0] for layer in layers.all_layers(plain)} == {"keras"}
+    if kernel != "subnet":
+        return
     attack = LinfPGD(0.05, 0.02, 3)
     assert trs.evaluation.robust_accuracy(network, (X, Y), attack) == pytest.approx(
         trs.evaluation.robust_accuracy(model, (X, Y), attack)

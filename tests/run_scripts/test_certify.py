@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
+from tests.networks import fit_last_layer
 from tests.run_scripts.conftest import run_script
 from tests.run_scripts.drill import survive
 from tests.run_scripts.test_bad_input import assert_explained
@@ -20,15 +21,8 @@ FEW = ("--data=fashion_mnist_sample", "--test_examples=24", "--n0=20", "--n=200"
 def run(tmp_path_factory):
     """A directory with a network whose last layer was fitted to noisy images; not to be changed."""
     directory = tmp_path_factory.mktemp("certify")
-    images = trs.data.load("fashion_mnist_sample").take(1000, 1)
     network = trs.models.small_cnn(input_shape=(28, 28, 1), kernel="subnet", connectivity=0.5, seed=0)
-    x = images.train_images.reshape(-1, 28, 28, 1) / 255 + np.random.default_rng(0).normal(0, 0.2, (1000, 28, 28, 1))
-    classifier = network.layers[-1]
-    features = keras.Model(network.input, classifier.input)(x.astype("float32")).numpy()
-    targets = 10 * np.eye(10)[images.train_labels]
-    kernel = np.linalg.solve(features.T @ features + np.eye(features.shape[1]), features.T @ targets)
-    classifier.kernel.assign(kernel)
-    classifier.scores.assign(np.abs(kernel))
+    fit_last_layer(network, trs.data.load("fashion_mnist_sample").take(1000, 1), noise_std=0.2)
     trs.save_network(network, directory)
     trs.export_network(network, directory / "serve")
     return directory

@@ -7,6 +7,7 @@ import pytest
 
 import tf_robust_sparse as trs
 from tests.certify.test_vnnlib import Property
+from tests.networks import fit_last_layer
 from tests.run_scripts.conftest import run_script
 from tests.run_scripts.test_bad_input import assert_explained
 
@@ -16,13 +17,10 @@ DATA = "--data=fashion_mnist_sample"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A directory with a network trained for an instant; not to be changed."""
+    """A directory with a network whose last layer was fitted; not to be changed."""
     directory = tmp_path_factory.mktemp("export")
-    images = trs.data.load("fashion_mnist_sample")
     network = trs.models.small_cnn(input_shape=(28, 28, 1), kernel="subnet", connectivity=0.2, seed=0)
-    model = trs.RobustModel(network, trs.objectives.Natural())
-    model.compile("adam")
-    model.fit(trs.data.train_dataset(images.train_images[:1024], images.train_labels[:1024], 64), epochs=1, verbose=0)
+    fit_last_layer(network, trs.data.load("fashion_mnist_sample").take(1000, 1))
     trs.save_network(network, directory)
     return directory
 
