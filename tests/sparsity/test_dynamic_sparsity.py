@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_robust_sparse as trs
 from tf_robust_sparse import layers, sparsity
 from tf_robust_sparse.sparsity.optimizer_slots import apply_unless
 
@@ -156,3 +157,21 @@ def test_a_sparsifier_without_connectivity_or_gradients_says_so():
         toy(sparsity.RigL())
     with pytest.raises(ValueError, match="RigL needs the gradients of the training step"):
         sparsity.RigL(0.1).growth_scores(0, None, None)
+
+
+def test_the_optimizer_rests_inside_a_loss_scale_too():
+    inputs = keras.Input((4, 4, 1))
+    hidden = layers.MaskedDense(16, activation="relu")(keras.layers.Flatten()(inputs))
+    network = keras.Model(inputs, layers.MaskedDense(4)(hidden))
+    rigl = sparsity.RigL(0.3, interval=2, end_step=100, seed=1)
+    trainer = trs.RobustModel(network, trs.objectives.Natural(), rigl)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), initial_scale=8.0)
+    trainer.compile(optimizer)
+    x, y = RNG.random((4, 4, 4, 1), "float32"), np.arange(4)
+    for number in range(6):  # connections move after 2 and 4 updates
+        biases = [np.asarray(layer.bias) for layer in rigl.layers]
+        trainer.train_on_batch(x, y)
+        same = [(np.asarray(layer.bias) == bias).all() for layer, bias in zip(rigl.layers, biases, strict=True)]
+        assert same == [number in (2, 4)] * 2
+        assert int(optimizer.iterations) == number + 1 and sum(rigl.count()) == rigl.budget
+    assert sum(rigl.turnover()["grown"].values()) > 0
