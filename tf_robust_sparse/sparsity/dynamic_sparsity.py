@@ -170,7 +170,8 @@ class DynamicSparsity(MaskSparsifier):
         for number, (kernel, kept, new, noise_seed, growth_seed) in enumerate(zip(self.kernels, *of_each, strict=True)):
             scores = self.growth_scores(number, dense, growth_seed)
             flat = [tf.reshape(tf.cast(each, tf.float32), (-1,)) for each in (kernel.weight, scores)]
-            mask, count = _moved(tf.reshape(kernel.mask, (-1,)), *flat, kept, new, noise_seed)
+            with tf.control_dependencies(born[-1:]):  # one after the other: each needs memory of its own
+                mask, count = _moved(tf.reshape(kernel.mask, (-1,)), *flat, kept, new, noise_seed)
             masks.append(tf.reshape(mask, kernel.mask.shape))
             born.append(count)
         return [*masks, tf.stack(born)]
