@@ -75,7 +75,7 @@ def test_connections_of_a_users_model_are_sampled(tmp_path):
         np.testing.assert_array_equal(layer.positive, original > 0)
     sparsifier = trs.sparsity.ConnectivitySampling(0.3, init_policy="exact")
     trainer = trs.RobustModel(network, trs.objectives.AT(LinfFGSM(0.05)), sparsifier)
-    trainer.compile(keras.optimizers.SGD(0.05, momentum=0.9))
+    trainer.compile(keras.optimizers.SGD(0.05, momentum=0.9), run_eagerly=True)
     trainer.fit(X, Y, batch_size=4, epochs=2, verbose=0)
     assert sum(sparsifier.count()) == int(0.3 * sum(sparsifier.sizes))
     strip(network).save(tmp_path / "sparse.keras")
@@ -98,7 +98,7 @@ def test_scores_of_a_users_model_are_learnt():
     trs.training.Phase("prune").begin(network)
     before = {variable.path: np.array(variable) for variable in network.variables}
     trainer = trs.RobustModel(network, trs.objectives.AT(LinfFGSM(0.05)))
-    trainer.compile(keras.optimizers.SGD(0.1))
+    trainer.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
     trainer.fit(X, Y, batch_size=8, verbose=0)
     changed = {v.path.split("/")[-1] for v in network.variables if (np.asarray(v) != before[v.path]).any()}
     assert changed == {"scores", "gamma", "beta", "moving_mean", "moving_variance"}

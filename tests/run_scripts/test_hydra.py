@@ -107,7 +107,7 @@ def test_a_run_that_is_killed_between_phases_and_within_one_goes_on(everything, 
 def test_a_phase_resumes_without_its_source_and_its_record_repeats_it(everything, tmp_path):
     directory, _ = everything
     prune = (*FEW, "--exp_mode=prune", "--k=0.2", "--epochs=1", "--allocation=global", f"--output_dir={tmp_path / 'p'}")
-    prune += ("--trainer=freeadv", "--freeze_bn", "--scaled_score_init")
+    prune += ("--trainer=freeadv", "--n_repeats=2", "--freeze_bn", "--scaled_score_init")
     begun = (*prune, f"--source_net={directory / 'pretrain'}")
     run_script(HYDRA, *begun).expect()
     (tmp_path / "p/results.json").unlink()

@@ -28,7 +28,7 @@ CHANGES = {
 def model_of(network, objective="trades", optimizer=None):
     make = OBJECTIVES.get(objective)
     model = FreeRobustModel(network, FreeAT(16, 0.05, 2)) if make is None else RobustModel(network, make())
-    model.compile(optimizer or coupled("sgd", 0.05, 1e-2))
+    model.compile(optimizer or coupled("sgd", 0.05, 1e-2), run_eagerly=make is not None)
     return model
 
 

@@ -24,11 +24,11 @@ EPSILON, STEP = 0.1, 0.04
 ROUNDING = 1e-3 * EPSILON  # float16
 
 
-def model_of(network=None, scope=None, seed=0, **settings):
+def model_of(network=None, scope=None, seed=0, eager=True, **settings):
     with scope or tf.name_scope("none"):
         network = tiny_network("plain") if network is None else network
         model = StoredRobustModel(network, StoredAT(len(X), EPSILON, STEP, **settings), seed=seed)
-        model.compile(coupled("sgd", 0.05, 1e-4))
+        model.compile(coupled("sgd", 0.05, 1e-4), run_eagerly=eager and scope is None)
     return model
 
 
@@ -135,7 +135,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path):
 
 
 def test_each_of_two_replicas_keeps_its_half_and_they_train_as_one(tmp_path):
-    one = model_of(batch_norm="inference")
+    one = model_of(eager=False, batch_norm="inference")
     two = model_of(scope=mirrored().scope(), batch_norm="inference")
     for network in (one.network, two.network):
         network.get_layer("bn1").trainable = False  # batches of half the size have other statistics
@@ -180,7 +180,7 @@ def test_parts_of_a_batch_hold_the_examples_of_their_replica():
 
 
 def test_it_learns_and_traces_once():
-    model = model_of()
+    model = model_of(eager=False)
     loss = model.fit(batches(8), epochs=8, steps_per_epoch=2, verbose=0).history["loss"]
     assert loss[-1] < loss[0]
 
