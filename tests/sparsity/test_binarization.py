@@ -22,7 +22,7 @@ def trained(epochs=1, seed=0, sparsifier=True):
     keras.utils.set_random_seed(3)
     network = stochastic_network()
     model = RobustModel(network, objectives.Natural(), sparsity.StochasticBinarization(seed) if sparsifier else None)
-    model.compile(keras.optimizers.Adam(0.01))
+    model.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
     model.fit(tiny_dataset(), epochs=epochs, verbose=0)
     return network
 

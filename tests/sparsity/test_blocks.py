@@ -60,7 +60,7 @@ def test_a_schedule_ends_at_the_budget_a_restored_run_repeats_it_and_its_model_i
         method = sparsity.BlockPruning(block=(1, 4), schedule=schedule)
         report = trs.sparsify(small(), 0.25, method, min_size=1)
         trainer = trs.RobustModel(report.sparsifier.network, objectives.Natural(), method)
-        trainer.compile(keras.optimizers.Adam(0.01))
+        trainer.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
         return trainer
 
     def go_on(trainer):

@@ -57,7 +57,7 @@ def trained(epochs, directory=None, resume=False):
     report = trs.sparsify(model, 0.3, bird, min_size=1)
     attack = LinfFGSM(0.1)
     trainer = RobustModel(model, trs.objectives.AT(attack), report.sparsifier, validation_attack=attack)
-    trainer.compile(keras.optimizers.Adam(0.01))
+    trainer.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
     if resume:
         saving.load_checkpoint(directory / "last.weights.h5", trainer)
     history = trainer.fit(X, Y, batch_size=4, epochs=epochs, validation_data=(X, Y[::-1]), shuffle=False, verbose=0)

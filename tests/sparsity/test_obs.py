@@ -168,7 +168,7 @@ def test_two_of_four_is_tuned_with_fixed_masks_restored_and_loaded_without_the_p
         model = keras.Model(inputs, logits(keras.layers.Flatten()(hidden)))
         report = trs.sparsify(model, sparsifier=sparsity.OBS(x, n_m=(2, 4)), min_size=1)
         trainer = trs.RobustModel(model, objectives.Natural(), report.sparsifier)
-        trainer.compile(keras.optimizers.Adam(0.01))
+        trainer.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
         return trainer
 
     whole, second = fresh(), fresh()
