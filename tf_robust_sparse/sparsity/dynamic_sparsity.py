@@ -166,7 +166,8 @@ class DynamicSparsity(MaskSparsifier):
         connections = tf.stack([tf.math.count_nonzero(mask) for mask in self.present_masks()])
         dropped, grown = self.numbers(step, connections, tf.constant(self.sizes, tf.int64))
         of_each = map(tf.unstack, (connections - dropped, grown, seeds[:, 0], seeds[:, 1]))
-        masks, born = [], []
+        masks: list[tf.Tensor] = []
+        born: list[tf.Tensor] = []
         for number, (kernel, kept, new, noise_seed, growth_seed) in enumerate(zip(self.kernels, *of_each, strict=True)):
             scores = self.growth_scores(number, dense, growth_seed)
             flat = [tf.reshape(tf.cast(each, tf.float32), (-1,)) for each in (kernel.weight, scores)]
