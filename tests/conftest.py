@@ -7,9 +7,6 @@ import random
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Folders whose tests run without TensorFlow's graph optimizer, a fifth of a short training's time. Attacks, bounds and
-# layers, whose numbers it could change, have it on, and so have programs that tests start.
-PLAIN_GRAPHS = {"conformance", "evaluation", "models", "objectives", "run_scripts", "saving", "sparsity", "training"}
 
 
 def pytest_configure(config):
@@ -28,14 +25,6 @@ def pytest_collection_finish():
     """Has the garbage collector look only at what the tests make."""
     gc.enable()
     gc.freeze()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _graph_optimizer(request):
-    import tensorflow as tf
-
-    off = request.path.parent.name in PLAIN_GRAPHS
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": off})
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -49,7 +49,7 @@ def everything():
     x = keras.layers.LayerNormalization(name="layer_norm")(x)
     shared = keras.layers.Dense(32, activation="relu", name="shared")
     x = shared(shared(x))
-    x = keras.layers.Bidirectional(keras.layers.LSTM(16), name="recurrent")(x)
+    x = keras.layers.Bidirectional(keras.layers.LSTM(16, name="lstm"), name="recurrent")(x)
     inner = keras.Sequential(
         [keras.Input((32,)), keras.layers.Dense(32, activation="relu", name="deep")], name="nested"
     )

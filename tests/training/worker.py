@@ -22,7 +22,6 @@ def main(directory):
     workers = "TF_CONFIG" in os.environ
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"] if workers else 0
     strategy = tf.distribute.MultiWorkerMirroredStrategy() if workers else tf.distribute.get_strategy()
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # as in the tests of this folder
     keras.utils.set_random_seed(0)
     attack = attacks.L2PGD(epsilon=0.5, step_size=0.25, num_steps=2)
     with strategy.scope():
