@@ -522,7 +522,8 @@ def test_bad_input(words, expected):
         (["--attack=name=PGD,threshold=8,order=1"], ("--attack", "order=2 or inf")),
     ],
 )
-def test_flags_that_do_not_go_together(words, expected, parse):
+def test_flags_that_do_not_go_together(words, expected, parse, monkeypatch):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     with pytest.raises(BadFlag) as error:
         meaning(parse, "--data=fashion_mnist_sample", *words)
     for each in expected:

@@ -205,7 +205,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "flag", "expected"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
-def test_bad_flags(arguments, flag, expected, tmp_path):
+def test_bad_flags(arguments, flag, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     done = run_script(HYDRA, *FEW, f"--output_dir={tmp_path / 'run'}", *arguments)
     assert_explained(done, flag, expected)
     assert not (tmp_path / "run").exists()
