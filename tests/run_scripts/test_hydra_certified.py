@@ -56,13 +56,22 @@ def check(trainer, directory, epochs):
     return found
 
 
+CROWN = (*FEW, *ADAM, "--epochs=3", "--schedule_length=2", "--trainer=crown-ibp", "--final_kappa=0.5")
+
+
+def test_a_phase_under_bounds(images, tmp_path):
+    """Sparse from the start, as the phases after the first are."""
+    sparse = ("--exp_mode=pretrain", "--layer_type=subnet", "--k=0.2")
+    done = run_script(HYDRA, images, *CROWN, *sparse, f"--output_dir={tmp_path / 'run'}").expect()
+    assert check("crown-ibp", tmp_path / "run", 3)["connectivity"] == pytest.approx(0.2, abs=1e-3)
+    assert done.out.count("Verified  ") == 1 and "by crown-ibp" in done.out
+
+
+@pytest.mark.full
 def test_three_phases_under_bounds(images, tmp_path):
     run = tmp_path / "run"
-    command = (
-        *(HYDRA, images, *FEW, *ADAM, "--epochs=3", "--prune_epochs=1", "--finetune_epochs=2", "--schedule_length=2"),
-        *("--trainer=crown-ibp", "--final_kappa=0.5", "--k=0.2", f"--output_dir={run}"),
-    )
-    done = run_script(*command).expect()
+    more = ("--prune_epochs=1", "--finetune_epochs=2", "--k=0.2", f"--output_dir={run}")
+    done = run_script(HYDRA, images, *CROWN, *more).expect()
     check("crown-ibp", run / "pretrain", 3)
     check("crown-ibp", run / "prune", 1)
     found = check("crown-ibp", run / "finetune", 2)
