@@ -479,7 +479,7 @@ def test_zero_gradients_and_a_better_black_box_are_flagged(some):
         attacks=[
             APGD(0.01, loss="ce", num_steps=5, random_start=False),
             APGD(0.01, loss="dlr", num_steps=5),
-            Square(0.01, num_queries=1000),
+            Square(0.01, num_queries=400),
         ],
     )
     assert "zero_gradient" in found and "masked_gradients" in found
@@ -506,7 +506,7 @@ def test_masked_cross_entropy_is_seen_through(some):
         "Linf",
         0.01,
         "custom",
-        [APGD(0.01), APGD(0.01, loss="targeted-dlr", num_targets=3)],
+        [APGD(0.01, num_steps=40), APGD(0.01, loss="targeted-dlr", num_steps=40, num_targets=3)],
         batch_size=60,
         verbose=False,
     )

@@ -108,17 +108,23 @@ def test_robust_self_training(tmp_path):
 @pytest.mark.parametrize(
     ("sparsifier", "objective", "select", "arguments", "again"),
     [
-        ("none", "trades", "reference", ("--tensorboard",), False),
+        pytest.param("none", "trades", "reference", ("--tensorboard",), False, marks=pytest.mark.full),
+        (
+            *("magnitude", "trades", "reference"),
+            ("--connectivity=0.1", "--pruning_schedule=one_shot", "--allocation=global", "--tensorboard"),
+            False,
+        ),
         pytest.param(
             *("connectivity_sampling", "mart", "last"),
             ("--connectivity=0.05", "--init_policy=exact", "--dormant_policy=reference"),
             False,
             marks=pytest.mark.full,
         ),
-        (
+        pytest.param(
             *("magnitude", "mat", "best_clean"),
             ("--connectivity=0.1", "--pruning_frequency=1", "--allocation=global"),
             False,
+            marks=pytest.mark.full,
         ),
         pytest.param(
             "magnitude",
