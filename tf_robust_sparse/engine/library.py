@@ -1,0 +1,66 @@
+"""The compiled kernels, which `pip install` builds where a C compiler is found."""
+
+import ctypes
+import functools
+import glob
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FOLDER = Path(__file__).parent
+MISSING = (
+    "the engine's kernels are not compiled, so that sparse networks run on TensorFlow; install a C compiler (gcc or "
+    "clang, or `pip install ziglang`) and this package again with `pip install --force-reinstall --no-deps`"
+)
+
+
+class Matrix(ctypes.Structure):
+    """`matrix_t` of kernels.c: where the weights of a matrix are, and which inputs they multiply."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("rows", "group_rows", "group_stride", "row_stride"),
+            *("channels", "channel_stride", "channel_offset", "taps"),
+        )
+    ] + [("row_scale", ctypes.c_void_p), ("channel_scale", ctypes.c_void_p)]
+
+
+@functools.cache
+def library() -> Any:
+    """Returns the compiled kernels, `None` where there are none, or where TRS_ENGINE=0 forbids them."""
+    found = sorted(glob.glob(str(FOLDER / "_kernels*.so"))) + sorted(glob.glob(str(FOLDER / "_kernels*.dylib")))
+    if not found or os.environ.get("TRS_ENGINE") == "0":
+        return None
+    loaded = ctypes.CDLL(found[0])
+    pointer, long = ctypes.c_void_p, ctypes.c_long
+    loaded.trs_run.argtypes = [ctypes.c_int, pointer, long, pointer, pointer, pointer, long, pointer]
+    loaded.trs_run.restype = None
+    loaded.trs_pack_sparse.argtypes = [ctypes.POINTER(Matrix), pointer, pointer, pointer, pointer]
+    loaded.trs_pack_sparse.restype = long
+    loaded.trs_pack_blocked.argtypes = [ctypes.POINTER(Matrix), *[pointer] * 6]
+    loaded.trs_pack_blocked.restype = long
+    loaded.trs_count.argtypes = [pointer, long]
+    loaded.trs_count.restype = long
+    return loaded
+
+
+def available() -> bool:
+    """Tells whether the kernels are compiled and wanted."""
+    return library() is not None
+
+
+def width() -> int:
+    """Returns how many floats the widest vectors of this processor hold that may be used: 16, 8 or 4.
+
+    The environment variable TRS_ENGINE_WIDTH sets a smaller one.
+    """
+    most = int(library().trs_width())
+    return min(most, int(os.environ.get("TRS_ENGINE_WIDTH", most)))
+
+
+def address(array: np.ndarray) -> int:
+    """Returns where the data of an array begin."""
+    return array.ctypes.data
