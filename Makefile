@@ -23,11 +23,13 @@ $(VENV)/bin/python:
 		{ echo "Python 3.11 to 3.13 is needed, found: $$($(PYTHON) --version). Call make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: setup.cfg | $(VENV)/bin/python
+ENGINE := setup.py $(wildcard tf_robust_sparse/engine/*.[ch])
+
+$(VENV)/installed: setup.cfg $(ENGINE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/installed-test: setup.cfg | $(VENV)/bin/python
+$(VENV)/installed-test: setup.cfg $(ENGINE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@ $(VENV)/installed
 

@@ -1,6 +1,5 @@
 """Runs plans: NumPy in, NumPy out."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,7 +24,6 @@ class Engine:
         self.plan = plan
         self.width = library.width() if width is None else width
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._lock = threading.Lock()
         self._free: list[np.ndarray] = []
 
     def pack(self, weights: Mapping[str, Sequence[np.ndarray | None]]) -> np.ndarray:
@@ -76,6 +74,10 @@ class Engine:
         self._all(compute, len(upstream))
         self._free.extend(spaces)
         return result
+
+    def give_back(self, spaces: Sequence[np.ndarray]) -> None:
+        """Takes workspaces back whose gradient nobody wants."""
+        self._free.extend(spaces)
 
     def _workspace(self) -> np.ndarray:
         try:

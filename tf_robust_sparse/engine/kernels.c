@@ -56,66 +56,98 @@ void trs_run(int width, const op_t *ops, long count, const int *words, float *sp
   plain_run(ops, count, words, space, x, images, y);
 }
 
-/* Where the weights of a matrix are in a kernel, and which inputs they multiply. Rows come in groups of `group_rows`
-   that share `channels` inputs; tap `t` of channel `c` in group `g` is at
-   `g * group_stride + row * row_stride + c * channel_stride + tap_at[t]`, and reads
-   `(g * channels + c) * channel_offset + tap_offset[t]`. */
+/* A kernel `(taps, channels of a group, filters)`, filters side by side in memory. */
 typedef struct {
-  word_t rows, group_rows, group_stride, row_stride, channels, channel_stride, channel_offset, taps;
-  const float *row_scale, *channel_scale; /* or NULL: what the weights of a row, or of an input, are multiplied by */
+  word_t taps, channels, filters, group; /* `group`: filters that read the same channels */
+} kernel_t;
+
+/* An entry that is not 0. */
+typedef struct {
+  int tap, channel, filter;
+  float value;
+} found_t;
+
+/* One matrix made of a kernel: a row for each filter, or transposed for each channel; `tap_offset` is what each tap adds
+   to the place of an input, -1 in `used` where the matrix has no such tap. */
+typedef struct {
+  word_t rows, transposed, channel_offset;
+  const int *used, *offset;
+  const float *scale; /* of each filter, or NULL */
 } matrix_t;
 
-/* Writes the compressed rows of a kernel and returns the number of words: first `rows + 1` beginnings, then entries. */
-long trs_pack_sparse(const matrix_t *m, const float *kernel, const int *tap_at, const int *tap_offset, int *words) {
-  entry_t *entries = (entry_t *)(words + ((m->rows + 2) & ~1L));
-  int n = 0;
-  for (long r = 0; r < m->rows; r++) {
-    long g = r / m->group_rows;
-    const float *w = kernel + g * m->group_stride + r % m->group_rows * m->row_stride;
-    words[r] = n;
-    for (long c = 0; c < m->channels; c++)
-      for (long t = 0; t < m->taps; t++) {
-        float value = w[c * m->channel_stride + tap_at[t]];
-        if (m->row_scale) value *= m->row_scale[r];
-        if (m->channel_scale) value *= m->channel_scale[g * m->channels + c];
-        if (value != 0) {
-          entries[n].offset = (int)((g * m->channels + c) * m->channel_offset + tap_offset[t]);
-          entries[n++].value = value;
-        }
-      }
-  }
-  words[m->rows] = n;
-  return ((m->rows + 2) & ~1L) + 2L * n;
-}
-
-/* The same for blocks of BLOCK rows, which share the columns that any of them has; `columns` is room for the offsets.
-   Returns the number of columns; `rows` gets the beginnings. */
-long trs_pack_blocked(const matrix_t *m, const float *kernel, const int *tap_at, const int *tap_offset, int *rows,
-                      int *columns, float *weights) {
-  long n = 0, blocks = (m->rows + BLOCK - 1) / BLOCK;
-  for (long b = 0; b < blocks; b++) {
-    rows[b] = (int)n;
-    for (long c = 0; c < m->channels; c++)
-      for (long t = 0; t < m->taps; t++) {
-        const float *w = kernel + b * BLOCK * m->row_stride + c * m->channel_stride + tap_at[t];
-        int any = 0;
-        for (long r = 0; r < BLOCK; r++) {
-          float value = b * BLOCK + r < m->rows ? w[r * m->row_stride] : 0;
-          if (m->row_scale && b * BLOCK + r < m->rows) value *= m->row_scale[b * BLOCK + r];
-          if (m->channel_scale) value *= m->channel_scale[c];
-          weights[n * BLOCK + r] = value;
-          any |= value != 0;
-        }
-        if (any) columns[n++] = (int)(c * m->channel_offset + tap_offset[t]);
-      }
-  }
-  rows[blocks] = (int)n;
-  return n;
-}
-
-/* The number of entries that are not 0. */
 long trs_count(const float *kernel, long size) {
   long n = 0;
   for (long i = 0; i < size; i++) n += kernel[i] != 0;
   return n;
+}
+
+/* Lists the entries of a kernel that are not 0, channel after channel. */
+long trs_find(const kernel_t *k, const float *kernel, found_t *found) {
+  long n = 0;
+  for (long c = 0; c < k->channels; c++)
+    for (long t = 0; t < k->taps; t++) {
+      const float *w = kernel + (t * k->channels + c) * k->filters;
+      for (long o = 0; o < k->filters; o++) {
+        if (o + 8 <= k->filters) { /* most runs of a sparse kernel are empty */
+          uint64_t part[4];
+          __builtin_memcpy(part, w + o, sizeof part);
+          if (!((part[0] | part[1] | part[2] | part[3]) & 0x7fffffff7fffffffu)) {
+            o += 7;
+            continue;
+          }
+        }
+        if (w[o] != 0) found[n++] = (found_t){(int)t, (int)c, (int)o, w[o]};
+      }
+    }
+  return n;
+}
+
+/* Writes `rows + 1` beginnings and, from the next even word on, the entries of each row; returns the number of words. */
+long trs_pack_sparse(const kernel_t *k, const matrix_t *m, const found_t *found, long count, int *words) {
+  long start = (m->rows + 2) & ~1L;
+  entry_t *entries = (entry_t *)(words + start);
+  for (long r = 0; r <= m->rows; r++) words[r] = 0;
+  for (int pass = 0; pass < 2; pass++) {
+    for (const found_t *f = found; f < found + count; f++) {
+      if (m->used[f->tap] < 0) continue;
+      long first = f->filter / k->group * k->channels, row = m->transposed ? first + f->channel : f->filter;
+      if (!pass) {
+        words[row + 1]++;
+        continue;
+      }
+      long input = m->transposed ? f->filter : first + f->channel;
+      float value = m->scale ? f->value * m->scale[f->filter] : f->value;
+      entries[words[row]++] = (entry_t){(int)(input * m->channel_offset + m->offset[f->tap]), value};
+    }
+    if (!pass) /* counts become beginnings, which the second pass moves to the ends */
+      for (long r = 0; r < m->rows; r++) words[r + 1] += words[r];
+  }
+  for (long r = m->rows; r > 0; r--) words[r] = words[r - 1];
+  words[0] = 0;
+  return start + 2L * words[m->rows];
+}
+
+/* Writes all entries in blocks of BLOCK rows: the offset of each column, and BLOCK weights for each column of each
+   block. Returns the number of columns. */
+long trs_pack_blocked(const kernel_t *k, const matrix_t *m, const float *kernel, int *columns, float *weights) {
+  long outer = m->transposed ? k->filters : k->channels, used = 0, blocks = (m->rows + BLOCK - 1) / BLOCK;
+  for (long t = 0; t < k->taps; t++) used += m->used[t] >= 0;
+  long all = outer * used, n = 0, together = 64;
+  for (long i = 0; i < outer; i++)
+    for (long t = 0; t < k->taps; t++)
+      if (m->used[t] >= 0) columns[n++] = (int)(i * m->channel_offset + m->offset[t]);
+  for (long i0 = 0; i0 < outer; i0 += together) /* a part of the kernel at a time that stays in the cache */
+    for (long b = 0; b < blocks; b++) {
+      float *to = weights + (b * all + i0 * used) * BLOCK;
+      for (long i = i0; i < outer && i < i0 + together; i++)
+        for (long t = 0; t < k->taps; t++) {
+          if (m->used[t] < 0) continue;
+          for (long r = b * BLOCK; r < (b + 1) * BLOCK; r++, to++) {
+            long c = m->transposed ? r : i, o = m->transposed ? i : r;
+            *to = r < m->rows ? kernel[(t * k->channels + c) * k->filters + o] : 0;
+            if (m->scale && r < m->rows) *to *= m->scale[o];
+          }
+        }
+    }
+  return all;
 }

@@ -108,11 +108,11 @@ static inline ALWAYS TARGET void NAME(sparse_tile)(const int groups, const int r
 #define job_t NAME(job_t)
 typedef struct {
   const op_t *op;
-  const int *rows;        /* where the entries of each output channel begin, and where the last ones end */
+  const int *rows;        /* where the entries of each output channel begin, and where the last ones end; or columns */
   const entry_t *entries; /* of a sparse matrix */
   const float *bias;      /* or NULL */
-  const int *offsets;     /* of a blocked matrix: of each column of a block */
-  const float *weights;   /* of a blocked matrix: BLOCK of each column */
+  const int *offsets;     /* of a blocked matrix: of each column */
+  const float *weights;   /* of a blocked matrix: BLOCK of each column, block after block */
   end_t end;
 } job_t;
 
@@ -196,11 +196,10 @@ static inline ALWAYS TARGET void NAME(block_tile)(const int groups, const int ru
     const end_t *e = &job->end; \
     long channels = job->op->channels; \
     for (long b = first; b < last; b++) { \
-      long r = b * BLOCK, begin = job->rows[b]; \
-      NAME(block_tile)(groups, run, x, x_group, job->offsets + begin, job->weights + begin * BLOCK, \
-                       job->rows[b + 1] - begin, job->bias ? job->bias + r : 0, o + r * job->op->dst_plane, o_group, \
-                       job->op->dst_plane, channels - r, e, add ? add + r * e->add_plane : 0, \
-                       mask ? mask + r * e->mask_plane : 0); \
+      long r = b * BLOCK, columns = job->rows[0]; \
+      NAME(block_tile)(groups, run, x, x_group, job->offsets, job->weights + b * columns * BLOCK, columns, \
+                       job->bias ? job->bias + r : 0, o + r * job->op->dst_plane, o_group, job->op->dst_plane, \
+                       channels - r, e, add ? add + r * e->add_plane : 0, mask ? mask + r * e->mask_plane : 0); \
     } \
   }
 BLOCKED(1, 1)
@@ -263,25 +262,30 @@ static TARGET void NAME(convolve)(const op_t *op, const int *words, float *space
                words + head[1], (const float *)(words + head[3]),
                {0, 0, op->add_plane, op->mask_plane, 0, 0, (int)op->act, (int)op->gradient, op->slope, op->top}};
   const float *add = op->add < 0 ? 0 : space + op->add, *mask = op->mask < 0 ? 0 : space + op->mask;
-  long lanes = op->lanes, most = op->blocked ? SIDE : 8, rows = op->height, positions = 1;
+  int blocked = head[3] != 0;
+  long lanes = op->lanes, most = blocked ? SIDE : 8, rows = op->height, positions = 1, chunk = op->chunk;
   int flat = op->src_step == lanes && op->dst_step == lanes;
   long run = ((flat ? op->width : 1) * lanes + VW - 1) / VW;
   if (!flat) positions = op->width;
   long groups = run == 1 || run == 2 || run == 4 ? (run > most ? 1 : most / run) : 1;
-  long units = op->blocked ? (op->channels + BLOCK - 1) / BLOCK : op->channels;
+  long units = op->channels;
+  if (blocked) { /* as many blocks at a time as leave their weights in the second-level cache */
+    units = (op->channels + BLOCK - 1) / BLOCK;
+    chunk = CHUNK_FLOATS / (job.rows[0] * BLOCK + 1) + 1;
+  }
   long x_group = flat ? op->src_row : op->src_step, o_group = flat ? op->dst_row : op->dst_step;
   job.end.add_group = flat ? op->add_row : op->add_step;
   job.end.mask_group = flat ? op->mask_row : op->mask_step;
   long outer = flat ? 1 : rows, inner = flat ? rows : positions;
-  for (long first = 0; first < units; first += op->chunk) {
-    long last = first + op->chunk < units ? first + op->chunk : units;
+  for (long first = 0; first < units; first += chunk) {
+    long last = first + chunk < units ? first + chunk : units;
     for (long i = 0; i < outer; i++)
       for (long j = 0; j < inner; j += groups) {
         long many = inner - j < groups ? inner - j : groups;
         for (long k = 0; k < run; k += most) {
           long wide = run - k < most ? run - k : most;
           long at = k * VW;
-          NAME(kernel)((int)op->blocked, (int)many, (int)wide)(
+          NAME(kernel)(blocked, (int)many, (int)wide)(
               &job, first, last, space + op->src + i * op->src_row + j * x_group + at, x_group,
               space + op->dst + i * op->dst_row + j * o_group + at, o_group,
               add ? add + i * op->add_row + j * job.end.add_group + at : 0,

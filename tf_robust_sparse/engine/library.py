@@ -16,16 +16,19 @@ MISSING = (
 )
 
 
+class Kernel(ctypes.Structure):
+    """`kernel_t` of kernels.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("taps", "channels", "filters", "group")]
+
+
 class Matrix(ctypes.Structure):
-    """`matrix_t` of kernels.c: where the weights of a matrix are, and which inputs they multiply."""
+    """`matrix_t` of kernels.c."""
 
     _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            *("rows", "group_rows", "group_stride", "row_stride"),
-            *("channels", "channel_stride", "channel_offset", "taps"),
-        )
-    ] + [("row_scale", ctypes.c_void_p), ("channel_scale", ctypes.c_void_p)]
+        *((name, ctypes.c_int64) for name in ("rows", "transposed", "channel_offset")),
+        *((name, ctypes.c_void_p) for name in ("used", "offset", "scale")),
+    ]
 
 
 @functools.cache
@@ -38,10 +41,12 @@ def library() -> Any:
     pointer, long = ctypes.c_void_p, ctypes.c_long
     loaded.trs_run.argtypes = [ctypes.c_int, pointer, long, pointer, pointer, pointer, long, pointer]
     loaded.trs_run.restype = None
-    loaded.trs_pack_sparse.argtypes = [ctypes.POINTER(Matrix), pointer, pointer, pointer, pointer]
-    loaded.trs_pack_sparse.restype = long
-    loaded.trs_pack_blocked.argtypes = [ctypes.POINTER(Matrix), *[pointer] * 6]
-    loaded.trs_pack_blocked.restype = long
+    kernel, matrix = ctypes.POINTER(Kernel), ctypes.POINTER(Matrix)
+    loaded.trs_find.argtypes = [kernel, pointer, pointer]
+    loaded.trs_pack_sparse.argtypes = [kernel, matrix, pointer, long, pointer]
+    loaded.trs_pack_blocked.argtypes = [kernel, matrix, pointer, pointer, pointer]
+    for function in (loaded.trs_find, loaded.trs_pack_sparse, loaded.trs_pack_blocked):
+        function.restype = long
     loaded.trs_count.argtypes = [pointer, long]
     loaded.trs_count.restype = long
     return loaded

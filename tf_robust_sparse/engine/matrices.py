@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tf_robust_sparse.engine.library import Matrix, address, library
+from tf_robust_sparse.engine.library import Kernel, Matrix, address, library
 
 BLOCK = 6
+# A block of six filters loads each input once for all of them: from this density on that beats a list for each filter.
+BLOCKED_FROM = 0.35
 DIRECTORY = 4  # words per matrix
 
 
@@ -18,78 +20,107 @@ class Rows:
 
     Attributes:
         weights: Name of the node that the kernel, bias, scale and shift come from.
-        kind: `sparse`, `blocked`, or `scale` of a node that scales channels.
+        kind: `kernel` of a convolution, or `scale` of a node that scales channels.
         rows: Number of output channels.
-        layout: Fields of `matrix_t`; of a `scale` empty.
-        tap_at: Places of the taps in the kernel, floats.
-        tap_offset: What they add to the place of an input.
-        biased: Whether the rows are outputs of the forward pass, to which a bias is added.
+        group: Filters of a kernel that read the same channels.
+        transposed: Whether the rows are the channels of the kernel, for the gradient, rather than its filters.
+        channel_offset: Floats from one input channel to the next.
+        used: For each tap of the kernel 0, or -1 where the matrix leaves it out.
+        offset: What each tap adds to the place of an input.
         scaled: Names of the nodes whose scale and shift the kernel takes up.
     """
 
     weights: str
     kind: str
     rows: int
-    layout: tuple[int, ...] = ()
-    tap_at: tuple[int, ...] = ()
-    tap_offset: tuple[int, ...] = ()
-    biased: bool = False
+    group: int = 1
+    transposed: bool = False
+    channel_offset: int = 0
+    used: tuple[int, ...] = ()
+    offset: tuple[int, ...] = ()
     scaled: tuple[str, ...] = ()
+
+
+class _Entries:
+    """A kernel and where it is not 0."""
+
+    def __init__(self, kernel: np.ndarray, group: int) -> None:
+        height, width, channels, filters = kernel.shape
+        self.values = np.ascontiguousarray(kernel, np.float32)
+        self.layout = Kernel(height * width, channels, filters, group)
+        self.count = int(library().trs_count(address(self.values), self.values.size))
+        # Groups have no inputs in common, which a block could load once for all of its rows.
+        self.blocked = group == filters and self.count >= BLOCKED_FROM * self.values.size
+        self._found: np.ndarray | None = None
+
+    def found(self) -> np.ndarray:
+        """The entries: tap, channel, filter and value of each, four words."""
+        if self._found is None:
+            self._found = np.empty((self.count, 4), np.int32)
+            library().trs_find(ctypes.byref(self.layout), address(self.values), address(self._found))
+        return self._found
 
 
 def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[np.ndarray | None]]) -> np.ndarray:
     """Returns all matrices of a plan as one array of words, a directory first.
+
+    Equal weights give equal words: whether a kernel becomes lists or blocks depends on the number of its entries alone.
 
     Args:
         matrices: Of the plan.
         weights: Kernel `(height, width, channels, filters)` and bias `(filters,)` or `None` of each convolution, scale
             and shift `(channels,)` of each node that scales; float32.
     """
-    counts = {name: _count(arrays[0]) for name, arrays in weights.items() if np.ndim(arrays[0]) == 4}
-    room = DIRECTORY * len(matrices) + 2
-    for rows in matrices:
-        if rows.kind == "sparse":
-            room += rows.rows + 4 + 2 * counts[rows.weights]
-        elif rows.kind == "blocked":
-            columns = -(-rows.rows // BLOCK) * rows.layout[4] * rows.layout[7]
-            room += rows.rows + 4 + columns * (BLOCK + 1)
-        room += 2 * rows.rows + 2
-    words = np.empty(room, np.int32)
+    kernels = {
+        rows.weights: _Entries(weights[rows.weights][0], rows.group) for rows in matrices if rows.kind == "kernel"
+    }
+    words = np.empty(sum(_room(rows, kernels.get(rows.weights)) for rows in matrices), np.int32)
     end = DIRECTORY * len(matrices)
     for number, rows in enumerate(matrices):
         head = words[DIRECTORY * number : DIRECTORY * (number + 1)]
         first, second = weights[rows.weights]
-        head[:] = 0
+        end += end % 2
+        head[:] = (end, 0, 0, 0)
         if rows.kind == "scale":
-            head[0] = end
             end = _write(words, end, first)
             end = _write(words, end, second)
             continue
-        end += end % 2
-        head[0] = end
-        kernel = np.ascontiguousarray(first, np.float32)
+        kernel = kernels[rows.weights]
         scale, bias = _folded(second, [weights[name] for name in rows.scaled])
-        matrix = Matrix(*rows.layout)
-        if scale is not None:
-            setattr(matrix, "row_scale" if rows.biased else "channel_scale", address(scale))
-        at, offset = (np.array(taps, np.int32) for taps in (rows.tap_at, rows.tap_offset))
-        given = (ctypes.byref(matrix), address(kernel), address(at), address(offset))
-        if rows.kind == "sparse":
-            head[1] = end + ((rows.rows + 2) & ~1)
-            end += library().trs_pack_sparse(*given, address(words[end:]))
+        used, offset = (np.array(taps, np.int32) for taps in (rows.used, rows.offset))
+        matrix = Matrix(
+            *(rows.rows, rows.transposed, rows.channel_offset, address(used), address(offset)),
+            None if scale is None else address(scale),
+        )
+        given = (ctypes.byref(kernel.layout), ctypes.byref(matrix))
+        if kernel.blocked:
+            words[end], head[1] = _columns(rows, kernel), end + 1
+            head[3] = end + 1 + _columns(rows, kernel)
+            end = int(head[3]) + -(-rows.rows // BLOCK) * BLOCK * _columns(rows, kernel)
+            places = address(kernel.values), address(words[head[1] :]), address(words[head[3] :])
+            library().trs_pack_blocked(*given, *places)
         else:
-            blocks = -(-rows.rows // BLOCK)
-            most = blocks * rows.layout[4] * rows.layout[7]
-            columns, values = np.empty(most, np.int32), np.empty(most * BLOCK, np.float32)
-            found = library().trs_pack_blocked(*given, address(words[end:]), address(columns), address(values))
-            head[1] = end + blocks + 1
-            end = _write(words, int(head[1]), columns[:found])
-            head[3] = end
-            end = _write(words, end, values[: found * BLOCK])
-        if rows.biased and bias is not None:
+            head[1] = end + ((rows.rows + 2) & ~1)
+            found = kernel.found()
+            end += library().trs_pack_sparse(*given, address(found), len(found), address(words[end:]))
+        if not rows.transposed and bias is not None:
             head[2] = end
             end = _write(words, end, bias)
     return words[:end]
+
+
+def _columns(rows: Rows, kernel: _Entries) -> int:
+    taps = sum(each >= 0 for each in rows.used)
+    return taps * (kernel.layout.filters if rows.transposed else kernel.layout.channels)
+
+
+def _room(rows: Rows, kernel: _Entries | None) -> int:
+    """Words that a matrix needs at most."""
+    room = DIRECTORY + 2 * rows.rows + 8
+    if kernel is None:
+        return room
+    blocks = -(-rows.rows // BLOCK)
+    return room + ((blocks * BLOCK + 1) * _columns(rows, kernel) if kernel.blocked else 2 * kernel.count)
 
 
 def _folded(
@@ -101,16 +132,6 @@ def _folded(
         scale = np.asarray(factor if scale is None else scale * factor, np.float32)
         bias = shift if bias is None else bias * factor + shift
     return scale, bias
-
-
-def density(kernel: np.ndarray) -> float:
-    """Returns the fraction of a kernel's entries that are not 0."""
-    return _count(kernel) / max(kernel.size, 1)
-
-
-def _count(kernel: np.ndarray | None) -> int:
-    kernel = np.ascontiguousarray(kernel, np.float32)
-    return int(library().trs_count(address(kernel), kernel.size))
 
 
 def _write(words: np.ndarray, start: int, values: np.ndarray | None) -> int:

@@ -19,7 +19,8 @@ enum {
 };
 
 #define BLOCK 6        /* rows of a blocked matrix that share their columns */
-#define MATRIX_WORDS 4 /* of the directory, per matrix: where its rows, entries, bias and blocked weights begin */
+#define CHUNK_FLOATS 65536
+#define MATRIX_WORDS 4 /* of the directory, per matrix: where its rows, entries, bias and blocked weights begin, or 0 */
 
 typedef struct {
   int offset; /* floats from an output position to the input that it adds */
@@ -29,7 +30,7 @@ typedef struct {
 /* One operation. Tensors are given by the place of their first position, -1 for none, and by the floats from one channel,
    row and position to the next; sizes are those of the positions to compute. */
 typedef struct {
-  word_t kind, act, gradient, blocked, matrix, chunk, lanes, channels, height, width;
+  word_t kind, act, gradient, matrix, chunk, lanes, channels, height, width;
   word_t src, src_plane, src_row, src_step;
   word_t dst, dst_plane, dst_row, dst_step;
   word_t add, add_plane, add_row, add_step;

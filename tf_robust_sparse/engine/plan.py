@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tf_robust_sparse.engine.layout import MOST_FLOATS, Tensor, level_pitches, place
-from tf_robust_sparse.engine.matrices import BLOCK, Rows
+from tf_robust_sparse.engine.matrices import Rows
 from tf_robust_sparse.engine.nodes import ACTIVATIONS, LINEAR, Activation, Node, Operation, fused
 
 KINDS = (
@@ -16,16 +16,13 @@ KINDS = (
 _TENSORS = ("src", "dst", "add", "mask", "in", "out")
 # The fields of `op_t` in plan.h, eight bytes each.
 _FIELDS = (
-    *("kind", "act", "gradient", "blocked", "matrix", "chunk", "lanes", "channels", "height", "width"),
+    *("kind", "act", "gradient", "matrix", "chunk", "lanes", "channels", "height", "width"),
     *(f"{tensor}{part}" for tensor in _TENSORS for part in ("", "_plane", "_row", "_step")),
     *("in_height", "in_width", "window_y", "window_x", "stride_y", "stride_x", "pad_y", "pad_x"),
     *("margin_top", "margin_left", "margin_bottom", "margin_right"),
 )
 OP = np.dtype([(name, np.int64) for name in _FIELDS] + [("slope", np.float32), ("top", np.float32)])
 
-# A block of six filters loads each input once for all of them: from this density on that beats a list for each filter.
-BLOCKED_FROM = 0.35
-_CHUNK_FLOATS = 65536  # of blocked weights that one pass over the tiles reads: they stay in the second-level cache
 
 
 @dataclasses.dataclass
@@ -65,12 +62,11 @@ class Step:
         spread: Of the positions written to `dst`, and read from `add` and `mask`.
         phase: First of these positions.
         origin: First of the positions read from `src`.
-        taps: Place in the kernel and shift, rows and columns, of each tap.
+        taps: Shift, rows and columns, of each tap of a kernel; `None` for one that is left out.
         planes: Planes between one channel and the next that a kernel reads, and the plane of each tap.
         rows: The matrix, its offsets still missing.
         activation: Applied to the sum, or passed backward.
         gradient: Whether this belongs to the backward pass.
-        chunk: Rows of a matrix, or blocks of them, that are computed before the next ones.
         pooling: The node, of pooling.
     """
 
@@ -81,19 +77,19 @@ class Step:
     spread: tuple[int, int] = (1, 1)
     phase: tuple[int, int] = (0, 0)
     origin: tuple[int, int] = (0, 0)
-    taps: Sequence[tuple[int, int, int]] = ()
+    taps: Sequence[tuple[int, int] | None] = ()
     planes: tuple[int, Sequence[int]] = (1, ())
     rows: Rows | None = None
     activation: Activation = LINEAR
     gradient: bool = False
-    chunk: int = 1
     pooling: Node | None = None
 
     def reserve(self) -> None:
         """Makes room for the zeros around the image that this reads."""
         source = self.tensors["src"] if "src" in self.tensors else None
         if self.kind == "convolve":
-            _reserve(source, self.grid, self.stride, [tap[1] for tap in self.taps], [tap[2] for tap in self.taps])
+            taps = [tap for tap in self.taps if tap is not None]
+            _reserve(source, self.grid, self.stride, [tap[0] for tap in taps], [tap[1] for tap in taps])
         elif self.kind == "split":
             (top, left), (height, width, _), (down, right) = self.origin, self.grid, self.stride
             _reserve(source, (height, width, 0), self.stride, (top, top + down - 1), (left, left + right - 1))
@@ -118,11 +114,10 @@ def _reserve(
 class _Planner:
     """Builds one plan."""
 
-    def __init__(self, nodes: Sequence[Node], densities: Mapping[str, float], lanes: int, gradient: bool) -> None:
+    def __init__(self, nodes: Sequence[Node], lanes: int, gradient: bool) -> None:
         if gradient and lanes % MOST_FLOATS:
             raise ValueError(f"Gradients are computed for a multiple of {MOST_FLOATS} images. Received: lanes={lanes}")
         self.operations = fused(nodes)
-        self.densities = densities
         self.lanes = lanes
         self.flat = lanes % MOST_FLOATS != 0
         self.tensors = {each.name: Tensor(each.node.shape, lanes) for each in self.operations}
@@ -159,14 +154,12 @@ class _Planner:
 
     def _convolve(self, each: Operation) -> None:
         node, tensors = each.node, self._ends(each)
-        channels, filters = tensors["src"].shape[2] // node.groups, node.shape[2]
-        size = channels * filters
+        filters = node.shape[2]
         taps = [
-            ((i * node.window[1] + j) * size, i * node.dilation[0] - node.padding[0], j * node.dilation[1] - node.padding[1])
+            (i * node.dilation[0] - node.padding[0], j * node.dilation[1] - node.padding[1])
             for i in range(node.window[0])
             for j in range(node.window[1])
         ]
-        group = filters // node.groups
         step = Step(
             "convolve",
             node.shape,
@@ -174,7 +167,7 @@ class _Planner:
             node.stride,
             taps=taps,
             planes=(1, [0] * len(taps)),
-            rows=self._rows(each, filters, (filters, group, group, 1, channels, filters), len(taps), biased=True),
+            rows=Rows(node.name, "kernel", filters, filters // node.groups, scaled=each.scaled),
             activation=each.activation,
         )
         if self.flat and node.stride != (1, 1):
@@ -186,8 +179,8 @@ class _Planner:
     def _split(self, step: Step, node: Node) -> Step:
         """Puts a copy of the input, every `stride`-th position in a plane of its own, before a convolution."""
         (down, right), (top, left) = node.stride, (-node.padding[0], -node.padding[1])
-        shifts = [((i - top) // down, (j - left) // right) for _, i, j in step.taps]
-        parts = [(i - top) % down * right + (j - left) % right for _, i, j in step.taps]
+        shifts = [((i - top) // down, (j - left) // right) for i, j in step.taps]
+        parts = [(i - top) % down * right + (j - left) % right for i, j in step.taps]
         height = node.shape[0] + max(i for i, _ in shifts)
         width = node.shape[1] + max(j for _, j in shifts)
         source = step.tensors["src"]
@@ -198,15 +191,9 @@ class _Planner:
             step,
             tensors=step.tensors | {"src": split},
             stride=(1, 1),
-            taps=[(tap[0], *shift) for tap, shift in zip(step.taps, shifts, strict=True)],
+            taps=shifts,
             planes=(down * right, parts),
         )
-
-    def _rows(self, each: Operation, rows: int, layout: tuple[int, ...], taps: int, biased: bool = False) -> Rows:
-        """The matrix of a convolution, its offsets still missing."""
-        blocked = each.node.groups == 1 and self.densities[each.node.name] >= BLOCKED_FROM
-        kind = "blocked" if blocked else "sparse"
-        return Rows(each.node.name, kind, rows, (*layout, 0, taps), biased=biased, scaled=each.scaled)
 
     def backward(self) -> list[Step]:
         """Returns the steps from the gradient of the outputs to that of the images."""
@@ -283,18 +270,17 @@ class _Planner:
     def _convolve_back(self, reader: Operation, ends: dict[str, Tensor], activation: Activation) -> None:
         """The transposed convolution: one for each phase of the stride, written to every `stride`-th position."""
         node, shape = reader.node, ends["dst"].shape
-        channels, filters = shape[2] // node.groups, node.shape[2]
-        group, size = filters // node.groups, channels * filters
-        layout = (shape[2], channels, group, filters, group, 1)
+        rows = Rows(node.name, "kernel", shape[2], node.shape[2] // node.groups, transposed=True, scaled=reader.scaled)
         for a in range(min(node.stride[0], shape[0])):
             for b in range(min(node.stride[1], shape[1])):
-                taps = [
-                    ((i * node.window[1] + j) * size, down // node.stride[0], right // node.stride[1])
+                shifts = [
+                    (a + node.padding[0] - i * node.dilation[0], b + node.padding[1] - j * node.dilation[1])
                     for i in range(node.window[0])
                     for j in range(node.window[1])
-                    for down in [a + node.padding[0] - i * node.dilation[0]]
-                    for right in [b + node.padding[1] - j * node.dilation[1]]
-                    if down % node.stride[0] == 0 and right % node.stride[1] == 0
+                ]
+                taps = [
+                    None if i % node.stride[0] or j % node.stride[1] else (i // node.stride[0], j // node.stride[1])
+                    for i, j in shifts
                 ]
                 grid = (-(-(shape[0] - a) // node.stride[0]), -(-(shape[1] - b) // node.stride[1]), shape[2])
                 self.steps.append(
@@ -306,7 +292,7 @@ class _Planner:
                         phase=(a, b),
                         taps=taps,
                         planes=(1, [0] * len(taps)),
-                        rows=self._rows(reader, shape[2], layout, len(taps)),
+                        rows=rows,
                         activation=activation,
                         gradient=True,
                     )
@@ -340,12 +326,11 @@ def _is_plain(reader: Operation) -> bool:
     return reader.node.kind == "affine" and reader.weights is None
 
 
-def make_plan(nodes: Sequence[Node], densities: Mapping[str, float], lanes: int, gradient: bool = False) -> Plan:
+def make_plan(nodes: Sequence[Node], lanes: int, gradient: bool = False) -> Plan:
     """Plans a network.
 
     Args:
         nodes: Of the network, inputs first, the output last.
-        densities: Fraction of the entries that are not 0, of the kernel of each convolution.
         lanes: Images computed side by side: 16 or 32, or for outputs alone any number from 1.
         gradient: Whether the gradient by the images is planned as well. All tensors of the forward pass then keep
             their places.
@@ -353,7 +338,7 @@ def make_plan(nodes: Sequence[Node], densities: Mapping[str, float], lanes: int,
     Raises:
         ValueError: naming a node whose place in the network the engine does not know.
     """
-    planner = _Planner(nodes, densities, lanes, gradient)
+    planner = _Planner(nodes, lanes, gradient)
     forward = planner.forward()
     backward = planner.backward() if gradient else []
     steps = [*forward, *backward]
@@ -401,8 +386,9 @@ def _record(step: Step, lanes: int, matrices: list[Rows]) -> dict[str, int | flo
     if step.rows is not None:
         record["matrix"] = len(matrices)
         matrices.append(_with_offsets(step))
-        record["blocked"] = step.rows.kind == "blocked"
-        record["chunk"] = _chunk(step.rows)
+        if step.rows.kind == "kernel":  # groups read inputs of their own
+            groups = max(1, step.tensors["src" if step.gradient else "dst"].shape[2] // step.rows.group)
+            record["chunk"] = max(1, step.rows.rows // groups)
     return record
 
 
@@ -410,21 +396,12 @@ def _with_offsets(step: Step) -> Rows:
     if step.rows.kind == "scale":
         return step.rows
     source, (planes, parts) = step.tensors["src"], step.planes
-    layout = (*step.rows.layout[:6], planes * source.plane, step.rows.layout[7])
-    offsets = tuple(
-        part * source.plane + source.offset(i, j) for (_, i, j), part in zip(step.taps, parts, strict=True)
+    offset = tuple(
+        0 if tap is None else part * source.plane + source.offset(*tap)
+        for tap, part in zip(step.taps, parts, strict=True)
     )
-    return dataclasses.replace(
-        step.rows, layout=layout, tap_at=tuple(tap[0] for tap in step.taps), tap_offset=offsets
-    )
-
-
-def _chunk(rows: Rows) -> int:
-    """Rows, or blocks, of a matrix that all tiles see before the next ones."""
-    if rows.kind == "blocked":
-        return max(1, _CHUNK_FLOATS // max(1, rows.layout[4] * rows.layout[7] * BLOCK))
-    group = rows.layout[1] if rows.layout else rows.rows
-    return max(1, group)  # groups read inputs of their own
+    used = tuple(-1 if tap is None else 0 for tap in step.taps)
+    return dataclasses.replace(step.rows, channel_offset=planes * source.plane, used=used, offset=offset)
 
 
 def _run_on(step: Step, record: dict[str, int | float], constants: dict[int, np.ndarray], space: int) -> int:

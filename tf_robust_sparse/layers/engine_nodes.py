@@ -78,7 +78,7 @@ def _activation(layer: Any) -> Activation:
 
 def _kernel_node(layer: Any, inputs: tuple[str, ...], groups: int, padding: _Size) -> list[Node]:
     activation = _activation(layer)
-    size, stride, dilation = tuple(layer.kernel_size), tuple(layer.strides), tuple(layer.dilation_rate)
+    size, stride, dilation = tuple(layer.kernel_size), tuple(layer.strides), tuple(getattr(layer, "dilation_rate", (1, 1)))
     node = Node(
         *("convolution", layer.name, inputs, _shape(layer, layer.output), size, stride, dilation, padding, groups),
         activation=activation,

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse.layers.classifier import check_classifier
+from tf_robust_sparse.layers.kernel_seam import inference_logits
 
 Forward = Callable[[tf.Tensor], tf.Tensor]
 
@@ -35,7 +36,9 @@ def inference_forward(model: Callable[..., Any]) -> Forward:
         )
     if isinstance(model, keras.Model) and getattr(model, "inputs", None):
         check_classifier(model, in_structure=True)  # before anything is traced, where errors come in many lines
-    call = functools.partial(model, training=False) if isinstance(model, keras.layers.Layer) else model
+    call = model
+    if isinstance(model, keras.layers.Layer):
+        call = functools.partial(inference_logits, model)
 
     def forward(x: tf.Tensor) -> tf.Tensor:
         logits = tf.cast(_single_tensor(call(x)), tf.float32)

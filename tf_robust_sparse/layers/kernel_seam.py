@@ -15,13 +15,14 @@ A faster kernel put into `convolve` or `multiply` reaches every layer at once.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tf_robust_sparse.layers import few_channels
+from tf_robust_sparse.layers.engine_seam import network_engine
 from tf_robust_sparse.layers.sparse_convolution import SparseKernel, pays, sparse_convolve, sparse_kernel
 from tf_robust_sparse.layers.topology import chains
 
@@ -34,13 +35,17 @@ class Settled(NamedTuple):
 
 
 class _Block(threading.local):
-    """What is settled in this thread by layer: float32 kernels, their compute form, gates, and what is folded."""
+    """What is settled in this thread by layer: float32 kernels, their compute form, gates, and what is folded.
+
+    Of networks that the engine computes: a function from images to logits, or `None`.
+    """
 
     def __init__(self) -> None:
         self.kernels: dict[int, tf.Tensor] = {}
         self.settled: dict[int, Settled] = {}
         self.scales: dict[int, tf.Tensor] = {}
         self.folded: frozenset[int] = frozenset()
+        self.engines: dict[int, Callable[[tf.Tensor], tf.Tensor | None]] = {}
 
 
 _block = _Block()
@@ -58,6 +63,13 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor | SparseKernel, strides: tuple[int,
 def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """Returns the matrix product of `x` `(batch, input_dim)` and `kernel` `(input_dim, units)`."""
     return tf.matmul(x, kernel)
+
+
+def inference_logits(network: keras.Model, x: tf.Tensor) -> Any:
+    """Returns what `network` returns in inference mode; inside `inference_kernels` the engine computes it if it can."""
+    engine = _block.engines.get(id(network))
+    logits = None if engine is None else engine(x)
+    return network(x, training=False) if logits is None else logits
 
 
 def kernel_layers(network: keras.Model) -> list[Any]:
@@ -117,7 +129,7 @@ def instead(layer: Any, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> Ite
     """Has `layer` compute with another kernel and bias, float32, inside the block."""
     dtype = layer.compute_dtype
     settled = Settled(tf.cast(kernel, dtype), None if bias is None else tf.cast(bias, dtype))
-    with _installed(settled=_block.settled | {id(layer): settled}):
+    with _installed(settled=_block.settled | {id(layer): settled}, engines={}):
         yield
 
 
@@ -132,7 +144,7 @@ def settled_kernels(network: keras.Model) -> Iterator[None]:
     kernels = {id(layer): layer.compute_effective_kernel() for layer in layers}
     settled = {id(layer): _compute_form(layer, kernels[id(layer)]) for layer in layers}
     folded = _block.folded - {id(layer) for layer in all_layers(network)}  # these kernels have no scale in them
-    with _installed(kernels=_block.kernels | kernels, settled=_block.settled | settled, folded=folded):
+    with _installed(kernels=_block.kernels | kernels, settled=_block.settled | settled, folded=folded, engines={}):
         yield
 
 
@@ -141,14 +153,20 @@ def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterat
     """Prepares every kernel of `network` for forward passes in inference mode inside the block.
 
     Every batch norm and every gate is folded into the kernel before it, where the kernel's output goes nowhere else and
-    has no activation of its own; of the others the gates are computed once. On CPUs, convolutions that expect few
-    connections become sparse products. Inside the block the network must be called with `training=False`, and
+    has no activation of its own; of the others the gates are computed once. On CPUs the engine computes the networks
+    whose layers it knows; without it, convolutions that expect few connections become sparse products. Inside the block the network must be called with `training=False`, and
     gradients reach the inputs alone.
 
     Args:
         network: A network of the toolkit's layers; other layers are left alone.
-        allow_sparse: Whether sparse products are allowed; XLA cannot compile them.
+        allow_sparse: Whether sparse products and the engine are allowed; XLA cannot compile them.
     """
+    engine = network_engine(network) if allow_sparse else None
+    engines = dict(_block.engines)
+    if engine is not None:
+        words = engine.weights(effective_kernel)
+        engines[id(network)] = lambda x: engine(x, words) if engine.takes(x) else None
+        allow_sparse = False
     allow_sparse = allow_sparse and not tf.config.list_logical_devices("GPU")
     followers = {id(layer): found for layer, found in foldable_followers(network)}
     settled: dict[int, Settled] = {}
@@ -173,7 +191,8 @@ def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterat
         for layer in all_layers(network)
         if hasattr(layer, "inference_scale") and id(layer) not in folded
     }
-    with _installed(settled=_block.settled | settled, scales=_block.scales | gates, folded=_block.folded | folded):
+    installed = {"settled": _block.settled | settled, "scales": _block.scales | gates, "folded": _block.folded | folded}
+    with _installed(**installed, engines=engines):
         yield
 
 
@@ -188,7 +207,7 @@ def unfolded_kernels(network: keras.Model) -> Iterator[None]:
     others = {id(layer) for layer in kernel_layers(network)}
     kept = {key: value for key, value in _block.settled.items() if key not in others}
     folded = _block.folded - {id(layer) for layer in all_layers(network)}
-    with _installed(settled=kept | settled, folded=folded):
+    with _installed(settled=kept | settled, folded=folded, engines={}):
         yield
 
 

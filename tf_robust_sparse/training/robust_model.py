@@ -222,10 +222,10 @@ class RobustModel(TrainingStep):
         seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
         with layers.settled_kernels(self.network):
             with self._inference_kernels():
-                logits = tf.cast(self.network(some_x, training=False), tf.float32)[:number]
+                logits = tf.cast(layers.inference_logits(self.network, some_x), tf.float32)[:number]
                 if self.validation_attack is not None:
                     x_adv = self.validation_attack(self.network, some_x, some_y, seed=seed)
-                    logits_adv = self.network(x_adv, training=False)[:number]
+                    logits_adv = layers.inference_logits(self.network, x_adv)[:number]
                     self._robust_accuracy.update_state(y, logits_adv)
                     if self._robust_loss is not None:
                         self._robust_loss.update_state(cross_entropy(y, tf.cast(logits_adv, tf.float32)))
@@ -240,7 +240,7 @@ class RobustModel(TrainingStep):
         x = data[0] if isinstance(data, (tuple, list)) else data
         (some_x,) = at_least_one(x)
         with layers.settled_kernels(self.network), self._inference_kernels():
-            return self.network(some_x, training=False)[: tf.shape(x)[0]]
+            return layers.inference_logits(self.network, some_x)[: tf.shape(x)[0]]
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns the results of all replicas, of those metrics that the present phase has updated.

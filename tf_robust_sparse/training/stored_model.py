@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in, uniform_like
 from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.objectives.objective import ObjectiveAround, innermost, training_logits
@@ -233,7 +234,7 @@ class StoredRobustModel(RobustModel):
                 logits = training_logits(self.network, x + delta)
             else:
                 with self._inference_kernels():
-                    logits = tf.cast(self.network(x + delta, training=False), tf.float32)
+                    logits = tf.cast(layers.inference_logits(self.network, x + delta), tf.float32)
             loss = tf.reduce_sum(_cross_entropy(labels, logits))
         direction = tf.sign(tape.gradient(loss, delta))
         delta = tf.clip_by_value(delta + settings.step_size * direction, -settings.epsilon, settings.epsilon)

@@ -186,10 +186,10 @@ class Trials(RobustModel):
                 some = _pixels(some)
                 if members > 1:
                     some, labels = tf.tile(some, (members, 1, 1, 1)), tf.tile(labels, (members,))
-                clean = tf.cast(self.network(some, training=False), tf.float32)
+                clean = tf.cast(layers.inference_logits(self.network, some), tf.float32)
                 away_from = tf.argmax(clean, axis=-1) if by_prediction else labels
                 x_adv = attack(self.network, some, away_from, seed=fold_in(seed, first))
-                logits = [clean, tf.cast(self.network(x_adv, training=False), tf.float32)]
+                logits = [clean, tf.cast(layers.inference_logits(self.network, x_adv), tf.float32)]
                 losses = [of_each(smoothed_cross_entropy(labels, each, label_smoothing)) for each in logits]
                 right = [of_each(tf.argmax(each, axis=-1) == labels) for each in logits]
                 return first + _CHUNK, sums + tf.stack(losses + right)

@@ -1,0 +1,191 @@
+"""Forward passes and input gradients of whole networks on the engine, in place of TensorFlow's operations.
+
+A block of `inference_kernels` reads the weights of its network once into the lists that the engine multiplies; every
+pass inside runs on these. Images change their layout at both ends only. The calls leave TensorFlow's graph, so that XLA
+cannot compile them; other devices than CPUs have faster ways.
+"""
+
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_robust_sparse.engine import library
+from tf_robust_sparse.engine.engine import Engine
+from tf_robust_sparse.engine.nodes import Node
+from tf_robust_sparse.engine.plan import make_plan
+from tf_robust_sparse.layers.engine_nodes import engine_nodes
+from tf_robust_sparse.layers.gradients import custom_gradient
+from tf_robust_sparse.layers.topology import graph
+
+_LANES = 16
+_MOST_KEPT = 2**31  # bytes of activations that wait for their gradient
+_SMALLEST_WORK = 2_000_000  # multiplications per image, below which leaving the graph costs more than it brings
+
+_engines: weakref.WeakKeyDictionary[keras.Model, "NetworkEngine | None"] = weakref.WeakKeyDictionary()
+
+
+def network_engine(network: Any) -> "NetworkEngine | None":
+    """Returns what computes `network` on the engine, `None` if its kernels, its layers or its device forbid it."""
+    if not library.available() or not type(network).__module__.startswith("keras."):
+        return None  # a class of the user's own may compute more than its layers
+    if tf.config.list_logical_devices("GPU") or os.environ.get("TRS_ENGINE") == "0":
+        return None
+    if network not in _engines:
+        _engines[network] = _made(network)
+    return _engines[network]
+
+
+def _made(network: keras.Model) -> "NetworkEngine | None":
+    try:
+        nodes = network_nodes(network)
+    except ValueError:  # the engine does not know a layer
+        return None
+    floats = all(layer.compute_dtype == "float32" for layer in network.layers)
+    if not floats or len(network.output_shape) != 2 or _work(nodes) < _SMALLEST_WORK:
+        return None
+    return NetworkEngine(network, nodes)
+
+
+def network_nodes(network: keras.Model) -> list[Node]:
+    """Returns the operations of a functional or sequential network.
+
+    Raises:
+        ValueError: naming the layer that the engine does not know.
+    """
+    output = network.layers[-1].name if isinstance(network, keras.Sequential) else network.output_names[0]
+    return engine_nodes(graph(network), output)
+
+
+def _work(nodes: list[Node]) -> int:
+    """Multiplications of one image, were all kernels dense."""
+    channels = {node.name: node.shape[2] for node in nodes}
+    return sum(
+        int(np.prod(node.shape) * np.prod(node.window)) * channels[node.inputs[0]] // node.groups
+        for node in nodes
+        if node.kind == "convolution"
+    )
+
+
+class NetworkEngine:
+    """One network on the engine.
+
+    Args:
+        network: A functional or sequential model of layers that the engine knows.
+        nodes: Its operations.
+    """
+
+    def __init__(self, network: keras.Model, nodes: list[Node]) -> None:
+        self._layers = {layer.name: weakref.ref(layer) for layer in network.layers}
+        self._names = [node.name for node in nodes if node.kind in ("convolution", "affine")]
+        self._engine = Engine(make_plan(nodes, _LANES, gradient=True), threads())
+        self._shape = self._engine.plan.shape
+        self._classes = self._engine.plan.classes
+        self._kept: dict[int, list[np.ndarray]] = {}
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._call = custom_gradient(self._passes)
+
+    def weights(self, effective_kernel: Callable[[Any], tf.Tensor]) -> tf.Tensor:
+        """Returns the weights of the network as the engine takes them: `(words,)`, int32.
+
+        Args:
+            effective_kernel: From a kernel layer to its float32 kernel.
+        """
+        pairs = [_weights_of(self._layers[name](), effective_kernel) for name in self._names]
+        given = [tensor for pair in pairs for tensor in pair if tensor is not None]
+        there = [[tensor is not None for tensor in pair] for pair in pairs]
+
+        def pack(*arrays: np.ndarray) -> np.ndarray:
+            left = iter(arrays)
+            found = [[next(left) if has else None for has in pair] for pair in there]
+            return self._engine.pack(dict(zip(self._names, found, strict=True)))
+
+        return tf.ensure_shape(tf.numpy_function(pack, given, tf.int32, stateful=False), (None,))
+
+    def takes(self, x: Any) -> bool:
+        """Tells whether `x` is what the network was built for."""
+        return tf.is_tensor(x) and x.dtype == tf.float32 and tuple(x.shape[1:]) in (self._shape, self._shape[2:])
+
+    def __call__(self, x: tf.Tensor, words: tf.Tensor) -> tf.Tensor:
+        """Returns the logits `(batch, classes)` of images, differentiable with respect to these alone."""
+        return self._call(x, words)
+
+    def _passes(self, x: tf.Tensor, words: tf.Tensor) -> Any:
+        logits, number = tf.numpy_function(self._forward, [x, words], (tf.float32, tf.int64), stateful=False)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+            given = [x, words, number, upstream]
+            return tf.ensure_shape(tf.numpy_function(self._backward, given, tf.float32, stateful=False), x.shape), None
+
+        return tf.ensure_shape(logits, (x.shape[0], self._classes)), gradient
+
+    def _forward(self, x: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.int64]:
+        self._make_room(len(x))
+        logits, spaces = self._engine.logits_and_spaces(words, x)
+        with self._lock:
+            number = next(self._numbers)
+            self._kept[number] = spaces
+        return logits, np.int64(number)
+
+    def _backward(self, x: np.ndarray, words: np.ndarray, number: np.int64, upstream: np.ndarray) -> np.ndarray:
+        with self._lock:
+            spaces = self._kept.pop(int(number), None)
+        if spaces is None:  # it had to make room, or a second gradient is asked for
+            _, spaces = self._engine.logits_and_spaces(words, x)
+        return self._engine.gradient(words, spaces, upstream).reshape(x.shape)
+
+    def _make_room(self, batch: int) -> None:
+        """Gives up the oldest activations that wait for a gradient, which evaluation never asks for."""
+        new = -(-batch // _LANES) * self._engine.plan.space * 4
+        with self._lock:
+            while self._kept:
+                kept = sum(len(spaces) for spaces in self._kept.values()) * self._engine.plan.space * 4
+                if kept + new <= _MOST_KEPT and len(self._kept) < 2:
+                    break
+                self._engine.give_back(self._kept.pop(min(self._kept)))
+
+
+def threads() -> int:
+    """Returns the number of threads, TensorFlow's own for one operation."""
+    return tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+
+
+def _weights_of(layer: Any, effective_kernel: Callable[[Any], tf.Tensor]) -> tuple[Any, Any]:
+    """Kernel and bias, or scale and shift, float32."""
+    if hasattr(layer, "compute_effective_kernel"):
+        return _as_images(effective_kernel(layer), layer), layer.bias
+    if hasattr(layer, "inference_scale_and_shift"):
+        return layer.inference_scale_and_shift()
+    if isinstance(layer, keras.layers.Rescaling):
+        shape = (layer.output.shape[-1],)
+        return tuple(tf.broadcast_to(tf.cast(each, tf.float32), shape) for each in (layer.scale, layer.offset))
+    if isinstance(layer, keras.layers.Normalization):
+        scale = 1 / tf.maximum(tf.sqrt(tf.reshape(layer.variance, (-1,))), keras.config.epsilon())
+        return _spread(layer, scale, -tf.reshape(layer.mean, (-1,)) * scale)
+    if isinstance(layer, keras.layers.BatchNormalization):
+        scale = tf.math.rsqrt(tf.convert_to_tensor(layer.moving_variance) + layer.epsilon)
+        scale = scale * layer.gamma if layer.scale else scale
+        shift = -layer.moving_mean * scale
+        return scale, shift + layer.beta if layer.center else shift
+    return _as_images(tf.convert_to_tensor(layer.kernel), layer), layer.bias
+
+
+def _spread(layer: Any, scale: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    shape = (layer.output.shape[-1],)
+    return tf.broadcast_to(scale, shape), tf.broadcast_to(shift, shape)
+
+
+def _as_images(kernel: tf.Tensor, layer: Any) -> tf.Tensor:
+    """The kernel of a convolution `(height, width, channels of a group, filters)`."""
+    if kernel.shape.rank == 2:
+        return kernel[tf.newaxis, tf.newaxis]
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return tf.reshape(kernel, (*kernel.shape[:2], 1, -1))
+    return kernel
