@@ -17,9 +17,10 @@ DIAGRAM = [
     {"run_scripts"},
     {"training"},
     {"objectives", "evaluation"},
+    {"runtime"},
     {"attacks", "certify", "sparsity", "models", "saving"},
     {"layers", "data"},
-    {"paths", "schedules"},
+    {"paths", "schedules", "engine"},
 ]
 LINE = {folder: number for number, line in enumerate(DIAGRAM) for folder in line}
 

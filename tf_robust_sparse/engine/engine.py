@@ -1,6 +1,6 @@
 """Runs plans: NumPy in, NumPy out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -88,7 +88,7 @@ class Engine:
                 space[place : place + len(values)] = values
             return space
 
-    def _all(self, compute, batch: int) -> None:
+    def _all(self, compute: Callable[[int], None], batch: int) -> None:
         starts = range(0, batch, self.plan.lanes)
         if self._pool is None or len(starts) == 1:
             for start in starts:

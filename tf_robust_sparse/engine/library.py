@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,11 @@ class Matrix(ctypes.Structure):
 
 @functools.cache
 def library() -> Any:
-    """Returns the compiled kernels, `None` where there are none, or where TRS_ENGINE=0 forbids them."""
-    found = sorted(glob.glob(str(FOLDER / "_kernels*.so"))) + sorted(glob.glob(str(FOLDER / "_kernels*.dylib")))
-    if not found or os.environ.get("TRS_ENGINE") == "0":
+    """Returns the compiled kernels, `None` where there are none."""
+    found = sorted(each for each in FOLDER.glob("_kernels*") if each.suffix in (".so", ".dylib"))
+    if not found:
         return None
-    loaded = ctypes.CDLL(found[0])
+    loaded = ctypes.CDLL(str(found[0]))
     pointer, long = ctypes.c_void_p, ctypes.c_long
     loaded.trs_run.argtypes = [ctypes.c_int, pointer, long, pointer, pointer, pointer, long, pointer]
     loaded.trs_run.restype = None
@@ -53,8 +52,8 @@ def library() -> Any:
 
 
 def available() -> bool:
-    """Tells whether the kernels are compiled and wanted."""
-    return library() is not None
+    """Tells whether the kernels are compiled, and the environment variable TRS_ENGINE is not 0."""
+    return os.environ.get("TRS_ENGINE") != "0" and library() is not None
 
 
 def width() -> int:

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class _Entries:
         return self._found
 
 
-def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[np.ndarray | None]]) -> np.ndarray:
+def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[Any]]) -> np.ndarray:
     """Returns all matrices of a plan as one array of words, a directory first.
 
     Equal weights give equal words: whether a kernel becomes lists or blocks depends on the number of its entries alone.
@@ -74,7 +75,7 @@ def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[np.ndarray | N
     kernels = {
         rows.weights: _Entries(weights[rows.weights][0], rows.group) for rows in matrices if rows.kind == "kernel"
     }
-    words = np.empty(sum(_room(rows, kernels.get(rows.weights)) for rows in matrices), np.int32)
+    words = np.zeros(sum(_room(rows, kernels.get(rows.weights)) for rows in matrices), np.int32)
     end = DIRECTORY * len(matrices)
     for number, rows in enumerate(matrices):
         head = words[DIRECTORY * number : DIRECTORY * (number + 1)]
@@ -123,14 +124,12 @@ def _room(rows: Rows, kernel: _Entries | None) -> int:
     return room + ((blocks * BLOCK + 1) * _columns(rows, kernel) if kernel.blocked else 2 * kernel.count)
 
 
-def _folded(
-    bias: np.ndarray | None, scaled: Sequence[Sequence[np.ndarray | None]]
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _folded(bias: np.ndarray | None, scaled: Sequence[Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Returns what a kernel is multiplied by, channel by channel, and the bias that remains."""
     scale = None
     for factor, shift in scaled:
         scale = np.asarray(factor if scale is None else scale * factor, np.float32)
-        bias = shift if bias is None else bias * factor + shift
+        bias = shift if bias is None else np.asarray(bias * factor + shift, np.float32)
     return scale, bias
 
 

@@ -77,6 +77,10 @@ class Operation:
     weights: str | None = None
     scaled: tuple[str, ...] = ()
 
+    def takes_more(self) -> bool:
+        """Tells whether this is a convolution whose result is neither added to nor activated so far."""
+        return self.node.kind == "convolution" and self.add is None and self.activation == LINEAR
+
 
 def fused(nodes: Sequence[Node]) -> list[Operation]:
     """Returns the operations of a network, inputs first, with sums and activations taken up by what precedes them.
@@ -93,10 +97,9 @@ def fused(nodes: Sequence[Node]) -> list[Operation]:
     for node in nodes:
         single = [made.get(name) if readers[name] == 1 else None for name in node.inputs]
         before = single[0] if single else None
-        linear = before is not None and (before.add, before.activation) == (None, LINEAR)
         if node.kind == "add":
             made[node.name] = _sum(node, single, made)
-        elif node.kind == "affine" and linear and before.node.kind == "convolution":
+        elif node.kind == "affine" and before is not None and before.takes_more():
             del made[before.name]
             made[node.name] = dataclasses.replace(before, name=node.name, scaled=(*before.scaled, node.name))
         elif node.kind != "activation":
@@ -107,7 +110,9 @@ def fused(nodes: Sequence[Node]) -> list[Operation]:
             del made[before.name]
             made[node.name] = dataclasses.replace(before, name=node.name, activation=node.activation)
         else:
-            made[node.name] = Operation(dataclasses.replace(node, kind="affine"), node.name, node.inputs[0], activation=node.activation)
+            made[node.name] = Operation(
+                dataclasses.replace(node, kind="affine"), node.name, node.inputs[0], activation=node.activation
+            )
     return list(made.values())
 
 
@@ -117,7 +122,7 @@ def _sum(node: Node, single: list[Operation | None], made: dict[str, Operation])
     total: Operation | None = None
     for place in reversed(range(len(rest))):
         before = single[place]
-        if before is not None and before.node.kind == "convolution" and (before.add, before.activation) == (None, LINEAR):
+        if before is not None and before.takes_more():
             del rest[place], made[before.name]
             total = dataclasses.replace(before, add=rest.pop(0))
             break
@@ -165,4 +170,3 @@ def _without_padding(nodes: Sequence[Node]) -> list[Node]:
             node = dataclasses.replace(node, inputs=pad.inputs, padding=padding, margin=margin)
         left.append(node)
     return left
-

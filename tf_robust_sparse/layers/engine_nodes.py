@@ -78,7 +78,11 @@ def _activation(layer: Any) -> Activation:
 
 def _kernel_node(layer: Any, inputs: tuple[str, ...], groups: int, padding: _Size) -> list[Node]:
     activation = _activation(layer)
-    size, stride, dilation = tuple(layer.kernel_size), tuple(layer.strides), tuple(getattr(layer, "dilation_rate", (1, 1)))
+    size, stride, dilation = (
+        tuple(layer.kernel_size),
+        tuple(layer.strides),
+        tuple(getattr(layer, "dilation_rate", (1, 1))),
+    )
     node = Node(
         *("convolution", layer.name, inputs, _shape(layer, layer.output), size, stride, dilation, padding, groups),
         activation=activation,
@@ -104,7 +108,9 @@ def _padding(layer: Any, window: Sequence[int]) -> _Size:
     dilation = getattr(layer, "dilation_rate", (1, 1))
     before = [
         max((result - 1) * stride + (side - 1) * apart + 1 - size, 0) // 2
-        for size, result, stride, side, apart in zip(sizes[:2], results[:2], layer.strides, window, dilation, strict=True)
+        for size, result, stride, side, apart in zip(
+            sizes[:2], results[:2], layer.strides, window, dilation, strict=True
+        )
     ]
     return before[0], before[1]
 
@@ -128,7 +134,9 @@ def _relu(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
     slope = float(getattr(layer, "negative_slope", 0) or 0)
     top, threshold = getattr(layer, "max_value", None), float(getattr(layer, "threshold", 0) or 0)
     if threshold or (slope and top is not None):
-        raise ValueError(f"The engine knows ReLU with a slope below 0, or with a greatest value. Received: {layer.name}")
+        raise ValueError(
+            f"The engine knows ReLU with a slope below 0, or with a greatest value. Received: {layer.name}"
+        )
     activation = Activation("leaky", slope=slope) if slope else _RELU
     if top is not None:
         activation = Activation("clip", top=float(top))
@@ -155,7 +163,9 @@ def _global(kind: str) -> Callable[[Any, tuple[str, ...]], list[Node]]:
     def make(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
         height, width, channels = _shape(layer, layer.input)
         if layer.keepdims or layer.data_format != "channels_last":
-            raise ValueError(f"The engine knows global pooling over height and width to a vector. Received: {layer.name}")
+            raise ValueError(
+                f"The engine knows global pooling over height and width to a vector. Received: {layer.name}"
+            )
         return [Node(kind, layer.name, inputs, (1, 1, channels), (height, width), (height, width))]
 
     return make

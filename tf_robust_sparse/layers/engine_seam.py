@@ -35,7 +35,7 @@ def network_engine(network: Any) -> "NetworkEngine | None":
     """Returns what computes `network` on the engine, `None` if its kernels, its layers or its device forbid it."""
     if not library.available() or not type(network).__module__.startswith("keras."):
         return None  # a class of the user's own may compute more than its layers
-    if tf.config.list_logical_devices("GPU") or os.environ.get("TRS_ENGINE") == "0":
+    if tf.config.list_logical_devices("GPU"):
         return None
     if network not in _engines:
         _engines[network] = _made(network)
@@ -98,7 +98,7 @@ class NetworkEngine:
         Args:
             effective_kernel: From a kernel layer to its float32 kernel.
         """
-        pairs = [_weights_of(self._layers[name](), effective_kernel) for name in self._names]
+        pairs = [weights_of(self._layers[name](), effective_kernel) for name in self._names]
         given = [tensor for pair in pairs for tensor in pair if tensor is not None]
         there = [[tensor is not None for tensor in pair] for pair in pairs]
 
@@ -157,10 +157,16 @@ def threads() -> int:
     return tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
 
 
-def _weights_of(layer: Any, effective_kernel: Callable[[Any], tf.Tensor]) -> tuple[Any, Any]:
-    """Kernel and bias, or scale and shift, float32."""
+def weights_of(layer: Any, effective_kernel: Callable[[Any], tf.Tensor] | None = None) -> tuple[Any, Any]:
+    """Returns kernel and bias of a layer that the engine computes, or its scale and shift: float32, or `None`.
+
+    Args:
+        layer: Of the toolkit or of Keras.
+        effective_kernel: What gives the kernel of a layer of the toolkit; `None` to compute it.
+    """
     if hasattr(layer, "compute_effective_kernel"):
-        return _as_images(effective_kernel(layer), layer), layer.bias
+        kernel = layer.compute_effective_kernel() if effective_kernel is None else effective_kernel(layer)
+        return _as_images(kernel, layer), layer.bias
     if hasattr(layer, "inference_scale_and_shift"):
         return layer.inference_scale_and_shift()
     if isinstance(layer, keras.layers.Rescaling):

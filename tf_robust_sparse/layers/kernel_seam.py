@@ -154,8 +154,8 @@ def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterat
 
     Every batch norm and every gate is folded into the kernel before it, where the kernel's output goes nowhere else and
     has no activation of its own; of the others the gates are computed once. On CPUs the engine computes the networks
-    whose layers it knows; without it, convolutions that expect few connections become sparse products. Inside the block the network must be called with `training=False`, and
-    gradients reach the inputs alone.
+    whose layers it knows; without it, convolutions that expect few connections become sparse products. Inside the
+    block the network must be called with `training=False`, and gradients reach the inputs alone.
 
     Args:
         network: A network of the toolkit's layers; other layers are left alone.
