@@ -1,6 +1,18 @@
 """Train, measure and ship neural networks that are at once sparse and adversarially robust."""
 
-from tf_robust_sparse import attacks, certify, data, evaluation, layers, models, objectives, saving, sparsity, training
+from tf_robust_sparse import (
+    attacks,
+    certify,
+    data,
+    evaluation,
+    layers,
+    models,
+    objectives,
+    runtime,
+    saving,
+    sparsity,
+    training,
+)
 from tf_robust_sparse.saving import export_network, load_network, save_network, shrink
 from tf_robust_sparse.sparsity import sparsify
 from tf_robust_sparse.training import RobustModel
@@ -18,6 +30,7 @@ __all__ = [
     "load_network",
     "models",
     "objectives",
+    "runtime",
     "save_network",
     "saving",
     "shrink",

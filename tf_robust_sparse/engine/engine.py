@@ -84,8 +84,8 @@ class Engine:
             return self._free.pop()
         except IndexError:
             space = aligned(self.plan.space)
-            for place, values in self.plan.constants.items():
-                space[place : place + len(values)] = values
+            for place, positions, pitch, width in self.plan.stencils:
+                space[place : place + positions] = np.arange(positions) % pitch < width
             return space
 
     def _all(self, compute: Callable[[int], None], batch: int) -> None:

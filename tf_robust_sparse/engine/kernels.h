@@ -49,7 +49,12 @@ static inline ALWAYS TARGET vec NAME(passed)(vec x, vec m, int act, float slope,
   return KEEP(x, m > zero);
 }
 
-static inline ALWAYS TARGET void NAME(finish)(vec x, float *o, const end_t *e, const float *add, const float *mask) {
+#ifdef ONE_IMAGE /* small rather than fast: few sums are stored, many are added */
+static __attribute__((noinline)) void NAME(finish)(
+#else
+static inline ALWAYS TARGET void NAME(finish)(
+#endif
+    vec x, float *o, const end_t *e, const float *add, const float *mask) {
   vec zero = {0};
   if (add) x += LOAD(add);
   if (e->gradient) {
@@ -129,13 +134,13 @@ typedef struct {
   }
 SPARSE(1, 1, 8)
 SPARSE(1, 2, 4)
-SPARSE(1, 3, 2)
 SPARSE(1, 4, 2)
+SPARSE(1, 8, 1)
+#ifndef ONE_IMAGE
+SPARSE(1, 3, 2)
 SPARSE(1, 5, 1)
 SPARSE(1, 6, 1)
 SPARSE(1, 7, 1)
-SPARSE(1, 8, 1)
-#ifndef ONE_IMAGE
 SPARSE(2, 1, 4)
 SPARSE(3, 1, 2)
 SPARSE(4, 1, 2)
@@ -149,8 +154,14 @@ SPARSE(4, 2, 1)
 SPARSE(2, 4, 1)
 #endif
 
+#if VW == 16 || defined(__aarch64__) /* vectors of a tile: BLOCK * SIDE sums, and SIDE inputs, fit into the registers */
+#define SIDE 4
+#else
+#define SIDE 2
+#endif
+
+#if HAS_BLOCKS
 /* One tile of BLOCK output channels of a blocked matrix: each loaded vector serves all of them. */
-#define SIDE (VW == 8 ? 2 : 4) /* vectors of a tile: BLOCK * SIDE sums, and SIDE inputs, fit into the registers */
 #define COLUMNS(M, o) M(o, 0) M(o, 1) M(o, 2) M(o, 3)
 #define ROWS(M) COLUMNS(M, 0) COLUMNS(M, 1) COLUMNS(M, 2) COLUMNS(M, 3) COLUMNS(M, 4) COLUMNS(M, 5)
 
@@ -204,17 +215,19 @@ static inline ALWAYS TARGET void NAME(block_tile)(const int groups, const int ru
   }
 BLOCKED(1, 1)
 BLOCKED(1, 2)
-#if VW != 8
+#if SIDE == 4
 BLOCKED(1, 3)
 BLOCKED(1, 4)
 #endif
 #ifndef ONE_IMAGE
 BLOCKED(2, 1)
-#if VW != 8
+#if SIDE == 4
 BLOCKED(3, 1)
 BLOCKED(4, 1)
 BLOCKED(2, 2)
 #endif
+#endif
+
 #endif
 
 #define tile_t NAME(tile_t)
@@ -223,10 +236,8 @@ typedef void (*tile_t)(const job_t *, long, long, const float *, long, float *, 
 /* The kernel of a tile of `groups` runs of `run` vectors. */
 static tile_t NAME(kernel)(int blocked, int groups, int run) {
 #ifdef ONE_IMAGE
-  static const tile_t sparse[8] = {NAME(sparse_1_1), NAME(sparse_1_2), NAME(sparse_1_3), NAME(sparse_1_4),
-                                   NAME(sparse_1_5), NAME(sparse_1_6), NAME(sparse_1_7), NAME(sparse_1_8)};
   (void)groups;
-  if (!blocked) return sparse[run - 1];
+  if (!blocked) return run < 4 ? run < 2 ? NAME(sparse_1_1) : NAME(sparse_1_2) : run < 8 ? NAME(sparse_1_4) : NAME(sparse_1_8);
 #else
   static const tile_t sparse[8][8] = {
       {NAME(sparse_1_1), NAME(sparse_1_2), NAME(sparse_1_3), NAME(sparse_1_4), NAME(sparse_1_5), NAME(sparse_1_6),
@@ -240,7 +251,7 @@ static tile_t NAME(kernel)(int blocked, int groups, int run) {
       {NAME(sparse_8_1)}};
   if (!blocked) return sparse[groups - 1][run - 1];
   if (groups > 1) {
-#if VW != 8
+#if SIDE == 4
     static const tile_t grouped[3] = {NAME(blocked_2_1), NAME(blocked_3_1), NAME(blocked_4_1)};
     return run == 2 ? NAME(blocked_2_2) : grouped[groups - 2];
 #else
@@ -248,10 +259,14 @@ static tile_t NAME(kernel)(int blocked, int groups, int run) {
 #endif
   }
 #endif
-#if VW != 8
+#if !HAS_BLOCKS
+  return 0;
+#else
+#if SIDE == 4
   if (run > 2) return run == 3 ? NAME(blocked_1_3) : NAME(blocked_1_4);
 #endif
   return run == 1 ? NAME(blocked_1_1) : NAME(blocked_1_2);
+#endif
 }
 
 /* A convolution, tile after tile. Where the positions of a row lie side by side in all tensors, a run is a row, or a part
@@ -282,8 +297,11 @@ static TARGET void NAME(convolve)(const op_t *op, const int *words, float *space
     for (long i = 0; i < outer; i++)
       for (long j = 0; j < inner; j += groups) {
         long many = inner - j < groups ? inner - j : groups;
-        for (long k = 0; k < run; k += most) {
-          long wide = run - k < most ? run - k : most;
+        for (long k = 0, wide; k < run; k += wide) {
+          wide = run - k < most ? run - k : most;
+#ifdef ONE_IMAGE /* fewer sizes of tiles */
+          if (!blocked) wide = wide < 2 ? 1 : wide < 4 ? 2 : wide < 8 ? 4 : 8;
+#endif
           long at = k * VW;
           NAME(kernel)(blocked, (int)many, (int)wide)(
               &job, first, last, space + op->src + i * op->src_row + j * x_group + at, x_group,

@@ -87,7 +87,7 @@ def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[Any]]) -> np.n
             end = _write(words, end, second)
             continue
         kernel = kernels[rows.weights]
-        scale, bias = _folded(second, [weights[name] for name in rows.scaled])
+        scale, bias = folded(second, [weights[name] for name in rows.scaled])
         used, offset = (np.array(taps, np.int32) for taps in (rows.used, rows.offset))
         matrix = Matrix(
             *(rows.rows, rows.transposed, rows.channel_offset, address(used), address(offset)),
@@ -124,7 +124,7 @@ def _room(rows: Rows, kernel: _Entries | None) -> int:
     return room + ((blocks * BLOCK + 1) * _columns(rows, kernel) if kernel.blocked else 2 * kernel.count)
 
 
-def _folded(bias: np.ndarray | None, scaled: Sequence[Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
+def folded(bias: np.ndarray | None, scaled: Sequence[Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Returns what a kernel is multiplied by, channel by channel, and the bias that remains."""
     scale = None
     for factor, shift in scaled:

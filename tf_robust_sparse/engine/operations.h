@@ -30,6 +30,7 @@ static TARGET void NAME(write)(const op_t *op, const int *words, float *space, f
       }
 }
 
+#if HAS_EACH
 /* act(scale * src + shift + add) for each position; of a gradient, (scale * src + add) through the activation. */
 static TARGET void NAME(each)(const op_t *op, const int *words, float *space) {
   const float *scale = op->matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op->matrix]);
@@ -52,6 +53,9 @@ static TARGET void NAME(each)(const op_t *op, const int *words, float *space) {
   }
 }
 
+#endif
+
+#if HAS_POOLS
 /* The part of a window that counts: image, and margins of zeros that belong to it. */
 #define WINDOW(i, j) \
   long y0 = (i) * op->stride[0] - op->pad[0], x0 = (j) * op->stride[1] - op->pad[1]; \
@@ -84,6 +88,8 @@ static TARGET void NAME(pool)(const op_t *op, float *space) {
         }
       }
 }
+
+#endif
 
 #ifndef ONE_IMAGE
 /* Gradients of pooling: `src` is the gradient of the output, `dst` of the input, whose values are at `in`. A maximum
@@ -126,6 +132,7 @@ static TARGET void NAME(unpool)(const op_t *op, float *space) {
 }
 #endif
 
+#if HAS_FLATTEN
 /* Between an image and a vector whose features are its entries in the order height, width, channels. */
 static TARGET void NAME(flatten)(const op_t *op, float *space) {
   for (long c = 0; c < op->channels; c++)
@@ -138,6 +145,9 @@ static TARGET void NAME(flatten)(const op_t *op, float *space) {
       }
 }
 
+#endif
+
+#if HAS_SPLIT
 /* Every `stride`-th position into a plane of its own, so that a convolution with a stride becomes one without. */
 static TARGET void NAME(split)(const op_t *op, float *space) {
   for (long c = 0; c < op->channels; c++)
@@ -152,6 +162,8 @@ static TARGET void NAME(split)(const op_t *op, float *space) {
         }
 }
 
+#endif
+
 /* Computes a plan for up to `lanes` images. `words` holds the weights, `space` the tensors; `x` and `y` are arrays. */
 static TARGET void NAME(run)(const op_t *ops, long count, const int *words, float *space, const float *x, long images,
                              float *y) {
@@ -159,15 +171,23 @@ static TARGET void NAME(run)(const op_t *ops, long count, const int *words, floa
       case OP_READ: NAME(read)(op, words, space, x, images); break;
       case OP_WRITE: NAME(write)(op, words, space, y, images); break;
       case OP_CONVOLVE: NAME(convolve)(op, words, space); break;
+#if HAS_EACH
       case OP_EACH: NAME(each)(op, words, space); break;
+#endif
+#if HAS_POOLS
       case OP_MAX_POOL:
       case OP_MEAN_POOL: NAME(pool)(op, space); break;
+#endif
 #ifndef ONE_IMAGE
       case OP_MAX_POOL_GRADIENT:
       case OP_MEAN_POOL_GRADIENT: NAME(unpool)(op, space); break;
 #endif
+#if HAS_FLATTEN
       case OP_FLATTEN: NAME(flatten)(op, space); break;
+#endif
+#if HAS_SPLIT
       case OP_SPLIT: NAME(split)(op, space); break;
+#endif
     }
 }
 

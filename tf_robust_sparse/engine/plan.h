@@ -1,8 +1,20 @@
-/* What a plan is made of. The Python side writes the same fields, in this order, each of eight bytes. */
+/* What a plan is made of. The Python side writes the same fields, in this order, each of eight bytes, in an exported network four. */
 
 #include <stdint.h>
 
+#ifdef ONE_IMAGE /* an exported network is small */
+typedef int32_t word_t;
+#else
 typedef int64_t word_t;
+#endif
+
+#ifndef ONE_IMAGE /* an exported network says itself what it needs */
+#define HAS_BLOCKS 1
+#define HAS_EACH 1
+#define HAS_POOLS 1
+#define HAS_FLATTEN 1
+#define HAS_SPLIT 1
+#endif
 
 enum { ACT_NONE, ACT_RELU, ACT_CLIP, ACT_LEAKY };
 enum {

@@ -38,7 +38,8 @@ class Plan:
         forward: Operations from images to outputs, an array of `OP`.
         backward: Operations from the gradient of the outputs to that of the images; empty unless wanted.
         space: Floats of the workspace. It holds zeros before its first use.
-        constants: Values that stand in the workspace from the start, by place.
+        stencils: Place, number of positions, pitch and width of rows of ones and zeros that stand in the workspace from
+            the start: a convolution whose images are computed as one row keeps the zeros between their rows.
         matrices: What the weights are packed into.
     """
 
@@ -48,7 +49,7 @@ class Plan:
     forward: np.ndarray
     backward: np.ndarray
     space: int
-    constants: dict[int, np.ndarray]
+    stencils: list[tuple[int, int, int, int]]
     matrices: list[Rows]
 
 
@@ -75,17 +76,17 @@ def make_plan(nodes: Sequence[Node], lanes: int, gradient: bool = False) -> Plan
     level_pitches(passes.level)
     space = place([list(step.tensors.values()) for step in steps], passes.tensors.values() if gradient else ())
     matrices: list[Rows] = []
-    constants: dict[int, np.ndarray] = {}
+    stencils: list[tuple[int, int, int, int]] = []
     records = [_record(step, lanes, matrices) for step in steps]
     for step, record in zip(steps, records, strict=True):
         if step.kind == "convolve" and passes.flat:
-            space = _run_on(step, record, constants, space)
+            space = _run_on(step, record, stencils, space)
     table = np.array([tuple(record[name] for name in _NAMES) for record in records], OP)
     result = passes.operations[-1].node
     shape = passes.operations[0].node.shape
     return Plan(
         *(lanes, shape, int(np.prod(result.shape)), table[: len(forward)], table[len(forward) :]),
-        *(space + 1024, constants, matrices),
+        *(space + 1024, stencils, matrices),
     )
 
 
@@ -132,14 +133,11 @@ def _with_offsets(step: Step, rows: Rows) -> Rows:
     return dataclasses.replace(rows, channel_offset=planes * source.plane, used=used, offset=offset)
 
 
-def _run_on(step: Step, record: dict[str, Any], constants: dict[int, np.ndarray], space: int) -> int:
-    """Computes an image as one row, with a stencil that keeps the zeros between its rows."""
-    result = step.tensors["dst"]
+def _run_on(step: Step, record: dict[str, Any], stencils: list[tuple[int, int, int, int]], space: int) -> int:
+    """Computes an image as one row, and gives it a stencil."""
     height, width, _ = step.grid
-    positions = (height - 1) * result.pitch + width
-    stencil = np.zeros(positions * record["lanes"] + MOST_FLOATS, np.float32)
-    inside = np.arange(positions) % result.pitch < width
-    stencil[: positions * record["lanes"]] = np.repeat(inside, record["lanes"])
-    constants[space] = stencil
-    record |= {"height": 1, "width": positions, "mask": space}
-    return space + -(-len(stencil) // MOST_FLOATS) * MOST_FLOATS
+    pitch, lanes = step.tensors["dst"].pitch, record["lanes"]
+    positions = ((height - 1) * pitch + width) * lanes
+    stencils.append((space, positions, pitch * lanes, width * lanes))
+    record |= {"height": 1, "width": positions // lanes, "mask": space}
+    return space + (positions // MOST_FLOATS + 2) * MOST_FLOATS
