@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from run_scripts import command_line, common_flags, common_objects, report, run_directory  # isort: skip
+from run_scripts import command_line, common_flags, common_objects, network_copies, report, run_directory  # isort: skip
 
 import keras
 import numpy as np
@@ -27,19 +27,16 @@ import tf_robust_sparse as trs
 FLAGS = flags.FLAGS
 _TOLERANCE = 1e-4  # of the largest logit; more than rounding
 
+network_copies.define()
 with command_line.section("Network"):
-    flags.DEFINE_string("network", None, "Directory of a run, network.keras or a .trs file.")
     flags.DEFINE_bool("fold_batch_norm", False, "Multiply batch norm into the kernels before it.")
-with command_line.section("Latency"):
-    flags.DEFINE_list("latency_batch_sizes", ["1", "64"], "Batch sizes to measure; an empty list measures none.")
-    command_line.define_number("latency_seconds", 1.0, "How long each network runs per batch size.", excluded=0)
 common_flags.define_data()
 run_directory.define()
 
 
 def main() -> None:
     """Loads, shrinks, checks, measures, writes."""
-    batch_sizes, directory = _batch_sizes(), _directory()
+    batch_sizes, directory = network_copies.batch_sizes(), network_copies.directory()
     if FLAGS["data"].present:
         common_flags.check()
     given = Path(FLAGS.network).expanduser()
@@ -103,26 +100,6 @@ def show(results: dict[str, Any]) -> None:
         print(f"{'accuracy in %':24s}{100 * found['before']:14.2f}{100 * found['after']:14.2f}")
         print(f"\nSame class for {found['agree']} of {found['images']} images")
     print(f"Largest difference of logits   {results['largest_difference_of_logits']:.2g}")
-
-
-def _batch_sizes() -> list[int]:
-    sizes = [size.strip() for size in FLAGS.latency_batch_sizes if size.strip()]
-    if not all(size.isdecimal() and int(size) for size in sizes):
-        raise command_line.BadFlag(f"--latency_batch_sizes={','.join(sizes)}: expected positive integers, such as 1,64")
-    return [int(size) for size in sizes]
-
-
-def _directory() -> Path:
-    for name in ("network", "output_dir"):
-        if not FLAGS[name].value:
-            what = "the directory of a run" if name == "network" else "a directory to write to"
-            raise command_line.BadFlag(f"--{name}: expected {what}. Received: no such flag")
-    directory, given = Path(FLAGS.output_dir).expanduser(), Path(FLAGS.network).expanduser()
-    if directory.resolve() in (given.resolve(), given.resolve().parent):
-        raise command_line.BadFlag(
-            f"--output_dir={directory}: expected another directory than that of --network. Received: the same"
-        )
-    return directory
 
 
 def _pixels(network: keras.Model) -> np.ndarray:

@@ -1,8 +1,10 @@
 """How long networks take for a batch, measured side by side."""
 
+import functools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -37,16 +39,34 @@ def median_latency(
             lambda x, network=network: network(x, training=False), autograph=False
         ).get_concrete_function(tf.TensorSpec(shape, tf.float32))
         calls[name] = step, tf.random.stateless_uniform(shape, (0, 1))
+    return median_durations({name: functools.partial(_take, *each) for name, each in calls.items()}, seconds, rounds)
+
+
+def median_durations(calls: Mapping[str, Callable[[], Any]], seconds: float = 1.0, rounds: int = 5) -> dict[str, float]:
+    """Measures how long functions take, which take turns.
+
+    Args:
+        calls: Name -> function of no arguments.
+        seconds: How long each of them runs, warming up apart.
+        rounds: How many turns that time is split into.
+
+    Returns:
+        Name -> median over all calls, in seconds.
+    """
     durations: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, (step, x) in calls.items():
+        for name, call in calls.items():
             for _ in range(2):
-                step(x)
+                call()
             end = time.perf_counter() + seconds / rounds
             while True:
                 begin = time.perf_counter()
-                step(x).numpy()
+                call()
                 durations[name].append(time.perf_counter() - begin)
                 if time.perf_counter() > end:
                     break
     return {name: statistics.median(found) for name, found in durations.items()}
+
+
+def _take(step: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> None:
+    step(x).numpy()

@@ -29,12 +29,13 @@ class CompiledNetwork:
     Attributes:
         input_shape: `(height, width, channels)` of an image, or `(features,)`.
         classes: Number of logits.
+        num_threads: Threads that share a batch.
     """
 
     def __init__(
         self, nodes: Sequence[Node], weights: Mapping[str, Sequence[Any]], input_shape: tuple[int, ...], threads: int
     ) -> None:
-        self._nodes, self._weights, self._threads = list(nodes), dict(weights), threads
+        self._nodes, self._weights, self.num_threads = list(nodes), dict(weights), threads
         self._engines: dict[int, tuple[Engine, np.ndarray]] = {}
         self.input_shape = input_shape
         self.classes = self._engine(1)[0].plan.classes
@@ -105,7 +106,7 @@ class CompiledNetwork:
 
     def _engine(self, lanes: int) -> tuple[Engine, np.ndarray]:
         if lanes not in self._engines:
-            engine = Engine(make_plan(self._nodes, lanes), self._threads)
+            engine = Engine(make_plan(self._nodes, lanes), self.num_threads)
             self._engines[lanes] = engine, engine.pack(self._weights)
         return self._engines[lanes]
 
