@@ -9,6 +9,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python run_scripts/run_connectivity_sampling.py --flagfile=flags/quickstart.flags --overwrite
 	$(BIN)/python run_scripts/run_foolbox_eval.py --flagfile=flags/quickstart_foolbox.flags
 	$(BIN)/python run_scripts/run_robustness_eval.py --flagfile=flags/quickstart_robustness.flags
+	$(BIN)/python run_scripts/run_compile.py --flagfile=flags/quickstart_compile.flags --overwrite
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

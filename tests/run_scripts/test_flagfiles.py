@@ -58,7 +58,7 @@ GRIDS = {  # -> number of runs
 }
 FREE = {f"hydra_imagenet_resnet50_freeadv_{k}": k for k in (0.1, 0.05, 0.01)}
 RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
-EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness"}
+EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness", "quickstart_compile"}
 
 
 def meaning(flags):

@@ -26,7 +26,7 @@ from tf_robust_sparse.layers.topology import graph
 
 _LANES = 16
 _MOST_KEPT = 2**31  # bytes of activations that wait for their gradient
-_SMALLEST_WORK = 2_000_000  # multiplications per image, below which leaving the graph costs more than it brings
+_SMALLEST_WORK = 20_000_000  # multiplications per image, below which leaving the graph may cost more than it brings
 
 _engines: weakref.WeakKeyDictionary[keras.Model, "NetworkEngine | None"] = weakref.WeakKeyDictionary()
 
