@@ -28,6 +28,8 @@ _LANES = 16
 _MOST_KEPT = 2**31  # bytes of activations that wait for their gradient
 _SMALLEST_WORK = 20_000_000  # multiplications per image, below which leaving the graph may cost more than it brings
 
+_SPARSE = 0.3  # share of connections below which a slice with few images in it is faster than TensorFlow, too
+
 _engines: weakref.WeakKeyDictionary[keras.Model, "NetworkEngine | None"] = weakref.WeakKeyDictionary()
 
 
@@ -48,7 +50,7 @@ def _made(network: keras.Model) -> "NetworkEngine | None":
     except ValueError:  # the engine does not know a layer
         return None
     floats = all(layer.compute_dtype == "float32" for layer in network.layers)
-    if not floats or len(network.output_shape) != 2 or _work(nodes) < _SMALLEST_WORK:
+    if not floats or len(network.output_shape) != 2 or sum(_work(nodes).values()) < _SMALLEST_WORK:
         return None
     return NetworkEngine(network, nodes)
 
@@ -63,14 +65,20 @@ def network_nodes(network: keras.Model) -> list[Node]:
     return engine_nodes(graph(network), output)
 
 
-def _work(nodes: list[Node]) -> int:
-    """Multiplications of one image, were all kernels dense."""
+def _work(nodes: list[Node]) -> dict[str, int]:
+    """Multiplications that each convolution takes for one image, were its kernel dense."""
     channels = {node.name: node.shape[2] for node in nodes}
-    return sum(
-        int(np.prod(node.shape) * np.prod(node.window)) * channels[node.inputs[0]] // node.groups
+    return {
+        node.name: int(np.prod(node.shape) * np.prod(node.window)) * channels[node.inputs[0]] // node.groups
         for node in nodes
         if node.kind == "convolution"
-    )
+    }
+
+
+def _expected_share(network: keras.Model, work: dict[str, int]) -> float:
+    """Fraction of the multiplications that connections are expected to need; plain layers of Keras count as dense."""
+    expected = {layer.name: getattr(layer, "expected_connectivity", 1.0) for layer in network.layers}
+    return sum(size * expected[name] for name, size in work.items()) / max(sum(work.values()), 1)
 
 
 class NetworkEngine:
@@ -87,6 +95,7 @@ class NetworkEngine:
         self._engine = Engine(make_plan(nodes, _LANES, gradient=True), threads())
         self._shape = self._engine.plan.shape
         self._classes = self._engine.plan.classes
+        self._smallest_batch = 1 if _expected_share(network, _work(nodes)) < _SPARSE else 12
         self._kept: dict[int, list[np.ndarray]] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -110,8 +119,10 @@ class NetworkEngine:
         return tf.ensure_shape(tf.numpy_function(pack, given, tf.int32, stateful=False), (None,))
 
     def takes(self, x: Any) -> bool:
-        """Tells whether `x` is what the network was built for."""
-        return tf.is_tensor(x) and x.dtype == tf.float32 and tuple(x.shape[1:]) in (self._shape, self._shape[2:])
+        """Tells whether `x` is what the network was built for, and fills a slice well enough."""
+        if not tf.is_tensor(x) or x.dtype != tf.float32 or tuple(x.shape[1:]) not in (self._shape, self._shape[2:]):
+            return False
+        return x.shape[0] is None or x.shape[0] >= self._smallest_batch
 
     def __call__(self, x: tf.Tensor, words: tf.Tensor) -> tf.Tensor:
         """Returns the logits `(batch, classes)` of images, differentiable with respect to these alone."""
