@@ -594,7 +594,6 @@ def test_fixed_masks_stay_and_their_weights_train(parse, tmp_path):
     assert "kernel" in names and "scores" not in names
     mask = np.array(network.get_layer("stem").effective_kernel) != 0
     model = binary_objects.model(run, network)
-    model.run_eagerly = True
     images = np.random.default_rng(0).random((8, *network.input_shape[1:]), "float32")
     model.fit(images, np.arange(8) % 10, epochs=1, batch_size=8, verbose=0)
     np.testing.assert_array_equal(np.array(network.get_layer("stem").effective_kernel) != 0, mask)

@@ -156,16 +156,21 @@ def without_gradient(
     """Which images have a gradient of exactly zero, `(images,)`, bool; for the arguments see `masked_gradients`."""
     forward = inference_forward(model)
 
+    # Compiled: eagerly the gradients of the kernels would be computed too.
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32),
+            tf.TensorSpec((batch_size,), tf.int64),
+        ],
+        autograph=False,
+    )
     def nowhere(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         with settled_for_inference(model):
             gradient = input_gradient(forward, images, labels, loss_fn)
         return tf.reduce_all(tf.equal(gradient, 0), axis=list(range(1, images.shape.rank)))
 
-    batches = list(padded_batches(np.arange(len(x)), batch_size))
-    if len(batches) > 1:  # a graph, which leaves out the gradients of kernels; for one batch its making takes longer
-        nowhere = tf.function(nowhere, autograph=False)
-    x, y = x.astype(np.float32, copy=False), y.astype(np.int64, copy=False)
-    found = [nowhere(tf.constant(x[padded]), tf.constant(y[padded])).numpy()[:number] for padded, number in batches]
+    batches = padded_batches(np.arange(len(x)), batch_size)
+    found = [nowhere(x[padded], y[padded]).numpy()[:number] for padded, number in batches]
     return np.concatenate(found) if found else np.zeros(0, bool)
 
 
