@@ -5,8 +5,8 @@
 
 Works:
 
-- convolution: 3x3, stride 1, padding "same", with as many filters as channels and random connections; the passes from
-  images to outputs alone;
+- convolution: 3x3, stride 1, padding "same", with as many filters as channels and random connections, from input to
+  output as each contender keeps them; on one thread;
 - network: whole networks with random weights, their connections those that connectivity sampling starts with.
 
 The contenders take turns; printed is the least time of each, and how many times faster the engine is.
@@ -93,6 +93,8 @@ def contenders(network: Any, size: int) -> dict[str, Callable[[], Any]]:
     step = tf.function(lambda some: network(some, training=False), autograph=False)
     expected = step(pixels).numpy()
     assert np.abs(fast(x) - expected).max() <= 1e-5 * np.abs(expected).max()
+    if len(network.layers) == 3:
+        return convolution_alone(network, x)
     return {
         "engine": lambda: fast(x),
         "TensorFlow": lambda: step(pixels).numpy(),
@@ -102,21 +104,42 @@ def contenders(network: Any, size: int) -> dict[str, Callable[[], Any]]:
 
 def onnx_runtime(network: Any, x: Any) -> dict[str, Callable[[], Any]]:
     """The same in ONNX Runtime, if there is one."""
-    import tempfile
-
     import tf_robust_sparse as trs
 
     try:
-        import onnxruntime
+        return {"ONNX Runtime": trs.evaluation.onnx_runtime(network, x, FLAGS.threads)}
     except ImportError:
         return {}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = FLAGS.threads
-    with tempfile.TemporaryDirectory() as folder:
-        path = trs.saving.export_onnx(network, Path(folder) / "network.onnx")
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return {"ONNX Runtime": lambda: session.run(None, {name: x})}
+
+
+def convolution_alone(network: Any, x: Any) -> dict[str, Callable[[], Any]]:
+    """The convolution of a network of one layer, from input to output as each contender keeps them."""
+    import numpy as np
+    import tensorflow as tf
+
+    from tf_robust_sparse.engine import library
+    from tf_robust_sparse.engine.engine import Engine
+    from tf_robust_sparse.engine.layout import aligned
+    from tf_robust_sparse.engine.plan import KINDS, make_plan
+    from tf_robust_sparse.layers.engine_seam import network_nodes
+
+    layer = network.layers[1]
+    plan = make_plan(network_nodes(network), 1 if len(x) == 1 else 16)
+    words = Engine(plan).pack({layer.name: (layer.kernel.numpy(), None)})
+    ops = plan.forward[plan.forward["kind"] == KINDS.index("convolve")]
+    space, where = aligned(plan.space), library.address
+    space[:] = 0.5
+    for place, positions, pitch, width in plan.stencils:
+        space[place : place + positions] = np.arange(positions) % pitch < width
+
+    def engine() -> None:
+        for _ in range(-(-len(x) // plan.lanes)):
+            arguments = (len(ops), where(words), where(space), where(x), plan.lanes, where(x))
+            library.library().trs_run(library.width(), where(ops), *arguments)
+
+    pixels, kernel = tf.constant(x), tf.constant(layer.kernel.numpy())
+    step = tf.function(lambda some: tf.nn.conv2d(some, kernel, 1, "SAME"), autograph=False)
+    return {"engine": engine, "TensorFlow": lambda: step(pixels)}
 
 
 def least(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:

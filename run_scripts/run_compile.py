@@ -7,7 +7,6 @@ where there is a C compiler; and `compile.json`: file sizes, the largest differe
 latency of the engine, of TensorFlow, of LiteRT and of ONNX Runtime where it is installed.
 """
 
-import importlib.util
 import sys
 import tempfile
 import warnings
@@ -96,11 +95,10 @@ def _calls(
         loaded = trs.runtime.load(shared)
         calls["network.so"] = lambda: loaded(x)
     calls["LiteRT"] = _lite(plain, x, fast.num_threads)
-    if importlib.util.find_spec("onnxruntime"):
-        try:
-            calls["ONNX Runtime"] = _onnx(plain, x, fast.num_threads)
-        except ValueError as error:
-            print(f"ONNX Runtime is left out: {error}", flush=True)
+    try:
+        calls["ONNX Runtime"] = trs.evaluation.onnx_runtime(plain, x, fast.num_threads)
+    except (ImportError, ValueError) as error:
+        print(f"ONNX Runtime is left out: {error}", flush=True)
     return calls
 
 
@@ -122,19 +120,6 @@ def _lite(plain: keras.Model, x: np.ndarray, threads: int) -> Callable[[], Any]:
         return interpreter.get_tensor(result)
 
     return call
-
-
-def _onnx(plain: keras.Model, x: np.ndarray, threads: int) -> Callable[[], Any]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        trs.saving.export_onnx(plain, path)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda: session.run(None, {name: x})
 
 
 if __name__ == "__main__":

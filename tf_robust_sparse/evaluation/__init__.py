@@ -17,7 +17,7 @@ from tf_robust_sparse.evaluation.figure_style import attack_name, check_matplotl
 from tf_robust_sparse.evaluation.figures import draw_certified, draw_sweep
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_linf_pgd
-from tf_robust_sparse.evaluation.latency import median_durations, median_latency
+from tf_robust_sparse.evaluation.latency import median_durations, median_latency, onnx_runtime
 from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
 from tf_robust_sparse.evaluation.learning_curve import draw_learning_curve
 from tf_robust_sparse.evaluation.loss_surface import LossSurface, loss_surface
@@ -75,6 +75,7 @@ __all__ = [
     "loss_surface",
     "median_durations",
     "median_latency",
+    "onnx_runtime",
     "pruning_benchmark_row",
     "radius",
     "robust_accuracy",
