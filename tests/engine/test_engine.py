@@ -128,6 +128,33 @@ def test_threads_and_another_run_change_nothing():
             np.testing.assert_array_equal(one, two)
 
 
+def test_parts_of_the_input_channels_change_nothing(monkeypatch):
+    """Many channels: the sums of a tile are stored and loaded again between parts of them."""
+    image = keras.Input((9, 8, 40))
+    x = keras.layers.Conv2D(50, 3, 2, padding="same", activation="relu")(image)
+    network = keras.Model(image, keras.layers.Flatten()(keras.layers.Conv2D(30, 3, padding="same")(x)))
+    sparse_weights(network, 0.3, np.random.default_rng(0))
+    check(network, 16, True, None)
+    x = np.random.default_rng(1).random((16, 9, 8, 40), np.float32)
+    found = []
+    for limit in (8192, 10**9, 1):
+        monkeypatch.setattr("tf_robust_sparse.engine.plan._FIRST_LEVEL", limit)
+        engine, words = make_engine(network, 16, True)
+        logits, spaces = engine.logits_and_spaces(words, x)
+        found.append((len(words), logits, engine.gradient(words, spaces, logits)))
+    assert found[2][0] > found[0][0] > found[1][0]
+    for other in found[1:]:
+        for one, two in zip(found[0][1:], other[1:], strict=True):
+            assert_close(two, one)
+
+
+def test_kernels_of_another_version_are_not_used(monkeypatch):
+    monkeypatch.setattr(library, "_VERSION", -1)
+    library.library.cache_clear()
+    assert not library.available()
+    library.library.cache_clear()
+
+
 def test_lists_and_blocks_of_a_kernel_agree(monkeypatch):
     network = branched()
     sparse_weights(network, 0.5, np.random.default_rng(0))

@@ -30,6 +30,9 @@
 #include "kernels.h"
 #include "operations.h"
 
+/* Changes with every change of a plan or of packed weights, so that kernels of another version are not used. */
+int trs_version(void) { return 2; }
+
 /* The widest vectors of this processor, in floats. */
 int trs_width(void) {
 #if defined(__x86_64__)
@@ -70,7 +73,7 @@ typedef struct {
 /* One matrix made of a kernel: a row for each filter, or transposed for each channel; `tap_offset` is what each tap adds
    to the place of an input, -1 in `used` where the matrix has no such tap. */
 typedef struct {
-  word_t rows, transposed, channel_offset;
+  word_t rows, transposed, channel_offset, part; /* `part`: input channels that are added before the next ones */
   const int *used, *offset;
   const float *scale; /* of each filter, or NULL */
 } matrix_t;
@@ -102,29 +105,41 @@ long trs_find(const kernel_t *k, const float *kernel, found_t *found) {
   return n;
 }
 
-/* Writes `rows + 1` beginnings and, from the next even word on, the entries of each row; returns the number of words. */
+/* Puts entries into the order of their filters. */
+void trs_sort(const kernel_t *k, const found_t *found, long count, int *places, found_t *sorted) {
+  for (long o = 0; o <= k->filters; o++) places[o] = 0;
+  for (long i = 0; i < count; i++) places[found[i].filter + 1]++;
+  for (long o = 0; o < k->filters; o++) places[o + 1] += places[o];
+  for (long i = 0; i < count; i++) sorted[places[found[i].filter]++] = found[i];
+}
+
+/* Writes, for each part of the input channels, `rows + 1` beginnings and, from the next even word on, all entries, part
+   after part and row after row; returns the number of words. */
 long trs_pack_sparse(const kernel_t *k, const matrix_t *m, const found_t *found, long count, int *words) {
-  long start = (m->rows + 2) & ~1L;
+  long inputs = m->transposed ? k->filters : k->filters / k->group * k->channels;
+  long table = m->rows + 1, parts = (inputs + m->part - 1) / m->part, start = (parts * table + 1) & ~1L;
   entry_t *entries = (entry_t *)(words + start);
-  for (long r = 0; r <= m->rows; r++) words[r] = 0;
+  for (long i = 0; i < parts * table; i++) words[i] = 0;
   for (int pass = 0; pass < 2; pass++) {
     for (const found_t *f = found; f < found + count; f++) {
       if (m->used[f->tap] < 0) continue;
       long first = f->filter / k->group * k->channels, row = m->transposed ? first + f->channel : f->filter;
+      long input = m->transposed ? f->filter : first + f->channel, place = input / m->part * table + row;
       if (!pass) {
-        words[row + 1]++;
+        words[place + 1]++;
         continue;
       }
-      long input = m->transposed ? f->filter : first + f->channel;
       float value = m->scale ? f->value * m->scale[f->filter] : f->value;
-      entries[words[row]++] = (entry_t){(int)(input * m->channel_offset + m->offset[f->tap]), value};
+      entries[words[place]++] = (entry_t){(int)(input * m->channel_offset + m->offset[f->tap]), value};
     }
-    if (!pass) /* counts become beginnings, which the second pass moves to the ends */
-      for (long r = 0; r < m->rows; r++) words[r + 1] += words[r];
+    if (pass) break;
+    for (long i = 1; i < parts * table; i++) words[i] += words[i - 1]; /* counts become beginnings, which then move */
   }
-  for (long r = m->rows; r > 0; r--) words[r] = words[r - 1];
+  for (long i = parts * table - 1; i > 0; i--)
+    if (i % table) words[i] = words[i - 1];
+  for (long p = parts - 1; p > 0; p--) words[p * table] = words[p * table - 1];
   words[0] = 0;
-  return start + 2L * words[m->rows];
+  return start + 2L * words[parts * table - 1];
 }
 
 /* Writes all entries in blocks of BLOCK rows: the offset of each column, and BLOCK weights for each column of each

@@ -72,17 +72,17 @@ static inline ALWAYS TARGET void NAME(finish)(
    that there are enough independent sums to hide the latency of a multiplication. All three are constants. */
 static inline ALWAYS TARGET void NAME(sparse_tile)(const int groups, const int run, const int ways, const float *x,
                                                    long x_group, const entry_t *row, long n, float bias, float *o,
-                                                   long o_group, const end_t *e, const float *add, const float *mask) {
+                                                   long o_group, const end_t *e, const float *add, const float *mask,
+                                                   int first_part, int last_part) {
   const int size = groups * run;
   vec zero = {0};
 #define DECLARE(j) vec a##j = zero;
   EACH(DECLARE)
 #undef DECLARE
-  a0 += bias;
-#define BIAS(j) \
-  if (j && j < size) a##j += bias;
-  EACH(BIAS)
-#undef BIAS
+#define START(j) \
+  if (j < size) a##j += first_part ? zero + bias : (vec)LOAD(o + j / run * o_group + (j % run) * VW);
+  EACH(START)
+#undef START
   long i = 0;
   for (; i + ways <= n; i += ways) {
 #define STEP(j) \
@@ -101,6 +101,13 @@ static inline ALWAYS TARGET void NAME(sparse_tile)(const int groups, const int r
   if (ways == 2 && size == 4) a0 += a4, a1 += a5, a2 += a6, a3 += a7;
   if (ways == 4) a0 = (a0 + a2) + (a4 + a6), a1 = (a1 + a3) + (a5 + a7);
   if (ways == 8) a0 = ((a0 + a1) + (a2 + a3)) + ((a4 + a5) + (a6 + a7));
+  if (!last_part) { /* the sums so far */
+#define KEEP_SUM(j) \
+  if (j < size) STORE(o + j / run * o_group + (j % run) * VW, a##j);
+    EACH(KEEP_SUM)
+#undef KEEP_SUM
+    return;
+  }
 #define WRITE(j) \
   if (j < size) \
     NAME(finish)(a##j, o + j / run * o_group + (j % run) * VW, e, \
@@ -118,6 +125,7 @@ typedef struct {
   const float *bias;      /* or NULL */
   const int *offsets;     /* of a blocked matrix: of each column */
   const float *weights;   /* of a blocked matrix: BLOCK of each column, block after block */
+  int first_part, last_part;
   end_t end;
 } job_t;
 
@@ -130,7 +138,8 @@ typedef struct {
     for (long r = first; r < last; r++) \
       NAME(sparse_tile)(groups, run, ways, x, x_group, job->entries + job->rows[r], job->rows[r + 1] - job->rows[r], \
                         job->bias ? job->bias[r] : 0, o + r * job->op->dst_plane, o_group, e, \
-                        add ? add + r * e->add_plane : 0, mask ? mask + r * e->mask_plane : 0); \
+                        add ? add + r * e->add_plane : 0, mask ? mask + r * e->mask_plane : 0, job->first_part, \
+                        job->last_part); \
   }
 SPARSE(1, 1, 8)
 SPARSE(1, 2, 4)
@@ -274,10 +283,10 @@ static tile_t NAME(kernel)(int blocked, int groups, int run) {
 static TARGET void NAME(convolve)(const op_t *op, const int *words, float *space) {
   const int *head = words + MATRIX_WORDS * op->matrix;
   job_t job = {op, words + head[0], (const entry_t *)(words + head[1]), head[2] ? (const float *)(words + head[2]) : 0,
-               words + head[1], (const float *)(words + head[3]),
+               words + head[1], (const float *)(words + head[3]), 1, 1,
                {0, 0, op->add_plane, op->mask_plane, 0, 0, (int)op->act, (int)op->gradient, op->slope, op->top}};
   const float *add = op->add < 0 ? 0 : space + op->add, *mask = op->mask < 0 ? 0 : space + op->mask;
-  int blocked = head[3] != 0;
+  int blocked = head[3] != 0, parts = blocked || head[4] < 1 ? 1 : head[4];
   long lanes = op->lanes, most = blocked ? SIDE : 8, rows = op->height, positions = 1, chunk = op->chunk;
   int flat = op->src_step == lanes && op->dst_step == lanes;
   long run = ((flat ? op->width : 1) * lanes + VW - 1) / VW;
@@ -303,11 +312,15 @@ static TARGET void NAME(convolve)(const op_t *op, const int *words, float *space
           if (!blocked) wide = wide < 2 ? 1 : wide < 4 ? 2 : wide < 8 ? 4 : 8;
 #endif
           long at = k * VW;
-          NAME(kernel)(blocked, (int)many, (int)wide)(
+          for (int part = 0; part < parts; part++) { /* of the input channels, whose patch stays in the first-level cache */
+            if (!blocked) job.rows = words + head[0] + part * (op->channels + 1);
+            job.first_part = part == 0, job.last_part = part == parts - 1;
+            NAME(kernel)(blocked, (int)many, (int)wide)(
               &job, first, last, space + op->src + i * op->src_row + j * x_group + at, x_group,
               space + op->dst + i * op->dst_row + j * o_group + at, o_group,
               add ? add + i * op->add_row + j * job.end.add_group + at : 0,
               mask ? mask + i * op->mask_row + j * job.end.mask_group + at : 0);
+          }
         }
       }
   }

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+_VERSION = 2  # of kernels.c
 FOLDER = Path(__file__).parent
 MISSING = (
     "the engine's kernels are not compiled, so that sparse networks run on TensorFlow; install a C compiler (gcc or "
@@ -25,23 +26,28 @@ class Matrix(ctypes.Structure):
     """`matrix_t` of kernels.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "transposed", "channel_offset")),
+        *((name, ctypes.c_int64) for name in ("rows", "transposed", "channel_offset", "part")),
         *((name, ctypes.c_void_p) for name in ("used", "offset", "scale")),
     ]
 
 
 @functools.cache
 def library() -> Any:
-    """Returns the compiled kernels, `None` where there are none."""
+    """Returns the compiled kernels, `None` where there are none of this version."""
     found = sorted(each for each in FOLDER.glob("_kernels*") if each.suffix in (".so", ".dylib"))
     if not found:
         return None
     loaded = ctypes.CDLL(str(found[0]))
+    version = getattr(loaded, "trs_version", None)
+    if version is None or version() != _VERSION:
+        return None
     pointer, long = ctypes.c_void_p, ctypes.c_long
     loaded.trs_run.argtypes = [ctypes.c_int, pointer, long, pointer, pointer, pointer, long, pointer]
     loaded.trs_run.restype = None
     kernel, matrix = ctypes.POINTER(Kernel), ctypes.POINTER(Matrix)
     loaded.trs_find.argtypes = [kernel, pointer, pointer]
+    loaded.trs_sort.argtypes = [kernel, pointer, long, pointer, pointer]
+    loaded.trs_sort.restype = None
     loaded.trs_pack_sparse.argtypes = [kernel, matrix, pointer, long, pointer]
     loaded.trs_pack_blocked.argtypes = [kernel, matrix, pointer, pointer, pointer]
     for function in (loaded.trs_find, loaded.trs_pack_sparse, loaded.trs_pack_blocked):

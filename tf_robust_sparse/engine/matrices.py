@@ -12,7 +12,8 @@ from tf_robust_sparse.engine.library import Kernel, Matrix, address, library
 BLOCK = 6
 # A block of six filters loads each input once for all of them: from this density on that beats a list for each filter.
 BLOCKED_FROM = 0.35
-DIRECTORY = 4  # words per matrix
+_ENTRIES_OF_A_PART = 12  # of a row: fewer are not worth it to store their sum and to load it again
+DIRECTORY = 5  # words per matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Rows:
         used: For each tap of the kernel 0, or -1 where the matrix leaves it out.
         offset: What each tap adds to the place of an input.
         scaled: Names of the nodes whose scale and shift the kernel takes up.
+        part: Input channels of which a tile reads as much as the first-level cache holds; 0 for any number.
     """
 
     weights: str
@@ -40,6 +42,7 @@ class Rows:
     used: tuple[int, ...] = ()
     offset: tuple[int, ...] = ()
     scaled: tuple[str, ...] = ()
+    part: int = 0
 
 
 class _Entries:
@@ -52,14 +55,34 @@ class _Entries:
         self.count = int(library().trs_count(address(self.values), self.values.size))
         # Groups have no inputs in common, which a block could load once for all of its rows.
         self.blocked = group == filters and self.count >= BLOCKED_FROM * self.values.size
-        self._found: np.ndarray | None = None
+        self._found: dict[bool, np.ndarray] = {}
 
-    def found(self) -> np.ndarray:
-        """The entries: tap, channel, filter and value of each, four words."""
-        if self._found is None:
-            self._found = np.empty((self.count, 4), np.int32)
-            library().trs_find(ctypes.byref(self.layout), address(self.values), address(self._found))
-        return self._found
+    def found(self, by_filter: bool) -> np.ndarray:
+        """The entries, in the order of channels or filters: tap, channel, filter and value of each, four words."""
+        if by_filter not in self._found:
+            self._found[by_filter] = found = np.empty((self.count, 4), np.int32)
+            layout = ctypes.byref(self.layout)
+            if by_filter:
+                before, places = self.found(False), np.empty(self.layout.filters + 1, np.int32)
+                library().trs_sort(layout, address(before), self.count, address(places), address(found))
+            else:
+                library().trs_find(layout, address(self.values), address(found))
+        return self._found[by_filter]
+
+    def part(self, rows: Rows) -> int:
+        """Input channels that are added before the next ones: some entries of each row."""
+        parts = -(-self._inputs(rows) // rows.part) if rows.part else 1
+        taps = sum(each >= 0 for each in rows.used) / max(len(rows.used), 1)
+        parts = min(parts, int(self.count * taps / (rows.rows * _ENTRIES_OF_A_PART)))
+        return -(-self._inputs(rows) // max(parts, 1))
+
+    def parts(self, rows: Rows, part: int) -> int:
+        """How many of them there are."""
+        return -(-self._inputs(rows) // part)
+
+    def _inputs(self, rows: Rows) -> int:
+        layout = self.layout
+        return int(layout.filters if rows.transposed else layout.filters // layout.group * layout.channels)
 
 
 def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[Any]]) -> np.ndarray:
@@ -81,7 +104,7 @@ def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[Any]]) -> np.n
         head = words[DIRECTORY * number : DIRECTORY * (number + 1)]
         first, second = weights[rows.weights]
         end += end % 2
-        head[:] = (end, 0, 0, 0)
+        head[:] = (end, 0, 0, 0, 1)
         if rows.kind == "scale":
             end = _write(words, end, first)
             end = _write(words, end, second)
@@ -89,8 +112,9 @@ def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[Any]]) -> np.n
         kernel = kernels[rows.weights]
         scale, bias = folded(second, [weights[name] for name in rows.scaled])
         used, offset = (np.array(taps, np.int32) for taps in (rows.used, rows.offset))
+        part = kernel.part(rows)
         matrix = Matrix(
-            *(rows.rows, rows.transposed, rows.channel_offset, address(used), address(offset)),
+            *(rows.rows, rows.transposed, rows.channel_offset, part, address(used), address(offset)),
             None if scale is None else address(scale),
         )
         given = (ctypes.byref(kernel.layout), ctypes.byref(matrix))
@@ -101,8 +125,9 @@ def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[Any]]) -> np.n
             places = address(kernel.values), address(words[head[1] :]), address(words[head[3] :])
             library().trs_pack_blocked(*given, *places)
         else:
-            head[1] = end + ((rows.rows + 2) & ~1)
-            found = kernel.found()
+            head[4] = kernel.parts(rows, part)
+            head[1] = end + ((int(head[4]) * (rows.rows + 1) + 1) & ~1)
+            found = kernel.found(rows.transposed)
             end += library().trs_pack_sparse(*given, address(found), len(found), address(words[end:]))
         if not rows.transposed and bias is not None:
             head[2] = end
@@ -120,6 +145,7 @@ def _room(rows: Rows, kernel: _Entries | None) -> int:
     room = DIRECTORY + 2 * rows.rows + 8
     if kernel is None:
         return room
+    room += kernel.parts(rows, kernel.part(rows)) * (rows.rows + 1)
     blocks = -(-rows.rows // BLOCK)
     return room + ((blocks * BLOCK + 1) * _columns(rows, kernel) if kernel.blocked else 2 * kernel.count)
 

@@ -32,7 +32,8 @@ enum {
 
 #define BLOCK 6        /* rows of a blocked matrix that share their columns */
 #define CHUNK_FLOATS 65536
-#define MATRIX_WORDS 4 /* of the directory, per matrix: where its rows, entries, bias and blocked weights begin, or 0 */
+/* Of the directory, per matrix: where its rows, entries, bias and blocked weights begin, or 0; and the number of parts. */
+#define MATRIX_WORDS 5
 
 typedef struct {
   int offset; /* floats from an output position to the input that it adds */

@@ -15,6 +15,8 @@ KINDS = (
     *("read", "write", "convolve", "each", "max_pool", "mean_pool", "max_pool_gradient", "mean_pool_gradient"),
     *("flatten", "split"),
 )
+_FIRST_LEVEL = 8192  # floats of the first-level cache that the input of a tile may fill
+_TILE = 128  # floats of a tile of the widest vectors
 _TENSORS = ("src", "dst", "add", "mask", "in", "out")
 # The fields of `op_t` in plan.h, eight bytes each.
 _FIELDS = (
@@ -130,7 +132,13 @@ def _with_offsets(step: Step, rows: Rows) -> Rows:
         for tap, part in zip(step.taps, parts, strict=True)
     )
     used = tuple(-1 if tap is None else 0 for tap in step.taps)
-    return dataclasses.replace(rows, channel_offset=planes * source.plane, used=used, offset=offset)
+    part = 0
+    if source.lanes % MOST_FLOATS == 0 and offset:  # of a plane, a tile of eight vectors reads about this many floats
+        shifts = [tap for tap in step.taps if tap is not None]
+        down = len({tap[0] for tap in shifts}) or 1
+        right = max((tap[1] for tap in shifts), default=0) - min((tap[1] for tap in shifts), default=0)
+        part = max(4, _FIRST_LEVEL // (down * (_TILE + right * source.lanes)))
+    return dataclasses.replace(rows, channel_offset=planes * source.plane, used=used, offset=offset, part=part)
 
 
 def _run_on(step: Step, record: dict[str, Any], stencils: list[tuple[int, int, int, int]], space: int) -> int:
