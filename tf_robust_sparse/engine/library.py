@@ -58,7 +58,7 @@ def library() -> Any:
 
 
 def available() -> bool:
-    """Tells whether the kernels are compiled, and the environment variable TRS_ENGINE is not 0."""
+    """Returns whether the kernels are compiled, and the environment variable TRS_ENGINE is not 0."""
     return os.environ.get("TRS_ENGINE") != "0" and library() is not None
 
 

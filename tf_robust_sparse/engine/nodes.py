@@ -78,7 +78,7 @@ class Operation:
     scaled: tuple[str, ...] = ()
 
     def takes_more(self) -> bool:
-        """Tells whether this is a convolution whose result is neither added to nor activated so far."""
+        """Returns whether this is a convolution whose result is neither added to nor activated so far."""
         return self.node.kind == "convolution" and self.add is None and self.activation == LINEAR
 
 

@@ -27,7 +27,6 @@ from tf_robust_sparse.layers.topology import graph
 _LANES = 16
 _MOST_KEPT = 2**31  # bytes of activations that wait for their gradient
 _SMALLEST_WORK = 20_000_000  # multiplications per image, below which leaving the graph may cost more than it brings
-
 _SPARSE = 0.3  # share of connections below which a slice with few images in it is faster than TensorFlow, too
 
 _engines: weakref.WeakKeyDictionary[keras.Model, "NetworkEngine | None"] = weakref.WeakKeyDictionary()
@@ -119,7 +118,7 @@ class NetworkEngine:
         return tf.ensure_shape(tf.numpy_function(pack, given, tf.int32, stateful=False), (None,))
 
     def takes(self, x: Any) -> bool:
-        """Tells whether `x` is what the network was built for, and fills a slice well enough."""
+        """Returns whether `x` is what the network was built for, and fills a slice well enough."""
         if not tf.is_tensor(x) or x.dtype != tf.float32 or tuple(x.shape[1:]) not in (self._shape, self._shape[2:]):
             return False
         return x.shape[0] is None or x.shape[0] >= self._smallest_batch
@@ -165,7 +164,11 @@ class NetworkEngine:
 
 def threads() -> int:
     """Returns the number of threads, TensorFlow's own for one operation."""
-    return tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    chosen = tf.config.threading.get_intra_op_parallelism_threads()
+    if chosen:
+        return chosen
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone tells which cores this process may use
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def weights_of(layer: Any, effective_kernel: Callable[[Any], tf.Tensor] | None = None) -> tuple[Any, Any]:
