@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,8 +54,7 @@ class _Entries:
         self.values = np.ascontiguousarray(kernel, np.float32)
         self.layout = Kernel(height * width, channels, filters, group)
         self.count = int(library().trs_count(address(self.values), self.values.size))
-        # Groups have no inputs in common, which a block could load once for all of its rows.
-        self.blocked = group == filters and self.count >= BLOCKED_FROM * self.values.size
+        self.blocked = is_blocked(group, self.count, kernel.shape)
         self._found: dict[bool, np.ndarray] = {}
 
     def found(self, by_filter: bool) -> np.ndarray:
@@ -148,6 +148,17 @@ def _room(rows: Rows, kernel: _Entries | None) -> int:
     room += kernel.parts(rows, kernel.part(rows)) * (rows.rows + 1)
     blocks = -(-rows.rows // BLOCK)
     return room + ((blocks * BLOCK + 1) * _columns(rows, kernel) if kernel.blocked else 2 * kernel.count)
+
+
+def is_blocked(group: int, count: int, shape: tuple[int, ...]) -> bool:
+    """Returns whether a kernel becomes blocks of rows rather than a list for each.
+
+    Args:
+        group: Filters that read the same channels; several groups have no inputs in common for a block to load once.
+        count: Entries that are not 0.
+        shape: Of the kernel, filters last.
+    """
+    return group == shape[-1] and count >= BLOCKED_FROM * math.prod(shape)
 
 
 def folded(bias: np.ndarray | None, scaled: Sequence[Any]) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tf_robust_sparse.engine.library import FOLDER
-from tf_robust_sparse.engine.matrices import BLOCKED_FROM, Rows, folded, pack
+from tf_robust_sparse.engine.matrices import Rows, folded, is_blocked, pack
 from tf_robust_sparse.engine.plan import KINDS, OP, Plan
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -108,7 +108,7 @@ class _Streams:
         kernel = np.asarray(first, np.float32) * (1 if scale is None else scale)
         taps, (channels, filters) = len(rows.used), kernel.shape[2:]
         matrix = kernel.reshape(taps, channels, filters).transpose(2, 1, 0).reshape(filters, -1)
-        blocked = rows.group == filters and int(np.count_nonzero(matrix)) >= BLOCKED_FROM * matrix.size
+        blocked = is_blocked(rows.group, int(np.count_nonzero(first)), kernel.shape)
         mode = self._mode(matrix, blocked)
         layout = (rows.group, channels, rows.channel_offset, taps)
         self.made.append((int(blocked), _MODES.index(mode), filters, *layout, int(bias is not None)))
