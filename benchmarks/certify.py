@@ -225,7 +225,7 @@ def our_step(name: str, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
 
     from tf_robust_sparse.certify import bounds, specification
     from tf_robust_sparse.certify.bound_graph import bound_graph
-    from tf_robust_sparse.layers import settled_kernels
+    from tf_robust_sparse.layers import cached_kernels
 
     network = model(name)
     optimizer = keras.optimizers.Adam(5e-4)
@@ -233,7 +233,7 @@ def our_step(name: str, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
 
     @tf.function(autograph=False)
     def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape, settled_kernels(network):
+        with tf.GradientTape() as tape, cached_kernels(network):
             steps, around = bound_graph(network), bounds.ball(x, EPSILON)
             rows = specification(y, 10)
             intervals = bounds.interval_bounds(steps, around)

@@ -8,8 +8,8 @@ both by Adam. Contenders, each in a process of its own, one after the other, `--
 
 - ours: `NeuralPruningModel` with `VulnerabilitySuppression`, fed by `fit`'s own compiled function;
 - at: the same network without gates and vulnerability, adversarial training alone;
-- torch: the same step as ours in PyTorch, eager, gates settled once per attack, gradients of the attack with respect to
-  the images only, one forward pass of both halves with the same gates (the extra `benchmark`).
+- torch: the same step as ours in PyTorch, eager, gates computed once per attack, gradients of the attack for the images
+  only, one forward pass of both halves with the same gates (the extra `benchmark`).
 
 Printed are medians, ratios, what the attack takes of ours, and how often the step was traced.
 """
@@ -125,7 +125,7 @@ def ours(gated: bool) -> tuple[Callable[[], Any], Callable[[], Any], list[int]]:
 
     @tf.function
     def attacked() -> tf.Tensor:
-        with trs.layers.settled_for_inference(network):
+        with trs.layers.cached_for_inference(network):
             return attack(network, x, y, seed=tf.constant([0, 1]))
 
     return lambda: float(model.train_function(batches)["loss"]), lambda: attacked().numpy(), traces
@@ -179,11 +179,11 @@ def pytorch() -> tuple[Callable[[], Any], None, list[int]]:
 
     def step() -> float:
         with torch.no_grad():
-            settled = [mean(a, b)[None] for a, b in posteriors()]
+            means = [mean(a, b)[None] for a, b in posteriors()]
             x_adv = (x + torch.empty_like(x).uniform_(-EPSILON, EPSILON)).clamp(0, 1)
         for _ in range(FLAGS.num_steps):
             x_adv = x_adv.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(forward(x_adv, settled)[0], y), [x_adv])
+            (gradient,) = torch.autograd.grad(F.cross_entropy(forward(x_adv, means)[0], y), [x_adv])
             with torch.no_grad():
                 x_adv = x_adv + STEP_SIZE * gradient.sign()
                 x_adv = (x + (x_adv - x).clamp(-EPSILON, EPSILON)).clamp(0, 1)

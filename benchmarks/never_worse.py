@@ -88,7 +88,7 @@ def contenders(name: str, share: float, size: int) -> dict[str, dict[str, Callab
 
         @tf.function(autograph=False)
         def prepared(some: tf.Tensor, call: Callable[..., Any] = call) -> tf.Tensor:
-            with trs.layers.settled_for_inference(network):
+            with trs.layers.cached_for_inference(network):
                 return call(network, some)
 
         prepared(x)

@@ -4,7 +4,7 @@
 
 Contenders, in turn, `--rounds` times over:
 
-- ours: `LinfPGD` as `evaluate_robustness` runs it, compiled, kernels settled once per batch;
+- ours: `LinfPGD` as `evaluate_robustness` runs it, compiled, kernels cached once per batch;
 - eager, compiled: Foolbox on the same network, called as it is, and behind a `tf.function`;
 - exported eager, exported compiled: Foolbox on the plain Keras network that is exported, of the same function: what a
   user of the exported network attacks, without our layers and their gradients.
@@ -97,7 +97,7 @@ def prepare(network: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[]
 
     @tf.function(autograph=False)
     def ours(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        with trs.layers.settled_for_inference(network):
+        with trs.layers.cached_for_inference(network):
             return attack(forward, images, labels, seed=0)
 
     exported = trs.saving.strip(network)

@@ -109,7 +109,7 @@ def pruning_images(
     """Returns --obs_images training images as `objective` trains on them, attacked or not."""
     some = images.train_images[: FLAGS.obs_images], images.train_labels[: FLAGS.obs_images]
     batches = trs.data.test_dataset(*some, FLAGS.batch_size)
-    with trs.layers.settled_for_inference(network):
+    with trs.layers.cached_for_inference(network):
         parts = [objective.perturb(network, x, y, seed=FLAGS.seed) for x, y in batches]
     return np.concatenate(parts)
 

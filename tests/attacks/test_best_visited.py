@@ -43,7 +43,7 @@ def test_batch_norm_of_the_batch_moves_its_statistics_in_each_step():
         network = tiny_network("signed")
         objective = objectives.AT(LinfBestPGD(0.1, 0.03, 3), **arguments)
         before = np.array(network.get_layer("bn1").moving_mean)
-        with layers.settled_kernels(network), layers.inference_kernels(network):
+        with layers.cached_kernels(network), layers.folded_kernels(network):
             x_adv = tf.function(objective.perturb, autograph=False)(
                 network, tf.constant(X), tf.constant(Y), seed=[0, 1]
             )
@@ -55,10 +55,10 @@ def test_batch_norm_of_the_batch_moves_its_statistics_in_each_step():
     np.testing.assert_array_equal(before, after)
 
 
-def test_unfolded_kernels_are_the_settled_ones():
+def test_unfolded_kernels_are_the_cached_ones():
     network = tiny_network("signed")
     expected = np.asarray(network(X, training=True))
-    with layers.settled_kernels(network), layers.inference_kernels(network):
+    with layers.cached_kernels(network), layers.folded_kernels(network):
         with layers.unfolded_kernels(network):
             np.testing.assert_allclose(network(X, training=True), expected, rtol=1e-6)
         with pytest.raises(RuntimeError, match="training=False"):

@@ -113,10 +113,10 @@ def test_replicas_agree_after_a_training_step():
     dataset = mirrored().experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(inputs).batch(6))
 
     def step(batch):
-        with tf.GradientTape() as tape, contextlib.ExitStack() as settled:
+        with tf.GradientTape() as tape, contextlib.ExitStack() as cached:
             loss = 0.0
             for name, (_, network) in rows.items():
-                settled.enter_context(layers.settled_kernels(network))
+                cached.enter_context(layers.cached_kernels(network))
                 of_row = tf.reduce_sum(network(batch[name], training=True) ** 2, -1)
                 loss += tf.nn.compute_average_loss(of_row)
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))

@@ -198,7 +198,7 @@ def test_a_forward_pass_uses_buffers_again():
 
 
 def test_the_seam_computes_attacks_and_evaluation(monkeypatch):
-    """Inside `inference_kernels` the engine stands in for the network, outside and after other kernels it does not."""
+    """Inside `folded_kernels` the engine stands in for the network, outside and after other kernels it does not."""
     monkeypatch.setattr("tf_robust_sparse.layers.engine_seam._SMALLEST_WORK", 0)
     network = branched()
     sparse_weights(network, 0.5, np.random.default_rng(0))
@@ -213,7 +213,7 @@ def test_the_seam_computes_attacks_and_evaluation(monkeypatch):
 
     @tf.function(autograph=False)
     def inside(x):
-        with layers.inference_kernels(network):
+        with layers.folded_kernels(network):
             return both.python_function(x)
 
     for found, expected in zip(inside(x), both(x), strict=True):
@@ -221,9 +221,9 @@ def test_the_seam_computes_attacks_and_evaluation(monkeypatch):
     operations = {op.type for f in (inside, both) for op in f.get_concrete_function(x).graph.get_operations()}
     assert "PyFuncStateless" in operations
     assert "PyFunc" not in {op.type[:6] for op in both.get_concrete_function(x).graph.get_operations()}
-    with layers.inference_kernels(network):
+    with layers.folded_kernels(network):
         eager = layers.inference_logits(network, x)
-        with layers.settled_kernels(network):
+        with layers.cached_kernels(network):
             np.testing.assert_array_equal(layers.inference_logits(network, x), network(x, training=False))
     assert_close(eager.numpy(), both(x)[0].numpy())
 
@@ -232,7 +232,7 @@ def test_a_gradient_whose_activations_made_room_is_computed_again(monkeypatch):
     monkeypatch.setattr("tf_robust_sparse.layers.engine_seam._SMALLEST_WORK", 0)
     network = branched()
     x = tf.constant(np.random.default_rng(1).random((20, 11, 10, 3), np.float32))
-    with layers.inference_kernels(network), tf.GradientTape(persistent=True) as tape:
+    with layers.folded_kernels(network), tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
         first = layers.inference_logits(network, x)
         for _ in range(4):

@@ -589,7 +589,7 @@ def test_batch_sizes_fall_down_to_sixteen():
     assert len(batch_sizes(1000)) <= 12 and min(batch_sizes(1000)) >= 16
 
 
-def test_a_keras_network_is_attacked_with_settled_kernels(some, whole_of_two):
+def test_a_keras_network_is_attacked_with_cached_kernels(some, whole_of_two):
     network = keras_network(keras.layers.Activation("linear"))
     result = quick(network, attacks=two_attacks()).run_standard_evaluation(*some)
     np.testing.assert_array_equal(result["broken_by"], whole_of_two.result["broken_by"])

@@ -146,11 +146,11 @@ def random_network(seed=0):
     return network
 
 
-def test_folded_and_settled_gates_change_nothing():
+def test_folded_and_cached_gates_change_nothing():
     network = random_network()
     x = tf.random.stateless_uniform((5, 8, 8, 3), [1, 2])
     expected = network(x, training=False)
-    with layers.settled_kernels(network), layers.inference_kernels(network):
+    with layers.cached_kernels(network), layers.folded_kernels(network):
         np.testing.assert_allclose(network(x, training=False), expected, rtol=1e-4, atol=1e-5)
         with pytest.raises(RuntimeError, match="training=False"):
             network(x, training=True)

@@ -1,4 +1,4 @@
-"""Settled kernels and folded batch norm change the speed, not the result, and stay in their block and thread."""
+"""Cached kernels and folded batch norm change the speed, not the result, and stay in their block and thread."""
 
 import threading
 
@@ -73,10 +73,10 @@ def cases(options):
 
 
 @pytest.mark.parametrize(("kernel", "options", "policy"), cases([{}]), indirect=["policy"])
-def test_settled_network_is_the_same_network(kernel, options, policy):
+def test_network_with_cached_kernels_is_the_same_network(kernel, options, policy):
     network = network_of(kernel)
     expected = network(images(), training=False)
-    with layers.settled_kernels(network):
+    with layers.cached_kernels(network):
         np.testing.assert_array_equal(network(images(), training=False), expected)
     np.testing.assert_array_equal(network(images(), training=False), expected)
 
@@ -98,9 +98,9 @@ def test_folded_network_is_the_same_network(kernel, options, policy):
 
     tolerance = FOLD_TOLERANCE[policy]
     expected = logits_and_gradient()
-    for enter_settled in (False, True):
-        with layers.settled_kernels(network) if enter_settled else tf.name_scope("none"):
-            with layers.inference_kernels(network):
+    for cache in (False, True):
+        with layers.cached_kernels(network) if cache else tf.name_scope("none"):
+            with layers.folded_kernels(network):
                 folded = logits_and_gradient()
             after = logits_and_gradient()
         np.testing.assert_allclose(folded[0], expected[0], atol=tolerance * max(1, np.abs(expected[0]).max()))
@@ -139,7 +139,7 @@ def test_batch_norm_over_another_axis_is_not_folded():
     assert len(folded(network)) == 1
 
 
-def test_subclassed_model_is_settled_and_left_unfolded():
+def test_subclassed_model_is_cached_and_left_unfolded():
     class Subclassed(keras.Model):
         def __init__(self):
             super().__init__()
@@ -151,7 +151,7 @@ def test_subclassed_model_is_settled_and_left_unfolded():
     model = Subclassed()
     expected = model(images())
     assert len(layers.kernel_layers(model)) == 4
-    with layers.settled_kernels(model), layers.inference_kernels(model):
+    with layers.cached_kernels(model), layers.folded_kernels(model):
         np.testing.assert_array_equal(model(images(), training=False), expected)
 
 
@@ -159,7 +159,7 @@ def test_subclassed_model_is_settled_and_left_unfolded():
 def test_each_kernel_is_computed_once(kernel, monkeypatch):
     network = network_of(kernel)
     calls = count(monkeypatch, network)
-    with layers.settled_kernels(network), layers.inference_kernels(network):
+    with layers.cached_kernels(network), layers.folded_kernels(network):
         for _ in range(3):
             network(images(), training=False)
         assert [layer.effective_kernel.dtype for layer in layers.kernel_layers(network)] == ["float32"] * 4
@@ -168,12 +168,12 @@ def test_each_kernel_is_computed_once(kernel, monkeypatch):
     assert len(calls) == 8
 
 
-def test_gradients_flow_through_settled_kernels_to_the_variables():
+def test_gradients_flow_through_cached_kernels_to_the_variables():
     network = network_of()
     variables = [v.value for v in network.trainable_variables]
 
-    def gradients(settle):
-        with tf.GradientTape() as tape, layers.settled_kernels(network) if settle else tf.name_scope("none"):
+    def gradients(cached):
+        with tf.GradientTape() as tape, layers.cached_kernels(network) if cached else tf.name_scope("none"):
             total = tf.reduce_sum(network(images(), training=False) ** 2)
         return tape.gradient(total, variables)
 
@@ -185,7 +185,7 @@ def test_assignments_take_effect_after_the_block():
     network = network_of("plain")
     x = images()
     before = network(x)
-    with layers.settled_kernels(network):
+    with layers.cached_kernels(network):
         for layer in layers.kernel_layers(network):
             layer.kernel.assign(tf.zeros_like(layer.kernel))
         np.testing.assert_array_equal(network(x), before)
@@ -194,16 +194,16 @@ def test_assignments_take_effect_after_the_block():
 
 def test_an_error_ends_the_block():
     network = network_of()
-    with pytest.raises(ZeroDivisionError), layers.settled_kernels(network), layers.inference_kernels(network):
+    with pytest.raises(ZeroDivisionError), layers.cached_kernels(network), layers.folded_kernels(network):
         raise ZeroDivisionError
     assert not kernel_seam._block.kernels
-    assert not kernel_seam._block.settled
+    assert not kernel_seam._block.cached
     assert not kernel_seam._block.folded
 
 
 def test_training_mode_inside_a_fold_is_an_error():
     network = network_of()
-    with layers.inference_kernels(network), pytest.raises(RuntimeError, match="training=False"):
+    with layers.folded_kernels(network), pytest.raises(RuntimeError, match="training=False"):
         network(images(), training=True)
 
 
@@ -215,7 +215,7 @@ def test_blocks_nest_in_any_order(blocks):
     def enter(rest):
         np.testing.assert_allclose(network(images(), training=False), expected, atol=1e-5)
         if rest:
-            with {"f": layers.inference_kernels, "s": layers.settled_kernels}[rest[0]](network):
+            with {"f": layers.folded_kernels, "s": layers.cached_kernels}[rest[0]](network):
                 enter(rest[1:])
             np.testing.assert_allclose(network(images(), training=False), expected, atol=1e-5)
 
@@ -224,9 +224,9 @@ def test_blocks_nest_in_any_order(blocks):
 
 def test_settling_one_network_leaves_the_fold_of_another():
     first, second = network_of(), network_of()
-    with layers.inference_kernels(first), layers.settled_kernels(second):
+    with layers.folded_kernels(first), layers.cached_kernels(second):
         assert kernel_seam.is_folded(first.get_layer("bn"))
-        with layers.settled_kernels(keras.Sequential([first])):
+        with layers.cached_kernels(keras.Sequential([first])):
             assert not kernel_seam.is_folded(first.get_layer("bn"))
 
 
@@ -238,14 +238,14 @@ def test_each_thread_has_its_own_blocks():
 
     def other():
         seen["outside"] = network(x, training=False).numpy()
-        with layers.settled_kernels(network), layers.inference_kernels(network):
+        with layers.cached_kernels(network), layers.folded_kernels(network):
             seen["inside"] = network(x, training=False).numpy()
         seen["folded"] = kernel_seam.is_folded(network.get_layer("bn"))
 
-    with layers.settled_kernels(network):
+    with layers.cached_kernels(network):
         for layer in layers.kernel_layers(network):
             layer.kernel.assign(2 * layer.kernel)
-        with layers.inference_kernels(network):
+        with layers.folded_kernels(network):
             thread = threading.Thread(target=other)
             thread.start()
             thread.join()
@@ -266,7 +266,7 @@ def test_replicas_settle_their_own_kernels():
     @tf.function(autograph=False)
     def logits():
         def step():
-            with layers.settled_kernels(network), layers.inference_kernels(network):
+            with layers.cached_kernels(network), layers.folded_kernels(network):
                 first = network(x, training=False)
                 tf.distribute.get_replica_context().merge_call(lambda strategy: None)  # the threads take turns here
                 return first, network(x, training=False)
@@ -279,7 +279,7 @@ def test_replicas_settle_their_own_kernels():
             np.testing.assert_allclose(value, expected, atol=1e-5)
 
 
-def test_compiled_attack_loop_reads_the_settled_kernels():
+def test_compiled_attack_loop_reads_the_cached_kernels():
     """Keras trap: AutoGraph is off in train_step, so loops are tf.while_loop; tensors made outside must reach in."""
     network = network_of()
 
@@ -291,7 +291,7 @@ def test_compiled_attack_loop_reads_the_settled_kernels():
 
     @tf.function(autograph=False)
     def attack(x):
-        with layers.settled_kernels(network), layers.inference_kernels(network):
+        with layers.cached_kernels(network), layers.folded_kernels(network):
             return tf.while_loop(lambda i, x: i < 3, body, (0, x), maximum_iterations=3)[1]
 
     x = images()
@@ -312,7 +312,7 @@ def test_batch_norm_outside_a_fold_is_that_of_keras():
 
 def test_no_penalty_leaks_out_of_an_attack():
     network = network_of()
-    with layers.settled_kernels(network), layers.inference_kernels(network):
+    with layers.cached_kernels(network), layers.folded_kernels(network):
         network(images(), training=False)
     assert network.losses == []
 

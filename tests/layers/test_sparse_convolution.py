@@ -99,7 +99,7 @@ def everything_pays(monkeypatch):
 
 
 def sparse_layers(network, **arguments):
-    with layers.inference_kernels(network, **arguments):
+    with layers.folded_kernels(network, **arguments):
         found = layers.kernel_layers(network)
         return [layer.name for layer in found if isinstance(kernel_seam.kernel_and_bias(layer).kernel, SparseKernel)]
 
@@ -123,7 +123,7 @@ def test_networks_are_the_same_with_sparse_products(name, everything_pays, monke
 
     @tf.function(autograph=False)
     def logits_and_gradient(allow_sparse):
-        with layers.settled_kernels(network), layers.inference_kernels(network, allow_sparse):
+        with layers.cached_kernels(network), layers.folded_kernels(network, allow_sparse):
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 logits = network(x, training=False)
@@ -162,7 +162,7 @@ def test_rewired_connections_take_part(everything_pays):
 
     @tf.function(autograph=False)
     def output():
-        with layers.inference_kernels(network):
+        with layers.folded_kernels(network):
             return network(x, training=False)
 
     for _ in range(2):

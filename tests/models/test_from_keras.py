@@ -49,7 +49,7 @@ def test_the_model_computes_the_same_there_and_back(kernel):
     assert isinstance(network.get_layer("nested").get_layer("inner"), layers.KERNELS[kernel][1])
     logits = np.asarray(model(X))
     np.testing.assert_allclose(network(X), logits, atol=1e-5)
-    with layers.settled_kernels(network), layers.inference_kernels(network):  # batch norm folded, as attacks see it
+    with layers.cached_kernels(network), layers.folded_kernels(network):  # batch norm folded, as attacks see it
         np.testing.assert_allclose(network(X), logits, atol=1e-5)
     plain = strip(network)
     np.testing.assert_allclose(plain(X), logits, atol=1e-5)

@@ -75,7 +75,7 @@ def test_gradients_are_those_of_the_two_losses():
         {v.path: np.array(g) for g, v in zip(gradients, weights, strict=True)}
     )
     seed = model._step_seed()
-    with layers.settled_kernels(network), layers.inference_kernels(network):
+    with layers.cached_kernels(network), layers.folded_kernels(network):
         x_adv = model.objective.perturb(network, tf.constant(x), y, seed=seed)
     model.train_step((tf.constant(x), tf.constant(y)))
     gates, weights = split(network)

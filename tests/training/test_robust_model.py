@@ -150,7 +150,7 @@ def test_batch_norm_statistics_move_in_the_loss_only(objective, updates):
 
 
 @pytest.mark.parametrize("sparsifier", ["connectivity_sampling", pytest.param("magnitude", marks=pytest.mark.full)])
-def test_kernels_are_settled_once_per_step_and_nothing_is_traced_again(sparsifier, monkeypatch):
+def test_kernels_are_computed_once_per_step_and_nothing_is_traced_again(sparsifier, monkeypatch):
     model = compiled("trades", sparsifier)
     calls, traces = {}, []
     for layer in layers.kernel_layers(model.network):

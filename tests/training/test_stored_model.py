@@ -95,7 +95,7 @@ def test_one_step_goes_up_the_loss_from_what_was_stored():
     model = model_of(batch_norm="inference")
     x, y = tf.constant(X[:8]), tf.constant(Y[:8])
     start = tf.random.stateless_uniform(x.shape, (1, 2), -EPSILON, EPSILON)
-    with layers.settled_kernels(model.network):
+    with layers.cached_kernels(model.network):
         delta = model._stepped(model.objective, x, y, start)[0].numpy()
     assert np.abs(delta).max() <= EPSILON + 1e-6
     assert (x + delta).numpy().min() >= 0 and (x + delta).numpy().max() <= 1

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.certify.gaussian_noise import noisy_copies
 from tf_robust_sparse.data.checks import checked_images
-from tf_robust_sparse.layers import inference_forward, settled_for_inference
+from tf_robust_sparse.layers import cached_for_inference, inference_forward
 
 ABSTAIN = -1
 MOST_ANSWERS = 10**9  # counted in 32 bits; at 1e9 the certified radius is 5.7 sigma at most, so more gain little
@@ -164,7 +164,7 @@ class SmoothedClassifier:
 
         @tf.function(input_signature=signature, autograph=False)
         def count_votes(x: tf.Tensor, count: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-            with settled_for_inference(self.model):
+            with cached_for_inference(self.model):
 
                 def ask(batch: tf.Tensor, votes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                     logits = self._forward(noisy_copies(x, size, key, batch, self.sigma))

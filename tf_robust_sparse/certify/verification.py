@@ -14,7 +14,7 @@ from tf_robust_sparse.certify import table
 from tf_robust_sparse.certify.bound_graph import bound_graph
 from tf_robust_sparse.certify.bounds import check_choices, margins
 from tf_robust_sparse.data.checks import checked_images, checked_labels
-from tf_robust_sparse.layers import settled_kernels
+from tf_robust_sparse.layers import cached_kernels
 from tf_robust_sparse.paths import user_path
 
 SAFETY = 1e-6  # what a margin must exceed, for float32 rounds
@@ -158,7 +158,7 @@ def verify_images(
 
     @tf.function(autograph=False)
     def bounded(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with settled_kernels(network):  # one mask for the bounds and for the prediction
+        with cached_kernels(network):  # one mask for the bounds and for the prediction
             smallest = verifier.smallest_margin(network, images, labels)
             return smallest, tf.argmax(network(images, training=False), axis=1)
 

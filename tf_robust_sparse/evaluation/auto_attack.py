@@ -21,7 +21,7 @@ from tf_robust_sparse.evaluation.ensemble_run import EnsembleRun, perturbations
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import padded_batches
-from tf_robust_sparse.layers import settled_for_inference
+from tf_robust_sparse.layers import cached_for_inference
 from tf_robust_sparse.paths import user_path
 
 
@@ -340,7 +340,7 @@ class AutoAttack:
 
         @tf.function(input_signature=[tf.TensorSpec((size, *x.shape[1:]), tf.float32)], autograph=False)
         def logits(images: tf.Tensor) -> tf.Tensor:
-            with settled_for_inference(self.model):
+            with cached_for_inference(self.model):
                 return forward(images)
 
         return logits

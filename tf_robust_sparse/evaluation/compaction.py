@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.attacks import Run, StagedAttack
-from tf_robust_sparse.layers import settled_for_inference
+from tf_robust_sparse.layers import cached_for_inference
 from tf_robust_sparse.layers.forward import Forward
 
 SMALLEST = 16
@@ -28,7 +28,7 @@ class CompactedAttack:
     Args:
         attack: The attack.
         forward: From images to float32 logits, of which the number of classes is known statically.
-        model: What `forward` calls; the kernels of a Keras model are settled for each stage.
+        model: What `forward` calls; the kernels of a Keras model are cached for each stage.
         num_classes: Number of logits.
         batch_size: The full batch size.
         side_by_side: Whether halves may; not for a model with a random state of its own.
@@ -182,7 +182,7 @@ class _Compiled:
 
     def __init__(self, method: Callable[..., Any], forward: Forward, model: Any, batch_size: int | None) -> None:
         def call(*args: Any) -> Any:
-            with settled_for_inference(model):
+            with cached_for_inference(model):
                 return method(forward, *args)
 
         self._call = call

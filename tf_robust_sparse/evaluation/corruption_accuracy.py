@@ -31,7 +31,7 @@ from tf_robust_sparse.evaluation.examples import (
     fixed_batch_size,
 )
 from tf_robust_sparse.evaluation.progress import Progress
-from tf_robust_sparse.layers import inference_kernels
+from tf_robust_sparse.layers import folded_kernels
 
 Examples = Iterator[tuple[str, int, np.ndarray, np.ndarray]]
 
@@ -174,7 +174,7 @@ def _compiled_forward(model: Callable[..., Any], shape: tuple[int, ...]) -> Call
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
     def step(x: tf.Tensor) -> tf.Tensor:
-        with inference_kernels(model) if isinstance(model, keras.Model) else contextlib.nullcontext():
+        with folded_kernels(model) if isinstance(model, keras.Model) else contextlib.nullcontext():
             return forward(x)
 
     return step

@@ -67,7 +67,7 @@ def loss_surface(
 
     @tf.function(reduce_retracing=True, autograph=False)
     def surface(x: tf.Tensor, y: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        with layers.settled_for_inference(network):
+        with layers.cached_for_inference(network):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 loss = cross_entropy(y, forward(x))

@@ -14,7 +14,7 @@ from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import attack_survivors, padded_batches
-from tf_robust_sparse.layers import settled_for_inference
+from tf_robust_sparse.layers import cached_for_inference
 
 Attacks = GradientAttack | Sequence[GradientAttack] | Mapping[str, GradientAttack]
 
@@ -165,7 +165,7 @@ def without_gradient(
         autograph=False,
     )
     def nowhere(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        with settled_for_inference(model):
+        with cached_for_inference(model):
             gradient = input_gradient(forward, images, labels, loss_fn)
         return tf.reduce_all(tf.equal(gradient, 0), axis=list(range(1, images.shape.rank)))
 
@@ -226,7 +226,7 @@ def _compiled_attack(
     )
     def step(images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, restart: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         seeds = fold_in(fold_in(attack.seed, restart), rows)
-        with settled_for_inference(model):
+        with cached_for_inference(model):
             logits = forward(single(forward, images, labels, seed=seeds))
         return tf.argmax(logits, axis=-1) == labels, tf.reduce_all(tf.math.is_finite(logits), axis=-1)
 

@@ -12,7 +12,7 @@ from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import attack_survivors
-from tf_robust_sparse.layers import settled_for_inference
+from tf_robust_sparse.layers import cached_for_inference
 
 
 class Transfer(NamedTuple):
@@ -86,10 +86,10 @@ def transfer_attack(
         images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor, restart: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         seeds = fold_in(fold_in(attack.seed, restart), rows)
-        with settled_for_inference(source):
+        with cached_for_inference(source):
             x_adv = single(source_forward, images, labels, seed=seeds)
             source_answers = tf.argmax(source_forward(x_adv), axis=-1)
-        with settled_for_inference(target):
+        with cached_for_inference(target):
             logits = target_forward(x_adv)
         finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
         return tf.argmax(logits, axis=-1) == labels, finite, source_answers != labels

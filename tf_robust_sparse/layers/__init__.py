@@ -1,5 +1,6 @@
 """Kernels as Keras layers: what is connected is held here and decided by `tf_robust_sparse.sparsity`."""
 
+from tf_robust_sparse.deprecation import renamed
 from tf_robust_sparse.layers.bayesian import BayesianConv2D, BayesianDense, BayesianScale
 from tf_robust_sparse.layers.beta_bernoulli import BetaBernoulliDropout, gates, prior_divergence
 from tf_robust_sparse.layers.binary import BinaryConv2D, BinaryDense
@@ -11,14 +12,14 @@ from tf_robust_sparse.layers.fusion import fused
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
 from tf_robust_sparse.layers.kernel_seam import (
     all_layers,
+    cached_for_inference,
+    cached_kernels,
     convolve,
-    inference_kernels,
+    folded_kernels,
     inference_logits,
     kernel_l1,
     kernel_layers,
     multiply,
-    settled_for_inference,
-    settled_kernels,
     unfolded_kernels,
 )
 from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
@@ -72,17 +73,19 @@ __all__ = [
     "SubnetConv2D",
     "SubnetDense",
     "all_layers",
+    "cached_for_inference",
+    "cached_kernels",
     "check_classifier",
     "convolve",
     "default_scores",
     "distortions",
     "feature_names",
     "fold_in",
+    "folded_kernels",
     "fused",
     "gates",
     "graph",
     "inference_forward",
-    "inference_kernels",
     "inference_logits",
     "joined_parts",
     "kernel_l1",
@@ -94,11 +97,18 @@ __all__ = [
     "pass_number",
     "prior_divergence",
     "select",
-    "settled_for_inference",
-    "settled_kernels",
     "training_noise",
     "unfolded_kernels",
     "uniform_like",
     "use_unbiased_variance",
     "with_features",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "inference_kernels": "kernel_seam.folded_kernels",
+        "settled_for_inference": "kernel_seam.cached_for_inference",
+        "settled_kernels": "kernel_seam.cached_kernels",
+    },
+)

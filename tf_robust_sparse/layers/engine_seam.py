@@ -1,6 +1,6 @@
 """Forward passes and input gradients of whole networks on the engine, in place of TensorFlow's operations.
 
-A block of `inference_kernels` reads the weights of its network once into the lists that the engine multiplies; every
+A block of `folded_kernels` reads the weights of its network once into the lists that the engine multiplies; every
 pass inside runs on these. Images change their layout at both ends only. The calls leave TensorFlow's graph, so that XLA
 cannot compile them; other devices than CPUs have faster ways.
 """

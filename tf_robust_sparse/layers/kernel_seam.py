@@ -1,14 +1,14 @@
 """The one seam through which every kernel, convolution and matrix product of the toolkit passes.
 
 Adversarial training reads each kernel a dozen times per optimisation step (ten attack steps, one or two training
-passes) while the weights stand still. `settled_kernels` computes every effective kernel (mask, `sign * relu(theta)`,
-cast to the compute dtype) once and hands the result to all forward passes inside the block. `inference_kernels` goes
+passes) while the weights stand still. `cached_kernels` computes every effective kernel (mask, `sign * relu(theta)`,
+cast to the compute dtype) once and hands the result to all forward passes inside the block. `folded_kernels` goes
 two steps further for the attack, whose batch norm runs in inference mode and which needs no gradient of the weights: it
 multiplies the batch norm scale into the preceding kernel, so that the normalisation costs nothing in the attack's loop,
 and convolves with a sparse matrix where a kernel has so few connections that this is faster.
 
-What is settled lives in thread-local storage, not on the layers: the replica threads of `tf.distribute` interleave
-while they trace, and each must see its own tensors.
+The cache lives in thread-local storage, not on the layers: the replica threads of `tf.distribute` interleave while they
+trace, and each must see its own tensors.
 
 A faster kernel put into `convolve` or `multiply` reaches every layer at once.
 """
@@ -27,7 +27,7 @@ from tf_robust_sparse.layers.sparse_convolution import SparseKernel, pays, spars
 from tf_robust_sparse.layers.topology import chains
 
 
-class Settled(NamedTuple):
+class CachedKernel(NamedTuple):
     """A layer's effective kernel and bias, in the compute dtype of the layer; `bias` may be `None`."""
 
     kernel: tf.Tensor | SparseKernel
@@ -35,14 +35,14 @@ class Settled(NamedTuple):
 
 
 class _Block(threading.local):
-    """What is settled in this thread by layer: float32 kernels, their compute form, gates, and what is folded.
+    """What the blocks around this thread hold, by layer: float32 kernels, compute forms, gates, folded layers.
 
     Of networks that the engine computes: a function from images to logits, or `None`.
     """
 
     def __init__(self) -> None:
         self.kernels: dict[int, tf.Tensor] = {}
-        self.settled: dict[int, Settled] = {}
+        self.cached: dict[int, CachedKernel] = {}
         self.scales: dict[int, tf.Tensor] = {}
         self.folded: frozenset[int] = frozenset()
         self.engines: dict[int, Callable[[tf.Tensor], tf.Tensor | None]] = {}
@@ -66,7 +66,7 @@ def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 def inference_logits(network: keras.Model, x: tf.Tensor) -> Any:
-    """Returns what `network` returns in inference mode; inside `inference_kernels` the engine computes it if it can."""
+    """Returns what `network` returns in inference mode; inside `folded_kernels` the engine computes it if it can."""
     engine = _block.engines.get(id(network))
     logits = None if engine is None else engine(x)
     return network(x, training=False) if logits is None else logits
@@ -79,7 +79,7 @@ def kernel_layers(network: keras.Model) -> list[Any]:
 
 
 def effective_kernel(layer: Any) -> tf.Tensor:
-    """Returns the float32 effective kernel of `layer`, the settled one inside `settled_kernels`."""
+    """Returns the float32 effective kernel of `layer`, the cached one inside `cached_kernels`."""
     kernel = _block.kernels.get(id(layer))
     return layer.compute_effective_kernel() if kernel is None else kernel
 
@@ -94,14 +94,14 @@ def kernel_l1(layer: Any) -> tf.Tensor:
     return tf.reduce_sum(sizes) if members is None else tf.reduce_sum(tf.reshape(sizes, (members, -1)), axis=1)
 
 
-def kernel_and_bias(layer: Any) -> Settled:
+def kernel_and_bias(layer: Any) -> CachedKernel:
     """Returns what the forward pass of `layer` multiplies and adds, in its compute dtype."""
-    settled = _block.settled.get(id(layer))
-    return _compute_form(layer, effective_kernel(layer)) if settled is None else settled
+    cached = _block.cached.get(id(layer))
+    return _compute_form(layer, effective_kernel(layer)) if cached is None else cached
 
 
 def inference_scale(layer: Any) -> tf.Tensor:
-    """Returns what the gates of `layer` multiply by in inference, the settled ones inside `inference_kernels`."""
+    """Returns what the gates of `layer` multiply by in inference, the cached ones inside `folded_kernels`."""
     scale = _block.scales.get(id(layer))
     return layer.inference_scale() if scale is None else scale
 
@@ -120,7 +120,7 @@ def skips_folded(layer: Any, training: Any) -> bool:
     if not is_folded(layer):
         return False
     if training:
-        raise RuntimeError("A network inside `inference_kernels` must be called with training=False.")
+        raise RuntimeError("A network inside `folded_kernels` must be called with training=False.")
     return True
 
 
@@ -128,28 +128,28 @@ def skips_folded(layer: Any, training: Any) -> bool:
 def instead(layer: Any, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> Iterator[None]:
     """Has `layer` compute with another kernel and bias, float32, inside the block."""
     dtype = layer.compute_dtype
-    settled = Settled(tf.cast(kernel, dtype), None if bias is None else tf.cast(bias, dtype))
-    with _installed(settled=_block.settled | {id(layer): settled}, engines={}):
+    cached = CachedKernel(tf.cast(kernel, dtype), None if bias is None else tf.cast(bias, dtype))
+    with _installed(cached=_block.cached | {id(layer): cached}, engines={}):
         yield
 
 
 @contextlib.contextmanager
-def settled_kernels(network: keras.Model) -> Iterator[None]:
+def cached_kernels(network: keras.Model) -> Iterator[None]:
     """Computes every effective kernel of `network` once, for all forward passes inside the block.
 
-    Gradients flow through the settled kernels to the variables if a `tf.GradientTape` records when the block is
+    Gradients flow through the cached kernels to the variables if a `tf.GradientTape` records when the block is
     entered. A variable changed inside the block takes effect only after it. A fold around the block is suspended.
     """
     layers = kernel_layers(network)
     kernels = {id(layer): layer.compute_effective_kernel() for layer in layers}
-    settled = {id(layer): _compute_form(layer, kernels[id(layer)]) for layer in layers}
+    cached = {id(layer): _compute_form(layer, kernels[id(layer)]) for layer in layers}
     folded = _block.folded - {id(layer) for layer in all_layers(network)}  # these kernels have no scale in them
-    with _installed(kernels=_block.kernels | kernels, settled=_block.settled | settled, folded=folded, engines={}):
+    with _installed(kernels=_block.kernels | kernels, cached=_block.cached | cached, folded=folded, engines={}):
         yield
 
 
 @contextlib.contextmanager
-def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterator[None]:
+def folded_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterator[None]:
     """Prepares every kernel of `network` for forward passes in inference mode inside the block.
 
     Every batch norm and every gate is folded into the kernel before it, where the kernel's output goes nowhere else and
@@ -169,19 +169,19 @@ def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterat
         allow_sparse = False
     allow_sparse = allow_sparse and not tf.config.list_logical_devices("GPU")
     followers = {id(layer): found for layer, found in foldable_followers(network)}
-    settled: dict[int, Settled] = {}
+    cached: dict[int, CachedKernel] = {}
     folded: set[int] = set()
     for layer in kernel_layers(network):
         sparse = allow_sparse and _sparse_pays(layer)
         if not followers[id(layer)]:
             if sparse:
-                settled[id(layer)] = Settled(sparse_kernel(effective_kernel(layer)), _compute_bias(layer))
+                cached[id(layer)] = CachedKernel(sparse_kernel(effective_kernel(layer)), _compute_bias(layer))
             continue
         scale, shift = _composed(followers[id(layer)])
         if layer.bias is not None:
             shift += layer.bias * scale
         kernel, dtype = effective_kernel(layer) * scale, layer.compute_dtype
-        settled[id(layer)] = Settled(
+        cached[id(layer)] = CachedKernel(
             sparse_kernel(kernel) if sparse else tf.cast(kernel, dtype),
             tf.cast(shift, dtype),
         )
@@ -191,31 +191,31 @@ def inference_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterat
         for layer in all_layers(network)
         if hasattr(layer, "inference_scale") and id(layer) not in folded
     }
-    installed = {"settled": _block.settled | settled, "scales": _block.scales | gates, "folded": _block.folded | folded}
+    installed = {"cached": _block.cached | cached, "scales": _block.scales | gates, "folded": _block.folded | folded}
     with _installed(**installed, engines=engines):
         yield
 
 
 @contextlib.contextmanager
 def unfolded_kernels(network: keras.Model) -> Iterator[None]:
-    """Suspends a fold of `inference_kernels` inside the block; kernels that are settled around it stay so."""
-    settled = {
+    """Suspends a fold of `folded_kernels` inside the block; kernels cached around it stay cached."""
+    cached = {
         id(layer): _compute_form(layer, _block.kernels[id(layer)])
         for layer in kernel_layers(network)
         if id(layer) in _block.kernels
     }
     others = {id(layer) for layer in kernel_layers(network)}
-    kept = {key: value for key, value in _block.settled.items() if key not in others}
+    kept = {key: value for key, value in _block.cached.items() if key not in others}
     folded = _block.folded - {id(layer) for layer in all_layers(network)}
-    with _installed(settled=kept | settled, folded=folded, engines={}):
+    with _installed(cached=kept | cached, folded=folded, engines={}):
         yield
 
 
 @contextlib.contextmanager
-def settled_for_inference(model: Any) -> Iterator[None]:
+def cached_for_inference(model: Any) -> Iterator[None]:
     """Prepares a Keras model for many forward passes in inference mode inside the block; others stay as they are."""
     if isinstance(model, keras.Model):
-        with settled_kernels(model), inference_kernels(model):
+        with cached_kernels(model), folded_kernels(model):
             yield
     else:
         yield
@@ -267,8 +267,8 @@ def _sparse_pays(layer: Any) -> bool:
     )
 
 
-def _compute_form(layer: Any, kernel: tf.Tensor) -> Settled:
-    return Settled(tf.cast(kernel, layer.compute_dtype), _compute_bias(layer))
+def _compute_form(layer: Any, kernel: tf.Tensor) -> CachedKernel:
+    return CachedKernel(tf.cast(kernel, layer.compute_dtype), _compute_bias(layer))
 
 
 def _compute_bias(layer: Any) -> tf.Tensor | None:

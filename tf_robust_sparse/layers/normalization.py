@@ -12,7 +12,7 @@ from tf_robust_sparse.layers.kernel_seam import all_layers
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, skipped where `inference_kernels` made it part of the preceding kernel.
+    """`keras.layers.BatchNormalization`, skipped where `folded_kernels` made it part of the preceding kernel.
 
     Weights and results are those of the Keras layer. On several replicas the moving statistics are the mean over the
     replicas, also if the layer is not synchronized; those of the Keras layer drift apart.

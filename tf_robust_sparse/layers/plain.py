@@ -25,7 +25,7 @@ class PlainDense(PlainKernel, DenseOperation):
     """Densely-connected layer: `output = activation(input @ kernel + bias)`.
 
     Computes what `keras.layers.Dense` computes, through the seam that all kernels of the toolkit share, so that the
-    dense twin of a sparse network enjoys the same settled kernels and folded batch norm.
+    dense twin of a sparse network enjoys the same cached kernels and folded batch norm.
 
     Args:
         units: Positive integer, size of the output space.

@@ -59,7 +59,7 @@ class Prunable(NamedTuple):
     def gradient_source(self) -> Any:
         """Returns the tensor whose gradient also reaches entries that are off at present.
 
-        Call it inside `layers.settled_kernels`, while a `tf.GradientTape` records.
+        Call it inside `layers.cached_kernels`, while a `tf.GradientTape` records.
         """
         return self.layer.effective_kernel if is_masked(self.layer) else self.weight
 

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import saving
-from tf_robust_sparse.layers import settled_kernels
+from tf_robust_sparse.layers import cached_kernels
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.sparsity import Sparsifier, statistics
 
@@ -241,7 +241,7 @@ def correct_counter(network: keras.Model) -> Callable[[Any, Any], tf.Tensor]:
 
     @tf.function(reduce_retracing=True, autograph=False)
     def count_correct(x, y):
-        with settled_kernels(network):
+        with cached_kernels(network):
             return tf.math.count_nonzero(tf.argmax(network(x, training=False), -1) == tf.cast(y, tf.int64))
 
     return count_correct

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.evaluation.robust_accuracy import without_gradient
-from tf_robust_sparse.layers import settled_for_inference
+from tf_robust_sparse.layers import cached_for_inference
 
 IMAGES = 32
 FEW = 0.1  # a share in [0, 1]: so many images may meet dead units only while a network is young
@@ -29,7 +29,7 @@ def warn_of_masked_gradients(network: keras.Model, validation: Any) -> None:
         return
     x, y = (part[:IMAGES] for part in validation)
     x, y = np.asarray(x, np.float32), np.asarray(y, np.int64).reshape(-1)
-    with settled_for_inference(network):
+    with cached_for_inference(network):
         correct = np.asarray(network(x, training=False)).argmax(-1) == y
     count = int((without_gradient(network, x, y, len(x)) & correct).sum())
     images = int(correct.sum())

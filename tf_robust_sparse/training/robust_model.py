@@ -220,8 +220,8 @@ class RobustModel(TrainingStep):
         x, y = self._batch(data)
         (some_x, some_y), number = at_least_one(x, y), tf.shape(y)[0]
         seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
-        with layers.settled_kernels(self.network):
-            with self._inference_kernels():
+        with layers.cached_kernels(self.network):
+            with self._folded_kernels():
                 logits = tf.cast(layers.inference_logits(self.network, some_x), tf.float32)[:number]
                 if self.validation_attack is not None:
                     x_adv = self.validation_attack(self.network, some_x, some_y, seed=seed)
@@ -239,7 +239,7 @@ class RobustModel(TrainingStep):
         """Returns the logits of a batch of images."""
         x = data[0] if isinstance(data, (tuple, list)) else data
         (some_x,) = at_least_one(x)
-        with layers.settled_kernels(self.network), self._inference_kernels():
+        with layers.cached_kernels(self.network), self._folded_kernels():
             return layers.inference_logits(self.network, some_x)[: tf.shape(x)[0]]
 
     def get_metrics_result(self) -> dict[str, Any]:

@@ -233,7 +233,7 @@ class StoredRobustModel(RobustModel):
             if settings.batch_norm == "training":
                 logits = training_logits(self.network, x + delta)
             else:
-                with self._inference_kernels():
+                with self._folded_kernels():
                     logits = tf.cast(layers.inference_logits(self.network, x + delta), tf.float32)
             loss = tf.reduce_sum(_cross_entropy(labels, logits))
         direction = tf.sign(tape.gradient(loss, delta))

@@ -55,7 +55,7 @@ class TrainingStep(keras.Model):
 
     def _update_once(self, step: Step) -> tuple[Step, Losses, dict[str, tf.Tensor]]:
         """Attacks, differentiates and updates; the losses include what layers add."""
-        with tf.GradientTape(persistent=self._several_targets) as tape, layers.settled_kernels(self.network):
+        with tf.GradientTape(persistent=self._several_targets) as tape, layers.cached_kernels(self.network):
             with tape.stop_recording():
                 step = self._attacked(step)
             if self._follows_images:
@@ -81,7 +81,7 @@ class TrainingStep(keras.Model):
 
     def _attacked(self, step: Step) -> Step:
         """Returns the step with its `x_adv`; nothing is recorded."""
-        with self._inference_kernels():
+        with self._folded_kernels():
             x_adv = step.objective.perturb(self.network, step.part.x, step.part.y, seed=step.seed)
         return step._replace(x_adv=x_adv)
 
@@ -156,8 +156,8 @@ class TrainingStep(keras.Model):
         adversarial = {"adversarial_loss": cross_entropy(y, logits_adv), "adversarial_accuracy": right}
         return adversarial if logits is logits_adv else {"clean_loss": cross_entropy(y, logits), **adversarial}
 
-    def _inference_kernels(self):
-        return layers.inference_kernels(self.network, allow_sparse=not self.jit_compile)
+    def _folded_kernels(self):
+        return layers.folded_kernels(self.network, allow_sparse=not self.jit_compile)
 
     def _training_noise(self, seed):
         return layers.training_noise(self.network, fold_in(seed, _DRAWS), shared=self.shared_noise)

@@ -194,7 +194,7 @@ class Trials(RobustModel):
                 right = [of_each(tf.argmax(each, axis=-1) == labels) for each in logits]
                 return first + _CHUNK, sums + tf.stack(losses + right)
 
-            with layers.settled_kernels(self.network), self._inference_kernels():
+            with layers.cached_kernels(self.network), self._folded_kernels():
                 state = (tf.constant(0), tf.zeros((4, members)))
                 return tf.while_loop(lambda first, _: first < tf.shape(x)[0], add, state, parallel_iterations=1)[1]
 
