@@ -93,7 +93,7 @@ class BayesianKernel(Posterior):
         """Returns the outputs of the operation, in training of a drawn kernel and bias."""
         if not training:
             return super().call(inputs)
-        with kernel_seam.instead(self, *self.sample()):
+        with kernel_seam.override_kernel(self, *self.sample()):
             return super().call(inputs)
 
     def kernel_config(self) -> dict[str, Any]:

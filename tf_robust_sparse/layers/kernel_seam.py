@@ -125,7 +125,7 @@ def skips_folded(layer: Any, training: Any) -> bool:
 
 
 @contextlib.contextmanager
-def instead(layer: Any, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> Iterator[None]:
+def override_kernel(layer: Any, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> Iterator[None]:
     """Has `layer` compute with another kernel and bias, float32, inside the block."""
     dtype = layer.compute_dtype
     cached = CachedKernel(tf.cast(kernel, dtype), None if bias is None else tf.cast(bias, dtype))
