@@ -1,4 +1,4 @@
-"""The sparse product is the dense convolution, in value and gradient, and is used where it pays."""
+"""The sparse product is the dense convolution, in value and gradient, and is used where it is faster."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import attacks, layers, models
 from tf_robust_sparse.layers import kernel_seam
-from tf_robust_sparse.layers.sparse_convolution import SparseKernel, pays, sparse_convolve, sparse_kernel
+from tf_robust_sparse.layers.sparse_convolution import SparseKernel, is_faster, sparse_convolve, sparse_kernel
 from tf_robust_sparse.models import resnet, vgg, wide_resnet
 
 
@@ -87,15 +87,15 @@ def test_gradient_of_the_gradient():
 
 
 def test_few_connections_and_many_channels_pay():
-    assert pays((3, 3, 512, 512), 0.01) and pays((3, 3, 256, 256), 0.01)
-    assert not pays((3, 3, 512, 512), 0.1)
-    assert not pays((3, 3, 64, 64), 0.01)
-    assert not pays((3, 3, 3, 512), 0.01)
+    assert is_faster((3, 3, 512, 512), 0.01) and is_faster((3, 3, 256, 256), 0.01)
+    assert not is_faster((3, 3, 512, 512), 0.1)
+    assert not is_faster((3, 3, 64, 64), 0.01)
+    assert not is_faster((3, 3, 3, 512), 0.01)
 
 
 @pytest.fixture
 def everything_pays(monkeypatch):
-    monkeypatch.setattr(kernel_seam, "pays", lambda shape, connectivity: connectivity < 1)
+    monkeypatch.setattr(kernel_seam, "is_faster", lambda shape, connectivity: connectivity < 1)
 
 
 def sparse_layers(network, **arguments):

@@ -36,7 +36,7 @@ class _Side(NamedTuple):
     blocks: int
 
 
-def pays(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str) -> bool:
+def is_faster(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str) -> bool:
     """Tells whether the gradient with respect to `x` is expected to be faster this way.
 
     Args: as of `convolve`.

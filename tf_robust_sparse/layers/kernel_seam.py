@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers import few_channels
 from tf_robust_sparse.layers.engine_seam import network_engine
-from tf_robust_sparse.layers.sparse_convolution import SparseKernel, pays, sparse_convolve, sparse_kernel
+from tf_robust_sparse.layers.sparse_convolution import SparseKernel, is_faster, sparse_convolve, sparse_kernel
 from tf_robust_sparse.layers.topology import chains
 
 
@@ -55,7 +55,7 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor | SparseKernel, strides: tuple[int,
     """Returns the 2-D convolution of `x` `(batch, height, width, channels)` with an HWIO `kernel`."""
     if isinstance(kernel, SparseKernel):  # made for stride 1 and padding "same" only
         return sparse_convolve(x, kernel)
-    if few_channels.pays(x, kernel, strides, padding):
+    if few_channels.is_faster(x, kernel, strides, padding):
         return few_channels.convolve(x, kernel, strides, padding)
     return tf.nn.conv2d(x, kernel, strides=list(strides), padding=padding.upper())
 
@@ -172,7 +172,7 @@ def folded_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterator[
     cached: dict[int, CachedKernel] = {}
     folded: set[int] = set()
     for layer in kernel_layers(network):
-        sparse = allow_sparse and _sparse_pays(layer)
+        sparse = allow_sparse and _sparse_is_faster(layer)
         if not followers[id(layer)]:
             if sparse:
                 cached[id(layer)] = CachedKernel(sparse_kernel(effective_kernel(layer)), _compute_bias(layer))
@@ -256,14 +256,14 @@ def _composed(followers: list[Any]) -> tuple[tf.Tensor, tf.Tensor]:
     return scale, shift
 
 
-def _sparse_pays(layer: Any) -> bool:
+def _sparse_is_faster(layer: Any) -> bool:
     """Tells whether `layer` is a convolution that a sparse product computes faster."""
     return (
         getattr(layer, "padding", None) == "same"
         and layer.strides == (1, 1)
         and all(side % 2 for side in layer.kernel_size)
         and layer.compute_dtype == "float32"
-        and pays((*layer.kernel_size, layer.input_spec.axes[-1], layer.filters), layer.expected_connectivity)
+        and is_faster((*layer.kernel_size, layer.input_spec.axes[-1], layer.filters), layer.expected_connectivity)
     )
 
 

@@ -42,12 +42,12 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
 
     def call(self, inputs):
         """Takes the maxima of windows of `inputs` `(batch, height, width, channels)`."""
-        if self.data_format == "channels_last" and pays(inputs, self.pool_size, self.strides, self.padding):
+        if self.data_format == "channels_last" and is_faster(inputs, self.pool_size, self.strides, self.padding):
             return max_pool(inputs, self.pool_size)
         return super().call(inputs)
 
 
-def pays(x: tf.Tensor, window: tuple[int, int], strides: tuple[int, int], padding: str) -> bool:
+def is_faster(x: tf.Tensor, window: tuple[int, int], strides: tuple[int, int], padding: str) -> bool:
     """Tells whether `max_pool` computes the pooling, which it does on CPUs alone.
 
     Args:

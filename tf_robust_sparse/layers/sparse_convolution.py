@@ -2,7 +2,7 @@
 
 At 1 % connectivity a dense convolution multiplies by 99 zeros for each connection. Here the kernel is a sparse matrix
 `(filters, channels * height * width)` in compressed rows, and the shifted copies of the images are the dense matrix it
-multiplies. Building both costs time of its own, so that this pays for many channels and few connections only; `pays`
+multiplies. Building both costs time of its own, so that this is faster for many channels and few connections only; `is_faster`
 decides. Used where one kernel serves many forward passes: in attacks and evaluation.
 """
 
@@ -31,7 +31,7 @@ class SparseKernel(NamedTuple):
     shape: tuple[int, int, int, int]
 
 
-def pays(shape: tuple[int, ...], connectivity: float) -> bool:
+def is_faster(shape: tuple[int, ...], connectivity: float) -> bool:
     """Tells whether the sparse product is expected to be faster than a dense convolution on a CPU.
 
     Its time over that of the dense one is about `10 * connectivity` for the products, which reach a tenth of the
