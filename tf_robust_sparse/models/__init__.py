@@ -2,10 +2,10 @@
 
 from tf_robust_sparse.models.catalogue import NETWORKS, build
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
-from tf_robust_sparse.models.construction import NORMALIZATIONS, Variant
 from tf_robust_sparse.models.from_keras import Converted, from_keras
 from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS, initialize_kernels
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe, lenet_conv
+from tf_robust_sparse.models.network_builder import NORMALIZATIONS, Variant
 from tf_robust_sparse.models.resnet import (
     BUDGET_WIDTHS,
     deep_resnet,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import keras
 
-from tf_robust_sparse.models.construction import Construction
 from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
+from tf_robust_sparse.models.network_builder import NetworkBuilder
 
 
 def small_cnn(
@@ -23,7 +23,7 @@ def small_cnn(
     Small enough to train adversarially on two CPU cores while one waits. ReLU after every layer but the last, biases
     everywhere, no batch norm. For even image sizes the padding modes agree. HYDRA's `cifar_model`: 214,918 parameters.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 4x4 pixels; `synchronized_batch_norm` has
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 4x4 pixels; `synchronized_batch_norm` has
         nothing to act on here.
 
     Returns:
@@ -34,7 +34,7 @@ def small_cnn(
 
     Reference: [Wong and Kolter, 2018](https://arxiv.org/abs/1711.00851), section 5.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "small_cnn", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     return _cnn(build, [(16, 4, 2), (32, 4, 2)], [100], name)
@@ -54,7 +54,7 @@ def large_cnn(
 
     Otherwise as `small_cnn`. HYDRA's `cifar_model_large`: 2,466,858 parameters.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 4x4 pixels.
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 4x4 pixels.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -64,7 +64,7 @@ def large_cnn(
 
     Reference: [Wong et al., 2018](https://arxiv.org/abs/1805.12514), section 4.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "large_cnn", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     return _cnn(build, [(32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)], [512, 512], name)
@@ -84,7 +84,7 @@ def vgg4(
 
     Otherwise as `small_cnn`. HYDRA's `vgg4_without_maxpool`: 2,425,930 parameters.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 4x4 pixels.
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 4x4 pixels.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -94,13 +94,13 @@ def vgg4(
 
     Reference: [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), the published code.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "vgg4", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     return _cnn(build, [(64, 3, 1), (64, 3, 2), (128, 3, 1), (128, 3, 2)], [256, 256], name)
 
 
-def _cnn(build: Construction, convs: Sequence[tuple[int, int, int]], units: Sequence[int], name: str) -> keras.Model:
+def _cnn(build: NetworkBuilder, convs: Sequence[tuple[int, int, int]], units: Sequence[int], name: str) -> keras.Model:
     """Convolutions of (filters, size, stride), then dense layers, all with biases and ReLU, and the classifier."""
     p, x = build.connectivity, build.inputs
     for layer, (filters, size, strides) in enumerate(convs, start=1):
@@ -112,7 +112,7 @@ def _cnn(build: Construction, convs: Sequence[tuple[int, int, int]], units: Sequ
     return build.model(build.classifier(x, at_the_ends(p)), name)
 
 
-def linear_logits(build: Construction, depth: int, units: int = 100) -> keras.KerasTensor:
+def linear_logits(build: NetworkBuilder, depth: int, units: int = 100) -> keras.KerasTensor:
     """Returns the logits of so many dense layers without anything between them: a linear function."""
     p = build.connectivity
     x = keras.layers.Flatten("channels_last", name="flatten")(build.inputs)
@@ -121,7 +121,7 @@ def linear_logits(build: Construction, depth: int, units: int = 100) -> keras.Ke
     return build.classifier(x, at_the_ends(p))
 
 
-def plain_resnet_logits(build: Construction, blocks: int, widening: int = 1) -> keras.KerasTensor:
+def plain_resnet_logits(build: NetworkBuilder, blocks: int, widening: int = 1) -> keras.KerasTensor:
     """Returns the logits of a residual network without batch norm, for certified training.
 
     A convolution of 16, three groups of `blocks + 1`, `blocks` and `blocks` blocks (widths 16, 32 and 64 times

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import keras
 
 from tf_robust_sparse.layers import BetaBernoulliDropout, MaxPooling2D
-from tf_robust_sparse.models.construction import Construction
 from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
+from tf_robust_sparse.models.network_builder import NetworkBuilder
 
 
 def lenet5_caffe(
@@ -24,7 +24,7 @@ def lenet5_caffe(
     As in Caffe the convolutions are not padded and have no activation: the one ReLU follows the dense layer of 500.
     All layers have biases; there is no batch norm.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 16x16 pixels. `padding_mode` and
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 16x16 pixels. `padding_mode` and
         `synchronized_batch_norm` have nothing to act on here.
 
     Returns:
@@ -35,7 +35,7 @@ def lenet5_caffe(
 
     Reference: Caffe's `examples/mnist/lenet_train_test.prototxt`.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "lenet5_caffe", 16, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     p = build.connectivity
@@ -66,7 +66,7 @@ def lenet_conv(
     the ReLU, `gate3` on the flattened features and `gate4` on the 500 units of the dense layer. Their features that
     attacks distort are `relu1`, `relu2` and `relu3`. With `kernel="bayesian"` weights have a prior of deviation 1.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 16x16 pixels. `padding_mode` and
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 16x16 pixels. `padding_mode` and
         `synchronized_batch_norm` have nothing to act on here.
         gates: Whether there are gates.
         threshold: Of the gates.
@@ -79,7 +79,7 @@ def lenet_conv(
 
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), section 5.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "lenet_conv", 16, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     p = build.connectivity
@@ -108,7 +108,7 @@ def dense_300_100(
 ) -> keras.Model:
     """Builds LeNet-300-100: dense layers of 300 and 100 with ReLU, the classifier; all with biases.
 
-    Args: see `tf_robust_sparse.models.construction`. Images may have any size. `padding_mode` and
+    Args: see `tf_robust_sparse.models.network_builder`. Images may have any size. `padding_mode` and
         `synchronized_batch_norm` have nothing to act on here.
 
     Returns:
@@ -119,7 +119,7 @@ def dense_300_100(
 
     Reference: LeCun et al., "Gradient-based learning applied to document recognition", 1998.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "dense_300_100", 1, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     p = build.connectivity

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from tf_robust_sparse.models.construction import Construction, Variant
+from tf_robust_sparse.models.network_builder import NetworkBuilder, Variant
 
 _WIDTHS = (64, 128, 256, 512)
 # Widths of the small versions, each with about as many weights as the sub-network that keeps 1 % of the connections
@@ -33,7 +33,7 @@ def resnet18(
     From images of another size than 32x32 the pool makes one feature of each 4x4 window, or of the whole map where
     it is smaller.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 8x8 pixels.
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 8x8 pixels.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -44,7 +44,7 @@ def resnet18(
     Reference: [He et al., 2016](https://arxiv.org/abs/1512.03385); the initial connectivity is that of Özdenizci and
         Legenstein, ICML 2021.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "resnet18",
         8,
         num_classes,
@@ -71,7 +71,7 @@ def resnet34(
     name: str = "resnet34",
 ) -> keras.Model:
     """Builds ResNet-34: as `resnet18`, with 3, 4, 6 and 3 basic blocks."""
-    build = Construction(
+    build = NetworkBuilder(
         "resnet34",
         8,
         num_classes,
@@ -98,7 +98,7 @@ def resnet50(
     name: str = "resnet50",
 ) -> keras.Model:
     """Builds ResNet-50: as `resnet18`, with 3, 4, 6 and 3 bottleneck blocks, four times as wide at their ends."""
-    build = Construction(
+    build = NetworkBuilder(
         "resnet50",
         8,
         num_classes,
@@ -128,7 +128,7 @@ def resnet18_imagenet(
 
     In bottlenecks the 3x3 convolution has the stride. With `padding_mode="symmetric"` torchvision's weights fit.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 32x32 pixels in [0, 1]; ones with three
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 32x32 pixels in [0, 1]; ones with three
         channels are normalised by the mean and deviation of ImageNet inside the network.
 
     Returns:
@@ -139,7 +139,7 @@ def resnet18_imagenet(
 
     Reference: [He et al., 2016](https://arxiv.org/abs/1512.03385), section 3.3.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "resnet18_imagenet",
         32,
         num_classes,
@@ -166,7 +166,7 @@ def resnet34_imagenet(
     name: str = "resnet34_imagenet",
 ) -> keras.Model:
     """Builds ResNet-34 for ImageNet: as `resnet18_imagenet`, with 3, 4, 6 and 3 basic blocks."""
-    build = Construction(
+    build = NetworkBuilder(
         "resnet34_imagenet",
         32,
         num_classes,
@@ -193,7 +193,7 @@ def resnet50_imagenet(
     name: str = "resnet50_imagenet",
 ) -> keras.Model:
     """Builds ResNet-50 for ImageNet: as `resnet18_imagenet`, with 3, 4, 6 and 3 bottleneck blocks."""
-    build = Construction(
+    build = NetworkBuilder(
         "resnet50_imagenet",
         32,
         num_classes,
@@ -223,7 +223,7 @@ def deep_resnet(
 ) -> keras.Model:
     """Builds ResNet-101 or 152: as `resnet50`, with 3, 4, 23 and 3, or 3, 8, 36 and 3 bottleneck blocks.
 
-    Args: see `tf_robust_sparse.models.construction`, and
+    Args: see `tf_robust_sparse.models.network_builder`, and
         depth: 101 or 152.
         imagenet: Whether as made for ImageNet, see `resnet18_imagenet`; else with a 3x3 stem.
 
@@ -238,7 +238,7 @@ def deep_resnet(
     if depth not in _DEEP:
         raise ValueError(f"`depth` must be one of {', '.join(map(str, _DEEP))}. Received: depth={depth!r}")
     name = name or f"resnet{depth}" + "_imagenet" * imagenet
-    build = Construction(
+    build = NetworkBuilder(
         name,
         32 if imagenet else 8,
         num_classes,
@@ -269,7 +269,7 @@ def small_resnet(
 ) -> keras.Model:
     """Builds a ResNet of few channels, a dense network of about as many weights as a sub-network of the usual one.
 
-    Args: see `tf_robust_sparse.models.construction`, and
+    Args: see `tf_robust_sparse.models.network_builder`, and
         depth: 18, 34 or 50.
         widths: A key of `BUDGET_WIDTHS`. ResNet-50 has one or two channels more where 4 times as many follow.
         imagenet: Whether as made for ImageNet, else with a 3x3 stem.
@@ -289,7 +289,7 @@ def small_resnet(
         )
     block, blocks = _BLOCKS[depth]
     name = name or f"resnet{depth}_{widths}" + "_imagenet" * imagenet
-    build = Construction(
+    build = NetworkBuilder(
         name,
         32 if imagenet else 8,
         num_classes,
@@ -306,7 +306,7 @@ def small_resnet(
 
 
 def _resnet(
-    build: Construction, block: Callable, blocks: Sequence[int], name: str, widths: Sequence[int] = _WIDTHS
+    build: NetworkBuilder, block: Callable, blocks: Sequence[int], name: str, widths: Sequence[int] = _WIDTHS
 ) -> keras.Model:
     x = build.conv(build.normalized(), widths[0], 3, "stem", 0.6, kernel=build.variant.first_kernel)
     x = build.relu(build.batch_norm(x, "stem_bn"), "stem_relu", leaky=True)
@@ -315,7 +315,7 @@ def _resnet(
 
 
 def _imagenet_resnet(
-    build: Construction, block: Callable, blocks: Sequence[int], name: str, widths: Sequence[int] = _WIDTHS
+    build: NetworkBuilder, block: Callable, blocks: Sequence[int], name: str, widths: Sequence[int] = _WIDTHS
 ) -> keras.Model:
     x = build.normalized(usual="imagenet")
     x = build.conv(x, widths[0], 7, "stem", 0.6, strides=2, kernel=build.variant.first_kernel)
@@ -326,7 +326,7 @@ def _imagenet_resnet(
 
 
 def _stages(
-    build: Construction, x: keras.KerasTensor, block: Callable, blocks: Sequence[int], widths: Sequence[int]
+    build: NetworkBuilder, x: keras.KerasTensor, block: Callable, blocks: Sequence[int], widths: Sequence[int]
 ) -> keras.KerasTensor:
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
         initial = 0.2 if stage == 1 else build.half

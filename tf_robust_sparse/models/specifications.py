@@ -7,7 +7,7 @@ from typing import NamedTuple
 import keras
 
 from tf_robust_sparse.models.cnn import linear_logits, plain_resnet_logits
-from tf_robust_sparse.models.construction import Construction
+from tf_robust_sparse.models.network_builder import NetworkBuilder
 from tf_robust_sparse.models.vgg import VGG_WIDTHS, vgg_logits
 from tf_robust_sparse.models.wide_resnet import wide_resnet_logits
 
@@ -17,11 +17,11 @@ class Specification(NamedTuple):
 
     Attributes:
         smallest: Least height and width of the images.
-        logits: Adds all its layers to a construction and returns the logits.
+        logits: Adds all its layers to a builder and returns the logits.
     """
 
     smallest: int
-    logits: Callable[[Construction], keras.KerasTensor]
+    logits: Callable[[NetworkBuilder], keras.KerasTensor]
 
 
 # All of them HYDRA's (Sehwag et al., 2020, the published code). Its `vgg16` is `vgg16_without_bn` here, where `vgg16`
@@ -57,7 +57,7 @@ def build_specified(
 ) -> keras.Model:
     """Builds a network of `SPECIFICATIONS`.
 
-    Args: see `tf_robust_sparse.models.construction`, and
+    Args: see `tf_robust_sparse.models.network_builder`, and
         network: A key of `SPECIFICATIONS`; the name of the network unless `name` is given.
 
     Returns:
@@ -67,7 +67,7 @@ def build_specified(
         ValueError: if an argument is out of its range.
     """
     smallest, logits = SPECIFICATIONS[network]
-    build = Construction(
+    build = NetworkBuilder(
         network,
         smallest,
         num_classes,

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.models.construction import Construction
+from tf_robust_sparse.models.network_builder import NetworkBuilder
 
 VGG_WIDTHS = {  # depth -> widths of the convolutions of each block
     2: ((64,), (64,)),
@@ -40,7 +40,7 @@ def vgg16(
     There is no pool after the last block. Whatever is left of the image is flattened: 2x2x512 from 32x32, 1x1x512
     from 28x28. All strides are 1, so the padding modes agree.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 16x16 pixels.
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 16x16 pixels.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -51,13 +51,13 @@ def vgg16(
     Reference: [Simonyan and Zisserman, 2015](https://arxiv.org/abs/1409.1556); the initial connectivity is that of
         Özdenizci and Legenstein, ICML 2021.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "vgg16", 16, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     return build.model(vgg_logits(build, 16, batch_norm=True), name)
 
 
-def vgg_logits(build: Construction, depth: int, batch_norm: bool) -> keras.KerasTensor:
+def vgg_logits(build: NetworkBuilder, depth: int, batch_norm: bool) -> keras.KerasTensor:
     """Returns the logits of a VGG network of so many convolutions, a key of `VGG_WIDTHS`; ReLU after each.
 
     Networks of five blocks have a max-pool between two of them, shallower ones after the last, too. An average-pool
@@ -104,7 +104,7 @@ def vgg16_dropout(
 
     The padding modes agree, as all strides are 1.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 32x32 pixels.
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 32x32 pixels.
         gates: Whether there are gates.
         threshold: Of the gates.
         input_norm: What is done to pixels first: `"image"` standardizes each image as TensorFlow's
@@ -122,7 +122,7 @@ def vgg16_dropout(
     """
     if input_norm not in INPUT_NORMS:
         raise ValueError(f"`input_norm` must be one of {', '.join(INPUT_NORMS)}. Received: input_norm={input_norm!r}")
-    build = Construction(
+    build = NetworkBuilder(
         "vgg16_dropout", 32, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     bayesian: dict[str, Any] = _BAYESIAN if kernel == "bayesian" else {}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from tf_robust_sparse.models.construction import Construction
+from tf_robust_sparse.models.network_builder import NetworkBuilder
 
 
 def wrn28_2(
@@ -22,7 +22,7 @@ def wrn28_2(
     The shortcut of a block that changes the width takes the activated tensor and has no batch norm. From images of
     another size than 32x32 the pool makes one feature of each 8x8 window, or of the whole map where it is smaller.
 
-    Args: see `tf_robust_sparse.models.construction`. Images have at least 4x4 pixels.
+    Args: see `tf_robust_sparse.models.network_builder`. Images have at least 4x4 pixels.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -33,7 +33,7 @@ def wrn28_2(
     Reference: [Zagoruyko and Komodakis, 2016](https://arxiv.org/abs/1605.07146); the initial connectivity is that of
         Özdenizci and Legenstein, ICML 2021.
     """
-    build = Construction(
+    build = NetworkBuilder(
         "wrn28_2", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     return build.model(wide_resnet_logits(build, 28, 2), name)
@@ -50,7 +50,7 @@ def wrn28_4(
     name: str = "wrn28_4",
 ) -> keras.Model:
     """Builds WRN-28-4: as `wrn28_2`, twice as wide."""
-    build = Construction(
+    build = NetworkBuilder(
         "wrn28_4", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     return build.model(wide_resnet_logits(build, 28, 4), name)
@@ -67,7 +67,7 @@ def wrn28_10(
     name: str = "wrn28_10",
 ) -> keras.Model:
     """Builds WRN-28-10: as `wrn28_2`, five times as wide."""
-    build = Construction(
+    build = NetworkBuilder(
         "wrn28_10", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     return build.model(wide_resnet_logits(build, 28, 10), name)
@@ -84,13 +84,13 @@ def wrn34_10(
     name: str = "wrn34_10",
 ) -> keras.Model:
     """Builds WRN-34-10: as `wrn28_10`, with five blocks a group."""
-    build = Construction(
+    build = NetworkBuilder(
         "wrn34_10", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
     return build.model(wide_resnet_logits(build, 34, 10), name)
 
 
-def wide_resnet_logits(build: Construction, depth: int, widening: int) -> keras.KerasTensor:
+def wide_resnet_logits(build: NetworkBuilder, depth: int, widening: int) -> keras.KerasTensor:
     """Returns the logits of a wide residual network; of 40, 34 and 28 layers a group has 6, 5 and 4 blocks."""
     x = build.conv(build.inputs, 16, 3, "stem", 0.6)
     for group, width in enumerate((16 * widening, 32 * widening, 64 * widening), start=1):

@@ -80,8 +80,8 @@ class Variant(NamedTuple):
 USUAL = Variant()
 
 
-class Construction:
-    """A network under construction: makes its layers, in forward order.
+class NetworkBuilder:
+    """Builds a network: makes its layers, in forward order.
 
     Args:
         network: Name of the architecture, for messages.
