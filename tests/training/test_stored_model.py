@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import data, layers, objectives, saving
 from tf_robust_sparse.training import RobustModel, StoredAT, StoredRobustModel, coupled, stored_model
-from tf_robust_sparse.training.moved_images import (
+from tf_robust_sparse.training.crop_and_mix import (
     block_means,
     boxes,
     cropped,

@@ -14,8 +14,8 @@ from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in, uni
 from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.objectives.objective import ObjectiveAround, innermost, training_logits
 from tf_robust_sparse.sparsity import Sparsifier
-from tf_robust_sparse.training import moved_images
-from tf_robust_sparse.training.moved_images import MARGIN
+from tf_robust_sparse.training import crop_and_mix
+from tf_robust_sparse.training.crop_and_mix import MARGIN
 from tf_robust_sparse.training.replica_part import ReplicaPart
 from tf_robust_sparse.training.replica_table import ReplicaTable
 from tf_robust_sparse.training.robust_model import RobustModel
@@ -194,16 +194,16 @@ class StoredRobustModel(RobustModel):
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
         settings: Any = innermost(objective)
         size, number = x.shape[1:3], tf.shape(x)[0]
-        offsets, mirrored = moved_images.crops(number, fold_in(seed, _CROP), settings.flip)
+        offsets, mirrored = crop_and_mix.crops(number, fold_in(seed, _CROP), settings.flip)
         padded = tf.pad(x, ((0, 0), *[(MARGIN, MARGIN)] * 2, (0, 0)), constant_values=_FILL)
-        x = moved_images.cropped(padded, offsets, mirrored, size)
+        x = crop_and_mix.cropped(padded, offsets, mirrored, size)
         stored = self._stored(index, padded, fold_in(seed, _START), settings.epsilon)
-        own = moved_images.cropped(stored, offsets, mirrored, size)
+        own = crop_and_mix.cropped(stored, offsets, mirrored, size)
         start, labels, pairs = own, y, None
         if settings.mix:
-            pairs = moved_images.boxes(number, fold_in(seed, _MIX), size, one=settings.mix == "acutmix")
-            x, start = moved_images.mixed(x, *pairs), moved_images.mixed(own, *pairs)
-            labels = moved_images.mixed_labels(y, self.network.output_shape[-1], *pairs)
+            pairs = crop_and_mix.boxes(number, fold_in(seed, _MIX), size, one=settings.mix == "acutmix")
+            x, start = crop_and_mix.mixed(x, *pairs), crop_and_mix.mixed(own, *pairs)
+            labels = crop_and_mix.mixed_labels(y, self.network.output_shape[-1], *pairs)
         kept = _Kept(index, stored, own, start, labels, offsets, mirrored, pairs)
         return Step(ReplicaPart(x, y), seed, objective, kept=kept)
 
@@ -221,8 +221,8 @@ class StoredRobustModel(RobustModel):
         settings: Any = innermost(step.objective)
         if settings.carry:
             kept: _Kept = step.kept
-            part = kept.delta if kept.pairs is None else moved_images.unmixed(kept.delta, kept.own, *kept.pairs)
-            self._keep(kept.index, moved_images.put_back(kept.stored, part, kept.offsets, kept.mirrored))
+            part = kept.delta if kept.pairs is None else crop_and_mix.unmixed(kept.delta, kept.own, *kept.pairs)
+            self._keep(kept.index, crop_and_mix.put_back(kept.stored, part, kept.offsets, kept.mirrored))
 
     def _stepped(
         self, settings: StoredAT, x: tf.Tensor, labels: tf.Tensor, delta: tf.Tensor
@@ -261,7 +261,7 @@ class StoredRobustModel(RobustModel):
     def _keep(self, index: tf.Tensor, rows: tf.Tensor) -> None:
         """Writes perturbations back: blocks averaged, rounded to float16, never beyond the ball."""
         if self._block > 1:
-            rows = moved_images.block_means(rows, self._block)
+            rows = crop_and_mix.block_means(rows, self._block)
         self.tables["perturbations"].write(index, tf.clip_by_value(rows, -self._largest, self._largest))
 
     def _checked_spec(self, spec: Any) -> int | None:
