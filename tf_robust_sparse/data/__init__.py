@@ -10,11 +10,7 @@ from tf_robust_sparse.data.corruptions import (
     find_corruptions,
     read_corruptions,
 )
-from tf_robust_sparse.data.image_files import ImageFiles
-from tf_robust_sparse.data.pipeline import auxiliary_batch_size, steps_per_epoch, test_dataset, train_dataset
-from tf_robust_sparse.data.pseudo_labels import load_pseudo_labels
-from tf_robust_sparse.data.readers.imagenet import unpack as unpack_imagenet
-from tf_robust_sparse.data.ready_made import (
+from tf_robust_sparse.data.datasets import (
     cifar10,
     cifar100,
     fashion_mnist,
@@ -24,6 +20,10 @@ from tf_robust_sparse.data.ready_made import (
     mnist,
     svhn,
 )
+from tf_robust_sparse.data.image_files import ImageFiles
+from tf_robust_sparse.data.pipeline import auxiliary_batch_size, steps_per_epoch, test_dataset, train_dataset
+from tf_robust_sparse.data.pseudo_labels import load_pseudo_labels
+from tf_robust_sparse.data.readers.imagenet import unpack as unpack_imagenet
 from tf_robust_sparse.data.source import ImageDataset
 from tf_robust_sparse.data.stacked_batches import stacked_batches
 
