@@ -67,7 +67,7 @@ def test_logits_in_every_kernel_form(name, kernel):
 def test_twins_differ_in_the_layer_class_alone(name):
     def graph(kernel):
         network = models.build(name, kernel=kernel, connectivity=0.1)
-        return [(node.layer.name, node.inputs) for node in layers.graph(network)]
+        return [(node.layer.name, node.inputs) for node in layers.layer_graph(network)]
 
     assert graph("plain") == graph("masked") == graph("rewiring")
 
@@ -225,7 +225,7 @@ def test_synchronized_batch_norm_reaches_every_batch_norm():
 
 
 def test_the_shortcut_of_a_wide_block_takes_the_activated_tensor():
-    origins = {node.layer.name: node.inputs for node in layers.graph(models.wrn28_2())}
+    origins = {node.layer.name: node.inputs for node in layers.layer_graph(models.wrn28_2())}
     assert origins["group1_block1_shortcut"] == ("group1_block1_relu1",)
     assert origins["group1_block1_add"] == ("group1_block1_conv2", "group1_block1_shortcut")
     assert origins["group1_block2_add"] == ("group1_block2_conv2", "group1_block1_add")

@@ -34,7 +34,7 @@ def state_dict(network, flattened=None):
     """The state dict that the originals would write of `network`; `flattened` is (height, width, channels)."""
     state, numbers = {}, iter(range(1000))
     residual = any(layer.name == "stem" for layer in network.layers)
-    for node in layers.graph(network):
+    for node in layers.layer_graph(network):
         layer = node.layer
         is_norm = hasattr(layer, "moving_mean")
         if not is_norm and not hasattr(layer, "compute_effective_kernel"):

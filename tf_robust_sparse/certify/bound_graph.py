@@ -96,7 +96,7 @@ def bound_graph(network: keras.Model) -> list[Step]:
     layers.check_classifier(network)
     steps: list[Step] = []
     outputs: dict[str, str] = {}  # layer -> its last step
-    for node in layers.graph(network):
+    for node in layers.layer_graph(network):
         layer = node.layer
         if layer.name in outputs:
             raise ValueError(f"The layer {layer.name} is called twice; bounds are known for layers called once")

@@ -49,7 +49,7 @@ class CompactedAttack:
         is_faster = (
             batch_size >= 2 * SMALLEST and (os.cpu_count() or 1) > 1 and not tf.config.list_logical_devices("GPU")
         )
-        self.halves = 2 if side_by_side and is_faster and not fixed else 1
+        self.halves = 2 if side_by_side and faster and not fixed else 1
         self.sizes = [batch_size] if fixed else batch_sizes(-(-batch_size // self.halves))
         self.iterations = 0  # of all images together
         self.starts = 0

@@ -31,7 +31,7 @@ from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
 from tf_robust_sparse.layers.selection import largest_mask, largest_of_groups_mask, select
 from tf_robust_sparse.layers.signed import SignedConv2D, SignedDense
 from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense, default_scores
-from tf_robust_sparse.layers.topology import graph
+from tf_robust_sparse.layers.topology import layer_graph
 from tf_robust_sparse.layers.training_noise import joined_parts, pass_number, training_noise
 
 # Kernel form -> its dense and convolutional layer; a network builder takes the name as `kernel=`.
@@ -84,7 +84,6 @@ __all__ = [
     "folded_kernels",
     "fused",
     "gates",
-    "graph",
     "inference_forward",
     "inference_logits",
     "joined_parts",
@@ -92,6 +91,7 @@ __all__ = [
     "kernel_layers",
     "largest_mask",
     "largest_of_groups_mask",
+    "layer_graph",
     "multiply",
     "normal_like",
     "pass_number",
@@ -107,6 +107,7 @@ __all__ = [
 __getattr__ = renamed(
     __name__,
     {
+        "graph": "topology.layer_graph",
         "inference_kernels": "kernel_seam.folded_kernels",
         "settled_for_inference": "kernel_seam.cached_for_inference",
         "settled_kernels": "kernel_seam.cached_kernels",

@@ -19,7 +19,7 @@ def engine_nodes(calls: Sequence[Any], output: str) -> list[Node]:
     """Returns the operations of a network whose layers the engine knows.
 
     Args:
-        calls: The calls of its layers, as `topology.graph` returns them.
+        calls: The calls of its layers, as `topology.layer_graph` returns them.
         output: Name of the layer that makes the output.
 
     Raises:

@@ -22,7 +22,7 @@ from tf_robust_sparse.engine.nodes import Node
 from tf_robust_sparse.engine.plan import make_plan
 from tf_robust_sparse.layers.engine_nodes import engine_nodes
 from tf_robust_sparse.layers.gradients import custom_gradient
-from tf_robust_sparse.layers.topology import graph
+from tf_robust_sparse.layers.topology import layer_graph
 
 _LANES = 16
 _MOST_KEPT = 2**31  # bytes of activations that wait for their gradient
@@ -61,7 +61,7 @@ def network_nodes(network: keras.Model) -> list[Node]:
         ValueError: naming the layer that the engine does not know.
     """
     output = network.layers[-1].name if isinstance(network, keras.Sequential) else network.output_names[0]
-    return engine_nodes(graph(network), output)
+    return engine_nodes(layer_graph(network), output)
 
 
 def _work(nodes: list[Node]) -> dict[str, int]:

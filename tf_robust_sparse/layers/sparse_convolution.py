@@ -2,7 +2,7 @@
 
 At 1 % connectivity a dense convolution multiplies by 99 zeros for each connection. Here the kernel is a sparse matrix
 `(filters, channels * height * width)` in compressed rows, and the shifted copies of the images are the dense matrix it
-multiplies. Building both costs time of its own, so that this is faster for many channels and few connections only; `is_faster`
+multiplies. Building both takes time, so this is faster for many channels and few connections only; `is_faster`
 decides. Used where one kernel serves many forward passes: in attacks and evaluation.
 """
 

@@ -12,7 +12,7 @@ class Node(NamedTuple):
     inputs: tuple[str, ...]
 
 
-def graph(network: keras.Model) -> list[Node]:
+def layer_graph(network: keras.Model) -> list[Node]:
     """Returns the calls of the layers of a functional or sequential `network` in the order of its configuration.
 
     A layer called twice appears twice. Nested models appear as one layer.
@@ -43,7 +43,7 @@ def graph(network: keras.Model) -> list[Node]:
 def chains(network: keras.Model) -> list[tuple[Any, Any]]:
     """Returns the pairs (layer, follower) in which `layer` is called once and its output feeds `follower` alone."""
     try:
-        nodes = graph(network)
+        nodes = layer_graph(network)
     except ValueError:
         return []
     calls: dict[str, int] = {}
@@ -76,7 +76,7 @@ def input_ranks(network: keras.Model) -> dict[int, set[int]]:
         operations = {operation.name: operation for operation in network.operations}
         try:
             entries = network.get_config()["layers"]
-        except NotImplementedError:  # as in `graph`
+        except NotImplementedError:  # as in `layer_graph`
             entries = []
         for entry in entries:
             tensors = _tensors([(call["args"], call["kwargs"]) for call in entry["inbound_nodes"]])

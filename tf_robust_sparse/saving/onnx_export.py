@@ -95,7 +95,7 @@ class _Writer:
             )
         pixels = _Tensor(_INPUT, _known_shape(network.inputs[0], "The input"))
         found: dict[str, _Tensor] = {}
-        for node in layers.graph(network):
+        for node in layers.layer_graph(network):
             if node.layer.name in found:
                 raise ValueError(f"The layer {node.layer.name} is called twice; only layers called once are exported")
             inputs = [found[name] for name in node.inputs] or [pixels]

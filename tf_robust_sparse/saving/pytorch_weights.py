@@ -202,7 +202,7 @@ def _candidates(name: str) -> list[str]:
 def _layers_with_weights(network: keras.Model) -> list[Any]:
     return [
         layer
-        for layer in dict.fromkeys(node.layer for node in layers.graph(network))
+        for layer in dict.fromkeys(node.layer for node in layers.layer_graph(network))
         if hasattr(layer, "compute_effective_kernel") or _is_batch_norm(layer)
     ]
 
@@ -229,12 +229,12 @@ def _flattened_shapes(network: keras.Model) -> dict[str, tuple[int, ...]]:
     """Returns, for each dense layer behind a Flatten, the (height, width, channels) that were flattened."""
     flattens = {
         node.layer.name: tuple(node.layer.input.shape[1:])
-        for node in layers.graph(network)
+        for node in layers.layer_graph(network)
         if isinstance(node.layer, keras.layers.Flatten)
     }
     return {
         node.layer.name: flattens[node.inputs[0]]
-        for node in layers.graph(network)
+        for node in layers.layer_graph(network)
         if node.inputs[:1] and node.inputs[0] in flattens
     }
 

@@ -119,7 +119,7 @@ def _layers_in_list_order(network: keras.Model) -> list[Any]:
     """
     norms = {}
     ordered = []
-    nodes = layers.graph(network)
+    nodes = layers.layer_graph(network)
     kernels = {node.layer.name for node in nodes if hasattr(node.layer, "compute_effective_kernel")}
     for node in nodes:
         if isinstance(node.layer, keras.layers.BatchNormalization) and node.inputs and node.inputs[0] in kernels:

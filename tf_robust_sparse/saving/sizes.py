@@ -34,7 +34,7 @@ def network_sizes(network: keras.Model) -> Sizes:
     Raises:
         ValueError: if `network` is a subclassed model.
     """
-    layers.graph(network)  # refuses models whose layers have no known outputs
+    layers.layer_graph(network)  # refuses models whose layers have no known outputs
     plain = (keras.layers.Dense, keras.layers.Conv2D)
     kernels = [layer for layer in layers.all_layers(network) if isinstance(layer, plain)]
     with tempfile.TemporaryDirectory() as directory:

@@ -116,7 +116,7 @@ class Step:
 def read_steps(plain: keras.Model) -> list[Step]:
     """Returns the steps of a stripped network, inputs first; the output is that of the last one."""
     steps: dict[str, Step] = {}
-    for node in layers.graph(plain):
+    for node in layers.layer_graph(plain):
         inputs = node.inputs
         if isinstance(plain, keras.Sequential) and not steps:
             pixels = keras.layers.InputLayer(batch_shape=plain.inputs[0].shape, name=_free_name(plain))
@@ -172,7 +172,7 @@ def check_layers(network: keras.Model) -> None:
         ValueError: naming the layer, if one is not, mixes channels by its activation, is called twice or is a network
             itself, if a shape is unknown, or if there are several inputs or outputs.
     """
-    nodes = layers.graph(network)
+    nodes = layers.layer_graph(network)
     if len(network.inputs) != 1 or len(network.outputs) != 1:
         raise ValueError(
             "A network with one input and one output can be made smaller. "
