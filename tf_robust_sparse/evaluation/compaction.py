@@ -46,9 +46,8 @@ class CompactedAttack:
         self.attack = attack
         self.runs = attack.runs(num_classes)
         fixed = isinstance((getattr(model, "input_shape", None) or (None,))[0], int)
-        is_faster = (
-            batch_size >= 2 * SMALLEST and (os.cpu_count() or 1) > 1 and not tf.config.list_logical_devices("GPU")
-        )
+        several_cores = (os.cpu_count() or 1) > 1 and not tf.config.list_logical_devices("GPU")
+        faster = batch_size >= 2 * SMALLEST and several_cores
         self.halves = 2 if side_by_side and faster and not fixed else 1
         self.sizes = [batch_size] if fixed else batch_sizes(-(-batch_size // self.halves))
         self.iterations = 0  # of all images together
