@@ -183,7 +183,7 @@ def true_margins(network, x, y):
     return own - others
 
 
-# A kernel form shows in the linear maps alone, which all methods and norms share: one norm for each form.
+# A parametrization shows in the linear maps alone, which all methods and norms share: one norm for each form.
 @pytest.mark.parametrize(
     ("name", "norm"),
     [

@@ -165,7 +165,7 @@ def test_a_table_knows_the_weights_of_a_saved_model(tmp_path):
     assert len(marks) == 2
 
 
-def test_a_kernel_form_of_this_package_is_bounded():
+def test_a_parametrization_of_this_package_is_bounded():
     x = inputs = keras.Input((5, 4, 3))
     x = layers.MaskedConv2D(4, 3, activation="relu")(x)
     assert_sound(keras.Model(inputs, layers.MaskedDense(3)(keras.layers.Flatten()(x))), "crown")

@@ -98,7 +98,7 @@ def test_a_point_on_the_border_is_left_undecided():
 
 
 @pytest.mark.parametrize("kernel", ["plain", "rewiring", "masked", "subnet"])
-def test_networks_of_every_kernel_form(kernel):
+def test_networks_of_every_parametrization(kernel):
     network, (x, _) = tiny_network(kernel), tiny_images(2)
     votes = certify.SmoothedClassifier(network, 0.25, batch_size=64).votes(x[0], 200)
     function = certify.SmoothedClassifier(lambda x: network(x, training=False), 0.25, batch_size=64)

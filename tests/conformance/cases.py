@@ -102,7 +102,7 @@ OBJECTIVES = {
     "TRADES": lambda: objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=6.0),
 }
 
-# Row -> (how to make the sparsifier, the kernel form it works on).
+# Row -> (how to make the sparsifier, the parametrization it works on).
 SPARSIFIERS = {
     "BlockPruning": (lambda: sparsity.BlockPruning(0.1, (1, 2)), "masked"),
     "ChannelMagnitudePruning": (lambda: sparsity.ChannelMagnitudePruning(0.1), "masked"),
@@ -135,9 +135,9 @@ SPARSIFIERS = {
 ABSTRACT = {
     "FeatureRecorder": "stands in for a network",
     "KLPenalty": "needs variational layers; see tests/objectives/test_kl_penalty.py",
-    "KernelLayer": "an operation and a kernel form are mixed into it",
-    "DenseOperation": "lacks a kernel form",
-    "Conv2DOperation": "lacks a kernel form",
+    "KernelLayer": "an operation and a parametrization are mixed into it",
+    "DenseOperation": "lacks a parametrization",
+    "Conv2DOperation": "lacks a parametrization",
     "DynamicSparsity": "lacks its growth scores",
     "FlyingBirdPlus": "watches validation; see tests/sparsity/test_flying_bird_plus.py",
     "Losses": "a record",

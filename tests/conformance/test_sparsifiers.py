@@ -82,7 +82,7 @@ def test_description_and_turnover_are_plain(name):
 
 
 @pytest.mark.parametrize("name", SPARSIFIERS)
-def test_another_kernel_form_is_refused(name):
+def test_another_parametrization_is_refused(name):
     make, _ = SPARSIFIERS[name]
     with pytest.raises(ValueError, match="needs a network built with kernel="):
         make().attach(tiny_network("plain"))

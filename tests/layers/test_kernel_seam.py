@@ -64,7 +64,7 @@ def count(monkeypatch, network):
 
 
 def cases(options):
-    """Every kernel form in float32, and every one of the options and policies with some forms."""
+    """Every parametrization in float32, and every one of the options and policies with some forms."""
     forms, (first, *others), (float32, *half) = list(layers.KERNELS), options, FOLD_TOLERANCE
     yield from ((form, first, float32) for form in forms)
     yield from (("masked", other, float32) for other in others)

@@ -45,7 +45,7 @@ def test_unknown_network_lists_the_names():
         if (i + j) % 7 == 0
     ],
 )
-def test_logits_in_every_kernel_form(name, kernel):
+def test_logits_in_every_parametrization(name, kernel):
     network = models.build(name, num_classes=7, input_shape=(32, 32, 3), kernel=kernel, connectivity=0.2, seed=0)
     assert type(network) is keras.Model or isinstance(network, keras.Model)
     # Kernels of 1 and -1 need batch norm that has seen their outputs.

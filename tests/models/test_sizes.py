@@ -229,9 +229,8 @@ def test_a_shape_may_be_a_tensor_shape():
 
 def test_vgg16_with_batch_norm_is_the_row_of_the_table(shapes_only):
     def graph(name):
-        return [
-            (node.layer.name, node.inputs) for node in layers.layer_graph(models.build(name, input_shape=(28, 28, 1)))
-        ]
+        network = models.build(name, input_shape=(28, 28, 1))
+        return [(node.layer.name, node.inputs) for node in layers.layer_graph(network)]
 
     assert graph("vgg16_bn") == graph("vgg16")
 

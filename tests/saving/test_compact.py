@@ -1,4 +1,4 @@
-"""Compact files: every kernel form comes back with the same logits, and no damage goes unnoticed."""
+"""Compact files: every parametrization comes back with the same logits, and no damage goes unnoticed."""
 
 import hashlib
 import json

@@ -129,7 +129,7 @@ def with_constants_in_plain_biases(small, report):
 
 
 def kill_channels(network, share, seed=0):
-    """Lets the columns of a share of channels and units of every kernel but the last vanish, in its own kernel form."""
+    """Zeroes the columns of a share of channels and units of every kernel but the last, in its own parametrization."""
     random = np.random.default_rng(seed)
     *kernels, _ = layers.kernel_layers(network)
     for layer in kernels:
@@ -150,7 +150,7 @@ def kill_channels(network, share, seed=0):
     ("kernel", "fold_batch_norm"),
     zip([kernel for kernel in layers.KERNELS if kernel != "binary"], itertools.cycle([False, True])),
 )
-def test_every_kernel_form(kernel, fold_batch_norm):
+def test_every_parametrization(kernel, fold_batch_norm):
     network = residual_network(kernel)
     kill_channels(network, 0.5)
     small, report = saving.shrink(network, fold_batch_norm)

@@ -234,7 +234,7 @@ def test_too_many_connections_are_told_of():
 
 
 @pytest.mark.parametrize("kernel", ["plain", "masked"])
-def test_a_network_of_another_kernel_form_is_refused(kernel):
+def test_a_network_of_another_parametrization_is_refused(kernel):
     with pytest.raises(ValueError, match='needs a network built with kernel="rewiring"'):
         ConnectivitySampling(0.1).attach(tiny_network(kernel))
 

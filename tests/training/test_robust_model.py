@@ -21,7 +21,7 @@ OBJECTIVES = {
     "mart": objectives.MART(ATTACK, beta=1.0),
     "suppressed": objectives.VulnerabilitySuppression(objectives.TRADES(ATTACK, beta=1.0), 0.1),
 }
-# Name -> (kernel form, sparsifier). "dense" is the twin of the other two.
+# Name -> (parametrization, sparsifier). "dense" is the twin of the other two.
 SPARSIFIERS = {
     "dense": ("plain", lambda seed=0: None),
     "connectivity_sampling": ("rewiring", lambda seed=0: ConnectivitySampling(0.3, init_policy="exact", seed=seed)),

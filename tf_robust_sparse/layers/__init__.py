@@ -34,7 +34,7 @@ from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense, default_sc
 from tf_robust_sparse.layers.topology import layer_graph
 from tf_robust_sparse.layers.training_noise import joined_parts, pass_number, training_noise
 
-# Kernel form -> its dense and convolutional layer; a network builder takes the name as `kernel=`.
+# Parametrization -> its dense and convolutional layer; a network builder takes the name as `kernel=`.
 KERNELS = {
     "plain": (PlainDense, PlainConv2D),
     "masked": (MaskedDense, MaskedConv2D),

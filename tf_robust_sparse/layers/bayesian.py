@@ -61,7 +61,7 @@ class Posterior:
 
 
 class BayesianKernel(Posterior):
-    """Kernel form: a mean and a spread for each entry; the mean is the effective kernel.
+    """Parametrization: a mean and a spread for each entry; the mean is the effective kernel.
 
     In training kernel and bias are drawn once per step, in inference they are their means.
     """

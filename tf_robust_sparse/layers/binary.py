@@ -22,7 +22,7 @@ class WithinOne(keras.constraints.Constraint):
 
 
 class BinaryKernel:
-    """Kernel form: the signs of a real kernel in [-1, 1], or signs drawn with the probabilities that it stands for."""
+    """Parametrization: the signs of a real kernel in [-1, 1], or signs drawn with the probabilities it encodes."""
 
     def __init__(self, *args: Any, stochastic: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The two operations, dense and 2-D convolution, to which each kernel form (masked, rewiring, ...) lends a kernel."""
+"""Dense and Conv2D base layers with a pluggable kernel parametrization (masked, rewiring, ...)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,9 @@ from tf_robust_sparse.layers import kernel_seam
 class KernelLayer(keras.layers.Layer):
     """A layer whose output is linear in an effective kernel, plus bias and activation.
 
-    A kernel form is a mixin placed before one of the operations below. It provides `add_kernel(shape)`, which creates
-    its variables, `compute_effective_kernel()`, which returns the float32 kernel, and optionally `kernel_config()`.
+    A parametrization is a mixin placed before one of the operations below. It provides `add_kernel(shape)`, which
+    creates its variables, `compute_effective_kernel()`, which returns the float32 kernel, and optionally
+    `kernel_config()`.
 
     Every subclass of `keras.layers.Layer`, not of `keras.layers.Dense`: the latter save only the variables they know.
     """
@@ -57,18 +58,18 @@ class KernelLayer(keras.layers.Layer):
 
     def add_kernel(self, shape: tuple[int, ...]) -> None:
         """Creates the variables behind the effective kernel of the given shape."""
-        raise NotImplementedError(f"{type(self).__name__} must mix in a kernel form before the operation.")
+        raise NotImplementedError(f"{type(self).__name__} must mix in a parametrization before the operation.")
 
     def compute_effective_kernel(self) -> tf.Tensor:
         """Computes the float32 effective kernel from the variables, differentiably."""
-        raise NotImplementedError(f"{type(self).__name__} must mix in a kernel form before the operation.")
+        raise NotImplementedError(f"{type(self).__name__} must mix in a parametrization before the operation.")
 
     def hold_kernel(self, kernel: np.ndarray) -> None:
-        """Sets the variables so that the effective kernel is `kernel`, as far as the kernel form can hold it."""
+        """Sets the variables so that the effective kernel is `kernel`, as far as the parametrization can hold it."""
         self.kernel.assign(kernel)
 
     def kernel_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments that the kernel form adds."""
+        """Returns the constructor arguments that the parametrization adds."""
         return {}
 
     def _add_weights(self, kernel_shape: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ def _straight_through(mask, kernel):
 
 
 class MaskedKernel:
-    """Kernel form: a trainable kernel and a mask that is not trainable."""
+    """Parametrization: a trainable kernel and a mask that is not trainable."""
 
     prunable = True
     trainable: bool

@@ -7,7 +7,7 @@ from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 
 
 class PlainKernel:
-    """Kernel form: one trainable float32 kernel, used as it is."""
+    """Parametrization: one trainable float32 kernel, used as it is."""
 
     def add_kernel(self, shape):
         """Creates `kernel`."""

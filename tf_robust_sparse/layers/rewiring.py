@@ -14,7 +14,7 @@ from tf_robust_sparse.layers.selection import select
 
 
 class RewiringKernel:
-    """Kernel form: `sign * theta` where `theta > 0`, exactly 0 elsewhere."""
+    """Parametrization: `sign * theta` where `theta > 0`, exactly 0 elsewhere."""
 
     prunable = True
     trainable: bool

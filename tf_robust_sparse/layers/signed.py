@@ -14,7 +14,7 @@ from tf_robust_sparse.layers.subnet import SubnetKernel
 
 
 class SignedKernel(SubnetKernel):
-    """Kernel form: `+magnitude` or `-magnitude` for good, scores, and the fraction that stays.
+    """Parametrization: `+magnitude` or `-magnitude` for good, scores, and the fraction that stays.
 
     As `SubnetKernel` with a kernel that nothing can train: of it only the signs are held, a byte each.
     """

@@ -22,7 +22,7 @@ def default_scores(seed: int | None = None) -> keras.initializers.Initializer:
 
 
 class SubnetKernel:
-    """Kernel form: a kernel, scores, and the fraction of the entries that stays, those with the largest scores."""
+    """Parametrization: a kernel, scores, and the fraction of the entries that stays, those with the largest scores."""
 
     prunable = True
     name: str

@@ -141,7 +141,7 @@ def _why_not(layer: Any, ranks: set[int]) -> str | None:
 
 
 def _form(kernel: str, layer: Any, at_an_end: bool, connectivity: float | None, seed: int) -> dict[str, Any]:
-    """Returns the arguments that the kernel form adds."""
+    """Returns the arguments that the parametrization adds."""
     if kernel == "subnet":
         return {"keep_fraction": connectivity or 1.0, "scores_initializer": layers.default_scores(seed)}
     if kernel != "rewiring" or connectivity is None:

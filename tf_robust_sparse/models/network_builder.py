@@ -47,7 +47,7 @@ class Variant(NamedTuple):
         final_batch_norm: Whether batch norm comes after the classifier, so that the logits of a batch have mean 0 and
             variance 1. A network of signs has huge logits otherwise.
         leaky_relu_slope: Slope of the activations of basic blocks where their inputs are negative; 0 is ReLU.
-        first_kernel, last_kernel: Kernel form of the stem and of the classifier; `None` for that of the others.
+        first_kernel, last_kernel: Parametrization of the stem and of the classifier; `None` for that of the others.
         stochastic: Whether the signs of `kernel="binary"` are drawn.
     """
 
@@ -204,7 +204,7 @@ class NetworkBuilder:
         return keras.Model(self.inputs, logits, name=name)
 
     def _form(self, initial_connectivity: float, kernel: str) -> dict[str, Any]:
-        """Returns the arguments that depend on the kernel form."""
+        """Returns the arguments that depend on the parametrization."""
         seeds: list[int | None] = [None, None]
         if self._seed is not None:
             words = np.random.SeedSequence([int(self._seed), self._made]).generate_state(2)

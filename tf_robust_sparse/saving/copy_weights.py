@@ -13,8 +13,8 @@ _HOW = "pass a network of the same architecture, number of classes and image siz
 def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True) -> None:
     """Copies kernels, biases, batch norm and, where both have them, scores and spreads, by the names of the layers.
 
-    A kernel form that has a variable `kernel` gives and takes that, whatever its mask; another one, such as rewiring,
-    gives its effective kernel. Gates that only one of the two has are left alone. Nothing is assigned unless everything
+    A parametrization that has a variable `kernel` gives and takes that, whatever its mask; another one, such as
+    rewiring, gives its effective kernel. Gates that only one of the two has are left alone. Nothing is assigned unless everything
     fits.
 
     Args:

@@ -53,7 +53,7 @@ def export_onnx(network: keras.Model, path: str | os.PathLike) -> Path:
 
     Args:
         network: A functional or sequential model of known image size: dense, convolution, batch norm, ReLU, pooling,
-            padding, flatten, reshape, add, rescaling, normalisation and dropout layers, in every kernel form.
+            padding, flatten, reshape, add, rescaling, normalisation and dropout layers, in every parametrization.
         path: The file, whole or not at all; it ends in `.onnx`.
 
     Returns:

@@ -58,7 +58,7 @@ def shrink(network: keras.Model, fold_batch_norm: bool = False) -> Shrunk:
     and all logits stay. Features of a flattened image go only with their whole channel.
 
     Args:
-        network: A functional or sequential model of any kernel form and known image size, with one input and one
+        network: A functional or sequential model of any parametrization and known image size, with one input and one
             output: dense, Conv2D, batch norm, element-wise activations, gates, pooling, padding, flatten, adding and
             other merging, concatenation, rescaling, normalisation and dropout.
         fold_batch_norm: Whether batch norm that follows a kernel becomes part of it.

@@ -28,7 +28,7 @@ class StochasticBinarization(Sparsifier):
     Reference: [Courbariaux et al., 2015](https://arxiv.org/abs/1511.00363), section 2.3.
     """
 
-    kernel_form = "binary"
+    parametrization = "binary"
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(1.0)

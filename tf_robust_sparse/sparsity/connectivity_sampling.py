@@ -56,7 +56,7 @@ class ConnectivitySampling(Sparsifier):
         [Bellec et al., 2018](https://arxiv.org/abs/1711.05136), algorithm 1.
     """
 
-    kernel_form = "rewiring"
+    parametrization = "rewiring"
     compiles_with_xla = False
 
     def __init__(

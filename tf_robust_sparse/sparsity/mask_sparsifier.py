@@ -23,7 +23,7 @@ class MaskSparsifier(Sparsifier):
     Args: as `Sparsifier`.
     """
 
-    kernel_form = "masked"
+    parametrization = "masked"
     masks_change = True  # whether masks may be others after an update than before it
     straight_through = False  # whether gradients of kernels are taken as if nothing were masked
     otherwise = ", or any model after trs.sparsify(model, connectivity, sparsifier)"

@@ -25,8 +25,8 @@ class Sparsifier:
         ValueError: if `connectivity` is outside (0, 1].
     """
 
-    kernel_form = ""
-    otherwise = ""  # what a message offers beside this kernel form
+    parametrization = ""
+    otherwise = ""  # what a message offers beside this parametrization
     compiles_with_xla = True
     # Whether `after_update` is given gradients of entries that are off, too; a step without them pays nothing.
     needs_dense_gradients = False
@@ -61,7 +61,7 @@ class Sparsifier:
                 "sparsifier to trs.sparsify(model, connectivity=0.1, sparsifier=...). Received: connectivity=None"
             )
         name = type(self).__name__
-        self._hold(find_parametrized(network, self.fits, f"{name} needs", self.kernel_form, self.otherwise))
+        self._hold(find_parametrized(network, self.fits, f"{name} needs", self.parametrization, self.otherwise))
         self.frozen = report_frozen(network, self.fits)
 
     def _hold(self, kernels: Sequence[Prunable]) -> None:

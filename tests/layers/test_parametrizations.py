@@ -1,4 +1,4 @@
-"""Each kernel form: its effective kernel, gradients, initial state, configuration, and its Keras traps."""
+"""Each parametrization: its effective kernel, gradients, initial state, configuration, and its Keras traps."""
 
 import keras
 import numpy as np
@@ -211,7 +211,7 @@ def test_errors(make, message):
 
 
 def test_operation_without_a_kernel_form_says_so():
-    with pytest.raises(NotImplementedError, match="DenseOperation must mix in a kernel form"):
+    with pytest.raises(NotImplementedError, match="DenseOperation must mix in a parametrization"):
         layers.DenseOperation(3).build((None, 4))
 
 
