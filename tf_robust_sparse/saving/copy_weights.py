@@ -14,8 +14,8 @@ def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True)
     """Copies kernels, biases, batch norm and, where both have them, scores and spreads, by the names of the layers.
 
     A parametrization that has a variable `kernel` gives and takes that, whatever its mask; another one, such as
-    rewiring, gives its effective kernel. Gates that only one of the two has are left alone. Nothing is assigned unless everything
-    fits.
+    rewiring, gives its effective kernel. Gates that only one of the two has are left alone. Nothing is assigned unless
+    everything fits.
 
     Args:
         source: Where from.
