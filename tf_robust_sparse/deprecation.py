@@ -19,7 +19,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
     Args:
         module: `__name__` of the module.
-        names: Old name -> new dotted name below that module, as `{"graph": "topology.layer_graph"}`.
+        names: Old name -> new name, dotted if it lives in a module below, as `{"graph": "layer_graph"}`.
     """
 
     def find(name: str) -> Any:

@@ -107,9 +107,9 @@ __all__ = [
 __getattr__ = renamed(
     __name__,
     {
-        "graph": "topology.layer_graph",
-        "inference_kernels": "kernel_seam.folded_kernels",
-        "settled_for_inference": "kernel_seam.cached_for_inference",
-        "settled_kernels": "kernel_seam.cached_kernels",
+        "graph": "layer_graph",
+        "inference_kernels": "folded_kernels",
+        "settled_for_inference": "cached_for_inference",
+        "settled_kernels": "cached_kernels",
     },
 )
