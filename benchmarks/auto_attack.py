@@ -57,12 +57,12 @@ def main(argv: list[str]) -> None:
     x = x.astype("float32") / 255 if x.dtype == np.uint8 else x
     epsilon = float(Fraction(FLAGS.epsilon))
     tensors = read_tensors(Path(FLAGS.network))
-    normalised = x.shape[-1] == 3
-    network = keras_network(tensors, x.shape[1:], normalised)
+    normalized = x.shape[-1] == 3
+    network = keras_network(tensors, x.shape[1:], normalized)
     record: dict[str, Any] = {"network": FLAGS.network, "norm": FLAGS.norm, "epsilon": epsilon, "images": len(x)}
     record["ours"] = ours(network, x, y, epsilon)
     if FLAGS.reference:
-        record["reference"] = reference(torch_network(tensors, normalised), network, x, y, epsilon)
+        record["reference"] = reference(torch_network(tensors, normalized), network, x, y, epsilon)
     show(record)
     if FLAGS.results_file:
         Path(FLAGS.results_file).write_text(json.dumps(record, indent=1))
@@ -179,14 +179,14 @@ def layers(tensors: list[np.ndarray]) -> list[Any]:
     return found
 
 
-def keras_network(tensors: list[np.ndarray], shape: tuple[int, ...], normalised: bool) -> Any:
+def keras_network(tensors: list[np.ndarray], shape: tuple[int, ...], normalized: bool) -> Any:
     """The network of our layers, channels last; the rows of the first dense kernel are put in that order."""
     import keras
 
     from tf_robust_sparse.layers import MaxPooling2D, Normalization, PlainConv2D, PlainDense
 
     x = inputs = keras.Input(shape)
-    if normalised:
+    if normalized:
         x = Normalization(mean=MEAN, variance=np.square(DEVIATION))(x)
     weights, flattened = [], None
     for kind, settings, *values in layers(tensors):
@@ -220,7 +220,7 @@ def keras_network(tensors: list[np.ndarray], shape: tuple[int, ...], normalised:
     return keras.Model(inputs, x)
 
 
-def torch_network(tensors: list[np.ndarray], normalised: bool) -> Callable[[Any], Any]:
+def torch_network(tensors: list[np.ndarray], normalized: bool) -> Callable[[Any], Any]:
     """The network in PyTorch."""
     import torch
     import torch.nn.functional as F
@@ -233,7 +233,7 @@ def torch_network(tensors: list[np.ndarray], normalised: bool) -> Callable[[Any]
 
     class Network(torch.nn.Module):
         def forward(self, x: Any) -> Any:
-            if normalised:
+            if normalized:
                 x = (x - mean) / deviation
             for kind, settings, *values in steps:
                 if kind == "conv":

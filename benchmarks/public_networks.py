@@ -1,6 +1,6 @@
 """Networks published with auto_LiRPA, alpha-beta-CROWN and convex_adversarial, from .npz files in PyTorch's layout.
 
-Pixels are in [0, 1]; the normalisation is part of the network. Convolutions pad symmetrically.
+Pixels are in [0, 1]; the normalization is part of the network. Convolutions pad symmetrically.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tf_robust_sparse.layers import PlainConv2D, PlainDense
 NORM_1 = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 NORM_2 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 NORM_3 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-# file -> data, architecture, normalisation, radius it was trained for or is measured at
+# file -> data, architecture, normalization, radius it was trained for or is measured at
 NETWORKS = {
     "cifar_cnn_a_adv": ("cifar10", "cnn_a", NORM_1, 2 / 255),
     "cifar_cnn_a_mix": ("cifar10", "cnn_a", NORM_1, 2 / 255),

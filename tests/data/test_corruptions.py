@@ -27,7 +27,7 @@ def smooth_images(n=20, size=32, channels=3):
     return np.rint(x * 255).astype(np.float32) / 255
 
 
-def grey(value, shape=(50, 32, 32, 3)):
+def gray_images(value, shape=(50, 32, 32, 3)):
     return np.full(shape, value, np.float32)
 
 
@@ -46,7 +46,7 @@ def test_range_shape_and_determinism(name, channels):
         assert y.min() >= 0 and y.max() <= 1
         np.testing.assert_array_equal(y, np.rint(y * 255).astype(np.uint8) / np.float32(255))  # bytes, as in the files
         np.testing.assert_array_equal(y, corrupt(x, name, severity, seed=3))
-        # Each image for itself: its neighbours in the array do not matter.
+        # Each image for itself: its neighbors in the array do not matter.
         np.testing.assert_array_equal(y[:2], corrupt(x[:2], name, severity, seed=3))
     np.testing.assert_array_equal(x, given)
 
@@ -79,31 +79,31 @@ def test_bytes_are_pixels_too(name):
 
 @pytest.mark.parametrize("name", NOISES)
 def test_severities_have_noise_of_their_own(name):
-    x = grey(0.5)
+    x = gray_images(0.5)
     first, second = (corrupt(x, name, severity) - x for severity in (4, 5))
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.03
 
 
 @pytest.mark.parametrize("severity, deviation", zip(SEVERITIES, [0.04, 0.06, 0.08, 0.09, 0.1], strict=True))
 def test_gaussian_noise_has_its_deviation(severity, deviation):
-    noise = corrupt(grey(0.4), "gaussian_noise", severity) - 0.4
+    noise = corrupt(gray_images(0.4), "gaussian_noise", severity) - 0.4
     assert noise.std() == pytest.approx(deviation, rel=0.02)
     assert noise.mean() == pytest.approx(-0.5 / 255, abs=0.001)  # truncation takes half a level
 
 
 @pytest.mark.parametrize("severity, photons", zip(SEVERITIES, [500, 250, 100, 75, 50], strict=True))
 def test_shot_noise_counts_photons(severity, photons):
-    y = corrupt(grey(0.4), "shot_noise", severity)
+    y = corrupt(gray_images(0.4), "shot_noise", severity)
     assert y.mean() == pytest.approx(0.4 - 0.5 / 255, abs=0.002)
     assert y.var() == pytest.approx(0.4 / photons, rel=0.05)
     counts = np.floor(255 * np.arange(photons + 1) / photons)
     assert set(np.rint(255 * np.unique(y))) <= set(counts)
-    assert (corrupt(grey(0.0), "shot_noise", severity) == 0).all()
+    assert (corrupt(gray_images(0.0), "shot_noise", severity) == 0).all()
 
 
 @pytest.mark.parametrize("severity, share", zip(SEVERITIES, [0.01, 0.02, 0.03, 0.05, 0.07], strict=True))
 def test_impulse_noise_is_half_black_half_white(severity, share):
-    y = corrupt(grey(0.4), "impulse_noise", severity)
+    y = corrupt(gray_images(0.4), "impulse_noise", severity)
     assert set(np.unique(y)) == {np.float32(0), np.float32(0.4), np.float32(1)}
     assert (y == 0).mean() == pytest.approx(share / 2, rel=0.1)
     assert (y == 1).mean() == pytest.approx(share / 2, rel=0.1)
@@ -114,7 +114,9 @@ def test_impulse_noise_is_half_black_half_white(severity, share):
 )
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_plain_images_stay_as_they_are(name, severity):
-    np.testing.assert_allclose(corrupt(grey(0.3, (3, 32, 32, 3)), name, severity), round(0.3 * 255) / 255, atol=LEVEL)
+    np.testing.assert_allclose(
+        corrupt(gray_images(0.3, (3, 32, 32, 3)), name, severity), round(0.3 * 255) / 255, atol=LEVEL
+    )
 
 
 def test_defocus_blur_spreads_a_dot_over_a_disk():
@@ -159,7 +161,7 @@ def test_zoom_blur_is_the_mean_of_enlargements(severity, end, size):
 
 @pytest.mark.parametrize("severity, increase", zip(SEVERITIES, [0.05, 0.1, 0.15, 0.2, 0.3], strict=True))
 @pytest.mark.parametrize("channels", [1, 3])
-def test_brightness_of_grey_images(severity, increase, channels):
+def test_brightness_of_gray_images(severity, increase, channels):
     x = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (1, 256, 2, channels))
     expected = np.floor(255 * np.minimum(np.arange(256) / 255 + increase, 1))  # in double precision, as the files
     np.testing.assert_array_equal(np.rint(255 * corrupt(x, "brightness", severity))[0, :, 0, 0], expected)
@@ -310,12 +312,14 @@ def test_fog_is_a_fractal_cloud(severity, density, decay):
     for image, numbers, y in zip(x / 255, drawn, corrupt(x, "fog", severity), strict=True):
         foggy = (image + density * plasma(numbers, decay)[..., None]) * image.max() / (image.max() + density)
         np.testing.assert_allclose(y, np.floor(255 * foggy) / 255, atol=1e-6)
-    assert not corrupt(grey(0.0, (1, 40, 50, 1)), "fog", severity).any()  # of other sizes too; black has no light
+    assert not corrupt(
+        gray_images(0.0, (1, 40, 50, 1)), "fog", severity
+    ).any()  # of other sizes too; black has no light
 
 
 @pytest.mark.parametrize("severity, clear", zip(SEVERITIES, [0.95, 0.9, 0.9, 0.85, 0.8], strict=True))
 def test_snow_whitens_and_falls_on_both_sides(severity, clear):
-    y = corrupt(grey(0.0, (20, 32, 32, 3)), "snow", severity)
+    y = corrupt(gray_images(0.0, (20, 32, 32, 3)), "snow", severity)
     np.testing.assert_array_equal(y, y[:, ::-1, ::-1])  # the same flakes, turned around
     np.testing.assert_array_equal(y[..., 0], y[..., 2])
     assert y.min() * 255 == np.floor(255 * (1 - clear) * 0.5)
@@ -328,16 +332,21 @@ def test_snow_whitens_and_falls_on_both_sides(severity, clear):
 @pytest.mark.parametrize(
     "x, name, severity, message",
     [
-        (grey(0.5), "frost", 1, "frost cannot be computed: .*no free license; pass the folder of CIFAR-10-C with its"),
-        (grey(0.5), "noise", 1, "computed are gaussian_noise, .*Received: 'noise'"),
-        (grey(0.5), "contrast", 0, r"integers from 1 to 5, at least one. Received: \[0\]"),
-        (grey(0.5), "contrast", 6, r"Received: \[6\]"),
-        (grey(0.5), "contrast", 1.5, r"Received: \[1.5\]"),
-        (grey(2.0), "contrast", 1, r"images to corrupt: images must be floats in \[0, 1\].*from 2 to 2"),
-        (grey(0.5)[0], "contrast", 1, r"add a batch axis .*Received: shape \(32, 32, 3\)"),
-        (grey(0.5)[:0], "contrast", 1, "at least one image"),
+        (
+            gray_images(0.5),
+            "frost",
+            1,
+            "frost cannot be computed: .*no free license; pass the folder of CIFAR-10-C with its",
+        ),
+        (gray_images(0.5), "noise", 1, "computed are gaussian_noise, .*Received: 'noise'"),
+        (gray_images(0.5), "contrast", 0, r"integers from 1 to 5, at least one. Received: \[0\]"),
+        (gray_images(0.5), "contrast", 6, r"Received: \[6\]"),
+        (gray_images(0.5), "contrast", 1.5, r"Received: \[1.5\]"),
+        (gray_images(2.0), "contrast", 1, r"images to corrupt: images must be floats in \[0, 1\].*from 2 to 2"),
+        (gray_images(0.5)[0], "contrast", 1, r"add a batch axis .*Received: shape \(32, 32, 3\)"),
+        (gray_images(0.5)[:0], "contrast", 1, "at least one image"),
         (0.5, "contrast", 1, r"Received: shape \(\)"),
-        (grey(0.5)[..., :2], "contrast", 1, r"1 or 3 channels. Received: shape \(50, 32, 32, 2\)"),
+        (gray_images(0.5)[..., :2], "contrast", 1, r"1 or 3 channels. Received: shape \(50, 32, 32, 2\)"),
     ],
 )
 def test_malformed_input_is_refused(x, name, severity, message):

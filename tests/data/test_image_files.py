@@ -34,9 +34,9 @@ def make_imagenet(root, classes=("n01", "n02", "n03"), train=4, val=2):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_the_centre_is_cut_out_of_the_scaled_image(tmp_path, kind):
+def test_the_center_is_cut_out_of_the_scaled_image(tmp_path, kind):
     path = write(tmp_path / "a", gradient_image(64, 128), kind)
-    image = image_files.centre_crop(tf.constant(path), 28).numpy()
+    image = image_files.center_crop(tf.constant(path), 28).numpy()
     assert image.dtype == np.uint8 and image.shape == (28, 28, 3)
     # The shorter side of 64 becomes 32; 28 of its rows are seen, and 28 of 64 columns around the middle.
     rows, columns = (np.arange(28) + 0.5 + 2) / 32 * 255, (np.arange(28) + 0.5 + 18) / 64 * 255

@@ -202,9 +202,9 @@ def test_auxiliary_examples_fill_their_share_of_every_batch(fraction, size):
     for x, y in epochs:
         assert (y >= 100).sum() == size
         np.testing.assert_array_equal(x, np.stack([everything[label] for label in y]) / np.float32(255))
-    labelled = joined_labels(epochs[:steps])
-    labelled = labelled[labelled < 100]
-    assert len(set(labelled)) == len(labelled) == steps * (BATCH - size)
+    labeled = joined_labels(epochs[:steps])
+    labeled = labeled[labeled < 100]
+    assert len(set(labeled)) == len(labeled) == steps * (BATCH - size)
 
 
 def test_auxiliary_examples_go_on_in_full_passes():

@@ -213,7 +213,7 @@ def test_npz(tmp_path):
     assert dataset.name == "mine" and dataset.num_classes == 3 and not dataset.flip
 
 
-def test_npz_grey_floats(tmp_path):
+def test_npz_gray_floats(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", **npz_arrays(x_train=np.full((6, 8, 8), 0.5), x_test=np.ones((4, 8, 8))))
     dataset = data.load(str(tmp_path / "a.npz"))
     assert dataset.train_images.shape == (6, 8, 8, 1) and dataset.train_images.dtype == np.float32

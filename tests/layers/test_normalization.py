@@ -47,7 +47,7 @@ def test_adapted_statistics_are_used_and_the_batch_may_be_of_unknown_size():
     np.testing.assert_allclose(compiled(x), expected(x), rtol=1e-6)
 
 
-def test_images_of_unknown_size_are_normalised():
+def test_images_of_unknown_size_are_normalized():
     arguments = {"mean": [0.4, 0.5], "variance": [0.1, 0.2]}
     x = tf.random.stateless_uniform((2, 4, 3, 2), (0, 0))
     compiled = tf.function(

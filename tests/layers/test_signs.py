@@ -56,11 +56,11 @@ def test_frozen_kernels_are_the_same_after_fifty_steps(kernel):
     model = RobustModel(network, objectives.Natural())
     model.compile(coupled("sgd", 0.1, 5e-4))
     model.fit(tiny_dataset(16 * 10), epochs=5, verbose=0)
-    for old, learnt, layer in zip(before, scores, layers.kernel_layers(network), strict=True):
+    for old, learned, layer in zip(before, scores, layers.kernel_layers(network), strict=True):
         np.testing.assert_array_equal(_whole(layer), old)
         assert set(np.unique(old)) == {-1, 1}
         assert abs((old > 0).mean() - 0.5) < 5 / np.sqrt(old.size)
-        assert (np.asarray(layer.scores) != learnt).any()
+        assert (np.asarray(layer.scores) != learned).any()
 
 
 def _whole(layer):

@@ -1,4 +1,4 @@
-"""Networks of neural pruning: published sizes, gates in their places, pixels normalised inside."""
+"""Networks of neural pruning: published sizes, gates in their places, pixels normalized inside."""
 
 import keras
 import numpy as np
@@ -47,11 +47,11 @@ def test_where_gates_and_dropout_stand():
 
 
 @pytest.mark.parametrize("input_norm", models.INPUT_NORMS)
-def test_pixels_are_normalised_inside(input_norm):
+def test_pixels_are_normalized_inside(input_norm):
     network = models.vgg16_dropout(input_norm=input_norm, seed=0)
     x = np.random.default_rng(0).random((3, 32, 32, 3), "float32")
     first = network.get_layer("conv1").input
-    normalised = keras.Model(network.input, first)(x).numpy()
+    normalized = keras.Model(network.input, first)(x).numpy()
     if input_norm == "image":
         for contrast in (1, 0.1, 0.01):  # as the published code has it, on levels of 0 to 255
             dim = np.rint(255 * (0.3 + contrast * (x - 0.5))).astype("float32")
@@ -65,9 +65,9 @@ def test_pixels_are_normalised_inside(input_norm):
         flat = keras.Model(network.input, first)(np.full((1, 32, 32, 3), 0.3, "float32"))
         np.testing.assert_allclose(flat, np.zeros((1, 32, 32, 3)), atol=1e-2)  # the rounding of a mean in float32
     elif input_norm == "none":
-        np.testing.assert_array_equal(normalised, x)
+        np.testing.assert_array_equal(normalized, x)
     else:
-        assert np.abs(normalised.mean(axis=(0, 1, 2))).max() < 0.5
+        assert np.abs(normalized.mean(axis=(0, 1, 2))).max() < 0.5
 
 
 @pytest.mark.parametrize("name", ["lenet_conv", pytest.param("vgg16_dropout", marks=pytest.mark.full)])
@@ -111,6 +111,6 @@ def test_stripped_networks_answer_alike(name, tmp_path):
     np.testing.assert_array_equal(again(x, training=False), expected)
 
 
-def test_the_way_pixels_are_normalised_is_checked():
+def test_the_way_pixels_are_normalized_is_checked():
     with pytest.raises(ValueError, match="input_norm"):
         models.vgg16_dropout(input_norm="channels")

@@ -20,7 +20,7 @@ def float32_policy():
     keras.config.set_dtype_policy("float32")
 
 
-def test_every_builder_is_in_the_catalogue_under_its_name():
+def test_every_builder_is_in_the_catalog_under_its_name():
     narrow = {name for name, builder in models.NETWORKS.items() if isinstance(builder, functools.partial)}
     assert set(models.NETWORKS) - narrow == set(models.__all__) - {
         *("NETWORKS", "build", "KERNEL_INITIALIZATIONS", "initialize_kernels", "NORMALIZATIONS", "Variant"),
@@ -238,8 +238,8 @@ def test_networks_of_imagenet_take_pixels_and_any_size(padding_mode):
     assert network(x).shape == (2, 3) and np.isfinite(network(x)).all()
     normalized = network.get_layer("normalization")(x)
     np.testing.assert_allclose(normalized, (x - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], rtol=1e-4, atol=1e-5)
-    grey = models.resnet18_imagenet(3, (32, 32, 1), seed=0)
-    assert not any(isinstance(layer, keras.layers.Normalization) for layer in grey.layers)
+    gray = models.resnet18_imagenet(3, (32, 32, 1), seed=0)
+    assert not any(isinstance(layer, keras.layers.Normalization) for layer in gray.layers)
     # Padded by zeros on both sides or by nothing, the pool of values that are not negative is the same.
     x = np.abs(np.random.default_rng(0).normal(size=(1, 16, 16, 64))).astype("float32")
     pool = network.get_layer("stem_pool")

@@ -102,7 +102,7 @@ def test_published_fractions_of_resnet34(shapes_only):  # noqa: F811
     assert sum(count for _, count in kept.values()) / sum(sizes) == pytest.approx(0.0100016, abs=1e-7)
 
 
-def test_the_last_batch_norm_normalises_the_logits_of_a_batch():
+def test_the_last_batch_norm_normalizes_the_logits_of_a_batch():
     x = np.random.default_rng(0).random((64, 32, 32, 3), "float32")
     networks = {}
     for last in (True, False):

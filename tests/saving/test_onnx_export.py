@@ -127,7 +127,7 @@ def test_layers_on_vectors_keep_the_order_of_the_flatten(tmp_path):
     assert kinds(exported(network, tmp_path))["Gather"] == 3  # the sum, the reshape, and the answer
 
 
-def test_pooling_normalisation_and_dilation(tmp_path):
+def test_pooling_normalization_and_dilation(tmp_path):
     x = inputs = keras.Input((9, 9, 3))
     x = keras.layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.04, 0.05, 0.06])(x)
     x = keras.layers.Rescaling([1.0, 2.0, 3.0], offset=[0.0, 0.1, 0.2])(x)

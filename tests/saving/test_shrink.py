@@ -335,7 +335,7 @@ def test_a_sequential_network_and_what_is_there_before_the_first_kernel():
     network.get_layer("second").kernel_mask.assign(mask)
     network.get_layer("end").kernel_mask.assign(np.ones((5, 3), bool))
     small, report = saving.shrink(network)
-    assert report.kept == {"conv": list(range(6)), "second": [0, 1], "end": [0, 1, 2]}  # all of what is normalised
+    assert report.kept == {"conv": list(range(6)), "second": [0, 1], "end": [0, 1, 2]}  # all of what is normalized
     assert_equal_logits(network, small, images(16))
 
 

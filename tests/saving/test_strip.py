@@ -103,7 +103,7 @@ def test_nested_and_sequential_networks():
     np.testing.assert_allclose(saving.strip(inner)(images(4)), inner(images(4)), atol=LOGIT_TOLERANCE)
 
 
-def test_adapted_normalisation():
+def test_adapted_normalization():
     x = images(64) * 5 + 2
     normalization = keras.layers.Normalization(name="normalization")
     normalization.adapt(x)

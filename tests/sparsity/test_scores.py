@@ -1,4 +1,4 @@
-"""Scores before they are learnt, and how the connections are spread over the kernels."""
+"""Scores before they are learned, and how the connections are spread over the kernels."""
 
 import keras
 import numpy as np

@@ -2,7 +2,7 @@
 
 from tf_robust_sparse.data import restricted_pickle
 from tf_robust_sparse.data.augment import random_crop_and_flip, random_shift_and_flip
-from tf_robust_sparse.data.catalogue import DATASETS, IN_FILES, load
+from tf_robust_sparse.data.catalog import DATASETS, IN_FILES, load
 from tf_robust_sparse.data.corruptions import (
     COMPUTED_CORRUPTIONS,
     CORRUPTIONS,

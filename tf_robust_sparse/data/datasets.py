@@ -4,7 +4,7 @@ import os
 
 import tensorflow as tf
 
-from tf_robust_sparse.data.catalogue import load
+from tf_robust_sparse.data.catalog import load
 from tf_robust_sparse.data.pipeline import test_dataset, train_dataset
 from tf_robust_sparse.data.readers import folder, npz
 from tf_robust_sparse.data.source import ImageDataset

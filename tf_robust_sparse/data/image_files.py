@@ -13,7 +13,7 @@ from tf_robust_sparse.paths import user_path
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp"}
 _MOST_PIXELS = 10**8  # a small file can claim any number; the largest image of ImageNet has 6e7
-_SHORTER_SIDE = 256 / 224  # of a whole image before its centre is cut out, in units of the crop
+_SHORTER_SIDE = 256 / 224  # of a whole image before its center is cut out, in units of the crop
 _AREA, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 NUM_UNIFORMS = 2 * _TRIES + 3  # area and ratio of each try, row, column, flip
 
@@ -22,7 +22,7 @@ class ImageFiles:
     """A stand-in for an array of images `(n, size, size, 3)` uint8, of which only the file names are in memory.
 
     Slices and index arrays give other such stand-ins; `numpy.asarray` decodes all of them: the shorter side is scaled
-    to 256/224 of `size` and the centre cut out, as ImageNet is tested.
+    to 256/224 of `size` and the center cut out, as ImageNet is tested.
 
     Args:
         paths: Names of the files: JPEG, PNG or BMP.
@@ -58,7 +58,7 @@ class ImageFiles:
         images = []
         for path in self.paths:
             decode(path, 3)  # whose error names the file
-            images.append(centre_crop(tf.constant(path), self.size).numpy())
+            images.append(center_crop(tf.constant(path), self.size).numpy())
         found = np.stack(images) if images else np.zeros(self.shape, np.uint8)
         return found if dtype is None else found.astype(dtype)
 
@@ -102,8 +102,8 @@ def _dimensions(data: bytes) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def centre_crop(path: tf.Tensor, size: int) -> tf.Tensor:
-    """Decodes a file, scales its shorter side to 256/224 of `size` and cuts out the centre.
+def center_crop(path: tf.Tensor, size: int) -> tf.Tensor:
+    """Decodes a file, scales its shorter side to 256/224 of `size` and cuts out the center.
 
     Args:
         path: Scalar string.
@@ -127,7 +127,7 @@ def random_resized_crop(path: tf.Tensor, uniform: tf.Tensor, size: int, flip: bo
     """Decodes a random part of a file, scales it and mirrors half of the images.
 
     The part has 8 to 100 % of the area and an aspect ratio of 3/4 to 4/3; ten draws are tried for one that fits, and
-    the largest centre of a ratio in these bounds is taken otherwise.
+    the largest center of a ratio in these bounds is taken otherwise.
 
     Args:
         path: Scalar string.

@@ -47,7 +47,7 @@ def train_dataset(
     one, for a plain `fit(train, epochs=200)`; the passes then also depend on `tf.random.set_seed`.
 
     With `auxiliary`, every batch holds `int(batch_size * auxiliary_fraction)` auxiliary examples, spread evenly among
-    the labelled ones, and an epoch is one pass over the labelled examples. The auxiliary examples go on from epoch to
+    the labeled ones, and an epoch is one pass over the labeled examples. The auxiliary examples go on from epoch to
     epoch in passes of their own, each shuffled anew.
 
     Args:
@@ -61,7 +61,7 @@ def train_dataset(
         epochs: Number of the last epoch plus one, or `None` for one epoch per pass.
         first_epoch: Epoch to begin with, if `epochs` is given.
         drop_remainder: Whether an epoch drops its last, partial batch; else batches have no static size.
-        auxiliary: More images and labels, such as pseudo-labelled ones, in the same form.
+        auxiliary: More images and labels, such as pseudo-labeled ones, in the same form.
         auxiliary_fraction: Share of auxiliary examples in a batch, in (0, 1).
         with_index: Whether batches are `(x, y, index)` with the place of each example in `images`; auxiliary ones
             count on.
@@ -85,7 +85,7 @@ def train_dataset(
             raise ValueError("`auxiliary` goes with images in memory; pass arrays. Received: image files")
         if auxiliary[0].shape[1:] != images.shape[1:]:
             raise ValueError(
-                f"auxiliary images must have the (height, width, channels) of the labelled ones, {images.shape[1:]}; "
+                f"auxiliary images must have the (height, width, channels) of the labeled ones, {images.shape[1:]}; "
                 f"resize them. Received: {auxiliary[0].shape[1:]}"
             )
         auxiliary_batch = auxiliary_batch_size(batch_size, auxiliary_fraction)
@@ -123,10 +123,10 @@ def train_dataset(
         if auxiliary is None:
             index = _in_parts(_permutation(n, _key(seed, key, _SHUFFLE)), parts, steps, batch_size)[:per_epoch]
         else:
-            labelled_batch = batch_size - auxiliary_batch
-            labelled = _permutation(n, _key(seed, key, _SHUFFLE))[: steps * labelled_batch]
+            labeled_batch = batch_size - auxiliary_batch
+            labeled = _permutation(n, _key(seed, key, _SHUFFLE))[: steps * labeled_batch]
             extra = _endless_permutations(len(auxiliary[1]), key, steps * auxiliary_batch, seed)
-            rows = tf.reshape(labelled, [steps, labelled_batch]), tf.reshape(extra + n, [steps, auxiliary_batch])
+            rows = tf.reshape(labeled, [steps, labeled_batch]), tf.reshape(extra + n, [steps, auxiliary_batch])
             mixed = tf.gather(tf.concat(rows, axis=1), _interleaving(batch_size, auxiliary_batch), axis=1)
             index = tf.reshape(mixed, [-1])
         number = image_files.NUM_UNIFORMS if augmentation == _OF_FILES else augment.NUM_UNIFORMS
@@ -158,7 +158,7 @@ def test_dataset(images: Images, labels: np.ndarray, batch_size: int) -> tf.data
     """Returns all examples in order, unaugmented; the last batch may be smaller.
 
     Args:
-        images: `(n, height, width, channels)`, uint8, or floats in [0, 1]; or `ImageFiles`, whose centres are shown.
+        images: `(n, height, width, channels)`, uint8, or floats in [0, 1]; or `ImageFiles`, whose centers are shown.
         labels: `(n,)`, integers.
         batch_size: Number of examples in a global batch.
 
@@ -183,36 +183,36 @@ def steps_per_epoch(
     """Returns the number of batches in an epoch.
 
     Args:
-        num_examples: Number of labelled examples.
-        batch_size: Number of examples in a global batch, labelled and auxiliary ones together.
+        num_examples: Number of labeled examples.
+        batch_size: Number of examples in a global batch, labeled and auxiliary ones together.
         auxiliary_batch: How many of a batch are auxiliary.
         drop_remainder: Whether the last, partial batch is dropped.
 
     Raises:
-        ValueError: if there is not one full batch, or no room for labelled examples in it.
+        ValueError: if there is not one full batch, or no room for labeled examples in it.
     """
     _check_batch_size(batch_size)
-    labelled_batch = batch_size - auxiliary_batch
-    if auxiliary_batch < 0 or labelled_batch < 1:
+    labeled_batch = batch_size - auxiliary_batch
+    if auxiliary_batch < 0 or labeled_batch < 1:
         raise ValueError(
-            f"`auxiliary_batch` must leave room for labelled examples, 0..{batch_size - 1}. "
+            f"`auxiliary_batch` must leave room for labeled examples, 0..{batch_size - 1}. "
             f"Received: auxiliary_batch={auxiliary_batch}, batch_size={batch_size}"
         )
     if not drop_remainder:
-        return -(-num_examples // labelled_batch)
-    if num_examples < labelled_batch:
+        return -(-num_examples // labeled_batch)
+    if num_examples < labeled_batch:
         raise ValueError(
-            f"an epoch needs at least one full batch, {labelled_batch} labelled examples; make `batch_size` smaller. "
+            f"an epoch needs at least one full batch, {labeled_batch} labeled examples; make `batch_size` smaller. "
             f"Received: {num_examples} examples, batch_size={batch_size}"
         )
-    return num_examples // labelled_batch
+    return num_examples // labeled_batch
 
 
 def auxiliary_batch_size(batch_size: int, auxiliary_fraction: float) -> int:
     """Returns how many examples of a batch are auxiliary: `int(batch_size * auxiliary_fraction)`.
 
     Raises:
-        ValueError: if that leaves no auxiliary or no labelled examples.
+        ValueError: if that leaves no auxiliary or no labeled examples.
     """
     _check_batch_size(batch_size)
     size = int(batch_size * auxiliary_fraction)
@@ -262,7 +262,7 @@ def _gather_parts(images: ImageFiles, labels: np.ndarray, flip: bool) -> Callabl
 def _gather(images: Images, labels: np.ndarray, auxiliary: tuple[np.ndarray, np.ndarray] | None) -> Callable:
     """Returns the function from indices `(batch,)` to scaled images and labels; the auxiliary ones count on."""
     if isinstance(images, ImageFiles):
-        return _gather_centres(images, labels)
+        return _gather_centers(images, labels)
     with tf.device("CPU:0"):  # beside tf.data's threads: an accelerator's copy would be copied back for every batch
         parts = [tuple(map(tf.constant, part)) for part in ((images, labels), auxiliary) if part is not None]
 
@@ -282,13 +282,13 @@ def _gather(images: Images, labels: np.ndarray, auxiliary: tuple[np.ndarray, np.
     return gather
 
 
-def _gather_centres(images: ImageFiles, labels: np.ndarray) -> Callable:
+def _gather_centers(images: ImageFiles, labels: np.ndarray) -> Callable:
     with tf.device("CPU:0"):
         paths, classes = tf.constant(images.paths.astype(str)), tf.constant(labels)
 
     def gather(index):
         x = tf.map_fn(
-            lambda path: image_files.centre_crop(path, images.size),
+            lambda path: image_files.center_crop(path, images.size),
             tf.gather(paths, index),
             fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
         )
@@ -333,7 +333,7 @@ def _endless_permutations(n: int, epoch: tf.Tensor, count: int, seed: int) -> tf
 def _interleaving(batch_size: int, auxiliary_batch: int) -> np.ndarray:
     """Returns the order that spreads the auxiliary examples, last in the batch so far, evenly over it.
 
-    Otherwise one replica would get the labelled half and the other one the auxiliary half.
+    Otherwise one replica would get the labeled half and the other one the auxiliary half.
     """
     is_auxiliary = np.diff(np.arange(batch_size + 1) * auxiliary_batch // batch_size) == 1
     order = np.empty(batch_size, np.int64)

@@ -1,4 +1,4 @@
-"""The file of pseudo-labelled images of robust self-training (RST)."""
+"""The file of pseudo-labeled images of robust self-training (RST)."""
 
 import os
 import pickle

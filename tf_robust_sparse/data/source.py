@@ -1,4 +1,4 @@
-"""A data set: two labelled splits of images, in memory or, if they are too many, in files."""
+"""A data set: two labeled splits of images, in memory or, if they are too many, in files."""
 
 import dataclasses
 from typing import Any, overload

@@ -16,7 +16,7 @@ _LOG_GUARD = math.log(1e-20)  # of both logarithms of a logit
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class BetaBernoulliDropout(keras.layers.Layer):
-    """Multiplies each channel or unit by a gate whose probability of being open is learnt.
+    """Multiplies each channel or unit by a gate whose probability of being open is learned.
 
     The probability `pi` of a unit has the prior Beta(prior, 1), which wants it closed, and the posterior
     Kumaraswamy(a, b). In training `pi` is drawn once per forward pass and unit, `pi = (1 - u**(1/b))**(1/a)`, and the

@@ -1,10 +1,10 @@
 """The one seam through which every kernel, convolution and matrix product of the toolkit passes.
 
-Adversarial training reads each kernel a dozen times per optimisation step (ten attack steps, one or two training
+Adversarial training reads each kernel a dozen times per optimization step (ten attack steps, one or two training
 passes) while the weights stand still. `cached_kernels` computes every effective kernel (mask, `sign * relu(theta)`,
 cast to the compute dtype) once and hands the result to all forward passes inside the block. `folded_kernels` goes
 two steps further for the attack, whose batch norm runs in inference mode and which needs no gradient of the weights: it
-multiplies the batch norm scale into the preceding kernel, so that the normalisation costs nothing in the attack's loop,
+multiplies the batch norm scale into the preceding kernel, so that the normalization costs nothing in the attack's loop,
 and convolves with a sparse matrix where a kernel has so few connections that this is faster.
 
 The cache lives in thread-local storage, not on the layers: the replica threads of `tf.distribute` interleave while they

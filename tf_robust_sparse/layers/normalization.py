@@ -1,4 +1,4 @@
-"""Normalisation of features, which can be folded into the kernel before it while an attack runs, and of pixels."""
+"""Normalization of features, which can be folded into the kernel before it while an attack runs, and of pixels."""
 
 import math
 from typing import Any
@@ -48,7 +48,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     @property
     def folds_into_last_axis(self) -> bool:
-        """Whether the layer normalises the last axis, the one that kernels produce."""
+        """Whether the layer normalizes the last axis, the one that kernels produce."""
         return self.axis in (-1, self.input_spec.ndim - 1)
 
     def inference_scale_and_shift(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -62,7 +62,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return scale, shift
 
     def call(self, inputs, training=None, mask=None):
-        """Normalises `inputs`, or returns them unchanged where the preceding kernel has done so."""
+        """Normalizes `inputs`, or returns them unchanged where the preceding kernel has done so."""
         if kernel_seam.skips_folded(self, training):
             return inputs
         if not (self.unbiased and training and self.trainable):
@@ -104,7 +104,7 @@ class Normalization(keras.layers.Normalization):
         return self.get_config()
 
     def call(self, inputs):
-        """Normalises `inputs`, one value per channel of images or whatever `axis` says."""
+        """Normalizes `inputs`, one value per channel of images or whatever `axis` says."""
         shape = self.mean.shape
         per_channel = len(shape) > 2 and set(shape[:-1]) == {1}
         if self.invert or not per_channel or not tf.is_tensor(inputs) or None in inputs.shape[1:]:

@@ -1,4 +1,4 @@
-"""Kernels of which those entries take part that have the largest scores; the scores can be learnt."""
+"""Kernels of which those entries take part that have the largest scores; the scores can be learned."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def kept_entries(entries: int, keep_fraction: float) -> int:
 
 
 def default_scores(seed: int | None = None) -> keras.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in): how PyTorch initialises a kernel, and the originals the scores."""
+    """Uniform in +-1/sqrt(fan_in): how PyTorch initializes a kernel, and the originals the scores."""
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
 
 

@@ -1,6 +1,6 @@
 """Networks that return logits: plain functional Keras models, dense or sparse from one builder."""
 
-from tf_robust_sparse.models.catalogue import NETWORKS, build
+from tf_robust_sparse.models.catalog import NETWORKS, build
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
 from tf_robust_sparse.models.from_keras import Converted, from_keras
 from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS, initialize_kernels

@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_robust_sparse import layers
 
-# Each with the gain of ReLU unless another is given: PyTorch's initialisations of these names, HYDRA's, and those of
+# Each with the gain of ReLU unless another is given: PyTorch's initializations of these names, HYDRA's, and those of
 # binary sub-networks.
 KERNEL_INITIALIZATIONS = (
     *("kaiming_normal", "kaiming_uniform", "kaiming_normal_fan_out", "signed_const", "pytorch"),

@@ -29,7 +29,7 @@ import numpy as np
 from tf_robust_sparse import layers
 
 PADDING_MODES = ("tf_same", "symmetric")
-# What pixels of [0, 1] are normalised by inside a network: mean and deviation of red, green and blue.
+# What pixels of [0, 1] are normalized by inside a network: mean and deviation of red, green and blue.
 NORMALIZATIONS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -167,7 +167,7 @@ class NetworkBuilder:
         return self.batch_norm(x, "classifier_bn", dtype="float32") if self.variant.final_batch_norm else x
 
     def batch_norm(self, x: keras.KerasTensor, name: str, **kwargs: Any) -> keras.KerasTensor:
-        """Normalises `x`; by default the moving statistics keep 0.9 of their value at each step."""
+        """Normalizes `x`; by default the moving statistics keep 0.9 of their value at each step."""
         if not self.variant.affine_batch_norm:
             kwargs |= {"scale": False, "center": False}
         kwargs = {"momentum": 0.9, "epsilon": 1e-5, **kwargs}
@@ -179,7 +179,7 @@ class NetworkBuilder:
         return keras.layers.ReLU(negative_slope=slope, name=name)(x)
 
     def normalized(self, usual: str | None = None) -> keras.KerasTensor:
-        """Returns the images, normalised as the variant says or else as is usual, if they have three channels."""
+        """Returns the images, normalized as the variant says or else as is usual, if they have three channels."""
         name = self.variant.normalization or usual
         if name is None or self.inputs.shape[-1] != 3:
             return self.inputs

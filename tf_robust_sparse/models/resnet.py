@@ -124,12 +124,12 @@ def resnet18_imagenet(
     variant: Variant | None = None,
     name: str = "resnet18_imagenet",
 ) -> keras.Model:
-    """Builds ResNet-18 for ImageNet: normalised pixels, a 7x7 stem of stride 2, a max-pool, the stages, a global pool.
+    """Builds ResNet-18 for ImageNet: normalized pixels, a 7x7 stem of stride 2, a max-pool, the stages, a global pool.
 
     In bottlenecks the 3x3 convolution has the stride. With `padding_mode="symmetric"` torchvision's weights fit.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 32x32 pixels in [0, 1]; ones with three
-        channels are normalised by the mean and deviation of ImageNet inside the network.
+        channels are normalized by the mean and deviation of ImageNet inside the network.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.

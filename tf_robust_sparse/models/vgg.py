@@ -131,7 +131,7 @@ def vgg16_dropout(
         initial = 2.0 if number <= 13 else -1.0
         return layers.BetaBernoulliDropout(initial, threshold, name=f"gate{number}")(x) if gates else x
 
-    def normalised(x: keras.KerasTensor, number: int) -> keras.KerasTensor:
+    def normalized(x: keras.KerasTensor, number: int) -> keras.KerasTensor:
         # The published code uses TensorFlow's fused operation after convolutions, whose moving variance is unbiased.
         affine = {"scale": not bayesian, "center": not bayesian, "unbiased": number <= 13}
         x = build.batch_norm(x, f"bn{number}", momentum=0.99, epsilon=1e-3, **affine)
@@ -150,12 +150,12 @@ def vgg16_dropout(
             layer += 1
             initial = _INITIAL_CONNECTIVITY.get(block, build.half)
             x = build.conv(x, width, 3, f"conv{layer}", initial, use_bias=True, **bayesian)
-            x = normalised(gate(x, layer), layer)
+            x = normalized(gate(x, layer), layer)
             if layer in _DROPOUT:
                 x = layers.Dropout(_DROPOUT[layer], name=f"dropout{layer}")(x)
         x = layers.MaxPooling2D(2, name=f"pool{block}")(x)
     x = keras.layers.Flatten("channels_last", name="flatten")(x)
     x = gate(x, 14) if gates else layers.Dropout(0.5, name="dropout14")(x)
-    x = normalised(build.dense(x, 512, "dense14", build.half, **bayesian), 14)
+    x = normalized(build.dense(x, 512, "dense14", build.half, **bayesian), 14)
     x = gate(x, 15) if gates else layers.Dropout(0.5, name="dropout15")(x)
     return build.model(build.classifier(x, 0.6, **bayesian), name)

@@ -53,7 +53,7 @@ def export_onnx(network: keras.Model, path: str | os.PathLike) -> Path:
 
     Args:
         network: A functional or sequential model of known image size: dense, convolution, batch norm, ReLU, pooling,
-            padding, flatten, reshape, add, rescaling, normalisation and dropout layers, in every parametrization.
+            padding, flatten, reshape, add, rescaling, normalization and dropout layers, in every parametrization.
         path: The file, whole or not at all; it ends in `.onnx`.
 
     Returns:
@@ -358,7 +358,7 @@ def _scale_and_shift(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(layer, keras.layers.Rescaling):
         return np.asarray(layer.scale, np.float32), np.asarray(layer.offset, np.float32)
     if layer.invert:
-        raise ValueError(f"The layer {layer.name} inverts a normalisation, which is not exported")
+        raise ValueError(f"The layer {layer.name} inverts a normalization, which is not exported")
     mean, variance = (keras.ops.convert_to_numpy(value).reshape(-1) for value in (layer.mean, layer.variance))
     deviation = np.maximum(np.sqrt(variance), 1e-7)
     return 1 / deviation, -mean / deviation

@@ -157,7 +157,7 @@ def _modules(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
     if not any("weight" in entries for entries in modules.values()):
         raise ValueError(f"{os.fspath(path)!r} holds no state dict: there is no entry named *.weight")
     if all(name.startswith("1.") for name in modules) and not all(re.fullmatch(r"1\.\d+", name) for name in modules):
-        modules = {name.removeprefix("1."): entries for name, entries in modules.items()}  # behind a normalisation
+        modules = {name.removeprefix("1."): entries for name, entries in modules.items()}  # behind a normalization
     return modules
 
 

@@ -6,7 +6,7 @@ after all layers of the main branch. Each layer gives
 
 - sparse kernel: theta, sign (both float32), then the bias where the layer has one (dense layers only);
 - kernel of a network trained dense: kernel, then the bias;
-- batch norm: gamma, beta, moving mean, moving variance. It follows the convolution it normalises; one that stands
+- batch norm: gamma, beta, moving mean, moving variance. It follows the convolution it normalizes; one that stands
   before its convolution, as in wide residual networks, comes first.
 
 Weights, strides and paddings are those of `tf_robust_sparse.models` with `padding_mode="tf_same"`.
@@ -113,7 +113,7 @@ def _layout(network: keras.Model, is_sparse: bool) -> list[_Slot]:
 
 
 def _layers_in_list_order(network: keras.Model) -> list[Any]:
-    """Returns kernel layers in forward order, each batch norm after the kernel it normalises or else in its place.
+    """Returns kernel layers in forward order, each batch norm after the kernel it normalizes or else in its place.
 
     Keras orders layers by depth, so the layers of a shortcut stand between those of the main branch.
     """

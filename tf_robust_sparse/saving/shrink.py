@@ -60,7 +60,7 @@ def shrink(network: keras.Model, fold_batch_norm: bool = False) -> Shrunk:
     Args:
         network: A functional or sequential model of any parametrization and known image size, with one input and one
             output: dense, Conv2D, batch norm, element-wise activations, gates, pooling, padding, flatten, adding and
-            other merging, concatenation, rescaling, normalisation and dropout.
+            other merging, concatenation, rescaling, normalization and dropout.
         fold_batch_norm: Whether batch norm that follows a kernel becomes part of it.
 
     Returns:

@@ -190,7 +190,7 @@ def check_layers(network: keras.Model) -> None:
             raise ValueError(
                 f"Which channels the layer {layer.name} needs is not known, for it is of type {type(layer).__name__}; "
                 "replace it by dense, Conv2D, batch norm, activation, pooling, padding, flatten, merging, "
-                "normalisation or dropout layers"
+                "normalization or dropout layers"
             )
         if layer.name in seen:
             raise ValueError(f"The layer {layer.name} is called twice; its channels cannot be chosen for both calls")

@@ -42,7 +42,7 @@ def mask_statistics(network: keras.Model) -> list[dict[str, Any]]:
 def kept_weights(network: keras.Model, before: keras.Model | None = None, bins: int = 61) -> list[dict[str, Any]]:
     """Counts the weights that a mask keeps by their value, beside those that magnitude pruning would keep.
 
-    Magnitude pruning keeps the largest: two humps with a gap around zero. Learnt scores keep some small ones too.
+    Magnitude pruning keeps the largest: two humps with a gap around zero. Learned scores keep some small ones too.
 
     Args:
         network: A pruned network.

@@ -1,4 +1,4 @@
-"""Scores of subnet kernels before any is learnt: from the kernels, at random, or by sensitivity (SNIP)."""
+"""Scores of subnet kernels before any is learned: from the kernels, at random, or by sensitivity (SNIP)."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from tf_robust_sparse.layers.signed import SignedKernel
 from tf_robust_sparse.layers.subnet import SubnetKernel
 from tf_robust_sparse.sparsity.prunable import find_parametrized
 
-# Distributions of independent scores, each with the variance of PyTorch's initialisation of that name.
+# Distributions of independent scores, each with the variance of PyTorch's initialization of that name.
 RANDOM_SCORES = {
     "default": (1 / 3, "fan_in", "uniform"),
     "kaiming_normal": (2.0, "fan_in", "untruncated_normal"),
@@ -50,7 +50,7 @@ def scaled_scores(network: keras.Model) -> None:
     """Sets the scores of every subnet kernel to `sqrt(6 / fan_in) * kernel / max(abs(kernel))`.
 
     Entries rank by magnitude then, so that learning begins where magnitude pruning ends, and scores that are never
-    learnt are magnitude pruning (LWM, least weight magnitude).
+    learned are magnitude pruning (LWM, least weight magnitude).
 
     Raises:
         ValueError: if the network has no subnet kernel, or a kernel is zero everywhere.
@@ -138,7 +138,7 @@ def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> Non
     the statistics of batch norm are left as they were.
 
     Args:
-        network: A network with subnet kernels, freshly initialised.
+        network: A network with subnet kernels, freshly initialized.
         batches: (images, labels); one batch in the published method.
 
     Raises:

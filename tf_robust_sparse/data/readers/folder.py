@@ -37,7 +37,7 @@ def read(folder: str | os.PathLike, image_size: ImageSize = None, channels: int 
     Args:
         folder: Holds `train` and `test`, or `train` and `val`.
         image_size: Height and width to resize to, or one number for both; `None` if all images have one size.
-        channels: 3 for colour, 1 for grey; files are converted.
+        channels: 3 for color, 1 for gray; files are converted.
 
     Raises:
         FileNotFoundError: if the folders are not there.

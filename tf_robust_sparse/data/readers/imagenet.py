@@ -53,7 +53,7 @@ def read(place: Path, name: str, size: int | None = None) -> ImageDataset:
                 f"{place}: expected {' and '.join(LISTS)}, which say what the 100 classes are, or those classes alone. "
                 f"Received: {len(names)} classes and no lists"
             )
-        listed = [_labelled(split, names) for split in (train, test)]
+        listed = [_labeled(split, names) for split in (train, test)]
     size = _SIZE if size is None else size
     return ImageDataset(
         name=name,
@@ -108,7 +108,7 @@ def unpack(prepared: Path, place: Path, progress: Callable[[str, int, int], None
         ) from error
 
 
-def _labelled(split: folder.Listed, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+def _labeled(split: folder.Listed, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
     counts = [len(split.images.get(name, ())) for name in names]
     paths = [path for name in names for path in split.images.get(name, ())]
     return paths, np.repeat(np.arange(len(names), dtype=np.int64), counts)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.data import makers
 from tf_robust_sparse import data
-from tf_robust_sparse.data import catalogue
+from tf_robust_sparse.data import catalog
 from tf_robust_sparse.data.readers import tfds
 
 IN_MEMORY = data.DATASETS[:5]  # of those that have official files
@@ -16,7 +16,7 @@ IN_MEMORY = data.DATASETS[:5]  # of those that have official files
 @pytest.fixture
 def no_system_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(catalogue, "_SYSTEM_FOLDERS", {})
+    monkeypatch.setattr(catalog, "_SYSTEM_FOLDERS", {})
 
 
 def refuse_network(*args, **kwargs):
@@ -40,11 +40,11 @@ def test_a_sub_folder_of_that_name_comes_first(tmp_path):
 def test_tells_mnist_from_fashion_mnist():
     balanced = np.repeat(np.arange(10), 6000)
     with pytest.raises(ValueError, match=r"expected the files of mnist.*those of fashion_mnist"):
-        catalogue._check_is_digits(balanced, "mnist", "somewhere")
+        catalog._check_is_digits(balanced, "mnist", "somewhere")
     digits = np.concatenate([balanced[1:], [9]])
     with pytest.raises(ValueError, match=r"expected the files of fashion_mnist.*those of mnist"):
-        catalogue._check_is_digits(digits, "fashion_mnist", "somewhere")
-    catalogue._check_is_digits(digits, "mnist", "somewhere")
+        catalog._check_is_digits(digits, "fashion_mnist", "somewhere")
+    catalog._check_is_digits(digits, "mnist", "somewhere")
 
 
 def test_unknown_name():
