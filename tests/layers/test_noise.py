@@ -86,5 +86,5 @@ def test_noise_of_an_unknown_batch_size_keeps_the_other_dimensions(draw):
 
 @pytest.mark.parametrize("seed", [[1, 2, 3], [0.5, 0.5], "seed"])
 def test_malformed_seeds_are_refused(seed):
-    with pytest.raises(ValueError, match="`seed` is an integer"):
+    with pytest.raises(ValueError, match="`seed` must be an integer"):
         uniform_like(tf.zeros((2, 2)), seed, 0.0, 1.0)

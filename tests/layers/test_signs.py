@@ -74,7 +74,7 @@ def test_phases_that_train_kernels_refuse_frozen_ones():
 
 def test_bad_magnitude():
     for magnitude in (0, -1, float("inf"), "x", True):
-        with pytest.raises(ValueError, match="`magnitude` is the absolute value"):
+        with pytest.raises(ValueError, match="`magnitude` must be the absolute value"):
             layers.SignedDense(3, magnitude=magnitude)
 
 

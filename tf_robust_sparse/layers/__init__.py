@@ -1,4 +1,4 @@
-"""Kernels as Keras layers: what is connected is held here and decided by `tf_robust_sparse.sparsity`."""
+"""Kernels as Keras layers: they hold which entries are connected; `tf_robust_sparse.sparsity` decides it."""
 
 from tf_robust_sparse.deprecation import renamed
 from tf_robust_sparse.layers.bayesian import BayesianConv2D, BayesianDense, BayesianScale

@@ -1,4 +1,4 @@
-"""Kernels, biases and scales whose every number is drawn from a normal distribution of its own."""
+"""Kernels, biases and scales whose entries are drawn from independent normal distributions."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ class Posterior:
     initial_rho: float
 
     def check_posterior(self, prior_stddev: float, initial_rho: float) -> None:
-        """Takes the arguments of the posterior.
+        """Checks and stores the arguments of the posterior.
 
         Raises:
             ValueError: if one is out of its range.
@@ -30,7 +30,7 @@ class Posterior:
         self.prior_stddev, self.initial_rho = float(prior_stddev), float(initial_rho)
 
     def add_rho(self, name: str, shape: tuple[int, ...]) -> Any:
-        """Creates what the spread of a weight is computed from, `softplus(rho)`."""
+        """Creates the variable `rho` of a weight, whose standard deviation is `softplus(rho)`."""
         return self.add_weight(  # type: ignore[attr-defined]
             name=f"{name}_rho",
             shape=shape,
@@ -41,7 +41,7 @@ class Posterior:
 
     def posteriors(self) -> list[tuple[Any, Any]]:
         """Returns the pairs (mean, rho) of the weights that are drawn."""
-        raise NotImplementedError(f"{type(self).__name__} must say which weights are drawn.")
+        raise NotImplementedError(f"{type(self).__name__} must define `posteriors`, the weights that are drawn.")
 
     def sample(self) -> list[tf.Tensor]:
         """Returns a draw of each weight, one for the whole batch, float32, differentiable in mean and rho."""
@@ -63,7 +63,7 @@ class Posterior:
 class BayesianKernel(Posterior):
     """Parametrization: a mean and a spread for each entry; the mean is the effective kernel.
 
-    In training kernel and bias are drawn once per step, in inference they are their means.
+    In training, kernel and bias are drawn once per step; in inference, they are their means.
     """
 
     bias: Any
@@ -90,7 +90,7 @@ class BayesianKernel(Posterior):
         return [(self.kernel, self.kernel_rho), *bias]
 
     def call(self, inputs, training=None):
-        """Returns the outputs of the operation, in training of a drawn kernel and bias."""
+        """Returns the outputs of the operation; in training with a drawn kernel and bias."""
         if not training:
             return super().call(inputs)
         with kernel_seam.override_kernel(self, *self.sample()):
@@ -105,8 +105,9 @@ class BayesianKernel(Posterior):
 class BayesianDense(BayesianKernel, DenseOperation):
     """Densely-connected layer of normally distributed weights: `output = activation(input @ W + c)`.
 
-    In training `W = kernel + softplus(kernel_rho) * e` and `c = bias + softplus(bias_rho) * e'` with standard normal
-    `e`, `e'`, one draw for the whole batch that follows `training_noise`. In inference `W = kernel`, `c = bias`.
+    In training, `W = kernel + softplus(kernel_rho) * e` and `c = bias + softplus(bias_rho) * e'` with standard normal
+    `e`, `e'`. One draw serves the whole batch; its seed comes from `training_noise`. In inference, `W = kernel` and
+    `c = bias`.
 
     Args:
         units: Positive integer, size of the output space.
@@ -161,7 +162,7 @@ class BayesianConv2D(BayesianKernel, Conv2DOperation):
 class BayesianScale(Posterior, keras.layers.Layer):
     """Normally distributed scale and shift of each channel: `output = input * g + s`; see `BayesianDense`.
 
-    After a batch norm without scale and shift it makes a Bayesian batch norm.
+    Placed after a batch norm without scale and shift, it makes a Bayesian batch norm.
 
     Args:
         prior_stddev: Standard deviation of the prior of every scale and shift, whose mean is 0; positive.

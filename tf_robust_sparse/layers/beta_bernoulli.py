@@ -1,4 +1,4 @@
-"""Gates on channels and units that learn how often each is needed."""
+"""Gates on channels and units that learn how often each one is needed."""
 
 import math
 from typing import Any
@@ -18,15 +18,15 @@ _LOG_GUARD = math.log(1e-20)  # of both logarithms of a logit
 class BetaBernoulliDropout(keras.layers.Layer):
     """Multiplies each channel or unit by a gate whose probability of being open is learned.
 
-    The probability `pi` of a unit has the prior Beta(prior, 1), which wants it closed, and the posterior
-    Kumaraswamy(a, b). In training `pi` is drawn once per forward pass and unit, `pi = (1 - u**(1/b))**(1/a)`, and the
+    The probability `pi` of a unit has the prior Beta(prior, 1), which favors closed gates, and the posterior
+    Kumaraswamy(a, b). In training, `pi` is drawn once per forward pass and unit, `pi = (1 - u**(1/b))**(1/a)`, and the
     gate of each example and unit is a relaxed Bernoulli variable, `sigmoid((logit(u') + logit(pi)) / temperature)`.
-    In inference the gate is the mean of `pi`, and exactly 0 where that is at most `threshold`.
+    In inference, the gate is the mean of `pi`, and exactly 0 where that mean is at most `threshold`.
 
-    Draws follow `training_noise`. All of it is float32, whatever the dtype policy.
+    Seeds come from `training_noise`. All computations are in float32, whatever the dtype policy.
 
     Args:
-        initial: Start of `a_raw`; -1 for a mean of 0.24, 2 for one of 0.68.
+        initial: Initial value of `a_raw`; -1 gives a mean gate of 0.24, 2 a mean of 0.68.
         threshold: Units whose mean gate is at most this are closed, in [0, 1).
         temperature: Of the relaxation, positive.
         prior: First parameter of the prior, positive.
@@ -103,7 +103,7 @@ class BetaBernoulliDropout(keras.layers.Layer):
 
     def mean(self) -> tf.Tensor:
         """Returns the mean of `pi` under the posterior, `b * Beta(1 + 1/a, b)`: `(units,)`, float32 in (0, 1)."""
-        # The logarithms of gamma functions are of size 1e5 where a is small: float32 leaves an error of a per cent.
+        # Where a is small, the log-gamma terms reach 1e5 and nearly cancel: float32 would leave an error of 1 %.
         a, b = (tf.cast(value, tf.float64) for value in self.posterior())
         logarithm = tf.math.lgamma(1 + 1 / a) + tf.math.lgamma(b) - tf.math.lgamma(1 + 1 / a + b)
         return tf.cast(b * tf.exp(logarithm), tf.float32)
@@ -135,7 +135,7 @@ class BetaBernoulliDropout(keras.layers.Layer):
         return _log_of_complement(tf.math.log(uniform) / b) / a
 
     def _gates(self, rows: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Returns the gates of as many examples as there are rows, of the shape of `rows`."""
+        """Returns the gates of the examples in `rows`, in the shape of `rows`."""
         log_pi = self.draw_log_probability(fold_in(seed, 0))
         logit = _guarded(log_pi) - tf.math.log(-tf.math.expm1(log_pi) + math.exp(_LOG_GUARD))
         uniform = training_noise.uniform(rows, fold_in(seed, 1))
@@ -177,6 +177,7 @@ def prior_divergence(network: keras.Model) -> tf.Tensor:
 
 def _log_of_complement(x: tf.Tensor) -> tf.Tensor:
     """Returns `log(1 - exp(x))` of negative numbers, with a finite gradient."""
+    # Each branch gets a harmless value where the other one is taken: `tf.where` would pass on its infinite gradient.
     near = x > -math.log(2)
     close, far = tf.where(near, x, -1.0), tf.where(near, -1.0, x)
     return tf.where(near, tf.math.log(-tf.math.expm1(close)), tf.math.log1p(-tf.exp(far)))

@@ -1,4 +1,4 @@
-"""Kernels that are trained to be signs: a real weight behind each, rounded up or down in every forward pass."""
+"""Kernels trained to be signs: each entry has a real weight, which every forward pass rounds to 1 or -1."""
 
 import random
 from typing import Any
@@ -55,8 +55,8 @@ class BinaryKernel:
     def compute_effective_kernel(self) -> tf.Tensor:
         """Returns 1 and -1: the sign of `kernel`, 1 for 0, or what was drawn last.
 
-        The gradient passes the rounding by: unchanged, or half of it inside (-1, 1) and 0 outside where the signs are
-        drawn, as that of the probability `clip((kernel + 1) / 2, 0, 1)`.
+        Straight-through: the backward pass ignores the rounding. With drawn signs the gradient is that of the
+        probability `clip((kernel + 1) / 2, 0, 1)`: half of the upstream gradient inside (-1, 1), 0 outside.
         """
         kernel = tf.convert_to_tensor(self.kernel)
         return _drawn(kernel, tf.convert_to_tensor(self.positive)) if self.stochastic else _rounded(kernel)
@@ -92,7 +92,8 @@ class BinaryDense(BinaryKernel, DenseOperation):
     Args:
         units: Positive integer, size of the output space.
         stochastic: Whether signs are drawn, 1 with probability `(kernel + 1) / 2`;
-            `sparsity.StochasticBinarization` draws them anew in each training step. Else they are those of `kernel`.
+            `sparsity.StochasticBinarization` draws new ones in each training step. Otherwise they are those of
+            `kernel`.
         activation: Activation of the output; `None` for logits.
         use_bias: Whether a bias is added.
         kernel_initializer: Initializer of the real kernel, clipped to [-1, 1].

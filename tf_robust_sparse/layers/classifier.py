@@ -1,4 +1,4 @@
-"""What may be called a network here."""
+"""Which Keras models count as networks: one input of images, one output of logits."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import keras
 
 
 def check_classifier(network: Any, in_structure: bool = False) -> None:
-    """Checks that the layers of a network are known, and that they lead from images to logits.
+    """Checks that Keras knows the layers of a network and that they lead from images to logits.
 
     Args:
         network: What to check.

@@ -1,4 +1,4 @@
-"""Clones of models whose layers become others."""
+"""Clones of models with some layers replaced."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ def cloned(network: keras.Model, layer_of: Callable[[Any], Any], purpose: str) -
 
     Args:
         network: The model.
-        layer_of: From a layer or operation to the one that takes its place, without weights.
-        purpose: What is refused for other models, for the message, such as `"stripped"`.
+        layer_of: Maps a layer or operation to its replacement, which has no weights yet.
+        purpose: What the caller does with the model, for the message, such as `"stripped"`.
 
     Raises:
         ValueError: if the model is subclassed.
@@ -32,19 +32,19 @@ def copy_of(layer: Any, **changes: Any) -> Any:
 
     Args:
         layer: A Keras layer, or an operation such as `keras.ops.relu`.
-        **changes: Entries of a layer's configuration that are to be others; operations stay as they are.
+        **changes: Entries of a layer's configuration to change; operations are copied unchanged.
 
     Raises:
         ValueError: if the layer cannot be copied.
     """
-    # The code of a Lambda layer that is in memory has run already, so nothing is gained by refusing it.
+    # Safe mode would refuse a Lambda layer, but one that is in memory has already run its code.
     options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
     try:
         config = layer.get_config()
         if isinstance(layer, keras.layers.Layer):  # an operation has no dtype
             config.update(changes)
         return type(layer).from_config(config, **options)
-    # Keras raises NotImplementedError for arguments that it cannot write down; code of the user raises anything.
+    # Keras raises NotImplementedError for arguments that it cannot serialize; code of the user may raise anything.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(

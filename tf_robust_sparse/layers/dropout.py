@@ -1,4 +1,4 @@
-"""Dropout whose draws a training step decides."""
+"""Dropout whose random draws are seeded by the training step."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from tf_robust_sparse.layers import training_noise
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class Dropout(keras.layers.Layer):
-    """Sets a share of the entries to 0 in training and scales the others up, so that the sum is kept on average.
+    """Sets a fraction of the entries to 0 in training and scales up the others, so that the expected sum stays.
 
-    As `keras.layers.Dropout`, but for the draws, which follow `training_noise`: clean and attacked images can lose the
-    same entries.
+    Like `keras.layers.Dropout`, but seeds come from `training_noise`: clean and attacked images can lose the same
+    entries.
 
     Args:
-        rate: Share of the entries, in [0, 1).
+        rate: Fraction of the entries set to 0, in [0, 1).
 
     Input shape: any, the first axis is the batch. Output shape: the same.
 
@@ -31,12 +31,12 @@ class Dropout(keras.layers.Layer):
     def __init__(self, rate: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= rate < 1:
-            raise ValueError(f"`rate` is the share of the entries set to 0, in [0, 1). Received: rate={rate!r}")
+            raise ValueError(f"`rate` must be the fraction of entries set to 0, in [0, 1). Received: rate={rate!r}")
         self.rate = float(rate)
         self.built = True
 
     def call(self, inputs, training=False):
-        """Returns `inputs`, in training without a share of its entries."""
+        """Returns `inputs`; in training, with a fraction of the entries set to 0."""
         if not training or self.rate == 0:
             return inputs
         drawn = training_noise.draws(self)

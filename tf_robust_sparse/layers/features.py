@@ -13,11 +13,11 @@ def feature_names(network: keras.Model) -> tuple[str, ...]:
 
 
 def with_features(network: keras.Model, names: Sequence[str] | None = None) -> keras.Model:
-    """Returns a model of the same layers that gives the features beside the logits.
+    """Returns a model of the same layers that returns the logits and the features.
 
     Args:
         network: A functional or sequential model.
-        names: Names of layers of it; `None` for `feature_names(network)`.
+        names: Names of its layers; `None` for `feature_names(network)`.
 
     Returns:
         A model from `(batch, ...)` images to `[logits, *features]`, one tensor for each name.
@@ -28,14 +28,14 @@ def with_features(network: keras.Model, names: Sequence[str] | None = None) -> k
     names = feature_names(network) if names is None else tuple(names)
     if not names:
         raise ValueError(
-            f"Expected layers whose outputs are features; name some, for {network.name} has no ReLU of its own. "
-            "Received: none"
+            f"`names` must name at least one layer of {network.name} whose output is a feature; by default these are "
+            f"all layers that end in a ReLU. Received: names={names!r}"
         )
     known = {layer.name: layer for layer in network.layers}
     outputs = []
     for name in names:
         if name not in known:
-            raise ValueError(f"Features are outputs of layers: {', '.join(known)}. Received: {name!r}")
+            raise ValueError(f"`names` must be names of layers, of {', '.join(known)}. Received: {name!r}")
         try:
             output = known[name].output
         except (AttributeError, ValueError):
@@ -53,11 +53,11 @@ def distortions(feature: tf.Tensor, attacked: tf.Tensor) -> tf.Tensor:
 
 
 class FeatureRecorder:
-    """Stands in for a network and keeps the features of every batch that passes through it in training mode.
+    """Replaces a network in a training step and keeps the features of every batch that passes through it.
 
     Args:
-        network: The network; what is asked of the recorder beside a forward pass, it answers.
-        model: What `with_features` made of it.
+        network: The network; it serves every attribute that the recorder lacks.
+        model: The result of `with_features(network)`.
     """
 
     def __init__(self, network: keras.Model, model: keras.Model) -> None:
@@ -68,7 +68,7 @@ class FeatureRecorder:
     def __call__(self, x: Any, training: Any = None) -> tf.Tensor:
         """Returns the logits of a batch."""
         logits, *features = self._model(x, training=training)
-        self._seen[id(x)] = (x, features)  # with the tensor itself, lest another one takes its number
+        self._seen[id(x)] = (x, features)  # keeps x alive, so that no other tensor gets its id
         return logits
 
     def __getattr__(self, name: str) -> Any:
@@ -76,13 +76,13 @@ class FeatureRecorder:
         return getattr(self._network, name)
 
     def split(self, joined: Any, parts: Sequence[Any]) -> None:
-        """Takes the features of a batch that passed as those of its equal parts."""
+        """Splits the recorded features of a batch among its equal parts."""
         features = [tf.split(feature, len(parts)) for feature in self._seen[id(joined)][1]]
         for number, part in enumerate(parts):
             self._seen[id(part)] = (part, [pieces[number] for pieces in features])
 
     def features(self, x: Any) -> list[tf.Tensor]:
-        """Returns the features of a batch, from one forward pass more if it has not passed yet."""
+        """Returns the features of a batch, after one more forward pass if it has not passed yet."""
         if id(x) not in self._seen:
             self(x, training=True)
         return self._seen[id(x)][1]

@@ -1,9 +1,9 @@
-"""Convolution of images of few channels, whose gradient with respect to the images is a convolution too.
+"""Convolution of images with few channels, whose gradient for the images is a convolution, too.
 
-An attack takes the gradient of each step with respect to images of one or three channels. TensorFlow's gradient of such
-a convolution is slow on CPUs, up to about eight channels: it multiplies matrices with as many columns. Here a
-convolution over the upstream gradient computes blocks of several pixels at once as its filters, and a transposition
-lays them out.
+Each step of an attack takes the gradient for images of one or three channels. On CPUs, TensorFlow's gradient of such a
+convolution is slow for up to about eight channels, because it multiplies matrices that have as many columns. Here one
+convolution over the upstream gradient computes a block of several pixels at each position, one filter for each entry
+of the block, and a transposition puts the blocks in their places.
 """
 
 import functools
@@ -15,12 +15,12 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers.gradients import custom_gradient
 
-_ENOUGH_COLUMNS = 12  # pixels of a block times channels, from which on the product is fast
+_ENOUGH_COLUMNS = 12  # pixels of a block times channels; matrix products with fewer columns are slow
 _MOST_CHANNELS = 8
 
 
 class _Side(NamedTuple):
-    """One side of the images: what turns the upstream gradient along it into blocks of pixels.
+    """How the upstream gradient becomes blocks of pixels along one side of the images.
 
     Attributes:
         padding: Zeros before and after the upstream gradient.
@@ -37,9 +37,9 @@ class _Side(NamedTuple):
 
 
 def is_faster(x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str) -> bool:
-    """Tells whether the gradient with respect to `x` is expected to be faster this way.
+    """Returns whether `convolve` is expected to compute the gradient for `x` faster than TensorFlow.
 
-    Args: as of `convolve`.
+    Args: those of `convolve`.
     """
     height, width = kernel.shape[:2]
     return (
@@ -92,16 +92,17 @@ def _gradient_of_images(
         _side(size, kernel.shape[axis], strides[axis], upstream.shape[1 + axis], padding, block)
         for axis, size in enumerate((height, width))
     )
-    # One entry beyond the kernel's is the 0 where there is no tap.
+    # The filters gather entries of the kernel. An extra entry, 0, serves the places without a tap.
     entries = tf.concat([tf.reshape(kernel, (-1,)), tf.zeros(1, kernel.dtype)], 0)
     filters = tf.gather(entries, _arrangement(tuple(kernel.shape), rows, columns))
+    # A block of the images begins every `block` pixels, which are `block // stride` outputs of the convolution.
     advance = [1, block // strides[0], block // strides[1], 1]
     padded = tf.pad(upstream, [(0, 0), rows.padding, columns.padding, (0, 0)])
     blocks = tf.nn.conv2d(padded, filters, advance, "VALID")
     lines = tf.reshape(
         blocks[:, : rows.blocks, : columns.blocks], (-1, rows.blocks, columns.blocks, block, block * channels)
     )
-    # Faster on CPUs than `depth_to_space`, which moves single pixels.
+    # On CPUs this is faster than `depth_to_space`, which moves single pixels.
     pixels = tf.reshape(
         tf.transpose(lines, (0, 1, 3, 2, 4)), (-1, rows.blocks * block, columns.blocks * block, channels)
     )
@@ -110,7 +111,7 @@ def _gradient_of_images(
 
 
 def _block(channels: int, strides: tuple[int, int]) -> int:
-    """Returns the side of a block: a common multiple of the strides, with pixels enough."""
+    """Returns the side of a block: a common multiple of the strides that gives enough columns."""
     smallest = int(np.lcm(*strides))
     block = smallest
     while block * block * channels < _ENOUGH_COLUMNS:
@@ -120,10 +121,10 @@ def _block(channels: int, strides: tuple[int, int]) -> int:
 
 def _side(size: int, taps: int, stride: int, outputs: int, padding: str, block: int) -> _Side:
     before = max((outputs - 1) * stride + taps - size, 0) // 2 if padding == "same" else 0
-    # A block that begins where an output's window may begin sees the fewest outputs.
+    # The first block begins where an output's window may begin, because such a block sees the fewest outputs.
     cut = before % stride
     before, size = before - cut, size + cut
-    # Pixel r of a block sees output (r + before - tap) / stride of those that start with the block's own.
+    # Pixel r of a block gets gradient from output q, counted from the block's own, through tap r + before - stride * q.
     first = -((taps - 1 - before) // stride)
     last = (block - 1 + before) // stride
     seen = np.arange(first, last + 1)
@@ -135,7 +136,7 @@ def _side(size: int, taps: int, stride: int, outputs: int, padding: str, block: 
 
 
 def _arrangement(shape: tuple[int, ...], rows: _Side, columns: _Side) -> np.ndarray:
-    """Returns for each entry of the other kernel `(window, window, filters, block * block * channels)` where it is."""
+    """Returns where in the kernel each filter entry `(window, window, filters, block * block * channels)` is found."""
     height, width, channels, filters = shape
     # Axes: window row, window column, filter, pixel row, pixel column, channel.
     row = rows.taps.T[:, None, None, :, None, None]

@@ -1,4 +1,4 @@
-"""One way to ask any model for its logits."""
+"""One function that asks any model for its logits."""
 
 import functools
 from collections.abc import Callable
@@ -14,28 +14,28 @@ Forward = Callable[[tf.Tensor], tf.Tensor]
 
 
 def inference_forward(model: Callable[..., Any]) -> Forward:
-    """A function from images to float32 logits, with batch norm and dropout in inference mode.
+    """Returns a function from images to float32 logits, with batch norm and dropout in inference mode.
 
     Args:
         model: A Keras model or layer, which is called with `training=False`; or any other callable (a plain function,
-            the `serve` or a signature of a SavedModel), which is called with the images only. An output that is a
-            dictionary or a list of one tensor stands for this tensor.
+            the `serve` or a signature of a SavedModel), which is called with the images only. The output may be a
+            tensor, or a dictionary or list of one tensor.
 
     Returns:
-        Callable from `(batch, ...)` images in `[0, 1]` to `(batch, classes)` logits, float32.
+        A callable from `(batch, ...)` images in `[0, 1]` to `(batch, classes)` logits, float32.
 
     Raises:
         TypeError: if the model cannot be called.
-        ValueError: at once, if a Keras model of known layers has several inputs or outputs; when called, if the output
+        ValueError: at once, if a Keras model of known layers has several inputs or outputs; in the call, if the output
             is not one tensor of shape `(batch, classes)`.
     """
     if not callable(model):
         raise TypeError(
-            "`model` is a Keras model or any callable from images to logits; for a SavedModel directory pass "
+            "`model` must be a Keras model or any callable from images to logits; for a SavedModel directory pass "
             f"evaluation.load_saved_model(path). Received: model={model!r}"
         )
     if isinstance(model, keras.Model) and getattr(model, "inputs", None):
-        check_classifier(model, in_structure=True)  # before anything is traced, where errors come in many lines
+        check_classifier(model, in_structure=True)  # before tracing, which would bury the message in a long trace
     call = model
     if isinstance(model, keras.layers.Layer):
         call = functools.partial(inference_logits, model)
@@ -44,7 +44,7 @@ def inference_forward(model: Callable[..., Any]) -> Forward:
         logits = tf.cast(_single_tensor(call(x)), tf.float32)
         if logits.shape.rank not in (None, 2):
             raise ValueError(
-                "The model returns logits of shape (batch, classes); flatten or pool the features before the last "
+                "The model must return logits of shape (batch, classes); flatten or pool the features before the last "
                 f"layer. Received: output of shape {logits.shape}"
             )
         return logits
@@ -53,12 +53,12 @@ def inference_forward(model: Callable[..., Any]) -> Forward:
 
 
 def _single_tensor(output: Any) -> Any:
-    """The one tensor in a model's output."""
+    """Returns the one tensor in a model's output."""
     if isinstance(output, dict | list | tuple):
         if len(output) != 1:
             names = list(output) if isinstance(output, dict) else len(output)
             raise ValueError(
-                "The model returns one tensor of logits; wrap it in a function that picks the logits. "
+                "The model must return one tensor of logits; wrap it in a function that picks the logits. "
                 f"Received outputs: {names}"
             )
         return next(iter(output.values() if isinstance(output, dict) else output))

@@ -1,7 +1,8 @@
 """Chains of element-wise operations that run as one loop over memory.
 
-On CPUs each operation of TensorFlow reads its operands from memory and writes its result back, which is most of the
-time of such a chain. XLA compiles it to one loop. Convolutions and matrix products stay TensorFlow's, whose are faster.
+On CPUs, each operation of TensorFlow reads its operands from memory and writes its result back, which takes most of the
+time of such a chain. XLA compiles the chain to one loop. Convolutions and matrix products stay with TensorFlow, because
+its kernels are faster than XLA's.
 """
 
 import functools
@@ -14,8 +15,8 @@ import tensorflow as tf
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that computes the same as `function` and, on machines without GPUs, in one pass.
 
-    It is compiled anew for each combination of shapes, in a few hundredths of a second. Rounding may differ in the
-    last bit.
+    Each new combination of shapes is compiled once, in a few hundredths of a second. Rounding may differ in the last
+    bit.
 
     Args:
         function: From tensors to a tensor or a tuple of tensors, of element-wise operations, slices and reshapes.
@@ -31,7 +32,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiles() -> bool:
-    """Tells whether `fused` has XLA compile: on machines without GPUs whose TensorFlow brings it."""
+    """Returns whether `fused` uses XLA: on machines without GPUs whose TensorFlow includes it."""
     return not tf.config.list_logical_devices("GPU") and _xla_works()
 
 

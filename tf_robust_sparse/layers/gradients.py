@@ -1,4 +1,4 @@
-"""Functions with a gradient written by hand, which do not keep the graphs that call them."""
+"""Functions with a hand-written gradient that do not keep alive the graphs that call them."""
 
 import functools
 from collections.abc import Callable
@@ -10,19 +10,19 @@ import tensorflow as tf
 def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `tf.custom_gradient(function)`, which may be called in any number of graphs without a leak.
 
-    TensorFlow registers the gradient of each call in a graph under a name of its own and never removes it, so that the
-    whole graph stays in memory as long as the program runs: megabytes for each evaluation of a network. Here the
-    function has a graph of its own for each combination of shapes, and all others call that one.
+    TensorFlow registers the gradient of each call in a graph under a new name and never removes it. The whole graph
+    then stays in memory while the program runs: megabytes for each evaluation of a network. Here the function is
+    traced once for each combination of shapes, and every other graph calls that trace.
 
     Args:
-        function: From tensors to a result and the function of its gradient, as for `tf.custom_gradient`. It depends on
+        function: Maps tensors to a result and its gradient function, as for `tf.custom_gradient`. It must depend on
             its arguments alone.
     """
     eager = tf.custom_gradient(function)
 
     @functools.cache
     def compiled(shapes: str) -> Callable[..., Any]:
-        # One tf.function for all would use a graph of unknown sizes for known ones too, which `function` may ask for.
+        # A tf.function per combination: a shared one would relax shapes, and `function` may need the known sizes.
         del shapes
         return tf.function(eager, autograph=False)
 

@@ -17,7 +17,7 @@ class KernelLayer(keras.layers.Layer):
     creates its variables, `compute_effective_kernel()`, which returns the float32 kernel, and optionally
     `kernel_config()`.
 
-    Every subclass of `keras.layers.Layer`, not of `keras.layers.Dense`: the latter save only the variables they know.
+    The base is `keras.layers.Layer`: a subclass of `keras.layers.Dense` would save only the variables that Dense knows.
     """
 
     kernel: Any
@@ -38,12 +38,12 @@ class KernelLayer(keras.layers.Layer):
 
     @property
     def effective_kernel(self) -> tf.Tensor:
-        """The float32 kernel the layer multiplies with, zeros where nothing is connected."""
+        """The float32 kernel that the layer multiplies by, 0 where nothing is connected."""
         return kernel_seam.effective_kernel(self)
 
     @property
     def ranked(self) -> Any:
-        """The variable by whose entries it is told which of the kernel matter least."""
+        """The variable whose entries rank those of the kernel; magnitude pruning removes the smallest."""
         return self.kernel
 
     @property
@@ -53,7 +53,7 @@ class KernelLayer(keras.layers.Layer):
 
     @property
     def expected_connectivity(self) -> float:
-        """Fraction of kernel entries expected not to be zero; known at construction, it decides nothing but speed."""
+        """Expected fraction of nonzero kernel entries, known before training; it affects speed alone."""
         return 1.0
 
     def add_kernel(self, shape: tuple[int, ...]) -> None:
@@ -196,7 +196,7 @@ class Conv2DOperation(KernelLayer):
         }
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments; the format is none, because there is no other."""
+        """Returns the constructor arguments, without `data_format`, which is always channels last."""
         config = super().get_config()
         del config["data_format"]
         return config

@@ -1,16 +1,16 @@
-"""The one seam through which every kernel, convolution and matrix product of the toolkit passes.
+"""The one place through which every kernel, convolution and matrix product of the toolkit passes.
 
 Adversarial training reads each kernel a dozen times per optimization step (ten attack steps, one or two training
-passes) while the weights stand still. `cached_kernels` computes every effective kernel (mask, `sign * relu(theta)`,
-cast to the compute dtype) once and hands the result to all forward passes inside the block. `folded_kernels` goes
-two steps further for the attack, whose batch norm runs in inference mode and which needs no gradient of the weights: it
-multiplies the batch norm scale into the preceding kernel, so that the normalization costs nothing in the attack's loop,
-and convolves with a sparse matrix where a kernel has so few connections that this is faster.
+passes) while the weights do not change. `cached_kernels` computes every effective kernel (mask, `sign * relu(theta)`,
+cast to the compute dtype) once, for all forward passes inside the block. `folded_kernels` does more for the attack,
+whose batch norm runs in inference mode and which needs no gradient of the weights. It multiplies the batch norm scale
+into the preceding kernel, so that the normalization costs nothing in the attack's loop, and convolves with a sparse
+matrix where a kernel has so few connections that this is faster.
 
 The cache lives in thread-local storage, not on the layers: the replica threads of `tf.distribute` interleave while they
 trace, and each must see its own tensors.
 
-A faster kernel put into `convolve` or `multiply` reaches every layer at once.
+A faster implementation of `convolve` or `multiply` reaches every layer at once.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class CachedKernel(NamedTuple):
 class _Block(threading.local):
     """What the blocks around this thread hold, by layer: float32 kernels, compute forms, gates, folded layers.
 
-    Of networks that the engine computes: a function from images to logits, or `None`.
+    `engines` maps networks that the engine computes to a function from images to logits, which may return `None`.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ _block = _Block()
 
 def convolve(x: tf.Tensor, kernel: tf.Tensor | SparseKernel, strides: tuple[int, int], padding: str) -> tf.Tensor:
     """Returns the 2-D convolution of `x` `(batch, height, width, channels)` with an HWIO `kernel`."""
-    if isinstance(kernel, SparseKernel):  # made for stride 1 and padding "same" only
+    if isinstance(kernel, SparseKernel):  # `_sparse_is_faster` admits stride 1 and padding "same" only
         return sparse_convolve(x, kernel)
     if few_channels.is_faster(x, kernel, strides, padding):
         return few_channels.convolve(x, kernel, strides, padding)
@@ -66,7 +66,7 @@ def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 def inference_logits(network: keras.Model, x: tf.Tensor) -> Any:
-    """Returns what `network` returns in inference mode; inside `folded_kernels` the engine computes it if it can."""
+    """Returns the output of `network` in inference mode; inside `folded_kernels` the engine computes it if it can."""
     engine = _block.engines.get(id(network))
     logits = None if engine is None else engine(x)
     return network(x, training=False) if logits is None else logits
@@ -79,15 +79,15 @@ def kernel_layers(network: keras.Model) -> list[Any]:
 
 
 def effective_kernel(layer: Any) -> tf.Tensor:
-    """Returns the float32 effective kernel of `layer`, the cached one inside `cached_kernels`."""
+    """Returns the float32 effective kernel of `layer`; inside `cached_kernels`, the cached one."""
     kernel = _block.kernels.get(id(layer))
     return layer.compute_effective_kernel() if kernel is None else kernel
 
 
 def kernel_l1(layer: Any) -> tf.Tensor:
-    """Returns the sum of the absolute entries of the effective kernel of `layer`; of a stack, of each of its kernels.
+    """Returns the L1 norm of the effective kernel of `layer`; for a stacked layer, that of each member.
 
-    A scalar, or `(members,)` if the kernel has a leading axis of so many members.
+    A scalar, or `(members,)` if the kernel has a leading axis of `members` kernels.
     """
     sizes = tf.abs(effective_kernel(layer))
     members = getattr(layer, "members", None)
@@ -95,38 +95,41 @@ def kernel_l1(layer: Any) -> tf.Tensor:
 
 
 def kernel_and_bias(layer: Any) -> CachedKernel:
-    """Returns what the forward pass of `layer` multiplies and adds, in its compute dtype."""
+    """Returns the kernel and bias of the forward pass of `layer`, in its compute dtype."""
     cached = _block.cached.get(id(layer))
     return _compute_form(layer, effective_kernel(layer)) if cached is None else cached
 
 
 def inference_scale(layer: Any) -> tf.Tensor:
-    """Returns what the gates of `layer` multiply by in inference, the cached ones inside `folded_kernels`."""
+    """Returns the factors of the gates of `layer` in inference; inside `folded_kernels`, the cached ones."""
     scale = _block.scales.get(id(layer))
     return layer.inference_scale() if scale is None else scale
 
 
 def is_folded(layer: Any) -> bool:
-    """Tells whether the batch norm or gate `layer` is part of the preceding kernel at present."""
+    """Returns whether the batch norm or gate `layer` is folded into the preceding kernel at present."""
     return id(layer) in _block.folded
 
 
 def skips_folded(layer: Any, training: Any) -> bool:
-    """Tells whether a batch norm or gate is part of the preceding kernel at present, so that it has nothing to do.
+    """Returns whether a batch norm or gate has nothing to do, because it is folded into the preceding kernel.
 
     Raises:
-        RuntimeError: if it is, and the network trains.
+        RuntimeError: if it is folded and the network is called with `training=True`.
     """
     if not is_folded(layer):
         return False
     if training:
-        raise RuntimeError("A network inside `folded_kernels` must be called with training=False.")
+        raise RuntimeError(
+            "A network inside `folded_kernels` must be called with training=False, because batch norm is part of the "
+            f"kernels there. Received: training={training}"
+        )
     return True
 
 
 @contextlib.contextmanager
 def override_kernel(layer: Any, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> Iterator[None]:
-    """Has `layer` compute with another kernel and bias, float32, inside the block."""
+    """Makes `layer` use another kernel and bias, float32, inside the block."""
     dtype = layer.compute_dtype
     cached = CachedKernel(tf.cast(kernel, dtype), None if bias is None else tf.cast(bias, dtype))
     with _installed(cached=_block.cached | {id(layer): cached}, engines={}):
@@ -138,12 +141,13 @@ def cached_kernels(network: keras.Model) -> Iterator[None]:
     """Computes every effective kernel of `network` once, for all forward passes inside the block.
 
     Gradients flow through the cached kernels to the variables if a `tf.GradientTape` records when the block is
-    entered. A variable changed inside the block takes effect only after it. A fold around the block is suspended.
+    entered. A variable changed inside the block takes effect after the block. An enclosing `folded_kernels` is
+    suspended.
     """
     layers = kernel_layers(network)
     kernels = {id(layer): layer.compute_effective_kernel() for layer in layers}
     cached = {id(layer): _compute_form(layer, kernels[id(layer)]) for layer in layers}
-    folded = _block.folded - {id(layer) for layer in all_layers(network)}  # these kernels have no scale in them
+    folded = _block.folded - {id(layer) for layer in all_layers(network)}  # these kernels contain no batch norm scale
     with _installed(kernels=_block.kernels | kernels, cached=_block.cached | cached, folded=folded, engines={}):
         yield
 
@@ -152,10 +156,10 @@ def cached_kernels(network: keras.Model) -> Iterator[None]:
 def folded_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterator[None]:
     """Prepares every kernel of `network` for forward passes in inference mode inside the block.
 
-    Every batch norm and every gate is folded into the kernel before it, where the kernel's output goes nowhere else and
-    has no activation of its own; of the others the gates are computed once. On CPUs the engine computes the networks
-    whose layers it knows; without it, convolutions that expect few connections become sparse products. Inside the
-    block the network must be called with `training=False`, and gradients reach the inputs alone.
+    A batch norm or gate is folded into the preceding kernel if that kernel's layer has no activation and feeds nothing
+    else. Gates that cannot be folded are computed once. On CPUs, the engine computes the networks whose layers it
+    knows; without it, convolutions that expect few connections become sparse products. Inside the block the network
+    must be called with `training=False`, and gradients reach the inputs alone.
 
     Args:
         network: A network of the toolkit's layers; other layers are left alone.
@@ -198,7 +202,7 @@ def folded_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterator[
 
 @contextlib.contextmanager
 def unfolded_kernels(network: keras.Model) -> Iterator[None]:
-    """Suspends a fold of `folded_kernels` inside the block; kernels cached around it stay cached."""
+    """Suspends an enclosing `folded_kernels` inside the block; kernels cached around it stay cached."""
     cached = {
         id(layer): _compute_form(layer, _block.kernels[id(layer)])
         for layer in kernel_layers(network)
@@ -213,7 +217,7 @@ def unfolded_kernels(network: keras.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cached_for_inference(model: Any) -> Iterator[None]:
-    """Prepares a Keras model for many forward passes in inference mode inside the block; others stay as they are."""
+    """Prepares a Keras model for many forward passes in inference mode inside the block; ignores other callables."""
     if isinstance(model, keras.Model):
         with cached_kernels(model), folded_kernels(model):
             yield
@@ -222,9 +226,9 @@ def cached_for_inference(model: Any) -> Iterator[None]:
 
 
 def foldable_followers(network: keras.Model) -> list[tuple[Any, list[Any]]]:
-    """Returns each kernel layer of `network` and the batch norms and gates after it that it can take up, in order.
+    """Returns each kernel layer of `network` and the batch norms and gates that can be folded into it, in order.
 
-    It feeds nothing but the first of them, this nothing but the second, and so on.
+    The kernel layer feeds only the first of them, this one only the second, and so on.
     """
     after = {id(layer): follower for layer, follower in chains(network)}
     found: list[tuple[Any, list[Any]]] = []
@@ -239,7 +243,7 @@ def foldable_followers(network: keras.Model) -> list[tuple[Any, list[Any]]]:
 
 
 def all_layers(network: keras.Model) -> Iterator[Any]:
-    """Yields the layers of `network`, those of nested models in their place."""
+    """Yields the layers of `network`; a nested model is replaced by its layers."""
     for layer in network.layers:
         if isinstance(layer, keras.Model):
             yield from all_layers(layer)
@@ -248,7 +252,7 @@ def all_layers(network: keras.Model) -> Iterator[Any]:
 
 
 def _composed(followers: list[Any]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns scale and shift of layers one after the other."""
+    """Returns the scale and shift of several layers applied one after the other."""
     scale, shift = followers[0].inference_scale_and_shift()
     for follower in followers[1:]:
         more, then = follower.inference_scale_and_shift()
@@ -257,7 +261,7 @@ def _composed(followers: list[Any]) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _sparse_is_faster(layer: Any) -> bool:
-    """Tells whether `layer` is a convolution that a sparse product computes faster."""
+    """Returns whether `layer` is a convolution that a sparse product computes faster."""
     return (
         getattr(layer, "padding", None) == "same"
         and layer.strides == (1, 1)

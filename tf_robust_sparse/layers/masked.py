@@ -18,7 +18,7 @@ class MaskedKernel:
 
     prunable = True
     trainable: bool
-    straight_through = False  # a sparsifier that trains what is off sets it
+    straight_through = False  # set by a sparsifier that trains masked-out entries too
 
     def add_kernel(self, shape):
         """Creates `kernel` and `kernel_mask`."""
@@ -30,7 +30,7 @@ class MaskedKernel:
             autocast=False,
             aggregation="only_first_replica",
         )
-        # Without an aggregation an assignment in a replica context lets the replicas drift apart.
+        # Without an aggregation, an assignment in a replica context makes the replicas drift apart.
         self.kernel_mask = self.add_weight(
             name="kernel_mask",
             shape=shape,
@@ -49,7 +49,7 @@ class MaskedKernel:
     def compute_effective_kernel(self) -> tf.Tensor:
         """Returns `kernel` where the mask is on, exactly 0 elsewhere.
 
-        The gradient is masked alike, or passes to every entry of the kernel if the layer is `straight_through`.
+        The gradient is masked, too, or reaches every entry of the kernel if the layer is `straight_through`.
         """
         mask, kernel = tf.convert_to_tensor(self.kernel_mask), tf.convert_to_tensor(self.kernel)
         return _straight_through(mask, kernel) if self.straight_through else select(mask, kernel, 0)

@@ -1,8 +1,8 @@
 """Seeded noise that does not depend on how many replicas share the batch.
 
-A seed is an integer tensor of shape `(2,)`, one for the whole batch, or of shape `(parts, 2)`, one for each of so many
-equal, contiguous parts of it; `(batch, 2)` is one per example. The noise of a part does not depend on the other parts:
-networks that are trained side by side see what each would see alone.
+A seed is an integer tensor. Shape `(2,)` means one seed for the whole batch; `(parts, 2)` means one for each of `parts`
+equal, contiguous parts of it, so `(batch, 2)` means one per example. The noise of a part does not depend on the other
+parts: networks that are trained side by side see the noise that each would see alone.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ _HANDFUL = 16
 
 
 def as_seed(seed: int | tf.Tensor) -> tf.Tensor:
-    """The seed as an int64 tensor.
+    """Returns the seed as an int64 tensor.
 
     Args:
         seed: Python integer, or an int32 or int64 tensor of shape `(2,)` or `(parts, 2)`.
 
     Returns:
-        int64 tensor of shape `(2,)` or `(parts, 2)`; the integer `n` becomes `[n, 0]`.
+        An int64 tensor of shape `(2,)` or `(parts, 2)`; the integer `n` becomes `[n, 0]`.
 
     Raises:
         ValueError: if the seed is none of these.
@@ -28,21 +28,21 @@ def as_seed(seed: int | tf.Tensor) -> tf.Tensor:
     tensor = tf.convert_to_tensor([seed, 0] if isinstance(seed, int) else seed)
     if not tensor.dtype.is_integer or tensor.shape.rank not in (1, 2) or tensor.shape[-1] not in (2, None):
         raise ValueError(
-            "`seed` is an integer, or an integer tensor of shape (2,), or of shape (parts, 2) for one seed per "
+            "`seed` must be an integer, or an integer tensor of shape (2,), or (parts, 2) for one seed per "
             f"part of the batch. Received: seed={seed}"
         )
     return tf.cast(tensor, tf.int64)
 
 
 def fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
-    """A new seed from a seed and a number, such as that of a restart or of an image.
+    """Derives a new seed from a seed and a number, such as that of a restart or an image.
 
     Args:
         seed: `(2,)` or `(batch, 2)`, integers.
-        number: Integer; or `(batch,)` integers together with a seed of shape `(2,)`, for one new seed per example.
+        number: Integer; or, with a seed of shape `(2,)`, integers `(batch,)` for one new seed per example.
 
     Returns:
-        int64 seed of shape `(2,)`, or `(batch, 2)` when the seed or the number has one row per example.
+        An int64 seed of shape `(2,)`, or `(batch, 2)` when the seed or the number has one row per example.
     """
     seed = as_seed(seed)
     number = tf.cast(number, tf.int64)
@@ -54,7 +54,7 @@ def fold_in(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
 
 
 def uniform_like(x: tf.Tensor, seed: tf.Tensor, low: float, high: float) -> tf.Tensor:
-    """Uniform noise in `[low, high)` of the shape of `x`, float32.
+    """Returns uniform noise in `[low, high)` in the shape of `x`, float32.
 
     Args:
         x: `(batch, ...)`.
@@ -66,7 +66,7 @@ def uniform_like(x: tf.Tensor, seed: tf.Tensor, low: float, high: float) -> tf.T
 
 
 def normal_like(x: tf.Tensor, seed: tf.Tensor, stddev: float = 1.0) -> tf.Tensor:
-    """Normal noise of mean 0 of the shape of `x`, float32.
+    """Returns normal noise of mean 0 in the shape of `x`, float32.
 
     Args:
         x: `(batch, ...)`.
@@ -77,7 +77,7 @@ def normal_like(x: tf.Tensor, seed: tf.Tensor, stddev: float = 1.0) -> tf.Tensor
 
 
 def _draw_like(x: tf.Tensor, seed: tf.Tensor, draw: _Draw) -> tf.Tensor:
-    """Calls `draw(shape, seed)` so that the result depends on the rows of the global batch only."""
+    """Calls `draw(shape, seed)` so that the noise depends on the global batch, not on the number of replicas."""
     seed = as_seed(seed)
     shape = tf.shape(x)
     if seed.shape.rank == 2:
@@ -91,7 +91,7 @@ def _draw_like(x: tf.Tensor, seed: tf.Tensor, draw: _Draw) -> tf.Tensor:
         if replicas == 1:
             noise = draw(shape, seed)
         else:
-            # Replicas get equal, contiguous parts of the global batch: draw for all of it, keep the rows of this one.
+            # Replicas get equal, contiguous parts of the global batch: draw for all of it, keep this replica's rows.
             rows = shape[0]
             first = tf.cast(context.replica_id_in_sync_group, tf.int32) * rows
             noise = draw(tf.concat([[replicas * rows], shape[1:]], axis=0), seed)[first : first + rows]
@@ -99,7 +99,7 @@ def _draw_like(x: tf.Tensor, seed: tf.Tensor, draw: _Draw) -> tf.Tensor:
 
 
 def _for_each(draw: Callable[[tf.Tensor], tf.Tensor], seeds: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Stacks `draw(seed)` of the rows of `seeds`; a handful is drawn at once, without a loop in the graph."""
+    """Stacks `draw(seed)` for the rows of `seeds`; up to 16 are unrolled, which saves a loop in the graph."""
     if seeds.shape[0] is not None and seeds.shape[0] <= _HANDFUL:
         return tf.stack([draw(seed) for seed in tf.unstack(seeds)])
     return tf.map_fn(draw, seeds, fn_output_signature=dtype)

@@ -1,4 +1,4 @@
-"""Normalization of features, which can be folded into the kernel before it while an attack runs, and of pixels."""
+"""Batch norm that attacks can fold into the preceding kernel, and the normalization of pixels."""
 
 import math
 from typing import Any
@@ -12,16 +12,16 @@ from tf_robust_sparse.layers.kernel_seam import all_layers
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, skipped where `folded_kernels` made it part of the preceding kernel.
+    """`keras.layers.BatchNormalization` that does nothing while `folded_kernels` holds it in the preceding kernel.
 
-    Weights and results are those of the Keras layer. On several replicas the moving statistics are the mean over the
-    replicas, also if the layer is not synchronized; those of the Keras layer drift apart.
+    Weights and results are those of the Keras layer. On several replicas, the moving statistics are averaged over the
+    replicas even if the layer is not synchronized; those of the Keras layer drift apart.
 
     Args:
-        unbiased: Whether the moving variance follows the unbiased variance of batches, `n / (n - 1)` times that of
-            their `n` entries per channel, as in PyTorch and in the fused operation of TensorFlow. Batches themselves
-            are divided by the biased one in either case.
-        **kwargs: Those of the Keras layer.
+        unbiased: Whether the moving variance averages the unbiased variance of batches, which is `n / (n - 1)` times
+            the biased one for `n` entries per channel, as in PyTorch and in TensorFlow's fused operation. Batches
+            themselves are always normalized by the biased variance.
+        **kwargs: Arguments of the Keras layer.
 
     Reference: [Ioffe and Szegedy, 2015](https://arxiv.org/abs/1502.03167).
     """
@@ -37,7 +37,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return {**super().get_config(), "unbiased": self.unbiased}
 
     def add_weight(self, *args, **kwargs):
-        """Creates a weight; the moving statistics with an aggregation, without which the replicas drift apart."""
+        """Creates a weight; moving statistics get an aggregation, because without one the replicas drift apart."""
         if not kwargs.get("trainable", True):
             kwargs["aggregation"] = "mean"
         return super().add_weight(*args, **kwargs)
@@ -62,7 +62,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return scale, shift
 
     def call(self, inputs, training=None, mask=None):
-        """Normalizes `inputs`, or returns them unchanged where the preceding kernel has done so."""
+        """Normalizes `inputs`, or returns them unchanged if the preceding kernel has normalized them."""
         if kernel_seam.skips_folded(self, training):
             return inputs
         if not (self.unbiased and training and self.trainable):
@@ -72,14 +72,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
         entries = tf.cast(tf.size(inputs) // before.shape[0], before.dtype)
         if self.synchronized:
             entries *= tf.distribute.get_strategy().num_replicas_in_sync
-        # What the batch added, biased, is a part of n - 1 too small; of one entry there is no variance.
+        # The update above added (1 - momentum) times the biased variance; 1 / (n - 1) of it is missing. A single entry
+        # has no variance, hence the maximum.
         after = tf.convert_to_tensor(self.moving_variance)
         self.moving_variance.assign(after + (after - self.momentum * before) / tf.maximum(entries - 1, 1))
         return outputs
 
 
 def use_unbiased_variance(network: keras.Model) -> None:
-    """Lets the moving variance of every `BatchNormalization` of this package follow the unbiased one, as PyTorch does.
+    """Makes every `BatchNormalization` of this package average the unbiased variance, as PyTorch does.
 
     Args:
         network: Changed in place, before its training step is traced.
@@ -93,8 +94,8 @@ def use_unbiased_variance(network: keras.Model) -> None:
 class Normalization(keras.layers.Normalization):
     """`keras.layers.Normalization`, computed on whole images at once.
 
-    Arguments, weights and results are those of the Keras layer. With one value per channel that one broadcasts along an
-    axis of three entries, which takes ten times as long on CPUs as values spread over the pixels of an image.
+    Arguments, weights and results are those of the Keras layer. With one value per channel, the Keras layer broadcasts
+    along an axis of three entries, which takes ten times as long on CPUs as values repeated for every pixel.
     """
 
     plain_class = keras.layers.Normalization

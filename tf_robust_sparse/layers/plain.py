@@ -24,8 +24,8 @@ class PlainKernel:
 class PlainDense(PlainKernel, DenseOperation):
     """Densely-connected layer: `output = activation(input @ kernel + bias)`.
 
-    Computes what `keras.layers.Dense` computes, through the seam that all kernels of the toolkit share, so that the
-    dense twin of a sparse network enjoys the same cached kernels and folded batch norm.
+    It computes what `keras.layers.Dense` computes, through the seam that all kernels of the toolkit share. The dense
+    twin of a sparse network thus uses the same cached kernels and folded batch norm.
 
     Args:
         units: Positive integer, size of the output space.
@@ -48,7 +48,7 @@ class PlainDense(PlainKernel, DenseOperation):
 class PlainConv2D(PlainKernel, Conv2DOperation):
     """2-D convolution, channels last: `output = activation(convolution(input, kernel) + bias)`.
 
-    Computes what `keras.layers.Conv2D` computes, through the seam that all kernels of the toolkit share.
+    It computes what `keras.layers.Conv2D` computes, through the seam that all kernels of the toolkit share.
 
     Args:
         filters: Positive integer, number of output channels.

@@ -1,7 +1,7 @@
-"""Max pooling with another gradient on CPUs.
+"""Max pooling with a faster gradient on CPUs.
 
 TensorFlow's gradient of max pooling visits the windows one by one. Where windows do not overlap, each pixel belongs to
-one window, and one loop over the images compares it with the maximum. `benchmarks/pgd.py` shows what that is worth.
+one window, and a single loop over the images compares it with the maximum. `benchmarks/pgd.py` measures the effect.
 """
 
 import functools
@@ -18,10 +18,10 @@ from tf_robust_sparse.layers.gradients import custom_gradient
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class MaxPooling2D(keras.layers.MaxPooling2D):
-    """`keras.layers.MaxPooling2D` with a gradient of its own on CPUs, for windows that do not overlap.
+    """`keras.layers.MaxPooling2D` with a faster gradient on CPUs, for windows that do not overlap.
 
-    Arguments, values and gradients are those of the Keras layer: of equal pixels of a window the first, row by row,
-    receives the gradient. Channels are last unless the argument says otherwise, whatever keras.json says.
+    Arguments, values and gradients are those of the Keras layer: among equal pixels of a window, the first one, row by
+    row, receives the gradient. Channels are last unless the argument says otherwise, whatever keras.json says.
     """
 
     plain_class = keras.layers.MaxPooling2D
@@ -48,7 +48,7 @@ class MaxPooling2D(keras.layers.MaxPooling2D):
 
 
 def is_faster(x: tf.Tensor, window: tuple[int, int], strides: tuple[int, int], padding: str) -> bool:
-    """Tells whether `max_pool` computes the pooling, which it does on CPUs alone.
+    """Returns whether `max_pool` can compute this pooling faster, which is the case on CPUs alone.
 
     Args:
         x: `(batch, height, width, channels)`.
@@ -70,7 +70,7 @@ def is_faster(x: tf.Tensor, window: tuple[int, int], strides: tuple[int, int], p
 def max_pool(x: tf.Tensor, window: tuple[int, int]) -> tf.Tensor:
     """Returns the maxima of adjacent windows of `x` `(batch, height, width, channels)`, all but the batch known.
 
-    Pixels beyond the last whole window of a row or column are left out.
+    Pixels beyond the last whole window of a row or column are ignored.
 
     Args:
         x: Floating, images at least as large as a window.
@@ -95,7 +95,7 @@ def _pooled(window: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
 
 @functools.cache
 def _gradient(window: tuple[int, int]) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns the function from images, maxima and upstream gradient to the gradient, for windows of one size."""
+    """Returns a function from images, maxima and upstream gradient to the gradient, for one window size."""
     high, wide = window
 
     def gradient(x: tf.Tensor, maxima: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
@@ -105,7 +105,7 @@ def _gradient(window: tuple[int, int]) -> Callable[[tf.Tensor, tf.Tensor, tf.Ten
         windows = tf.reshape(x[:, : rows * high, : columns * wide], (-1, rows, high, columns, wide, channels))
         maxima, upstream = (tf.reshape(tensor, (-1, rows, 1, columns, 1, channels)) for tensor in (maxima, upstream))
         last = high * wide - 1
-        first = tf.fill(tf.shape(maxima), last)  # the place of the first pixel that is the maximum
+        first = tf.fill(tf.shape(maxima), last)  # which pixel of a window is the first maximum
         for place in reversed(range(last)):
             row, column = divmod(place, wide)
             pixel = windows[:, :, row : row + 1, :, column : column + 1]

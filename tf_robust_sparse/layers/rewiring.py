@@ -34,19 +34,19 @@ class RewiringKernel:
         seed = random.randrange(2**31) if self.seed is None else self.seed
         generator = np.random.default_rng([seed, 0x5EED])
         size = math.prod(shape)
-        # Signs are drawn for dormant entries too: one that is connected later uses its original sign.
+        # Dormant entries get a sign, too: an entry that is connected later uses it.
         positive = generator.integers(0, 2, shape, dtype=bool)
         connected = np.zeros(size, bool)
         count = int(self.initial_connectivity * size)
         connected[generator.choice(size, count, replace=False, shuffle=False)] = True
         initializer = _reseeded(self.kernel_initializer, int(generator.integers(2**31)))
         theta = np.where(connected.reshape(shape), np.abs(np.asarray(initializer(shape, dtype="float32"))), 0.0)
-        # Without an aggregation an assignment in a replica context lets the replicas drift apart.
+        # Without an aggregation, an assignment in a replica context makes the replicas drift apart.
         self.theta = self.add_weight(
             name="theta",
             shape=shape,
             initializer=lambda shape, dtype: tf.constant(theta, dtype),
-            dtype="float32",  # a newborn connection has 1e-12, which is 0 in half precision
+            dtype="float32",  # a new connection starts at 1e-12, which is 0 in half precision
             autocast=False,
             aggregation="only_first_replica",
         )
@@ -54,7 +54,7 @@ class RewiringKernel:
             name="positive",
             shape=shape,
             initializer=lambda shape, dtype: tf.constant(positive, dtype),
-            dtype="bool",  # int8 could not be broadcast to the other workers of a cluster
+            dtype="bool",  # int8 cannot be broadcast to the other workers of a cluster
             trainable=False,
             autocast=False,
             aggregation="only_first_replica",
@@ -62,7 +62,7 @@ class RewiringKernel:
 
     @property
     def ranked(self) -> Any:
-        """The sizes of connections, `theta`."""
+        """The magnitudes of the connections, `theta`."""
         return self.theta
 
     @property
@@ -88,7 +88,7 @@ class RewiringKernel:
         return _signed(tf.convert_to_tensor(self.theta), tf.convert_to_tensor(self.positive))
 
     def hold_kernel(self, kernel: np.ndarray) -> None:
-        """Takes signs from `kernel`, and magnitudes where an entry is connected; zeros keep their random sign."""
+        """Sets the signs and, of connected entries, the magnitudes; where `kernel` is 0, the random sign stays."""
         self.positive.assign(np.where(kernel == 0, self.positive, kernel > 0))
         self.theta.assign(np.where(np.asarray(self.theta) > 0, np.abs(kernel), 0.0))
 
@@ -102,14 +102,14 @@ def _signed(theta: tf.Tensor, positive: tf.Tensor) -> Any:
     kernel = select(theta > 0, select(positive, theta, -theta), 0)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
-        # The kernel knows its sign and where it is 0, so that no mask need be kept until the backward pass.
+        # The kernel shows its signs and zeros, so no mask has to be kept for the backward pass.
         return select(kernel > 0, upstream, select(kernel < 0, -upstream, 0)), None
 
     return kernel, gradient
 
 
 def _reseeded(initializer: Any, seed: int) -> Any:
-    """Returns the initializer with its own seed; Keras' are stateless and would repeat their values otherwise."""
+    """Returns the initializer with its own seed, because stateless Keras initializers repeat their values."""
     config = initializer.get_config()
     if "seed" in config and config["seed"] is None:
         return type(initializer).from_config({**config, "seed": seed})

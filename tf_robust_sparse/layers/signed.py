@@ -1,4 +1,4 @@
-"""Frozen kernels of one magnitude and random sign, of which those entries take part that have the largest scores."""
+"""Frozen kernels of one magnitude and random signs; only the entries with the largest scores are used."""
 
 import random
 from typing import Any
@@ -14,16 +14,16 @@ from tf_robust_sparse.layers.subnet import SubnetKernel
 
 
 class SignedKernel(SubnetKernel):
-    """Parametrization: `+magnitude` or `-magnitude` for good, scores, and the fraction that stays.
+    """Parametrization: fixed `+magnitude` or `-magnitude`, scores, and the fraction of entries that stays.
 
-    As `SubnetKernel` with a kernel that nothing can train: of it only the signs are held, a byte each.
+    A `SubnetKernel` whose kernel cannot be trained: only its signs are stored, one byte each.
     """
 
     def __init__(self, *args: Any, magnitude: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if isinstance(magnitude, bool) or not isinstance(magnitude, (int, float)) or not 0 < magnitude < float("inf"):
             raise ValueError(
-                "`magnitude` is the absolute value of every entry of the kernel, a positive number. "
+                "`magnitude` must be the absolute value of every entry of the kernel, a positive number. "
                 f"Received: magnitude={magnitude!r}"
             )
         self.magnitude = float(magnitude)
@@ -32,7 +32,7 @@ class SignedKernel(SubnetKernel):
         """Creates `positive` and `scores`."""
         drawn = np.asarray(self.kernel_initializer(shape, dtype="float32"))
         signs = drawn >= 0
-        if not drawn.any():  # zeros, say, while a network is rebuilt from a file
+        if not drawn.any():  # all zeros, as while a network is rebuilt from a file
             signs = np.random.default_rng(random.randrange(2**31)).integers(0, 2, shape, dtype=bool)
         self.positive = self.add_weight(
             name="positive",
@@ -60,8 +60,8 @@ class SignedKernel(SubnetKernel):
     def compute_effective_kernel(self) -> tf.Tensor:
         """Returns `+magnitude` or `-magnitude` where the mask is on, exactly 0 elsewhere.
 
-        The gradient with respect to the scores passes the selection by, on all entries, kept or not:
-        `sign(scores) * kernel * dL/dW`.
+        Straight-through: in the backward pass, the selection counts as `abs(scores)` on all entries, kept or not. The
+        gradient with respect to the scores is `sign(scores) * kernel * dL/dW`.
         """
         positive, scores = tf.convert_to_tensor(self.positive), tf.convert_to_tensor(self.scores)
         return _gated_signs(positive, scores, self.compute_kernel_mask(), tf.constant(self.magnitude))
@@ -83,7 +83,7 @@ def _gated_signs(positive: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor, magnit
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class SignedDense(SignedKernel, DenseOperation):
-    """Densely-connected layer of random signs, of which those with the largest scores take part.
+    """Densely-connected layer of random signs; only the entries with the largest scores are used.
 
     `output = activation(input @ W + bias)` with `W = +-magnitude` where `abs(scores)` is among the largest, 0
     elsewhere.
@@ -113,7 +113,7 @@ class SignedDense(SignedKernel, DenseOperation):
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class SignedConv2D(SignedKernel, Conv2DOperation):
-    """2-D convolution, channels last, with a kernel of random signs, of which those with the largest scores take part.
+    """2-D convolution, channels last, with a kernel of random signs; only entries with the largest scores are used.
 
     `output = activation(convolution(input, W) + bias)` with `W = +-magnitude` where `abs(scores)` is among the largest,
     0 elsewhere.

@@ -1,9 +1,9 @@
 """Convolution with a kernel that is mostly zeros, as a product of a sparse and a dense matrix.
 
-At 1 % connectivity a dense convolution multiplies by 99 zeros for each connection. Here the kernel is a sparse matrix
-`(filters, channels * height * width)` in compressed rows, and the shifted copies of the images are the dense matrix it
-multiplies. Building both takes time, so this is faster for many channels and few connections only; `is_faster`
-decides. Used where one kernel serves many forward passes: in attacks and evaluation.
+At 1 % connectivity, a dense convolution multiplies by 99 zeros for each connection. Here the kernel is a sparse matrix
+`(filters, channels * height * width)` in compressed rows, which multiplies a dense matrix of shifted copies of the
+images. Building both takes time, so this is faster for many channels and few connections only; `is_faster` decides.
+Attacks and evaluation use it, where one kernel serves many forward passes.
 """
 
 import functools
@@ -32,10 +32,10 @@ class SparseKernel(NamedTuple):
 
 
 def is_faster(shape: tuple[int, ...], connectivity: float) -> bool:
-    """Tells whether the sparse product is expected to be faster than a dense convolution on a CPU.
+    """Returns whether the sparse product is expected to be faster than a dense convolution on a CPU.
 
-    Its time over that of the dense one is about `10 * connectivity` for the products, which reach a tenth of the
-    dense speed, and inversely proportional to the channels for the copies.
+    Its time, relative to the dense one, has two parts: about `10 * connectivity` for the products, which run at a tenth
+    of the dense speed, and a part for the copies that is inversely proportional to the channels.
 
     Args:
         shape: `(height, width, channels, filters)` of the kernel.
@@ -53,11 +53,13 @@ def sparse_kernel(kernel: tf.Tensor) -> SparseKernel:
     flat = tf.reshape(kernel, (-1,))
     connected = tf.where(tf.not_equal(flat, 0))
     values = tf.gather_nd(flat, connected)
+    # An entry of the flat kernel is ((tap * channels) + channel) * filters + filter.
     entry = tf.squeeze(connected, 1)
     line, filter_ = entry // filters, entry % filters
     tap, channel = line // channels, line % channels
     return SparseKernel(
         _compressed_rows(filter_, channel * taps + tap, values, (filters, channels * taps)),
+        # The gradient is the convolution with the kernel turned by 180 degrees: tap t becomes taps - 1 - t.
         _compressed_rows(channel, filter_ * taps + (taps - 1 - tap), values, (channels, filters * taps)),
         shape,
     )
@@ -66,9 +68,9 @@ def sparse_kernel(kernel: tf.Tensor) -> SparseKernel:
 def sparse_convolve(x: tf.Tensor, kernel: SparseKernel) -> tf.Tensor:
     """Returns the stride-1 convolution with padding "same" of `x` `(batch, height, width, channels)`.
 
-    Differentiable with respect to `x` alone: the kernel stands still while it is sparse.
+    Differentiable with respect to `x` alone, because the kernel does not change while it is sparse.
     """
-    if None in x.shape[1:]:
+    if None in x.shape[1:]:  # the copies need the image size
         return tf.nn.conv2d(x, _dense(kernel), 1, "SAME")
     return _convolved(tuple(kernel.shape))(x, kernel.matrix, kernel.transposed)
 
@@ -99,12 +101,12 @@ def _compressed_rows(rows: tf.Tensor, columns: tf.Tensor, values: tf.Tensor, sha
 
 
 def _product(x: tf.Tensor, matrix: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Multiplies the sparse `matrix` with the shifted copies of the images, channels first and batch last."""
+    """Multiplies the sparse `matrix` by the shifted copies of the images, channels first and batch last."""
     height, width, channels = x.shape[1:]
     margins = [(side // 2, side // 2) for side in size]
     padded = tf.transpose(tf.pad(x, ((0, 0), *margins, (0, 0))), (3, 1, 2, 0))
     pixels = np.arange((height + size[0] - 1) * (width + size[1] - 1), dtype=np.int32)
-    # For each tap of the kernel the pixels that it sees, image row after image row.
+    # For each tap of the kernel, the indices of the padded pixels that it multiplies, image row after image row.
     seen = np.lib.stride_tricks.sliding_window_view(pixels.reshape(height + size[0] - 1, -1), (height, width))
     copies = tf.gather(tf.reshape(padded, (channels, len(pixels), -1)), seen.reshape(-1), axis=1)
     product = tf.raw_ops.SparseMatrixMatMul(

@@ -1,4 +1,4 @@
-"""Kernels of which those entries take part that have the largest scores; the scores can be learned."""
+"""Kernels that use only the entries with the largest scores; the scores can be learned."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from tf_robust_sparse.layers.selection import largest_mask, select
 
 
 def kept_entries(entries: int, keep_fraction: float) -> int:
-    """How many of `entries` stay: `entries - int((1 - keep_fraction) * entries)`, in double precision."""
+    """Returns how many entries stay: `entries - int((1 - keep_fraction) * entries)`, in double precision."""
     return entries - int((1 - keep_fraction) * entries)
 
 
 def default_scores(seed: int | None = None) -> keras.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in): how PyTorch initializes a kernel, and the originals the scores."""
+    """Returns a uniform initializer in +-1/sqrt(fan_in), PyTorch's for kernels and HYDRA's code for scores."""
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
 
 
@@ -36,14 +36,14 @@ class SubnetKernel:
 
     @property
     def keep_fraction(self) -> float:
-        """Fraction of the entries that stays, in (0, 1]; a change reaches functions that are traced after it."""
+        """Fraction of the entries that stays, in (0, 1]; a change affects functions that are traced after it."""
         return self._keep_fraction
 
     @keep_fraction.setter
     def keep_fraction(self, value: float) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise ValueError(
-                "`keep_fraction` is the fraction of kernel entries kept, in (0, 1]; for 99% sparsity pass 0.01. "
+                "`keep_fraction` must be the fraction of kernel entries kept, in (0, 1]; for 99% sparsity pass 0.01. "
                 f"Received: keep_fraction={value!r}"
             )
         self._keep_fraction = float(value)
@@ -77,7 +77,7 @@ class SubnetKernel:
         return kept_entries(int(np.prod(self.scores.shape)), self.keep_fraction)
 
     def compute_kernel_mask(self) -> tf.Tensor:
-        """Returns which entries stay: those of largest absolute score, of equal ones the last; boolean."""
+        """Returns a boolean mask of the entries with the largest absolute scores; ties go to the last entries."""
         scores = tf.convert_to_tensor(self.scores)
         if self.kept == scores.shape.num_elements():
             return tf.ones_like(scores, tf.bool)
@@ -86,8 +86,8 @@ class SubnetKernel:
     def compute_effective_kernel(self) -> tf.Tensor:
         """Returns `kernel` where the mask is on, exactly 0 elsewhere.
 
-        The gradient with respect to the kernel is masked alike. That with respect to the scores passes the selection
-        by as if it were `abs(scores)`, on all entries, kept or not: `sign(scores) * kernel * dL/dW`.
+        The gradient with respect to the kernel is masked, too. Straight-through: in the backward pass, the selection
+        counts as `abs(scores)` on all entries, kept or not, so the scores get `sign(scores) * kernel * dL/dW`.
         """
         return _gated(tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.scores), self.compute_kernel_mask())
 
@@ -109,7 +109,7 @@ def _gated(kernel: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor) -> Any:
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class SubnetDense(SubnetKernel, DenseOperation):
-    """Densely-connected layer of which the entries with the largest scores take part.
+    """Densely-connected layer that uses only the kernel entries with the largest scores.
 
     `output = activation(input @ W + bias)` with `W = kernel` where `abs(scores)` is among the largest, 0 elsewhere.
 
@@ -139,7 +139,7 @@ class SubnetDense(SubnetKernel, DenseOperation):
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class SubnetConv2D(SubnetKernel, Conv2DOperation):
-    """2-D convolution, channels last, of whose kernel the entries with the largest scores take part.
+    """2-D convolution, channels last, that uses only the kernel entries with the largest scores.
 
     `output = activation(convolution(input, W) + bias)` with `W = kernel` where `abs(scores)` is among the largest, 0
     elsewhere.

@@ -15,7 +15,7 @@ class Node(NamedTuple):
 def layer_graph(network: keras.Model) -> list[Node]:
     """Returns the calls of the layers of a functional or sequential `network` in the order of its configuration.
 
-    A layer called twice appears twice. Nested models appear as one layer.
+    A layer that is called twice appears twice. A nested model appears as one layer.
 
     Raises:
         ValueError: if `network` is a subclassed model, whose graph Keras does not record.
@@ -25,12 +25,12 @@ def layer_graph(network: keras.Model) -> list[Node]:
         return [Node(layer, (layers[i - 1].name,) if i else ()) for i, layer in enumerate(layers)]
     try:
         config = network.get_config() if hasattr(network, "operations") else {}
-    except NotImplementedError:  # of a class of its own whose arguments Keras cannot write down
+    except NotImplementedError:  # of a user's class whose arguments Keras cannot serialize
         config = {}
     if "layers" not in config:
         raise ValueError(
-            "The graph of a network can be read only from a functional or sequential keras.Model. "
-            f"Received: {type(network).__name__}"
+            "`network` must be a functional or sequential keras.Model, because Keras records no graph of others; pass "
+            f"keras.Model(inputs, outputs). Received: {type(network).__name__}"
         )
     operations = {operation.name: operation for operation in network.operations}
     nodes = []
@@ -52,7 +52,7 @@ def chains(network: keras.Model) -> list[tuple[Any, Any]]:
         calls[node.layer.name] = calls.get(node.layer.name, 0) + 1
         for name in node.inputs:
             consumers.setdefault(name, []).append(node)
-    outputs = set(getattr(network, "output_names", ()))  # the last layer of a sequential model feeds nothing anyway
+    outputs = set(getattr(network, "output_names", ()))  # a sequential model has none, but its last layer feeds nothing
     layers = {node.layer.name: node.layer for node in nodes}
     return [
         (layer, consumers[name][0].layer)
@@ -65,7 +65,7 @@ def chains(network: keras.Model) -> list[tuple[Any, Any]]:
 
 
 def input_ranks(network: keras.Model) -> dict[int, set[int]]:
-    """Returns the ranks of the tensors that each layer is called with, by its `id`; nested models are looked into."""
+    """Returns the ranks of the tensors that each layer is called with, by its `id`, nested models included."""
     ranks: dict[int, set[int]] = {}
     if isinstance(network, keras.Sequential):
         shape = network.input_shape
@@ -89,12 +89,12 @@ def input_ranks(network: keras.Model) -> dict[int, set[int]]:
 
 
 def _tensor_origins(config: Any) -> list[str]:
-    """Returns the names of the layers whose outputs stand anywhere in a serialized call."""
+    """Returns the names of the layers whose outputs appear anywhere in a serialized call."""
     return [tensor["keras_history"][0] for tensor in _tensors(config)]
 
 
 def _tensors(config: Any) -> list[dict[str, Any]]:
-    """Returns what is written of the tensors that stand anywhere in a serialized call."""
+    """Returns the configurations of the tensors that appear anywhere in a serialized call."""
     if isinstance(config, dict):
         if config.get("class_name") == "__keras_tensor__":
             return [config["config"]]

@@ -1,8 +1,8 @@
-"""The random draws of layers in training mode: gates, dropout and sampled kernels, repeatable and shared on demand.
+"""Seeds for layers that draw in training mode: gates, dropout and sampled kernels, repeatable and shared on demand.
 
-A layer that draws asks `draws` for its seeds. Inside a `training_noise` block these are functions of the block's seed
-and of the place of the layer in the network, so that every forward pass of the block sees the same draws and a resumed
-run repeats them; outside of one they come from TensorFlow's generator, which `keras.utils.set_random_seed` sets.
+A layer asks `draws` for its seeds. Inside a `training_noise` block they depend on the block's seed and on the layer's
+place in the network, so every forward pass of the block sees the same draws and a resumed run repeats them. Outside
+of one they come from TensorFlow's generator, which `keras.utils.set_random_seed` sets.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import tensorflow as tf
 from tf_robust_sparse.layers.kernel_seam import all_layers
 from tf_robust_sparse.layers.noise import fold_in, uniform_like
 
-UNIT_INTERVAL = (1e-6, 1 - 1e-6)  # float32 rounds numbers closer to 1 up to it, where logits are infinite
+UNIT_INTERVAL = (1e-6, 1 - 1e-6)  # closer to 1, float32 rounds to 1, where the logit is infinite
 
 
 class _Block(threading.local):
@@ -34,13 +34,13 @@ _block = _Block()
 
 @contextlib.contextmanager
 def training_noise(network: keras.Model, seed: tf.Tensor, parts: int = 1, shared: bool = True) -> Iterator[None]:
-    """Decides all that the layers of `network` draw in forward passes of training inside the block.
+    """Seeds everything that the layers of `network` draw in training mode inside the block.
 
     Args:
         network: The network.
         seed: `(2,)`, integers.
-        parts: The batch of a forward pass is so many batches put together, such as clean and attacked images.
-        shared: Whether these parts see the same draws, row by row.
+        parts: Number of batches that are joined in a forward pass, such as clean and attacked images.
+        shared: Whether the parts see the same draws, row by row.
     """
     before = dict(vars(_block))
     places = {id(layer): place for place, layer in enumerate(all_layers(network))}
@@ -53,7 +53,7 @@ def training_noise(network: keras.Model, seed: tf.Tensor, parts: int = 1, shared
 
 @contextlib.contextmanager
 def joined_parts(parts: int) -> Iterator[None]:
-    """Says that batches inside the block are so many put together."""
+    """Declares that batches inside the block consist of `parts` joined batches."""
     before, _block.parts = _block.parts, parts
     try:
         yield
@@ -63,7 +63,7 @@ def joined_parts(parts: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pass_number(number: int) -> Iterator[None]:
-    """Gives a forward pass inside the block draws of its own, unless draws are shared."""
+    """Gives a forward pass inside the block draws that differ from other passes, unless draws are shared."""
     before = _block.seed
     if before is not None and not _block.shared and number:
         _block.seed = fold_in(before, number)
@@ -77,25 +77,25 @@ class Draws(NamedTuple):
     """The seeds of one layer in one forward pass.
 
     Attributes:
-        seeds: One seed `(2,)` for each part of the batch whose draws are its own.
-        repeats: How often the draws of the whole batch repeat: the parts that share them.
+        seeds: One seed `(2,)` for each part of the batch that has its own draws.
+        repeats: Number of parts that share the draws, which are repeated so often.
     """
 
     seeds: tuple[tf.Tensor, ...]
     repeats: int
 
     def once(self, x: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """Returns for each seed the rows of `x` that it decides, without repetition."""
+        """Returns each seed with the rows of `x` that it serves, without repetition."""
         rows = tf.shape(x)[0] // (len(self.seeds) * self.repeats)
         return [(seed, x[number * rows : (number + 1) * rows]) for number, seed in enumerate(self.seeds)]
 
     def joined(self, drawn: list[tf.Tensor]) -> tf.Tensor:
-        """Puts what was drawn for each seed together to the batch."""
+        """Joins the draws of each seed to those of the batch."""
         return tf.concat(drawn * self.repeats, axis=0)
 
 
 def draws(layer: Any) -> Draws:
-    """Returns the seeds of what `layer` draws in this forward pass."""
+    """Returns the seeds of `layer` for this forward pass."""
     if _block.seed is None or id(layer) not in _block.places:
         return Draws((tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32),), 1)
     seed = fold_in(_block.seed, _block.places[id(layer)])
@@ -105,5 +105,5 @@ def draws(layer: Any) -> Draws:
 
 
 def uniform(shape_of: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Returns uniform noise in (0, 1) of the shape of a tensor `(batch, ...)`, each replica its rows of the batch's."""
+    """Returns uniform noise in (0, 1) in the shape of a tensor `(batch, ...)`; each replica gets its own rows."""
     return uniform_like(shape_of, seed, *UNIT_INTERVAL)
