@@ -9,8 +9,9 @@ setup(
         Extension(
             "tf_robust_sparse.engine._kernels",
             [f"{ENGINE}/kernels.c"],
-            depends=[f"{ENGINE}/{name}.h" for name in ("plan", "kernels", "operations")],
-            extra_compile_args=["-O3"],
+            depends=[f"{ENGINE}/{name}.h" for name in ("plan", "threads", "pack", "kernels", "operations")],
+            extra_compile_args=["-O3", "-pthread"],
+            extra_link_args=["-pthread"],
             optional=True,  # without it sparse networks run on TensorFlow
         )
     ]

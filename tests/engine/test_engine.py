@@ -190,7 +190,7 @@ def test_gradients_need_whole_vectors_of_images():
 
 def test_a_forward_pass_uses_buffers_again():
     network = keras.Sequential(
-        [keras.Input((8, 8, 16)), *(keras.layers.Conv2D(16, 3, padding="same") for _ in range(9))]
+        [keras.Input((8, 8, 16)), *(keras.layers.Conv2D(16, 3, padding="same", activation="relu") for _ in range(9))]
     )
     network = keras.Model(network.inputs, keras.layers.Flatten()(network.outputs[0]))
     whole, alone = (make_plan(network_nodes(network), 16, gradient=wanted).space for wanted in (True, False))

@@ -1,13 +1,13 @@
 """Runs plans: NumPy in, NumPy out."""
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from tf_robust_sparse.engine import library
 from tf_robust_sparse.engine.layout import aligned
-from tf_robust_sparse.engine.matrices import pack
+from tf_robust_sparse.engine.matrices import Packer
 from tf_robust_sparse.engine.plan import Plan
 
 
@@ -23,40 +23,29 @@ class Engine:
     def __init__(self, plan: Plan, threads: int = 1, width: int | None = None) -> None:
         self.plan = plan
         self.width = library.width() if width is None else width
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self.threads = threads
+        self._packer: Packer | None = None
         self._free: list[np.ndarray] = []
 
     def pack(self, weights: Mapping[str, Sequence[np.ndarray | None]]) -> np.ndarray:
-        """Returns weights as `run` takes them. See `matrices.pack`."""
-        return pack(self.plan.matrices, weights)
+        """Returns weights as the passes take them, of the same shapes in all calls. See `Packer`."""
+        if self._packer is None:
+            self._packer = Packer(self.plan.matrices, weights)
+        return self._packer(weights, self.threads)
 
     def logits(self, words: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Returns the outputs `(batch, classes)`, float32, of images `(batch, height, width, channels)`."""
-        images = np.ascontiguousarray(images, np.float32)
-        result = np.empty((len(images), self.plan.classes), np.float32)
-
-        def compute(start: int) -> None:
-            space = self._workspace()
-            self._call(self.plan.forward, words, space, images[start : start + self.plan.lanes], result[start:])
-            self._free.append(space)
-
-        self._all(compute, len(images))
+        spaces = self._workspaces(min(self.threads, self._slices(len(images))))
+        result = self._run(self.plan.forward, words, spaces, False, images, (self.plan.classes,))
+        self.give_back(spaces)
         return result
 
     def logits_and_spaces(self, words: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Returns the outputs, and the workspaces that `gradient` needs."""
-        images = np.ascontiguousarray(images, np.float32)
-        result = np.empty((len(images), self.plan.classes), np.float32)
-        spaces: list[np.ndarray] = [self._workspace() for _ in range(0, len(images), self.plan.lanes)]
+        spaces = self._workspaces(self._slices(len(images)))
+        return self._run(self.plan.forward, words, spaces, True, images, (self.plan.classes,)), spaces
 
-        def compute(start: int) -> None:
-            space = spaces[start // self.plan.lanes]
-            self._call(self.plan.forward, words, space, images[start : start + self.plan.lanes], result[start:])
-
-        self._all(compute, len(images))
-        return result, spaces
-
-    def gradient(self, words: np.ndarray, spaces: Sequence[np.ndarray], upstream: np.ndarray) -> np.ndarray:
+    def gradient(self, words: np.ndarray, spaces: list[np.ndarray], upstream: np.ndarray) -> np.ndarray:
         """Returns the gradient by the images, and takes the workspaces back.
 
         Args:
@@ -64,40 +53,44 @@ class Engine:
             spaces: What `logits_and_spaces` returned, once.
             upstream: `(batch, classes)`, the gradient by the outputs.
         """
-        upstream = np.ascontiguousarray(upstream, np.float32)
-        result = np.empty((len(upstream), *self.plan.shape), np.float32)
-
-        def compute(start: int) -> None:
-            space = spaces[start // self.plan.lanes]
-            self._call(self.plan.backward, words, space, upstream[start : start + self.plan.lanes], result[start:])
-
-        self._all(compute, len(upstream))
-        self._free.extend(spaces)
+        result = self._run(self.plan.backward, words, spaces, True, upstream, self.plan.shape)
+        self.give_back(spaces)
         return result
 
     def give_back(self, spaces: Sequence[np.ndarray]) -> None:
         """Takes workspaces back whose gradient nobody wants."""
         self._free.extend(spaces)
 
-    def _workspace(self) -> np.ndarray:
-        try:
-            return self._free.pop()
-        except IndexError:
-            space = aligned(self.plan.space)
-            for place, positions, pitch, width in self.plan.stencils:
-                space[place : place + positions] = np.arange(positions) % pitch < width
-            return space
+    def _slices(self, images: int) -> int:
+        return -(-images // self.plan.lanes)
 
-    def _all(self, compute: Callable[[int], None], batch: int) -> None:
-        starts = range(0, batch, self.plan.lanes)
-        if self._pool is None or len(starts) == 1:
-            for start in starts:
-                compute(start)
-        else:
-            list(self._pool.map(compute, starts))
+    def _workspaces(self, count: int) -> list[np.ndarray]:
+        spaces: list[np.ndarray] = []
+        del self._free[count:]  # of a larger batch before
+        while len(spaces) < count:
+            try:
+                spaces.append(self._free.pop())
+            except IndexError:
+                spaces.append(aligned(self.plan.space))
+                for place, positions, pitch, width in self.plan.stencils:
+                    spaces[-1][place : place + positions] = np.arange(positions) % pitch < width
+        return spaces
 
-    def _call(self, ops: np.ndarray, words: np.ndarray, space: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-        address = library.address
-        library.library().trs_run(
-            self.width, address(ops), len(ops), address(words), address(space), address(x), len(x), address(y)
-        )
+    def _run(
+        self,
+        ops: np.ndarray,
+        words: np.ndarray,
+        spaces: Sequence[np.ndarray],
+        kept: bool,
+        x: np.ndarray,
+        shape: tuple[int, ...],
+    ) -> np.ndarray:
+        x = np.ascontiguousarray(x, np.float32)
+        y = np.empty((len(x), *shape), np.float32)
+        if len(x):
+            address = library.address
+            places = np.array([address(space) for space in spaces], np.uintp)
+            given = (address(ops), len(ops), address(words), address(places), kept, address(x), x[0].size, len(x))
+            batch = library.Batch(self.width, *given, self.plan.lanes, address(y), y[0].size)
+            library.library().trs_run_batch(ctypes.byref(batch), self.threads)
+        return y

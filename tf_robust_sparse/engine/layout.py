@@ -77,19 +77,27 @@ def level_pitches(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
                 changed = True
 
 
-def place(uses: Sequence[Sequence[Tensor]], kept: Iterable[Tensor], start: int = 0) -> int:
+def level_borders(tensors: Sequence[Tensor]) -> None:
+    """Gives tensors of equal height and width the same zeros around them."""
+    borders: dict[tuple[int, int], list[int]] = {}
+    for tensor in tensors:
+        border = borders.setdefault(tensor.shape[:2], [0, 0, 0, 0])
+        border[:] = map(max, border, tensor.border)
+    for tensor in tensors:
+        tensor.widen(borders[tensor.shape[:2]])
+
+
+def place(uses: Sequence[Sequence[Tensor]]) -> int:
     """Gives each tensor a place, the same one to tensors that are never needed at the same time.
 
     Args:
         uses: Tensors that each step reads or writes, in order.
-        kept: Tensors that keep their place to the end.
-        start: First float that is free.
 
     Returns:
         The number of floats in use.
     """
     last = {id(tensor): number for number, step in enumerate(uses) for tensor in step}
-    last.update({id(tensor): len(uses) for tensor in kept})
+    start = 0
     free: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     given: dict[int, tuple[int, int]] = {}
     for number, step in enumerate(uses):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-_VERSION = 2  # of kernels.c
+_VERSION = 3  # of kernels.c
 FOLDER = Path(__file__).parent
 MISSING = (
     "the engine's kernels are not compiled, so that sparse networks run on TensorFlow; install a C compiler (gcc or "
@@ -16,18 +16,23 @@ MISSING = (
 )
 
 
-class Kernel(ctypes.Structure):
-    """`kernel_t` of kernels.c."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in ("taps", "channels", "filters", "group")]
-
-
 class Matrix(ctypes.Structure):
-    """`matrix_t` of kernels.c."""
+    """`matrix_t` of pack.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "transposed", "channel_offset", "part")),
-        *((name, ctypes.c_void_p) for name in ("used", "offset", "scale")),
+        *((name, ctypes.c_int64) for name in ("node", "is_first", "taps", "channels", "filters", "group", "rows")),
+        *((name, ctypes.c_int64) for name in ("transposed", "channel_offset", "part", "counts", "scaled")),
+        *((name, ctypes.c_void_p) for name in ("by", "used", "offset")),
+    ]
+
+
+class Batch(ctypes.Structure):
+    """`batch_t` of kernels.c."""
+
+    _fields_ = [
+        *(("width", ctypes.c_int), ("ops", ctypes.c_void_p), ("count", ctypes.c_long), ("words", ctypes.c_void_p)),
+        *(("spaces", ctypes.c_void_p), ("kept", ctypes.c_long), ("x", ctypes.c_void_p), ("pixels", ctypes.c_long)),
+        *(("images", ctypes.c_long), ("lanes", ctypes.c_long), ("y", ctypes.c_void_p), ("outputs", ctypes.c_long)),
     ]
 
 
@@ -41,19 +46,13 @@ def library() -> Any:
     version = getattr(loaded, "trs_version", None)
     if version is None or version() != _VERSION:
         return None
-    pointer, long = ctypes.c_void_p, ctypes.c_long
-    loaded.trs_run.argtypes = [ctypes.c_int, pointer, long, pointer, pointer, pointer, long, pointer]
-    loaded.trs_run.restype = None
-    kernel, matrix = ctypes.POINTER(Kernel), ctypes.POINTER(Matrix)
-    loaded.trs_find.argtypes = [kernel, pointer, pointer]
-    loaded.trs_sort.argtypes = [kernel, pointer, long, pointer, pointer]
-    loaded.trs_sort.restype = None
-    loaded.trs_pack_sparse.argtypes = [kernel, matrix, pointer, long, pointer]
-    loaded.trs_pack_blocked.argtypes = [kernel, matrix, pointer, pointer, pointer]
-    for function in (loaded.trs_find, loaded.trs_pack_sparse, loaded.trs_pack_blocked):
-        function.restype = long
-    loaded.trs_count.argtypes = [pointer, long]
-    loaded.trs_count.restype = long
+    pointer, long, number, matrices = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.POINTER(Matrix)
+    loaded.trs_run.argtypes = [number, pointer, long, pointer, pointer, pointer, long, pointer]
+    loaded.trs_run_batch.argtypes = [ctypes.POINTER(Batch), number]
+    loaded.trs_run.restype = loaded.trs_run_batch.restype = None
+    loaded.trs_layout.argtypes = [matrices, long, pointer, pointer, ctypes.c_double, number, pointer]
+    loaded.trs_layout.restype = long
+    loaded.trs_pack.argtypes = [matrices, long, pointer, pointer, number, pointer]
     return loaded
 
 

@@ -1,6 +1,5 @@
 """Kernels as the rows that the engine multiplies: lists of offsets and values."""
 
-import ctypes
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -8,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.engine.library import Kernel, Matrix, address, library
+from tf_robust_sparse.engine.library import Matrix, address, library
 
 BLOCK = 6
 # A block of six filters loads each input once for all of them: from this density on that beats a list for each filter.
 BLOCKED_FROM = 0.35
-_ENTRIES_OF_A_PART = 12  # of a row: fewer are not worth it to store their sum and to load it again
 DIRECTORY = 5  # words per matrix
 
 
@@ -46,119 +44,73 @@ class Rows:
     part: int = 0
 
 
-class _Entries:
-    """A kernel and where it is not 0."""
-
-    def __init__(self, kernel: np.ndarray, group: int) -> None:
-        height, width, channels, filters = kernel.shape
-        self.values = np.ascontiguousarray(kernel, np.float32)
-        self.layout = Kernel(height * width, channels, filters, group)
-        self.count = int(library().trs_count(address(self.values), self.values.size))
-        self.blocked = is_blocked(group, self.count, kernel.shape)
-        self._found: dict[bool, np.ndarray] = {}
-
-    def found(self, by_filter: bool) -> np.ndarray:
-        """The entries, in the order of channels or filters: tap, channel, filter and value of each, four words."""
-        if by_filter not in self._found:
-            self._found[by_filter] = found = np.empty((self.count, 4), np.int32)
-            layout = ctypes.byref(self.layout)
-            if by_filter:
-                before, places = self.found(False), np.empty(self.layout.filters + 1, np.int32)
-                library().trs_sort(layout, address(before), self.count, address(places), address(found))
-            else:
-                library().trs_find(layout, address(self.values), address(found))
-        return self._found[by_filter]
-
-    def part(self, rows: Rows) -> int:
-        """Input channels that are added before the next ones: some entries of each row."""
-        parts = -(-self._inputs(rows) // rows.part) if rows.part else 1
-        taps = sum(each >= 0 for each in rows.used) / max(len(rows.used), 1)
-        parts = min(parts, int(self.count * taps / (rows.rows * _ENTRIES_OF_A_PART)))
-        return -(-self._inputs(rows) // max(parts, 1))
-
-    def parts(self, rows: Rows, part: int) -> int:
-        """How many of them there are."""
-        return -(-self._inputs(rows) // part)
-
-    def _inputs(self, rows: Rows) -> int:
-        layout = self.layout
-        return int(layout.filters if rows.transposed else layout.filters // layout.group * layout.channels)
-
-
-def pack(matrices: Sequence[Rows], weights: Mapping[str, Sequence[Any]]) -> np.ndarray:
-    """Returns all matrices of a plan as one array of words, a directory first.
-
-    Equal weights give equal words: whether a kernel becomes lists or blocks depends on the number of its entries alone.
+class Packer:
+    """Packs weights, of the same shapes each time.
 
     Args:
-        matrices: Of the plan.
+        matrices: Of a plan.
         weights: Kernel `(height, width, channels, filters)` and bias `(filters,)` or `None` of each convolution, scale
-            and shift `(channels,)` of each node that scales; float32.
+            and shift `(channels,)` of each node that scales; here for their shapes alone.
     """
-    kernels = {
-        rows.weights: _Entries(weights[rows.weights][0], rows.group) for rows in matrices if rows.kind == "kernel"
-    }
-    words = np.zeros(sum(_room(rows, kernels.get(rows.weights)) for rows in matrices), np.int32)
-    end = DIRECTORY * len(matrices)
-    for number, rows in enumerate(matrices):
-        head = words[DIRECTORY * number : DIRECTORY * (number + 1)]
-        first, second = weights[rows.weights]
-        end += end % 2
-        head[:] = (end, 0, 0, 0, 1)
-        if rows.kind == "scale":
-            end = _write(words, end, first)
-            end = _write(words, end, second)
-            continue
-        kernel = kernels[rows.weights]
-        scale, bias = folded(second, [weights[name] for name in rows.scaled])
-        used, offset = (np.array(taps, np.int32) for taps in (rows.used, rows.offset))
-        part = kernel.part(rows)
-        matrix = Matrix(
-            *(rows.rows, rows.transposed, rows.channel_offset, part, address(used), address(offset)),
-            None if scale is None else address(scale),
-        )
-        given = (ctypes.byref(kernel.layout), ctypes.byref(matrix))
-        if kernel.blocked:
-            words[end], head[1] = _columns(rows, kernel), end + 1
-            head[3] = end + 1 + _columns(rows, kernel)
-            end = int(head[3]) + -(-rows.rows // BLOCK) * BLOCK * _columns(rows, kernel)
-            places = address(kernel.values), address(words[head[1] :]), address(words[head[3] :])
-            library().trs_pack_blocked(*given, *places)
-        else:
-            head[4] = kernel.parts(rows, part)
-            head[1] = end + ((int(head[4]) * (rows.rows + 1) + 1) & ~1)
-            found = kernel.found(rows.transposed)
-            end += library().trs_pack_sparse(*given, address(found), len(found), address(words[end:]))
-        if not rows.transposed and bias is not None:
-            head[2] = end
-            end = _write(words, end, bias)
-    return words[:end]
 
+    def __init__(self, matrices: Sequence[Rows], weights: Mapping[str, Sequence[Any]]) -> None:
+        self._names = list(dict.fromkeys(name for rows in matrices for name in (rows.weights, *rows.scaled)))
+        numbers = {name: number for number, name in enumerate(self._names)}
+        self._table = (Matrix * len(matrices))()
+        self._parts: list[np.ndarray] = []  # what the table points to
+        counts: dict[str, int] = {}  # where those of each kernel begin
+        taps = 0
+        for rows, matrix in zip(matrices, self._table, strict=True):
+            matrix.node, matrix.rows = numbers[rows.weights], rows.rows
+            if rows.kind == "scale":
+                continue
+            *window, matrix.channels, matrix.filters = weights[rows.weights][0].shape
+            matrix.taps = math.prod(window)
+            matrix.is_first = rows.weights not in counts
+            matrix.counts = counts.setdefault(rows.weights, taps)
+            taps += matrix.taps if matrix.is_first else 0
+            matrix.group, matrix.transposed = rows.group, rows.transposed
+            matrix.channel_offset, matrix.part, matrix.scaled = rows.channel_offset, rows.part, len(rows.scaled)
+            parts = [np.array([numbers[name] for name in rows.scaled], np.int64)]
+            parts += [np.array(each, np.int32) for each in (rows.used, rows.offset)]
+            matrix.by, matrix.used, matrix.offset = map(address, parts)
+            self._parts += parts
+        self._counts = taps
 
-def _columns(rows: Rows, kernel: _Entries) -> int:
-    taps = sum(each >= 0 for each in rows.used)
-    return taps * (kernel.layout.filters if rows.transposed else kernel.layout.channels)
+    def __call__(self, weights: Mapping[str, Sequence[Any]], threads: int = 1) -> np.ndarray:
+        """Returns all matrices as one array of words, a directory first.
 
+        Equal weights give equal words: whether a kernel becomes lists or blocks depends on the number of its entries
+        alone.
 
-def _room(rows: Rows, kernel: _Entries | None) -> int:
-    """Words that a matrix needs at most."""
-    room = DIRECTORY + 2 * rows.rows + 8
-    if kernel is None:
-        return room
-    room += kernel.parts(rows, kernel.part(rows)) * (rows.rows + 1)
-    blocks = -(-rows.rows // BLOCK)
-    return room + ((blocks * BLOCK + 1) * _columns(rows, kernel) if kernel.blocked else 2 * kernel.count)
+        Args:
+            weights: As above, float32.
+            threads: How many share the work.
+        """
+        arrays = [
+            None if each is None else np.ascontiguousarray(each, np.float32)
+            for name in self._names
+            for each in weights[name]
+        ]
+        pointers = np.array([0 if each is None else address(each) for each in arrays], np.uintp)
+        counts, directory = np.empty(self._counts, np.int64), np.empty(DIRECTORY * len(self._table), np.int32)
+        given = (self._table, len(self._table), address(pointers), address(counts))
+        words = np.zeros(library().trs_layout(*given, BLOCKED_FROM, threads, address(directory)), np.int32)
+        words[: len(directory)] = directory
+        if library().trs_pack(*given, threads, address(words)):
+            raise MemoryError("There is not enough memory to pack the kernels of the network")
+        return words
 
 
 def is_blocked(group: int, count: int, shape: tuple[int, ...]) -> bool:
-    """Returns whether a kernel becomes blocks of rows rather than a list for each.
+    """Returns whether a kernel becomes blocks of rows rather than a list for each; fewer filters do not fill a block.
 
     Args:
         group: Filters that read the same channels; several groups have no inputs in common for a block to load once.
         count: Entries that are not 0.
         shape: Of the kernel, filters last.
     """
-    return group == shape[-1] and count >= BLOCKED_FROM * math.prod(shape)
+    return BLOCK <= group == shape[-1] and count >= BLOCKED_FROM * math.prod(shape)
 
 
 def folded(bias: np.ndarray | None, scaled: Sequence[Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -168,12 +120,3 @@ def folded(bias: np.ndarray | None, scaled: Sequence[Any]) -> tuple[np.ndarray |
         scale = np.asarray(factor if scale is None else scale * factor, np.float32)
         bias = shift if bias is None else np.asarray(bias * factor + shift, np.float32)
     return scale, bias
-
-
-def _write(words: np.ndarray, start: int, values: np.ndarray | None) -> int:
-    """Writes the bits of 32-bit values and returns where they end."""
-    values = np.ascontiguousarray(values)
-    if values.dtype != np.int32:
-        values = values.astype(np.float32, copy=False).view(np.int32)
-    words[start : start + values.size] = values
-    return start + values.size

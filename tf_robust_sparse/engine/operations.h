@@ -1,46 +1,87 @@
 /* Everything but convolutions, and the loop over a plan. Compiled like `kernels.h`, after it. */
 
 #define AT(tensor, c, y, x) \
-  (space + op->tensor + (c) * op->tensor##_plane + (y) * op->tensor##_row + (x) * op->tensor##_step)
+  (space + op.tensor + (c) * op.tensor##_plane + (y) * op.tensor##_row + (x) * op.tensor##_step)
+
+#ifdef ONE_IMAGE
+/* An image `(height, width, channels)` into planes, scaled and shifted by channel; and back. */
+static void NAME(read)(op_t op, const int *words, float *space, const float *x) {
+  const float *scale = op.matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op.matrix]);
+  for (long i = 0; i < op.height; i++)
+    for (long j = 0; j < op.width; j++)
+      for (long c = 0; c < op.channels; c++, x++)
+        *AT(dst, c, i, j) = scale ? *x * scale[c] + scale[op.channels + c] : *x;
+}
+
+static void NAME(write)(op_t op, float *space, float *y) {
+  for (long i = 0; i < op.height; i++)
+    for (long j = 0; j < op.width; j++)
+      for (long c = 0; c < op.channels; c++) *y++ = *AT(src, c, i, j);
+}
+#else
+#define SIDE_OF_BLOCK 16 /* images, and values of each, that change places at a time */
 
 /* Images `(images, height, width, channels)` into planes, scaled and shifted by channel; unused lanes become 0. */
-static TARGET void NAME(read)(const op_t *op, const int *words, float *space, const float *x, long images) {
-  const float *scale = op->matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op->matrix]);
-  long size = op->height * op->width * op->channels;
-  for (long c = 0; c < op->channels; c++)
-    for (long i = 0; i < op->height; i++)
-      for (long j = 0; j < op->width; j++) {
-        float *o = AT(dst, c, i, j);
-        const float *p = x + (i * op->width + j) * op->channels + c;
-        float by = scale ? scale[c] : 1, shift = scale && !op->gradient ? scale[op->channels + c] : 0;
-        for (long n = 0; n < op->lanes; n++) o[n] = n < images ? p[n * size] * by + shift : 0;
+static TARGET void NAME(read)(op_t op, const int *words, float *space, const float *x, long images) {
+  const float *scale = op.matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op.matrix]);
+  long row = op.width * op.channels, size = op.height * row, side = SIDE_OF_BLOCK;
+  float block[SIDE_OF_BLOCK][SIDE_OF_BLOCK] = {{0}};
+  for (long first = 0; first < op.lanes; first += side) {
+    if (op.lanes - first < side) side = op.lanes - first;
+    for (long i = 0; i < op.height; i++)
+      for (long k = 0, c = 0, j = 0; k < row; k += SIDE_OF_BLOCK) {
+        long many = row - k < SIDE_OF_BLOCK ? row - k : SIDE_OF_BLOCK;
+        for (long n = 0; n < side && first + n < images; n++)
+          for (long q = 0; q < many; q++) block[n][q] = x[(first + n) * size + i * row + k + q];
+        for (long q = 0; q < many; q++) {
+          float by = scale ? scale[c] : 1, shift = scale && !op.gradient ? scale[op.channels + c] : 0;
+          float *restrict o = AT(dst, c, i, j) + first;
+          if (side == SIDE_OF_BLOCK)
+            for (long n = 0; n < SIDE_OF_BLOCK; n++) o[n] = block[n][q] * by + shift;
+          else
+            for (long n = 0; n < side; n++) o[n] = block[n][q] * by + shift;
+          for (long n = images - first < 0 ? 0 : images - first; n < side; n++) o[n] = 0;
+          if (++c == op.channels) c = 0, j++;
+        }
       }
+  }
 }
 
 /* Planes into `(images, height, width, channels)`; of a gradient, scaled by channel. */
-static TARGET void NAME(write)(const op_t *op, const int *words, float *space, float *y, long images) {
-  const float *scale = op->matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op->matrix]);
-  long size = op->height * op->width * op->channels;
-  for (long c = 0; c < op->channels; c++)
-    for (long i = 0; i < op->height; i++)
-      for (long j = 0; j < op->width; j++) {
-        const float *p = AT(src, c, i, j);
-        float *o = y + (i * op->width + j) * op->channels + c;
-        for (long n = 0; n < images; n++) o[n * size] = scale ? p[n] * scale[c] : p[n];
+static TARGET void NAME(write)(op_t op, const int *words, float *space, float *y, long images) {
+  const float *scale = op.matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op.matrix]);
+  long row = op.width * op.channels, size = op.height * row, side = SIDE_OF_BLOCK;
+  float block[SIDE_OF_BLOCK][SIDE_OF_BLOCK];
+  for (long first = 0; first < images; first += side) {
+    if (op.lanes - first < side) side = op.lanes - first;
+    for (long i = 0; i < op.height; i++)
+      for (long k = 0, c = 0, j = 0; k < row; k += SIDE_OF_BLOCK) {
+        long many = row - k < SIDE_OF_BLOCK ? row - k : SIDE_OF_BLOCK;
+        for (long q = 0; q < many; q++) {
+          const float *restrict p = AT(src, c, i, j) + first;
+          float by = scale ? scale[c] : 1;
+          for (long n = 0; n < side; n++) block[q][n] = p[n] * by;
+          if (++c == op.channels) c = 0, j++;
+        }
+        for (long n = 0; n < side && first + n < images; n++)
+          for (long q = 0; q < many; q++) y[(first + n) * size + i * row + k + q] = block[q][n];
       }
+  }
 }
+
+#endif
 
 #if HAS_EACH
 /* act(scale * src + shift + add) for each position; of a gradient, (scale * src + add) through the activation. */
-static TARGET void NAME(each)(const op_t *op, const int *words, float *space) {
-  const float *scale = op->matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op->matrix]);
-  end_t e = {0, 0, 0, 0, 0, 0, (int)op->act, (int)op->gradient, op->slope, op->top};
-  long length = op->width * op->lanes, whole = length / VW * VW;
-  for (long c = 0; c < op->channels; c++) {
-    float by = scale ? scale[c] : 1, shift = scale && !op->gradient ? scale[op->channels + c] : 0;
-    for (long i = 0; i < op->height; i++) {
+static TARGET void NAME(each)(op_t op, const int *words, float *space) {
+  const float *scale = op.matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op.matrix]);
+  end_t e = {0, 0, 0, 0, 0, 0, (int)op.act, (int)op.gradient, op.slope, op.top};
+  long length = op.width * op.lanes, whole = length / VW * VW;
+  for (long c = 0; c < op.channels; c++) {
+    float by = scale ? scale[c] : 1, shift = scale && !op.gradient ? scale[op.channels + c] : 0;
+    for (long i = 0; i < op.height; i++) {
       const float *p = AT(src, c, i, 0);
-      const float *add = op->add < 0 ? 0 : AT(add, c, i, 0), *mask = op->mask < 0 ? 0 : AT(mask, c, i, 0);
+      const float *add = op.add < 0 ? 0 : AT(add, c, i, 0), *mask = op.mask < 0 ? 0 : AT(mask, c, i, 0);
       float *o = AT(dst, c, i, 0);
       for (long k = 0; k < whole; k += VW)
         NAME(finish)(by * LOAD(p + k) + shift, o + k, &e, add ? add + k : 0, mask ? mask + k : 0);
@@ -58,33 +99,41 @@ static TARGET void NAME(each)(const op_t *op, const int *words, float *space) {
 #if HAS_POOLS
 /* The part of a window that counts: image, and margins of zeros that belong to it. */
 #define WINDOW(i, j) \
-  long y0 = (i) * op->stride[0] - op->pad[0], x0 = (j) * op->stride[1] - op->pad[1]; \
-  long y1 = y0 + op->window[0], x1 = x0 + op->window[1]; \
-  if (y0 < -op->margin[0]) y0 = -op->margin[0]; \
-  if (x0 < -op->margin[1]) x0 = -op->margin[1]; \
-  if (y1 > op->in_height + op->margin[2]) y1 = op->in_height + op->margin[2]; \
-  if (x1 > op->in_width + op->margin[3]) x1 = op->in_width + op->margin[3];
+  long y0 = (i) * op.stride[0] - op.pad[0], x0 = (j) * op.stride[1] - op.pad[1]; \
+  long y1 = y0 + op.window[0], x1 = x0 + op.window[1]; \
+  if (y0 < -op.margin[0]) y0 = -op.margin[0]; \
+  if (x0 < -op.margin[1]) x0 = -op.margin[1]; \
+  if (y1 > op.in_height + op.margin[2]) y1 = op.in_height + op.margin[2]; \
+  if (x1 > op.in_width + op.margin[3]) x1 = op.in_width + op.margin[3];
 
-static TARGET void NAME(pool)(const op_t *op, float *space) {
-  long lanes = op->lanes;
-  for (long c = 0; c < op->channels; c++)
-    for (long i = 0; i < op->height; i++)
-      for (long j = 0; j < op->width; j++) {
-        float *restrict o = AT(dst, c, i, j);
+static TARGET void NAME(pool)(op_t op, float *space) {
+  int most = op.kind == OP_MAX_POOL;
+  for (long c = 0; c < op.channels; c++)
+    for (long i = 0; i < op.height; i++)
+      for (long j = 0; j < op.width; j++) {
         WINDOW(i, j)
-        float start = op->kind == OP_MAX_POOL ? -__builtin_inff() : 0;
-        for (long l = 0; l < lanes; l++) o[l] = start;
-        for (long y = y0; y < y1; y++)
-          for (long x = x0; x < x1; x++) {
-            const float *restrict p = AT(src, c, y, x);
-            if (op->kind == OP_MAX_POOL)
-              for (long l = 0; l < lanes; l++) o[l] = p[l] > o[l] ? p[l] : o[l];
-            else
-              for (long l = 0; l < lanes; l++) o[l] += p[l];
-          }
-        if (op->kind == OP_MEAN_POOL) {
-          float by = 1.0f / (float)((y1 - y0) * (x1 - x0));
-          for (long l = 0; l < lanes; l++) o[l] *= by;
+        float by = most ? 1 : 1.0f / (float)((y1 - y0) * (x1 - x0)), *o = AT(dst, c, i, j);
+        long l = 0;
+#ifndef ONE_IMAGE
+        for (; l + VW <= op.lanes; l += VW) {
+          vec sum = {0};
+          if (most) sum -= __builtin_inff();
+          for (long y = y0; y < y1; y++)
+            for (long x = x0; x < x1; x++) {
+              vec value = LOAD(AT(src, c, y, x) + l);
+              sum = most ? KEEP(value, value > sum) + KEEP(sum, value <= sum) : sum + value;
+            }
+          STORE(o + l, sum * by);
+        }
+#endif
+        for (; l < op.lanes; l++) {
+          float sum = most ? -__builtin_inff() : 0;
+          for (long y = y0; y < y1; y++)
+            for (long x = x0; x < x1; x++) {
+              float value = AT(src, c, y, x)[l];
+              sum = !most ? sum + value : value > sum ? value : sum;
+            }
+          o[l] = sum * by;
         }
       }
 }
@@ -94,39 +143,42 @@ static TARGET void NAME(pool)(const op_t *op, float *space) {
 #ifndef ONE_IMAGE
 /* Gradients of pooling: `src` is the gradient of the output, `dst` of the input, whose values are at `in`. A maximum
    passes its gradient to the first entry that attains it. */
-static TARGET void NAME(unpool)(const op_t *op, float *space) {
-  long lanes = op->lanes;
-  for (long c = 0; c < op->channels; c++) {
-    for (long i = 0; i < op->in_height; i++) {
+static TARGET void NAME(unpool)(op_t op, float *space) {
+  int most = op.kind == OP_MAX_POOL_GRADIENT;
+  long lanes = op.lanes;
+  for (long c = 0; c < op.channels; c++) {
+    for (long i = 0; i < op.in_height; i++) {
       float *restrict o = AT(dst, c, i, 0);
-      const float *restrict p = op->add < 0 ? 0 : AT(add, c, i, 0);
-      for (long l = 0; l < op->in_width * lanes; l++) o[l] = p ? p[l] : 0;
+      const float *restrict p = op.add < 0 ? 0 : AT(add, c, i, 0);
+      for (long l = 0; l < op.in_width * lanes; l++) o[l] = p ? p[l] : 0;
     }
-    for (long i = 0; i < op->height; i++)
-      for (long j = 0; j < op->width; j++) {
-        const float *restrict g = AT(src, c, i, j);
+    for (long i = 0; i < op.height; i++)
+      for (long j = 0; j < op.width; j++) {
         WINDOW(i, j)
-        float by = 1.0f / (float)((y1 - y0) * (x1 - x0));
-        for (long l0 = 0; l0 < lanes; l0 += VW) {
+        float by = most ? 1 : 1.0f / (float)((y1 - y0) * (x1 - x0));
+        int is_inside = y0 >= 0 && x0 >= 0 && y1 <= op.in_height && x1 <= op.in_width;
+        for (long l = 0; l < op.lanes; l += VW) {
+          vec part = by * LOAD(AT(src, c, i, j) + l), highest = {0};
           bits open = ~(bits){0};
+          if (most) highest = LOAD(AT(out, c, i, j) + l);
           for (long y = y0; y < y1; y++)
             for (long x = x0; x < x1; x++) {
-              int inside = y >= 0 && x >= 0 && y < op->in_height && x < op->in_width;
-              vec part = by * LOAD(g + l0);
-              if (op->kind == OP_MAX_POOL_GRADIENT) {
-                bits first = open & (LOAD(AT(in, c, y, x) + l0) == LOAD(AT(out, c, i, j) + l0));
-                open &= ~first;
-                part = KEEP(LOAD(g + l0), first);
+              vec mine = part;
+              if (most) {
+                bits first = open & (LOAD(AT(in, c, y, x) + l) == highest);
+                open ^= first;
+                mine = KEEP(part, first);
               }
-              if (inside) STORE(AT(dst, c, y, x) + l0, LOAD(AT(dst, c, y, x) + l0) + part);
+              if (is_inside || (y >= 0 && x >= 0 && y < op.in_height && x < op.in_width))
+                STORE(AT(dst, c, y, x) + l, LOAD(AT(dst, c, y, x) + l) + mine);
             }
         }
       }
-    if (op->mask >= 0)
-      for (long i = 0; i < op->in_height; i++)
-        for (long l = 0; l < op->in_width * lanes; l += VW) {
+    if (op.mask >= 0)
+      for (long i = 0; i < op.in_height; i++)
+        for (long l = 0; l < op.in_width * lanes; l += VW) {
           float *o = AT(dst, c, i, 0) + l;
-          STORE(o, NAME(passed)(LOAD(o), LOAD(AT(mask, c, i, 0) + l), (int)op->act, op->slope, op->top));
+          STORE(o, NAME(passed)(LOAD(o), LOAD(AT(mask, c, i, 0) + l), (int)op.act, op.slope, op.top));
         }
   }
 }
@@ -134,14 +186,14 @@ static TARGET void NAME(unpool)(const op_t *op, float *space) {
 
 #if HAS_FLATTEN
 /* Between an image and a vector whose features are its entries in the order height, width, channels. */
-static TARGET void NAME(flatten)(const op_t *op, float *space) {
-  for (long c = 0; c < op->channels; c++)
-    for (long i = 0; i < op->height; i++)
-      for (long j = 0; j < op->width; j++) {
-        long feature = (i * op->width + j) * op->channels + c;
-        float *restrict o = op->gradient ? AT(dst, c, i, j) : space + op->dst + feature * op->dst_plane;
-        const float *restrict p = op->gradient ? space + op->src + feature * op->src_plane : AT(src, c, i, j);
-        for (long l = 0; l < op->lanes; l++) o[l] = p[l];
+static TARGET void NAME(flatten)(op_t op, float *space) {
+  for (long c = 0; c < op.channels; c++)
+    for (long i = 0; i < op.height; i++)
+      for (long j = 0; j < op.width; j++) {
+        long feature = (i * op.width + j) * op.channels + c;
+        float *restrict o = op.gradient ? AT(dst, c, i, j) : space + op.dst + feature * op.dst_plane;
+        const float *restrict p = op.gradient ? space + op.src + feature * op.src_plane : AT(src, c, i, j);
+        for (long l = 0; l < op.lanes; l++) o[l] = p[l];
       }
 }
 
@@ -149,16 +201,16 @@ static TARGET void NAME(flatten)(const op_t *op, float *space) {
 
 #if HAS_SPLIT
 /* Every `stride`-th position into a plane of its own, so that a convolution with a stride becomes one without. */
-static TARGET void NAME(split)(const op_t *op, float *space) {
-  for (long c = 0; c < op->channels; c++)
-    for (long a = 0; a < op->stride[0]; a++)
-      for (long b = 0; b < op->stride[1]; b++)
-        for (long i = 0; i < op->height; i++) {
-          const float *restrict p = AT(src, c, i * op->stride[0] + a, b);
-          float *restrict o = AT(dst, (c * op->stride[0] + a) * op->stride[1] + b, i, 0);
-          long step = op->stride[1] * op->src_step;
-          for (long j = 0; j < op->width; j++)
-            for (long l = 0; l < op->lanes; l++) o[j * op->lanes + l] = p[j * step + l];
+static TARGET void NAME(split)(op_t op, float *space) {
+  for (long c = 0; c < op.channels; c++)
+    for (long a = 0; a < op.stride[0]; a++)
+      for (long b = 0; b < op.stride[1]; b++)
+        for (long i = 0; i < op.height; i++) {
+          const float *restrict p = AT(src, c, i * op.stride[0] + a, b);
+          float *restrict o = AT(dst, (c * op.stride[0] + a) * op.stride[1] + b, i, 0);
+          long step = op.stride[1] * op.src_step;
+          for (long j = 0; j < op.width; j++)
+            for (long l = 0; l < op.lanes; l++) o[j * op.lanes + l] = p[j * step + l];
         }
 }
 
@@ -167,26 +219,32 @@ static TARGET void NAME(split)(const op_t *op, float *space) {
 /* Computes a plan for up to `lanes` images. `words` holds the weights, `space` the tensors; `x` and `y` are arrays. */
 static TARGET void NAME(run)(const op_t *ops, long count, const int *words, float *space, const float *x, long images,
                              float *y) {
+  (void)images;
   for (const op_t *op = ops; op < ops + count; op++) switch (op->kind) {
-      case OP_READ: NAME(read)(op, words, space, x, images); break;
-      case OP_WRITE: NAME(write)(op, words, space, y, images); break;
+#ifdef ONE_IMAGE
+      case OP_READ: NAME(read)(*op, words, space, x); break;
+      case OP_WRITE: NAME(write)(*op, space, y); break;
+#else
+      case OP_READ: NAME(read)(*op, words, space, x, images); break;
+      case OP_WRITE: NAME(write)(*op, words, space, y, images); break;
+#endif
       case OP_CONVOLVE: NAME(convolve)(op, words, space); break;
 #if HAS_EACH
-      case OP_EACH: NAME(each)(op, words, space); break;
+      case OP_EACH: NAME(each)(*op, words, space); break;
 #endif
 #if HAS_POOLS
       case OP_MAX_POOL:
-      case OP_MEAN_POOL: NAME(pool)(op, space); break;
+      case OP_MEAN_POOL: NAME(pool)(*op, space); break;
 #endif
 #ifndef ONE_IMAGE
       case OP_MAX_POOL_GRADIENT:
-      case OP_MEAN_POOL_GRADIENT: NAME(unpool)(op, space); break;
+      case OP_MEAN_POOL_GRADIENT: NAME(unpool)(*op, space); break;
 #endif
 #if HAS_FLATTEN
-      case OP_FLATTEN: NAME(flatten)(op, space); break;
+      case OP_FLATTEN: NAME(flatten)(*op, space); break;
 #endif
 #if HAS_SPLIT
-      case OP_SPLIT: NAME(split)(op, space); break;
+      case OP_SPLIT: NAME(split)(*op, space); break;
 #endif
     }
 }
@@ -208,3 +266,4 @@ static TARGET void NAME(run)(const op_t *ops, long count, const int *words, floa
 #undef BLOCKED
 #undef AT
 #undef WINDOW
+#undef SIDE_OF_BLOCK

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.engine.layout import MOST_FLOATS, level_pitches, place
+from tf_robust_sparse.engine.layout import MOST_FLOATS, level_borders, level_pitches, place
 from tf_robust_sparse.engine.matrices import Rows
 from tf_robust_sparse.engine.nodes import ACTIVATIONS, Node
 from tf_robust_sparse.engine.passes import Passes, Step
@@ -61,8 +61,8 @@ def make_plan(nodes: Sequence[Node], lanes: int, gradient: bool = False) -> Plan
     Args:
         nodes: Of the network, inputs first, the output last.
         lanes: Images computed side by side: 16 or 32, or for outputs alone any number from 1.
-        gradient: Whether the gradient by the images is planned as well. All tensors of the forward pass then keep
-            their places.
+        gradient: Whether the gradient by the images is planned as well. Tensors of the forward pass then keep their
+            places until it has used them.
 
     Raises:
         ValueError: naming a node whose place in the network the engine does not know.
@@ -76,7 +76,9 @@ def make_plan(nodes: Sequence[Node], lanes: int, gradient: bool = False) -> Plan
     for step in steps:
         step.reserve()
     level_pitches(passes.level)
-    space = place([list(step.tensors.values()) for step in steps], passes.tensors.values() if gradient else ())
+    if gradient:  # tensors of one size share their places
+        level_borders([tensor for step in steps for tensor in step.tensors.values()])
+    space = place([list(step.tensors.values()) for step in steps])
     matrices: list[Rows] = []
     stencils: list[tuple[int, int, int, int]] = []
     records = [_record(step, lanes, matrices) for step in steps]

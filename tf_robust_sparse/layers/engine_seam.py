@@ -128,15 +128,23 @@ class NetworkEngine:
         return self._call(x, words)
 
     def _passes(self, x: tf.Tensor, words: tf.Tensor) -> Any:
-        logits, number = tf.numpy_function(self._forward, [x, words], (tf.float32, tf.int64), stateful=False)
+        keeps = [tf.executing_eagerly()]  # in a graph the gradient is asked for before the first pass, or never
+
+        def forward(x: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.int64]:
+            return self._forward(x, words, keeps[0])
+
+        logits, number = tf.numpy_function(forward, [x, words], (tf.float32, tf.int64), stateful=False)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+            keeps[0] = True
             given = [x, words, number, upstream]
             return tf.ensure_shape(tf.numpy_function(self._backward, given, tf.float32, stateful=False), x.shape), None
 
         return tf.ensure_shape(logits, (x.shape[0], self._classes)), gradient
 
-    def _forward(self, x: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.int64]:
+    def _forward(self, x: np.ndarray, words: np.ndarray, keeps: bool) -> tuple[np.ndarray, np.int64]:
+        if not keeps:
+            return self._engine.logits(words, x), np.int64(-1)
         self._make_room(len(x))
         logits, spaces = self._engine.logits_and_spaces(words, x)
         with self._lock:
@@ -152,7 +160,7 @@ class NetworkEngine:
         return self._engine.gradient(words, spaces, upstream).reshape(x.shape)
 
     def _make_room(self, batch: int) -> None:
-        """Gives up the oldest activations that wait for a gradient, which evaluation never asks for."""
+        """Gives up the oldest activations that wait for a gradient."""
         new = -(-batch // _LANES) * self._engine.plan.space * 4
         with self._lock:
             while self._kept:

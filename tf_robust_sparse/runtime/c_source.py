@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tf_robust_sparse.engine.library import FOLDER
-from tf_robust_sparse.engine.matrices import Rows, folded, is_blocked, pack
+from tf_robust_sparse.engine.matrices import Packer, Rows, folded, is_blocked
 from tf_robust_sparse.engine.plan import KINDS, OP, Plan
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -56,7 +56,7 @@ def c_source(plan: Plan, weights: Mapping[str, Sequence[Any]], precision: str = 
     height, width, channels = plan.shape
     sizes = {
         **{"HEIGHT": height, "WIDTH": width, "CHANNELS": channels, "CLASSES": plan.classes},
-        **{"WORDS": len(pack(plan.matrices, weights)) + 2, "SPACE": plan.space},
+        **{"WORDS": len(Packer(plan.matrices, weights)(weights)) + 2, "SPACE": plan.space},
         **{"MATRICES": len(plan.matrices), "STENCILS": len(plan.stencils)},
     }
     used = {KINDS[int(op["kind"])] for op in plan.forward}
