@@ -91,7 +91,7 @@ def test_what_is_pruned_and_what_not():
     assert skipped["depthwise/kernel"] == "a depthwise kernel; depthwise=True prunes it"
     assert "separable/depthwise_kernel" in skipped
     assert skipped["block/positions/embeddings"] == "an embedding; embeddings=True prunes it"
-    assert skipped["block/mixing"] == "not called like a kernel; name it in filters='mixing' to prune it"
+    assert skipped["block/mixing"] == "its name is not that of a kernel; name it in filters='mixing' to prune it"
     assert len(skipped) == 4
     query = next(each for each in report.sparsified if each.name == "attention/query/kernel")
     output = next(each for each in report.sparsified if each.name == "attention/attention_output/kernel")
@@ -293,10 +293,14 @@ def with_lora():
         (small, {"filters": "transformer"}, "matches no variable of cnn, whose variables are conv/kernel"),
         (small, {"filters": "("}, r"regular expression.*filters='\('"),
         (small, {"connectivity": 1.5}, r"in \(0, 1\].*connectivity=1.5"),
-        (small, {"connectivity": 1e-4}, "leave an entry for each of the 3 kernels of together 2800 entries"),
+        (small, {"connectivity": 1e-4}, "leave an entry in each of the 3 kernels, 2800 entries in all"),
         (small, {"sparsifier": sparsity.ConnectivitySampling(0.1)}, "must hold masks"),
         (small, {"sparsifier": sparsity.ChannelMagnitudePruning()}, "needs a network of tf_robust_sparse.layers.*cnn"),
-        (small, {"sparsifier": sparsity.RigL(0.2)}, "given once.*connectivity=0.1 here and 0.2 there"),
+        (
+            small,
+            {"sparsifier": sparsity.RigL(0.2)},
+            "Pass the connectivity once.*connectivity=0.1 in trs.sparsify and 0.2 in the sparsifier",
+        ),
         (quantized, {}, "Quantized and LoRA layers.*Dense hidden with quantization_mode='int8'"),
         (with_lora, {}, "Quantized and LoRA layers.*Dense hidden with lora_enabled=True"),
     ],
@@ -317,7 +321,7 @@ def test_a_sparsifier_belongs_to_one_model_and_refuses_what_revives_weights():
     report = trs.sparsify(small("first"), 0.1)
     with pytest.raises(ValueError, match=r"belongs to first already; make a new MagnitudePruning. Received: second"):
         trs.sparsify(small("second"), 0.1, report.sparsifier)
-    with pytest.raises(ValueError, match=r"belongs to first, whose state it keeps; make a new Mag.*Received: second"):
+    with pytest.raises(ValueError, match=r"holds the state of first; make a new Mag.*Received: second"):
         trs.RobustModel(small("second"), objectives.Natural(), report.sparsifier)
     trainer = trs.RobustModel(report.sparsifier.network, objectives.Natural(), report.sparsifier)
     with pytest.raises(ValueError, match="use_ema=False"):
@@ -329,7 +333,7 @@ def test_a_model_of_two_inputs_is_made_sparse_and_not_trained(caplog):
     model = keras.Model([one, two], keras.layers.Dense(32)(keras.layers.Concatenate()([one, two])))
     with caplog.at_level("WARNING"):
         report = trs.sparsify(model, 0.1)
-    assert "has 2 inputs. It is made sparse, but RobustModel trains models of one input" in caplog.text
+    assert "has 2 inputs. It is made sparse, but RobustModel trains only models with one input" in caplog.text
     assert sum(report.sparsifier.count()) == int(32 * 32 * 0.1)
     with pytest.raises(ValueError, match="must have one input, the images, and one output"):
         trs.RobustModel(model, trs.objectives.Natural(), report.sparsifier)

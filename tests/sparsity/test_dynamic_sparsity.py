@@ -145,7 +145,7 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_allocations_are_named():
     for allocation, message in (
         ("even", "one of uniform, erk, igq, adaptive.*allocation='even'"),
-        ({"c": 0.5}, "no kernel matches 'c'. Received the kernels a, b"),
+        ({"c": 0.5}, "no kernel matches 'c'; the kernels are a, b"),
         ({"a": 1.0}, "sets 0.5 of all entries"),
     ):
         with pytest.raises(ValueError, match=message):

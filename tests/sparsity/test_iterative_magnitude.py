@@ -71,7 +71,7 @@ def test_ties_at_the_cutoff_go_together_or_by_place(cutoff, removed, caplog):
 def test_a_kernel_of_zeros_is_removed_whole_and_says_so(caplog):
     with caplog.at_level(logging.WARNING):
         assert not prune_smallest(np.zeros((4, 5)), np.ones((4, 5), bool), 0.2).any()
-    assert "20 of 20 entries equal the cutoff or are below it, where 4 were to be removed" in caplog.text
+    assert "20 of 20 entries are at or below the cutoff 0, because of ties; 4 were to be removed" in caplog.text
 
 
 @pytest.mark.parametrize(("entries", "removed"), [(5, 1), (15, 3)])

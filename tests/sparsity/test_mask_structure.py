@@ -61,7 +61,7 @@ def test_channels_between_two_layers():
     assert found["outputs"] == [2, 2, 0, 0, 0, 0, 0, 0] and found["inputs"] == [0, 5, 0, 0, 0, 0, 0, 3]
     assert (found["empty_in_both"], found["without_output"], found["without_input"]) == (5, 1, 1)
     assert found["random_empty_in_both"] == 6 * 6 / 8
-    with pytest.raises(ValueError, match="`second` must take the outputs of `first`"):
+    with pytest.raises(ValueError, match="`second` must have as many input channels"):
         sparsity.channels_between(second, first)
 
 
@@ -79,5 +79,5 @@ def test_published_cost_of_resnet34():
 
 
 def test_bad_draws():
-    with pytest.raises(ValueError, match="`draws` is the number of random masks"):
+    with pytest.raises(ValueError, match="`draws` must be the number of random masks"):
         sparsity.mask_structure(tiny_network(), draws=0)

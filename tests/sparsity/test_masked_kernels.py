@@ -52,7 +52,7 @@ def test_bad_masks_are_refused(network):
         masked_kernels.set_masks(network, masks | {"conv1": np.full((3, 3, 1, 8), 0.5)})
     with pytest.raises(ValueError, match="kernel of shape"):
         masked_kernels.set_masks(network, masks | {"conv1": np.ones((3, 3, 8, 1))})
-    with pytest.raises(ValueError, match="names each masked layer"):
+    with pytest.raises(ValueError, match="must name each masked layer"):
         masked_kernels.set_masks(network, {"conv1": masks["conv1"]})
     with pytest.raises(ValueError, match='kernel="masked"'):
         masked_kernels.get_masks(tiny_network("rewiring"))

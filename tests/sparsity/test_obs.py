@@ -223,7 +223,7 @@ def two_inputs():
         ({"batch_size": 2.5}, {}, "batch_size=2.5"),
         ({"seed": -1}, {}, "seed=-1"),
         ({"n_m": (4, 2)}, {}, "Received: n=4"),
-        ({"n_m": "2:4"}, {}, "`n_m` is a pair.*Received: n_m='2:4'"),
+        ({"n_m": "2:4"}, {}, "`n_m` must be a pair.*Received: n_m='2:4'"),
         ({"n_m": (2, 4), "allocation": "erk"}, {}, "leave `allocation` out. Received: allocation='erk'"),
         ({"connectivity": 0.5}, {"of": two_inputs}, "prune two with MagnitudePruning.*a model with 2 inputs"),
         ({"n_m": (2, 4)}, {"connectivity": 0.1}, "given once"),

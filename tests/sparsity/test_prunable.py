@@ -48,7 +48,7 @@ def test_sparsifiers_leave_it_alone(kernel, sparsifier, caplog):
     before = [layer.effective_kernel.numpy() for layer in (first, frozen)]
     with caplog.at_level(logging.WARNING):
         model = RobustModel(network, objectives.Natural(), sparsifier())
-    assert caplog.messages == [f"Frozen layers keep the connections that they have: {frozen.name}"]
+    assert caplog.messages == [f"Frozen layers keep their connections: {frozen.name}"]
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
     x, y = tiny_images(16)
     model.fit(x, y, epochs=2, batch_size=8, verbose=0)
@@ -79,7 +79,7 @@ def test_scores_and_phases_leave_it_alone(caplog):
         for phase in ("pretrain", "prune", "finetune"):
             training.Phase(phase).begin(network)
             assert not layer.trainable_variables
-    assert f"Frozen layers keep the connections that they have: {FROZEN}" in caplog.messages
+    assert f"Frozen layers keep their connections: {FROZEN}" in caplog.messages
     assert layer.keep_fraction == 1.0 and network.get_layer("conv1").keep_fraction == 0.1
     for weight, value in zip(layer.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, value)

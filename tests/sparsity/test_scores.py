@@ -164,8 +164,8 @@ def test_global_fractions_are_those_of_one_threshold(network):
 @pytest.mark.parametrize(
     ("fractions", "message"),
     [
-        ([0.1, 0.2], r"one fraction per subnet layer, 3: conv1, conv2, classifier. Received: 2"),
-        ({"conv1": 0.1}, r"names each subnet layer: conv1, conv2, classifier. Received: conv1"),
+        ([0.1, 0.2], r"one fraction for each of the 3 subnet layers conv1, conv2, classifier. Received: 2"),
+        ({"conv1": 0.1}, r"must name each subnet layer: conv1, conv2, classifier. Received: conv1"),
         (0.0, r"in \(0, 1\]"),
         ([0.1, 0.2, 2.0], r"in \(0, 1\]"),
     ],

@@ -1,4 +1,4 @@
-"""Which connections exist, and when that changes."""
+"""Which connections of a network exist, and when that changes."""
 
 from tf_robust_sparse.sparsity import masked_kernels, schedules, statistics
 from tf_robust_sparse.sparsity.allocation import (

@@ -1,4 +1,4 @@
-"""How many connections each kernel gets: budgets and the draw that spreads them over layers."""
+"""How many connections each kernel gets: budgets, rules of allocation, and the random draw over layers."""
 
 import math
 import numbers
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 ALLOCATIONS = ("uniform", "erk", "igq", "adaptive")
 
-_NEVER = -1e30  # the logarithm of no chance, finite: tf.debugging.enable_check_numerics stops at infinities
+_NEVER = -1e30  # log-weight of a full layer; finite, because tf.debugging.enable_check_numerics stops at infinities
 
 
 def check_connectivity(connectivity: float) -> float:
@@ -48,24 +48,26 @@ def layer_fractions(
     exponent: float = 1.0,
     names: Sequence[str] = (),
 ) -> list[float]:
-    """Spreads the connections over layers.
+    """Returns the fraction of each layer's entries that stays.
 
     Args:
-        allocation: `"uniform"`: the same fraction of each kernel. `"erk"` (Erdős-Rényi kernel): in proportion to the
-            sum of a kernel's sides over its number of entries, so that small kernels stay denser. `"igq"`: one of `n`
-            entries keeps `n / (F n + 1)` of them, with `F` as the connectivity says. `"adaptive"`: in proportion to
-            `n ** exponent` entries, see `adaptive_fractions`. Or a mapping from regular expressions to fractions, which
-            sets the kernels whose names match, the first one that does; the others share what is left.
-        sides: The shape of each kernel, or what counts as its sides.
+        allocation: `"uniform"`: the same fraction of each kernel. `"erk"` (Erdős-Rényi kernel): proportional to the sum
+            of a kernel's sides divided by its number of entries, so that small kernels stay denser. `"igq"`: a kernel
+            of `n` entries keeps `n / (F n + 1)` of them, where `F` follows from the connectivity. `"adaptive"`: a
+            kernel keeps a number proportional to `n ** exponent`, see `adaptive_fractions`. Or a mapping from regular
+            expressions to fractions: a kernel takes the fraction of the first expression found in its name, and the
+            other kernels share the rest.
+        sides: The shape of each kernel, or the sides by which the Erdős-Rényi kernel rule counts.
         connectivity: Fraction of all entries that stays, in (0, 1].
-        exponent: Of the adaptive allocation, in [0, 1].
-        names: Of the kernels, for a mapping.
+        exponent: Exponent of the adaptive allocation, in [0, 1].
+        names: Names of the kernels, for a mapping.
 
     Returns:
-        The fraction of each kernel, in (0, 1]; over all entries they make `connectivity`.
+        The fraction of each kernel, in (0, 1]; their mean over all entries is `connectivity`.
 
     Raises:
-        ValueError: if an argument is out of its range, an expression matches nothing, or more is set than stays.
+        ValueError: if an argument is out of its range, an expression matches no name, or a mapping sets
+            more than `connectivity`.
 
     Reference: [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3 (Erdős-Rényi kernel);
         [Chen et al., 2022](https://arxiv.org/abs/2202.09844) for `"igq"`.
@@ -89,20 +91,22 @@ def layer_fractions(
 
 
 def layer_counts(fractions: Sequence[float], sizes: Sequence[int], budget: int) -> list[int]:
-    """Rounds fractions to counts that add up to `budget`: down first, then up where most was lost; one at least.
+    """Rounds fractions to counts that sum to `budget`: down at first, then up where most was lost; at least 1 each.
 
     Raises:
         ValueError: if there are more kernels than connections.
     """
     if budget < len(sizes):
         raise ValueError(
-            f"Every kernel keeps one entry at least; pass a connectivity of at least {len(sizes) / sum(sizes):.2g} for "
+            f"Every kernel keeps at least one entry; pass a connectivity of at least {len(sizes) / sum(sizes):.2g} for "
             f"{len(sizes)} kernels of {sum(sizes)} entries. Received: {budget} connections"
         )
     wanted = [fraction * size for fraction, size in zip(fractions, sizes, strict=True)]
+    # 1e-9 absorbs rounding errors of products that should be whole numbers.
     counts = [min(max(math.floor(each + 1e-9), 1), size) for each, size in zip(wanted, sizes, strict=True)]
     while sum(counts) != budget:
         step = 1 if sum(counts) < budget else -1
+        # Kernels that can take one step, sorted by how far rounding has moved them the other way.
         free = [i for i, (count, size) in enumerate(zip(counts, sizes, strict=True)) if 1 <= count + step <= size]
         free.sort(key=lambda i: step * (counts[i] - wanted[i]))
         for i in free[: abs(budget - sum(counts))]:
@@ -111,10 +115,10 @@ def layer_counts(fractions: Sequence[float], sizes: Sequence[int], budget: int) 
 
 
 def adaptive_fractions(sizes: Sequence[int], connectivity: float, exponent: float) -> list[float]:
-    """Spreads the connections so that a layer of `n` entries keeps in proportion to `n ** exponent`.
+    """Returns fractions by which a layer of `n` entries keeps a number proportional to `n ** exponent`.
 
-    Layers are served from the smallest to the largest; one that would keep more than it has keeps all, and what is left
-    of the budget is spread over the larger ones.
+    Layers are served from the smallest to the largest. A layer that would keep more entries than it has keeps all, and
+    the rest of the budget is spread over the larger layers.
 
     Args:
         sizes: Number of entries of each layer.
@@ -131,7 +135,7 @@ def adaptive_fractions(sizes: Sequence[int], connectivity: float, exponent: floa
     """
     if isinstance(exponent, bool) or not isinstance(exponent, (int, float)) or not 0 <= exponent <= 1:
         raise ValueError(
-            "`exponent` is between 0, the same number of connections in every layer, and 1, the same fraction. "
+            "`exponent` must be in [0, 1]: 0 keeps the same number of connections in every layer, 1 the same fraction. "
             f"Received: exponent={exponent!r}"
         )
     left = global_budget(sizes, connectivity)
@@ -140,7 +144,7 @@ def adaptive_fractions(sizes: Sequence[int], connectivity: float, exponent: floa
     order = sorted(range(len(sizes)), key=lambda layer: sizes[layer])
     for place, layer in enumerate(order):
         size = sizes[layer]
-        # Smaller layers, rounded down, may have left nothing at all.
+        # At least one entry stays, even if the smaller layers have used up the budget.
         fractions[layer] = min(1.0, max(scale * float(size) ** (exponent - 1), 1 / size))
         left -= int(fractions[layer] * size)
         larger = sum(float(sizes[other]) ** exponent for other in order[place + 1 :])
@@ -151,13 +155,13 @@ def adaptive_fractions(sizes: Sequence[int], connectivity: float, exponent: floa
 def draw_layers(total: tf.Tensor, weights: Sequence[float], room: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Spreads `total` new connections over layers by independent draws proportional to `weights`.
 
-    A layer that is drawn more often than it has room is filled; what is left over is drawn again among the layers
-    with room, until all is placed or no layer has room.
+    A layer that is drawn more often than it has room is filled. The excess is drawn again among the layers with room,
+    until all connections are placed or no layer has room.
 
     Args:
         total: Scalar int64.
         weights: Positive weight per layer, `(layers,)`.
-        room: int64 `(layers,)`, how many connections each layer can still take.
+        room: int64 `(layers,)`, how many more connections each layer can hold.
         seed: Stateless seed, `(2,)`.
 
     Returns:
@@ -188,8 +192,8 @@ def draw_layers(total: tf.Tensor, weights: Sequence[float], room: tf.Tensor, see
 
 
 def _capped(weights: Sequence[float], sizes: Sequence[int], connectivity: float) -> list[float]:
-    """Fractions in proportion to `weights`, none above 1, that keep `connectivity` of all entries."""
-    full: set[int] = set()
+    """Returns fractions proportional to `weights`, capped at 1, that keep `connectivity` of all entries."""
+    full: set[int] = set()  # kernels that keep every entry; the others share the rest of the budget
     while True:
         left = connectivity * sum(sizes) - sum(sizes[i] for i in full)
         scale = left / sum(w * n for i, (w, n) in enumerate(zip(weights, sizes, strict=True)) if i not in full)
@@ -201,7 +205,8 @@ def _capped(weights: Sequence[float], sizes: Sequence[int], connectivity: float)
 
 
 def _information_quantity(sizes: Sequence[int], connectivity: float) -> list[float]:
-    """Fractions `1 / (F n + 1)`; the number that they keep falls with `F`, which bisection finds."""
+    """Returns fractions `1 / (F n + 1)`, where bisection finds `F`."""
+    # The number of entries that the fractions keep falls as F grows: double F until it is an upper bound, then bisect.
     total, low, high = connectivity * sum(sizes), 0.0, 1.0
     while sum(size / (high * size + 1) for size in sizes) > total:
         high *= 2
@@ -214,15 +219,16 @@ def _information_quantity(sizes: Sequence[int], connectivity: float) -> list[flo
 def _by_name(
     allocation: Mapping[str, float], sizes: Sequence[int], connectivity: float, names: Sequence[str]
 ) -> list[float]:
-    """Fractions by the first expression that matches a name; kernels that none matches share what is left."""
+    """Returns the fraction of the first expression that each name matches; the other kernels share the rest."""
     checked = {pattern: check_connectivity(value) for pattern, value in allocation.items()}
     found = [next((value for pattern, value in checked.items() if re.search(pattern, name)), None) for name in names]
     for pattern in allocation:
         if not any(re.search(pattern, name) for name in names):
-            raise ValueError(f"`allocation`: no kernel matches {pattern!r}. Received the kernels {', '.join(names)}")
+            raise ValueError(f"`allocation`: no kernel matches {pattern!r}; the kernels are {', '.join(names)}")
     left = connectivity * sum(sizes) - sum(f * n for f, n in zip(found, sizes, strict=True) if f is not None)
     others = sum(n for f, n in zip(found, sizes, strict=True) if f is None)
     rest = left / others if others else 0.0
+    # If the expressions name every kernel, they must make the connectivity themselves, up to rounding.
     if (others and not 0 < rest <= 1) or (not others and abs(left) > 0.5 + 1e-9 * sum(sizes)):
         set_ = sum(f * n for f, n in zip(found, sizes, strict=True) if f is not None) / sum(sizes)
         raise ValueError(

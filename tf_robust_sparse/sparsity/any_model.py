@@ -1,4 +1,4 @@
-"""`trs.sparsify`: makes any built Keras 3 model sparse, with the method that one chooses."""
+"""`trs.sparsify`: makes any built Keras 3 model sparse by the chosen method."""
 
 import logging
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class SparsifyReport(NamedTuple):
     """What `trs.sparsify` did.
 
     Attributes:
-        sparsifier: What to train with: `trs.RobustModel(model, objective, report.sparsifier)`.
+        sparsifier: The sparsifier to train with: `trs.RobustModel(model, objective, report.sparsifier)`.
         sparsified: The kernels that are pruned.
         skipped: The other kernels, each with the reason.
     """
@@ -51,8 +51,8 @@ def sparsify(
 ) -> SparsifyReport:
     """Makes a built Keras model sparse, to be trained with `trs.RobustModel`.
 
-    The model stays what it is: masks are held beside it, weights that are off are exactly 0, and `model.save`,
-    `model.export` and quantization need nothing of this package.
+    The layers of the model stay the same. The sparsifier holds the masks and keeps pruned weights at exactly 0, so
+    `model.save`, `model.export` and quantization need nothing of this package.
 
     ```python
     model = keras.applications.MobileNetV2(
@@ -67,13 +67,13 @@ def sparsify(
 
     Args:
         model: Any built Keras 3 model; in a strategy's scope if it was made in one.
-        connectivity: Fraction of the entries of the sparsified kernels that stays, in (0, 1]; may be left out if the
-            sparsifier has one.
+        connectivity: Fraction of the entries of the sparsified kernels that stays, in (0, 1]; `None` takes that of the
+            sparsifier.
         sparsifier: The method: `MagnitudePruning()` at once (the default) or gradually, `SET()`, `RigL()`, `NM()`, ...;
-            it may leave out its connectivity, which is given here.
-        filters: Which variables: a regular expression or a list of them, found anywhere in the path of the variable, or
-            a function of the path. Without it those that are called like a kernel.
-        min_size: Tensors of fewer entries stay dense.
+            its connectivity may be `None`.
+        filters: Which variables to prune: a regular expression or a list of them, searched for anywhere in the path of
+            the variable, or a function of the path. By default, variables whose names are those of kernels.
+        min_size: Tensors with fewer entries stay dense.
         depthwise: Whether kernels of depthwise convolutions are pruned.
         embeddings: Whether embeddings are pruned.
 
@@ -82,8 +82,8 @@ def sparsify(
 
     Raises:
         ValueError: if the model is not built, nothing can be pruned, a filter matches nothing, layers are quantized or
-            have LoRA weights, the connectivity is out of range or another one than that of the sparsifier, or the
-            method cannot prune a kernel that `filters` names. The model is untouched then.
+            have LoRA weights, the connectivity is out of range or differs from that of the sparsifier, or the method
+            cannot prune a kernel that `filters` names. The model is then unchanged.
 
     Reference: [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878) for magnitude pruning.
     """
@@ -97,8 +97,8 @@ def sparsify(
     connectivity = check_connectivity(sparsifier.connectivity if connectivity is None else connectivity)
     if sparsifier.connectivity not in (None, connectivity):
         raise ValueError(
-            "The connectivity is given once, to trs.sparsify or to the sparsifier (NM(n, m) has n / m). Received: "
-            f"connectivity={connectivity} here and {sparsifier.connectivity} there"
+            "Pass the connectivity once, to trs.sparsify or to the sparsifier (NM(n, m) has n / m). Received: "
+            f"connectivity={connectivity} in trs.sparsify and {sparsifier.connectivity} in the sparsifier"
         )
     if sparsifier.network is not None:
         raise ValueError(
@@ -108,7 +108,7 @@ def sparsify(
     inputs = len(keras.tree.flatten(getattr(model, "inputs", None)))
     if inputs > 1:
         _log.warning(
-            "%s has %d inputs. It is made sparse, but RobustModel trains models of one input, the images.",
+            "%s has %d inputs. It is made sparse, but RobustModel trains only models with one input, the images.",
             model.name,
             inputs,
         )
@@ -123,8 +123,8 @@ def sparsify(
     size = sum(each.size for each in found)
     if int(size * connectivity) < len(found):
         raise ValueError(
-            f"`connectivity` must leave an entry for each of the {len(found)} kernels of together {size} entries: pass "
-            f"at least {len(found) / size:.2g}. Received: connectivity={connectivity}"
+            f"`connectivity` must leave an entry in each of the {len(found)} kernels, {size} entries in all; pass at "
+            f"least {len(found) / size:.2g}. Received: connectivity={connectivity}"
         )
     before = sparsifier.connectivity
     sparsifier.connectivity = connectivity

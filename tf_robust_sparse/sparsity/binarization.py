@@ -1,4 +1,4 @@
-"""New signs in every training step for kernels that are trained to be signs."""
+"""New random signs in every training step, for kernels that are trained to be signs."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ _STREAM = 0xB1A
 class StochasticBinarization(Sparsifier):
     """Draws the signs of stochastic binary kernels after every update, 1 with probability `(kernel + 1) / 2`.
 
-    All passes of a step, those of the attack too, see one draw; evaluation sees the last one. Draws are functions of
-    `seed`, the step and the layer.
+    All passes of a step, including those of the attack, see the same draw; evaluation sees the last one. Draws depend
+    on `seed`, the step and the layer alone.
 
     Args:
         seed: Integer in [0, 2**31).
 
     Raises:
-        ValueError: if it is another one.
+        ValueError: if `seed` is out of its range.
 
     Reference: [Courbariaux et al., 2015](https://arxiv.org/abs/1511.00363), section 2.3.
     """
@@ -35,11 +35,11 @@ class StochasticBinarization(Sparsifier):
         self.seed = check_seed(seed)
 
     def fits(self, layer: Any) -> bool:
-        """Whether signs of a layer are drawn."""
+        """Returns whether the signs of a layer are drawn."""
         return isinstance(layer, BinaryKernel) and layer.stochastic
 
     def after_update(self, state: Any, optimizer: keras.optimizers.Optimizer, dense: Any = None) -> None:
-        """Draws."""
+        """Draws new signs."""
         step = tf.cast(optimizer.iterations, tf.int32)
         draws = []
         for number, layer in enumerate(self.layers):

@@ -1,4 +1,4 @@
-"""Block sparsity: whole blocks of a kernel stay or go, which processors read in one load."""
+"""Block sparsity: a block of a kernel, which a processor reads in one load, stays or goes as a whole."""
 
 import math
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ POOLINGS = ("mean", "max")
 class BlockPruning(MagnitudePruning):
     """Keeps the blocks of each kernel whose entries are largest, at once or gradually; a pruned block stays pruned.
 
-    A block is `rows` consecutive inputs by `columns` consecutive outputs, at one position of a convolution: those of
-    `(1, 16)` lie together in memory. `int(blocks * connectivity)` of them stay, in each kernel or in all together. Of
-    equal blocks the first in memory order stays. Kernels that blocks do not divide stay dense.
+    A block is `rows` consecutive inputs by `columns` consecutive outputs, at one position of a convolution; the entries
+    of a `(1, 16)` block are adjacent in memory. `int(blocks * connectivity)` blocks stay, in each kernel or in all
+    together. Ties go to the first block in memory order. Kernels whose sides are no multiples of the block stay dense.
 
     ```python
     report = trs.sparsify(model, connectivity=0.1, sparsifier=trs.sparsity.BlockPruning(block=(1, 16)))
@@ -29,9 +29,9 @@ class BlockPruning(MagnitudePruning):
     Args:
         connectivity: Fraction of the blocks kept at the end, in (0, 1]; `None` leaves it to `trs.sparsify`.
         block: Rows and columns, each at least 1.
-        pooling: What counts of a block: the `"mean"` of its absolute entries, or the largest one (`"max"`).
-        schedule: As of `MagnitudePruning`.
-        allocation: As of `MagnitudePruning`.
+        pooling: How blocks are ranked: by the `"mean"` of their absolute entries or by the largest one (`"max"`).
+        schedule: See `MagnitudePruning`.
+        allocation: See `MagnitudePruning`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -51,14 +51,14 @@ class BlockPruning(MagnitudePruning):
         super().__init__(connectivity, schedule, allocation)
         sides = tuple(block) if isinstance(block, Sequence) else ()
         if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
-            raise ValueError(f"`block` is a pair of sides, such as (1, 16) for 16 outputs. Received: block={block!r}")
+            raise ValueError(f"`block` must be a pair, such as (1, 16) for 16 outputs. Received: block={block!r}")
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}. Received: pooling={pooling!r}")
         self.block: tuple[int, int] = (sides[0], sides[1])
         self.pooling = pooling
 
     def misfit(self, kernel: Prunable) -> str | None:
-        """Returns why blocks do not divide a kernel, or `None`."""
+        """Returns why blocks do not fit a kernel, or `None` if they do."""
         reason = why_no_view(kernel)
         if reason:
             return reason
@@ -72,7 +72,7 @@ class BlockPruning(MagnitudePruning):
         """Counts the blocks that stay.
 
         Raises:
-            ValueError: if none of a kernel stays.
+            ValueError: if no block of a kernel stays.
         """
         area = math.prod(self.block)
         blocks = [size // area for size in self.sizes]
@@ -88,22 +88,22 @@ class BlockPruning(MagnitudePruning):
         self.budget = area * sum(counts)
 
     def scores(self, kernel: Prunable) -> tf.Tensor:
-        """Returns how much each block is worth keeping, `(positions, blocks of inputs, blocks of outputs)`."""
+        """Returns the score of each block, `(positions, blocks of inputs, blocks of outputs)`; the largest stay."""
         pool = tf.reduce_mean if self.pooling == "mean" else tf.reduce_max
         return pool(self._blocks(kernel, super().scores(kernel)), (2, 4))
 
     def spread(self, kernel: Prunable, mask: tf.Tensor) -> tf.Tensor:
-        """Returns the mask of a kernel from that of its blocks."""
+        """Expands a mask of blocks to the mask of the kernel."""
         view = kernel_view(kernel)
         rows, columns = self.block
         entries = tf.repeat(tf.repeat(mask, rows, 1), columns, 2)
         return view.to_kernel(tf.reshape(entries, view.shape))
 
     def check(self, network: keras.Model) -> None:
-        """Checks that blocks are whole and that what is off is 0.
+        """Checks that blocks stay or go as a whole and that masked-out entries are 0.
 
         Raises:
-            RuntimeError: if not.
+            RuntimeError: if they do not.
         """
         super().check(network)
         for kernel in self.kernels:

@@ -1,4 +1,4 @@
-"""Pruning whole channels and units by their size: what `shrink` makes a smaller network of."""
+"""Pruning of whole channels and units by magnitude; `shrink` then makes a smaller network."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ CRITERIA = ("kernel", "batch_norm")
 
 
 class ChannelMagnitudePruning(MagnitudePruning):
-    """Keeps the channels and units of largest kernels, or of largest batch norm scales; what is pruned stays pruned.
+    """Keeps the channels and units with the largest kernels or batch norm scales; a pruned channel stays pruned.
 
-    The mask of a channel is off as a whole: with its bias or its batch norm it gives a constant, which `shrink` makes
-    part of later layers. The last kernel keeps all its units, the logits; every other keeps at least one.
+    A pruned channel has no connections. Its bias or batch norm makes it a constant, which `shrink` moves into later
+    layers. The last kernel keeps all its units, the logits; every other kernel keeps at least one.
 
     Args:
         connectivity: Fraction of the channels and units kept at the end, in (0, 1]; not of the kernel entries.
-        schedule: As of `MagnitudePruning`; `None` prunes once, before the first update.
+        schedule: See `MagnitudePruning`; `None` prunes once, before the first update.
         allocation: `"uniform"` keeps the same fraction of each kernel's channels, `"global"` the largest of all
             kernels together.
-        criterion: `"kernel"` compares mean absolute values of the entries of a channel, its L1 norm by their number;
-            `"batch_norm"` the absolute scales of the batch norm that follows, and prunes no kernel without one.
+        criterion: `"kernel"` compares the mean absolute value of the entries of each channel; `"batch_norm"` compares
+            the absolute scales of the batch norm that follows, and leaves kernels without one dense.
 
     Raises:
         ValueError: if `connectivity` is outside (0, 1], or `allocation` or `criterion` unknown.
@@ -48,18 +48,18 @@ class ChannelMagnitudePruning(MagnitudePruning):
         self.criterion = criterion
         self.units: list[int] = []
         self._last: Any = None
-        self._scales: dict[int, Any] = {}  # by number of the layer
+        self._scales: dict[int, Any] = {}  # by layer number
 
     def prepare(self, network: keras.Model) -> None:
         """Finds the channels that may be pruned.
 
         Raises:
-            ValueError: if there are none, or the network is of other layers.
+            ValueError: if there are none, or the network consists of other layers.
         """
         ours = layers.kernel_layers(network)
         if not ours:
             raise ValueError(
-                "ChannelMagnitudePruning needs a network of tf_robust_sparse.layers, as trs.models builds; take "
+                "ChannelMagnitudePruning needs a network of tf_robust_sparse.layers, as trs.models builds; use "
                 f"MagnitudePruning for others. Received: {network.name}"
             )
         self._last = ours[-1]  # its outputs are the logits
@@ -76,21 +76,21 @@ class ChannelMagnitudePruning(MagnitudePruning):
                 f"a scale follows. Received: criterion={self.criterion!r} and the layers "
                 f"{', '.join(layer.name for layer in self.layers)}"
             )
-        # Entries that the masks leave at most; which channels are kept of all together decides how many there are.
+        # An upper bound of the entries that stay: how many depends on which channels the global ranking keeps.
         self.budget = sum(
             size // units * max(1, int(units * self.connectivity)) if units and self.allocation == "uniform" else size
             for size, units in zip(self.sizes, self.units, strict=True)
         )
 
     def scores(self, kernel: Prunable) -> tf.Tensor:
-        """Returns how much each channel of a kernel is worth keeping, `(channels,)`; less than 0 for pruned ones."""
+        """Returns the score of each channel of a kernel, `(channels,)`; below 0 for pruned channels."""
         axes = tuple(range(len(kernel.weight.shape) - 1))
         scale = self._scales.get(self.kernels.index(kernel)) if self.criterion == "batch_norm" else None
         size = tf.reduce_mean(super().scores(kernel), axes) if scale is None else tf.abs(scale)
         return tf.where(tf.reduce_any(tf.convert_to_tensor(kernel.mask), axes), size, -1.0)
 
     def within_budget(self) -> bool:
-        """Tells whether the network has come down to the channels it is meant to end with."""
+        """Returns whether the network has at most the channels that the final connectivity allows."""
         left = [
             int(tf.reduce_sum(tf.cast(self.scores(kernel) >= 0, tf.int32)))
             for kernel, units in zip(self.kernels, self.units, strict=True)
@@ -109,13 +109,14 @@ class ChannelMagnitudePruning(MagnitudePruning):
         return self.layers[number] is not self._last and (self.criterion == "kernel" or number in self._scales)
 
     def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the masks that keep `int(units * connectivity)` channels per kernel or in all, one at least."""
+        """Returns the masks that keep `int(units * connectivity)` channels, at least one, per kernel or in all."""
         scores = [self.scores(kernel) for kernel, units in zip(self.kernels, self.units, strict=True) if units]
         if self.allocation == "uniform":
             kept = [
                 layers.largest_mask(each, tf.maximum(self._number(each.shape[0], connectivity), 1)) for each in scores
             ]
         else:
+            # The best channel of each kernel ranks above all others, so no kernel becomes empty.
             best = [
                 tf.where(tf.range(each.shape[0]) == tf.argmax(each, output_type=tf.int32), 1e30, each)
                 for each in scores

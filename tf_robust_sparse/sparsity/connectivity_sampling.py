@@ -1,4 +1,4 @@
-"""Bayesian connectivity sampling: DEEP R with one budget for the whole network."""
+"""Bayesian connectivity sampling: DEEP R with a single budget for the whole network."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from tf_robust_sparse.sparsity.integers import check_seed
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
 
-NEWBORN = 1e-12  # theta of a connection that was just made: present, yet without any influence
+NEWBORN = 1e-12  # theta of a new connection: it exists, but has no influence yet
 
 
 class _Before(NamedTuple):
-    """What must be known of the state before the update: step, learning rate, flat positions of connections."""
+    """The state before an update: step, learning rate, flat positions of the connections."""
 
     step: tf.Tensor
     learning_rate: tf.Tensor
@@ -29,23 +29,24 @@ class _Before(NamedTuple):
 class ConnectivitySampling(Sparsifier):
     """Keeps a global number of connections and moves them by random search while the network trains.
 
-    After each update every connected `theta` receives Gaussian noise; a connection whose `theta` is no longer
-    positive is lost; as many new ones as are missing from the budget `K = int(entries * connectivity)` are drawn,
-    first the layers with probability proportional to their size, then dormant positions uniformly. A new connection
-    starts at `theta = 1e-12` and survives only if its next gradient pushes it up.
+    After each update, every connected `theta` receives Gaussian noise. A connection whose `theta` is no longer positive
+    is lost. New connections fill up the budget `K = int(entries * connectivity)`: their layers are drawn with
+    probability proportional to size, their positions uniformly among the dormant ones. A new connection starts at
+    `theta = 1e-12` and survives only if its next gradient increases it.
 
-    Every draw is a function of `seed` and the step alone: replicas agree, and a resumed run repeats them.
+    Every draw depends on `seed` and the step alone, so replicas agree and a resumed run repeats them.
 
     Args:
         connectivity: Fraction of the kernel entries connected in the whole network, in (0, 1].
         noise_scaling: Standard deviation of the noise in units of the learning rate.
         l1: Strength of the L1 prior: connected `theta` lose `learning_rate * l1` per step.
-        dormant_policy: `"freeze"` holds dormant entries and their momentum at 0, so that the count is exactly `K`
-            after each step; `"reference"` lets momentum and weight decay go on moving them, as the original does.
-        init_policy: `"reference"` takes the network's initial connections as they are, `"exact"` removes or adds
-            random ones until there are `K`.
-        layer_prior: New connections are drawn over layers in proportion to `"size"` or to `"target"`, the size times
-            the layer's initial connectivity.
+        dormant_policy: `"freeze"` holds dormant entries and their momentum at 0, so that there are exactly `K`
+            connections after each step. `"reference"` lets momentum and weight decay move them, as the authors' code
+            does.
+        init_policy: `"reference"` keeps the network's initial connections, `"exact"` removes or adds random ones
+            until there are `K`.
+        layer_prior: The probability of a layer to get a new connection is proportional to its `"size"` or its
+            `"target"`, the size times the layer's initial connectivity.
         check_invariants: Whether to assert the counts inside the step; for tests and debugging.
         seed: Integer that fixes all draws.
 
@@ -88,13 +89,13 @@ class ConnectivitySampling(Sparsifier):
         self.layer_prior = layer_prior
         self.check_invariants = bool(check_invariants)
         self.seed = check_seed(seed)
-        # Whoever falls below zero is frozen there, or goes on drifting.
+        # Entries below 0 are clamped to 0, or keep drifting.
         self._lowest = 0.0 if dormant_policy == "freeze" else tf.float32.min
         self.births: Any = None
         self.deaths: Any = None
 
     def fits(self, layer: Any) -> bool:
-        """Whether connections of a layer can be sampled."""
+        """Returns whether the connections of a layer can be sampled."""
         return isinstance(layer, RewiringKernel)
 
     def attach(self, network: keras.Model) -> None:
@@ -126,7 +127,7 @@ class ConnectivitySampling(Sparsifier):
         self._count_at_first = sum(self.count())  # may exceed the budget for a while
 
     def before_update(self, optimizer: keras.optimizers.Optimizer) -> _Before:
-        """Notes step, learning rate and connections, all of them before the update."""
+        """Returns step, learning rate and connections before the update."""
         return _Before(
             step=tf.cast(optimizer.iterations, tf.int32),
             learning_rate=tf.cast(optimizer.learning_rate, tf.float32),
@@ -134,12 +135,12 @@ class ConnectivitySampling(Sparsifier):
         )
 
     def after_update(self, state: _Before, optimizer: keras.optimizers.Optimizer, dense: Any = None) -> None:
-        """Adds noise, lets connections die and draws new ones."""
+        """Adds noise, removes connections that are no longer positive, and draws new ones."""
         noise_seed, layer_seed, position_seed = tf.unstack(
             tf.random.experimental.stateless_split(tf.stack([self.seed, state.step]), 3)
         )
         before = tf.stack([tf.size(connected, tf.int64) for connected in state.connected])
-        # Only connected entries are touched: noise for every entry would cost a hundred times as much at 1 %.
+        # Only connected entries are updated: at 1 % connectivity, noise for every entry would cost 100 times as much.
         noise = tf.random.stateless_normal([tf.reduce_sum(before)], noise_seed)
         steps = state.learning_rate * (self.noise_scaling * noise - self.l1)
         zero, last = tf.constant(0.0), tf.constant(-1)
@@ -147,13 +148,13 @@ class ConnectivitySampling(Sparsifier):
         for layer, connected, step in zip(
             self.layers, state.connected, tf.split(steps, before, num=len(self.layers)), strict=True
         ):
-            with tf.control_dependencies(done):  # one layer after the other, to hold the copies of one layer only
+            with tf.control_dependencies(done):  # one layer after the other, which saves memory
                 theta = _flat(layer.theta)
                 moved = tf.maximum(tf.gather(theta, connected) + step, self._lowest)
                 theta = tf.tensor_scatter_nd_update(theta, tf.expand_dims(connected, last), moved)
                 theta = tf.reshape(theta, layer.theta.shape)
                 updates = [(layer.theta, theta)]
-                if self.dormant_policy == "freeze":
+                if self.dormant_policy == "freeze":  # momentum must not revive a lost connection
                     alive = theta > zero
                     updates += [(slot, tf.where(alive, slot, zero)) for slot in slots(optimizer, layer.theta)]
                 done = assign_everywhere(updates)
@@ -171,11 +172,11 @@ class ConnectivitySampling(Sparsifier):
                 newborn = tf.fill(tf.shape(positions), NEWBORN)
                 theta = tf.tensor_scatter_nd_update(_flat(layer.theta), tf.expand_dims(positions, last), newborn)
                 done = assign_everywhere([(layer.theta, tf.reshape(theta, layer.theta.shape))])
-        # Under the reference policy momentum may revive a connection: the difference counts what was lost on balance.
+        # Under the reference policy, momentum may revive connections, so the difference is the net loss.
         assign_everywhere([(self.births, self.births + births), (self.deaths, self.deaths + before - after)])
 
     def check(self, network: keras.Model) -> None:
-        """Checks that there are no more connections than the budget allows, or than the network started with.
+        """Checks that there are at most as many connections as the budget allows or the network started with.
 
         Raises:
             RuntimeError: if there are more.
@@ -193,7 +194,7 @@ class ConnectivitySampling(Sparsifier):
                 raise RuntimeError(f"The network has {sum(counts)} connections, more than the budget {self.budget}.")
 
     def turnover(self) -> dict[str, Any]:
-        """Returns births and deaths per layer since the last call, and starts anew."""
+        """Returns births and deaths per layer since the last call, and resets the counters."""
         births, deaths = (np.asarray(counter).tolist() for counter in (self.births, self.deaths))
         self.births.assign(tf.zeros_like(self.births))
         self.deaths.assign(tf.zeros_like(self.deaths))
@@ -225,11 +226,11 @@ class ConnectivitySampling(Sparsifier):
             ),
         ]
         if self.dormant_policy == "freeze":
-            assertions.append(tf.debugging.assert_less_equal(counts, before, "a dormant entry came back by itself"))
+            assertions.append(tf.debugging.assert_less_equal(counts, before, "momentum revived a dormant entry"))
         return assertions
 
     def _connect_exactly(self) -> None:
-        """Removes or adds random connections until the network has as many as the budget, outside any replica."""
+        """Removes or adds random connections until the network fills its budget; called outside of replicas."""
         generator = np.random.default_rng([self.seed, 0xE8AC7])
         thetas = [np.array(layer.theta) for layer in self.layers]
         counts = np.array([np.count_nonzero(theta > 0) for theta in thetas])

@@ -1,4 +1,4 @@
-"""Drawing entries of kernels: uniformly, without replacement."""
+"""Uniform draws of kernel entries without replacement."""
 
 from collections.abc import Sequence
 
@@ -10,21 +10,22 @@ def draw_dormant(
 ) -> list[tf.Tensor]:
     """Draws positions of each kernel that are not connected, uniformly and without replacement.
 
-    Exactly uniform, for the whole network in one graph and, while few positions are drawn, in time and memory that do
-    not grow with the kernels.
+    The draw is exactly uniform. One graph serves the whole network, and while few positions are drawn, time and memory
+    do not grow with the kernels.
 
     Args:
         connected: Flat positions of the connections of each kernel, int64, ascending.
         sizes: Number of entries of each kernel.
-        counts: int64 `(kernels,)`, how many to draw, at most the number of entries less that of connections.
+        counts: int64 `(kernels,)`, how many to draw, at most the number of dormant entries.
         seed: Stateless seed, `(2,)`.
 
     Returns:
-        Flat positions for each kernel, int64, all different.
+        Flat positions for each kernel, int64, without repetition.
     """
     numbers = tf.stack([tf.size(positions, tf.int64) for positions in connected])
     ranks = _distinct_ranks(tf.constant(sizes, tf.int64) - numbers, counts, seed)
-    # The connection at place i of the list has `positions[i] - i` dormant entries before it.
+    # A rank counts dormant entries. `positions[i] - i` of them precede connection i, so the search returns how many
+    # connections precede the dormant entry of a rank; added to the rank, this is its position.
     return [
         rank + tf.searchsorted(positions - tf.range(number), rank, side="right", out_type=tf.int64)
         for rank, positions, number in zip(
@@ -34,13 +35,13 @@ def draw_dormant(
 
 
 def _distinct_ranks(rooms: tf.Tensor, counts: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Returns, kernel after kernel, `counts` different integers of `range(rooms)`.
+    """Returns `counts` different integers of `range(rooms)` for each kernel, one kernel after the other.
 
-    Integers are drawn with replacement and those seen before are dropped, until there are enough: the first different
-    ones of a stream are a uniform draw without replacement.
+    Integers are drawn with replacement and repeated ones are dropped until there are enough: the first distinct values
+    of a uniform stream are a uniform draw without replacement.
     """
     kernels = rooms.shape[0]
-    offsets = tf.cumsum(rooms, exclusive=True)  # an integer of one kernel is a key of its own in the whole network
+    offsets = tf.cumsum(rooms, exclusive=True)  # makes the integers of all kernels distinct keys
 
     def kernel_of(keys):
         return tf.searchsorted(offsets, keys, side="right") - 1
@@ -54,7 +55,7 @@ def _distinct_ranks(rooms: tf.Tensor, counts: tf.Tensor, seed: tf.Tensor) -> tf.
     def add(keys, draw):
         found = numbers_of(kernel_of(keys))
         left = counts - found
-        # A fifth more than is needed on average, so that a second round is rare.
+        # Draws a fifth more than needed on average, so that a second round is rare.
         expected = 1.2 * tf.cast(left * rooms, tf.float64) / tf.cast(tf.maximum(rooms - found, 1), tf.float64)
         kernel = tf.repeat(tf.range(kernels), tf.where(left > 0, tf.cast(expected, tf.int64) + 8, 0))
         room = tf.gather(rooms, kernel)
@@ -65,6 +66,7 @@ def _distinct_ranks(rooms: tf.Tensor, counts: tf.Tensor, seed: tf.Tensor) -> tf.
         keys = tf.unique(tf.concat([keys, tf.gather(offsets, kernel) + rank], 0)).y  # in order of first appearance
         keys = tf.gather(keys, tf.argsort(kernel_of(keys), stable=True))
         kernel = kernel_of(keys)
+        # Keeps the first `counts` keys of each kernel; the sort above is stable, so their order is that of the stream.
         place = tf.range(tf.size(keys, tf.int64)) - tf.gather(tf.cumsum(numbers_of(kernel), exclusive=True), kernel)
         return tf.boolean_mask(keys, place < tf.gather(counts, kernel)), draw + 1
 

@@ -1,4 +1,4 @@
-"""Training with few connections from the start: now and then some are dropped, and as many grow elsewhere."""
+"""Training with few connections from the start: at intervals, some are dropped and as many grow elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,29 +19,29 @@ _STREAM = 0xD1A
 
 
 class DynamicSparsity(MaskSparsifier):
-    """Base class: every kernel keeps its number of connections, and which they are changes every `interval` steps.
+    """Base class: every kernel keeps its number of connections and moves some of them every `interval` steps.
 
-    In an update, step `t` of at most `end_step`, `n = int(fraction(t) * connections)` of the smallest weights of each
-    kernel are dropped and `n` entries grow, those of largest `growth_scores` among all that are not kept, the dropped
-    ones included. An entry that was off starts at 0 without momentum; one that is dropped and grows again keeps its
-    value. Counts are exact, of equal scores the first in memory order wins, and every draw is a function of `seed`, the
-    step and the kernel, so that replicas agree and a resumed run repeats them.
+    An update at step `t`, up to `end_step`, drops the `n = int(fraction(t) * connections)` smallest weights of each
+    kernel. Then `n` entries grow: those with the largest `growth_scores` among all entries that were not kept,
+    including the dropped ones. A new connection starts at 0 without momentum; one that is dropped and grows again keeps
+    its value. Counts are exact, and ties go to the first entry in memory order. Every draw depends on `seed`, the step
+    and the kernel alone, so replicas agree and a resumed run repeats them.
 
     Args:
         connectivity: Fraction of the entries that are connected, in (0, 1]; `None` leaves it to `trs.sparsify`.
         interval: Number of steps between updates, at least 1.
-        drop_fraction: Share of the connections that move in the first update, in [0, 1].
-        end_step: The step of the last update; three quarters of the training are usual.
+        drop_fraction: Fraction of the connections that move in the first update, in [0, 1].
+        end_step: The step of the last update, usually after three quarters of the training.
         allocation: How connections are spread over kernels, see `layer_fractions`.
-        start: `"random"` connections at first, or those of largest `"magnitude"`, for a network that is trained
-            already.
+        start: `"random"` initial connections, or those of largest `"magnitude"`, for a network that is already
+            trained.
         seed: Integer in [0, 2**31) that fixes all draws.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
-    keeps_gradient_step = True  # whether the optimizer's step counts in a step in which connections move
+    keeps_gradient_step = True  # whether the optimizer also updates the weights in a step that moves connections
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class DynamicSparsity(MaskSparsifier):
         self.moved: Any = None
 
     def fraction(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the share of the connections that move at `step`: a cosine that ends at 0 at `end_step`."""
+        """Returns the fraction of the connections that move at `step`: a cosine that reaches 0 at `end_step`."""
         return self.drop_fraction * cosine(tf.cast(step, tf.float64) / self.end_step)
 
     def is_update(self, step: tf.Tensor) -> tf.Tensor:
@@ -84,11 +84,11 @@ class DynamicSparsity(MaskSparsifier):
         return count, count
 
     def growth_scores(self, number: int, dense: Sequence[tf.Tensor] | None, seed: tf.Tensor) -> tf.Tensor:
-        """Returns how much each entry of kernel `number` deserves to grow: at least 0, of the kernel's shape."""
-        raise NotImplementedError(f"{type(self).__name__} must say which connections grow.")
+        """Returns scores of the entries of kernel `number`, at least 0; the entries with the largest scores grow."""
+        raise NotImplementedError(f"{type(self).__name__} must define `growth_scores`.")
 
     def start(self) -> None:
-        """Chooses the first connections."""
+        """Chooses the initial connections."""
         fractions = layer_fractions(
             self.allocation,
             [kernel.sides for kernel in self.kernels],
@@ -114,11 +114,11 @@ class DynamicSparsity(MaskSparsifier):
         )
 
     def rests(self, optimizer: Any) -> Any:
-        """Returns whether connections move in this step, in methods whose optimizer rests then."""
+        """Returns whether the optimizer skips this step because connections move; `None` if it never skips one."""
         return None if self.keeps_gradient_step else self.is_update(self.before_update(optimizer))
 
     def masks_after(self, step: tf.Tensor, dense: Sequence[tf.Tensor] | None) -> list[tf.Tensor]:
-        """Returns the masks after connections have moved if it is time to, and counts those that are new."""
+        """Returns the masks, with connections moved if an update is due, and counts the new connections."""
         before = self.present_masks()
 
         *masks, born = tf.cond(
@@ -130,10 +130,10 @@ class DynamicSparsity(MaskSparsifier):
         return masks
 
     def check(self, network: Any) -> None:
-        """Checks that entries that are off are 0 and that the connections are as many as at first.
+        """Checks that masked-out entries are 0 and that the number of connections has not changed.
 
         Raises:
-            RuntimeError: if not.
+            RuntimeError: if one of them is not 0 or the number has changed.
         """
         super().check(network)
         if sum(self.count()) != self.budget:
@@ -171,14 +171,14 @@ class DynamicSparsity(MaskSparsifier):
         for number, (kernel, kept, new, noise_seed, growth_seed) in enumerate(zip(self.kernels, *of_each, strict=True)):
             scores = self.growth_scores(number, dense, growth_seed)
             flat = [tf.reshape(tf.cast(each, tf.float32), (-1,)) for each in (kernel.weight, scores)]
-            with tf.control_dependencies(born[-1:]):  # one after the other: each needs memory of its own
+            with tf.control_dependencies(born[-1:]):  # one kernel after the other, which saves memory
                 mask, count = _moved(tf.reshape(kernel.mask, (-1,)), *flat, kept, new, noise_seed)
             masks.append(tf.reshape(mask, kernel.mask.shape))
             born.append(count)
         return [*masks, tf.stack(born)]
 
 
-@tf.function(  # traced once: the graph of a step that calls it for many kernels stays small
+@tf.function(  # traced once, so the graph of a step that calls it for many kernels stays small
     input_signature=[
         tf.TensorSpec([None], tf.bool),
         *[tf.TensorSpec([None], tf.float32)] * 2,
@@ -191,11 +191,12 @@ class DynamicSparsity(MaskSparsifier):
 def _moved(
     mask: tf.Tensor, weight: tf.Tensor, scores: tf.Tensor, kept: tf.Tensor, grown: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the mask of the `kept` largest entries of `mask` and the `grown` others of largest scores.
+    """Returns the mask of the `kept` largest connections and the `grown` other entries with the largest scores.
 
-    Also returns how many of them are new.
+    Also returns how many connections are new.
     """
-    # The noise decides among equal weights, as those that have just grown, which are 0.
+    # Noise breaks ties between equal weights, such as connections that have just grown, which are 0. Entries at -1 rank
+    # below all others: `sizes` and `scores` are not negative but for the tiny noise.
     sizes = tf.abs(weight) + 1e-5 * tf.random.stateless_normal(tf.shape(weight), seed)
     stay = layers.largest_mask(layers.select(mask, sizes, -1.0), kept)
     moved = stay | layers.largest_mask(layers.select(stay, -tf.ones_like(scores), scores), grown)

@@ -1,4 +1,4 @@
-"""Flying Bird: connections that move under adversarial training, more and more rarely, at a density that stays."""
+"""Flying Bird: connections that move under adversarial training, less and less often, at constant density."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ LAST_FRACTION = 0.005
 class FlyingBird(DynamicSparsity):
     """Drops the smallest weights of each kernel and grows as many where the gradient of the robust loss is largest.
 
-    Unlike `RigL`, the optimizer's step counts in every step; the fraction that moves falls by a cosine to 0.005 rather
-    than 0, over the whole training; counts are rounded up; and after half of the steps updates are rarer.
+    Unlike in `RigL`, the optimizer updates the weights in every step, the fraction that moves follows a cosine to 0.005
+    over the whole training, counts are rounded up, and updates become less frequent after half of the steps.
 
     ```python
     report = trs.sparsify(model, connectivity=0.2, sparsifier=trs.sparsity.FlyingBird(end_step=78_200))
@@ -27,13 +27,11 @@ class FlyingBird(DynamicSparsity):
     Args:
         connectivity: Fraction of the entries that are connected, in (0, 1]; `None` leaves it to `trs.sparsify`.
         interval: Number of steps between updates.
-        late_interval: The same after half of `end_step`.
-        drop_fraction: Share of the connections that move at first, in [0, 1].
+        late_interval: Number of steps between updates after half of `end_step`.
+        drop_fraction: Fraction of the connections that move at first, in [0, 1].
         end_step: Number of steps of the whole training.
-        growth: `"gradient"`, as the paper describes, or `"random"`, as the scripts of its code do.
-        allocation: As of `DynamicSparsity`.
-        start: As of `DynamicSparsity`.
-        seed: As of `DynamicSparsity`.
+        growth: `"gradient"`, as in the paper, or `"random"`, as in the scripts of its code.
+        allocation, start, seed: See `DynamicSparsity`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -61,7 +59,7 @@ class FlyingBird(DynamicSparsity):
         self.needs_dense_gradients = growth == "gradient"
 
     def fraction(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the share of the connections that move at `step`: a cosine that ends at 0.005."""
+        """Returns the fraction of the connections that move at `step`: a cosine that ends at 0.005."""
         return linear(cosine(progress(step, 0, self.end_step, tf.float64)), LAST_FRACTION, self.drop_fraction)
 
     def number_moved(self, step: tf.Tensor, connections: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Flying Bird+: connections that move, and become fewer or more as robust overfitting or underfitting show."""
+"""Flying Bird+: connections that move, and become fewer under robust overfitting or more under underfitting."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +16,13 @@ from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 class FlyingBirdPlus(FlyingBird):
     """`FlyingBird` whose number of connections follows the signs of robust overfitting.
 
-    Signs are looked for in the last `window` epochs before an update, from epoch `start_epoch` on. If the difference
-    of robust accuracy between training and validation rose in at least `threshold` of the steps from one epoch to the
-    next, each kernel drops `prune_share` more than what grows. If the robust validation loss did not fall in as many,
-    `growth_share` more grows. Both may happen at once. Kernels that are dense stay so.
+    The last `window` epochs before an update are examined, from epoch `start_epoch` on. If the gap between robust
+    training and validation accuracy widened in at least the fraction `threshold` of the epochs, each kernel drops
+    `prune_share` more than it grows. If the robust validation loss did not fall in as many epochs, `growth_share` more
+    grows. Both may happen at once. Dense kernels stay dense.
 
-    Train it with a `RobustModel` that has a validation attack, on an objective that computes logits of attacked images,
-    and give `fit` validation data.
+    Train with a `RobustModel` that has a validation attack, with an objective that computes logits of attacked images,
+    and pass validation data to `fit`.
 
     ```python
     report = trs.sparsify(model, connectivity=0.2, sparsifier=trs.sparsity.FlyingBirdPlus(end_step=78_200))
@@ -32,11 +32,11 @@ class FlyingBirdPlus(FlyingBird):
         connectivity: Fraction of the entries that are connected at first, in (0, 1]; `None` leaves it to
             `trs.sparsify`.
         start_epoch: First epoch, counted from 0, whose updates may change the number of connections.
-        window: Number of epochs that are looked at, at least 2.
-        threshold: In (0, 1].
-        prune_share: Share of what moves that is dropped beyond it, at least 0.
-        growth_share: Share of what moves that grows beyond it, at least 0.
-        **kwargs: As of `FlyingBird`.
+        window: Number of epochs that are examined, at least 2.
+        threshold: Fraction of the epochs that must show a sign, in (0, 1].
+        prune_share: What is dropped in addition, as a fraction of the moving connections, at least 0.
+        growth_share: What grows in addition, as a fraction of the moving connections, at least 0.
+        **kwargs: Arguments of `FlyingBird`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -73,9 +73,9 @@ class FlyingBirdPlus(FlyingBird):
         self._connections: Any = None
 
     def start(self) -> None:
-        """Chooses the first connections, and makes room for what epochs show."""
+        """Chooses the initial connections and creates the variables that record the epochs."""
         super().start()
-        # Of each epoch: the gap of robust accuracies, and the robust validation loss.
+        # For each epoch: the gap between robust accuracies, and the robust validation loss.
         unknown = keras.initializers.Constant(float("nan"))
         self._history = self.add_state("history", (self.window, 2), "float32", unknown)
         self._signs = self.add_state("signs", (2,), "bool")  # whether to prune, whether to grow
@@ -83,21 +83,21 @@ class FlyingBirdPlus(FlyingBird):
         self._connections.assign(self.count())
 
     def numbers(self, step: tf.Tensor, connections: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns how many connections are dropped and how many grow, as the last epochs ask for."""
+        """Returns how many connections are dropped and how many grow, given the signs of the last epochs."""
         moved = self.number_moved(step, connections)
         prune, grow = tf.unstack(tf.convert_to_tensor(self._signs))
         real = self.fraction(step) * tf.cast(connections, tf.float64)
         more = tf.where(prune & (connections < sizes), tf.math.ceil(self.prune_share * real), 0.0)
         dropped = tf.minimum(moved + tf.cast(more, tf.int64), connections)
-        # In float64: float32 holds less than 1.05, and 20 * 1.05 would be 20.
+        # In float64, because the float32 value of 1.05 is smaller and would make int(20 * 1.05) 20.
         factor = tf.where(grow, tf.constant(1.0 + self.growth_share, tf.float64), 1.0)
         grown = tf.cast(tf.cast(moved, tf.float64) * factor, tf.int64)
-        # At least one connection stays, and there are no more than entries.
+        # At least one connection stays, and at most all entries are connected.
         left = connections - dropped
         return dropped, tf.clip_by_value(grown, tf.cast(left == 0, tf.int64), sizes - left)
 
     def masks_after(self, step: tf.Tensor, dense: Any) -> list[tf.Tensor]:
-        """Returns the masks after connections have moved if it is time to, and counts them."""
+        """Returns the masks, with connections moved if an update is due, and counts the connections."""
         masks = super().masks_after(step, dense)
         counts = tf.cond(
             self.is_update(step),
@@ -108,7 +108,7 @@ class FlyingBirdPlus(FlyingBird):
         return masks
 
     def end_epoch(self, epoch: int, logs: Mapping[str, float]) -> None:
-        """Notes how robust the network is, and what the next updates do about it."""
+        """Records the robustness after an epoch and decides what the next updates change."""
         found = (logs["adversarial_accuracy"] - logs["val_robust_accuracy"], logs["val_robust_loss"])
         history = np.concatenate([np.asarray(self._history)[1:], [found]]).astype("float32")
         self._history.assign(history)
@@ -119,10 +119,10 @@ class FlyingBirdPlus(FlyingBird):
         self._signs.assign(signs)
 
     def check(self, network: Any) -> None:
-        """Checks that entries that are off are 0 and that the connections are as many as the updates made them.
+        """Checks that masked-out entries are 0 and that the number of connections is that of the last update.
 
         Raises:
-            RuntimeError: if not.
+            RuntimeError: if one of them is not 0 or the number differs.
         """
         super(DynamicSparsity, self).check(network)
         expected = np.asarray(self._connections).tolist()
@@ -130,7 +130,7 @@ class FlyingBirdPlus(FlyingBird):
             raise RuntimeError(f"The kernels have {self.count()} connections, not {expected}.")
 
     def within_budget(self) -> bool:
-        """Returns `True`: the number of connections is what the method decides on."""
+        """Returns `True`, because the method itself decides on the number of connections."""
         return True
 
     def describe(self) -> dict[str, Any]:

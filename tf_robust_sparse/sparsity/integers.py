@@ -8,10 +8,10 @@ def check_integer(name: str, value: Any, least: int, what: str = "an integer") -
     """Returns `value` as an int.
 
     Raises:
-        ValueError: if it is none, or less than `least`; `name` and `what` it is are named.
+        ValueError: if it is no integer or less than `least`; the message contains `name` and `what`.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"`{name}` is {what}, at least {least}. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be {what}, at least {least}. Received: {name}={value!r}")
     return int(value)
 
 

@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning: from the trained kernels and the mask of one round to the mask of the next."""
+"""Iterative magnitude pruning: computes the next mask from the trained kernels and mask of a round."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -15,17 +15,17 @@ _log = logging.getLogger(__name__)
 
 
 def prune_smallest(kernel: np.ndarray, mask: np.ndarray, fraction: float, cutoff: str = "inclusive") -> np.ndarray:
-    """Returns the mask without the smallest of the entries that it has, by magnitude.
+    """Returns the mask without the connections of smallest magnitude.
 
-    Of `n` entries sorted by magnitude the one at index `round(fraction * n)`, half to even, is the cutoff.
+    The `n` connections are sorted by magnitude; the one at index `round(fraction * n)`, half to even, is the cutoff.
 
     Args:
-        kernel: Trained kernel, any shape, compared in float32; what the mask hides never matters.
-        mask: Boolean, of that shape.
-        fraction: Share of the remaining entries to remove, in [0, 1].
-        cutoff: `"inclusive"` removes the cutoff too, and all entries that equal it: one entry more than asked for when
-            magnitudes differ, as in the published experiments. `"exact"` removes exactly `round(fraction * n)`, of
-            equal entries those that come first in memory.
+        kernel: Trained kernel, any shape, compared in float32; masked-out entries are ignored.
+        mask: Boolean, of the same shape.
+        fraction: Fraction of the remaining connections to remove, in [0, 1].
+        cutoff: `"inclusive"` also removes the cutoff and all entries that equal it: one more than asked for if all
+            magnitudes differ, as in the published experiments. `"exact"` removes exactly `round(fraction * n)`; among
+            equal entries, the first in memory order go.
 
     Returns:
         Boolean, of the shape of `mask` and within it.
@@ -37,10 +37,10 @@ def prune_smallest(kernel: np.ndarray, mask: np.ndarray, fraction: float, cutoff
     """
     kernel, mask = np.asarray(kernel), np.asarray(mask).astype(bool)
     if kernel.shape != mask.shape:
-        raise ValueError(f"A mask has the shape of its kernel, {kernel.shape}. Received: {mask.shape}")
+        raise ValueError(f"`mask` must have the shape of its kernel, {kernel.shape}. Received: {mask.shape}")
     if not 0 <= fraction <= 1:
         raise ValueError(
-            f"`fraction` is the share of the remaining entries to remove, in [0, 1]; pass 0.2 to remove a fifth. "
+            "`fraction` must be the fraction of remaining entries to remove, in [0, 1]; pass 0.2 to remove a fifth. "
             f"Received: fraction={fraction!r}"
         )
     if cutoff not in CUTOFFS:
@@ -61,11 +61,11 @@ def prune_smallest(kernel: np.ndarray, mask: np.ndarray, fraction: float, cutoff
         removed = places[sizes <= largest]
         if len(removed) > 2 * max(number, 1):
             _log.warning(
-                "%d of %d entries equal the cutoff or are below it, where %d were to be removed: ties at %g",
+                "%d of %d entries are at or below the cutoff %g, because of ties; %d were to be removed",
                 len(removed),
                 len(places),
-                number,
                 largest,
+                number,
             )
     kept = mask.reshape(-1).copy()
     kept[removed] = False
@@ -73,22 +73,22 @@ def prune_smallest(kernel: np.ndarray, mask: np.ndarray, fraction: float, cutoff
 
 
 def _smallest(sizes: np.ndarray, number: int) -> np.ndarray:
-    """Returns a mask of the `number` smallest, of equal ones the first."""
+    """Returns a mask of the `number` smallest values; ties go to the first ones."""
     return ~np.asarray(layers.largest_mask(sizes, len(sizes) - number, last_wins=True))
 
 
 def iterative_magnitude(fractions: Mapping[str, float], cutoff: str = "inclusive") -> PruningRule:
-    """Returns the rule that prunes each layer by its own fraction, by `prune_smallest`.
+    """Returns a rule that prunes each layer by its own fraction, with `prune_smallest`.
 
     Args:
-        fractions: Layer -> share of its remaining entries to remove; each kernel must have one.
+        fractions: Layer name -> fraction of its remaining connections to remove; every kernel must have one.
         cutoff: See `prune_smallest`.
     """
 
     def rule(kernels: Kernels, masks: Kernels) -> dict[str, np.ndarray]:
         if set(kernels) != set(fractions):
             raise ValueError(
-                f"`fractions` names each prunable layer: {', '.join(kernels)}. Received: {', '.join(fractions)}"
+                f"`fractions` must name each prunable layer: {', '.join(kernels)}. Received: {', '.join(fractions)}"
             )
         return {name: prune_smallest(kernels[name], masks[name], fractions[name], cutoff) for name in kernels}
 

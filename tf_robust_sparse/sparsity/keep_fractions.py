@@ -1,4 +1,4 @@
-"""What fraction of each subnet kernel stays."""
+"""Which fraction of each subnet kernel stays."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ ALLOCATIONS = (*rules.ALLOCATIONS, "global")
 def keep_fractions(
     network: keras.Model, connectivity: float, allocation: str = "uniform", exponent: float = 1.0
 ) -> dict[str, float]:
-    """Spreads the connections over the kernels of `network`.
+    """Returns how the connections are spread over the subnet kernels of `network`.
 
     Args:
         network: A network with subnet kernels.
         connectivity: Fraction of the kernel entries that stays, in (0, 1].
-        allocation: A rule of `layer_fractions`, or `"global"`: as one threshold over the present scores of all kernels
-            would; of equal scores the last stay.
-        exponent: Of the adaptive allocation, in [0, 1].
+        allocation: A rule of `layer_fractions`, or `"global"`: a single threshold over the present scores of all
+            kernels; ties go to the last entries.
+        exponent: Exponent of the adaptive allocation, in [0, 1].
 
     Returns:
-        The fraction of each layer by its name, in forward order; their sum over all entries is `connectivity` up to
-        rounding. No kernel is left empty.
+        Layer name -> fraction, in forward order. Up to rounding, their mean over all entries is `connectivity`. Every
+        kernel keeps at least one entry.
 
     Raises:
         ValueError: if an argument is out of its range or the network has no subnet kernel.
@@ -51,13 +51,13 @@ def keep_fractions(
 
 
 def set_keep_fractions(network: keras.Model, fractions: float | Mapping[str, float] | Sequence[float]) -> None:
-    """Sets the fraction that stays of every subnet kernel.
+    """Sets the fraction of entries that stays in every subnet kernel.
 
-    Functions traced before still have the old one: build or compile what trains the network afterwards.
+    Functions that are already traced keep the old fractions: build or compile the training model afterwards.
 
     Args:
         network: A network with subnet kernels.
-        fractions: One for all, one per layer in forward order, or by the names of the layers; in (0, 1].
+        fractions: One for all layers, one per layer in forward order, or a mapping from layer names; in (0, 1].
 
     Raises:
         ValueError: if a fraction is out of range, or layers and fractions do not match.
@@ -69,28 +69,28 @@ def set_keep_fractions(network: keras.Model, fractions: float | Mapping[str, flo
     if isinstance(fractions, Mapping):
         if set(fractions) != set(names):
             raise ValueError(
-                f"`fractions` names each subnet layer: {', '.join(names)}. Received: {', '.join(fractions)}"
+                f"`fractions` must name each subnet layer: {', '.join(names)}. Received: {', '.join(fractions)}"
             )
         fractions = [fractions[name] for name in names]
     if len(fractions) != len(found):
         raise ValueError(
-            f"`fractions` holds one fraction per subnet layer, {len(found)}: {', '.join(names)}. "
-            f"Received: {len(fractions)}"
+            f"`fractions` must hold one fraction for each of the {len(found)} subnet layers {', '.join(names)}. "
+            f"Received: {len(fractions)} fractions"
         )
     for layer, fraction in zip(found, fractions, strict=True):
         layer.keep_fraction = fraction
 
 
 def _largest_of_all(scores: Sequence[np.ndarray], budget: int) -> list[int]:
-    """How many of the `budget` largest scores each kernel has, one at least; of equal ones the last count."""
+    """Returns how many of the `budget` largest scores each kernel has, at least one; ties go to the last."""
     scores = [score.copy() for score in scores]
     for score in scores:
-        score[score.argmax()] = np.inf  # no kernel is left empty
+        score[score.argmax()] = np.inf  # the best entry of each kernel stays in any case
     mask = np.asarray(layers.largest_mask(np.concatenate(scores), budget, last_wins=True))
     parts = np.split(mask, np.cumsum([score.size for score in scores])[:-1])
     return [max(int(np.count_nonzero(part)), 1) for part in parts]
 
 
 def _fraction(count: int, size: int) -> float:
-    """The fraction by which a kernel of `size` entries keeps `count`, despite rounding."""
+    """Returns a fraction by which a kernel of `size` entries keeps exactly `count`, despite rounding."""
     return count / size if kept_entries(size, count / size) == count else (count - 0.5) / size

@@ -1,4 +1,4 @@
-"""A kernel as the matrices that it multiplies with, whatever the layer."""
+"""A kernel as matrices from inputs to outputs, whatever the layer."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.
 
 
 class KernelView(NamedTuple):
-    """How the axes of a kernel make `(positions, inputs, outputs)`: a matrix at each position of a convolution.
+    """How the axes of a kernel form `(positions, inputs, outputs)`: one matrix per position of a convolution.
 
     Attributes:
-        order: The axes of the kernel, those of positions first, then those of inputs, then of outputs.
+        order: The axes of the kernel: first those of positions, then of inputs, then of outputs.
         sides: The sides of the kernel in this order.
         shape: Number of positions, inputs and outputs.
     """
@@ -35,7 +35,7 @@ class KernelView(NamedTuple):
 
 
 def kernel_view(kernel: Prunable) -> KernelView:
-    """Returns the view of a kernel for which `why_no_view` has nothing to say."""
+    """Returns the view of a kernel for which `why_no_view` returns `None`."""
     shape = tuple(kernel.weight.shape)
     axes = list(range(len(shape)))
     kinds = [axes[:-2], [axes[-2]], [axes[-1]]]
@@ -52,9 +52,9 @@ def kernel_view(kernel: Prunable) -> KernelView:
 
 
 def why_no_view(kernel: Prunable) -> str | None:
-    """Returns why a kernel is no matrix from inputs to outputs, or `None` if it is one."""
+    """Returns why a kernel does not consist of matrices from inputs to outputs, or `None` if it does."""
     if isinstance(kernel.layer, DEPTHWISE) or kernel.weight.name == "depthwise_kernel":
         return "a depthwise kernel, which has one input channel for each output"
     if kernel.weight.name == "embeddings":
-        return "an embedding, whose rows are looked up and not added up"
+        return "an embedding, whose rows are looked up, not summed"
     return None

@@ -1,4 +1,4 @@
-"""What a layer multiplies its kernel with, as rows of a matrix, whatever the layer and wherever it is."""
+"""The inputs that a layer multiplies by its kernel, as rows of a matrix."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ PRODUCTS = (keras.layers.Dense, keras.layers.EinsumDense, layers.DenseOperation)
 
 
 def why_no_rows(kernel: Prunable) -> str | None:
-    """Returns why `kernel_rows` cannot be asked for the inputs of a kernel, or `None` if it can."""
+    """Returns why `kernel_rows` does not support a kernel, or `None` if it does."""
     layer = kernel.layer
     if kernel.weight.name != "kernel" or not isinstance(layer, (*PRODUCTS, *CONVOLUTIONS)):
         return f"a {kernel.weight.name} of {type(layer).__name__}, whose inputs cannot be read; Dense and Conv2D can"
@@ -32,10 +32,10 @@ def why_no_rows(kernel: Prunable) -> str | None:
 
 
 def kernel_rows(kernel: Prunable, inputs: tf.Tensor) -> tf.Tensor:
-    """Returns the inputs of a layer as `(rows, entries)`; times the kernel as a matrix they are its outputs.
+    """Returns the inputs of a layer as `(rows, entries)`; their product with the kernel matrix is its outputs.
 
-    Entries are in the order in which the kernel lies in memory: of a convolution the patches, row by row and column by
-    column of the window, channels last.
+    Entries are in the memory order of the kernel. A row of a convolution is a patch, its entries by window row, window
+    column, channel.
     """
     layer = kernel.layer
     if isinstance(layer, CONVOLUTIONS):
@@ -60,7 +60,7 @@ def _patches(layer: Any, inputs: tf.Tensor) -> tf.Tensor:
 
 
 def _einsum_order(equation: str, rank: int) -> list[int]:
-    """Returns the axes of the inputs, those that the equation sums over last, in the order of the kernel."""
+    """Returns the axes of the inputs; those that the equation sums over come last, in the order of the kernel."""
     inputs, letters, outputs = einsum_letters(equation)
     before, _, after = inputs.partition("...")
     axes = {letter: place for place, letter in enumerate(before)}
@@ -70,10 +70,10 @@ def _einsum_order(equation: str, rank: int) -> list[int]:
 
 
 def call_order(network: keras.Model, kernels: list[Prunable], image: Any) -> list[Prunable]:
-    """Returns the kernels in the order in which the network calls their layers first.
+    """Returns the kernels in the order in which the network first calls their layers.
 
     Raises:
-        ValueError: if it does not call one, or calls it inside a compiled function.
+        ValueError: if it does not call a layer, or calls it inside a compiled function.
     """
     seen: dict[int, int] = {}
     strange = set()
@@ -97,7 +97,7 @@ def call_order(network: keras.Model, kernels: list[Prunable], image: Any) -> lis
 
 @contextmanager
 def listening(called: list[Any], listener: Callable[[Any, Any], None]) -> Iterator[None]:
-    """Has `listener(layer, inputs)` called before each call of the layers."""
+    """Calls `listener(layer, inputs)` before each call of one of the layers inside the block."""
 
     def heard(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -119,15 +119,15 @@ def listening(called: list[Any], listener: Callable[[Any, Any], None]) -> Iterat
 def second_moments(
     network: keras.Model, kernel: Prunable, images: np.ndarray, batch_size: int, positions: int, seed: int
 ) -> np.ndarray:
-    """Returns the mean of `2 x x^T` over the rows `x` that a kernel meets, float64 `(entries, entries)`.
+    """Returns the mean of `2 x x^T` over the input rows `x` of a kernel, float64 `(entries, entries)`.
 
     Args:
         network: The model.
         kernel: One of its kernels.
-        images: `(n, ...)`, what the network is called with, in parts of `batch_size`.
-        batch_size: As above.
-        positions: Of each image at most so many rows are taken, drawn without replacement.
-        seed: Of the draws.
+        images: `(n, ...)`, the inputs of the network.
+        batch_size: Number of images per call.
+        positions: Largest number of rows per image, on average; rows are drawn without replacement.
+        seed: Seed of the draws.
     """
     moments: Any = 0.0
     number = 0

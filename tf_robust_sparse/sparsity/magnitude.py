@@ -14,9 +14,9 @@ from tf_robust_sparse.sparsity.prunable import Prunable
 
 
 class MagnitudePruning(MaskSparsifier):
-    """Keeps the entries of largest magnitude of masked kernels; a pruned entry stays pruned.
+    """Keeps the entries of masked kernels with the largest magnitude; a pruned entry stays pruned.
 
-    Pruned entries and their momentum are held at exactly 0, so that nothing but the mask can bring them back.
+    Pruned entries and their momentum are held at exactly 0.
 
     Args:
         connectivity: Fraction of the kernel entries kept at the end, in (0, 1].
@@ -42,11 +42,11 @@ class MagnitudePruning(MaskSparsifier):
         self.schedule = schedule
 
     def scores(self, kernel: Prunable) -> tf.Tensor:
-        """Returns how much each entry of a kernel is worth keeping, or each part of it; pruned ones are worth least."""
+        """Returns a score for each entry, or each part, of a kernel; the largest stay, pruned ones score lowest."""
         return layers.select(tf.convert_to_tensor(kernel.mask), tf.abs(tf.convert_to_tensor(kernel.weight)), 0)
 
     def spread(self, kernel: Prunable, mask: tf.Tensor) -> tf.Tensor:
-        """Returns the mask of a kernel from that of its scores."""
+        """Expands a mask of the scores to the mask of the kernel."""
         return mask
 
     def start(self) -> None:
@@ -58,10 +58,10 @@ class MagnitudePruning(MaskSparsifier):
             assign_everywhere(list(self._new_masks(masks)))
 
     def prepare(self, network: keras.Model) -> None:
-        """Reads what else is needed of `network`, before anything is pruned."""
+        """Prepares a subclass for `network`, before anything is pruned."""
 
     def masks_after(self, step: tf.Tensor, dense: Any) -> list[tf.Tensor]:
-        """Returns new masks if it is time to prune."""
+        """Returns the masks, pruned further if the schedule says so."""
         if self.schedule is None:
             return self.present_masks()
         should_prune, connectivity = self.schedule(step)
@@ -72,7 +72,7 @@ class MagnitudePruning(MaskSparsifier):
         return {**super().describe(), "allocation": self.allocation, "gradual": self.schedule is not None}
 
     def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the masks that keep `int(entries * connectivity)` entries per kernel or in all."""
+        """Returns the masks that keep `int(entries * connectivity)` entries, per kernel or in all."""
         scores = [self.scores(kernel) for kernel in self.kernels]
         sizes = [math.prod(score.shape) for score in scores]
         if self.allocation == "uniform":
@@ -88,7 +88,7 @@ class MagnitudePruning(MaskSparsifier):
 
     def _number(self, size: int, connectivity: tf.Tensor) -> tf.Tensor:
         """Returns how many of `size` entries are kept, exactly `int(size * target)` once the target is reached."""
-        # The library computes sparsity in float32: its 1 - 0.9 is off by 1e-8, which is many entries of a large kernel.
+        # Schedules compute sparsity in float32, where 1 - 0.9 is off by 1e-8: several entries of a large kernel.
         at_target = tf.abs(connectivity - self.connectivity) < 1e-6
         kept = tf.cast(tf.math.floor(size * connectivity), tf.int64)
         return tf.where(at_target, tf.constant(int(size * self.connectivity), tf.int64), kept)

@@ -1,4 +1,4 @@
-"""Sparsifiers that hold a mask over each kernel, of our masked layers or of any Keras model."""
+"""Sparsifiers that hold a mask for each kernel, in masked layers of this package or in any Keras model."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -16,25 +16,25 @@ _log = logging.getLogger(__name__)
 
 
 class MaskSparsifier(Sparsifier):
-    """Base class: entries that are off stay at exactly 0, and so does what the optimizer remembers of them.
+    """Base class: masked-out entries, and the optimizer slots of these entries, stay at exactly 0.
 
     A subclass sets the first masks in `start`, and new ones in `masks_after`.
 
-    Args: as `Sparsifier`.
+    Args: see `Sparsifier`.
     """
 
     parametrization = "masked"
-    masks_change = True  # whether masks may be others after an update than before it
-    straight_through = False  # whether gradients of kernels are taken as if nothing were masked
+    masks_change = True  # whether masks may change in an update
+    straight_through = False  # whether gradients of kernels ignore the mask
     otherwise = ", or any model after trs.sparsify(model, connectivity, sparsifier)"
 
     def __init__(self, connectivity: float | None = None) -> None:
         super().__init__(connectivity)
-        self.dense: list[str] = []  # layers that `attach` found and the method cannot prune
+        self.dense: list[str] = []  # layers found by `attach` that the method cannot prune
         self.network: Any = None
 
     def fits(self, layer: Any) -> bool:
-        """Whether a layer has a mask."""
+        """Returns whether a layer has a mask."""
         return is_masked(layer)
 
     def attach(self, network: keras.Model) -> None:
@@ -42,14 +42,14 @@ class MaskSparsifier(Sparsifier):
 
         Raises:
             ValueError: if the network has no masked layer, the method cannot prune most of its entries, or the
-                sparsifier keeps the state of another network.
+                sparsifier belongs to another network.
         """
         if self.masks is not None:
             if self.network is not network:
                 raise ValueError(
-                    f"This sparsifier belongs to {self.network.name}, whose state it keeps; make a new "
-                    f"{type(self).__name__} for the model that is trained, with trs.sparsify if it is of plain Keras "
-                    f"layers. Received: {getattr(network, 'name', network)}"
+                    f"This sparsifier holds the state of {self.network.name}; make a new "
+                    f"{type(self).__name__} for the model that is trained, with trs.sparsify if its layers are plain "
+                    f"Keras layers. Received: {getattr(network, 'name', network)}"
                 )
             return
         super().attach(network)
@@ -81,14 +81,14 @@ class MaskSparsifier(Sparsifier):
         return [each for each, reason in zip(found, reasons, strict=True) if not reason], skipped
 
     def bind(self, network: keras.Model, kernels: Sequence[Prunable]) -> None:
-        """Binds the sparsifier to kernels of any Keras model, and sets the first masks, new ones where none are.
+        """Binds the sparsifier to kernels of any Keras model, creates missing masks, and sets the first masks.
 
         Args:
             network: The model.
-            kernels: Its kernels that are pruned.
+            kernels: The kernels to prune.
         """
         self.network = network
-        if any(kernel.mask is None for kernel in kernels):  # of `trs.sparsify`: tells `attach` that it has bound
+        if any(kernel.mask is None for kernel in kernels):  # by `trs.sparsify`: `attach` then knows it is bound
             self._make_holder()
         self._hold([kernel if kernel.mask is not None else self._with_mask(kernel) for kernel in kernels])
         for layer in filter(is_masked, self.layers):
@@ -96,7 +96,7 @@ class MaskSparsifier(Sparsifier):
         self.start()
 
     def add_state(self, name: str, shape: Sequence[int], dtype: Any, initializer: Any = "zeros") -> Any:
-        """Returns a new variable of the sparsifier, the same on all replicas; it is part of checkpoints."""
+        """Creates a variable of the sparsifier, equal on all replicas and saved in checkpoints."""
         with self.network.distribute_strategy.scope():
             return self._make_holder().add_weight(
                 name=name,
@@ -120,7 +120,7 @@ class MaskSparsifier(Sparsifier):
         return kernel._replace(mask=self.add_state(name, kernel.weight.shape, "bool", "ones") if own is None else own)
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Checks the optimizer; one that remembers a training of before forgets what is off, if masks never change."""
+        """Checks the optimizer; if masks never change, zeroes its slots where entries are masked out."""
         super().check_optimizer(optimizer)
         if not self.masks_change:
             assign_everywhere(list(self._masked_slots(self.present_masks(), optimizer)))
@@ -132,21 +132,21 @@ class MaskSparsifier(Sparsifier):
         """Returns the mask of each kernel after an update.
 
         Args:
-            step: How many updates came before, scalar int64.
-            dense: As of `after_update`.
+            step: Number of earlier updates, scalar int64.
+            dense: See `after_update`.
         """
         return self.present_masks()
 
     def present_masks(self) -> list[tf.Tensor]:
-        """Returns the mask of each kernel as it is."""
+        """Returns the present mask of each kernel."""
         return [tf.convert_to_tensor(kernel.mask) for kernel in self.kernels]
 
     def gradient_sources(self) -> list[Any]:
-        """Returns a tensor of each kernel whose gradient is dense."""
+        """Returns a tensor for each kernel whose gradient is dense."""
         return [kernel.gradient_source() for kernel in self.kernels]
 
     def mask_gradients(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
-        """Returns the gradients with zeros where a mask is off, so that they do not count when norms are clipped."""
+        """Returns the gradients with zeros at masked-out entries, so that norm clipping ignores these."""
         # The gradient of a masked layer's kernel is masked already.
         masks = {id(kernel.weight): kernel.mask for kernel in self.kernels if not is_masked(kernel.layer)}
         return [
@@ -157,37 +157,37 @@ class MaskSparsifier(Sparsifier):
         ]
 
     def before_update(self, optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
-        """Notes the step, before the optimizer counts it."""
+        """Returns the step, before the optimizer counts it."""
         return tf.cast(optimizer.iterations, tf.int64)
 
     def after_update(
         self, state: Any, optimizer: keras.optimizers.Optimizer, dense: Sequence[tf.Tensor] | None = None
     ) -> None:
-        """Sets new masks if it is time to, and holds what is off, and its momentum, at 0."""
+        """Sets new masks if an update is due, and holds masked-out entries and their momentum at 0."""
         masks = self.masks_after(state, dense)
         if self.masks_change:
             assign_everywhere([*self._new_masks(masks), *self._masked_slots(masks, optimizer)])
-        else:  # gradients are masked, so that slots stay 0; some optimizers mix the entries of a matrix, as Muon does
+        else:  # gradients are masked, so slots stay 0; but some optimizers, such as Muon, mix the entries of a matrix
             assign_everywhere(list(self._masked_weights(masks)))
 
     def check(self, network: keras.Model) -> None:
-        """Checks that no entry that is off is other than zero.
+        """Checks that masked-out entries are 0.
 
         Raises:
-            RuntimeError: if one is.
+            RuntimeError: if one is not.
         """
         for kernel in self.kernels:
             off = tf.where(tf.convert_to_tensor(kernel.mask), tf.zeros_like(kernel.weight), kernel.weight)
             stray = int(tf.math.count_nonzero(off))
             if stray:
-                raise RuntimeError(f"{stray} pruned entries of {kernel.name} are not zero although the mask is off.")
+                raise RuntimeError(f"{stray} masked-out entries of {kernel.name} are not zero.")
 
     def describe(self) -> dict[str, Any]:
         """Returns the name and the settings, ready for JSON."""
         return {**super().describe(), **({"dense": self.dense} if self.dense else {})}
 
     def count(self) -> list[int]:
-        """Returns the number of connections of each kernel at present, those that still are 0 included."""
+        """Returns the present number of connections of each kernel, including those whose weight is still 0."""
         return [int(tf.math.count_nonzero(kernel.mask)) for kernel in self.kernels]
 
     def _new_masks(self, masks: Sequence[tf.Tensor]) -> Iterator[tuple[Any, tf.Tensor]]:

@@ -1,4 +1,4 @@
-"""What a mask is like: how much of each layer stays, in which channels and filters, and how large those weights are."""
+"""Statistics of masks: how much of each layer stays, in which channels and filters, and how large these weights are."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ def mask_statistics(network: keras.Model) -> list[dict[str, Any]]:
     """Counts the connections of every kernel of `network`, in forward order.
 
     Returns:
-        For each kernel its `name`, `shape`, `entries`, `nonzero`, `connectivity`, and of how many `channels` (inputs)
-        and `filters` (outputs) some connection stays: `channels_kept`, `filters_kept`.
+        For each kernel its `name`, `shape`, `entries`, `nonzero`, `connectivity`, the numbers of `channels` (inputs)
+        and `filters` (outputs), and how many of them have a connection: `channels_kept`, `filters_kept`.
     """
     found = []
     for layer in layers.kernel_layers(network):
@@ -40,23 +40,23 @@ def mask_statistics(network: keras.Model) -> list[dict[str, Any]]:
 
 
 def kept_weights(network: keras.Model, before: keras.Model | None = None, bins: int = 61) -> list[dict[str, Any]]:
-    """Counts the weights that a mask keeps by their value, beside those that magnitude pruning would keep.
+    """Returns histograms of the weights that a mask keeps and of those that magnitude pruning would keep.
 
-    Magnitude pruning keeps the largest: two humps with a gap around zero. Learned scores keep some small ones too.
+    Magnitude pruning keeps the largest weights: two humps with a gap around zero. Learned scores keep small ones, too.
 
     Args:
         network: A pruned network.
-        before: The network that it was pruned from, of the same layers, whose weights are counted; `None` for those of
-            `network` itself, in layers that still hold what their mask hides (subnet and masked kernels).
+        before: The network before pruning, with the same layers, whose weights are counted; `None` for the weights of
+            `network` itself, in layers that still hold masked-out weights (subnet and masked kernels).
         bins: Number of intervals.
 
     Returns:
         For each layer its `name`, the `edges` of the intervals, and how many weights of each interval there are
-        (`all`), stay (`kept`), and would stay by magnitude (`kept_by_magnitude`); and `small_kept`, the share of what
-        stays that magnitude pruning would drop.
+        (`all`), stay (`kept`), and would stay by magnitude (`kept_by_magnitude`); and `small_kept`, the fraction of
+        the kept weights that magnitude pruning would drop.
 
     Raises:
-        ValueError: if no layer has weights that are hidden, or `before` lacks a layer.
+        ValueError: if no layer holds masked-out weights, or `before` lacks a layer.
 
     Reference: [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), section 5.
     """
@@ -75,8 +75,8 @@ def kept_weights(network: keras.Model, before: keras.Model | None = None, bins: 
         found.append(_histogram(layer.name, keras.ops.convert_to_numpy(weights), mask, bins))
     if not found:
         raise ValueError(
-            "The network holds no weights that its mask hides, so what was dropped is not known; pass as `before` the "
-            f"network that it was pruned from. Received: {network.name}"
+            "The network no longer holds the weights that were pruned; pass the network before pruning as `before`. "
+            f"Received: {network.name}"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Whether what a mask keeps stands together: in few channels, filters and kernels, beside what chance would do."""
+"""Whether masks concentrate connections in few channels, filters and kernels, compared with random masks."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from tf_robust_sparse import layers
 
 
 def mask_structure(network: keras.Model, draws: int = 20, seed: int = 0) -> list[dict[str, Any]]:
-    """Counts how the connections of every kernel are spread, and how as many random ones would be.
+    """Counts how the connections of every kernel are distributed, and compares them with random masks.
 
     Args:
         network: Any network of the toolkit.
         draws: Number of random masks per layer that the counts are averaged over, at least 1.
-        seed: Of these masks.
+        seed: Seed of these masks.
 
     Returns:
         For each layer its `name`; `by_channel` and `by_filter`: connections of each input and output channel, largest
-        first; `kernels`: how many of the `height x width` kernels have 0, 1, ... connections; and for each of the three
-        `random_...`, the mean over random masks of the same number of connections, drawn without replacement. Of each
-        kind the number of `empty_...` and `random_empty_...` ones: `channels`, `filters`, `kernels`.
+        first; `kernels`: how many of the `height x width` kernels have 0, 1, ... connections. For each of the three,
+        `random_...` is the mean over random masks with the same number of connections, drawn without replacement.
+        `empty_...` and `random_empty_...` count `channels`, `filters` and `kernels` without a connection.
 
     Raises:
         ValueError: if `draws` is not positive.
@@ -28,7 +28,7 @@ def mask_structure(network: keras.Model, draws: int = 20, seed: int = 0) -> list
     Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 5.3.
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"`draws` is the number of random masks, at least 1. Received: draws={draws!r}")
+        raise ValueError(f"`draws` must be the number of random masks, at least 1. Received: draws={draws!r}")
     found = []
     for number, layer in enumerate(layers.kernel_layers(network)):
         mask = keras.ops.convert_to_numpy(layer.effective_kernel) != 0
@@ -51,20 +51,20 @@ def mask_structure(network: keras.Model, draws: int = 20, seed: int = 0) -> list
 
 
 def channels_between(first: keras.layers.Layer, second: keras.layers.Layer) -> dict[str, Any]:
-    """Compares the output channels of a layer with the input channels of the one that they go to.
+    """Compares the output channels of a layer with the input channels of the next layer.
 
     Args:
         first: A kernel layer of the toolkit.
-        second: The one that takes its outputs, channel by channel, such as the other convolution of its block.
+        second: The kernel layer that takes its outputs, channel by channel, such as the other convolution of a block.
 
     Returns:
         `outputs` and `inputs`: connections of each channel in `first` and in `second`, in the order of the channels;
-        and how many channels have none in both, `empty_in_both`, in `first` alone, `without_output`, or in `second`
-        alone, `without_input`; and `random_empty_in_both`, what the first number would be if the two had nothing to do
-        with each other.
+        and how many channels have no connection in both (`empty_in_both`), in `first` alone (`without_output`) or in
+        `second` alone (`without_input`); `random_empty_in_both` is the expected first number if the two layers were
+        independent.
 
     Raises:
-        ValueError: if the layers do not have as many channels.
+        ValueError: if the numbers of channels differ.
 
     Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 5.3.
     """
@@ -73,8 +73,8 @@ def channels_between(first: keras.layers.Layer, second: keras.layers.Layer) -> d
     inputs = np.moveaxis(masks[1], -2, 0).reshape(masks[1].shape[-2], -1).sum(1)
     if len(outputs) != len(inputs):
         raise ValueError(
-            f"`second` must take the outputs of `first`, as many channels. Received: {first.name} of {len(outputs)} "
-            f"outputs, {second.name} of {len(inputs)} inputs"
+            f"`second` must have as many input channels as `first` has outputs. Received: {first.name} of "
+            f"{len(outputs)} outputs, {second.name} of {len(inputs)} inputs"
         )
     no_output, no_input = outputs == 0, inputs == 0
     return {
@@ -88,20 +88,21 @@ def channels_between(first: keras.layers.Layer, second: keras.layers.Layer) -> d
 
 
 def relative_cost(network: keras.Model, leave_out: str = "shortcut") -> dict[str, float]:
-    """Estimates what a network of signs costs beside one of full-precision weights with the same connections.
+    """Estimates the cost of a network of signs relative to full-precision weights with the same connections.
 
-    A kernel of side k between c and d channels on maps of side s, of which a fraction q is connected, takes in the
-    forward pass `q s^2 k^2 c d` additions and `11 d s^2` operations of batch norm and activation, twice the former with
-    multiplications; in the backward pass `3 q k^2 s^2 c d + 4 d s^2`, or `4 q k^2 s^2 c d + 4 d s^2 + k^2 c d`. Of a
-    dense layer s is 1, and 11 and 4 become 10 and 3. The side of the maps is taken as `2048 / d`.
+    Take a kernel of side k between c and d channels, on maps of side s, with connectivity q. Its forward pass needs
+    `q s^2 k^2 c d` additions, and in full precision as many multiplications, plus `11 d s^2` operations of batch norm
+    and activation. Its backward pass needs `3 q k^2 s^2 c d + 4 d s^2` operations with signs and
+    `4 q k^2 s^2 c d + 4 d s^2 + k^2 c d` in full precision. For dense layers s is 1, and 11 and 4 become 10 and 3. The
+    side of the maps is taken as `2048 / d`.
 
     Args:
         network: A residual network for 32x32 images.
-        leave_out: Layers with this in their name are not counted.
+        leave_out: Layers whose names contain this are not counted.
 
     Returns:
-        The ratios of signs to full precision: `forward`, `backward` and `total`. With the fractions that are planned
-        rather than counted where layers have them.
+        The ratios of signs to full precision: `forward`, `backward` and `total`. Layers with a `keep_fraction` count
+        with it; of the others the connections are counted.
 
     Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
     """
@@ -126,7 +127,7 @@ def relative_cost(network: keras.Model, leave_out: str = "shortcut") -> dict[str
 
 
 def _counts(places: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Connections by channel and by filter, largest first, and the number of kernels by their connections."""
+    """Returns connections by channel and by filter, largest first, and the number of kernels by connections."""
     channels, filters = shape[-2:]
     area = int(np.prod(shape[:-2]))
     channel, filter_ = places // filters % channels, places % filters

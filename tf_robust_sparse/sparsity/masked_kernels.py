@@ -1,4 +1,4 @@
-"""Kernels and masks of a masked network as arrays by layer name: what rounds of pruning write and read."""
+"""Kernels and masks of a masked network as arrays by layer name, as rounds of pruning read and write them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,19 +13,19 @@ def find(network: keras.Model) -> list[Prunable]:
     """Returns the masked kernels of `network` that are not frozen, in forward order.
 
     Raises:
-        ValueError: if there is none, or there are prunable kernels of another form.
+        ValueError: if there is none, or there are prunable kernels of another parametrization.
     """
     return find_parametrized(network, is_masked, "Rounds of pruning need", "masked")
 
 
 def other_variables(network: keras.Model) -> list[Any]:
-    """Returns the variables of `network` beside those kernels and their masks."""
+    """Returns the variables of `network` other than these kernels and their masks."""
     held = {id(variable) for kernel in find(network) for variable in (kernel.weight, kernel.mask)}
     return [variable for variable in network.variables if id(variable) not in held]
 
 
 def get_kernels(network: keras.Model) -> dict[str, np.ndarray]:
-    """Returns the kernels by layer name, float32, with what their masks hide."""
+    """Returns the kernels by layer name, float32, including masked-out entries."""
     return {kernel.name: _array(kernel.weight) for kernel in find(network)}
 
 
@@ -38,7 +38,7 @@ def set_kernels(network: keras.Model, kernels: Mapping[str, np.ndarray]) -> None
     """Assigns kernels by layer name.
 
     Raises:
-        ValueError: if a layer is missing or too many, or a shape is another one.
+        ValueError: if a layer is missing or unknown, or a shape differs.
     """
     for kernel, value in _matched(network, kernels, "kernels"):
         kernel.weight.assign(value.astype(np.float32))
@@ -48,7 +48,7 @@ def set_masks(network: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
     """Assigns masks by layer name: boolean, or numbers that are exactly 0 or 1.
 
     Raises:
-        ValueError: if a layer is missing or too many, a shape is another one, or a value is neither 0 nor 1.
+        ValueError: if a layer is missing or unknown, a shape differs, or a value is neither 0 nor 1.
     """
     for kernel, mask in _matched(network, masks, "masks"):
         if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
@@ -58,20 +58,20 @@ def set_masks(network: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
 
 
 def apply_masks(kernels: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the kernels with exact zeros where the mask is off."""
+    """Returns the kernels with exact zeros at masked-out entries."""
     return {name: np.where(np.asarray(masks[name]).astype(bool), kernel, 0) for name, kernel in kernels.items()}
 
 
 def remaining(masks: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    """Returns how many entries the masks leave, and how many there are."""
+    """Returns how many entries the masks keep, and how many there are."""
     return sum(int(np.count_nonzero(mask)) for mask in masks.values()), sum(mask.size for mask in masks.values())
 
 
 def verify(network: keras.Model, x: np.ndarray) -> None:
-    """Checks that what the masks hide has no influence: logits stay the same, bit by bit, when it is set to zero.
+    """Checks that masked-out entries have no influence: zeroing them leaves the logits equal, bit by bit.
 
     Raises:
-        RuntimeError: if it has.
+        RuntimeError: if they have an influence.
     """
     before, kernels = keras.ops.convert_to_numpy(network(x, training=False)), get_kernels(network)
     try:
@@ -89,14 +89,14 @@ def _matched(network: keras.Model, values: Mapping[str, np.ndarray], what: str) 
     found = find(network)
     if {kernel.name for kernel in found} != set(values):
         raise ValueError(
-            f"`{what}` names each masked layer: {', '.join(kernel.name for kernel in found)}. "
+            f"`{what}` must name each masked layer: {', '.join(kernel.name for kernel in found)}. "
             f"Received: {', '.join(values)}"
         )
     pairs = [(kernel, np.asarray(values[kernel.name])) for kernel in found]
     for kernel, value in pairs:
         if value.shape != tuple(kernel.weight.shape):
             raise ValueError(
-                f"`{what}`: {kernel.name} has a kernel of shape {tuple(kernel.weight.shape)}. Received: {value.shape}"
+                f"`{what}`: the kernel of {kernel.name} has shape {tuple(kernel.weight.shape)}. Received: {value.shape}"
             )
     return pairs
 

@@ -1,4 +1,4 @@
-"""N:M sparsity: of every M consecutive inputs an output reads N, the pattern of sparse tensor cores."""
+"""N:M sparsity: an output reads N of every M consecutive inputs, the pattern of sparse tensor cores."""
 
 import math
 from collections.abc import Sequence
@@ -18,28 +18,28 @@ LARGEST_GROUP = 32
 
 
 class NM(MaskSparsifier):
-    """Keeps the `n` largest of every `m` consecutive entries along the input channels; trains the others on (SR-STE).
+    """Keeps the `n` largest of every `m` consecutive entries along the input channels, and trains all of them (SR-STE).
 
-    The network computes with `kernel * kernel_mask`. The dense kernel behind it takes the gradient `g` of that product
-    as if there were no mask (straight through), and entries that are off shrink: the optimizer is given
-    `g + decay * (1 - kernel_mask) * kernel`, before it clips. After the update the masks are chosen again. The model
-    holds `kernel * kernel_mask` after every step; entries that are off wait in a variable of the sparsifier, which is
-    part of checkpoints. So whatever is saved has exactly `n` of `m`.
+    The network computes with `kernel * kernel_mask`. The dense kernel receives the gradient `g` of that product as if
+    there were no mask (straight-through), and masked-out entries shrink: the optimizer gets
+    `g + decay * (1 - kernel_mask) * kernel` before it clips. After the update the masks are chosen again. After every
+    step the model holds `kernel * kernel_mask`; masked-out entries are stored in a variable of the sparsifier, which is
+    part of checkpoints. Every saved model thus has exactly `n` of `m` entries.
 
-    Input channels are the axis before the last one in kernels of `Dense` and convolutions, the last one in transposed
-    convolutions, and the axes that an `EinsumDense` sums over. Of equal entries the first along that axis is kept.
-    Kernels whose inputs are no multiple of `m`, such as those that read 3 colors, stay dense.
+    Input channels are the second-to-last axis of the kernels of `Dense` and convolutions, the last axis of transposed
+    convolutions, and the axes that an `EinsumDense` sums over. Ties go to the first entry along that axis. Kernels
+    whose inputs are no multiple of `m`, such as those that read 3 colors, stay dense.
 
     ```python
     report = trs.sparsify(model, sparsifier=trs.sparsity.NM(2, 4))
     ```
 
     Args:
-        n: How many of a group stay, in [1, m - 1].
-        m: Entries of a group, in [2, 32].
-        decay: How fast entries that are off shrink, at least 0; 0 is the plain straight-through estimator.
+        n: Number of entries of a group that stay, in [1, m - 1].
+        m: Number of entries of a group, in [2, 32].
+        decay: How fast masked-out entries shrink, at least 0; 0 is the plain straight-through estimator.
         interval: Number of steps between two choices of the masks, at least 1.
-        fixed: Whether the masks that are chosen at first stay; then nothing is off but at 0, and nothing decays.
+        fixed: Whether the first masks stay; masked-out entries are then 0, and nothing decays.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -50,16 +50,16 @@ class NM(MaskSparsifier):
     def __init__(self, n: int = 2, m: int = 4, decay: float = 2e-4, interval: int = 1, fixed: bool = False) -> None:
         check_n_m(n, m)
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < math.inf:
-            raise ValueError(f"`decay` is a number, at least 0. Received: decay={decay!r}")
+            raise ValueError(f"`decay` must be a number of at least 0. Received: decay={decay!r}")
         super().__init__(n / m)
         self.interval = check_integer("interval", interval, 1, "a number of steps")
         self.n, self.m, self.decay, self.fixed = n, m, float(decay), bool(fixed)
         self.straight_through = self.masks_change = not self.fixed
-        self.waiting: list[Any] = []  # the dense entries that are off, 0 elsewhere, for each kernel
+        self.waiting: list[Any] = []  # for each kernel: its masked-out entries, 0 elsewhere
         self._scaled: Any = None
 
     def misfit(self, kernel: Prunable) -> str | None:
-        """Returns why groups of `m` do not divide a kernel, or `None`."""
+        """Returns why groups of `m` do not fit a kernel, or `None` if they do."""
         return why_no_groups(kernel, self.m)
 
     def start(self) -> None:
@@ -84,16 +84,16 @@ class NM(MaskSparsifier):
         return view.to_kernel(tf.reshape(layers.largest_of_groups_mask(groups, self.n, 2), view.shape))
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Checks the optimizer, and notes how it scales losses, as the decay must be scaled too."""
+        """Checks the optimizer, and stores how it scales losses, because the decay must be scaled, too."""
         super().check_optimizer(optimizer)
         self._scaled = optimizer.scale_loss
 
     def mask_gradients(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
-        """Returns the gradients as if nothing were masked, and the decay of what is off."""
+        """Returns the unmasked gradients plus the decay of masked-out entries."""
         if self.fixed:
             return super().mask_gradients(gradients, weights)
         numbers = {id(kernel.weight): number for number, kernel in enumerate(self.kernels)}
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync  # whose gradients the optimizer adds up
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync  # the optimizer sums their gradients
 
         def with_decay(gradient: Any, number: int) -> tf.Tensor:
             decay = self.decay / replicas * tf.convert_to_tensor(self.waiting[number])
@@ -105,7 +105,7 @@ class NM(MaskSparsifier):
         ]
 
     def before_update(self, optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
-        """Notes the step, and gives the optimizer the dense kernels."""
+        """Returns the step, and restores the dense kernels for the optimizer."""
         if not self.fixed:
             assign_everywhere(
                 [
@@ -118,14 +118,14 @@ class NM(MaskSparsifier):
     def after_update(
         self, state: Any, optimizer: keras.optimizers.Optimizer, dense: Sequence[tf.Tensor] | None = None
     ) -> None:
-        """Chooses masks if it is time to, and takes what is off out of the model; momentum stays dense, too."""
+        """Chooses masks if they are due, and moves masked-out entries out of the model; momentum stays dense."""
         if self.fixed:
             super().after_update(state, optimizer, dense)
             return
         if self.interval == 1:
             masks = [self.largest(kernel) for kernel in self.kernels]
         else:
-            # The step is the number of updates before this one, so that masks change after every `interval` updates.
+            # The step counts the updates before this one, so masks change after every `interval` updates.
             masks = tf.cond(
                 (state + 1) % self.interval == 0,
                 lambda: [self.largest(kernel) for kernel in self.kernels],
@@ -137,7 +137,7 @@ class NM(MaskSparsifier):
         """Checks that each group keeps `n` entries and that the others are 0.
 
         Raises:
-            RuntimeError: if not.
+            RuntimeError: if this does not hold.
         """
         super().check(network)
         check_groups(self.kernels, self.n, self.m)
@@ -148,7 +148,7 @@ class NM(MaskSparsifier):
         return {**super().describe(), **settings, "budget": self.budget}
 
     def _part(self, masks: Sequence[tf.Tensor]) -> None:
-        """Splits dense kernels into what the model holds and what waits."""
+        """Splits dense kernels into the part in the model and the masked-out part in the sparsifier."""
         waiting = [
             (kept, layers.select(mask, tf.zeros_like(kernel.weight), tf.convert_to_tensor(kernel.weight)))
             for kept, kernel, mask in zip(self.waiting, self.kernels, masks, strict=True)
@@ -165,14 +165,14 @@ def check_n_m(n: int, m: int) -> tuple[int, int]:
     for name, value, low, high in (("m", m, 2, LARGEST_GROUP), ("n", n, 1, m - 1 if isinstance(m, int) else 0)):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(
-                f"n of every m entries stay: `m` is an integer in [2, {LARGEST_GROUP}] and `n` one in [1, m - 1]. "
+                f"n of every m entries stay: `m` must be an integer in [2, {LARGEST_GROUP}], `n` one in [1, m - 1]. "
                 f"Received: {name}={value!r}"
             )
     return n, m
 
 
 def why_no_groups(kernel: Prunable, m: int) -> str | None:
-    """Returns why groups of `m` inputs do not divide a kernel, or `None` if they do."""
+    """Returns why groups of `m` inputs do not fit a kernel, or `None` if they do."""
     reason = why_no_view(kernel)
     if reason:
         return reason
@@ -181,15 +181,15 @@ def why_no_groups(kernel: Prunable, m: int) -> str | None:
 
 
 def group_budget(sizes: Sequence[int], n: int, m: int) -> int:
-    """Returns how many entries of kernels of these sizes stay."""
+    """Returns how many entries stay in kernels of these sizes."""
     return sum(size // m * n for size in sizes)
 
 
 def check_groups(kernels: Sequence[Prunable], n: int, m: int) -> None:
-    """Checks that `n` of every `m` entries of each kernel stay.
+    """Checks that every group of `m` entries of each kernel keeps `n`.
 
     Raises:
-        RuntimeError: if not.
+        RuntimeError: if one does not.
     """
     for kernel in kernels:
         view = kernel_view(kernel)

@@ -1,4 +1,4 @@
-"""One-shot pruning by the optimal brain surgeon: the weights that stay make up for those that go."""
+"""One-shot pruning by the optimal brain surgeon: the remaining weights compensate for the removed ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,34 +16,34 @@ from tf_robust_sparse.sparsity.n_m import check_groups, check_n_m, group_budget,
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
 from tf_robust_sparse.sparsity.prunable import Prunable
 
-DAMPING = 0.01  # of the mean second moment, as published
+DAMPING = 0.01  # fraction of the mean second moment, as published
 BLOCK = 128
 
 
 class OBS(MaskSparsifier):
     """Prunes a trained model once, so that the outputs of each layer on some images change little (SparseGPT).
 
-    Layer after layer, in the order in which the model calls them, the inputs of the already pruned model are read, and
-    `prune_columns` removes entries and corrects the others. Biases and all else stay. Afterwards the masks are fixed:
-    training with the sparsifier tunes what is left.
+    The layers are pruned one after the other, in the order in which the model calls them. For each one, the inputs are
+    read from the model as pruned so far, and `prune_columns` removes entries and corrects the others. Biases and other
+    weights stay the same. Afterwards the masks are fixed: training with the sparsifier tunes the remaining weights.
 
     ```python
     report = trs.sparsify(model, connectivity=0.5, sparsifier=trs.sparsity.OBS(x[:512]))
     report = trs.sparsify(model, sparsifier=trs.sparsity.OBS(x[:512], n_m=(2, 4)))
     ```
 
-    Kernels of `Dense`, `EinsumDense` (attention), `Conv1D` and `Conv2D` are pruned, also those of this package; others
-    stay dense. The images pass the model once for each layer. A convolution's inputs are its patches, at positions
-    drawn at random. Time grows with the cube of a kernel's inputs and memory with their square; a 3x3 kernel has 9
-    times its channels of them.
+    Kernels of `Dense`, `EinsumDense` (attention), `Conv1D` and `Conv2D`, and of this package, are pruned; others stay
+    dense. The images pass through the model once for each layer. The inputs of a convolution are its patches, at random
+    positions. Time grows with the cube of the number of inputs of a kernel, memory with its square; a 3x3 kernel has 9
+    inputs per channel.
 
     Args:
-        images: `(n, ...)`, what the model takes: training images, or attacked ones.
+        images: `(n, ...)`, inputs of the model: training images, or attacked ones.
         connectivity: Fraction of the entries that stay, in (0, 1]; `None` leaves it to `trs.sparsify` or to `n_m`.
-        n_m: `(n, m)`: of every m consecutive inputs n stay, as of `NM`.
+        n_m: `(n, m)`: n of every m consecutive inputs stay, as in `NM`.
         allocation: How connections are spread over kernels, see `layer_fractions`; not with `n_m`.
-        positions: How many positions of an image count in each layer, at least 1.
-        batch_size: Images that pass at a time.
+        positions: Number of positions per image that each layer samples, at least 1.
+        batch_size: Number of images per forward pass.
         seed: Integer in [0, 2**31) that fixes the positions.
 
     Raises:
@@ -67,7 +67,7 @@ class OBS(MaskSparsifier):
     ) -> None:
         if n_m is not None:
             if not isinstance(n_m, (tuple, list)) or len(n_m) != 2:
-                raise ValueError(f"`n_m` is a pair, such as (2, 4) for two of four. Received: n_m={n_m!r}")
+                raise ValueError(f"`n_m` must be a pair, such as (2, 4) for two of four. Received: n_m={n_m!r}")
             if allocation != "uniform":
                 raise ValueError(
                     f"n_m={n_m} keeps the same fraction of every kernel; leave `allocation` out. "
@@ -88,7 +88,7 @@ class OBS(MaskSparsifier):
                 f"{self.images.dtype} {self.images.shape}"
             )
         if not np.isfinite(self.images).all():
-            raise ValueError("`images` must be finite. Received: some that are infinite or not a number")
+            raise ValueError("`images` must be finite. Received: images with infinities or NaN")
         self.n_m, self.allocation = n_m, allocation
 
     def misfit(self, kernel: Prunable) -> str | None:
@@ -96,7 +96,7 @@ class OBS(MaskSparsifier):
         return why_no_rows(kernel) or (why_no_groups(kernel, self.n_m[1]) if self.n_m else None)
 
     def start(self) -> None:
-        """Prunes, and puts everything back if it cannot.
+        """Prunes the model, or restores it if that fails.
 
         Raises:
             ValueError: if the images do not fit the model, or the inputs of a kernel cannot be read or are not finite.
@@ -121,10 +121,10 @@ class OBS(MaskSparsifier):
             raise
 
     def check(self, network: Any) -> None:
-        """Checks that what is off is 0, and the groups.
+        """Checks that masked-out entries are 0 and that groups keep their number of entries.
 
         Raises:
-            RuntimeError: if not.
+            RuntimeError: if this does not hold.
         """
         super().check(network)
         if self.n_m:
@@ -154,7 +154,7 @@ class OBS(MaskSparsifier):
     def _prune(self, kernel: Prunable, count: int) -> None:
         moments = second_moments(self.network, kernel, self.images, self.batch_size, self.positions, self.seed)
         if not np.isfinite(moments).all():
-            raise ValueError(f"The inputs of {kernel.name} on `images` are not finite. Received: infinity or no number")
+            raise ValueError(f"The inputs of {kernel.name} on `images` must be finite. Received: infinities or NaN")
         view = kernel_view(kernel)
         present = layers.select(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight), 0)
         matrix = view.to_matrices(present)
@@ -167,23 +167,23 @@ class OBS(MaskSparsifier):
 def prune_columns(
     weights: np.ndarray, moments: np.ndarray, count: int, n_m: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Prunes a matrix input by input; the inputs that come later take over what an entry did.
+    """Prunes a matrix input by input; later inputs compensate for the removed entries.
 
-    With `H = moments + 0.01 mean(diag(moments)) I` and `U` the upper factor of `H^-1 = U^T U`, an entry `w` of input
-    `i` costs `w^2 / U_ii^2`, and if it goes, `U_ij / U_ii * w` is taken from the entries of the inputs `j > i`. Inputs
-    that are always 0 keep no weight. Which entries go is settled for 128 inputs at a time: those among the cheapest of
-    all entries from there on, as many as have still to go. The published code prunes the same share of each 128 inputs
-    instead, which leaves a larger error, and entries as cheap as the last one with it. With `n_m` it is settled for
-    each group in turn.
+    With `H = moments + 0.01 mean(diag(moments)) I` and `U` the upper factor of `H^-1 = U^T U`, removing an entry `w` of
+    input `i` costs `w^2 / U_ii^2`, and `U_ij / U_ii * w` is subtracted from the entries of the inputs `j > i`. Inputs
+    that are always 0 keep no weight. Entries are selected for 128 inputs at a time: the cheapest of all remaining
+    entries are marked, as many as must still go, and those in the 128 inputs are removed. SparseGPT's code instead
+    prunes the same fraction of each 128 inputs, which leaves a larger error, and also all entries as cheap as the last
+    one. With `n_m`, entries are selected for each group in turn.
 
     Args:
         weights: `(inputs, outputs)`, float64.
         moments: The mean of `2 x x^T` over inputs `x`, `(inputs, inputs)`, float64.
-        count: How many entries stay, of equally cheap ones the first.
-        n_m: Of every m inputs n stay, for each output.
+        count: Number of entries that stay; ties go to the first ones.
+        n_m: n of every m inputs stay, for each output.
 
     Returns:
-        The new weights, and a mask of those that stay.
+        The new weights, and the mask of the remaining ones.
     """
     upper, dead = _inverse_factor(moments)
     weights = np.where(dead[:, np.newaxis], 0.0, weights)
@@ -195,11 +195,13 @@ def prune_columns(
     for begin in range(0, inputs, block):
         end = min(begin + block, inputs)
         if n_m is None:
-            costs = np.full(weights.shape, np.inf)  # of what is settled
+            costs = np.full(weights.shape, np.inf)  # inf: earlier inputs are already decided
             costs[begin:] = np.square(weights[begin:] / diagonal[begin:])
             kept = np.asarray(layers.largest_mask(costs, costs.size - left))
             mask[begin:end] = kept[begin:end]
             left -= int(np.sum(~mask[begin:end]))
+        # Corrections within the block are made at once, because its later inputs depend on them; those beyond it are
+        # collected and made by one matrix product.
         errors = np.zeros((end - begin, weights.shape[1]))
         for i in range(begin, end):
             if n_m is not None and i % n_m[1] == 0:
@@ -213,11 +215,11 @@ def prune_columns(
 
 
 def _inverse_factor(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `U`, upper triangular, with `(H + damping)^-1 = U^T U`, and which inputs are always 0."""
+    """Returns the upper triangular `U` with `(H + damping)^-1 = U^T U`, and which inputs are always 0."""
     dead = np.diag(moments) == 0
     damped = moments + np.diag(dead.astype(np.float64))
     damped = damped + DAMPING * np.mean(np.diag(damped)) * np.eye(len(damped))
-    # Read backwards, a lower factor is an upper one: H = R R^T, so that U is the inverse of R.
+    # The lower Cholesky factor of the reversed matrix, reversed again, is upper: H = R R^T, and U is the inverse of R.
     upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
     identity = tf.eye(len(damped), dtype=tf.float64)
     return np.asarray(tf.linalg.triangular_solve(tf.constant(upper), identity, lower=False)), dead

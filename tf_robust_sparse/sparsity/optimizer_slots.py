@@ -1,4 +1,4 @@
-"""The optimizer's memory of a variable: momentum, second moments."""
+"""The optimizer's slots of a variable, such as momentum and second moments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import tensorflow as tf
 
 
 def slots(optimizer: keras.optimizers.Optimizer, variable: Any) -> list[Any]:
-    """Returns the optimizer variables of the shape of `variable` that remember it, such as its velocity.
+    """Returns the slots of `variable` that have its shape, such as its velocity.
 
-    They are found by identity. Names do not tell: two nested models may both have a layer `conv`, and `kernel` is the
-    beginning of `kernel_scale`. An optimizer keeps lists in the order of the variables that it was built for, one of
-    these variables themselves and one for each kind of slot.
+    They are found by identity, because names are ambiguous: two nested models may both have a layer `conv`, and
+    `kernel` is a prefix of `kernel_scale`. An optimizer keeps lists in the order of the variables that it was built
+    for: one list of these variables and one for each kind of slot.
 
     Args:
         optimizer: A built Keras optimizer, possibly a `keras.optimizers.LossScaleOptimizer`.
@@ -25,14 +25,14 @@ def slots(optimizer: keras.optimizers.Optimizer, variable: Any) -> list[Any]:
     if not places:
         return []
     number, place = places[0]
-    # The list of all variables of the optimizer starts with its iteration, so it may be of the same length.
+    # The list of the optimizer's own variables may have the same length; it is recognized by its iteration counter.
     kinds = [each for each in lists if len(each) == number and not any(found is optimizer.iterations for found in each)]
     found = [each[place] for each in kinds if id(each[place]) in own]
     return [slot for slot in found if tuple(slot.shape) == tuple(variable.shape)]
 
 
 def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
-    """Checks that the optimizer does not change weights behind the back of a sparsifier.
+    """Checks that the optimizer does not change weights unseen by a sparsifier.
 
     Raises:
         ValueError: if it averages weights or accumulates gradients.
@@ -45,20 +45,20 @@ def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
         )
     if optimizer.gradient_accumulation_steps:
         raise ValueError(
-            "A sparsifier needs an optimizer without gradient accumulation, for it acts after every step. Received: "
-            f"{type(optimizer).__name__}(gradient_accumulation_steps={optimizer.gradient_accumulation_steps})"
+            "A sparsifier needs an optimizer without gradient accumulation, because it acts after every step. "
+            f"Received: {type(optimizer).__name__}(gradient_accumulation_steps={optimizer.gradient_accumulation_steps})"
         )
 
 
 def apply_unless(
     rests: tf.Tensor | None, optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any], weights: Sequence[Any]
 ) -> None:
-    """Has the optimizer change the weights, or count the step alone where it `rests`; `None` means that it never does.
+    """Lets the optimizer update the weights, or only count the step if `rests` holds.
 
     Args:
-        rests: Scalar boolean.
+        rests: Scalar boolean; `None` if the optimizer never rests.
         optimizer: A built optimizer.
-        gradients: Those of `weights`.
+        gradients: Gradients of `weights`.
         weights: The trainable variables.
     """
 
@@ -74,7 +74,7 @@ def apply_unless(
         apply()
     elif not tf.distribute.has_strategy():
         tf.cond(rests, count, apply)
-    else:  # gradients of replicas cannot be added up inside a condition: put back what there was
+    else:  # gradients of replicas cannot be summed in a condition: update, then restore
         held = [*weights, *(slot for weight in weights for slot in slots(optimizer, weight))]
         before = tf.cond(
             rests,
@@ -93,10 +93,10 @@ def apply_unless(
 def assign_everywhere(updates: Sequence[tuple[Any, tf.Tensor]]) -> list[tf.Operation]:
     """Assigns each (variable, value) pair, inside a replica context too.
 
-    Returns the operations that assign, for `tf.control_dependencies`; none in eager execution or among replicas.
+    Returns the assigning operations, for `tf.control_dependencies`; none in eager execution or on several replicas.
 
-    Every replica must have computed the same value. Optimizer slots have no aggregation, so that a plain assignment
-    in a replica context is refused or leaves the replicas apart; through `merge_call` each replica's copy is written.
+    Every replica must have computed the same value. Optimizer slots have no aggregation, so TensorFlow refuses a plain
+    assignment in a replica context or lets the replicas drift apart; `merge_call` writes the copy of each replica.
     """
     variables = [v.value if isinstance(v, keras.Variable) else v for v, _ in updates]
     values = [value for _, value in updates]

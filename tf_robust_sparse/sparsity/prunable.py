@@ -1,4 +1,4 @@
-"""What can be pruned in a Keras model: the kernels of any layer, and the layers of our own parametrizations."""
+"""What can be pruned: the kernels of any Keras layer, and the layers of this package's parametrizations."""
 
 import logging
 import math
@@ -34,11 +34,11 @@ class Prunable(NamedTuple):
     """A kernel whose entries may be removed.
 
     Attributes:
-        name: What reports and messages call it: the path of the variable, or the name of a layer of ours.
-        weight: The variable whose entries are compared, `(..., outputs)`, floating: the kernel, or of parametrizations
-            that choose entries by other numbers, these (`scores`, `theta`).
-        mask: Boolean variable of its shape: which entries exist; `None` of one that has none or was only found.
-        layer: The layer that multiplies with it.
+        name: Its name in reports and messages: the path of the variable, or the name of a layer of this package.
+        weight: The variable whose entries are ranked, `(..., outputs)`, floating: the kernel, or the numbers by which a
+            parametrization selects entries (`scores`, `theta`).
+        mask: Boolean variable of the same shape, `True` where entries exist; `None` if there is none yet.
+        layer: The layer that multiplies by it.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Prunable(NamedTuple):
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """The sides by which the Erdős-Rényi kernel rule counts: the shape, and of an attention kernel its matrix."""
+        """The sides for the Erdős-Rényi kernel rule: the shape, or for an attention kernel those of its matrix."""
         return kernel_sides(self.layer, tuple(self.weight.shape))
 
     def gradient_source(self) -> Any:
-        """Returns the tensor whose gradient also reaches entries that are off at present.
+        """Returns the tensor whose gradient also reaches masked-out entries.
 
         Call it inside `layers.cached_kernels`, while a `tf.GradientTape` records.
         """
@@ -65,7 +65,7 @@ class Prunable(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A variable that is not pruned, and why."""
+    """A variable that is not pruned, and the reason."""
 
     name: str
     reason: str
@@ -80,19 +80,20 @@ def find_kernels(
 ) -> tuple[list[Prunable], list[Skipped]]:
     """Finds the kernels of any built Keras model that may be pruned.
 
-    Variables are looked at, not layers, so that attention, recurrent cells, wrappers, shared and nested layers and
-    layers of the user's own need no case of their own. A variable that is used in several places counts once.
+    Variables are examined, not layers, so attention, recurrent cells, wrappers, shared and nested layers and custom
+    layers need no special cases. A variable that is used in several places counts once.
 
     Args:
         model: A built model.
-        filters: Which variables are meant: a regular expression or a list of them, found anywhere in the path
-            `"block/query/kernel"`, or a function of the path. `None` means all that are called like a kernel.
-        min_size: Tensors of fewer entries stay dense.
-        depthwise: Whether kernels of depthwise convolutions are pruned, which hold few entries that each do much.
-        embeddings: Whether tables of embeddings are pruned.
+        filters: Which variables to prune: a regular expression or a list of them, searched for anywhere in a path such
+            as `"block/query/kernel"`, or a function of the path. `None` means variables whose names are those of
+            kernels.
+        min_size: Tensors with fewer entries stay dense.
+        depthwise: Whether kernels of depthwise convolutions are pruned, which hold few but important entries.
+        embeddings: Whether embedding tables are pruned.
 
     Returns:
-        The kernels in the order of the model, without masks, and the other ones with the reason why not.
+        The kernels in the order of the model, without masks, and the other variables with the reasons.
 
     Raises:
         ValueError: if the model is not built, has quantized or LoRA layers, or a filter matches nothing.
@@ -105,7 +106,7 @@ def find_kernels(
             f"Received: {type(model).__name__} {model.name}, not built"
         )
     for layer in sublayers(model):
-        # Quantized and LoRA layers multiply with other numbers than those of their kernel.
+        # Quantized and LoRA layers do not multiply by their kernel variable.
         for what in ("quantization_mode", "lora_enabled"):
             if getattr(layer, what, None):
                 raise ValueError(
@@ -137,14 +138,14 @@ def find_kernels(
 
 
 def kernel_variables(model: keras.Model) -> list[tuple[str, Any]]:
-    """Returns path and variable of every kernel of a model, those that `find_kernels` would leave dense included."""
+    """Returns the path and variable of every kernel of a model, including those that `find_kernels` leaves dense."""
     return [(name, variable) for name, variable, layer in _named_variables(model) if _is_kernel(variable, layer)]
 
 
 def kernel_sides(layer: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the sides of a kernel as the Erdős-Rényi kernel rule counts them.
+    """Returns the sides of a kernel for the Erdős-Rényi kernel rule.
 
-    The kernel of an `EinsumDense`, as in attention, is a matrix from the axes that the equation sums over to the rest.
+    The kernel of an `EinsumDense`, as in attention, counts as a matrix from the axes that are summed over to the rest.
     """
     if not isinstance(layer, keras.layers.EinsumDense) or len(shape) < 3:
         return shape
@@ -154,13 +155,13 @@ def kernel_sides(layer: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def einsum_letters(equation: str) -> list[str]:
-    """Returns the letters of the inputs, of the kernel and of the outputs in the equation of an `EinsumDense`."""
+    """Returns the letters of the inputs, the kernel and the outputs in the equation of an `EinsumDense`."""
     return re.split(r",|->", equation.replace(" ", ""))
 
 
 def sublayers(model: Any) -> Iterator[Any]:
     """Yields the model and every layer inside it, outer ones first, each once."""
-    yield from model._flatten_layers(include_self=True, recursive=True)  # as Keras' own `quantize` walks
+    yield from model._flatten_layers(include_self=True, recursive=True)  # as in Keras' `quantize`
 
 
 def _named_variables(model: keras.Model) -> list[tuple[str, Any, Any]]:
@@ -168,7 +169,7 @@ def _named_variables(model: keras.Model) -> list[tuple[str, Any, Any]]:
     owner: dict[int, Any] = {}
     for layer in sublayers(model):
         for variable in layer.weights:
-            owner[id(variable)] = layer  # inner layers come after outer ones
+            owner[id(variable)] = layer  # inner layers come later and win
     seen: dict[str, int] = {}
     named = []
     for variable in {id(each): each for each in model.variables if id(each) in owner}.values():
@@ -187,7 +188,7 @@ def _reason(
     depthwise: bool,
     embeddings: bool,
 ) -> str | None:
-    """Returns `None` if a variable is pruned, why not, or `""` if nobody would expect it to be."""
+    """Returns `None` if a variable is pruned, else the reason, or `""` for variables that nobody would prune."""
     shape, name = tuple(variable.shape), variable.name
     if len(shape) < 2 or name in NEVER or isinstance(layer, NORMS) or not _is_floating(variable):
         return ""
@@ -195,9 +196,9 @@ def _reason(
     if not trainable:
         return "frozen" if called else ""
     if isinstance(layer, layers.KernelLayer) and not isinstance(layer, (MaskedKernel, PlainKernel)):
-        return "its layer decides by itself which entries exist"
+        return "its layer itself decides which entries exist"
     if not called and filters is None:
-        return f"not called like a kernel; name it in filters={re.escape(name)!r} to prune it"
+        return f"its name is not that of a kernel; name it in filters={re.escape(name)!r} to prune it"
     if not wanted:
         return "not among the filters"
     if name == "embeddings" and not embeddings:
@@ -232,12 +233,12 @@ def _accepts(filters: Filters | None) -> Callable[[str], bool]:
 
 
 def some(words: Sequence[str], number: int = 8, between: str = ", ") -> str:
-    """Returns the first words of a list, and how many more there are, for messages."""
+    """Returns the first words of a list and the number of the others, for messages."""
     return between.join(words[:number]) + (f" and {len(words) - number} more" if len(words) > number else "")
 
 
 def is_masked(layer: Any) -> bool:
-    """Whether the kernel of a layer has a mask of its own."""
+    """Returns whether the kernel of a layer has a mask in the layer."""
     return isinstance(layer, MaskedKernel)
 
 
@@ -248,10 +249,10 @@ def find_parametrized(
 
     Args:
         network: A network of the toolkit's layers.
-        fits: Whether a layer has the parametrization that is needed.
-        subject: Subject and verb of the message: `"Scores need"`.
-        form: The parametrization as a builder takes it, for the message.
-        otherwise: What else can be done, for the message.
+        fits: Returns whether a layer has the required parametrization.
+        subject: Subject and verb of the message, such as `"Scores need"`.
+        form: The name that a builder takes as `kernel`, for the message.
+        otherwise: An alternative, for the message.
 
     Raises:
         ValueError: if there is none, or there are prunable kernels of another parametrization.
@@ -274,8 +275,8 @@ def find_parametrized(
 
 
 def report_frozen(network: keras.Model, fits: Callable[[Any], bool] = lambda layer: False) -> list[str]:
-    """Returns the names of frozen layers that could be pruned or that fit, and warns of them."""
+    """Returns the names of frozen layers that could be pruned or that fit, and warns about them."""
     names = [layer.name for layer in layers.kernel_layers(network) if layer.frozen and (layer.prunable or fits(layer))]
     if names:
-        _log.warning("Frozen layers keep the connections that they have: %s", ", ".join(names))
+        _log.warning("Frozen layers keep their connections: %s", ", ".join(names))
     return names

@@ -1,4 +1,4 @@
-"""RigL: the smallest weights are replaced by the connections whose gradients are largest."""
+"""RigL: the smallest weights are replaced by the connections with the largest gradients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +9,16 @@ from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
 
 
 class RigL(DynamicSparsity):
-    """Drops the smallest weights of each kernel and grows the entries of largest gradient of the training loss.
+    """Drops the smallest weights of each kernel and grows the entries with the largest gradients of the training loss.
 
-    The loss is that of the objective, the robust one under adversarial training, over all replicas. In a step in which
-    connections move the optimizer's step does not count: weights and slots stay as they are.
+    The loss is that of the objective, under adversarial training the robust one, over all replicas. In a step that
+    moves connections, the optimizer does not update weights and slots.
 
     ```python
     report = trs.sparsify(model, connectivity=0.1, sparsifier=trs.sparsity.RigL(end_step=3_000))
     ```
 
-    Args: as `DynamicSparsity`.
+    Args: see `DynamicSparsity`.
 
     Reference: [Evci et al., 2020](https://arxiv.org/abs/1911.11134), algorithm 1.
     """
@@ -32,12 +32,14 @@ class RigL(DynamicSparsity):
 
 
 def finite_sizes(dense: Sequence[tf.Tensor] | None, number: int, name: str) -> tf.Tensor:
-    """Returns the absolute gradients of kernel `number`, 0 for those that are not finite.
+    """Returns the absolute gradients of kernel `number`, with 0 for values that are not finite.
 
     Raises:
-        ValueError: if the training step gives no gradients.
+        ValueError: if the training step passes no gradients.
     """
     if not dense:
-        raise ValueError(f"{name} needs the gradients of the training step; train with a RobustModel. Received: None")
+        raise ValueError(
+            f"{name} needs the gradients of the training step; train with a RobustModel. Received: {dense}"
+        )
     sizes = tf.abs(dense[number])
     return tf.where(tf.math.is_finite(sizes), sizes, 0.0)

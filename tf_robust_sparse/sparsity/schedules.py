@@ -1,4 +1,4 @@
-"""Gradual pruning schedules, as in tensorflow-model-optimization, in terms of connectivity."""
+"""Gradual pruning schedules, as in tensorflow-model-optimization, but expressed by connectivity."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +21,9 @@ def polynomial(
     frequency: int = 100,
     power: float = 3.0,
 ) -> Schedule:
-    """Prunes every `frequency` steps and at the last one, quickly at first and gently at the end.
+    """Returns a schedule that prunes every `frequency` steps and at `end_step`, fast at first and slowly at the end.
 
-    The values are those of `tfmot.sparsity.keras.PolynomialDecay`, to the last bit.
+    The values equal those of `tfmot.sparsity.keras.PolynomialDecay`, to the last bit.
 
     Args:
         final_connectivity: Connectivity from `end_step` on, in (0, 1].
@@ -34,12 +34,14 @@ def polynomial(
         power: Exponent of the decay.
 
     Raises:
-        ValueError: if a connectivity is outside (0, 1] or the steps do not follow each other.
+        ValueError: if a connectivity is outside (0, 1] or `begin_step` is not before `end_step`.
 
     Reference: [Zhu and Gupta, 2017](https://arxiv.org/abs/1710.01878), section 3.
     """
     if end_step <= begin_step:
-        raise ValueError(f"`begin_step` is before `end_step`. Received: begin_step={begin_step}, end_step={end_step}")
+        raise ValueError(
+            f"`begin_step` must be before `end_step`. Received: begin_step={begin_step}, end_step={end_step}"
+        )
     initial, final = 1 - check_connectivity(initial_connectivity), 1 - check_connectivity(final_connectivity)
 
     def sparsity(step):
@@ -50,25 +52,27 @@ def polynomial(
 
 
 def constant(connectivity: float, begin_step: int = 0, end_step: int = -1, frequency: int = 100) -> Schedule:
-    """Prunes to one connectivity every `frequency` steps from `begin_step` to `end_step` (-1: without end).
+    """Returns a schedule that prunes to one connectivity every `frequency` steps from `begin_step` to `end_step`.
+
+    An `end_step` of -1 means no end.
 
     Raises:
-        ValueError: if the connectivity is outside (0, 1] or the steps do not follow each other.
+        ValueError: if the connectivity is outside (0, 1] or `begin_step` is after `end_step`.
     """
     sparsity = 1 - check_connectivity(connectivity)
     return _every(frequency, begin_step, end_step, lambda step: tf.constant(sparsity))
 
 
 def from_tfmot(schedule: Any) -> Schedule:
-    """Returns any schedule of tensorflow-model-optimization as one of ours, which also prunes at its `end_step`.
+    """Converts a schedule of tensorflow-model-optimization; the result also prunes at its `end_step`.
 
     Args:
         schedule: A `tfmot.sparsity.keras.PruningSchedule`.
 
     Raises:
-        TypeError: if it is none.
+        TypeError: if `schedule` is no such schedule.
     """
-    # Imported here because it sets TF_USE_LEGACY_KERAS; a caller with one of its schedules has imported it already.
+    # Imported here because it sets TF_USE_LEGACY_KERAS; the caller, who made the schedule, has already imported it.
     import tensorflow_model_optimization as tfmot
 
     if not isinstance(schedule, tfmot.sparsity.keras.PruningSchedule):
@@ -82,7 +86,7 @@ def _every(frequency: int, begin_step: int, end_step: int, sparsity: Callable[[t
     check_integer("end_step", end_step, -1, "a number of steps")
     if end_step != -1 and end_step < begin_step:
         raise ValueError(
-            "`begin_step` is not after `end_step`. "
+            "`begin_step` must not be after `end_step`. "
             f"Received: frequency={frequency}, begin_step={begin_step}, end_step={end_step}"
         )
 
@@ -98,7 +102,7 @@ def _as_connectivity(schedule: Any, end_step: int) -> Schedule:
     def at(step):
         step = tf.cast(step, tf.int64)
         should_prune, sparsity = schedule(step)
-        # By its frequency alone it may miss the step on which it reaches its end.
+        # The frequency alone may skip the step at which the schedule ends.
         return should_prune | (step == end_step), 1 - tf.cast(sparsity, tf.float64)
 
     return at

@@ -1,4 +1,4 @@
-"""Scores of subnet kernels before any is learned: from the kernels, at random, or by sensitivity (SNIP)."""
+"""Initial scores of subnet kernels: from the kernels, at random, or by sensitivity (SNIP)."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ from tf_robust_sparse.layers.signed import SignedKernel
 from tf_robust_sparse.layers.subnet import SubnetKernel
 from tf_robust_sparse.sparsity.prunable import find_parametrized
 
-# Distributions of independent scores, each with the variance of PyTorch's initialization of that name.
+# Distributions of independent scores, with the variances of PyTorch's initializers of the same names.
 RANDOM_SCORES = {
     "default": (1 / 3, "fan_in", "uniform"),
     "kaiming_normal": (2.0, "fan_in", "untruncated_normal"),
     "kaiming_uniform": (2.0, "fan_in", "uniform"),
-    "xavier_normal": (2.0, "fan_avg", "untruncated_normal"),  # with the gain of ReLU, the root of 2
+    "xavier_normal": (2.0, "fan_avg", "untruncated_normal"),  # with the gain of ReLU, sqrt(2)
     "xavier_uniform": (2.0, "fan_avg", "uniform"),
 }
 
@@ -31,26 +31,26 @@ def subnet_layers(network: keras.Model) -> list[Any]:
     """Returns the layers of `network` whose kernels are chosen by scores and not frozen, in forward order.
 
     Raises:
-        ValueError: if there is none, or there are prunable kernels of another form.
+        ValueError: if there is none, or there are prunable kernels of another parametrization.
     """
     return [kernel.layer for kernel in find_parametrized(network, has_scores, "Scores need", "subnet")]
 
 
 def scored_layers(network: keras.Model) -> list[Any]:
-    """Returns all layers of `network` whose kernels are chosen by scores, frozen ones too, in forward order."""
+    """Returns the layers of `network` whose kernels are chosen by scores, including frozen ones, in forward order."""
     return [layer for layer in layers.kernel_layers(network) if has_scores(layer)]
 
 
 def has_scores(layer: Any) -> bool:
-    """Whether scores choose the entries of a layer's kernel."""
+    """Returns whether scores choose the entries of a layer's kernel."""
     return isinstance(layer, SubnetKernel)
 
 
 def scaled_scores(network: keras.Model) -> None:
     """Sets the scores of every subnet kernel to `sqrt(6 / fan_in) * kernel / max(abs(kernel))`.
 
-    Entries rank by magnitude then, so that learning begins where magnitude pruning ends, and scores that are never
-    learned are magnitude pruning (LWM, least weight magnitude).
+    Entries are then ranked by magnitude: learning starts from magnitude pruning, and scores that are never learned are
+    magnitude pruning (LWM, least weight magnitude).
 
     Raises:
         ValueError: if the network has no subnet kernel, or a kernel is zero everywhere.
@@ -62,20 +62,20 @@ def scaled_scores(network: keras.Model) -> None:
         largest = np.abs(kernel).max()
         if not largest > 0:
             raise ValueError(
-                f"The kernel of {layer.name} is zero everywhere, so its entries have no order; load the weights of a "
-                "trained network first."
+                f"The kernel of {layer.name} is zero everywhere, so its entries cannot be ranked; load the weights of "
+                "a trained network first."
             )
         fan_in = math.prod(kernel.shape[:-1])
         layer.scores.assign(math.sqrt(6 / fan_in) * kernel / largest)
 
 
 def random_scores(network: keras.Model, distribution: str = "default", seed: int = 0) -> None:
-    """Draws the scores of every subnet kernel anew.
+    """Draws new scores for every subnet kernel.
 
     Args:
         network: A network with subnet kernels.
         distribution: A key of `RANDOM_SCORES`.
-        seed: Integer; each layer derives its own.
+        seed: Integer from which the seed of each layer is derived.
 
     Raises:
         ValueError: if the distribution is unknown, or the network has no subnet kernel.
@@ -93,17 +93,17 @@ def random_scores(network: keras.Model, distribution: str = "default", seed: int
 def uniform_scores(
     network: keras.Model, scale: float = 1.0, fan_scaled: str = "none", mode: str = "fan_in", seed: int = 0
 ) -> None:
-    """Draws the scores of every subnet kernel anew, uniformly in `+-scale`, or `+-scale / sqrt(fan)`.
+    """Draws new scores for every subnet kernel, uniform in `+-scale` or `+-scale / sqrt(fan)`.
 
-    Scores and their updates are of one size where `scale` is small, so that masks move quickly.
+    With a small `scale`, scores are as small as their updates, so masks change quickly.
 
     Args:
         network: A network with subnet kernels.
         scale: Positive.
-        fan_scaled: Which kernels' scores are divided by the root of the fan: `"all"`, `"none"`, `"except_last"` (all
+        fan_scaled: Which kernels have their scores divided by `sqrt(fan)`: `"all"`, `"none"`, `"except_last"` (all
             but the classifier) or `"only_last"`.
         mode: `"fan_in"` (height * width * channels) or `"fan_out"` (height * width * filters).
-        seed: Integer; each layer derives its own.
+        seed: Integer from which the seed of each layer is derived.
 
     Raises:
         ValueError: if an argument is out of its range, or the network has no subnet kernel.
@@ -111,7 +111,7 @@ def uniform_scores(
     Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 4.
     """
     if not 0 < scale < float("inf"):
-        raise ValueError(f"`scale` is the largest absolute score, positive. Received: scale={scale!r}")
+        raise ValueError(f"`scale` must be the largest absolute score, a positive number. Received: scale={scale!r}")
     if fan_scaled not in FAN_SCALED:
         raise ValueError(f"`fan_scaled` must be one of {', '.join(FAN_SCALED)}. Received: fan_scaled={fan_scaled!r}")
     if mode not in FANS:
@@ -127,23 +127,23 @@ def uniform_scores(
 
 
 def fan(shape: Sequence[int], mode: str) -> int:
-    """Returns how many entries of a kernel `(..., in, out)` meet in one output, or in one input for `"fan_out"`."""
+    """Returns how many entries of a kernel `(..., in, out)` feed one output, or for `"fan_out"` read one input."""
     return math.prod(shape[:-1]) if mode == "fan_in" else math.prod(shape[:-2]) * shape[-1]
 
 
 def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> None:
-    """Sets the scores to how much the loss of the dense network depends on each entry: `abs(kernel * dL/dkernel)`.
+    """Sets the scores to the sensitivity of the loss of the dense network: `abs(kernel * dL/dkernel)`.
 
-    L is the cross-entropy on clean images, batch norm in training mode; gradients are averaged over the batches, and
-    the statistics of batch norm are left as they were.
+    L is the cross-entropy on clean images, with batch norm in training mode. Gradients are averaged over the batches;
+    the statistics of batch norm do not change.
 
     Args:
         network: A network with subnet kernels, freshly initialized.
         batches: (images, labels); one batch in the published method.
 
     Raises:
-        ValueError: if there is no batch, images or labels are not what `data.checks` takes, or the network has no
-            subnet kernel.
+        ValueError: if there is no batch, images or labels do not pass `data.checks`, or the network has no subnet
+            kernel.
 
     Reference: [Lee et al., 2019](https://arxiv.org/abs/1810.02340), section 4.
     """
@@ -177,27 +177,27 @@ def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> Non
         for variable, value in untouched:
             variable.assign(value)
     if not number:
-        raise ValueError("`batches` must hold at least one batch of (images, labels). Received: none")
+        raise ValueError("`batches` must hold at least one batch of (images, labels). Received: an empty iterable")
     for layer, gradient in zip(found, total, strict=True):
         layer.scores.assign(np.abs(keras.ops.convert_to_numpy(layer.kernel) * gradient / number))
 
 
 def rescale_kernels(network: keras.Model) -> None:
-    """Multiplies every subnet kernel by `1 / sqrt(keep_fraction)`, so that what stays has the variance of the whole.
+    """Multiplies every subnet kernel by `1 / sqrt(keep_fraction)`, so that pruning does not shrink the outputs.
 
-    For networks without batch norm that are trained sparse from scratch.
+    It is meant for networks without batch norm that are trained sparse from scratch.
     """
     for layer in _layers_with_kernels(network):
         layer.kernel.assign(layer.kernel / math.sqrt(layer.keep_fraction))
 
 
 def _layers_with_kernels(network: keras.Model) -> list[Any]:
-    """Returns the layers chosen by scores, all of which have magnitudes of their own."""
+    """Returns the layers chosen by scores, after checking that the entries of their kernels differ in magnitude."""
     found = subnet_layers(network)
     for layer in found:
         if isinstance(layer, SignedKernel):
             raise ValueError(
-                f"The kernel of {layer.name} has one magnitude, so its entries have no order; build the network with "
-                f'kernel="subnet", or draw the scores. Received: {type(layer).__name__}'
+                f"The kernel of {layer.name} has one magnitude, so its entries cannot be ranked; build the network "
+                f'with kernel="subnet", or draw the scores. Received: {type(layer).__name__}'
             )
     return found

@@ -11,13 +11,13 @@ from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
 class SET(DynamicSparsity):
     """Drops the smallest weights of each kernel and grows random connections.
 
-    The optimizer's step counts in every step.
+    The optimizer updates the weights in every step.
 
     ```python
     report = trs.sparsify(model, connectivity=0.1, sparsifier=trs.sparsity.SET(end_step=3_000))
     ```
 
-    Args: as `DynamicSparsity`.
+    Args: see `DynamicSparsity`.
 
     Reference: [Mocanu et al., 2018](https://arxiv.org/abs/1707.04780), algorithm 1.
     """

@@ -1,4 +1,4 @@
-"""What a sparsifier is: it decides which connections of a network exist, and when that changes."""
+"""The base class of sparsifiers, which decide which connections of a network exist and when that changes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from tf_robust_sparse.sparsity.prunable import Prunable, find_parametrized, repo
 
 
 class Sparsifier:
-    """Base class: knows the prunable kernels of one network and is called around every optimizer update.
+    """Base class: holds the prunable kernels of one network and is called around every optimizer update.
 
-    Without `trs.sparsify` a subclass works on layers of this package, those that it `fits`. It overrides what it needs
-    of `mask_gradients`, `before_update` and `after_update`. All of them run inside the compiled training step, in a
-    replica context, so that every replica must compute the same values.
+    Without `trs.sparsify`, a subclass works on the layers of this package that it `fits`. It overrides those of
+    `mask_gradients`, `before_update` and `after_update` that it needs. They run inside the compiled training step, in a
+    replica context, so every replica must compute the same values.
 
     Args:
         connectivity: Fraction of the kernel entries kept at the end, in (0, 1]; `None` leaves it to `trs.sparsify`.
@@ -26,34 +26,34 @@ class Sparsifier:
     """
 
     parametrization = ""
-    otherwise = ""  # what a message offers beside this parametrization
+    otherwise = ""  # an alternative to this parametrization, for messages
     compiles_with_xla = True
-    # Whether `after_update` is given gradients of entries that are off, too; a step without them pays nothing.
+    # Whether `after_update` receives the gradients of masked-out entries, too; other steps do not compute them.
     needs_dense_gradients = False
-    # Whether `end_epoch` is given accuracy under attack in training, and accuracy and loss under attack in validation.
+    # Whether `end_epoch` receives accuracy under attack in training, and accuracy and loss under attack in validation.
     watches_validation = False
 
     def __init__(self, connectivity: float | None = None) -> None:
-        # `None` stands until `trs.sparsify` sets it; `attach` refuses it.
+        # `None` until `trs.sparsify` sets it; `attach` refuses it.
         self.connectivity: Any = None if connectivity is None else check_connectivity(connectivity)
         self.kernels: list[Prunable] = []
         self.layers: list[Any] = []
         self.frozen: list[str] = []
         self.sizes: list[int] = []
         self.budget = 0
-        # Masks of kernels that have none of their own, and what else a method remembers; part of checkpoints.
+        # Masks of kernels whose layers hold none, and other state of the method; part of checkpoints.
         self.masks: keras.layers.Layer | None = None
 
     def fits(self, layer: Any) -> bool:
-        """Whether a kernel layer of this package has the parametrization that the sparsifier works on."""
+        """Returns whether a kernel layer of this package has the parametrization that the sparsifier needs."""
         return False
 
     def attach(self, network: keras.Model) -> None:
         """Binds the sparsifier to the prunable layers of `network` that are not frozen.
 
         Raises:
-            ValueError: if the network has no layer of the parametrization needed, prunable layers of another one, or
-                frozen layers alone, or if no connectivity was given.
+            ValueError: if the network has no layer of the required parametrization, prunable layers of another one, or
+                only frozen layers, or if no connectivity was given.
         """
         if self.connectivity is None:
             raise ValueError(
@@ -71,7 +71,7 @@ class Sparsifier:
         self.budget = global_budget(self.sizes, self.connectivity)
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Checks that `optimizer` leaves the connections alone.
+        """Checks that `optimizer` does not change connections.
 
         Raises:
             ValueError: if it averages weights or accumulates gradients.
@@ -79,18 +79,18 @@ class Sparsifier:
         check_optimizer(optimizer)
 
     def gradient_sources(self) -> list[Any]:
-        """Returns the tensors whose gradients `after_update` is given; called while the tape records."""
+        """Returns the tensors whose gradients `after_update` receives; called while the tape records."""
         return []
 
     def mask_gradients(self, gradients: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
-        """Returns the gradients of `weights`, those of this replica, as the optimizer clips and applies them."""
+        """Returns this replica's gradients of `weights` as the optimizer should clip and apply them."""
         return list(gradients)
 
     def rests(self, optimizer: keras.optimizers.Optimizer) -> Any:
-        """Returns whether the optimizer leaves weights and slots alone in this step; `None` if it never does."""
+        """Returns whether the optimizer skips this step; `None` if it never skips one."""
 
     def before_update(self, optimizer: keras.optimizers.Optimizer) -> Any:
-        """Returns what `after_update` needs to know of the state before the update."""
+        """Returns the state before the update that `after_update` needs."""
 
     def after_update(
         self, state: Any, optimizer: keras.optimizers.Optimizer, dense: Sequence[tf.Tensor] | None = None
@@ -98,17 +98,17 @@ class Sparsifier:
         """Changes connections after the optimizer has moved the weights.
 
         Args:
-            state: What `before_update` returned.
-            optimizer: The optimizer, which has counted this update.
+            state: The result of `before_update`.
+            optimizer: The optimizer, which has already counted this update.
             dense: Gradients of the loss of all replicas with respect to `gradient_sources()`; empty if not needed.
         """
 
     def end_epoch(self, epoch: int, logs: Mapping[str, float]) -> None:
-        """Looks at an epoch, outside of the compiled step; called if `watches_validation`.
+        """Reacts to the end of an epoch, outside of the compiled step; called if `watches_validation`.
 
         Args:
             epoch: Its number, from 0.
-            logs: What `fit` has logged, `adversarial_accuracy`, `val_robust_accuracy` and `val_robust_loss` among it.
+            logs: The logs of `fit`, including `adversarial_accuracy`, `val_robust_accuracy` and `val_robust_loss`.
         """
 
     def check(self, network: keras.Model) -> None:
@@ -119,15 +119,15 @@ class Sparsifier:
         """
 
     def within_budget(self) -> bool:
-        """Tells whether the network has come down to the connections it is meant to end with.
+        """Returns whether the network has at most its final number of connections.
 
-        A network that is pruned gradually, or starts above its budget, is more robust before; no such state may be
+        Before that, a network that is pruned gradually or starts above its budget is more robust, and must not be
         chosen as the best one.
         """
         return sum(self.count()) <= self.budget
 
     def turnover(self) -> dict[str, Any]:
-        """Returns counters of what changed since the last call, ready for JSON."""
+        """Returns counters of the changes since the last call, ready for JSON."""
         return {}
 
     def describe(self) -> dict[str, Any]:
@@ -136,5 +136,5 @@ class Sparsifier:
         return {"sparsifier": type(self).__name__, "connectivity": self.connectivity, **frozen}
 
     def count(self) -> list[int]:
-        """Returns the number of connections per layer at present."""
+        """Returns the present number of connections of each layer."""
         return [int(tf.math.count_nonzero(layer.compute_effective_kernel())) for layer in self.layers]

@@ -1,4 +1,4 @@
-"""How sparse a network is, read from its effective kernels, or from the kernels of any Keras model."""
+"""How sparse a network is, measured on its effective kernels or on the kernels of any Keras model."""
 
 import math
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class KernelStatistics(NamedTuple):
 def kernel_statistics(network: keras.Model) -> list[KernelStatistics]:
     """Returns the statistics of every kernel of `network`, in forward order.
 
-    Where no layer is of this package, kernels are the variables that are called so, as `trs.sparsify` finds them.
+    In a model without layers of this package, kernels are found by the names of variables, as in `trs.sparsify`.
     """
     ours = layers.kernel_layers(network)
     kernels = [(layer.name, layer.effective_kernel, layer.prunable) for layer in ours]
@@ -60,9 +60,9 @@ def connectivity(network: keras.Model) -> float:
 def summary(network: keras.Model) -> dict[str, Any]:
     """Returns `connectivity`, `nonzero`, `prunable` (entries of all kernels) and `layers`, ready for JSON.
 
-    `total_weights` counts all numbers that make the network, biases, batch norm and layers of other kinds included, and
-    `remaining_weights` those of them that are not pruned: a network whose large layers are of other kinds may keep
-    most of its weights although its kernels are sparse.
+    `total_weights` counts all weights of the network, including biases, batch norm and layers without kernels;
+    `remaining_weights` counts those that are not pruned. A network whose large layers have no kernel may keep most of
+    its weights although its kernels are sparse.
 
     Raises:
         ValueError: if `network` has no kernel.
@@ -89,7 +89,7 @@ def summary(network: keras.Model) -> dict[str, Any]:
 
 
 def _other_weights(network: keras.Model, entries: int) -> int:
-    """Returns how many numbers there are beside kernels: biases, and all weights of layers without such a kernel."""
+    """Returns how many weights are not kernel entries: biases, and all weights of layers without a kernel."""
     ours = layers.kernel_layers(network)
     if not ours:
         return sum(math.prod(weight.shape) for weight in network.weights) - entries
