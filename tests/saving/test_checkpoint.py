@@ -145,7 +145,7 @@ def test_metadata(tmp_path):
 
 
 def test_metadata_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(TypeError, match=r"what JSON can hold.*Received: <object"):
+    with pytest.raises(TypeError, match=r"must hold JSON types alone.*Received: <object"):
         saving.save_checkpoint(tmp_path / "a.weights.h5", residual_network(), {"a": object()})
     assert not list(tmp_path.iterdir())
 
@@ -210,7 +210,7 @@ def test_truncated_file(keep, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
     for read in (saving.read_metadata, lambda path: saving.load_checkpoint(path, residual_network())):
-        with pytest.raises(ValueError, match=r"a\.weights\.h5' is damaged; go on from an earlier one"):
+        with pytest.raises(ValueError, match=r"a\.weights\.h5' is damaged; resume from an earlier one"):
             read(path)
 
 

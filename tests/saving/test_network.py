@@ -167,7 +167,7 @@ def test_unknown_layer(tmp_path):
         entry.update(module="elsewhere", class_name="Odd", registered_name="elsewhere>Odd")
 
     rewrite_config(file, change)
-    with pytest.raises(ValueError, match="cannot be rebuilt; if it has layers of your own, register them"):
+    with pytest.raises(ValueError, match="cannot be rebuilt; if it has custom layers, register them"):
         saving.load_network(tmp_path)
 
 

@@ -184,7 +184,7 @@ def test_a_layer_called_twice_and_odd_paths_are_refused(tmp_path):
     inputs, twice = keras.Input((4,)), keras.layers.Dense(4, name="twice")
     with pytest.raises(ValueError, match="twice is called twice"):
         saving.export_onnx(keras.Model(inputs, twice(twice(inputs))), tmp_path / "a.onnx")
-    with pytest.raises(ValueError, match=r"ends in \.onnx"):
+    with pytest.raises(ValueError, match=r"must end in \.onnx"):
         saving.export_onnx(residual_network(), tmp_path / "a.pb")
 
 

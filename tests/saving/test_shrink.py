@@ -347,13 +347,13 @@ class _Squares(keras.layers.Layer):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (_Squares(name="squares"), "layer squares needs is not known.*_Squares"),
+        (_Squares(name="squares"), "layer squares is of type _Squares, whose use of channels is not known"),
         (keras.layers.DepthwiseConv2D(3, name="by_channel"), "by_channel.*DepthwiseConv2D"),
         (keras.layers.Conv2D(4, 3, groups=2, name="grouped"), "grouped has groups"),
         (keras.layers.Conv2D(4, 3, activation="softmax", name="odd"), "activation softmax of the layer odd"),
         (keras.layers.BatchNormalization(axis=1, name="rows"), "rows is over axis 1"),
         (keras.layers.Dense(4, name="last_axis"), "dense layer last_axis acts on the last"),
-        (keras.layers.Reshape((2, 32, 4), name="folded"), "folded changes the shape"),
+        (keras.layers.Reshape((2, 32, 4), name="folded"), "folded reshapes images"),
         (keras.layers.Rescaling(np.ones((8, 8, 4)), name="map"), "map has one `scale` per position"),
         (keras.Sequential([keras.layers.ReLU()], name="inner"), "inner is a network itself"),
     ],

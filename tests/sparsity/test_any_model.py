@@ -299,7 +299,7 @@ def with_lora():
         (
             small,
             {"sparsifier": sparsity.RigL(0.2)},
-            "Pass the connectivity once.*connectivity=0.1 in trs.sparsify and 0.2 in the sparsifier",
+            "the connectivity once.*connectivity=0.1 in .* and 0.2 in",
         ),
         (quantized, {}, "Quantized and LoRA layers.*Dense hidden with quantization_mode='int8'"),
         (with_lora, {}, "Quantized and LoRA layers.*Dense hidden with lora_enabled=True"),

@@ -1,4 +1,4 @@
-"""Files: networks, checkpoints of a run, SavedModels for everyone else, and published weights."""
+"""Files: networks, checkpoints of runs, SavedModels for other programs, and published weights."""
 
 from tf_robust_sparse.saving.atomic import check_replaceable, replace_directory, replace_file
 from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, save_checkpoint

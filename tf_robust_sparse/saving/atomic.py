@@ -1,8 +1,8 @@
-"""Files and directories that are either the old ones or the new ones, whatever happens while they are written.
+"""Atomic replacement: a file or directory holds either the old or the new content, whatever happens meanwhile.
 
-The new content is written beside the old under a temporary name, `.<name>.tmp-<process id>`, flushed to the disk and
-put in place by one rename. A full disk or an error leaves the old content and no temporary file; a killed process
-leaves the old content and a temporary file, which the next save of the same path removes.
+The new content is written in the same directory under a temporary name, `.<name>.tmp-<process id>`, flushed to the disk
+and renamed. After a full disk or an error, the old content and no temporary file are left. A killed process leaves the
+old content and a temporary file, which the next save of the same path removes.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = user_path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"A file was to be written, but there is a directory of that name: {path}")
+        raise IsADirectoryError(f"A file is to be written, but there is a directory of that name: {path}")
     with _temporary(path) as temporary:
         yield temporary
         _flush(temporary)
@@ -40,17 +40,17 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_directory(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success the directory made there becomes `path`.
+    """Yields a temporary path in the directory of `path`; on success the directory made there becomes `path`.
 
     Args:
-        path: The directory to replace or create. One that exists stays whole until the new one takes its place.
+        path: The directory to replace or create. An existing one stays complete until the new one replaces it.
 
     Raises:
         NotADirectoryError: if `path` is a file.
     """
     path = user_path(path)
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"A directory was to be written, but there is a file of that name: {path}")
+        raise NotADirectoryError(f"A directory is to be written, but there is a file of that name: {path}")
     with _temporary(path) as temporary:
         yield temporary
         for folder, _, files in os.walk(temporary):
@@ -69,7 +69,7 @@ def _temporary(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        # A full disk names no file, and the temporary one means nothing to the reader.
+        # The error of a full disk names no file or the temporary one; name the file that the user knows.
         is_temporary = str(error.filename or temporary).startswith(str(temporary))
         if error.errno is None or not is_temporary:
             raise
@@ -79,10 +79,10 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: str | os.PathLike) -> None:
-    """Checks that `replace_file` or `replace_directory` can write `path`, by making a file where it would.
+    """Checks that `replace_file` or `replace_directory` can write `path`, by creating a file in its directory.
 
     Raises:
-        OSError: naming `path`, if its directory cannot be made, nothing may be written there or the name is too long.
+        OSError: naming `path`, if its directory cannot be created or written to, or the name is too long.
     """
     path = user_path(path)
     place = path.absolute()
@@ -100,7 +100,7 @@ def _temporary_name(name: str, suffix: str) -> str:
 
 
 def _put(new: Path, path: Path) -> None:
-    """Makes a finished file or directory the one of a name."""
+    """Renames a finished file or directory to its final name."""
     if new.is_dir() and path.exists():
         _swap(new, path)
     else:
@@ -109,10 +109,10 @@ def _put(new: Path, path: Path) -> None:
 
 
 def _swap(new: Path, old: Path) -> None:
-    """Gives `new` the name `old`, and the old directory the name of `new`."""
+    """Exchanges the names of two directories."""
     if _exchange(new, old):
         return
-    # Two renames where the system cannot do it in one; between them the old directory has its temporary name.
+    # Systems that cannot do it in one step take two renames; between them the old directory has a temporary name.
     aside = new.with_name(f"{new.name}-old")
     old.rename(aside)
     try:
@@ -124,7 +124,7 @@ def _swap(new: Path, old: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchanges two names in one step, or returns False where the operating or file system cannot."""
+    """Exchanges two names in one step; returns False if the operating or file system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -142,14 +142,14 @@ def _flush(path: Path) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Removes what killed processes left of earlier saves of `path`."""
+    """Removes temporary files that killed processes left in earlier saves of `path`."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.tmp-(\d+)(\D.*)?")
     for each in path.parent.iterdir():
         match = pattern.fullmatch(each.name)
         if match is None or _is_running(int(match[1])):
             continue
         if each.name.endswith("-old") and not path.exists():
-            each.rename(path)  # killed between the two renames
+            each.rename(path)  # the process was killed between the two renames
         else:
             _remove(each)
 
@@ -159,7 +159,7 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it runs under another user
+    except OSError:  # the process runs, under another user
         return True
     return True
 

@@ -1,8 +1,8 @@
-"""Which channels of a network have an influence on its output, and what is left of the kernels without the others.
+"""Which channels of a network influence its output, and the kernels that remain without the others.
 
-The graph has no cycles, so one sweep forward finds every channel whose value is constant, and one sweep backward every
-channel whose value is asked for; no removal makes another one possible after these. Constants are kept position by
-position, so that what zero padding makes of them at borders is exact.
+The graph has no cycles, so one forward sweep finds every channel whose value is constant, and one backward sweep every
+channel whose value is needed; after these, no removal makes another one possible. Constants are stored for each
+position, because zero padding changes them at borders.
 """
 
 import dataclasses
@@ -13,20 +13,20 @@ import numpy as np
 
 from tf_robust_sparse.saving.steps import Step
 
-_SAME = 1e-6  # relative difference of two numbers that float32 arithmetic takes for one
+_SAME = 1e-6  # relative difference below which two float32 results count as equal
 
 
 @dataclasses.dataclass
 class Channels:
-    """What stays of each step, by its name.
+    """The parts of each step that stay, by its name.
 
     Attributes:
         steps: The steps that stay, in order.
         present: Whether each channel of the output stays, bool `(channels,)`.
         inputs: Names of the inputs that stay.
-        kernels: Kernel and bias, whole, zeros where nothing is asked for.
-        carriers: Constant input channels that stay to carry constants over zero-padded borders.
-        emptied: Steps whose output has no influence, of which one channel stays.
+        kernels: Kernel and bias in full size, with zeros where nothing is needed.
+        carriers: Constant input channels that stay because zero padding changes their effect at borders.
+        emptied: Steps whose output has no influence; one channel of them stays.
     """
 
     steps: list[Step]
@@ -42,7 +42,7 @@ class _Constants:
     """Which channels of a step's output are the same for every image, bool `(channels,)`, and their values."""
 
     known: np.ndarray
-    values: np.ndarray  # of the shape of the output; anything where not known
+    values: np.ndarray  # in the shape of the output; arbitrary where not known
 
     @property
     def at_known(self) -> np.ndarray:
@@ -55,10 +55,10 @@ class _Constants:
 
 
 def find_channels(steps: Sequence[Step]) -> Channels:
-    """Returns what stays of a network.
+    """Returns the parts of a network that stay.
 
     Args:
-        steps: What `read_steps` returned, folded or not; the last one is the output, all of which stays.
+        steps: The result of `read_steps`, folded or not; the last step is the output, whose channels all stay.
     """
     constants = _constants(steps)
     by_name = {step.name: step for step in steps}
@@ -66,6 +66,7 @@ def find_channels(steps: Sequence[Step]) -> Channels:
     needed[steps[-1].name][:] = True
     found = Channels([], {}, {}, {}, {}, [])
     reached = {steps[-1].name}
+    # Backward: a step is visited after all steps that read it, so `needed` of its output is complete by then.
     for step in reversed(steps):
         if step.name not in reached:
             continue
@@ -89,7 +90,7 @@ def find_channels(steps: Sequence[Step]) -> Channels:
 
 
 def _constants(steps: Sequence[Step]) -> dict[str, _Constants]:
-    """Returns the constants of each step, from the first to the last."""
+    """Returns the constants of each step, computed from the first step to the last."""
     found: dict[str, _Constants] = {}
     for step in steps:
         inputs = [found[name] for name in step.inputs]
@@ -98,6 +99,7 @@ def _constants(steps: Sequence[Step]) -> dict[str, _Constants]:
             continue
         values = step.evaluate([each.at_known for each in inputs])
         if step.kind == "kernel":
+            # An output is constant if it reads constant inputs alone.
             known = ~(step.kernel[:, :, ~inputs[0].known] != 0).any(axis=(0, 1, 2))
         elif step.kind == "affine":
             known = inputs[0].known | (step.scale == 0)
@@ -112,12 +114,12 @@ def _constants(steps: Sequence[Step]) -> dict[str, _Constants]:
 
 
 def _spread(channels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns, for each feature of a flattened image, the entry of its channel; the layout is that of the image."""
+    """Returns the entry of its channel for each feature of a flattened image, which is laid out as the image."""
     return np.broadcast_to(channels, shape).reshape(-1)
 
 
 def _gather(features: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns, for each channel of an image, whether any of its features is set."""
+    """Returns for each channel of an image whether any of its features is set."""
     return np.asarray(features.reshape(shape).any(axis=tuple(range(len(shape) - 1))))
 
 
@@ -128,7 +130,7 @@ def _pass_on(
     needed: dict[str, np.ndarray],
     by_name: dict[str, Step],
 ) -> tuple[str, ...]:
-    """Asks the inputs of a step without a kernel for what is wanted of it; returns the inputs that it keeps."""
+    """Marks what a step without a kernel needs of its inputs, given `wanted`; returns the inputs that it keeps."""
     names = step.inputs
     if step.kind == "merge" and isinstance(step.layer, keras.layers.Add):  # zeros add nothing
         names = tuple(name for name in names if (wanted & ~constants[name].zero).any()) or names[:1]
@@ -151,16 +153,16 @@ def _pass_on(
 
 
 def _read(step: Step, wanted: np.ndarray, given: _Constants, found: Channels) -> np.ndarray:
-    """Settles kernel and bias of a step; returns the inputs it still asks for, bool `(inputs,)`.
+    """Computes the remaining kernel and bias of a step; returns the inputs it still needs, bool `(inputs,)`.
 
-    Constant inputs become part of the bias where what they add is the same at every position. Of the others, whose
-    kernel meets zero padding, those of proportional values are read through one of them, the carrier.
+    A constant input moves into the bias if its contribution is the same at every position. Others meet zero padding:
+    of those with proportional values, one stays, the carrier, and its kernel makes the contribution of all.
     """
     kernel = np.where(wanted, step.kernel, 0)
     bias = np.where(wanted, step.bias, 0)
     reads = kernel.any(axis=(0, 1, 3))
     live = reads & ~given.known
-    settled = np.where(live[:, np.newaxis], kernel, 0)
+    remaining = np.where(live[:, np.newaxis], kernel, 0)
     asked = live.copy()
     carriers = []
     for members, factors, pattern in _proportional(given, reads & given.known, step.is_image):
@@ -169,11 +171,12 @@ def _read(step: Step, wanted: np.ndarray, given: _Constants, found: Channels) ->
         if added.ndim == 1 or _is_uniform(added, together, pattern):
             bias = bias + (added if added.ndim == 1 else added[added.shape[0] // 2, added.shape[1] // 2])
             continue
+        # The member of largest value carries the sum, which keeps the division accurate.
         strongest = int(np.argmax(np.abs(factors)))
-        settled[:, :, members[strongest]] = together / factors[strongest]
+        remaining[:, :, members[strongest]] = together / factors[strongest]
         asked[members[strongest]] = True
         carriers.append(int(members[strongest]))
-    found.kernels[step.name] = settled, bias
+    found.kernels[step.name] = remaining, bias
     if carriers:
         found.carriers[step.name] = sorted(carriers)
     return asked
@@ -182,7 +185,7 @@ def _read(step: Step, wanted: np.ndarray, given: _Constants, found: Channels) ->
 def _proportional(
     given: _Constants, which: np.ndarray, is_image: bool
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Returns the constant channels `which` in groups: their numbers, and factors and a map that give their values."""
+    """Groups the constant channels `which` by proportional maps: numbers, factors, and a map; values are products."""
     which = np.flatnonzero(which & ~given.zero)
     if not len(which):
         return []
@@ -191,6 +194,7 @@ def _proportional(
         return [(which, values, np.ones(()))]
     flat = values.reshape(-1, len(which))
     factors = flat[np.abs(flat).argmax(axis=0), np.arange(len(which))]
+    # Divided by their largest value, proportional maps are equal up to rounding.
     patterns = np.round(flat / factors, 6)
     _, first, group = np.unique(patterns, axis=1, return_index=True, return_inverse=True)
     group = group.reshape(-1)
@@ -201,13 +205,14 @@ def _proportional(
 
 
 def _is_uniform(added: np.ndarray, kernel: np.ndarray, pattern: np.ndarray) -> bool:
-    """Tells whether a map `(height, width, outputs)` is the same at every position, but for rounding."""
+    """Returns whether a map `(height, width, outputs)` is the same at every position, up to rounding."""
     spread = added.max(axis=(0, 1)) - added.min(axis=(0, 1))
     return bool((spread <= _SAME * np.abs(kernel).sum(axis=(0, 1)) * np.abs(pattern).max()).all())
 
 
 def _align(found: Channels, by_name: dict[str, Step]) -> None:
-    """Extends `present` until channels that share a place stay together, at both ends of every step."""
+    """Extends `present` until channels that share a place stay together, at the input and output of every step."""
+    # Each pass spreads channels through the steps in both directions; it ends when a pass adds nothing.
     present = found.present
     count = -1
     while count != (count := sum(int(each.sum()) for each in present.values())):

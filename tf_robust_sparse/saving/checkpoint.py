@@ -1,9 +1,9 @@
-"""Everything a run needs to go on: all variables, bit by bit, and a JSON of its state, in one file.
+"""Everything that a run needs to resume in one file: all variables, bit by bit, and its state as JSON.
 
 The file is HDF5. Each variable of the model and of its optimizer (iterations, slots, loss scale) is a data set under
-`variables/`, named after the path of the variable. Names that Keras numbers by process (`sgd_1`, `dense_3`) lose the
-number, and variables that then share a name are numbered in the order of the model, so the names depend on the
-model alone. A SHA-256 of all of it tells a damaged file apart.
+`variables/`, named after the path of the variable. Names that Keras numbers by process (`sgd_1`, `dense_3`) lose
+the number, and variables that then share a name are numbered in the order of the model, so names depend on the model
+alone. A SHA-256 of the content detects damage.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _RESTORE = "pass the flags of the run that wrote it"
 
 
 class _Content(NamedTuple):
-    """What a file holds: its metadata, and type and value of each variable."""
+    """The content of a file: its metadata, and the type and value of each variable."""
 
     metadata: dict[str, Any]
     variables: dict[str, tuple[str, np.ndarray]]
@@ -36,18 +36,17 @@ class _Content(NamedTuple):
 def save_checkpoint(
     path: str | os.PathLike, model: keras.Model, metadata: Mapping[str, Any], writes: bool = True
 ) -> None:
-    """Saves every variable of `model` and its optimizer, the arrays of its `tables` if it has any, and `metadata`.
+    """Saves every variable of `model` and its optimizer, the arrays of its `tables`, if any, and `metadata`.
 
     Args:
-        path: The file, `run.weights.h5` for example. What was there stays until the new file is complete.
+        path: The file, such as `run.weights.h5`. An existing file stays until the new one is complete.
         model: A built model; its optimizer is included if it is compiled.
-        metadata: What JSON can hold; NumPy numbers and arrays become numbers and lists.
-        writes: Whether this process writes. Of several workers one does, and the others take part in collecting the
-            tables.
+        metadata: Values that JSON can hold; NumPy numbers and arrays become numbers and lists.
+        writes: Whether this process writes. One of several workers does; the others take part in collecting the tables.
 
     Raises:
         ValueError: if the model has no variables yet.
-        TypeError: if `metadata` holds what JSON cannot.
+        TypeError: if `metadata` holds values that JSON cannot hold.
         OSError: if the file cannot be written.
     """
     if not writes:
@@ -59,7 +58,7 @@ def save_checkpoint(
     # HDF5 crashes the process when the disk is full, so it writes to memory.
     image, digest = io.BytesIO(), hashlib.sha256(text.encode())
     with h5py.File(image, "w") as file:
-        # Of fixed lengths: a damaged length of a variable one takes up to 4 GB before it is noticed.
+        # Strings of fixed length: a damaged length of a variable one takes up to 4 GB before HDF5 notices.
         file.attrs["format"] = np.bytes_(_FORMAT)
         file.create_dataset("metadata", data=np.frombuffer(text.encode(), np.uint8))
         group = file.create_group("variables")
@@ -75,17 +74,17 @@ def save_checkpoint(
 def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict[str, Any]:
     """Restores every variable of `model` and its optimizer from a file that `save_checkpoint` wrote.
 
-    Nothing is assigned unless everything fits: same variables, same shapes, same types, checksum right.
+    Nothing is assigned unless everything fits: variables, shapes, types and checksum.
 
     Args:
         path: The file.
-        model: A model built and compiled as the one that was saved; variables mirrored over replicas are set on all.
+        model: A model built and compiled like the saved one; mirrored variables are set on all replicas.
 
     Returns:
         The metadata.
 
     Raises:
-        ValueError: if there is no such file, it is damaged, or it is of another network; names the first mismatch.
+        ValueError: if there is no such file, it is damaged, or it belongs to another network; names the first mismatch.
     """
     content = _read(path)
     with model.distribute_strategy.scope():
@@ -101,7 +100,7 @@ def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict[str, An
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads the metadata alone; the variables are neither read nor verified.
+    """Reads only the metadata; the variables are neither read nor verified.
 
     Args:
         path: A file that `save_checkpoint` wrote.
@@ -146,14 +145,14 @@ def _variables(model: keras.Model) -> dict[str, Any]:
 
 
 def _tables(model: keras.Model) -> Mapping[str, Any]:
-    """Returns what `model` keeps per example."""
+    """Returns the tables that `model` keeps per example."""
     return getattr(model, "tables", {})
 
 
 def _name(path: str, owner: str) -> str:
-    """Returns the path of a variable from its owner on, without the numbers Keras gives by process.
+    """Returns the path of a variable from its owner on, without the numbers that Keras gives by process.
 
-    What stands before the owner depends on where the variables were created: inside of another object's call or not.
+    The part before the owner depends on whether the variables were created in another object's call.
     """
     parts = path.split("/")
     if owner in parts[:-1]:
@@ -188,13 +187,13 @@ def _add(digest: Any, key: str, dtype: str, value: np.ndarray) -> None:
 
 
 def _read(path: str | os.PathLike, metadata_only: bool = False) -> _Content:
-    """Reads and verifies a file; without its variables if `metadata_only`."""
+    """Reads and verifies a file, without its variables if `metadata_only`."""
     path = user_path(path)
     if not path.is_file():
         raise ValueError(f"There is no checkpoint at {str(path)!r}; pass the file that `save_checkpoint` wrote.")
     variables: dict[str, tuple[str, np.ndarray]] = {}
 
-    left = path.stat().st_size  # nothing in it is packed
+    left = path.stat().st_size  # nothing in the file is compressed
 
     def value_of(item):
         nonlocal left
@@ -220,10 +219,10 @@ def _read(path: str | os.PathLike, metadata_only: bool = False) -> _Content:
                         _add(digest, key, *variables[key])
                     if _text(file, "sha256") != digest.hexdigest():
                         raise ValueError("its content does not match its checksum")
-    except Exception as error:  # HDF5 reports damage as whatever fails first
+    except Exception as error:  # HDF5 reports damage by the error of whatever fails first
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"The checkpoint {str(path)!r} is damaged; go on from an earlier one. Reason: {reason}"
+            f"The checkpoint {str(path)!r} is damaged; resume from an earlier one. Reason: {reason}"
         ) from error
     if not is_ours:
         raise ValueError(
@@ -234,7 +233,7 @@ def _read(path: str | os.PathLike, metadata_only: bool = False) -> _Content:
 
 
 def _text(item: Any, name: str) -> str:
-    """Returns an attribute, which is bytes or, in older files, text."""
+    """Returns a text attribute, which is stored as bytes or, in older files, as text."""
     value = item.attrs[name]
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -243,6 +242,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     raise TypeError(
-        "`metadata` must consist of what JSON can hold: dicts, lists, strings, numbers, booleans, None. "
+        "`metadata` must hold JSON types alone: dicts, lists, strings, numbers, booleans, None. "
         f"Received: {value!r} of type {type(value).__name__}"
     )

@@ -1,13 +1,12 @@
-"""A network in as few bytes as its connections need: one file, for shipping and keeping, not for training on.
+"""A network in about as few bytes as its connections need, in one file, for deployment and archives.
 
-The file, all numbers little-endian: 8 bytes that say what it is, the version (2 bytes), the lengths of head and body
-(8 bytes each), head, body, and a SHA-256 of everything before it. The head is JSON, compressed by zlib: the
-configuration of the network as Keras writes it and, for every array, its bytes in the body and how they are coded; see
-`sparse_coding`.
-Nothing in it is code, and of layers only those of Keras and of this package are rebuilt.
+Format, all numbers little-endian: 8 magic bytes, the version (2 bytes), the lengths of head and body (8 bytes each),
+head, body, and a SHA-256 of everything before it. The head is JSON, compressed by zlib: the configuration of the
+network as Keras writes it and, for every array, its number of bytes in the body and its coding; see `sparse_coding`.
+The file contains no code, and only layers of Keras and of this package are rebuilt.
 
-Of a kernel only its effective part is kept: weights under a mask, scores of what was not chosen, and dormant signs are
-gone. Biases and batch norm stay float32.
+Only effective kernels are stored: masked-out weights, scores of unused entries and signs of dormant ones are lost.
+Biases and batch norm stay float32.
 """
 
 import gzip
@@ -29,25 +28,25 @@ from tf_robust_sparse.saving.atomic import replace_file
 
 COMPACT_SUFFIX = ".trs"
 COMPACT_VALUES = ("float32", "float16")
-_MAGIC = b"\x93TRS\r\n\x1a\n"  # a transfer that changes line ends shows here
+_MAGIC = b"\x93TRS\r\n\x1a\n"  # a transfer that changes line ends damages it visibly
 _VERSION = 1
 _START = struct.Struct("<8sHQQ")
 _DIGEST = 32
-_LONGEST_HEAD = 1 << 26  # of JSON; that of ResNet-50 is 200 KB
+_LONGEST_HEAD = 1 << 26  # bytes of JSON; ResNet-50 needs 200 KB
 _PACKAGE = "tf_robust_sparse"
 _KERNEL = "effective_kernel"
-_WITH_CODE = ("Lambda", "__lambda__", "function", "TorchModuleWrapper")  # of Keras, and yet anything
+_WITH_CODE = ("Lambda", "__lambda__", "function", "TorchModuleWrapper")  # of Keras, but may run any code
 
 
 def save_compact(network: keras.Model, path: str | os.PathLike, values: str = "float32") -> Path:
-    """Writes `network` with its connections alone.
+    """Writes a network, storing only the connections of its kernels.
 
-    What `load_compact` reads has the same logits bit by bit, unless `values` rounds the kernels. A kernel of one
-    magnitude takes a bit per connection beside its position; other kernels take a number each.
+    The network that `load_compact` reads has the same logits bit by bit, unless `values` rounds the kernels. A
+    connection takes its position, plus a bit in a kernel with a single magnitude or a number in other kernels.
 
     Args:
         network: A functional or sequential model of this package's layers and Keras' own, built.
-        path: The file, `network.trs` for example. What was there stays until the new file is complete.
+        path: The file, such as `network.trs`. An existing file stays until the new one is complete.
         values: `"float32"`, or `"float16"` for kernels rounded to half precision.
 
     Returns:
@@ -84,11 +83,11 @@ def load_compact(path: str | os.PathLike) -> keras.Model:
         path: The file.
 
     Returns:
-        The network, not compiled, of the same layers. A masked or rewired kernel is connected where the file has a
+        The network, not compiled, with the same layers. A masked or rewired kernel is connected where the file has a
         weight; subnet scores are the magnitudes of the kernel.
 
     Raises:
-        ValueError: if there is no such file, or it is damaged, cut short, of another kind, or of a newer version.
+        ValueError: if there is no such file, or it is damaged, truncated, of another kind, or of a newer version.
     """
     path = user_path(path)
     if not path.is_file():
@@ -101,7 +100,7 @@ def load_compact(path: str | os.PathLike) -> keras.Model:
         _check_config(head["network"])
         network = keras.saving.deserialize_keras_object(head["network"], safe_mode=True)
         _assign(network, head["arrays"], body)
-    # A head of this package's making with another sum is rebuilt; one that is made up fails wherever it fails first.
+    # The checksum is right, so a failure means that another program wrote the head; it may fail anywhere.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
@@ -111,17 +110,16 @@ def load_compact(path: str | os.PathLike) -> keras.Model:
 
 
 def compact_sizes(network: keras.Model, values: str = "float32") -> dict[str, Any]:
-    """Compares ways to keep the arrays of `network`, in bytes.
+    """Compares ways to store the arrays of `network`, in bytes.
 
     Args:
-        network: As for `save_compact`.
-        values: As for `save_compact`.
+        network, values: See `save_compact`.
 
     Returns:
-        `dense`: every number in float32, zeros included; `gzip`: the same through gzip at its highest level;
-        `compact`: what `save_compact` takes for the arrays, and `head` for their description; `bound`: what no code
-        can beat on average if positions and signs are uniformly random. And `layers`: for each kernel its `name`,
-        `entries`, `kept`, how it is coded (`positions`, `values`), `dense`, `compact` and `bound`.
+        `dense`: every number in float32, including zeros; `gzip`: the same, compressed by gzip at its highest level;
+        `compact`: the arrays as `save_compact` stores them, and `head`, their description; `bound`: the average that no
+        code can beat if positions and signs are uniformly random. `layers` lists for each kernel its `name`, `entries`,
+        `kept`, its coding (`positions`, `values`), `dense`, `compact` and `bound`.
     """
     half = values == "float16"
     rows, heads, dense, compact, bound = [], [], [], 0, 0.0
@@ -167,12 +165,12 @@ def _unpacked(content: bytes) -> Any:
     reader = zlib.decompressobj()
     text = reader.decompress(content, _LONGEST_HEAD)
     if not reader.eof or reader.unused_data:
-        raise ValueError("it is not whole, or too long")
+        raise ValueError("it is incomplete or too long")
     return json.loads(text)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Returns head and body of a file whose checksum is right."""
+    """Returns the head and body of a file after verifying its checksum."""
     content = path.read_bytes()
     if len(content) < _START.size or not content.startswith(_MAGIC):
         raise ValueError(
@@ -182,8 +180,8 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
     _, version, head_length, body_length = _START.unpack_from(content)
     if version > _VERSION:
         raise ValueError(
-            f"{path} is of version {version}, this package reads up to {_VERSION}; read it with a newer "
-            "tf_robust_sparse, or it is damaged"
+            f"{path} has version {version}, this package reads up to {_VERSION}; read it with a newer "
+            "tf_robust_sparse, unless it is damaged"
         )
     if len(content) != _START.size + head_length + body_length + _DIGEST:
         raise ValueError(
@@ -203,7 +201,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _check_config(config: Any) -> None:
-    """Raises `ValueError` where a configuration names something else than Keras' objects and this package's."""
+    """Raises `ValueError` if a configuration names objects that are neither of Keras nor of this package."""
     if isinstance(config, (list, tuple)):
         for each in config:
             _check_config(each)
@@ -219,7 +217,7 @@ def _check_config(config: Any) -> None:
     harmless = name == "__keras_tensor__" or (name == "function" and module == "builtins" and _is_activation(config))
     if not (of_keras or ours or harmless):
         raise ValueError(
-            "A compact file describes layers of Keras and tf_robust_sparse alone; replace others before saving. "
+            "A compact file can hold only layers of Keras and tf_robust_sparse; replace others before saving. "
             f"Received: {module}.{name}"
         )
 
@@ -230,7 +228,7 @@ def _is_activation(config: dict[str, Any]) -> bool:
 
 
 def _layers(network: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every layer with its place in nested models."""
+    """Yields every layer with its path through nested models."""
     for layer in network.layers:
         if isinstance(layer, keras.Model):
             yield from _layers(layer, f"{prefix}{layer.name}/")
@@ -239,13 +237,13 @@ def _layers(network: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _arrays(network: keras.Model) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yields name, type and value of what is kept of `network`."""
+    """Yields the name, type and value of each array that is stored."""
     for place, layer in _layers(network):
         if hasattr(layer, "compute_effective_kernel"):
-            # Not -0, which rewired kernels cannot hold.
+            # Adding 0 turns -0 into 0, because rewired kernels cannot hold -0.
             kernel = np.asarray(keras.ops.convert_to_numpy(layer.effective_kernel)) + np.float32(0)
             if not np.isfinite(kernel).all():
-                raise ValueError(f"The kernel of {layer.name} holds values that are not finite; train it anew")
+                raise ValueError(f"The kernel of {layer.name} holds infinities or NaN; train the network again")
             yield f"{place}/{_KERNEL}", "float32", kernel
             if layer.bias is not None:
                 yield f"{place}/bias", layer.bias.dtype, _stored(layer.bias)
@@ -284,7 +282,7 @@ def _assign(network: keras.Model, entries: list[dict[str, Any]], body: bytes) ->
 
 
 class _KernelOf:
-    """The effective kernel of a layer as if it were a variable."""
+    """The effective kernel of a layer with the interface of a variable."""
 
     dtype = "float32"
 
@@ -296,12 +294,12 @@ class _KernelOf:
         """Sets kernel, mask, theta and signs, or scores."""
         fraction = getattr(self._layer, "keep_fraction", None)
         layer_values.assign(self._layer, {"kernel": kernel})
-        if fraction is not None:  # what it keeps beyond the file's connections is 0
+        if fraction is not None:  # it may exceed the connections in the file; the surplus entries are 0
             self._layer.keep_fraction = fraction
 
 
 def _variables(network: keras.Model) -> Iterator[tuple[str, Any]]:
-    """Yields name and variable in the order of `_arrays`."""
+    """Yields the name and variable of each array, in the order of `_arrays`."""
     for place, layer in _layers(network):
         if hasattr(layer, "compute_effective_kernel"):
             yield f"{place}/{_KERNEL}", _KernelOf(layer)

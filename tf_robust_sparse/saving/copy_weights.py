@@ -1,4 +1,4 @@
-"""From one network to another of the same architecture, whatever the form of their kernels."""
+"""Copies weights between networks of the same architecture, whatever their parametrizations."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ _HOW = "pass a network of the same architecture, number of classes and image siz
 def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True) -> None:
     """Copies kernels, biases, batch norm and, where both have them, scores and spreads, by the names of the layers.
 
-    A parametrization that has a variable `kernel` gives and takes that, whatever its mask; another one, such as
-    rewiring, gives its effective kernel. Gates that only one of the two has are left alone. Nothing is assigned unless
-    everything fits.
+    A parametrization with a variable `kernel` gives and takes this variable, whatever its mask; others, such as
+    rewiring, give their effective kernel. Gates that only one of the networks has are ignored. Nothing is assigned
+    unless everything fits.
 
     Args:
-        source: Where from.
-        network: Where to; masks, if it has any, stay as they are.
+        source: The network to copy from.
+        network: The network to copy to; its masks do not change.
         scores: Whether scores are copied.
 
     Raises:
@@ -42,7 +42,7 @@ def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True)
 
 
 def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
-    """Pairs of a variable and its new value."""
+    """Returns pairs of a variable and its new value."""
     if not hasattr(layer, "compute_effective_kernel"):
         pairs = list(zip(layer.weights, source.weights, strict=False))
         if len(layer.weights) != len(source.weights):
@@ -53,15 +53,14 @@ def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
         if hasattr(layer, "magnitude"):
             if getattr(source, "magnitude", None) != layer.magnitude:
                 raise ValueError(
-                    f"The kernel of {layer.name} is frozen signs of magnitude {layer.magnitude:g} and takes nothing "
-                    f'else; build the network with kernel="subnet". Received: {type(source).__name__}'
+                    f"The kernel of {layer.name} consists of frozen signs of magnitude {layer.magnitude:g} and takes "
+                    f'no other values; build the network with kernel="subnet". Received: {type(source).__name__}'
                 )
             pairs = [(layer.positive, source.positive)]
         elif not hasattr(layer, "kernel"):
             raise ValueError(
                 f"The layer {layer.name} has no kernel to copy to; build the network with plain, masked or subnet "
-                f"kernels. "
-                f"Received: {type(layer).__name__}"
+                f"kernels. Received: {type(layer).__name__}"
             )
         elif not hasattr(source, "compute_effective_kernel") and not hasattr(source, "kernel"):
             raise ValueError(f"The source's layer {layer.name} has no kernel; {_HOW}")
@@ -89,7 +88,7 @@ def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
         if theirs is not None and ours is not None and _plain(theirs) != _plain(ours):
             raise ValueError(
                 f"The layers {layer.name} differ in their {name}, {_plain(theirs)} in the source and {_plain(ours)} "
-                "here, where the same weights are another network; pass the padding_mode of the source"
+                "here, so equal weights would not make equal networks; pass the padding_mode of the source"
             )
     return [(variable, keras.ops.convert_to_numpy(value)) for variable, value in pairs]
 
@@ -99,7 +98,7 @@ def _plain(setting: Any) -> Any:
 
 
 def _whole_kernel(source: Any) -> Any:
-    """The kernel with what a mask hides, where the form has such a thing."""
+    """Returns the kernel, including masked-out entries if the parametrization keeps them."""
     if hasattr(source, "kernel"):
         return source.kernel
     if hasattr(source, "magnitude"):

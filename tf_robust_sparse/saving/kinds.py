@@ -1,4 +1,4 @@
-"""What kind of file holds a network, told by its name, and which way it goes in."""
+"""How files of networks of each kind are loaded; kinds are recognized by their names."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from tf_robust_sparse.saving.reference_weights import read_reference_weights
 NETWORK_FILE = "network.keras"
 _OURS = "is loaded by trs.load_network and passed as --network to run_robustness_eval.py"
 _IMPORTED = "is put into a network by run_import_weights.py --weights"
-# Suffix, or file that a directory holds -> the way in.
+# Suffix, or file in a directory -> how it is loaded.
 _WAYS = {
     ".keras": f"a .keras file {_OURS}",
     COMPACT_SUFFIX: f"a compact file {_OURS}",
@@ -31,9 +31,9 @@ _WAYS = {
 
 
 def way_in(path: str | os.PathLike) -> str:
-    """Returns how a file or directory of a known kind is used, for the message where another kind was wanted.
+    """Returns how a file or directory of a known kind is loaded, for messages that expected another kind.
 
-    Returns `""` if there is no such file, or its kind is not known.
+    Returns `""` if there is no such file or its kind is unknown.
     """
     path = user_path(path)
     if path.is_dir():
@@ -42,10 +42,10 @@ def way_in(path: str | os.PathLike) -> str:
 
 
 def check_weights(path: str | os.PathLike) -> Path:
-    """Reads published weights once, so that what is wrong with the file shows before anything else is done.
+    """Reads published weights once, so that errors in the file show before anything else is done.
 
     Args:
-        path: As for `import_pytorch_weights` or `import_reference_weights`.
+        path: See `import_pytorch_weights` and `import_reference_weights`.
 
     Raises:
         ValueError: if there is no such file, it is of another kind, or it cannot be read.

@@ -1,4 +1,4 @@
-"""What one layer holds, by role, from arrays of somebody else's making."""
+"""Assigns arrays from other programs to the variables of a layer, by role."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ BATCH_NORM_ROLES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
 def assign(layer: Any, values: dict[str, np.ndarray]) -> None:
-    """Assigns arrays to the variables of a layer, whatever the form of its kernel.
+    """Assigns arrays to the variables of a layer, whatever its parametrization.
 
-    Entries of a kernel that are 0 become unconnected, except where scores are given. A signed kernel takes one of a
-    single magnitude alone.
+    Kernel entries that are 0 become unconnected, unless scores are given. A signed kernel takes only values of a single
+    magnitude.
 
     Args:
         layer: A kernel layer or batch norm, built.
-        values: By role, in the shapes of `layer`: `theta` and `sign`, or `kernel`, with `scores` or without; `bias`;
+        values: Arrays by role, in the shapes of `layer`: `theta` and `sign`, or `kernel`, optionally `scores`; `bias`;
             `gamma`, `beta`, `moving_mean`, `moving_variance`.
     """
     if hasattr(layer, "compute_effective_kernel"):
@@ -50,21 +50,21 @@ def _assign_kernel(layer: Any, values: dict[str, np.ndarray]) -> None:
         layer.scores.assign(values["scores"].astype("float32"))
     elif hasattr(layer, "kernel_mask"):
         layer.kernel_mask.assign(connected)
-    elif hasattr(layer, "scores"):  # of the connections of the file each stays
+    elif hasattr(layer, "scores"):  # every connection of the file stays
         layer.scores.assign(np.abs(kernel).astype("float32"))
         layer.keep_fraction = float(max(connected.mean(), 1 / connected.size))
 
 
 def one_magnitude(layer: Any, kernel: np.ndarray) -> float:
-    """Returns the magnitude that all entries of `kernel` have which are not 0.
+    """Returns the magnitude that all nonzero entries of `kernel` share.
 
     Raises:
-        ValueError: if there are several.
+        ValueError: if they differ.
     """
     magnitudes = np.unique(np.abs(kernel[kernel != 0]))
     if len(magnitudes) > 1:
         raise ValueError(
-            f"The kernel of {layer.name} has a single magnitude, the one it is to take has {len(magnitudes)}; build "
+            f"The kernel of {layer.name} has a single magnitude, the kernel to assign has {len(magnitudes)}; build "
             'the network with kernel="subnet"'
         )
     return float(magnitudes[0]) if len(magnitudes) else layer.magnitude

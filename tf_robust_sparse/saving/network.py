@@ -1,4 +1,4 @@
-"""A network on disk: `.keras` for further work with this package, a SavedModel for everything else."""
+"""Networks on disk: `.keras` for further work with this package, a SavedModel for other programs."""
 
 import contextlib
 import os
@@ -22,8 +22,8 @@ def save_network(network: keras.Model, path: str | os.PathLike) -> Path:
 
     Args:
         network: The network, not the model that trains it.
-        path: A directory, in which `network.keras` is written, or a file ending in `.keras`. What was there stays
-            until the new file is complete.
+        path: A directory, in which `network.keras` is written, or a file ending in `.keras`. An existing file stays
+            until the new one is complete.
 
     Returns:
         The path of the file.
@@ -47,7 +47,7 @@ def load_network(path: str | os.PathLike) -> keras.Model:
         The network, not compiled, under the dtype policy it was saved with.
 
     Raises:
-        ValueError: if there is no such file, if it is damaged, or if it holds layers of code unknown here.
+        ValueError: if there is no such file, if it is damaged, or if it holds layers whose code is not registered.
     """
     if user_path(path).suffix == COMPACT_SUFFIX and not user_path(path).is_dir():
         return load_compact(path)
@@ -64,28 +64,28 @@ def load_network(path: str | os.PathLike) -> keras.Model:
     _check_archive(file)
     try:
         with warnings.catch_warnings():
-            # Keras only warns where it leaves layers with fresh weights.
+            # Keras only warns when it leaves layers with new random weights.
             warnings.filterwarnings("error", message="(?s).*freshly-initialized", category=UserWarning)
             return keras.saving.load_model(file, compile=False, safe_mode=True)
-    # Keras raises TypeError for unknown classes, ValueError for code or wrong weights, and whatever for odd files.
+    # Keras raises TypeError for unknown classes, ValueError for code or wrong weights, and anything for odd files.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"The network in {file} cannot be rebuilt; if it has layers of your own, register them with "
+            f"The network in {file} cannot be rebuilt; if it has custom layers, register them with "
             f"keras.saving.register_keras_serializable and import them first. Keras says: {reason:.400}"
         ) from error
 
 
 def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
-    """Writes `network` as a SavedModel that any TensorFlow loads without this package.
+    """Writes `network` as a SavedModel, which any TensorFlow loads without this package.
 
     `tf.saved_model.load(path).serve` maps pixels `(batch, height, width, channels)`, float32 in [0, 1], to logits
     `(batch, num_classes)`, float32, for every batch size; gradients with respect to the pixels work. Keep the loaded
-    object in a variable: its variables go with it.
+    object in a variable, because its weights are freed with it.
 
     Args:
         network: A functional or sequential model; it is stripped first.
-        path: The directory to write. One that exists is replaced when the new one is complete.
+        path: The directory to write. An existing one is replaced when the new one is complete.
 
     Returns:
         The path of the directory.
@@ -98,7 +98,7 @@ def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
     path = user_path(path)
     archive = keras.export.ExportArchive()
     archive.track(stripped)
-    # Keras tracks its variables and the TensorFlow variables inside them, and each would be written.
+    # Keras tracks its variables and the TensorFlow variables inside them, so every weight would be written twice.
     for name in ("variables", "trainable_variables", "non_trainable_variables"):
         archive.add_variable_collection(name, [variable.value for variable in getattr(stripped, name)])
     signature = keras.tree.map_structure(
@@ -112,7 +112,7 @@ def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def _uncompiled(network: keras.Model) -> Iterator[None]:
-    """Hides the optimizer, whose slots are as large as the weights; `save_checkpoint` is what keeps them."""
+    """Hides the optimizer, whose slots are as large as the weights; `save_checkpoint` stores them."""
     if not network.compiled:
         yield
         return
@@ -137,7 +137,7 @@ def _check_archive(file: Path) -> None:
             member = archive.testzip()
             damage = None if member is None else f"{member} does not match its checksum"
             names = archive.namelist()
-    except Exception as error:  # zipfile has exceptions of its own for every kind of damage
+    except Exception as error:  # zipfile raises many kinds of exceptions for damage
         damage = " ".join(str(error).split())[:400] or type(error).__name__
     if damage is not None:
         raise ValueError(f"{file} is damaged or not a .keras file; restore it from a copy or save again: {damage}")

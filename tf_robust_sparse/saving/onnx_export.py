@@ -1,11 +1,11 @@
-"""A network as an ONNX file that verifiers read: channels first, every shape known, no transposition.
+"""A network as an ONNX file for verifiers: channels first, all shapes known, no transpositions.
 
-Keras can write ONNX too, `model.export(path, format="onnx")`, through tf2onnx. What it writes takes channels last and
-transposes images at both ends, which orders the pixels unlike the published benchmarks and stops bounds that are kept
-as patches; strided convolutions with padding "same" get more zeros on one side than on the other, which auto_LiRPA
-refuses; and tf2onnx runs with NumPy 2 only because Keras changes NumPy's module first. Here each layer becomes one
-operator: the rows of a dense kernel after a flatten go into the order of channels first, zero padding goes into the
-convolution, and a kernel takes rows of zeros where that makes the padding the same on both sides.
+Keras writes ONNX, too (`model.export(path, format="onnx")`, through tf2onnx), but its files are less suitable. They
+take channels last and transpose images at both ends, so the order of pixels differs from the published benchmarks and
+bounds in patch form stop at the transposition. Strided convolutions with padding "same" get more zeros on one side,
+which auto_LiRPA refuses. And tf2onnx runs with NumPy 2 only because Keras patches NumPy first. Here each layer becomes
+one operator: the rows of a dense kernel after a flatten are reordered to channels first, zero padding becomes part of
+the convolution, and a kernel gets rows of zeros where this makes the padding equal on both sides.
 """
 
 import math
@@ -23,19 +23,19 @@ from tf_robust_sparse.saving.atomic import replace_file
 from tf_robust_sparse.saving.strip import strip
 
 _INPUT, _OUTPUT = "pixels", "logits"
-_OPSET, _IR_VERSION = 13, 8  # old enough for the readers that verifiers are built on
+_OPSET, _IR_VERSION = 13, 8  # old enough for the ONNX readers of verifiers
 _Pads = tuple[tuple[int, int], tuple[int, int]]  # rows before and after, columns before and after
 _NO_PADS: _Pads = ((0, 0), (0, 0))
 
 
 class _Tensor(NamedTuple):
-    """What a layer gives.
+    """The output of a layer.
 
     Attributes:
-        name: In the file.
-        shape: In Keras, without the batch: `(height, width, channels)` or `(features,)`.
-        order: Of a vector: entry i in the file is entry `order[i]` in Keras; `None` where they agree.
-        pads: Zeros around an image, part of its shape, that are still to be added.
+        name: Its name in the file.
+        shape: Its shape in Keras, without the batch: `(height, width, channels)` or `(features,)`.
+        order: For a vector: entry i in the file is entry `order[i]` in Keras; `None` if the orders agree.
+        pads: Zeros around an image that belong to its shape but are not yet written.
     """
 
     name: str
@@ -48,24 +48,24 @@ def export_onnx(network: keras.Model, path: str | os.PathLike) -> Path:
     """Writes `network` as an ONNX file for verifiers such as alpha-beta-CROWN.
 
     The file maps `pixels`, float32 `(1, channels, height, width)` in [0, 1], or `(1, features)`, to `logits`
-    `(1, classes)`. Kernels are the effective ones, batch norm has its moving statistics. No operator inside fixes the
-    batch of 1.
+    `(1, classes)`. Kernels are the effective ones, batch norm uses its moving statistics. No operator fixes the batch
+    size of 1.
 
     Args:
         network: A functional or sequential model of known image size: dense, convolution, batch norm, ReLU, pooling,
             padding, flatten, reshape, add, rescaling, normalization and dropout layers, in every parametrization.
-        path: The file, whole or not at all; it ends in `.onnx`.
+        path: The file, ending in `.onnx`; it is written completely or not at all.
 
     Returns:
         The path.
 
     Raises:
         ImportError: if onnx is not installed.
-        ValueError: if a layer has no operator here; names it.
+        ValueError: if a layer is not supported; names it.
     """
     path = user_path(path)
     if path.suffix != ".onnx":
-        raise ValueError(f"The name of an ONNX file ends in .onnx. Received: path={os.fspath(path)!r}")
+        raise ValueError(f"`path` must end in .onnx. Received: path={os.fspath(path)!r}")
     model = _Writer().model(strip(network))
     with replace_file(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
@@ -73,7 +73,7 @@ def export_onnx(network: keras.Model, path: str | os.PathLike) -> Path:
 
 
 class _Writer:
-    """Collects operators and constants layer by layer."""
+    """Collects operators and constants, layer by layer."""
 
     def __init__(self) -> None:
         try:
@@ -87,11 +87,11 @@ class _Writer:
         self._constants: list[Any] = []
 
     def model(self, network: keras.Model) -> Any:
-        """Returns the model of a network of plain layers, checked."""
+        """Returns the checked ONNX model of a network of plain layers."""
         if len(network.inputs) != 1 or len(network.outputs) != 1:
             raise ValueError(
-                f"A network is exported that has one input and one output. Received: {len(network.inputs)} and "
-                f"{len(network.outputs)}"
+                f"Only networks with one input and one output are exported. Received: {len(network.inputs)} inputs and "
+                f"{len(network.outputs)} outputs"
             )
         pixels = _Tensor(_INPUT, _known_shape(network.inputs[0], "The input"))
         found: dict[str, _Tensor] = {}
@@ -140,7 +140,7 @@ class _Writer:
         return name
 
     def _layer(self, layer: Any, inputs: list[_Tensor]) -> _Tensor:
-        """Appends what a layer does; returns what it gives."""
+        """Appends the operators of a layer; returns its output."""
         if getattr(layer, "data_format", "channels_last") != "channels_last":
             raise ValueError(f"The layer {layer.name} has channels first; only channels last are exported")
         x = inputs[0]
@@ -249,7 +249,7 @@ class _Writer:
         return x
 
     def _pooled(self, layer: Any, x: _Tensor) -> _Tensor:
-        pads = _NO_PADS  # those of "same" do not count as zeros
+        pads = _NO_PADS  # padding of "same" does not count as zeros in pooling
         if layer.padding == "same":
             pads = _same_pads(x.shape, layer.pool_size, layer.strides, (1, 1))
         kind = "MaxPool" if isinstance(layer, keras.layers.MaxPooling2D) else "AveragePool"
@@ -285,7 +285,7 @@ class _Writer:
         return total
 
     def _padded(self, x: _Tensor) -> _Tensor:
-        """Adds the zeros that no convolution took."""
+        """Adds the zeros that no convolution has taken over."""
         if x.pads == _NO_PADS:
             return x
         (top, bottom), (left, right) = x.pads
@@ -296,7 +296,7 @@ class _Writer:
         return x._replace(name=f"{name}/Pad", pads=_NO_PADS)
 
     def _ordered(self, name: str, x: _Tensor, order: np.ndarray | None) -> _Tensor:
-        """Puts the entries of a vector into this order; `None` for that of Keras."""
+        """Reorders the entries of a vector; `None` is the order of Keras."""
         natural = np.arange(x.shape[0])
         found, wanted = (natural if each is None else each for each in (x.order, order))
         if (found == wanted).all():
@@ -309,7 +309,7 @@ def _known_shape(tensor: Any, name: str) -> tuple[int, ...]:
     shape = tuple(tensor.shape[1:])
     if None in shape or len(shape) not in (1, 3):
         raise ValueError(
-            "What is exported is of known size, images `(height, width, channels)` or vectors. Received: "
+            "Only images `(height, width, channels)` of known size and vectors are exported. Received: "
             f"{shape} of {name}"
         )
     return shape
@@ -334,7 +334,7 @@ def _in_file(pads: _Pads) -> tuple[int, ...]:
 
 
 def _same_pads(shape: tuple[int, ...], window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> _Pads:
-    """Returns the padding of "same" in TensorFlow; an odd row or column goes to the end."""
+    """Returns the padding of TensorFlow's "same"; an odd row or column goes to the end."""
     pads = []
     for size, side, stride, step in zip(shape[:2], window, strides, dilation, strict=True):
         total = max((-(-size // stride) - 1) * stride + (side - 1) * step + 1 - size, 0)
@@ -343,10 +343,10 @@ def _same_pads(shape: tuple[int, ...], window: Sequence[int], strides: Sequence[
 
 
 def _with_equal_pads(kernel: np.ndarray, pads: _Pads) -> tuple[np.ndarray, _Pads]:
-    """Returns an undilated kernel with rows and columns of zeros, and the padding, equal on both sides, that fits it.
+    """Returns an undilated kernel extended by zeros, and a padding, equal on both sides, that fits it.
 
-    A row of zeros at the start of the kernel meets one more row of padding at the start of the image, and one at the
-    end of the kernel one more at the end: every output stays what it was.
+    A row of zeros at the start of the kernel needs one more row of padding at the start of the image, one at the end
+    one more at the end. The outputs do not change.
     """
     rows, columns = (max(side) for side in pads)
     equal = ((rows, rows), (columns, columns))
@@ -354,7 +354,7 @@ def _with_equal_pads(kernel: np.ndarray, pads: _Pads) -> tuple[np.ndarray, _Pads
 
 
 def _scale_and_shift(layer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what a Rescaling or Normalization layer multiplies by, and adds afterwards."""
+    """Returns the factor and the summand of a Rescaling or Normalization layer."""
     if isinstance(layer, keras.layers.Rescaling):
         return np.asarray(layer.scale, np.float32), np.asarray(layer.offset, np.float32)
     if layer.invert:

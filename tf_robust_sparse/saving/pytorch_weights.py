@@ -1,16 +1,16 @@
-"""Weights of the same architectures trained with PyTorch: HYDRA's checkpoints, binary sub-networks', torchvision's.
+"""Weights trained with PyTorch, from HYDRA's checkpoints, those of binary sub-networks, and torchvision.
 
-A state dict names modules; here they find their layers.
+The modules of a state dict are matched to layers:
 
 - Residual networks, by name: `conv1`, `bn1`, `layer2.0.conv1`, `layer2.0.shortcut.0` or `.downsample.0`, `linear` or
   `fc`; wide ones `block1.layer.0.bn1`, `block1.layer.0.convShortcut` and so on. `sub_block1`, which no forward pass
-  uses, is left out.
+  uses, is ignored.
 - In binary sub-networks the classifier `fc` is a convolution of one pixel, `last` the batch norm after it, and batch
   norm may have neither scale nor shift.
-- Others, whose modules are numbered: convolutions, batch norms and dense layers each in the order of their numbers.
+- Others, whose modules are numbered: convolutions, batch norms and dense layers, each in the order of the numbers.
 
-Kernels turn from (out, in, height, width) into (height, width, in, out); a dense layer behind `Flatten` from channels
-first into channels last. PyTorch pads on both sides, so the network needs `padding_mode="symmetric"`.
+Kernels are transposed from (out, in, height, width) to (height, width, in, out), dense layers after a `Flatten` from
+channels first to channels last. PyTorch pads on both sides, so the network needs `padding_mode="symmetric"`.
 """
 
 import os
@@ -32,7 +32,7 @@ _BATCH_NORM = dict(zip(layer_values.BATCH_NORM_ROLES, ("weight", "bias", "runnin
 _SCORES = ("popup_scores", "scores")
 _INSTALL = "python -m pip install 'tf_robust_sparse[pytorch]'"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-# Layer name here -> module names there, as replacements of the match.
+# Pattern of layer names -> module names, as replacements of the match.
 _NAMES = (
     (r"stem", (r"conv1",)),
     (r"stem_bn|final_bn", (r"bn1",)),
@@ -49,9 +49,9 @@ _NAMES = (
 def import_pytorch_weights(path: str | os.PathLike, network: keras.Model) -> None:
     """Assigns the weights of a PyTorch checkpoint to `network`.
 
-    Importance scores (`popup_scores` or `scores`) go to subnet kernels, whose keep fractions stay as they were built;
-    without scores in the file its connections, the entries that are not 0, all stay. Of equal scores those stay that
-    PyTorch keeps, the last in its order of memory; to that end their sizes grow by the least possible amount. Nothing
+    Importance scores (`popup_scores` or `scores`) go to subnet kernels, whose keep fractions do not change. Without
+    scores in the file, all its connections, the nonzero entries, stay. Ties between scores are resolved as in PyTorch,
+    where the last entry in its memory order stays: such scores are increased by the smallest possible amount. Nothing
     is assigned unless everything fits.
 
     Args:
@@ -77,8 +77,7 @@ def import_pytorch_weights(path: str | os.PathLike, network: keras.Model) -> Non
     unused = [name for name in unused if not re.search(r"(^|\.)sub_block1\.", name)]
     if unused:
         raise ValueError(
-            f"{network.name} has no layer for {unused[0]} of {os.fspath(path)!r}; build the architecture that the "
-            "file is of"
+            f"{network.name} has no layer for {unused[0]} of {os.fspath(path)!r}; build the architecture of the file"
         )
     for layer in _layers_with_weights(network):
         layer_values.assign(layer, values[layer.name])
@@ -88,10 +87,10 @@ def pytorch_modules(path: str | os.PathLike) -> tuple[str, ...]:
     """Returns the names of the modules with weights in a PyTorch checkpoint, without a wrapper's prefix.
 
     Args:
-        path: As for `import_pytorch_weights`.
+        path: See `import_pytorch_weights`.
 
     Raises:
-        ValueError, ImportError: as for `import_pytorch_weights`.
+        ValueError, ImportError: see `import_pytorch_weights`.
     """
     return tuple(_modules(_read(user_path(path)), path))
 
@@ -107,11 +106,11 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
         return _read_torch(path)
     except ImportError:
         raise
-    except Exception as error:  # each reader has its own exceptions for damaged files
+    except Exception as error:  # the readers raise different exceptions for damaged files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{os.fspath(path)!r} cannot be read as a checkpoint of weights alone ({reason:.400}); save its state dict "
-            "anew, with torch.save, as .safetensors or as .npz"
+            "again, with torch.save, as .safetensors or as .npz"
         ) from error
 
 
@@ -130,7 +129,7 @@ def _read_torch(path: Path) -> Mapping[str, np.ndarray]:
         raise ImportError(
             f"Reading {path.name} needs torch: {_INSTALL}, or save the state dict as .safetensors or .npz"
         ) from None
-    # Checkpoints often hold the best accuracy as a NumPy number; nothing else beside tensors is let in.
+    # Checkpoints often hold the best accuracy as a NumPy number; apart from tensors, nothing else is allowed.
     number, dtype = type(np.float64(0).dtype), np.dtype
     scalar = np.float64(0).__reduce__()[0]
     harmless: list[Any] = [dtype, number, scalar, (scalar, "numpy.core.multiarray.scalar")]
@@ -140,7 +139,7 @@ def _read_torch(path: Path) -> Mapping[str, np.ndarray]:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     if not isinstance(content, Mapping):
-        raise ValueError(f"expected a state dict, found {type(content).__name__}")
+        raise ValueError(f"expected a state dict. Received: {type(content).__name__}")
     return {name: value.float().numpy() for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
@@ -151,13 +150,13 @@ def _modules(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> dict[s
         module, _, entry = key.removeprefix("module.").rpartition(".")
         value = np.asarray(value)
         if value.dtype.kind not in "biuf":
-            raise ValueError(f"{os.fspath(path)!r} holds {key} of type {value.dtype}, no numbers")
+            raise ValueError(f"{os.fspath(path)!r} holds {key} of type {value.dtype}, expected numbers")
         modules.setdefault(module, {})[entry] = value
     modules = {name: entries for name, entries in modules.items() if {"weight", "running_mean"} & set(entries)}
     if not any("weight" in entries for entries in modules.values()):
         raise ValueError(f"{os.fspath(path)!r} holds no state dict: there is no entry named *.weight")
     if all(name.startswith("1.") for name in modules) and not all(re.fullmatch(r"1\.\d+", name) for name in modules):
-        modules = {name.removeprefix("1."): entries for name, entries in modules.items()}  # behind a normalization
+        modules = {name.removeprefix("1."): entries for name, entries in modules.items()}  # a normalization precedes it
     return modules
 
 
@@ -172,7 +171,7 @@ def _match(network: keras.Model, modules: dict[str, dict[str, np.ndarray]], path
             if not present:
                 raise ValueError(
                     f"{os.fspath(path)!r} has no module {' or '.join(candidates)} for {layer.name} of {network.name}; "
-                    f"build the architecture that the file is of. It has {', '.join(sorted(modules, key=_natural)[:8])}"
+                    f"build the architecture of the file. It has {', '.join(sorted(modules, key=_natural)[:8])}"
                 )
             found[layer.name] = present[0]
         return found
@@ -184,7 +183,7 @@ def _match(network: keras.Model, modules: dict[str, dict[str, np.ndarray]], path
         if len(mine) != len(theirs):
             raise ValueError(
                 f"{os.fspath(path)!r} has {len(theirs)} {kind}, {network.name} has {len(mine)}; build the "
-                "architecture that the file is of"
+                "architecture of the file"
             )
         found.update({layer.name: name for layer, name in zip(mine, theirs, strict=True)})
     return found
@@ -194,7 +193,7 @@ def _candidates(name: str) -> list[str]:
     for pattern, replacements in _NAMES:
         match = re.fullmatch(pattern, name)
         if match:
-            index = int(match[2]) - 1 if match.re.groups >= 2 else 0  # blocks count from 0 there
+            index = int(match[2]) - 1 if match.re.groups >= 2 else 0  # PyTorch counts blocks from 0
             return [match.expand(each).format(index=index) for each in replacements]
     return [name]
 
@@ -226,7 +225,7 @@ def _kind(entries: dict[str, np.ndarray]) -> str:
 
 
 def _flattened_shapes(network: keras.Model) -> dict[str, tuple[int, ...]]:
-    """Returns, for each dense layer behind a Flatten, the (height, width, channels) that were flattened."""
+    """Returns the flattened (height, width, channels) of each dense layer that follows a Flatten."""
     flattens = {
         node.layer.name: tuple(node.layer.input.shape[1:])
         for node in layers.layer_graph(network)
@@ -242,7 +241,7 @@ def _flattened_shapes(network: keras.Model) -> dict[str, tuple[int, ...]]:
 def _values(
     layer: Any, module: str, entries: dict[str, np.ndarray], flattened: tuple[int, ...] | None
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays of a layer by role, in its own layout."""
+    """Returns the arrays of a layer by role, in the layout of Keras."""
     if _is_batch_norm(layer):
         has = {role: name for role, name in _BATCH_NORM.items() if getattr(layer, role, None) is not None}
         missing = [name for name in has.values() if name not in entries]
@@ -261,7 +260,7 @@ def _values(
         scores = next((name for name in _SCORES if name in entries), None)
         if scores is not None and not hasattr(layer, "scores"):
             raise ValueError(
-                f"{module} has importance scores, of which {layer.name} has none; build the network with "
+                f"{module} has importance scores, but {layer.name} has none; build the network with "
                 'kernel="subnet" and, as connectivity, the fraction that the scores keep (1 if it was never pruned)'
             )
         shape = tuple(layer.effective_kernel.shape)
@@ -280,17 +279,17 @@ def _values(
         if value.shape != shapes[role]:
             raise ValueError(
                 f"{module} has {role} of shape {value.shape}, {layer.name} of {shapes[role]} (height, width, in, out); "
-                "build the architecture, number of classes and image size that the file is of"
+                "build the architecture, number of classes and image size of the file"
             )
         if not np.isfinite(value).all():
-            raise ValueError(f"{module} has {role} with values that are not finite")
+            raise ValueError(f"{module} has {role} with infinities or NaN")
     return values
 
 
 def _without_ties(scores: np.ndarray, kept: int) -> np.ndarray:
-    """Returns scores of which the `kept` largest sizes are those that PyTorch keeps: of equal ones the last.
+    """Returns scores whose `kept` largest absolute values are those that PyTorch keeps: ties go to the last.
 
-    The order of memory is lost when a kernel is transposed, so ties at the threshold are decided here.
+    Transposing a kernel changes the memory order, so ties at the threshold are resolved here.
     """
     sizes = np.abs(scores).ravel()
     threshold = np.partition(sizes, sizes.size - kept)[sizes.size - kept]
@@ -306,7 +305,7 @@ def _without_ties(scores: np.ndarray, kept: int) -> np.ndarray:
 
 def _to_keras(weight: np.ndarray, flattened: tuple[int, ...] | None, rank: int) -> np.ndarray:
     if weight.ndim == 4 and rank == 2 and weight.shape[2:] == (1, 1):
-        return weight[:, :, 0, 0].T  # a convolution of one pixel is a dense layer
+        return weight[:, :, 0, 0].T  # a 1x1 convolution of one pixel is a dense layer
     if weight.ndim == 4:
         return np.transpose(weight, (2, 3, 1, 0))
     if weight.ndim != 2:

@@ -2,12 +2,12 @@
 
 The files (IGITUGraz/SparseAdversarialTraining, named `*_weights.pickle`) hold `{"param_list": [...]}`, a flat list of
 variables without names or optimizer state. The list follows the forward pass; in a residual block the shortcut comes
-after all layers of the main branch. Each layer gives
+after all layers of the main branch. Each layer contributes
 
 - sparse kernel: theta, sign (both float32), then the bias where the layer has one (dense layers only);
-- kernel of a network trained dense: kernel, then the bias;
-- batch norm: gamma, beta, moving mean, moving variance. It follows the convolution it normalizes; one that stands
-  before its convolution, as in wide residual networks, comes first.
+- kernel of a densely trained network: kernel, then the bias;
+- batch norm: gamma, beta, moving mean, moving variance. It follows the convolution that it normalizes; one that
+  precedes its convolution, as in wide residual networks, comes first.
 
 Weights, strides and paddings are those of `tf_robust_sparse.models` with `padding_mode="tf_same"`.
 """
@@ -25,7 +25,7 @@ from tf_robust_sparse.saving import layer_values, variable_pickle
 
 
 class _Slot(NamedTuple):
-    """One entry of the list: where it belongs and what shape it has."""
+    """One entry of the list: its layer, role and shape."""
 
     layer: Any
     role: str
@@ -35,35 +35,35 @@ class _Slot(NamedTuple):
 def import_reference_weights(path: str | os.PathLike, network: keras.Model) -> None:
     """Assigns published weights to `network`.
 
-    A network of `kernel="rewiring"` takes theta and sign; one of another form takes the effective kernel, and its mask
-    if it has one. A file of a network trained dense can be assigned to each form as well. Nothing is assigned unless
-    everything fits. The file is a pickle; it is read without calling anything that it names.
+    A network with `kernel="rewiring"` takes theta and sign; one of another parametrization takes the effective kernel,
+    and its mask if it has one. The file of a densely trained network fits every parametrization. Nothing is assigned
+    unless everything fits. The file is a pickle; it is read without calling anything that it names.
 
     Args:
         path: The pickle.
         network: The same architecture with the same number of classes, from `tf_robust_sparse.models`.
 
     Raises:
-        ValueError: if there is no such file, it is not such a list, or an array does not fit; names the first one.
+        ValueError: if there is no such file, it is no such list, or an array does not fit; names the first one.
     """
     arrays = read_reference_weights(path)
     sparse, dense = _layout(network, is_sparse=True), _layout(network, is_sparse=False)
     if len(arrays) not in (len(sparse), len(dense)):
         raise ValueError(
             f"The file holds {len(arrays)} arrays; {network.name} takes {len(sparse)} of a sparse network or "
-            f"{len(dense)} of a dense one. Build the network that the file is of. Received: path={os.fspath(path)!r}"
+            f"{len(dense)} of a dense one. Build the network of the file. Received: path={os.fspath(path)!r}"
         )
     slots = sparse if len(arrays) == len(sparse) else dense
     for i, (slot, array) in enumerate(zip(slots, arrays, strict=True)):
         if array.shape != slot.shape:
             raise ValueError(
                 f"Array {i} of the file has shape {array.shape}, but {slot.role} of {slot.layer.name} in "
-                f"{network.name} has {slot.shape}; build the network and number of classes that the file is of. "
+                f"{network.name} has {slot.shape}; build the network and number of classes of the file. "
                 f"Received: path={os.fspath(path)!r}"
             )
         if array.dtype.kind not in "fi" or not np.isfinite(array).all():
             raise ValueError(
-                f"Array {i} of {os.fspath(path)!r} ({slot.role} of {slot.layer.name}) is not of finite numbers"
+                f"Array {i} of {os.fspath(path)!r} ({slot.role} of {slot.layer.name}) holds infinities or NaN"
             )
         if slot.role == "sign" and not np.isin(array, (-1, 0, 1)).all():
             raise ValueError(
@@ -80,7 +80,7 @@ def read_reference_weights(path: str | os.PathLike) -> list[np.ndarray]:
     """Returns the arrays of a published file, in order.
 
     Raises:
-        ValueError: if there is no such file, or it is not such a list.
+        ValueError: if there is no such file, or it is no such list.
     """
     if not user_path(path).is_file():
         raise ValueError(f"There is no file {os.fspath(path)!r}; pass a published *_weights.pickle, unzipped.")
@@ -91,14 +91,14 @@ def read_reference_weights(path: str | os.PathLike) -> list[np.ndarray]:
     arrays = content.get("param_list") if isinstance(content, dict) else content
     if not isinstance(arrays, (list, tuple)) or not all(isinstance(array, np.ndarray) for array in arrays):
         raise ValueError(
-            f'Published weights are a list of arrays, alone or as {{"param_list": [...]}}. Received: '
+            f'Published weights must be a list of arrays, alone or as {{"param_list": [...]}}. Received: '
             f"{type(content).__name__} in {os.fspath(path)!r}"
         )
     return list(arrays)
 
 
 def _layout(network: keras.Model, is_sparse: bool) -> list[_Slot]:
-    """Returns what the list of `network` consists of."""
+    """Returns the entries of the list of `network`."""
     slots = []
     for layer in _layers_in_list_order(network):
         if hasattr(layer, "compute_effective_kernel"):
@@ -113,9 +113,9 @@ def _layout(network: keras.Model, is_sparse: bool) -> list[_Slot]:
 
 
 def _layers_in_list_order(network: keras.Model) -> list[Any]:
-    """Returns kernel layers in forward order, each batch norm after the kernel it normalizes or else in its place.
+    """Returns kernel layers in forward order and each batch norm after the kernel that it normalizes.
 
-    Keras orders layers by depth, so the layers of a shortcut stand between those of the main branch.
+    Keras orders layers by depth, which mixes the layers of a shortcut with those of the main branch.
     """
     norms = {}
     ordered = []

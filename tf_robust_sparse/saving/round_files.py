@@ -1,4 +1,4 @@
-"""Where rounds of pruning lie, and how their arrays are written and read."""
+"""The directories of pruning rounds, and their arrays as files."""
 
 import itertools
 import json
@@ -17,25 +17,25 @@ DONE = "DONE"
 
 
 def round_directory(directory: Path, trial: int, number: int) -> Path:
-    """Returns where a round of a trial is written."""
+    """Returns the directory of a round of a trial."""
     return user_path(directory) / f"trial_{trial:02d}" / f"prune_iter_{number:02d}"
 
 
 def is_done(place: Path) -> bool:
-    """Tells whether the round in a directory is finished."""
+    """Returns whether the round in a directory is finished."""
     return (place / DONE).is_file()
 
 
 def finished_rounds(directory: Path, trial: int) -> int:
-    """Returns how many rounds of a trial are finished, from the first one on without a gap."""
+    """Returns how many rounds of a trial are finished, counted from the first one without a gap."""
     return next(number for number in itertools.count() if not is_done(round_directory(directory, trial, number)))
 
 
 def mark_done(directory: Path, trials: Sequence[int], number: int) -> None:
-    """Marks a round of trials that were trained together as finished, of all of them whatever happens in between.
+    """Marks a round of trials that were trained together as finished, for all of them or none.
 
-    Their names are written down first, from which `complete` goes on after a kill: trials of which some have finished a
-    round and some have not would no longer be trained together, and numbers depend on that by rounding.
+    Their names are written first, so that `complete` can continue after a kill. Otherwise some trials would have
+    finished the round and others not; they would no longer be trained together, which changes results by rounding.
     """
     journal = user_path(directory) / f"finishing_{trials[0]:02d}-{trials[-1]:02d}.json"
     write_json(journal, {"trials": list(trials), "round": number})
@@ -43,7 +43,7 @@ def mark_done(directory: Path, trials: Sequence[int], number: int) -> None:
 
 
 def complete(directory: Path) -> None:
-    """Goes on with what a kill has left of `mark_done`."""
+    """Completes a call of `mark_done` that was killed."""
     for journal in sorted(user_path(directory).glob("finishing_*.json")):
         _mark(journal)
 
@@ -51,7 +51,7 @@ def complete(directory: Path) -> None:
 def _mark(journal: Path) -> None:
     try:
         found = json.loads(journal.read_text())
-    except FileNotFoundError:  # another process was faster
+    except FileNotFoundError:  # another process has completed it
         return
     for trial in found["trials"]:
         place = round_directory(journal.parent, trial, found["round"])
@@ -62,7 +62,7 @@ def _mark(journal: Path) -> None:
 
 
 def label_of(left: int, entries: int) -> str:
-    """Returns the percentage of weights that remain, as `100.0`, `51.3` or `08.7`."""
+    """Returns the percentage of remaining weights, as `100.0`, `51.3` or `08.7`."""
     return f"{100 * left / entries:04.1f}"
 
 
@@ -75,12 +75,14 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
     """
     paths = sorted(directory.glob("*.npy"))
     if not paths:
-        raise FileNotFoundError(f"{directory}: expected the arrays of a round, *.npy. Received: none")
+        raise FileNotFoundError(
+            f"{directory} must hold the arrays of a round, *.npy. Received: a directory without arrays"
+        )
     return {path.stem: npz.read_array(path) for path in paths}
 
 
 def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray], dtype: Any) -> None:
-    """Writes each array to a file of its name; the directory is whole or as it was."""
+    """Writes each array to a file of its name; the directory is replaced as a whole."""
     with replace_directory(directory) as temporary:
         temporary.mkdir()
         for name, array in arrays.items():
@@ -88,7 +90,7 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray], dtype: Any) 
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON with null in place of numbers that are not finite, which JSON has not."""
+    """Writes JSON, with null for infinities and NaN, which JSON lacks."""
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 

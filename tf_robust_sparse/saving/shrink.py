@@ -1,4 +1,4 @@
-"""From a network to a smaller one of plain Keras layers that computes the same."""
+"""Makes a smaller network of plain Keras layers that computes the same."""
 
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ class ShrinkReport(NamedTuple):
     """What `shrink` did.
 
     Attributes:
-        kept: Layer with a kernel -> which of its channels or units stay, by their numbers in the network given.
-        channels: Layer with a kernel -> how many it had.
-        carriers: Layer -> input channels that stay because they carry constants over zero-padded borders.
-        emptied: Layers without any influence, of which one channel stays.
-        removed: Layers that are gone: folded into others, or added nothing.
-        before: Sizes of the network given, as plain Keras layers.
+        kept: Layer with a kernel -> its channels or units that stay, by their numbers in the given network.
+        channels: Layer with a kernel -> number of channels or units in the given network.
+        carriers: Layer -> constant input channels that stay because zero padding changes their effect at borders.
+        emptied: Layers without influence; one channel of them stays.
+        removed: Layers that were removed, because they were folded into others or added nothing.
+        before: Sizes of the given network, as plain Keras layers.
         after: Sizes of the smaller one.
     """
 
@@ -34,12 +34,12 @@ class ShrinkReport(NamedTuple):
     after: Sizes
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns everything, ready for JSON."""
+        """Returns all fields, ready for JSON."""
         return {**self._asdict(), "before": self.before._asdict(), "after": self.after._asdict()}
 
 
 class Shrunk(NamedTuple):
-    """A smaller network, and what was done."""
+    """A smaller network and the report on it."""
 
     network: keras.Model
     report: ShrinkReport
@@ -48,14 +48,14 @@ class Shrunk(NamedTuple):
 def shrink(network: keras.Model, fold_batch_norm: bool = False) -> Shrunk:
     """Removes every channel and unit of `network` that cannot influence its output.
 
-    Two kinds go. Nothing reads the one: all entries of later kernels are zero. The other is constant, whatever the
-    image: its own entries are zero, or its gate is closed. Its constant becomes part of later biases. Where a later
-    convolution pads with zeros, its effect differs at the border, and one constant channel stays as the carrier of
-    all of them, with the sum of their kernels. What a removal makes possible up- and downstream is done, too. Gates
-    become part of the kernels beside them.
+    Two kinds of channels are removed. Unread channels meet only zeros in later kernels. Constant channels have the same
+    value for every image, because their own kernel entries are zero or their gate is closed; their constants move into
+    later biases. If a later convolution pads with zeros, the effect of a constant differs at the border. Then one
+    constant channel stays, the carrier, with the sum of the kernels of all. Removals that become possible by others are
+    done, too. Gates are folded into adjacent kernels.
 
-    Channels of a sum are removed if no summand needs them; layers of one input keep what any of them reads. All pixels
-    and all logits stay. Features of a flattened image go only with their whole channel.
+    Channels of a sum are removed if no reader needs them; an input of several layers keeps what any of them reads. All
+    pixels and logits stay. Features of a flattened image are removed only with their whole channel.
 
     Args:
         network: A functional or sequential model of any parametrization and known image size, with one input and one
@@ -64,14 +64,14 @@ def shrink(network: keras.Model, fold_batch_norm: bool = False) -> Shrunk:
         fold_batch_norm: Whether batch norm that follows a kernel becomes part of it.
 
     Returns:
-        The smaller network, of plain Keras layers in float32 under the names of those they come from, and the report.
-        Its logits are those of `network` but for rounding. Training goes on differently: dropped connections cannot
-        come back, and folded batch norm is frozen.
+        The smaller network, of plain Keras layers in float32 with the names of the original layers, and the report. Up
+        to rounding, its logits are those of `network`. Further training differs: pruned connections cannot come back,
+        and folded batch norm is frozen.
 
     Raises:
         ValueError: if a layer is not supported; names it.
 
-    Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), which counts what would be left.
+    Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), which counts the remaining units.
     """
     check_layers(network)
     plain = strip(network)
@@ -94,7 +94,7 @@ def shrink(network: keras.Model, fold_batch_norm: bool = False) -> Shrunk:
 
 
 def _build(found: Channels, name: str) -> keras.Model:
-    """Returns the network of what stays."""
+    """Returns the network of the parts that stay."""
     tensors: dict[str, Any] = {}
     inputs = None
     for step in found.steps:
@@ -114,7 +114,7 @@ def _build(found: Channels, name: str) -> keras.Model:
 
 
 def _layer(step: Step, found: Channels) -> tuple[Any, list[np.ndarray]]:
-    """Returns the layer that stays of a step, and its weights."""
+    """Returns the remaining layer of a step, and its weights."""
     config, weights = step.layer.get_config(), step.layer.get_weights()
     present = found.present[step.name]
     if step.kind == "kernel":

@@ -1,4 +1,4 @@
-"""How large a network of plain Keras layers is, and how much it computes."""
+"""The size of a network of plain Keras layers and its number of multiplications."""
 
 import math
 import tempfile
@@ -15,11 +15,11 @@ class Sizes(NamedTuple):
     """Sizes of a network.
 
     Attributes:
-        parameters: Numbers in all its weights, moving statistics included.
-        nonzero: Entries of kernels that are not zero.
-        multiply_adds: Multiplications, each with an addition, of kernels for one image, zeros included; batch norm,
-            activations and pooling are not among them.
-        file_bytes: Of its `.keras` file.
+        parameters: Number of all weights, including moving statistics.
+        nonzero: Number of nonzero kernel entries.
+        multiply_adds: Multiplications, each with an addition, of kernels for one image, including zeros but not batch
+            norm, activations and pooling.
+        file_bytes: Size of its `.keras` file.
     """
 
     parameters: int
@@ -34,7 +34,7 @@ def network_sizes(network: keras.Model) -> Sizes:
     Raises:
         ValueError: if `network` is a subclassed model.
     """
-    layers.layer_graph(network)  # refuses models whose layers have no known outputs
+    layers.layer_graph(network)  # raises ValueError for subclassed models
     plain = (keras.layers.Dense, keras.layers.Conv2D)
     kernels = [layer for layer in layers.all_layers(network) if isinstance(layer, plain)]
     with tempfile.TemporaryDirectory() as directory:

@@ -1,9 +1,10 @@
-"""A sparse array as bytes: where its entries are, and what they are, each in the shortest of a few ways.
+"""A sparse array as bytes: positions and values, each in the shortest of a few codes.
 
-Positions are a bit per entry (`mask`), or the gaps between those that are not zero in Golomb-Rice code (`rice`): of
-each gap the lower bits as they are, the rest in unary. At a fraction p of random positions the best code takes
-`n * H(p)` bits, H the binary entropy; Rice code comes within about 5 % of it where p is small, the mask where p is
-near a half. Values are a sign each and one magnitude (`signs`) where all magnitudes are equal, else numbers.
+Positions are coded by one bit per entry (`mask`), or by the gaps between nonzero entries in Golomb-Rice code (`rice`),
+which writes the lower bits of each gap literally and the rest in unary. If a fraction p of `n` random positions is
+occupied, the best code takes `n * H(p)` bits, where H is the binary entropy. Rice code comes within about 5 % of it for
+small p, the mask for p near a half. If all magnitudes are equal, values are one magnitude and a sign each (`signs`),
+otherwise numbers.
 """
 
 import math
@@ -21,11 +22,11 @@ def encode(array: np.ndarray, half: bool = False) -> tuple[dict[str, Any], bytes
     """Packs an array.
 
     Args:
-        array: Booleans, integers or floats; entries of float32 arrays that are 0 are left out where that is shorter.
+        array: Booleans, integers or floats; zeros of float32 arrays are omitted if that is shorter.
         half: Whether float32 values are rounded to float16.
 
     Returns:
-        What `decode` must know, ready for JSON, and the bytes.
+        The arguments of `decode`, ready for JSON, and the bytes.
 
     Raises:
         ValueError: if float16 cannot hold a value.
@@ -44,17 +45,20 @@ def encode(array: np.ndarray, half: bool = False) -> tuple[dict[str, Any], bytes
     kept = np.flatnonzero(flat)
     values = flat[kept]
     magnitudes = np.abs(values)
+    # One magnitude, as in a kernel of frozen signs: the magnitude, then a bit for each sign.
     if values.size and (magnitudes == magnitudes[0]).all():
         packed = np.float32(magnitudes[0]).tobytes() + _bits(values > 0)
         head: dict[str, Any] = {"values": "signs"}
     else:
         packed, head = values.astype(kind).astype(np.dtype(kind).newbyteorder("<")).tobytes(), {"values": kind}
+    # Both codes of positions are made and the shorter one is taken; this costs little beside writing the file.
     low_bits = _best_low_bits(kept)
     choices = {"mask": _bits(flat != 0), "rice": _rice(kept, low_bits)}
     positions = min(choices, key=lambda name: len(choices[name]))
     width = np.dtype(kind).itemsize
     if len(kept) == flat.size:
         positions = "all"
+    # A nearly dense array is shorter with its zeros written as numbers and no positions.
     elif head["values"] != "signs" and flat.size * width <= len(choices[positions]) + len(packed):
         everything = flat.astype(np.dtype(kind).newbyteorder("<")).tobytes()
         return {"positions": "all", "values": kind, "kept": flat.size}, everything
@@ -65,10 +69,10 @@ def encode(array: np.ndarray, half: bool = False) -> tuple[dict[str, Any], bytes
 
 
 def decode(head: dict[str, Any], shape: tuple[int, ...], dtype: str, content: bytes) -> np.ndarray:
-    """Unpacks what `encode` packed.
+    """Decodes an array that `encode` packed.
 
     Args:
-        head: What `encode` returned with the bytes.
+        head: The description that `encode` returned with the bytes.
         shape: Shape of the array.
         dtype: Name of its type.
         content: The bytes, all of them.
@@ -76,6 +80,7 @@ def decode(head: dict[str, Any], shape: tuple[int, ...], dtype: str, content: by
     Raises:
         ValueError: if they do not fit together.
     """
+    # The bytes may be damaged: every number is checked against the size of the array before memory is allocated for it.
     size, kept = math.prod(shape), head["kept"]
     if head["positions"] not in POSITIONS or head["values"] not in VALUES:
         raise ValueError(f"an unknown code, {head['positions']!r} with {head['values']!r}")
@@ -109,8 +114,9 @@ def decode(head: dict[str, Any], shape: tuple[int, ...], dtype: str, content: by
 def entropy_bound(array: np.ndarray, half: bool = False) -> float:
     """Returns a number of bits that no code can beat on average, if positions and signs are uniformly random.
 
-    Positions take `log2(n choose k)` bits for `k` of `n` entries; values a bit each and 32 for their magnitude where
-    there is one magnitude, else 32 or 16 each. Positions with a structure can be packed into fewer bits.
+    Positions take `log2(n choose k)` bits for `k` of `n` entries. Values take 32 bits for their magnitude and one for
+    each sign if all magnitudes are equal, otherwise 32 or 16 bits each. Structured positions can be packed into fewer
+    bits.
     """
     array = np.asarray(array)
     if array.dtype.name not in _SPARSE_TYPES:
@@ -124,7 +130,7 @@ def entropy_bound(array: np.ndarray, half: bool = False) -> float:
 
 
 class _Reader:
-    """Takes bytes one part after the other."""
+    """Reads bytes, one part after the other."""
 
     def __init__(self, content: bytes) -> None:
         self._content, self._place = content, 0
@@ -138,7 +144,7 @@ class _Reader:
         return part
 
     def bits(self, count: int) -> np.ndarray:
-        """Returns the next bits, which end with a byte."""
+        """Returns the next bits; the rest of their last byte must be 0."""
         part = np.frombuffer(self.take(-(-count // 8)), np.uint8)
         bits = np.unpackbits(part)
         if bits[count:].any():
@@ -146,7 +152,7 @@ class _Reader:
         return bits[:count].astype(bool)
 
     def end(self) -> None:
-        """Refuses bytes that are left."""
+        """Checks that no bytes are left."""
         if self._place != len(self._content):
             raise ValueError("too many bytes")
 
@@ -156,10 +162,12 @@ def _bits(values: np.ndarray) -> bytes:
 
 
 def _gaps(places: np.ndarray) -> np.ndarray:
+    # The number of zeros before each nonzero entry; adjacent entries have gap 0.
     return np.diff(places, prepend=-1) - 1
 
 
 def _best_low_bits(places: np.ndarray) -> int:
+    # With b low bits, a gap takes (gap >> b) ones, an end bit and b bits: the sum is computed for each b.
     gaps = _gaps(places)
     longest = int(gaps.max(initial=0)).bit_length()
     lengths = [int((gaps >> low).sum()) + len(gaps) * (1 + low) for low in range(min(longest + 1, _MOST_LOW_BITS))]
@@ -167,11 +175,13 @@ def _best_low_bits(places: np.ndarray) -> int:
 
 
 def _rice(places: np.ndarray, low_bits: int) -> bytes:
-    """The length of the unary part (8 bytes), the unary part, the low bits."""
+    """Returns the length of the unary part (8 bytes), the unary part and the low bits."""
     gaps = _gaps(places)
+    # In the unary part, a number q is q zeros and a one; `ends` are the places of the ones.
     ends = np.cumsum((gaps >> low_bits) + 1) - 1
     unary = np.zeros(int(ends[-1]) + 1 if len(ends) else 0, bool)
     unary[ends] = True
+    # The low bits of each gap, the highest first.
     low = (gaps[:, None] >> np.arange(low_bits)[::-1]) & 1
     return len(unary).to_bytes(8, "little") + _bits(unary) + _bits(low.reshape(-1))
 
@@ -186,6 +196,7 @@ def _from_rice(reader: _Reader, kept: int, low_bits: int, size: int) -> np.ndarr
     if len(ends) != kept or (kept and ends[-1] != length - 1):
         raise ValueError(f"{len(ends)} gaps where there should be {kept}")
     low = reader.bits(kept * low_bits).reshape(kept, low_bits) @ (1 << np.arange(low_bits, dtype=np.int64)[::-1])
+    # The inverse of `_rice`: the distance between ones gives the upper part of each gap.
     gaps = ((np.diff(ends, prepend=-1) - 1) << low_bits) + low.astype(np.int64)
     places = np.cumsum(gaps + 1) - 1
     if kept and places[-1] >= size:

@@ -1,4 +1,4 @@
-"""A network as steps that act on channels one by one or mix them: what a smaller network is computed from."""
+"""A network as steps that act on channels one by one or mix them; `shrink` works on these."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 
-# What a layer does to channels: `kernel` mixes them by a matrix, `affine` scales and shifts each one, `each` does
-# anything else to each one alone, `merge` combines several inputs channel by channel, `flat` makes every position of an
-# image a feature, `whole` mixes them so that none can go.
+# The effect of a layer on channels: `kernel` mixes them by a matrix, `affine` scales and shifts each one, `each` acts
+# on each one alone in another way, `merge` combines several inputs channel by channel, `flat` turns every position of an
+# image into a feature, `whole` mixes them so that none can be removed.
 _KINDS = {
     keras.layers.InputLayer: "input",
     **dict.fromkeys((keras.layers.Conv2D, keras.layers.Dense), "kernel"),
@@ -50,17 +50,16 @@ _ELEMENTWISE = frozenset(
 
 @dataclasses.dataclass
 class Step:
-    """One layer, its weights in double precision.
+    """One layer, with weights in double precision.
 
     Attributes:
-        layer: Of plain Keras, called once.
-        kind: What it does to channels.
+        layer: A plain Keras layer that is called once.
+        kind: Its effect on channels.
         inputs: Names of the steps whose outputs it takes.
-        shape: Of its output, without the batch; the last axis are the channels.
-        kernel: Of a `kernel` step `(height, width, inputs, outputs)`, height and width 1 for dense ones.
-        bias: Of a `kernel` step `(outputs,)`.
-        scale: Of an `affine` step `(channels,)`.
-        shift: Of an `affine` step `(channels,)`.
+        shape: Shape of its output, without the batch, channels last.
+        kernel: For a `kernel` step, `(height, width, inputs, outputs)`; height and width are 1 for dense layers.
+        bias: For a `kernel` step, `(outputs,)`.
+        scale, shift: For an `affine` step, `(channels,)` each.
     """
 
     layer: Any
@@ -84,11 +83,11 @@ class Step:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is a convolution."""
+        """Whether the step is a convolution."""
         return isinstance(self.layer, keras.layers.Conv2D)
 
     def multiply(self, x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-        """Returns the product, or the convolution, of one example with a kernel, in double precision."""
+        """Returns the product or convolution of one example with a kernel, in double precision."""
         if not self.is_image:
             return x @ kernel[0, 0]
         layer = self.layer
@@ -102,7 +101,7 @@ class Step:
         return product.numpy()[0]
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns the output of one example, `inputs` without the batch axis."""
+        """Returns the output for one example; `inputs` have no batch axis."""
         if self.kind == "kernel":
             x = self.multiply(inputs[0], self.kernel) + self.bias
             return np.asarray(self.layer.activation(tf.constant(x[np.newaxis])))[0]
@@ -114,7 +113,7 @@ class Step:
 
 
 def read_steps(plain: keras.Model) -> list[Step]:
-    """Returns the steps of a stripped network, inputs first; the output is that of the last one."""
+    """Returns the steps of a stripped network, inputs first; the last step gives the output."""
     steps: dict[str, Step] = {}
     for node in layers.layer_graph(plain):
         inputs = node.inputs
@@ -131,17 +130,17 @@ def read_steps(plain: keras.Model) -> list[Step]:
 
 
 def fold(steps: Sequence[Step], batch_norm: bool) -> list[Step]:
-    """Multiplies gates, and batch norm if wanted, into the kernels beside them.
+    """Multiplies gates, and optionally batch norm, into adjacent kernels.
 
-    A scale goes into the kernel before it where nothing comes between; one without a shift goes into the kernels
-    after it where nothing else reads it. The steps themselves change.
+    A scale is folded into the kernel that directly precedes it; without a shift it can also be folded into the kernels
+    that follow, if nothing else reads it. The steps are changed in place.
 
     Args:
-        steps: What `read_steps` returned.
-        batch_norm: Whether batch norm is folded, too, or gates alone.
+        steps: The result of `read_steps`.
+        batch_norm: Whether batch norm is folded, too, or only gates.
 
     Returns:
-        The steps that are left.
+        The remaining steps.
     """
     left = {step.name: step for step in steps}
     last = steps[-1].name
@@ -166,16 +165,16 @@ def fold(steps: Sequence[Step], batch_norm: bool) -> list[Step]:
 
 
 def check_layers(network: keras.Model) -> None:
-    """Checks that all layers of a functional or sequential network, stripped or not, are of known kinds.
+    """Checks that all layers of a functional or sequential network, stripped or not, are supported.
 
     Raises:
-        ValueError: naming the layer, if one is not, mixes channels by its activation, is called twice or is a network
-            itself, if a shape is unknown, or if there are several inputs or outputs.
+        ValueError: naming the layer, if its kind is unknown, its activation mixes channels, it is called twice or is a
+            network itself, if a shape is unknown, or if there are several inputs or outputs.
     """
     nodes = layers.layer_graph(network)
     if len(network.inputs) != 1 or len(network.outputs) != 1:
         raise ValueError(
-            "A network with one input and one output can be made smaller. "
+            "Only networks with one input and one output can be made smaller. "
             f"Received: {len(network.inputs)} inputs and {len(network.outputs)} outputs"
         )
     seen = set()
@@ -183,12 +182,12 @@ def check_layers(network: keras.Model) -> None:
         layer = node.layer
         if isinstance(layer, keras.Model):
             raise ValueError(
-                f"The layer {layer.name} is a network itself; call its layers one by one, so that all channels are seen"
+                f"The layer {layer.name} is a network itself; call its layers one by one, so that its channels are known"
             )
         kind = _KINDS.get(getattr(layer, "plain_class", type(layer)))
         if kind is None:
             raise ValueError(
-                f"Which channels the layer {layer.name} needs is not known, for it is of type {type(layer).__name__}; "
+                f"The layer {layer.name} is of type {type(layer).__name__}, whose use of channels is not known; "
                 "replace it by dense, Conv2D, batch norm, activation, pooling, padding, flatten, merging, "
                 "normalization or dropout layers"
             )
@@ -203,13 +202,13 @@ def _check_layer(layer: Any, kind: str) -> None:
     rank = len(shape) + 1
     if None in shape or rank not in (2, 4):
         raise ValueError(
-            f"Channels of images (height, width, channels) of known size, and of vectors, can go. Received: {shape} of "
-            f"the layer {layer.name}"
+            f"Only images (height, width, channels) of known size and vectors are supported. Received: {shape} of the "
+            f"layer {layer.name}"
         )
     if getattr(layer, "data_format", None) == "channels_first":
         raise ValueError(f"The layer {layer.name} has channels first; build the network with channels last")
     if getattr(layer, "groups", 1) != 1:
-        raise ValueError(f"The convolution {layer.name} has groups, which tie channels together; only plain ones do")
+        raise ValueError(f"The convolution {layer.name} has groups, which tie channels together; use groups=1")
     activation = getattr(layer, "activation", keras.activations.linear)
     if activation not in _ELEMENTWISE:
         found = getattr(activation, "__name__", type(activation).__name__)
@@ -221,16 +220,16 @@ def _check_layer(layer: Any, kind: str) -> None:
     if plain is keras.layers.Dense and len(layer.input.shape) != 2:
         raise ValueError(f"The dense layer {layer.name} acts on the last of several axes; put a Flatten before it")
     if plain in (keras.layers.BatchNormalization, keras.layers.Concatenate) and layer.axis not in (-1, rank - 1):
-        raise ValueError(f"The layer {layer.name} is over axis {layer.axis}, not over the channels, which are the last")
+        raise ValueError(f"The layer {layer.name} is over axis {layer.axis}; only the last, the channels, is supported")
     if kind == "flat" and rank != 2:
-        raise ValueError(f"The layer {layer.name} changes the shape of images; only to vectors is supported")
+        raise ValueError(f"The layer {layer.name} reshapes images; only reshaping to vectors is supported")
     if kind == "merge" and len({tuple(x.shape) for x in layer.input}) > 1:
-        raise ValueError(f"The layer {layer.name} merges different shapes; only those of one shape are supported")
+        raise ValueError(f"The layer {layer.name} merges different shapes; only equal shapes are supported")
     if plain is keras.layers.Rescaling and not hasattr(layer, "plain_class"):
         for name in ("scale", "offset"):
             if np.ndim(getattr(layer, name)) > 1 or np.size(getattr(layer, name)) not in (1, shape[-1]):
                 raise ValueError(
-                    f"The layer {layer.name} has one `{name}` per position; one, or one per channel, is supported"
+                    f"The layer {layer.name} has one `{name}` per position; only one, or one per channel, is supported"
                 )
 
 

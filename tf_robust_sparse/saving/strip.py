@@ -1,4 +1,4 @@
-"""From a network of this toolkit to the same network in plain Keras layers."""
+"""Converts a network of this toolkit to plain Keras layers."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ def strip(network: keras.Model) -> keras.Model:
     """Clones `network` to plain Keras layers that hold the effective kernels.
 
     Every kernel layer becomes a `keras.layers.Dense` or `keras.layers.Conv2D` whose kernel is the effective kernel,
-    zeros where nothing is connected; every batch norm becomes that of Keras, and gates a `keras.layers.Rescaling`.
-    All other weights are copied by layer name, and operations such as `keras.ops.relu` are kept as they are. The clone
+    zeros where nothing is connected. Every batch norm becomes that of Keras, gates become a `keras.layers.Rescaling`.
+    All other weights are copied by layer name, and operations such as `keras.ops.relu` stay the same. The clone
     computes in float32 under every dtype policy, needs nothing of this package, and its logits equal those of a float32
-    `network`. Layers of the user's own are copied from their configuration; the clone still needs their code, what
-    `export_network` writes does not.
+    `network`. Custom layers are copied from their configuration; the clone still needs their code, unlike the files of
+    `export_network`.
 
     Args:
         network: A functional or sequential model.
@@ -28,7 +28,7 @@ def strip(network: keras.Model) -> keras.Model:
             configuration.
     """
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")  # that of the input layers and of the model itself
+    keras.config.set_dtype_policy("float32")  # the policy of the input layers and of the model itself
     try:
         stripped = cloned(network, _plain_layer, "stripped")
     finally:
