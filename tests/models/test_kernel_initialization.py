@@ -119,7 +119,7 @@ def test_bad_input():
         models.initialize_kernels(models.small_cnn(), "he")
     with pytest.raises(ValueError, match="conv1 has no kernel to draw"):
         models.initialize_kernels(models.small_cnn(kernel="rewiring", connectivity=0.1), "kaiming_normal")
-    with pytest.raises(ValueError, match=r"`scaled_by` is a fraction .*Received: scaled_by=0"):
+    with pytest.raises(ValueError, match=r"`scaled_by` must be a fraction .*Received: scaled_by=0"):
         models.initialize_kernels(models.small_cnn(), "signed_constant", scaled_by=0)
-    with pytest.raises(ValueError, match="leaves no fan"):
+    with pytest.raises(ValueError, match="makes the fan 0"):
         models.initialize_kernels(models.small_cnn(), "signed_constant", scaled_by=1)

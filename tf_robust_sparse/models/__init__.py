@@ -1,4 +1,4 @@
-"""Networks that return logits: plain functional Keras models, dense or sparse from one builder."""
+"""Networks that return logits: plain functional Keras models, dense or sparse from the same builder."""
 
 from tf_robust_sparse.models.catalog import NETWORKS, build
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4

@@ -22,7 +22,7 @@ from tf_robust_sparse.models.specifications import SPECIFICATIONS, build_specifi
 from tf_robust_sparse.models.vgg import vgg16, vgg16_dropout
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
-# Name -> builder; all take the same keyword arguments.
+# Name -> builder; all builders take the same keyword arguments.
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "vgg16": vgg16,
     "vgg16_dropout": vgg16_dropout,
@@ -67,7 +67,7 @@ def build(name: str, **kwargs: Any) -> keras.Model:
 
     Args:
         name: A key of `NETWORKS`.
-        **kwargs: Passed to the builder, `num_classes=100` or `kernel="rewiring"` for example.
+        **kwargs: Arguments of the builder, such as `num_classes=100` or `kernel="rewiring"`.
 
     Returns:
         A functional model from images to logits.

@@ -1,4 +1,4 @@
-"""Plain convolutional networks without batch norm or pooling: those that certified training is compared on."""
+"""Plain convolutional networks without batch norm or pooling, the usual networks of certified training."""
 
 from collections.abc import Sequence
 
@@ -20,11 +20,12 @@ def small_cnn(
 ) -> keras.Model:
     """Builds a CNN of about a million multiply-adds: conv 4x4 stride 2 16 and 32, dense 100, the classifier.
 
-    Small enough to train adversarially on two CPU cores while one waits. ReLU after every layer but the last, biases
-    everywhere, no batch norm. For even image sizes the padding modes agree. HYDRA's `cifar_model`: 214,918 parameters.
+    It is small enough for adversarial training on two CPU cores. A ReLU follows every layer but the last; all layers
+    have biases, and there is no batch norm. For even image sizes the padding modes agree. It is HYDRA's `cifar_model`,
+    with 214,918 parameters.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 4x4 pixels; `synchronized_batch_norm` has
-        nothing to act on here.
+        no effect.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -52,7 +53,7 @@ def large_cnn(
 ) -> keras.Model:
     """Builds a CNN of conv 3x3 32, 4x4 stride 2 32, 3x3 64, 4x4 stride 2 64, dense 512 and 512, the classifier.
 
-    Otherwise as `small_cnn`. HYDRA's `cifar_model_large`: 2,466,858 parameters.
+    Otherwise like `small_cnn`. HYDRA's `cifar_model_large`: 2,466,858 parameters.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 4x4 pixels.
 
@@ -82,7 +83,7 @@ def vgg4(
 ) -> keras.Model:
     """Builds a CNN of conv 3x3 64, 64 stride 2, 128, 128 stride 2, dense 256 and 256, the classifier.
 
-    Otherwise as `small_cnn`. HYDRA's `vgg4_without_maxpool`: 2,425,930 parameters.
+    Otherwise like `small_cnn`. HYDRA's `vgg4_without_maxpool`: 2,425,930 parameters.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 4x4 pixels.
 
@@ -101,7 +102,7 @@ def vgg4(
 
 
 def _cnn(build: NetworkBuilder, convs: Sequence[tuple[int, int, int]], units: Sequence[int], name: str) -> keras.Model:
-    """Convolutions of (filters, size, stride), then dense layers, all with biases and ReLU, and the classifier."""
+    """Builds convolutions of (filters, size, stride), dense layers, all with biases and ReLU, and the classifier."""
     p, x = build.connectivity, build.inputs
     for layer, (filters, size, strides) in enumerate(convs, start=1):
         initial = at_the_ends(p) if layer == 1 else in_the_middle(p, size * size * x.shape[-1])
@@ -113,7 +114,7 @@ def _cnn(build: NetworkBuilder, convs: Sequence[tuple[int, int, int]], units: Se
 
 
 def linear_logits(build: NetworkBuilder, depth: int, units: int = 100) -> keras.KerasTensor:
-    """Returns the logits of so many dense layers without anything between them: a linear function."""
+    """Returns the logits of `depth` dense layers without activations: a linear function."""
     p = build.connectivity
     x = keras.layers.Flatten("channels_last", name="flatten")(build.inputs)
     for number in range(1, depth):
@@ -124,10 +125,10 @@ def linear_logits(build: NetworkBuilder, depth: int, units: int = 100) -> keras.
 def plain_resnet_logits(build: NetworkBuilder, blocks: int, widening: int = 1) -> keras.KerasTensor:
     """Returns the logits of a residual network without batch norm, for certified training.
 
-    A convolution of 16, three groups of `blocks + 1`, `blocks` and `blocks` blocks (widths 16, 32 and 64 times
-    `widening`), a dense layer of 1000, the classifier; biases everywhere and ReLU after every layer but the last. A
-    block adds a convolution of its input, 1x1 or, where it halves the image, 2x2, to two of 3x3, of which the first is
-    4x4 then.
+    The layers are a convolution of 16, three groups of `blocks + 1`, `blocks` and `blocks` blocks (widths 16, 32 and 64
+    times `widening`), a dense layer of 1000 and the classifier. All have biases, and a ReLU follows every layer but the
+    last. A block adds a 1x1 convolution of its input to two 3x3 convolutions. Where it halves the image, the 1x1
+    convolution is 2x2 and the first 3x3 convolution is 4x4.
 
     Reference: [Wong et al., 2018](https://arxiv.org/abs/1805.12514), section 4.
     """

@@ -1,4 +1,4 @@
-"""From a model of plain Keras layers to the same model in layers of this package: the inverse of `saving.strip`."""
+"""Converts plain Keras layers to layers of this package: the inverse of `saving.strip`."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from tf_robust_sparse.layers.cloning import cloned, copy_of, set_weights
 from tf_robust_sparse.layers.topology import input_ranks
 from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
 
-_FORMS = ("plain", "masked", "rewiring", "subnet")  # those that can hold any kernel
+_FORMS = ("plain", "masked", "rewiring", "subnet")  # the parametrizations that can hold any kernel
 _SAME_CONFIG = {
     kind.plain_class: kind for kind in (layers.BatchNormalization, layers.MaxPooling2D, layers.Normalization)
 }
@@ -23,8 +23,8 @@ class Converted(NamedTuple):
 
     Attributes:
         model: The model in layers of this package, with the weights and layer names of the original.
-        converted: Names of the layers whose kernels are now of the form asked for, `"block/conv"` in a nested model.
-        skipped: Names of the dense and convolutional layers that stayed as they are, each with the reason.
+        converted: Names of the converted layers, such as `"block/conv"` in a nested model.
+        skipped: Names of the dense and convolutional layers that were not converted, each with the reason.
     """
 
     model: keras.Model
@@ -37,9 +37,9 @@ def from_keras(
 ) -> Converted:
     """Clones a functional or sequential Keras model with kernels of this package, and copies its weights.
 
-    Methods that need a parametrization of their own then work on it: `kernel="rewiring"` for `ConnectivitySampling`,
-    `"subnet"` for the scores of HYDRA. With any kernel attack steps fold batch norm into kernels and use the fast paths
-    of the networks of `trs.models`. `saving.strip` goes back to an ordinary Keras model.
+    Methods that need a special parametrization then work on the model: `kernel="rewiring"` for `ConnectivitySampling`,
+    `"subnet"` for the scores of HYDRA. With any kernel, attack steps fold batch norm into kernels and use the fast
+    paths of the networks of `trs.models`. `saving.strip` converts back to an ordinary Keras model.
 
     ```python
     model = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), classes=10,
@@ -52,17 +52,17 @@ def from_keras(
     trs.saving.strip(network).save("sparse.keras")
     ```
 
-    Converted are `Dense` layers on vectors and `Conv2D` layers without groups and dilation, channels last; beside them
-    batch norm, max pooling and normalization get their counterparts. All other layers, depthwise convolutions,
-    attention and layers of the user's own among them, are copied as they are.
+    `Dense` layers on vectors and `Conv2D` layers without groups and dilation, channels last, are converted. Batch norm,
+    max pooling and normalization are replaced by their counterparts. All other layers, including depthwise
+    convolutions, attention and custom layers, are copied unchanged.
 
     Args:
-        model: A built functional or sequential model; it is left as it is.
+        model: A built functional or sequential model; it does not change.
         kernel: `"plain"`, `"masked"`, `"rewiring"` or `"subnet"`.
-        connectivity: Fraction of the converted kernel entries, in (0, 1]. `"rewiring"` needs it: positions are drawn,
-            more of them in the first and last layer, and keep their weights; the others keep their sign only.
-            `"subnet"` keeps that fraction of each kernel; the other forms do not use it.
-        seed: Integer, for the positions and for scores.
+        connectivity: Fraction of the converted kernel entries, in (0, 1]. `"rewiring"` needs it: random positions, more
+            of them in the first and last layer, keep their weights; the other entries keep only their sign.
+            `"subnet"` keeps that fraction of each kernel; other parametrizations ignore it.
+        seed: Integer, the seed of positions and scores.
 
     Returns:
         The converted model and what was converted.
@@ -76,13 +76,15 @@ def from_keras(
     if kernel not in _FORMS:
         raise ValueError(f"`kernel` must be one of {', '.join(_FORMS)}. Received: kernel={kernel!r}")
     if kernel == "rewiring" and connectivity is None:
-        raise ValueError('kernel="rewiring" draws connections; pass connectivity=0.1. Received: connectivity=None')
+        raise ValueError(
+            'kernel="rewiring" draws connections; pass their fraction, as in connectivity=0.1. Received: connectivity=None'
+        )
     if connectivity is not None and not 0 < connectivity <= 1:
         raise ValueError(f"`connectivity` must be in (0, 1]. Received: connectivity={connectivity!r}")
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(f"`model` must be a built keras.Model; call it on images first. Received: {model!r}")
     kinds = dict(zip((keras.layers.Dense, keras.layers.Conv2D), layers.KERNELS[kernel], strict=True))
-    named: dict[int, tuple[str, Any]] = {}  # a shared layer counts once, by the name of its first place
+    named: dict[int, tuple[str, Any]] = {}  # a shared layer counts once, by its first name
     for name, layer in _named_layers(model):
         if type(layer) in kinds:
             named.setdefault(id(layer), (name, layer))
@@ -113,7 +115,7 @@ def from_keras(
 
 
 def _named_layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the layers with their names, those of nested models in their place."""
+    """Yields the layers with their names; a nested model is replaced by its layers."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _named_layers(layer, f"{prefix}{layer.name}/")
@@ -125,7 +127,7 @@ def _why_not(layer: Any, ranks: set[int]) -> str | None:
     added = [name for name in _ADDED if getattr(layer, name, None) is not None]
     if added:
         return f"it has a {added[0]}"
-    # Without weights an activation is built from the start; one that has not been called yet makes them later.
+    # An activation without weights counts as built from the start; one with weights makes them in its first call.
     activation = layer.activation
     if isinstance(activation, keras.layers.Layer) and (activation.weights or not activation.built):
         return f"its activation {type(activation).__name__} has weights"

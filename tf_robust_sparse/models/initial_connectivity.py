@@ -1,8 +1,8 @@
-"""Where the connections of a small rewired network start.
+"""The initial connectivity of the layers of small rewired networks.
 
-The published tables cover VGG16, ResNet and WRN; the rule here is in their spirit: more at the image and at the
-logits, half of the global connectivity where the weights are. Two bounds keep a tiny network useful: the ends never
-take so much that the network starts far above its budget, and no layer starts with fewer connections than outputs.
+The published tables cover VGG16, ResNet and WRN. The rule here is similar: more connections at the image and at the
+logits, half of the global connectivity in the large layers. Two bounds keep tiny networks useful: the ends never take
+so much that the network starts far above its budget, and no layer starts with fewer connections than outputs.
 """
 
 
@@ -12,5 +12,5 @@ def at_the_ends(connectivity: float) -> float:
 
 
 def in_the_middle(connectivity: float, fan_in: int) -> float:
-    """Returns half of the global connectivity, but at least one connection for each output, of `fan_in` possible."""
+    """Returns half of the global connectivity, but at least one of the `fan_in` possible connections per output."""
     return min(1.0, max(0.5 * connectivity, 1 / fan_in))

@@ -1,4 +1,4 @@
-"""New kernels, drawn as the published code of other methods draws them."""
+"""Random kernels as in the published code of other methods."""
 
 import math
 from collections.abc import Callable
@@ -8,15 +8,14 @@ import numpy as np
 
 from tf_robust_sparse import layers
 
-# Each with the gain of ReLU unless another is given: PyTorch's initializations of these names, HYDRA's, and those of
-# binary sub-networks.
+# Initializers of PyTorch, HYDRA and binary sub-networks by their names, with the gain of ReLU unless another is given.
 KERNEL_INITIALIZATIONS = (
     *("kaiming_normal", "kaiming_uniform", "kaiming_normal_fan_out", "signed_const", "pytorch"),
     *("kaiming_normal_fan_out_wrn", "kaiming_normal_fan_out_vgg", "kaiming_uniform_fan_out_vgg"),
     *("binary", "lottery_binary", "uniform_pm1", "signed_constant", "signed_constant_correct", "unsigned_constant"),
     *("unsigned_constant_correct", "kaiming_normal_correct", "xavier_normal", "xavier_constant", "standard"),
 )
-_CONSTANTS = {  # name -> whether signs are random, and what a fan is multiplied by where a fraction k stays
+_CONSTANTS = {  # name -> whether signs are random, and the factor of the fan if a fraction k stays
     "signed_const": (True, lambda k: 1.0),
     "signed_constant": (True, lambda k: 1 - k),
     "signed_constant_correct": (True, lambda k: k),
@@ -24,14 +23,14 @@ _CONSTANTS = {  # name -> whether signs are random, and what a fan is multiplied
     "unsigned_constant_correct": (False, lambda k: k),
 }
 _NORMALS = {"kaiming_normal": lambda k: 1 - k, "kaiming_normal_correct": lambda k: k}
-# Convolutions by the kernels that read their output; name -> how dense kernels are drawn.
+# Convolutions are drawn by their fan-out; name -> how dense kernels are drawn.
 _FAN_OUT = {
     "kaiming_normal_fan_out": "uniform",
     "kaiming_normal_fan_out_wrn": "uniform",
     "kaiming_normal_fan_out_vgg": "normal",
     "kaiming_uniform_fan_out_vgg": "normal",
 }
-_BIASES = {"pytorch": (2, 4), "kaiming_normal_fan_out": (2,)}  # name -> dimensions of kernels whose bias is not zero
+_BIASES = {"pytorch": (2, 4), "kaiming_normal_fan_out": (2,)}  # name -> ranks of kernels with a nonzero bias
 _SIGNS = ("binary", "lottery_binary", "xavier_constant", "signed_const", "signed_constant", "signed_constant_correct")
 
 
@@ -43,18 +42,18 @@ def initialize_kernels(
     scaled_by: float | None = None,
     gain: float = math.sqrt(2),
 ) -> None:
-    """Draws every kernel of `network` anew and, unless the distribution says otherwise, sets its biases to zero.
+    """Draws new values for every kernel of `network` and, for most distributions, sets biases to zero.
 
     Args:
-        network: A network of plain, masked, subnet, binary or signed kernels; the last take magnitudes and signs alone.
-        distribution: With `fan` as `mode` says:
+        network: A network with plain, masked, subnet, binary or signed kernels; signed ones take a magnitude and signs.
+        distribution: One of these, with `fan` chosen by `mode`:
             `"binary"`, `"lottery_binary"`: 1 or -1.
             `"uniform_pm1"`: uniform in [-1, 1].
             `"signed_constant_correct"`, `"unsigned_constant_correct"`: `gain / sqrt(fan)`, of random sign or positive.
             `"kaiming_normal_correct"`: normal of that standard deviation.
-            `"signed_constant"`, `"unsigned_constant"`, `"kaiming_normal"`: the same, with another scale of the fan.
-            `"signed_const"`: `"signed_constant"` without it.
-            `"kaiming_uniform"`: uniform of that variance.
+            `"signed_constant"`, `"unsigned_constant"`, `"kaiming_normal"`: the same, but see `scaled_by`.
+            `"signed_const"`: `"signed_constant"` without `scaled_by`.
+            `"kaiming_uniform"`: uniform with that variance.
             `"xavier_normal"`, `"xavier_constant"`: of standard deviation, or magnitude, `sqrt(2 / (fan_in + fan_out))`.
             `"standard"`: uniform in +-1 / sqrt(fan_in).
             `"pytorch"`: kernels and biases uniform in +-1 / sqrt(fan_in), PyTorch's default.
@@ -63,11 +62,12 @@ def initialize_kernels(
             `"kaiming_normal_fan_out_wrn"`: the same with dense biases of zero; HYDRA's wide residual networks.
             `"kaiming_normal_fan_out_vgg"`, `"kaiming_uniform_fan_out_vgg"`: convolutions of the same variance, normal
             or uniform, dense kernels normal of standard deviation 0.01; HYDRA's VGG networks.
-        seed: Integer; each layer derives its own.
+        seed: Integer from which the seed of each layer is derived.
         mode: `"fan_in"` or `"fan_out"`.
-        scaled_by: The fraction k of all entries that stays, by which the fan is multiplied in the distributions called
-            correct; the others of their names, as the original has it, multiply by `1 - k`. `None` for neither.
-        gain: Root of 2 for ReLU.
+        scaled_by: The fraction k of all entries that stays. Distributions named `..._correct` multiply the fan by k;
+            those without this suffix multiply it by `1 - k`, as in the code of binary sub-networks. `None` for no
+            scaling.
+        gain: Gain of the activation; `sqrt(2)` for ReLU.
 
     Raises:
         ValueError: if the distribution is unknown, a kernel cannot take it, or `scaled_by` leaves no fan.
@@ -82,7 +82,7 @@ def initialize_kernels(
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f'`mode` must be "fan_in" or "fan_out". Received: mode={mode!r}')
     if scaled_by is not None and not 0 < scaled_by <= 1:
-        raise ValueError(f"`scaled_by` is a fraction of the entries, in (0, 1]. Received: scaled_by={scaled_by!r}")
+        raise ValueError(f"`scaled_by` must be a fraction of the entries, in (0, 1]. Received: scaled_by={scaled_by!r}")
     found = layers.kernel_layers(network)
     for layer in found:
         if not (hasattr(layer, "kernel") or (hasattr(layer, "magnitude") and distribution in _SIGNS)):
@@ -145,5 +145,5 @@ def _drawn(
 def _scaled(fan: float, factor: Callable[[float], float], scaled_by: float | None) -> float:
     scaled = fan if scaled_by is None else fan * factor(scaled_by)
     if not scaled > 0:
-        raise ValueError(f"`scaled_by` leaves no fan. Received: scaled_by={scaled_by!r}")
+        raise ValueError(f"`scaled_by` makes the fan 0. Received: scaled_by={scaled_by!r}")
     return scaled

@@ -21,11 +21,11 @@ def lenet5_caffe(
 ) -> keras.Model:
     """Builds LeNet-5 as Caffe defines it: conv 5x5 20, max-pool, conv 5x5 50, max-pool, dense 500, the classifier.
 
-    As in Caffe the convolutions are not padded and have no activation: the one ReLU follows the dense layer of 500.
-    All layers have biases; there is no batch norm.
+    As in Caffe, the convolutions are not padded and have no activation: the only ReLU follows the dense layer of 500.
+    All layers have biases, and there is no batch norm.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 16x16 pixels. `padding_mode` and
-        `synchronized_batch_norm` have nothing to act on here.
+        `synchronized_batch_norm` have no effect.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -60,16 +60,17 @@ def lenet_conv(
     threshold: float = 1e-3,
     name: str = "lenet_conv",
 ) -> keras.Model:
-    """Builds LeNet-5 as neural pruning takes it: `lenet5_caffe` with a ReLU after every layer, and gates if wanted.
+    """Builds LeNet-5 for neural pruning: `lenet5_caffe` with a ReLU after every layer, and optional gates.
 
     Gates are `BetaBernoulliDropout` layers: `gate1` and `gate2` on the 20 and 50 channels of the convolutions, before
-    the ReLU, `gate3` on the flattened features and `gate4` on the 500 units of the dense layer. Their features that
-    attacks distort are `relu1`, `relu2` and `relu3`. With `kernel="bayesian"` weights have a prior of deviation 1.
+    the ReLU, `gate3` on the flattened features and `gate4` on the 500 units of the dense layer. The
+    features whose distortion is measured are `relu1`, `relu2` and `relu3`. With `kernel="bayesian"`, weights have a
+    prior of standard deviation 1.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 16x16 pixels. `padding_mode` and
-        `synchronized_batch_norm` have nothing to act on here.
-        gates: Whether there are gates.
-        threshold: Of the gates.
+        `synchronized_batch_norm` have no effect.
+        gates: Whether the network has gates.
+        threshold: Threshold of the gates.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -106,10 +107,10 @@ def dense_300_100(
     synchronized_batch_norm: bool = False,
     name: str = "dense_300_100",
 ) -> keras.Model:
-    """Builds LeNet-300-100: dense layers of 300 and 100 with ReLU, the classifier; all with biases.
+    """Builds LeNet-300-100: dense layers of 300 and 100 with ReLU, and the classifier; all with biases.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images may have any size. `padding_mode` and
-        `synchronized_batch_norm` have nothing to act on here.
+        `synchronized_batch_norm` have no effect.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.

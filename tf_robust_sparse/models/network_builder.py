@@ -1,20 +1,20 @@
-"""What all networks share: their kernels in the chosen form, batch norm, and the checks of their arguments.
+"""The base of all networks: kernels in the chosen parametrization, batch norm, and checks of arguments.
 
 Arguments common to every builder:
 
 - num_classes: number of logits, at least 1.
 - input_shape: `(height, width, channels)` of the images, values in [0, 1].
-- kernel: a key of `tf_robust_sparse.layers.KERNELS`. Only the class of the kernel layers depends on it: the dense and
-  the sparse twin have the same layers under the same names.
+- kernel: a key of `tf_robust_sparse.layers.KERNELS`, the parametrization. Only the class of the kernel layers depends
+  on it: dense and sparse networks have the same layers under the same names.
 - connectivity: fraction of all kernel entries to be connected, in (0, 1]. `kernel="rewiring"` needs it to choose how
   many entries of each layer are connected at the start; `kernel="subnet"` and `"signed"` keep that fraction of each
-  kernel, all of it by default; the other forms start dense and leave it unread.
+  kernel, all of it by default; other parametrizations start dense and ignore it.
 - padding_mode: `"tf_same"` pads a strided convolution as TensorFlow does (3x3, stride 2, even size: 0 before, 1
-  after), `"symmetric"` as PyTorch's `padding=1` does (1 and 1). Weights do not carry over between the two.
-- seed: integer from which each layer derives a seed of its own, so that equal seeds give equal networks; `None` draws
-  from the generators that `keras.utils.set_random_seed` sets.
+  after), `"symmetric"` as PyTorch's `padding=1` does (1 and 1). Weights cannot be moved between the two.
+- seed: integer from which the seed of each layer is derived, so that equal seeds give equal networks; `None` uses the
+  generators that `keras.utils.set_random_seed` sets.
 - synchronized_batch_norm: whether batch statistics are taken over all replicas.
-- variant: a `Variant`, of residual networks alone.
+- variant: a `Variant`, only for residual networks.
 - name: name of the network; layer names do not depend on it.
 
 The last layer computes in float32 under every dtype policy, so logits are float32.
@@ -29,7 +29,7 @@ import numpy as np
 from tf_robust_sparse import layers
 
 PADDING_MODES = ("tf_same", "symmetric")
-# What pixels of [0, 1] are normalized by inside a network: mean and deviation of red, green and blue.
+# Mean and standard deviation of red, green and blue, by which a network normalizes pixels in [0, 1].
 NORMALIZATIONS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -38,16 +38,16 @@ NORMALIZATIONS = {
 
 
 class Variant(NamedTuple):
-    """How a residual network departs from the usual one.
+    """How a residual network differs from the usual one.
 
     Attributes:
-        normalization: A key of `NORMALIZATIONS`, for images of three channels; `None` for the network's own.
+        normalization: A key of `NORMALIZATIONS`, for images with three channels; `None` for the network's default.
         affine_batch_norm: Whether batch norm scales and shifts.
         classifier_bias: Whether the classifier has a bias.
-        final_batch_norm: Whether batch norm comes after the classifier, so that the logits of a batch have mean 0 and
-            variance 1. A network of signs has huge logits otherwise.
-        leaky_relu_slope: Slope of the activations of basic blocks where their inputs are negative; 0 is ReLU.
-        first_kernel, last_kernel: Parametrization of the stem and of the classifier; `None` for that of the others.
+        final_batch_norm: Whether batch norm follows the classifier, so that the logits of a batch have mean 0 and
+            variance 1. Otherwise a network of signs has huge logits.
+        leaky_relu_slope: Slope of the activations of basic blocks for negative inputs; 0 is ReLU.
+        first_kernel, last_kernel: Parametrization of the stem and the classifier; `None` for that of the other layers.
         stochastic: Whether the signs of `kernel="binary"` are drawn.
     """
 
@@ -81,11 +81,11 @@ USUAL = Variant()
 
 
 class NetworkBuilder:
-    """Builds a network: makes its layers, in forward order.
+    """Builds a network layer by layer, in forward order.
 
     Args:
         network: Name of the architecture, for messages.
-        smallest: Least height and width of the images.
+        smallest: Smallest height and width of the images.
         num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm: see the module.
 
     Raises:
@@ -125,7 +125,7 @@ class NetworkBuilder:
 
     @property
     def half(self) -> float:
-        """Half of the global connectivity: where the large layers of the published networks start."""
+        """Half of the global connectivity, with which the large layers of the published networks start."""
         return 0.5 * self.connectivity
 
     def conv(
@@ -167,19 +167,19 @@ class NetworkBuilder:
         return self.batch_norm(x, "classifier_bn", dtype="float32") if self.variant.final_batch_norm else x
 
     def batch_norm(self, x: keras.KerasTensor, name: str, **kwargs: Any) -> keras.KerasTensor:
-        """Normalizes `x`; by default the moving statistics keep 0.9 of their value at each step."""
+        """Normalizes `x`; by default the moving statistics have momentum 0.9."""
         if not self.variant.affine_batch_norm:
             kwargs |= {"scale": False, "center": False}
         kwargs = {"momentum": 0.9, "epsilon": 1e-5, **kwargs}
         return layers.BatchNormalization(synchronized=self._synchronized, name=name, **kwargs)(x)
 
     def relu(self, x: keras.KerasTensor, name: str, leaky: bool = False) -> keras.KerasTensor:
-        """Returns `max(x, 0)`, or plus a small multiple of `min(x, 0)` if it is `leaky` and the variant has a slope."""
+        """Returns `max(x, 0)`, plus a multiple of `min(x, 0)` if it is `leaky` and the variant has a slope."""
         slope = self.variant.leaky_relu_slope if leaky else 0.0
         return keras.layers.ReLU(negative_slope=slope, name=name)(x)
 
     def normalized(self, usual: str | None = None) -> keras.KerasTensor:
-        """Returns the images, normalized as the variant says or else as is usual, if they have three channels."""
+        """Returns the images; those with three channels are normalized by the variant or else by `usual`."""
         name = self.variant.normalization or usual
         if name is None or self.inputs.shape[-1] != 3:
             return self.inputs
@@ -188,13 +188,13 @@ class NetworkBuilder:
         return layers.Normalization(mean=list(mean), variance=variance, name="normalization")(self.inputs)
 
     def max_pool(self, x: keras.KerasTensor, size: int, strides: int, name: str) -> keras.KerasTensor:
-        """Takes the maximum of windows that reach over the border, of values that are not negative."""
+        """Takes the maximum of windows that extend over the border; values must not be negative."""
         if self._symmetric:
             x = keras.layers.ZeroPadding2D((size - 1) // 2, "channels_last", name=f"{name}_padding")(x)
         return layers.MaxPooling2D(size, strides, "valid" if self._symmetric else "same", name=name)(x)
 
     def average_pool(self, x: keras.KerasTensor, size: int) -> keras.KerasTensor:
-        """Averages windows of `size` x `size`, or the whole map where it is smaller, and flattens."""
+        """Averages windows of `size` x `size`, or the whole map if it is smaller, and flattens."""
         window = tuple(min(size, length) for length in x.shape[1:3])
         x = keras.layers.AveragePooling2D(window, data_format="channels_last", name="pool")(x)
         return keras.layers.Flatten("channels_last", name="flatten")(x)
@@ -232,7 +232,7 @@ def _num_classes(num_classes: Any) -> int:
 
 def _image_shape(network: str, smallest: int, shape: Any) -> tuple[int, ...]:
     try:
-        sizes = tuple(shape)  # of a tf.TensorShape, too
+        sizes = tuple(shape)  # works for a tf.TensorShape, too
     except (TypeError, ValueError):  # not a sequence, or a TensorShape of unknown rank
         sizes = ()
     if len(sizes) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
@@ -252,7 +252,7 @@ def _connectivity(kernel: str, connectivity: Any) -> float:
     if connectivity is None:
         if kernel == "rewiring":
             raise ValueError(
-                '`connectivity` is needed with kernel="rewiring", for it sets how many entries of each layer are '
+                '`connectivity` is needed with kernel="rewiring", because it sets how many entries of each layer are '
                 "connected at the start; for 99% sparsity pass connectivity=0.01. Received: connectivity=None"
             )
         return 1.0

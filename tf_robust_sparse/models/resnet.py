@@ -1,4 +1,4 @@
-"""ResNet-18 to 152: for small images with a 3x3 stem and no pool before the stages, and as made for ImageNet."""
+"""ResNet-18 to 152, for small images (3x3 stem, no pool before the stages) and in the ImageNet version."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,8 +7,8 @@ import keras
 from tf_robust_sparse.models.network_builder import NetworkBuilder, Variant
 
 _WIDTHS = (64, 128, 256, 512)
-# Widths of the small versions, each with about as many weights as the sub-network that keeps 1 % of the connections
-# by that exponent: "p01" is 0.1.
+# Widths of small networks that have about as many weights as a sub-network with 1 % of the connections and adaptive
+# allocation of an exponent: "p01" means 0.1.
 BUDGET_WIDTHS = {
     "p0": (26, 26, 26, 26),
     "p01": (23, 25, 27, 29),
@@ -30,8 +30,8 @@ def resnet18(
 ) -> keras.Model:
     """Builds ResNet-18: four stages of two basic blocks, widths 64 to 512, an average-pool 4x4, the classifier.
 
-    From images of another size than 32x32 the pool makes one feature of each 4x4 window, or of the whole map where
-    it is smaller.
+    For images of other sizes than 32x32, the pool makes one feature of each 4x4 window, or of the whole map if it is
+    smaller.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 8x8 pixels.
 
@@ -126,7 +126,7 @@ def resnet18_imagenet(
 ) -> keras.Model:
     """Builds ResNet-18 for ImageNet: normalized pixels, a 7x7 stem of stride 2, a max-pool, the stages, a global pool.
 
-    In bottlenecks the 3x3 convolution has the stride. With `padding_mode="symmetric"` torchvision's weights fit.
+    In bottlenecks, the 3x3 convolution has the stride. With `padding_mode="symmetric"`, torchvision's weights fit.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 32x32 pixels in [0, 1]; ones with three
         channels are normalized by the mean and deviation of ImageNet inside the network.
@@ -225,7 +225,7 @@ def deep_resnet(
 
     Args: see `tf_robust_sparse.models.network_builder`, and
         depth: 101 or 152.
-        imagenet: Whether as made for ImageNet, see `resnet18_imagenet`; else with a 3x3 stem.
+        imagenet: Whether to build the ImageNet version, see `resnet18_imagenet`, or one with a 3x3 stem.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -267,12 +267,12 @@ def small_resnet(
     imagenet: bool = False,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds a ResNet of few channels, a dense network of about as many weights as a sub-network of the usual one.
+    """Builds a narrow ResNet: a dense network with about as many weights as a sub-network of the usual one.
 
     Args: see `tf_robust_sparse.models.network_builder`, and
         depth: 18, 34 or 50.
         widths: A key of `BUDGET_WIDTHS`. ResNet-50 has one or two channels more where 4 times as many follow.
-        imagenet: Whether as made for ImageNet, else with a 3x3 stem.
+        imagenet: Whether to build the ImageNet version or one with a 3x3 stem.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -362,7 +362,7 @@ def _shortcut(build, x, width, strides, name, initial):
 
 
 def _joined(build, h, shortcut, name, leaky=False):
-    # Main branch first: Keras orders layers of equal depth by it, and `kernel_layers` follows that order.
+    # The main branch comes first: Keras orders layers of equal depth by creation, and `kernel_layers` uses that order.
     return build.relu(keras.layers.Add(name=f"{name}_add")([h, shortcut]), f"{name}_relu", leaky)
 
 

@@ -1,4 +1,4 @@
-"""Networks that are rows of a table, each the member of a family: what is left to say is its depth and width."""
+"""Networks defined by rows of a table: members of families that differ in depth and width."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ class Specification(NamedTuple):
     """A network of a family.
 
     Attributes:
-        smallest: Least height and width of the images.
+        smallest: Smallest height and width of the images.
         logits: Adds all its layers to a builder and returns the logits.
     """
 
@@ -24,8 +24,8 @@ class Specification(NamedTuple):
     logits: Callable[[NetworkBuilder], keras.KerasTensor]
 
 
-# All of them HYDRA's (Sehwag et al., 2020, the published code). Its `vgg16` is `vgg16_without_bn` here, where `vgg16`
-# has had batch norm from the start. Its `lin_4` has three layers, as `lin_3`.
+# All from HYDRA's code (Sehwag et al., 2020). Its `vgg16` is called `vgg16_without_bn` here, because `vgg16` here has
+# batch norm. Its `lin_4` has three layers, like `lin_3`.
 SPECIFICATIONS = {
     **{
         f"vgg{depth}_{suffix}": Specification(

@@ -1,9 +1,9 @@
 """Several dense networks of one architecture side by side, as one network.
 
-The stack is an ordinary network: whatever trains, attacks or evaluates one network does it with all members at once.
-Its batches are dealt: of `(members * batch, ...)` images the first `batch` are for the first member, and so on. No
-member sees images, kernels or gradients of another one. What would be one small matrix product per member and layer is
-one batched product, and what happens around it happens once.
+The stack is an ordinary network: code that trains, attacks or evaluates one network handles all members at once. Its
+batches are divided: of `(members * batch, ...)` images, the first `batch` belong to the first member, and so on. No
+member sees images, kernels or gradients of another one. Small matrix products of the members become one batched product
+per layer, and all other work is done once.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ _ROW_BY_ROW = (keras.layers.InputLayer, keras.layers.Flatten, keras.layers.ReLU,
 class StackedDense(MaskedKernel, KernelLayer):
     """Masked dense layers side by side: `output[m] = activation(input[m] @ (kernel[m] * kernel_mask[m]))`.
 
-    A means of training, not of keeping: members are saved one by one, as the networks they are.
+    It serves training alone: members are saved one by one, as ordinary networks.
 
     Args:
-        members: How many.
-        units: Size of the output space of each.
+        members: Number of layers side by side.
+        units: Size of the output space of each layer.
         activation: Activation of the output; `None` for logits.
 
     Input shape: `(members * batch, input_dim)`. Output shape: `(members * batch, units)`.
@@ -59,31 +59,31 @@ class StackedDense(MaskedKernel, KernelLayer):
 
 
 def can_be_stacked(network: keras.Model) -> bool:
-    """Whether `network` consists of masked dense layers without biases, none frozen, and of what has no weights."""
+    """Returns whether `network` has only masked dense layers, not frozen and without biases, besides its activations."""
     others = [layer for layer in network.layers if not isinstance(layer, _ROW_BY_ROW)]
     return all(isinstance(layer, layers.MaskedDense) and not (layer.use_bias or layer.frozen) for layer in others)
 
 
 def stack(networks: Sequence[keras.Model]) -> keras.Model:
-    """Returns one network of several, with the kernels and masks that they have at present.
+    """Joins several networks to one, with their present kernels and masks.
 
     Args:
-        networks: Of one architecture, and as `can_be_stacked` wants them; a single one is returned as it is.
+        networks: Networks of one architecture that satisfy `can_be_stacked`; a single one is returned unchanged.
 
     Returns:
-        A model from `(members * batch, ...)` images to logits `(members * batch, classes)`, dealt as the module says.
+        A model from `(members * batch, ...)` images to logits `(members * batch, classes)`, divided as the module says.
 
     Raises:
         ValueError: if there is no network, or several that cannot be stacked.
     """
     if not networks:
-        raise ValueError("`networks` must hold at least one network. Received: none")
+        raise ValueError("`networks` must hold at least one network. Received: an empty list")
     if len(networks) == 1:
         return networks[0]
     for network in networks:
         if not can_be_stacked(network):
             raise ValueError(
-                "A stack is made of networks of masked dense layers without biases; train others one at a time. "
+                "`networks` must consist of masked dense layers without biases; train others one at a time. "
                 f"Received: layers {sorted({type(layer).__name__ for layer in network.layers})}"
             )
     members = len(networks)
@@ -104,5 +104,5 @@ def stack(networks: Sequence[keras.Model]) -> keras.Model:
 
 
 def members_of(network: keras.Model) -> int:
-    """Returns how many networks `network` is a stack of; 1 of any other network."""
+    """Returns the number of members of a stack; 1 for any other network."""
     return max((getattr(layer, "members", 1) for layer in layers.kernel_layers(network)), default=1)

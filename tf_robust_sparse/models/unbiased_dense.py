@@ -15,23 +15,23 @@ def unbiased_dense_300_100(
     seed: int | None = None,
     name: str = "unbiased_dense_300_100",
 ) -> keras.Model:
-    """Builds dense layers of 300 and 100 with ReLU and the classifier, without a single bias.
+    """Builds dense layers of 300 and 100 with ReLU and the classifier, without biases.
 
-    Kernels are drawn from the Glorot uniform distribution of the whole layer, however sparse it will be. On images of
-    28x28 there are 235,200 + 30,000 + 1,000 = 266,200 of them.
+    Kernels are drawn from the Glorot uniform distribution of the dense layer, however sparse it becomes. For images of
+    28x28 they have 235,200 + 30,000 + 1,000 = 266,200 entries.
 
     Args:
         num_classes: Number of logits, at least 1.
         input_shape: `(height, width, channels)` of the images, values in [0, 1].
         kernel: `"masked"` or `"plain"`.
-        seed: Integer from which each layer derives a seed of its own; `None` draws from Keras' generators.
+        seed: Integer from which the seed of each layer is derived; `None` uses Keras' generators.
         name: Name of the network; the layers are called `hidden_1`, `hidden_2` and `output`.
 
     Returns:
         A model from `(batch, *input_shape)` to logits `(batch, num_classes)`.
 
     Raises:
-        ValueError: if `kernel` is another form.
+        ValueError: if `kernel` is another parametrization.
 
     Reference: [Frankle and Carbin, 2019](https://arxiv.org/abs/1803.03635), section 2, without biases as in
         [Cosentino et al., 2019](https://arxiv.org/abs/1912.02386).

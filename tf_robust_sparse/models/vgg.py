@@ -18,9 +18,10 @@ VGG_WIDTHS = {  # depth -> widths of the convolutions of each block
     13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
     16: ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
 }
-# Connected at the start, by block; every other layer starts at half of the global connectivity.
+# Initial connectivity by block; every other layer starts at half of the global connectivity.
 _INITIAL_CONNECTIVITY = {1: 0.6, 2: 0.2}
-_DROPOUT = {1: 0.3, **dict.fromkeys((3, 5, 6, 8, 9, 11, 12), 0.4)}  # after which layers of `vgg16_dropout`
+# Layer number in `vgg16_dropout` -> rate of the dropout after it.
+_DROPOUT = {1: 0.3, **dict.fromkeys((3, 5, 6, 8, 9, 11, 12), 0.4)}
 _BAYESIAN = {"prior_stddev": 0.1, "initial_rho": -5.0}
 INPUT_NORMS = ("image", "channel", "none")
 
@@ -37,8 +38,8 @@ def vgg16(
 ) -> keras.Model:
     """Builds VGG16: 13 convolutions 3x3 with batch norm, four max-pools, two dense layers of 256, the classifier.
 
-    There is no pool after the last block. Whatever is left of the image is flattened: 2x2x512 from 32x32, 1x1x512
-    from 28x28. All strides are 1, so the padding modes agree.
+    There is no pool after the last block. The remaining map is flattened: 2x2x512 from 32x32, 1x1x512 from 28x28. All
+    strides are 1, so the padding modes agree.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 16x16 pixels.
 
@@ -58,10 +59,10 @@ def vgg16(
 
 
 def vgg_logits(build: NetworkBuilder, depth: int, batch_norm: bool) -> keras.KerasTensor:
-    """Returns the logits of a VGG network of so many convolutions, a key of `VGG_WIDTHS`; ReLU after each.
+    """Returns the logits of a VGG network with `depth` convolutions, a key of `VGG_WIDTHS`, and a ReLU after each.
 
-    Networks of five blocks have a max-pool between two of them, shallower ones after the last, too. An average-pool
-    makes 2x2 positions of what is larger then. Convolutions have no biases.
+    A max-pool separates the blocks; networks of fewer than five blocks have one after the last block, too. An
+    average-pool reduces larger maps to 2x2 positions. Convolutions have no biases.
     """
     blocks = VGG_WIDTHS[depth]
     x, layer = build.inputs, 0
@@ -95,22 +96,23 @@ def vgg16_dropout(
     input_norm: str = "image",
     name: str = "vgg16_dropout",
 ) -> keras.Model:
-    """Builds VGG16 as neural pruning takes it: with dropout, five max-pools, one dense layer of 512, and gates.
+    """Builds VGG16 for neural pruning: with dropout, five max-pools, one dense layer of 512, and gates.
 
     Gates are `BetaBernoulliDropout` layers: `gate1` to `gate13` on the channels between a convolution and its batch
-    norm, `gate14` on the 512 flattened features and `gate15` on the units of the dense layer. Where they are, the dense
-    layers go without dropout. The features that attacks distort are `relu1` to `relu13`, `dense14` and `relu14`. With
-    `kernel="bayesian"` all weights, scale and shift of batch norm too, have a prior of deviation 0.1.
+    norm, `gate14` on the 512 flattened features and `gate15` on the units of the dense layer. With gates, the
+    dense layers have no dropout. The features whose distortion is measured are `relu1` to `relu13`, `dense14` and
+    `relu14`. With `kernel="bayesian"`, all weights, including scale and shift of batch norm, have a prior of standard
+    deviation 0.1.
 
-    The padding modes agree, as all strides are 1.
+    The padding modes agree, because all strides are 1.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 32x32 pixels.
-        gates: Whether there are gates.
-        threshold: Of the gates.
-        input_norm: What is done to pixels first: `"image"` standardizes each image as TensorFlow's
-            `per_image_standardization` does with levels of 0 to 255: its deviation is at least one level over the root
-            of the number of its values, so that a flat image stays flat; `"channel"` takes mean and deviation of
-            CIFAR-10; or `"none"`.
+        gates: Whether the network has gates.
+        threshold: Threshold of the gates.
+        input_norm: Normalization of pixels. `"image"` standardizes each image as TensorFlow's
+            `per_image_standardization` does for values in 0..255: it divides by at least one level over the root of
+            the number of values, so that a flat image stays flat. `"channel"` uses the mean and deviation of CIFAR-10,
+            `"none"` nothing.
 
     Returns:
         A model from `(batch, *input_shape)` in [0, 1] to logits `(batch, num_classes)`.
@@ -132,7 +134,7 @@ def vgg16_dropout(
         return layers.BetaBernoulliDropout(initial, threshold, name=f"gate{number}")(x) if gates else x
 
     def normalized(x: keras.KerasTensor, number: int) -> keras.KerasTensor:
-        # The published code uses TensorFlow's fused operation after convolutions, whose moving variance is unbiased.
+        # After convolutions, the published code uses TensorFlow's fused operation, whose moving variance is unbiased.
         affine = {"scale": not bayesian, "center": not bayesian, "unbiased": number <= 13}
         x = build.batch_norm(x, f"bn{number}", momentum=0.99, epsilon=1e-3, **affine)
         x = layers.BayesianScale(**bayesian, name=f"scale{number}")(x) if bayesian else x

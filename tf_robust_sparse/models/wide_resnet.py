@@ -19,8 +19,8 @@ def wrn28_2(
 ) -> keras.Model:
     """Builds WRN-28-2: a stem of 16, three groups of four blocks (widths 32, 64, 128), an average-pool, the classifier.
 
-    The shortcut of a block that changes the width takes the activated tensor and has no batch norm. From images of
-    another size than 32x32 the pool makes one feature of each 8x8 window, or of the whole map where it is smaller.
+    The shortcut of a block that changes the width starts from the activated tensor and has no batch norm. For images of
+    other sizes than 32x32, the pool makes one feature of each 8x8 window, or of the whole map if it is smaller.
 
     Args: see `tf_robust_sparse.models.network_builder`. Images have at least 4x4 pixels.
 
@@ -49,7 +49,7 @@ def wrn28_4(
     synchronized_batch_norm: bool = False,
     name: str = "wrn28_4",
 ) -> keras.Model:
-    """Builds WRN-28-4: as `wrn28_2`, twice as wide."""
+    """Builds WRN-28-4: `wrn28_2`, but twice as wide."""
     build = NetworkBuilder(
         "wrn28_4", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
@@ -66,7 +66,7 @@ def wrn28_10(
     synchronized_batch_norm: bool = False,
     name: str = "wrn28_10",
 ) -> keras.Model:
-    """Builds WRN-28-10: as `wrn28_2`, five times as wide."""
+    """Builds WRN-28-10: `wrn28_2`, but five times as wide."""
     build = NetworkBuilder(
         "wrn28_10", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
@@ -83,7 +83,7 @@ def wrn34_10(
     synchronized_batch_norm: bool = False,
     name: str = "wrn34_10",
 ) -> keras.Model:
-    """Builds WRN-34-10: as `wrn28_10`, with five blocks a group."""
+    """Builds WRN-34-10: `wrn28_10`, but with five blocks per group."""
     build = NetworkBuilder(
         "wrn34_10", 4, num_classes, input_shape, kernel, connectivity, padding_mode, seed, synchronized_batch_norm
     )
@@ -91,7 +91,7 @@ def wrn34_10(
 
 
 def wide_resnet_logits(build: NetworkBuilder, depth: int, widening: int) -> keras.KerasTensor:
-    """Returns the logits of a wide residual network; of 40, 34 and 28 layers a group has 6, 5 and 4 blocks."""
+    """Returns the logits of a wide residual network; with depth 40, 34 or 28, a group has 6, 5 or 4 blocks."""
     x = build.conv(build.inputs, 16, 3, "stem", 0.6)
     for group, width in enumerate((16 * widening, 32 * widening, 64 * widening), start=1):
         initial = 0.1 if group == 1 else build.half
@@ -109,5 +109,5 @@ def _block(build, x, width, strides, name, initial):
     h = build.conv(h, width, 3, f"{name}_conv2", initial)
     if x.shape[-1] != width:
         x = build.conv(activated, width, 1, f"{name}_shortcut", initial, strides=strides, padding="valid")
-    # Main branch first: Keras orders layers of equal depth by it, and `kernel_layers` follows that order.
+    # The main branch comes first: Keras orders layers of equal depth by creation, and `kernel_layers` uses that order.
     return keras.layers.Add(name=f"{name}_add")([h, x])

@@ -1,4 +1,4 @@
-"""Sparse networks that run fast on CPUs, without TensorFlow."""
+"""Sparse networks that run fast on CPUs without TensorFlow."""
 
 from tf_robust_sparse.runtime.compiled import CompiledNetwork, LoadedNetwork, compile, load
 

@@ -1,4 +1,4 @@
-"""A network as one C file without dependencies: the kernels, the plan, and the weights in a compact form."""
+"""A network as one C file without dependencies: kernels, plan, and compactly stored weights."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,10 +45,10 @@ def c_source(plan: Plan, weights: Mapping[str, Sequence[Any]], precision: str = 
     """Returns the C file of a network that computes one image at a time.
 
     Args:
-        plan: Of one lane, without gradient.
+        plan: A plan of one lane, without gradient.
         weights: See `engine.matrices.pack`.
-        precision: `"float32"`, `"float16"` or `"int8"` (a scale per filter), of the weights. Kernels whose entries are
-            one number per filter apart from their signs take a bit for each in any case.
+        precision: Precision of the weights: `"float32"`, `"float16"` or `"int8"` (with a scale per filter). Kernels
+            with a single magnitude per filter always take one bit per entry.
     """
     streams = _Streams(precision)
     for rows in plan.matrices:
@@ -86,7 +86,7 @@ def c_source(plan: Plan, weights: Mapping[str, Sequence[Any]], precision: str = 
 
 
 class _Streams:
-    """What `unpack` of network.c reads, in its order."""
+    """The data that `unpack` of network.c reads, in its order."""
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
@@ -143,7 +143,7 @@ class _Streams:
 
 
 def _record(op: np.void) -> tuple[Any, ...]:
-    """The fields of one operation, those that C holds in arrays in braces."""
+    """Returns the fields of one operation; fields that are arrays in C are in braces."""
     fields: list[Any] = []
     for name in OP.names or ():
         value: Any = f"{float(op[name]):.9g}" if name in ("slope", "top") else int(op[name])

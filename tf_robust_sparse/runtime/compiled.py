@@ -1,4 +1,4 @@
-"""Networks that run without TensorFlow: NumPy in, NumPy out."""
+"""Networks that run without TensorFlow, from NumPy arrays to NumPy arrays."""
 
 import ctypes
 import os
@@ -20,7 +20,7 @@ from tf_robust_sparse.layers.engine_seam import network_nodes, threads, weights_
 from tf_robust_sparse.runtime.c_source import PRECISIONS, c_source
 
 _LANES = 16
-_FEW = 4  # images, up to which a plan of their own number is faster than one of 16
+_FEW = 4  # up to this number of images, a plan for exactly so many is faster than one for 16
 
 
 class CompiledNetwork:
@@ -44,7 +44,7 @@ class CompiledNetwork:
         """Returns the logits `(batch, classes)`, float32.
 
         Args:
-            images: `(batch, *input_shape)` in [0, 1], or whatever the network was trained on.
+            images: `(batch, *input_shape)` in [0, 1], or in the range that the network was trained on.
 
         Raises:
             ValueError: if the images have another shape.
@@ -59,27 +59,27 @@ class CompiledNetwork:
         return engine.logits(words, images)
 
     def export_c(self, path: str | os.PathLike[str], precision: str = "float32") -> Path:
-        """Writes the network as one C file without dependencies, its weights inside.
+        """Writes the network, including its weights, as one C file without dependencies.
 
         `cc -O2 network.c` makes a program that reads images as float32 from standard input and prints the logits; with
         `-DNO_MAIN` the file is a library with `network_run(images, count, logits)`. `-march=native` makes it faster.
 
         Args:
             path: File to write; must not exist.
-            precision: Of the weights: `"float32"`, `"float16"`, or `"int8"` with a scale per filter. Kernels of signs,
-                such as those of binary sub-networks, take one bit per weight in any case.
+            precision: Precision of the weights: `"float32"`, `"float16"`, or `"int8"` with a scale per filter. Kernels
+                of signs, such as those of binary sub-networks, always take one bit per weight.
 
         Raises:
             ValueError: if `precision` is unknown, or the file exists.
         """
         if precision not in PRECISIONS:
-            raise ValueError(f"`precision` is one of {', '.join(PRECISIONS)}. Received: precision={precision!r}")
+            raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}. Received: precision={precision!r}")
         path = _new_file(path)
         path.write_text(c_source(self._engine(1)[0].plan, self._weights, precision))
         return path
 
     def save(self, path: str | os.PathLike[str], precision: str = "float32") -> Path:
-        """Writes the network as a shared library, which `load` reads; needs a C compiler. See `export_c`.
+        """Writes the network as a shared library for `load`; needs a C compiler. See `export_c`.
 
         Raises:
             ValueError: see `export_c`.
@@ -112,7 +112,7 @@ class CompiledNetwork:
 
 
 def compile(network: keras.Model, num_threads: int | None = None) -> CompiledNetwork:
-    """Makes a network that runs on the engine alone: only its connections are multiplied.
+    """Compiles a network for the engine, which multiplies only its connections and needs no TensorFlow.
 
     ```python
     fast = trs.runtime.compile(trs.load_network("saved_models/run"))
@@ -125,13 +125,13 @@ def compile(network: keras.Model, num_threads: int | None = None) -> CompiledNet
         network: A functional or sequential model of dense, convolution, batch norm, ReLU, pooling, padding, flatten,
             adding and dropout layers, of this toolkit or of Keras, from images or vectors to logits. Its weights are
             copied.
-        num_threads: Threads that share a batch, 16 images at a time; `None` for as many as TensorFlow uses.
+        num_threads: Number of threads that share a batch, 16 images at a time; `None` for as many as TensorFlow uses.
 
     Returns:
         A function from `(batch, ...)` images to `(batch, classes)` logits, NumPy arrays.
 
     Raises:
-        ValueError: naming the layer that the engine does not know.
+        ValueError: if the engine does not know a layer; names it.
         RuntimeError: if the engine's kernels are not compiled.
     """
     if not library.available():
@@ -149,7 +149,7 @@ def compile(network: keras.Model, num_threads: int | None = None) -> CompiledNet
 
 
 class LoadedNetwork:
-    """A network in a shared library that `CompiledNetwork.save` wrote; one image after the other, on one thread."""
+    """A network in a shared library that `CompiledNetwork.save` wrote; it runs image by image on one thread."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._library = ctypes.CDLL(str(Path(path).resolve()))
@@ -161,7 +161,7 @@ class LoadedNetwork:
         """Returns the logits `(batch, classes)`, float32, of `(batch, height, width, channels)` images or vectors.
 
         Raises:
-            ValueError: if an image has another number of values.
+            ValueError: if the images have another shape.
         """
         images = np.ascontiguousarray(images, np.float32)
         if images.ndim < 2 or images[:1].size != np.prod(self.shape) * len(images[:1]):
@@ -190,5 +190,5 @@ def _compiler() -> list[str]:
 def _new_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path).expanduser()
     if path.exists():
-        raise ValueError(f"The file must not exist. Received: {path}; remove it or choose another name")
+        raise ValueError(f"`path` must not exist; remove the file or choose another name. Received: {path}")
     return path

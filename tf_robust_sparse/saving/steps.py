@@ -11,8 +11,8 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 
 # The effect of a layer on channels: `kernel` mixes them by a matrix, `affine` scales and shifts each one, `each` acts
-# on each one alone in another way, `merge` combines several inputs channel by channel, `flat` turns every position of an
-# image into a feature, `whole` mixes them so that none can be removed.
+# on each one alone in another way, `merge` combines several inputs channel by channel, `flat` turns every position of
+# an image into a feature, `whole` mixes them so that none can be removed.
 _KINDS = {
     keras.layers.InputLayer: "input",
     **dict.fromkeys((keras.layers.Conv2D, keras.layers.Dense), "kernel"),
@@ -182,7 +182,7 @@ def check_layers(network: keras.Model) -> None:
         layer = node.layer
         if isinstance(layer, keras.Model):
             raise ValueError(
-                f"The layer {layer.name} is a network itself; call its layers one by one, so that its channels are known"
+                f"The layer {layer.name} is a network itself; call its layers one by one, so that their channels show"
             )
         kind = _KINDS.get(getattr(layer, "plain_class", type(layer)))
         if kind is None:
