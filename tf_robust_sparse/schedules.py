@@ -1,7 +1,7 @@
-"""The shapes of every schedule: of learning rates, of radii, and of the fractions that are kept or that move.
+"""Shapes of schedules: of learning rates, of radii, and of the fractions that are kept or moved.
 
-Pure functions of the time `x`. What changes by epoch is a `course`, computed from numbers and looked up by `per_epoch`;
-what changes by step is computed from tensors, as a shape of the `progress`.
+They are pure functions of the time `x`. A value that changes by epoch is a `course`, computed from numbers and looked
+up by `per_epoch`. A value that changes by step is computed from tensors, as a shape of `progress`.
 """
 
 import math
@@ -12,18 +12,18 @@ import tensorflow as tf
 
 
 def linear(x: Any, start: float, end: float) -> Any:
-    """Returns the value that is `start` at 0 and `end` at 1; with another shape as `x` it moves in that shape."""
+    """Returns `start` at 0 and `end` at 1, linearly between; if `x` is another shape, the result has that shape."""
     return start + (end - start) * x
 
 
 def cosine(x: Any, length: float = 1.0, floor: float = 0.0) -> Any:
-    """Returns the factor that is `floor` at `length`: `floor + (1 - floor) / 2 * (1 + cos(pi * x / length))`."""
+    """Returns a factor from 1 to `floor` at `length`: `floor + (1 - floor) / 2 * (1 + cos(pi * x / length))`."""
     angle = math.pi * x / length
     return floor + (1 - floor) / 2 * (1 + (tf.cos if tf.is_tensor(angle) else math.cos)(angle))
 
 
 def polynomial(x: Any, power: float) -> Any:
-    """Returns the factor that is 0 at 1: `(1 - x) ** power`."""
+    """Returns a factor that falls from 1 to 0 at 1: `(1 - x) ** power`."""
     return (1 - x) ** power
 
 
@@ -43,7 +43,7 @@ def course(
     lowest: float | None = None,
     highest: float | None = None,
 ) -> Callable[[float], float]:
-    """Returns a shape as a function of the epoch `x`, under the names of published configurations.
+    """Returns a schedule as a function of the epoch `x`, by the names of published configurations.
 
     - `"constant"`: `start`.
     - `"cosine"`: `start * (alpha + (1 - alpha) / 2 * (1 + cos(pi * x / circle)))`.
@@ -55,16 +55,16 @@ def course(
 
     Args:
         shape: One of the above.
-        start: Value at the beginning, positive.
+        start: Initial value, positive.
         alpha, circle, slope, power, interval, min_jump, jump_interval, gamma, milestones: See above.
-        lowest, highest: Bounds of the values; `None` for none.
+        lowest, highest: Bounds of the values; `None` means no bound.
 
     Raises:
         ValueError: if `start`, `circle` or an interval is not positive.
     """
     if not min(start, circle, interval, jump_interval) > 0:
         raise ValueError(
-            "A schedule begins at a positive value, with positive intervals. Received: "
+            "A schedule needs a positive start and positive intervals. Received: "
             f"start={start}, circle={circle}, interval={interval}, jump_interval={jump_interval}"
         )
     value: Callable[[float], float] = {
@@ -81,11 +81,11 @@ def course(
 
 
 def progress(step: Any, begin: int, end: int, dtype: tf.DType = tf.float32) -> tf.Tensor:
-    """Returns which part of the steps from `begin` to `end` is done, in [0, 1]."""
+    """Returns the fraction of the steps from `begin` to `end` that is done, in [0, 1]."""
     return tf.clip_by_value(tf.cast(step - begin, dtype) / (end - begin), 0, 1)
 
 
 def per_epoch(step: Any, values: Sequence[float], steps_per_epoch: int) -> tf.Tensor:
-    """Returns the value of the epoch that `step` lies in, float32; after the last epoch the last one stays."""
+    """Returns the value of the epoch of `step`, float32; after the last epoch, the last value stays."""
     epoch = tf.minimum(tf.cast(step, tf.int64) // steps_per_epoch, len(values) - 1)
     return tf.gather(tf.constant(values, tf.float32), epoch)

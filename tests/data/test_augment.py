@@ -88,5 +88,5 @@ def test_refuses_a_shift_in_pixels(max_shift):
 
 @pytest.mark.parametrize("padding", [-1, 0.5])
 def test_refuses_padding(padding):
-    with pytest.raises(ValueError, match="`padding` is a number of pixels"):
+    with pytest.raises(ValueError, match="`padding` must be a number of pixels"):
         data.random_crop_and_flip(pictures(), 0, padding=padding)

@@ -336,7 +336,7 @@ def test_snow_whitens_and_falls_on_both_sides(severity, clear):
             gray_images(0.5),
             "frost",
             1,
-            "frost cannot be computed: .*no free license; pass the folder of CIFAR-10-C with its",
+            "frost cannot be computed, because .*no free license; pass the folder of CIFAR-10-C with its",
         ),
         (gray_images(0.5), "noise", 1, "computed are gaussian_noise, .*Received: 'noise'"),
         (gray_images(0.5), "contrast", 0, r"integers from 1 to 5, at least one. Received: \[0\]"),
@@ -407,7 +407,10 @@ def test_missing_files(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"names": ["fog", "rain"]}, r"at least one of gaussian_noise, .*pass a list. Received: names=\['fog', 'rain'"),
+        (
+            {"names": ["fog", "rain"]},
+            r"must be a list of gaussian_noise, .*at least one. Received: names=\['fog', 'rain'",
+        ),
         ({"names": "fog"}, "Received: names='fog'"),
         ({"names": []}, r"Received: names=\[\]"),
         ({"severities": []}, r"at least one. Received: \[\]"),

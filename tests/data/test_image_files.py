@@ -158,7 +158,7 @@ def test_imagenet100_is_what_its_lists_say(tmp_path):
     np.testing.assert_allclose(blue, [80, 0, 0], atol=4)
     for line, message in (
         ("n01/a.JPEG zero", "line 1: expected 'train/<class>/<file> <label>'"),
-        ("train/n01/none.JPEG 0", "which is not there"),
+        ("train/n01/none.JPEG 0", "which does not exist"),
         ("train/n01/n01_0.JPEG 0", "one class for label 0"),
         ("train/n03/n03_0.JPEG 5", "expected the labels 0 to"),
         (f"train/n01/n01_0.JPEG {2**64}", "line 1: expected"),
@@ -169,12 +169,12 @@ def test_imagenet100_is_what_its_lists_say(tmp_path):
 
 
 def test_imagenet_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="too large to be fetched"):
+    with pytest.raises(FileNotFoundError, match="too large to be downloaded"):
         data.load("imagenet")
     with pytest.raises(FileNotFoundError, match=r"no files of imagenet100 found.*Looked in"):
         data.load("imagenet100", tmp_path)
     make_imagenet(tmp_path, classes=[f"n{i:03d}" for i in range(101)], train=1, val=1)
-    with pytest.raises(ValueError, match=r"train_100.txt and val_100.txt, which say what.*101 classes"):
+    with pytest.raises(ValueError, match=r"train_100.txt and val_100.txt, which list the.*101 classes"):
         data.load("imagenet100", tmp_path)
     with pytest.raises(ValueError, match="one number"):
         data.load("imagenet", tmp_path, image_size=(8, 16))

@@ -159,9 +159,9 @@ def test_progress_goes_to_standard_error(capsys):
     "arguments, message",
     [
         ({}, "pass `dataset`, or `directory` with the files of CIFAR-10-C. Received: neither"),
-        ({"dataset": ladder(), "names": ["frost"]}, "frost cannot be computed: .*frost.npy"),
+        ({"dataset": ladder(), "names": ["frost"]}, "frost cannot be computed, .*frost.npy"),
         ({"dataset": ladder(), "names": ["rain"]}, r"Received: names=\['rain'\]"),
-        ({"dataset": ladder(), "severities": [0]}, r"severities are integers from 1 to 5.*Received: \[0\]"),
+        ({"dataset": ladder(), "severities": [0]}, r"severities must be integers from 1 to 5.*Received: \[0\]"),
         ({"dataset": ladder(), "max_examples": 0}, "`max_examples` is at least 1"),
         ({"dataset": ladder(), "batch_size": -1}, "`batch_size` is at least 1"),
         ({"dataset": (2 * ladder()[0], ladder()[1])}, r"Images must be floats in \[0, 1\]"),

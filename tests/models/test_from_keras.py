@@ -108,7 +108,7 @@ def test_bad_input_is_named():
     model = users_model()
     for arguments, message in (
         ({"kernel": "signed"}, "one of plain, masked, rewiring, subnet. Received: kernel='signed'"),
-        ({"kernel": "rewiring"}, "as in connectivity=0.1"),
+        ({"kernel": "rewiring"}, "pass their fraction, connectivity=0.1"),
         ({"connectivity": 1.5}, "connectivity=1.5"),
         ({"model": keras.Sequential([keras.layers.Dense(3)])}, "a built keras.Model"),
         ({"model": keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(3, name="d")])}, "d: its inputs are not"),

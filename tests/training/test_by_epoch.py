@@ -95,8 +95,8 @@ def test_courses(arguments, radii):
     ("arguments", "message"),
     [
         ({"course": "square"}, "`course` must be one of constant"),
-        ({"start": 0}, "begins at a positive value"),
-        ({"circle": 0}, "with positive intervals"),
+        ({"start": 0}, "needs a positive start"),
+        ({"circle": 0}, "positive intervals"),
         ({"epochs": 0}, "`epochs` is positive"),
         ({"segments": (1,)}, "two or more different epochs"),
         ({"segments": (1, 2), "segment_ratios": (1,)}, "with as many `segment_ratios`"),

@@ -175,7 +175,7 @@ def test_parts_of_a_batch_hold_the_examples_of_their_replica():
     for epoch in (found[:2], found[2:]):
         assert sorted(np.concatenate(epoch)) == list(range(32))
     assert (np.concatenate(found[:2]) != np.concatenate(found[2:])).any()
-    with pytest.raises(ValueError, match="`parts` is a number of equal parts"):
+    with pytest.raises(ValueError, match="`parts` must divide full batches"):
         batches(parts=3)
 
 

@@ -1,7 +1,7 @@
-"""Random augmentations of a batch of images, each image by numbers of its own.
+"""Random augmentations of a batch of images, with separate random numbers for each image.
 
-An augmentation is a plain function of images and of three uniform numbers per image, so the same image with the same
-numbers comes out the same in whatever batch, on whatever replica.
+An augmentation is a plain function of images and of three uniform numbers per image. The same image with the same
+numbers thus gives the same result in every batch and on every replica.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def random_shift_and_flip(images: tf.Tensor, seed: Any, flip: bool = True, max_s
 
     Args:
         images: `(batch, height, width, channels)`, floats in [0, 1].
-        seed: An integer or two; the same seed gives the same result.
+        seed: One or two integers; the same seed gives the same result.
         flip: Whether to mirror left and right with probability 1/2.
         max_shift: Largest shift as a fraction of the image, in [0, 1).
 
@@ -33,13 +33,13 @@ def random_shift_and_flip(images: tf.Tensor, seed: Any, flip: bool = True, max_s
 
 
 def random_crop_and_flip(images: tf.Tensor, seed: Any, flip: bool = True, padding: int = 4) -> tf.Tensor:
-    """Pads each image with zeros, crops it back at a random place, and mirrors half of them.
+    """Pads each image with zeros, crops it to its size at a random place, and mirrors half of them.
 
     Args:
         images: `(batch, height, width, channels)`, floats in [0, 1].
-        seed: An integer or two; the same seed gives the same result.
+        seed: One or two integers; the same seed gives the same result.
         flip: Whether to mirror left and right with probability 1/2.
-        padding: Pixels of zeros on each side; the crop moves by -padding..padding whole pixels either way.
+        padding: Number of zero pixels on each side; the crop moves by -padding..padding whole pixels along each axis.
 
     Returns:
         Images of the same shape, float32 in [0, 1].
@@ -50,7 +50,7 @@ def random_crop_and_flip(images: tf.Tensor, seed: Any, flip: bool = True, paddin
 
 
 def uniforms(num_images: Any, seed: Any, number: int = NUM_UNIFORMS) -> tf.Tensor:
-    """Returns `(num_images, number)` float32 in [0, 1); the same for the same seed."""
+    """Returns uniform numbers `(num_images, number)`, float32 in [0, 1); equal seeds give equal numbers."""
     seed = tf.cast(tf.convert_to_tensor(seed), tf.int64)
     if seed.shape.rank == 0:
         seed = tf.stack([seed, tf.zeros_like(seed)])
@@ -58,18 +58,19 @@ def uniforms(num_images: Any, seed: Any, number: int = NUM_UNIFORMS) -> tf.Tenso
 
 
 def shift_and_flip(images: tf.Tensor, uniform: tf.Tensor, flip: bool = True, max_shift: float = 0.1) -> tf.Tensor:
-    """As `random_shift_and_flip`, by given numbers.
+    """`random_shift_and_flip` with given random numbers.
 
     Args:
         images: `(batch, height, width, channels)`, floats in [0, 1].
-        uniform: `(batch, 3)` float32 in [0, 1): an image moves down by `(2 u - 1) * max_shift * height` with the
-            first, right by the like with the second, and is mirrored first if the third is below 1/2.
+        uniform: `(batch, 3)` float32 in [0, 1): an image moves down by `(2 u - 1) * max_shift * height`, where u
+            is the first number, and right by the second in the same way. If the third is below 1/2, it
+            is mirrored before.
         flip: Whether to mirror at all.
         max_shift: Largest shift as a fraction of the image, in [0, 1).
     """
     if not 0 <= max_shift < 1:
         raise ValueError(
-            f"`max_shift` is a fraction of the image, in [0, 1); pass 0.1 for 3.2 of 32 pixels. "
+            f"`max_shift` must be a fraction of the image, in [0, 1); pass 0.1 for 3.2 of 32 pixels. "
             f"Received: max_shift={max_shift}"
         )
     images = tf.cast(images, tf.float32)
@@ -80,18 +81,18 @@ def shift_and_flip(images: tf.Tensor, uniform: tf.Tensor, flip: bool = True, max
 
 
 def crop_and_flip(images: tf.Tensor, uniform: tf.Tensor, flip: bool = True, padding: int = 4) -> tf.Tensor:
-    """As `random_crop_and_flip`, by given numbers.
+    """`random_crop_and_flip` with given random numbers.
 
     Args:
         images: `(batch, height, width, channels)`, floats in [0, 1].
         uniform: `(batch, 3)` float32 in [0, 1): the crop of the padded image starts in row
-            `floor(u * (2 * padding + 1))` with the first, in the like column with the second, and the image is
-            mirrored first if the third is below 1/2.
+            `floor(u * (2 * padding + 1))`, where u is the first number, and in the column of the second. The image is
+            first mirrored if the third is below 1/2.
         flip: Whether to mirror at all.
-        padding: Pixels of zeros on each side, not negative.
+        padding: Number of zero pixels on each side, at least 0.
     """
     if not (isinstance(padding, (int, np.integer)) and padding >= 0):
-        raise ValueError(f"`padding` is a number of pixels, 0, 1, 2, ... Received: padding={padding!r}")
+        raise ValueError(f"`padding` must be a number of pixels, 0, 1, 2, ... Received: padding={padding!r}")
     start = tf.floor(uniform[:, :2] * (2 * padding + 1))
     images = tf.cast(images, tf.float32)
     moved = _resample(images, padding - start, uniform[:, 2], flip, interpolation="NEAREST", fill="CONSTANT")
@@ -101,7 +102,7 @@ def crop_and_flip(images: tf.Tensor, uniform: tf.Tensor, flip: bool = True, padd
 def _resample(
     images: tf.Tensor, shift: tf.Tensor, mirror: tf.Tensor, flip: bool, *, interpolation: str, fill: str
 ) -> tf.Tensor:
-    """Mirrors and moves every image in one operation: output pixel (x, y) is read at (a * x + b, y + c)."""
+    """Mirrors and moves every image in one operation: output pixel (x, y) is read from (a * x + b, y + c)."""
     down, right = shift[:, 0], shift[:, 1]
     zero, one = tf.zeros_like(down), tf.ones_like(down)
     a, b = one, -right

@@ -1,4 +1,4 @@
-"""From a name to a data set: the known sets, wherever their files lie, and a user's own."""
+"""Finds and loads data sets by name: the known sets, wherever their files are, and a user's own."""
 
 import os
 from pathlib import Path
@@ -40,20 +40,21 @@ def load(
 ) -> ImageDataset:
     """Reads a data set into memory.
 
-    Looks in sub-folders of `data_dir` named after the set, then in `data_dir` itself, for the official files (packed
-    or not) or a set prepared by TensorFlow Datasets. Without `data_dir` it looks where the system and TensorFlow
-    Datasets keep such sets, and last tries a download, which gives up within seconds if the host does not answer.
+    The official files (compressed or not), or a set prepared by TensorFlow Datasets, are searched for in sub-folders of
+    `data_dir` named after the set, then in `data_dir` itself. Without `data_dir`, the folders of the system and of
+    TensorFlow Datasets are searched; at last a download is tried, which fails within seconds if the host does not
+    answer.
 
     Args:
-        name: One of `DATASETS`, or the path of a user's own: an `.npz` file with the keys x_train, y_train, x_test
+        name: One of `DATASETS`, or the path of your own: an `.npz` file with the keys x_train, y_train, x_test
             and y_test, or a folder with `train/<class>/` and `test/<class>/` images.
-        data_dir: Folder with the files of a set named in `DATASETS`; nothing is downloaded if it is given.
-            `fashion_mnist_sample` comes with this package and needs none.
-        image_size: For a folder of images: height and width to resize to, or one number for both. For ImageNet the
-            side of the square that is cut out, 224 by default.
+        data_dir: Folder with the files of a set in `DATASETS`; nothing is downloaded if it is given.
+            `fashion_mnist_sample` is part of this package and needs none.
+        image_size: For a folder of images: height and width to resize to, or one number for both. For ImageNet, the
+            side of the square crop, 224 by default.
 
     Raises:
-        FileNotFoundError: if the files are nowhere; lists the places looked at.
+        FileNotFoundError: if the files are not found; lists the searched folders.
         ValueError: if the name is unknown, or a file is damaged.
     """
     name = os.fspath(name)
@@ -82,11 +83,11 @@ def _load_in_files(
 ) -> ImageDataset:
     if isinstance(image_size, tuple):
         if image_size[0] != image_size[1]:
-            raise ValueError(f"`image_size` of {name} is one number, the side of a square. Received: {image_size}")
+            raise ValueError(f"`image_size` of {name} must be one number, the side of a square. Received: {image_size}")
         image_size = image_size[0]
     if data_dir is None:
         raise FileNotFoundError(
-            f"{name} is too large to be fetched; pass as `data_dir` the folder with train/<class>/ and val/<class>/"
+            f"{name} is too large to be downloaded; pass as `data_dir` the folder with train/<class>/ and val/<class>/"
         )
     root = user_path(data_dir)
     places = [*(root / sub for sub in _SUBFOLDERS[name]), root]
@@ -96,7 +97,7 @@ def _load_in_files(
     prepared = tfds.newest_version(root / imagenet.PREPARED)
     if prepared is not None:
         raise FileNotFoundError(
-            f"{prepared} is ImageNet as TensorFlow Datasets prepared it, of which images cannot be taken in any order; "
+            f"{prepared} is ImageNet as TensorFlow Datasets prepared it, whose images cannot be read in random order; "
             f"unpack it once: python run_scripts/run_unpack_imagenet.py --prepared={prepared} --data_dir={places[0]}"
         )
     raise FileNotFoundError(
@@ -172,7 +173,7 @@ def _dataset(
 
 
 def _check_is_digits(train_labels: np.ndarray, name: str, place: Path) -> None:
-    """Tells the two sets apart whose files bear the same names: only Fashion-MNIST has 6,000 of each class."""
+    """Checks which of two sets with equal file names is given: only Fashion-MNIST has 6,000 images per class."""
     if len(train_labels) != 60_000:
         return
     actual = "fashion_mnist" if (np.bincount(train_labels, minlength=10) == 6_000).all() else "mnist"

@@ -1,7 +1,7 @@
-"""The one check of images and labels: what attacks, bounds, training, evaluation and readers all ask of them.
+"""The check of images and labels that attacks, bounds, training, evaluation and readers share.
 
-Arrays and eager tensors are looked at value by value. Of a tensor in a graph only type and shape are known, and only
-they are checked, so that a traced attack pays nothing; a training step adds the operations of `checked_in_graph`.
+All values of arrays and eager tensors are checked. Only the type and shape of a tensor in a graph are known, so only
+these are checked, which costs a traced attack nothing; a training step adds the operations of `checked_in_graph`.
 """
 
 import contextlib
@@ -15,21 +15,21 @@ import tensorflow as tf
 Shape = tuple[int | None, ...]
 
 _PIXELS, _BYTES_TOO = "Images must be floats in [0, 1]", "Images must be floats in [0, 1], or uint8 in 0..255"
-# What an Assert operation says: each of its values in brackets.
+# The message of an Assert operation: each of its values in brackets.
 _FAILED = re.compile(r"\[((?:Images|Labels) must be .*? Received: [^\]]*)\]((?: \[[^\]]*\])*)")
 
 
 def checked_images(images: Any, shape: Shape | None = None, where: str = "", bytes_too: bool = False) -> Any:
-    """Returns images as a tensor of a graph or as an array, or says in one line what is wrong with them.
+    """Returns images as a tensor of a graph or as an array, or raises an error of one line that names the fault.
 
     Args:
-        images: `(n, ...)`, at least one, floating, finite and in [0, 1]; tensor, array, or what NumPy makes an array.
-        shape: That of one image, `None` for each size that may vary; `None` for any.
-        where: Opening words of the message, such as `"cifar10, train split"`.
-        bytes_too: Whether uint8 in 0..255 is allowed as well.
+        images: `(n, ...)`, at least one, floating, finite and in [0, 1]; tensor, array, or what NumPy can convert.
+        shape: Shape of one image, with `None` for sizes that may vary; `None` for any shape.
+        where: Beginning of the message, such as `"cifar10, train split"`.
+        bytes_too: Whether uint8 in 0..255 is allowed, too.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if the images do not fit this description.
     """
     images = _numbers(images, "Images", where)
     known = _known_shape(images)
@@ -54,7 +54,7 @@ def checked_images(images: Any, shape: Shape | None = None, where: str = "", byt
             if odd:
                 _refuse(
                     where,
-                    f"{allowed}; look for a division by zero where they are made. "
+                    f"{allowed}; look for a division by zero in their preprocessing. "
                     f"Received: {odd} of {images.size} pixels NaN or infinite",
                 )
             _refuse(where, f"{allowed}; {_advice(low, high)}. Received: pixels from {low:g} to {high:g}")
@@ -64,17 +64,17 @@ def checked_images(images: Any, shape: Shape | None = None, where: str = "", byt
 def checked_labels(
     labels: Any, number: int | None = None, classes: int | None = None, where: str = "", why: str = ""
 ) -> Any:
-    """Returns labels `(n,)` as int64, a tensor of a graph or an array, or says in one line what is wrong with them.
+    """Returns labels `(n,)` as int64, in a graph or as an array, or raises an error of one line that names the fault.
 
     Args:
-        labels: `(n,)` or `(n, 1)`, integers of any width; tensor, array, or what NumPy makes an array.
-        number: How many images there are, if that is known.
-        classes: Labels are below it; `None` if that is not known.
-        where: Opening words of the message.
-        why: Where the number of classes comes from, such as `", because the network has 10 logits"`.
+        labels: `(n,)` or `(n, 1)`, integers of any width; tensor, array, or anything that NumPy converts.
+        number: Number of images; `None` if it is unknown.
+        classes: Number of classes; `None` if it is unknown.
+        where: Beginning of the message.
+        why: The reason for the number of classes, such as `", because the network has 10 logits"`.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if the labels do not fit this description.
     """
     labels = _numbers(labels, "Labels", where)
     known, kind = _known_shape(labels), tf.as_dtype(labels.dtype)
@@ -107,15 +107,15 @@ def checked_labels(
 
 
 def checked_in_graph(images: Any, labels: Any, shape: Shape, classes: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns images as float32 and labels `(batch,)` as int64, which cannot be computed if a value is out of range.
+    """Returns images as float32 and labels `(batch,)` as int64; their computation fails if a value is out of range.
 
-    For steps of training: no update of a weight depends on wrong values. `failures_in_one_line` says which.
-    The cost is a comparison per pixel. XLA leaves it out.
+    It is meant for training steps: no update then depends on wrong values, and `failures_in_one_line` names them. The
+    cost is one comparison per pixel. XLA omits the check.
 
     Args:
-        images: `(batch, ...)`, floating; may be empty, a replica's part of a last batch.
+        images: `(batch, ...)`, floating; may be empty, as a replica's part of a last batch.
         labels: `(batch,)` or `(batch, 1)`, integers.
-        shape: That of one image, `None` for each size that may vary.
+        shape: Shape of one image, with `None` for sizes that may vary.
         classes: Number of classes.
 
     Raises:
@@ -145,7 +145,7 @@ def checked_in_graph(images: Any, labels: Any, shape: Shape, classes: int) -> tu
 
 @contextlib.contextmanager
 def failures_in_one_line() -> Iterator[None]:
-    """Turns a failed operation of `checked_in_graph` inside the block into a `ValueError` of one line."""
+    """Converts a failure of `checked_in_graph` inside the block to a `ValueError` of one line."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -170,14 +170,14 @@ def _numbers(values: Any, what: str, where: str) -> Any:
 
 
 def _kind_of(values: Any) -> str:
-    """What to call a value that is no array of numbers."""
+    """Returns a name for a value that is no array of numbers."""
     if isinstance(values, np.ndarray):
         return f"array of dtype {values.dtype}"
     return f"{type(values).__name__} {' '.join(repr(values).split())[:60]}"
 
 
 def _known_shape(values: Any) -> Shape | None:
-    """The shape, with `None` for sizes that the graph does not know, or `None` for an unknown rank."""
+    """Returns the shape, with `None` for unknown sizes, or `None` for an unknown rank."""
     shape = tf.TensorShape(values.shape)
     return None if shape.rank is None else tuple(shape)
 
@@ -189,12 +189,12 @@ def _fits(sizes: Shape, expected: Shape) -> bool:
 
 
 def _advice(low: float, high: float) -> str:
-    """What to do with pixels of this range."""
+    """Returns advice on pixels in this range."""
     if low >= 0 and 1.5 < high <= 255:
         return "divide by 255"
     if -1 <= low < 0 and high <= 1:
         return "if they are in [-1, 1], pass (x + 1) / 2"
-    return "undo the normalization, a mean and standard deviation belong into the network"
+    return "undo the normalization; mean and standard deviation belong in the network"
 
 
 def _refuse(where: str, text: str) -> NoReturn:

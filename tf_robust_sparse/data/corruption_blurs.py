@@ -1,9 +1,9 @@
 """Corruptions of CIFAR-10-C that mix pixels with their neighbors: defocus, glass, motion and zoom blur, elastic.
 
-They take and return what those of `corruption_pixels` do. The files were made with OpenCV, ImageMagick and
-scikit-image; these are the same formulas in NumPy and SciPy. Three roundings cannot be known to be the same: of
-ImageMagick's sums at exact halves, of OpenCV's tables of interpolation weights, and of float32 sums, which may be
-added in another order. Each may turn single values by one level.
+Arguments and results are those of `corruption_pixels`. The files were made with OpenCV, ImageMagick and scikit-image;
+these are the same formulas in NumPy and SciPy. Three roundings may differ: those of ImageMagick's sums at exact halves,
+of OpenCV's tables of interpolation weights, and of float32 sums in another order. Each may change single values by one
+level.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ def defocus_blur(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndar
 def glass_blur(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
     """Blurs, shuffles pixels with their neighbors, and blurs again.
 
-    The program that made the files meant to swap two pixels, but its two NumPy views share memory: the second keeps its
-    value, and the first takes that over. So do these.
+    The code that made the files was meant to swap two pixels, but its NumPy views share memory, so the first pixel
+    takes the value of the second, which keeps it. This is reproduced here.
     """
     sigma, _, rounds = ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))[level]
     height, width = x.shape[1:3]
     x = (_gaussian(x / 255, sigma) * 255).astype(np.uint8)
     places = [(row, column) for row in range(height - 1, 1, -1) for column in range(width - 1, 1, -1)] * rounds
-    steps = rng.integers(-1, 1, size=(len(x), len(places), 2), dtype=np.int8)  # the upper end is not drawn
+    steps = rng.integers(-1, 1, size=(len(x), len(places), 2), dtype=np.int8)  # the upper end is excluded
     images = np.arange(len(x))
     for (row, column), (across, down) in zip(places, steps.transpose(1, 2, 0), strict=True):
         x[:, row, column] = x[images, row + down, column + across]
@@ -49,9 +49,9 @@ def motion_blur(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarr
 
 
 def zoom_blur(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Averages the image, and once more the image, with enlargements of it by 1 %, 2 % and so on."""
+    """Averages the image, counted twice, with its enlargements by 1 %, 2 % and so on."""
     end = (1.06, 1.11, 1.16, 1.21, 1.26)[level]
-    factors = np.arange(1, end, 0.01)  # its rounding decides whether the end is one of them
+    factors = np.arange(1, end, 0.01)  # rounding decides whether this includes the end
     x = (x / 255).astype(np.float32)
     total = np.zeros_like(x)
     for factor in factors:
@@ -60,14 +60,14 @@ def zoom_blur(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray
 
 
 def elastic_transform(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Moves three points at random, and the image with them; then each pixel by a smooth random field."""
+    """Moves the image by an affine map of three random points, then each pixel by a smooth random field."""
     from scipy import ndimage
 
     height, width = x.shape[1:3]
     size = min(height, width)
     shares = ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
     strength, sigma, shift = (size * share for share in shares[level])
-    # All that an image draws is drawn at once, so that it does not depend on how many others there are.
+    # All numbers of an image are drawn together, so that they do not depend on the number of images.
     drawn = rng.uniform(-1, 1, (len(x), 6 + 2 * height * width))
     center, square = np.array([height // 2, width // 2], np.float32), size // 3
     before = center + np.array([[square, square], [square, -square], [-square, -square]], np.float32)
@@ -82,16 +82,16 @@ def elastic_transform(x: np.ndarray, level: int, rng: np.random.Generator) -> np
 
 
 def blurred_by_motion(x: np.ndarray, radius: int, sigma: float, degrees: np.ndarray) -> np.ndarray:
-    """Averages each pixel with those behind it on a line, as ImageMagick's `MotionBlurImage`.
+    """Averages each pixel with those behind it on a line, like ImageMagick's `MotionBlurImage`.
 
     Args:
         x: `(n, height, width, channels)`, uint8.
-        radius: Of the line, which has `2 * radius + 1` pixels from the one that is averaged outward.
+        radius: The line has `2 * radius + 1` pixels, from the averaged one outward.
         sigma: Standard deviation of the weights along the line, in pixels.
         degrees: `(n,)`, direction of the line.
 
     Returns:
-        As `x`, rounded to bytes.
+        Images like `x`, rounded to bytes.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
@@ -100,7 +100,7 @@ def blurred_by_motion(x: np.ndarray, radius: int, sigma: float, degrees: np.ndar
     right, down = (np.ceil(steps * part - 0.5).astype(int) for part in (np.cos(angle), np.sin(angle)))
     images = np.arange(len(x))[:, None, None]
     total = np.zeros(x.shape)
-    for step in np.flatnonzero(weights > 1e-9):  # smaller ones move no rounding
+    for step in np.flatnonzero(weights > 1e-9):  # smaller weights change no rounded value
         rows = np.clip(np.arange(x.shape[1]) + down[:, step, None], 0, x.shape[1] - 1)
         columns = np.clip(np.arange(x.shape[2]) + right[:, step, None], 0, x.shape[2] - 1)
         total += weights[step] * x[images, rows[:, :, None], columns[:, None, :]]
@@ -108,13 +108,13 @@ def blurred_by_motion(x: np.ndarray, radius: int, sigma: float, degrees: np.ndar
 
 
 def enlarged(x: np.ndarray, factor: float) -> np.ndarray:
-    """Enlarges the middle of images `(n, height, width, channels)` linearly, so that it fills them."""
+    """Enlarges the middle of images `(n, height, width, channels)` to their size, by linear interpolation."""
     rows, columns = (_enlargement(size, factor).astype(x.dtype) for size in x.shape[1:3])
     return np.moveaxis(rows @ (np.moveaxis(x, -1, 1) @ columns.T), 1, -1)
 
 
 def _enlargement(size: int, factor: float) -> np.ndarray:
-    """Matrix `(size, size)` along one axis: interpolates linearly between the middle pixels, to fill the axis."""
+    """Returns the matrix `(size, size)` that enlarges the middle pixels of one axis by linear interpolation."""
     crop = int(np.ceil(size / factor))
     large = round(crop * factor)
     positions = (size - crop) // 2 + ((large - size) // 2 + np.arange(size)) * (crop - 1) / max(large - 1, 1)
@@ -128,9 +128,9 @@ def _gaussian(x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _affine(x: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Moves images so that the points `before`, `(3, 2)` as (x, y), come to lie at `after`, `(n, 3, 2)`."""
+    """Maps images so that the points `before`, `(3, 2)` as (x, y), move to `after`, `(n, 3, 2)`."""
     ones = np.ones((*after.shape[:2], 1))
-    # From where each pixel comes: the inverse of the map of the points, which are its rows.
+    # The source of each pixel is given by the inverse map, computed from the points as rows.
     matrices = np.linalg.solve(np.concatenate([after, ones], -1), np.broadcast_to(before, after.shape).astype(float))
     columns, rows = np.meshgrid(np.arange(x.shape[2]), np.arange(x.shape[1]))
     pixels = np.stack([columns, rows, np.ones_like(rows)], -1)
@@ -140,7 +140,7 @@ def _affine(x: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def _sampled(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, inside: Border) -> np.ndarray:
-    """Interpolates images linearly at positions `(n, height, width)`; `inside` says what lies beyond the border."""
+    """Interpolates images linearly at positions `(n, height, width)`; `inside` maps positions beyond the border."""
     images = np.arange(len(x))[:, None, None]
     top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
     down, right = ((rows - top)[..., None].astype(x.dtype), (columns - left)[..., None].astype(x.dtype))

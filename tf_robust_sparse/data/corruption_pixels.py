@@ -1,8 +1,8 @@
-"""Corruptions of CIFAR-10-C that change pixels where they are: noise, brightness, contrast, blocks, JPEG.
+"""Corruptions of CIFAR-10-C that do not move pixels: noise, brightness, contrast, blocks, JPEG.
 
 Each function takes images `(n, height, width, channels)`, uint8, a severity counted from 0 and a generator. It returns
-either bytes, or floats on the scale of [0, 1] that `corrupt` clips and truncates. Orders of operations and types of
-numbers are those of the program that made the files, because truncation turns a last bit into a whole level.
+bytes, or floats on the scale of [0, 1] that `corrupt` clips and truncates. The order of operations and the number types
+are those of the code that made the files, because truncation turns a difference in the last bit into a whole level.
 """
 
 from collections.abc import Callable
@@ -20,24 +20,24 @@ def gaussian_noise(x: np.ndarray, level: int, rng: np.random.Generator) -> np.nd
 
 
 def shot_noise(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Counts photons, of which a white pixel sends as many as the severity says."""
+    """Replaces pixels by counts of photons; the severity sets the mean count of a white pixel."""
     photons = (500, 250, 100, 75, 50)[level]
     return rng.poisson(x / 255 * photons) / photons
 
 
 def impulse_noise(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Sets values to black or white, each with half of the probability."""
+    """Sets random values to black or white, with equal probability."""
     probability = (0.01, 0.02, 0.03, 0.05, 0.07)[level]
     uniform = rng.random(x.shape)
     return np.where(uniform < probability / 2, 0, np.where(uniform < probability, 255, x)).astype(np.uint8)
 
 
 def brightness(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Adds to the value in HSV, and keeps hue and saturation."""
+    """Increases the value in HSV, and keeps hue and saturation."""
     increase = (0.05, 0.1, 0.15, 0.2, 0.3)[level]
     x = x / 255
     value = x.max(axis=-1, keepdims=True)
-    # One minus the saturation of each channel: 1 at the largest, exactly, so that it grows by a whole number of levels.
+    # Ratio of each channel to the largest one: exactly 1 there, so that the largest grows by whole levels.
     share = 1 - (value - x) / np.where(value == 0, 1, value)
     return np.minimum(value + increase, 1) * share
 
@@ -51,7 +51,7 @@ def contrast(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def pixelate(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Shrinks each image with a box filter, rounding to bytes, and repeats pixels to get back to its size."""
+    """Shrinks each image with a box filter, rounds to bytes, and repeats pixels to restore its size."""
     factor = (0.95, 0.9, 0.85, 0.75, 0.65)[level]
     sizes = [(size, max(int(size * factor), 1)) for size in x.shape[1:3]]
     rows, columns = (_boxes(size, small) for size, small in sizes)
@@ -62,7 +62,7 @@ def pixelate(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def jpeg_compression(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Compresses each image, and reads it back."""
+    """Compresses and decompresses each image."""
     quality = (80, 65, 58, 50, 40)[level]
     with tf.device("/CPU:0"):
         decoded = [
@@ -73,8 +73,8 @@ def jpeg_compression(x: np.ndarray, level: int, rng: np.random.Generator) -> np.
 
 
 def _boxes(size: int, small: int) -> np.ndarray:
-    """Matrix `(small, size)` along one axis: each output is the mean of the pixels whose centers lie in its box."""
-    # The rounded ends of the boxes, in whole numbers: no center may change its box by rounding.
+    """Returns the matrix `(small, size)` along one axis whose outputs average the pixels with centers in their box."""
+    # The ends of the boxes are rounded in whole numbers, so that rounding errors move no center to another box.
     ends = (2 * np.arange(small + 1) * size + small) // (2 * small)
     pixels = np.arange(size)
     inside = ((ends[:-1, None] <= pixels) & (pixels < ends[1:, None])).astype(np.float64)
@@ -82,4 +82,4 @@ def _boxes(size: int, small: int) -> np.ndarray:
 
 
 def _round_half_up(x: np.ndarray) -> np.ndarray:
-    return np.floor(x + 0.5 + 1e-9)  # a half is often a little less in binary
+    return np.floor(x + 0.5 + 1e-9)  # in binary, a half is often slightly less

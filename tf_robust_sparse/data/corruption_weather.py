@@ -1,7 +1,7 @@
-"""Corruptions of CIFAR-10-C that lay something over an image: snow and fog.
+"""Corruptions of CIFAR-10-C that add weather to an image: snow and fog.
 
-They take and return what those of `corruption_pixels` do. Frost is missing: it lays photographs over the images, which
-have no free license.
+Arguments and results are those of `corruption_pixels`. Frost is missing, because it overlays photographs that have no
+free license.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def snow(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Whitens the image, and adds flakes that fall, and the same flakes turned around."""
+    """Whitens the image and adds falling flakes, plus the same flakes rotated by 180 degrees."""
     mean, deviation, zoom, threshold, radius, sigma, clear = (
         (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
         (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
@@ -31,7 +31,7 @@ def snow(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def fog(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Adds a cloud, and darkens so that the brightest pixel stays within its range."""
+    """Adds a cloud, and darkens the result so that the brightest pixel stays in range."""
     density, decay = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))[level]
     height, width = x.shape[1:3]
     x = x / 255
@@ -43,16 +43,17 @@ def fog(x: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
 def _clouds(number: int, size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
     """Returns height maps of the diamond-square algorithm, `(number, size', size')` in [0, 1].
 
-    `size'` is the power of two from 32 that holds `size`. The map is a torus: what is beyond one side lies at the
-    other. Each level of detail is `decay` times as rough as the one before.
+    `size'` is the smallest power of two from 32 on that is at least `size`. The map wraps around at its borders. Each
+    level of detail is `decay` times as rough as the one before.
     """
     side = max(32, 1 << (size - 1).bit_length())
-    drawn = rng.uniform(-1, 1, (number, side * side - 1))  # all of an image at once, whatever the number of images
+    # All numbers of an image are drawn together, so that they do not depend on the number of images.
+    drawn = rng.uniform(-1, 1, (number, side * side - 1))
     heights = np.zeros((number, side, side))
     step, roughness, used = side, 100.0, 0
 
     def middle(corners: np.ndarray) -> np.ndarray:
-        """The mean of four, given their sum, and a random part."""
+        """Returns the mean of four corners, given their sum, plus a random part."""
         nonlocal used
         part = drawn[:, used : used + corners[0].size].reshape(corners.shape)
         used += corners[0].size

@@ -1,4 +1,4 @@
-"""Common corruptions of images: computed, and read from the files of CIFAR-10-C.
+"""Common corruptions of images, computed or read from the files of CIFAR-10-C.
 
 Reference: [Hendrycks & Dietterich, 2019](https://arxiv.org/abs/1903.12261).
 """
@@ -53,7 +53,7 @@ COMPUTED_CORRUPTIONS = tuple(_COMPUTED)
 
 _PREPARED = "cifar10_corrupted"
 _PREPARED_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
-_TOGETHER = 500  # images that are corrupted at a time: clouds and offsets take many times their memory
+_TOGETHER = 500  # images per pass, because clouds and offsets take many times the memory of images
 
 Examples = Iterator[tuple[str, int, np.ndarray, np.ndarray]]
 
@@ -61,8 +61,8 @@ Examples = Iterator[tuple[str, int, np.ndarray, np.ndarray]]
 def corrupt(x: npt.ArrayLike, name: str, severity: int, seed: int = 0) -> np.ndarray:
     """Corrupts images with the formulas, the parameters and the output format of CIFAR-10-C.
 
-    As in its files, the result is bytes, and what is computed in floats is truncated to them, not rounded: on average
-    half a level darker. The parameters were chosen for 32x32 images and are not rescaled for other sizes.
+    As in its files, the result is bytes. Values computed in floats are truncated, not rounded, which makes images half
+    a level darker on average. The parameters were chosen for 32x32 images and are not rescaled for other sizes.
 
     Args:
         x: `(n, height, width, channels)` with 1 or 3 channels, uint8, or floats in [0, 1], which are rounded to bytes
@@ -76,7 +76,7 @@ def corrupt(x: npt.ArrayLike, name: str, severity: int, seed: int = 0) -> np.nda
         Images of the same shape, float32, whole multiples of 1/255 in [0, 1].
 
     Raises:
-        ValueError: if the images are malformed, or the corruption or its severity is not one of these.
+        ValueError: if the images are malformed, or the corruption or severity is unknown.
 
     Reference: `ImageNet-C/create_c/make_cifar_c.py` of
     [hendrycks/robustness](https://github.com/hendrycks/robustness), which made the files.
@@ -109,7 +109,7 @@ def read_corruptions(
 
     The directory holds the official `<name>.npy`, `(5 * n, height, width, channels)` uint8 with the images of severity
     `s` in rows `[(s - 1) * n, s * n)`, and `labels.npy` for all rows (for CIFAR-10-C, n = 10000); or, in
-    `cifar10_corrupted/`, what TensorFlow Datasets has prepared. Nothing is downloaded.
+    `cifar10_corrupted/`, the files that TensorFlow Datasets has prepared. Nothing is downloaded.
 
     Args:
         directory: Folder of the files, or the data folder of TensorFlow Datasets.
@@ -121,8 +121,8 @@ def read_corruptions(
         float32 in [0, 1], and labels `(n,)`, int64.
 
     Raises:
-        FileNotFoundError: if a file is missing; before anything is read.
-        ValueError: if a name or a severity is unknown; later, if a file is damaged or holds something else.
+        FileNotFoundError: if a file is missing; raised before anything is read.
+        ValueError: if a name or a severity is unknown; later, if a file is damaged or has other contents.
     """
     directory = user_path(directory)
     names, severities = check_names(names), check_severities(severities)
@@ -139,7 +139,7 @@ def read_corruptions(
 
 
 def find_corruptions(directory: str | os.PathLike, severities: Iterable[int] | None = None) -> tuple[str, ...]:
-    """Returns those of `CORRUPTIONS` that `read_corruptions` finds in a directory at all of these severities."""
+    """Returns the `CORRUPTIONS` that `read_corruptions` finds in a directory at all given severities."""
     directory = user_path(directory)
     if _has_official_files(directory):
         return tuple(name for name in CORRUPTIONS if (directory / f"{name}.npy").is_file())
@@ -148,13 +148,11 @@ def find_corruptions(directory: str | os.PathLike, severities: Iterable[int] | N
 
 
 def check_names(names: Iterable[str] | None) -> list[str]:
-    """Returns the corruptions once each, all for `None`, or raises a `ValueError` for an unknown one."""
+    """Returns each corruption once, all for `None`; raises a `ValueError` for an unknown one."""
     given = list(CORRUPTIONS) if names is None else list(dict.fromkeys(names))
     unknown = [name for name in given if name not in CORRUPTIONS]
     if unknown or not given:
-        raise ValueError(
-            f"`names` are corruptions, at least one of {', '.join(CORRUPTIONS)}; pass a list. Received: names={names!r}"
-        )
+        raise ValueError(f"`names` must be a list of {', '.join(CORRUPTIONS)}, at least one. Received: names={names!r}")
     return given
 
 
@@ -163,18 +161,18 @@ def check_computed(names: Iterable[str]) -> None:
     for name in names:
         if name == "frost":
             raise ValueError(
-                "frost cannot be computed: it lays photographs over images that have no free license; pass the folder "
+                "frost cannot be computed, because it overlays photographs that have no free license; pass the folder "
                 "of CIFAR-10-C with its frost.npy, or leave frost out. Received: 'frost' without files"
             )
         if name not in COMPUTED_CORRUPTIONS:
-            raise ValueError(f"computed are {', '.join(COMPUTED_CORRUPTIONS)}. Received: {name!r}")
+            raise ValueError(f"computed corruptions are {', '.join(COMPUTED_CORRUPTIONS)}. Received: {name!r}")
 
 
 def check_severities(severities: Iterable[int] | None) -> list[int]:
-    """Returns the severities once each, all for `None`, or raises a `ValueError` for one that is not 1 to 5."""
+    """Returns each severity once, all for `None`; raises a `ValueError` for one that is not 1 to 5."""
     given = list(SEVERITIES) if severities is None else list(dict.fromkeys(severities))
     if not given or any(severity not in SEVERITIES for severity in given):
-        raise ValueError(f"severities are integers from 1 to 5, at least one. Received: {given}")
+        raise ValueError(f"severities must be integers from 1 to 5, at least one. Received: {given}")
     return [int(severity) for severity in given]
 
 
@@ -201,7 +199,7 @@ def _read_official(directory: Path, names: list[str], severities: list[int]) -> 
 
 
 def _load(path: Path) -> np.ndarray:
-    """An array of a `.npy` file, left on disk; never unpickles."""
+    """Returns the array of a `.npy` file, mapped from disk; never unpickles."""
     files.check_regular(path)
     expected = "a complete .npy file of plain numbers"
     try:
@@ -224,7 +222,7 @@ def _read_prepared(directory: Path, names: list[str], severities: list[int]) -> 
 
 
 def _prepared(directory: Path, name: str, severity: int) -> Path | None:
-    """The newest version of one corruption and severity that TensorFlow Datasets has prepared."""
+    """Returns the newest version of one corruption and severity that TensorFlow Datasets has prepared."""
     return tfds.newest_version(directory / _PREPARED / f"{_PREPARED_NAMES.get(name, name)}_{severity}")
 
 

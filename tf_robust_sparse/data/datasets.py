@@ -14,7 +14,7 @@ Pair = tuple[tf.data.Dataset, tf.data.Dataset]
 
 
 def mnist(batch_size: int, data_dir: PathLike = None, seed: int = 0, *, augmentation: str | None = "shift") -> Pair:
-    """Returns `(train, test)` of MNIST: see `load` for where it looks, `train_dataset` for what comes out."""
+    """Returns `(train, test)` of MNIST: see `load` for the searched folders, `train_dataset` for the batches."""
     return _pair(load("mnist", data_dir), batch_size, seed, augmentation)
 
 
@@ -43,7 +43,7 @@ def svhn(batch_size: int, data_dir: PathLike = None, seed: int = 0, *, augmentat
 def fashion_mnist_sample(
     batch_size: int, data_dir: PathLike = None, seed: int = 0, *, augmentation: str | None = "shift"
 ) -> Pair:
-    """Returns `(train, test)` of the 8,000 and 2,000 images that come with the package; `data_dir` is not used."""
+    """Returns `(train, test)` of the 8,000 and 2,000 images in the package; `data_dir` is ignored."""
     return _pair(load("fashion_mnist_sample"), batch_size, seed, augmentation)
 
 
@@ -55,7 +55,7 @@ def from_npz(
     augmentation: str | None = None,
     flip: bool = False,
 ) -> Pair:
-    """Returns `(train, test)` of a user's own `.npz` file with the keys x_train, y_train, x_test and y_test."""
+    """Returns `(train, test)` of your own `.npz` file with the keys x_train, y_train, x_test and y_test."""
     return _pair(npz.read(path), batch_size, seed, augmentation, flip)
 
 
@@ -68,7 +68,7 @@ def from_folder(
     augmentation: str | None = None,
     flip: bool = False,
 ) -> Pair:
-    """Returns `(train, test)` of a user's own images in `train/<class>/` and `test/<class>/` (or `val/<class>/`)."""
+    """Returns `(train, test)` of your own images in `train/<class>/` and `test/<class>/` (or `val/<class>/`)."""
     return _pair(folder.read(path, image_size=image_size), batch_size, seed, augmentation, flip)
 
 

@@ -1,6 +1,6 @@
-"""Whole files as bytes, with one kind of error for every kind of damage.
+"""Reads whole files as bytes, with one kind of error for every kind of damage.
 
-Packed files are read to their end, where their checksum is, and no further than what they can hold: a small file can
+Compressed files are read to their end, where the checksum is, but not beyond a plausible size, because a small file can
 claim, or unpack to, any size.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-MOST = 1 << 30  # bytes of a file once unpacked; the largest of the known sets has half of it
-_MOST_RATIO = 64  # of a larger archive; images are packed to a tenth at best
+MOST = 1 << 30  # bytes of an unpacked file; the largest known set has half of it
+_MOST_RATIO = 64  # largest compression ratio beyond that; images compress to a tenth at best
 _PART = 1 << 20
 
 
@@ -22,10 +22,10 @@ def read_bytes(path: Path, most: int = MOST) -> bytes:
 
     Args:
         path: The file.
-        most: Bytes of the content that are too many to be true.
+        most: Largest plausible number of bytes.
 
     Raises:
-        ValueError: if the file is no regular one, too long, or packed and damaged or cut short.
+        ValueError: if the file is no regular file, too long, or compressed and damaged or truncated.
     """
     check_regular(path)
     opened = {".gz": _open_gzip, ".xz": _open_xz}.get(path.suffix)
@@ -36,12 +36,12 @@ def read_bytes(path: Path, most: int = MOST) -> bytes:
     try:
         with opened(path) as stream:
             return bytes(read_parts(_Bounded(stream, most)))
-    except Exception as error:  # each unpacker has exceptions of its own
+    except Exception as error:  # gzip and lzma raise different exceptions
         raise _packed_badly(path, f"a complete {path.suffix} file", error) from error
 
 
 def read_parts(stream: Any) -> bytearray:
-    """Returns the rest of a stream, read part by part: at once, memory for its longest would be taken first."""
+    """Returns the rest of a stream, read in parts, because one read would allocate the largest size first."""
     content = bytearray()
     while part := stream.read(_PART):
         content += part
@@ -54,10 +54,10 @@ def read_tar(path: Path, names: Iterable[str], most: int = MOST) -> dict[str, by
     Args:
         path: The archive.
         names: Names of files.
-        most: Bytes of the unpacked archive that are too many to be true.
+        most: Largest plausible number of bytes of the unpacked archive.
 
     Raises:
-        ValueError: if the archive is damaged, cut short or too long.
+        ValueError: if the archive is damaged, truncated or too long.
     """
     check_regular(path)
     names = set(names)
@@ -78,30 +78,30 @@ def read_tar(path: Path, names: Iterable[str], most: int = MOST) -> dict[str, by
                     found[name] = content.read() if content is not None else b""
                     if len(found[name]) != member.size:
                         raise EOFError(f"{name} ends after {len(found[name])} of {member.size} bytes")
-            while stream.read(_PART):  # what follows the last member; gzip's checksum is at the end
+            while stream.read(_PART):  # reads on after the last member, because gzip's checksum is at the end
                 pass
-    except Exception as error:  # gzip, zlib and tarfile have exceptions of their own
+    except Exception as error:  # gzip, zlib and tarfile raise different exceptions
         raise _packed_badly(path, "a complete tar archive", error) from error
     return found
 
 
 def check_regular(path: Path) -> None:
-    """Refuses what is no regular file: reading a pipe would wait for ever.
+    """Checks that a path is a regular file, because reading a pipe would wait forever.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is a directory, a pipe or a device.
     """
     if not path.is_file():
-        path.stat()  # what is not there is another error
+        path.stat()  # raises FileNotFoundError if there is none
         raise ValueError(f"{path}: expected a file. Received: a directory, a pipe or a device")
 
 
 def check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuses a zip archive whose members unpack to what data never do.
+    """Checks that the members of a zip archive unpack to a plausible size.
 
     Raises:
-        ValueError: if they do.
+        ValueError: if they do not.
     """
     total = sum(member.file_size for member in archive.infolist())
     most = max(MOST, _MOST_RATIO * path.stat().st_size)
@@ -110,13 +110,13 @@ def check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def damaged(path: Path | str, expected: str, received: str) -> ValueError:
-    """Returns the error for a file whose content is not what its name promises."""
-    received = " ".join(received.split())  # zipfile quotes kilobytes of what it finds
+    """Returns the error for a file whose content does not match its name."""
+    received = " ".join(received.split())  # zipfile quotes kilobytes of content
     return ValueError(f"{path}: expected {expected}; download it again. Received: {received:.400}")
 
 
 def find_all(folder: Path, names: Iterable[str], suffixes: Iterable[str]) -> dict[str, Path] | None:
-    """Looks for a set of files that belong together, each under one of several endings.
+    """Finds a set of files that belong together, each with one of several suffixes.
 
     Returns:
         The path for each name, or `None` if the folder holds none of them.
@@ -135,13 +135,13 @@ def find_all(folder: Path, names: Iterable[str], suffixes: Iterable[str]) -> dic
         missing = [name + suffixes[-1] for name in names if name not in found]
         held = [path.name for path in found.values()]
         raise FileNotFoundError(
-            f"{folder}: expected all of a set of files; put {', '.join(missing)} there too. Received: {', '.join(held)}"
+            f"{folder}: expected all files of a set; put {', '.join(missing)} there, too. Received: {', '.join(held)}"
         )
     return found or None
 
 
 class _Bounded:
-    """Reads a stream that may be longer than what it can hold."""
+    """Reads a stream up to a largest size."""
 
     def __init__(self, stream: IO[bytes], most: int) -> None:
         self._stream, self._most, self._taken = stream, most, 0
@@ -164,7 +164,7 @@ def _open_gzip(path: Path) -> Any:
 
 
 def _open_xz(path: Path) -> Any:
-    return lzma.open(path, "rb", format=lzma.FORMAT_XZ)  # its older format has no checksum
+    return lzma.open(path, "rb", format=lzma.FORMAT_XZ)  # the older format has no checksum
 
 
 def _packed_badly(path: Path, expected: str, error: Exception) -> ValueError:

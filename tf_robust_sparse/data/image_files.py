@@ -1,4 +1,4 @@
-"""Images too many for memory: encoded files, decoded and cropped when a batch needs them."""
+"""Images that do not fit in memory: encoded files that are decoded and cropped when a batch needs them."""
 
 import math
 import os
@@ -13,16 +13,16 @@ from tf_robust_sparse.paths import user_path
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp"}
 _MOST_PIXELS = 10**8  # a small file can claim any number; the largest image of ImageNet has 6e7
-_SHORTER_SIDE = 256 / 224  # of a whole image before its center is cut out, in units of the crop
+_SHORTER_SIDE = 256 / 224  # of a scaled image before its center is cut out, in units of the crop
 _AREA, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 NUM_UNIFORMS = 2 * _TRIES + 3  # area and ratio of each try, row, column, flip
 
 
 class ImageFiles:
-    """A stand-in for an array of images `(n, size, size, 3)` uint8, of which only the file names are in memory.
+    """Image files with the interface of an array `(n, size, size, 3)` uint8; only file names are in memory.
 
-    Slices and index arrays give other such stand-ins; `numpy.asarray` decodes all of them: the shorter side is scaled
-    to 256/224 of `size` and the center cut out, as ImageNet is tested.
+    Slices and index arrays return other `ImageFiles`. `numpy.asarray` decodes all images: the shorter side is scaled to
+    256/224 of `size` and the center is cut out, as usual for testing on ImageNet.
 
     Args:
         paths: Names of the files: JPEG, PNG or BMP.
@@ -37,7 +37,7 @@ class ImageFiles:
 
     def __init__(self, paths: Sequence[str] | np.ndarray, size: int = 224) -> None:
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"`size` is the height and width of the images in pixels. Received: size={size!r}")
+            raise ValueError(f"`size` must be the height and width of the images in pixels. Received: size={size!r}")
         self.paths = np.asarray(paths, dtype=object)
         self.size = int(size)
 
@@ -57,14 +57,14 @@ class ImageFiles:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         images = []
         for path in self.paths:
-            decode(path, 3)  # whose error names the file
+            decode(path, 3)  # the error of decode names the file
             images.append(center_crop(tf.constant(path), self.size).numpy())
         found = np.stack(images) if images else np.zeros(self.shape, np.uint8)
         return found if dtype is None else found.astype(dtype)
 
 
 def decode(path: str | os.PathLike, channels: int) -> tf.Tensor:
-    """Decodes an image file at once.
+    """Decodes an image file eagerly.
 
     Args:
         path: A JPEG, PNG or BMP file.
@@ -90,7 +90,7 @@ def decode(path: str | os.PathLike, channels: int) -> tf.Tensor:
 
 
 def _dimensions(data: bytes) -> tuple[int, int]:
-    """Returns height and width as the header claims them, before memory is taken for them."""
+    """Returns the height and width in the header, before memory is allocated for the image."""
     if data.startswith(b"\x89PNG"):
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     if data.startswith(b"BM"):
@@ -126,8 +126,8 @@ def center_crop(path: tf.Tensor, size: int) -> tf.Tensor:
 def random_resized_crop(path: tf.Tensor, uniform: tf.Tensor, size: int, flip: bool = True) -> tf.Tensor:
     """Decodes a random part of a file, scales it and mirrors half of the images.
 
-    The part has 8 to 100 % of the area and an aspect ratio of 3/4 to 4/3; ten draws are tried for one that fits, and
-    the largest center of a ratio in these bounds is taken otherwise.
+    The part has 8 to 100 % of the area and an aspect ratio of 3/4 to 4/3. Up to ten draws are tried; if none fits, the
+    largest center with an allowed ratio is taken.
 
     Args:
         path: Scalar string.
@@ -144,7 +144,7 @@ def random_resized_crop(path: tf.Tensor, uniform: tf.Tensor, size: int, flip: bo
     is_jpeg = tf.io.is_jpeg(data)
     decoded = tf.cond(
         is_jpeg,
-        lambda: tf.zeros((0, 0, 3), tf.uint8),  # of a JPEG only the part is decoded
+        lambda: tf.zeros((0, 0, 3), tf.uint8),  # only the part of a JPEG is decoded
         lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
     shape = tf.cond(is_jpeg, lambda: tf.image.extract_jpeg_shape(data), lambda: tf.shape(decoded))[:2]

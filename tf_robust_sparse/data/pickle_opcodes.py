@@ -1,7 +1,7 @@
 """Executes the opcodes of a pickle that builds plain data, within bounds of size, nesting and work.
 
-Python's own unpickler trusts its input: one opcode makes it allocate gigabytes for an index, shared tuples make it
-hash for years, deep ones overflow the stack of the process. Here every value comes from a line of this file.
+Python's own unpickler trusts its input: one opcode can make it allocate gigabytes for an index, shared tuples can make
+it hash for years, and deep ones overflow the stack. Here every value is created by code of this file.
 """
 
 import collections
@@ -21,27 +21,27 @@ _REFUSED = {
     **dict.fromkeys(("NEXT_BUFFER", "READONLY_BUFFER"), "read an out-of-band buffer"),
 }
 _PLAIN = (str, bytes, int, float, complex, type(None), np.generic)
-DEEPEST = 100  # containers in containers
-_LONGEST_INTEGER = 8192  # bits; a hash of one takes time for each bit
-_LARGEST_KEY = 100  # entries of a tuple, nested ones included
-_MOST_TUPLE_KEYS = 10_000  # their hashes can be made equal, which makes a dictionary quadratic
-_OVERHEAD: dict[type, int] = {list: 56, dict: 64, set: 216, tuple: 48}  # bytes of an empty one, about
+DEEPEST = 100  # nesting of containers
+_LONGEST_INTEGER = 8192  # bits, because the time of a hash grows with them
+_LARGEST_KEY = 100  # entries of a tuple, including nested ones
+_MOST_TUPLE_KEYS = 10_000  # equal hashes, which can be forged, make a dictionary quadratic
+_OVERHEAD: dict[type, int] = {list: 56, dict: 64, set: 216, tuple: 48}  # approximate bytes of an empty one
 _PER_ITEM: dict[type, int] = {list: 8, dict: 100, set: 60, tuple: 8}
-_NESTED = 240  # bytes of what is noted of a tuple in a tuple
+_NESTED = 240  # bytes of the bookkeeping for a tuple in a tuple
 
 
 class Budget:
-    """Bounds what a file may build, in bytes, by its size; plain data takes a few times its size in memory."""
+    """Limits the bytes that a file may allocate by its size; plain data takes a few times its size in memory."""
 
     def __init__(self, size: int) -> None:
         self.limit = 32 * size + (1 << 24)
         self._left = self.limit
 
     def spend(self, amount: int) -> None:
-        """Takes off `amount`.
+        """Subtracts `amount` from the budget.
 
         Raises:
-            pickle.UnpicklingError: if it is more than there is left.
+            pickle.UnpicklingError: if the budget is exceeded.
         """
         self._left -= amount
         if self._left < 0:
@@ -49,10 +49,10 @@ class Budget:
 
 
 class StandIn:
-    """What a pickle gets for a name: something it can call, and can neither change nor look into.
+    """The value that a name in a pickle resolves to: it can be called, but neither changed nor inspected.
 
     Args:
-        function: What a call does; its arguments come from the file and must be checked.
+        function: The function to call; its arguments come from the file and must be checked.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -60,10 +60,10 @@ class StandIn:
 
 
 class Unfinished:
-    """A value that a pickle makes in two steps; the second one fills it."""
+    """A value that a pickle creates in two steps; the second one fills it."""
 
     def fill(self, state: Any) -> None:
-        """Takes the state, which comes from the file and must be checked."""
+        """Sets the state, which comes from the file and must be checked."""
         raise NotImplementedError
 
 
@@ -72,26 +72,26 @@ _OF_ITEMS = (SET, FROZENSET, ORDERED)
 
 
 def refuse(what: str) -> NoReturn:
-    """Raises a `pickle.UnpicklingError` that says what the pickle does and what is allowed."""
+    """Raises a `pickle.UnpicklingError` that names what the pickle does and what is allowed."""
     raise pickle.UnpicklingError(f"{what}; {ONLY}")
 
 
 def short(value: Any) -> str:
-    """Returns a value in a few characters; of a container, whose items may be shared without end, only the type."""
+    """Returns a value in a few characters; for a container, whose items may repeat endlessly, only the type."""
     return f"{value!r:.40}" if isinstance(value, (str, bytes, int, float)) else type(value).__name__
 
 
 def execute(data: bytes, encoding: str, names: Mapping[tuple[str, str], StandIn], budget: Budget) -> Any:
-    """Returns what a pickle builds, with stand-ins and unfinished values in it.
+    """Returns the value of a pickle, which may contain stand-ins and unfinished values.
 
     Args:
         data: The pickle.
         encoding: How strings of Python 2 are decoded, or `"bytes"`.
-        names: What each `(module, name)` resolves to.
-        budget: Bounds the containers that are built.
+        names: Stand-in of each allowed `(module, name)`.
+        budget: Limits the containers that are built.
 
     Raises:
-        pickle.UnpicklingError: if an opcode asks for what plain data does not need.
+        pickle.UnpicklingError: if an opcode does something that plain data does not need.
         Exception: of any kind, if the pickle is damaged.
     """
     machine = _Machine(encoding, names, budget)
@@ -106,16 +106,16 @@ def execute(data: bytes, encoding: str, names: Mapping[tuple[str, str], StandIn]
 
 
 class _Machine:
-    """The stack and the memo. An opcode may come with too few values on the stack, which is an `IndexError`."""
+    """The stack and the memo. An opcode that finds too few values on the stack raises an `IndexError`."""
 
     def __init__(self, encoding: str, names: Mapping[tuple[str, str], StandIn], budget: Budget) -> None:
         self.opcodes = 0
         self._encoding, self._names, self._budget = encoding, names, budget
         self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # what lies under each mark
+        self._below: list[list[Any]] = []  # the stack below each mark
         self._memo: list[Any] = []
         self._tuple_keys = 0
-        self._heights: dict[int, tuple[tuple, int]] = {}  # of tuples with tuples inside, by identity
+        self._heights: dict[int, tuple[tuple, int]] = {}  # nesting of tuples that contain tuples, by identity
 
     def pop(self) -> Any:
         return self._stack.pop()
@@ -143,12 +143,12 @@ class _Machine:
         self.push(value)
 
     def string(self, text: str) -> None:
-        data = text.encode("latin1")  # as it stands in the file
+        data = text.encode("latin1")  # as it is in the file
         self.push(data if self._encoding == "bytes" else data.decode(self._encoding))
 
     def remember(self, index: int | None) -> None:
         index = len(self._memo) if index is None else index
-        if not 0 <= index <= self.opcodes:  # an index is used for one value, which takes an opcode at least
+        if not 0 <= index <= self.opcodes:  # each index belongs to a value, which takes at least one opcode
             raise ValueError(f"place {index} after {self.opcodes} opcodes")
         self._memo.extend([None] * (index + 1 - len(self._memo)))
         self._memo[index] = self._stack[-1]
@@ -167,7 +167,7 @@ class _Machine:
             if height > DEEPEST:
                 refuse(f"this pickle nests more than {DEEPEST} tuples")
             self._budget.spend(_NESTED)
-            self._heights[id(made)] = (made, height)  # which keeps the identity taken
+            self._heights[id(made)] = (made, height)  # keeps `made` alive, so its id is not reused
         self.push(made)
 
     def new(self, kind: type) -> None:
@@ -221,7 +221,7 @@ class _Machine:
             target.fill(state)
         elif isinstance(target, StandIn):
             refuse("this pickle tries to change one of its constructors")
-        elif type(target) is not collections.OrderedDict:  # attributes of one, such as PyTorch's, are left out
+        elif type(target) is not collections.OrderedDict:  # its attributes, such as those of PyTorch, are ignored
             refuse(f"this pickle tries to set the state of a {type(target).__name__}")
 
     def _container(self, made: StandIn, items: Any = None) -> Any:
@@ -247,7 +247,7 @@ class _Machine:
         self._budget.spend(_OVERHEAD[kind] * is_new + _PER_ITEM[kind] * items)
 
     def _check_keys(self, kind: type, keys: list[Any] | tuple[Any, ...]) -> None:
-        """Refuses keys whose hash takes long or goes deep, before one is taken."""
+        """Refuses keys whose hash is slow or deeply nested, before it is computed."""
         self._charge(kind, len(keys), is_new=False)
         for key in keys:
             rest, entries = [key], 0
@@ -268,7 +268,7 @@ class _Machine:
 
 
 def _length(values: Any) -> int:
-    """Returns the bytes of what a call may copy."""
+    """Returns the number of bytes that a call may copy."""
     if type(values) is not tuple:
         return 0
     return sum(len(each) * (1 if isinstance(each, (bytes, str)) else 8) for each in values if isinstance(each, Sized))

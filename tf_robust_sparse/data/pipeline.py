@@ -1,8 +1,8 @@
-"""tf.data pipelines in which every batch is a function of (seed, epoch, position in the epoch).
+"""tf.data pipelines in which every batch depends on (seed, epoch, position in the epoch) alone.
 
-So a resumed run sees what the uninterrupted run saw, and replicas share one global batch however it is divided: the
-random numbers of an example travel with its index, and the batch operation stands outermost, where tf.distribute looks
-for it.
+A resumed run thus sees the batches of the uninterrupted run, and replicas share one global batch however it is divided.
+The random numbers of an example travel with its index, and the batch operation comes last, where tf.distribute expects
+it.
 """
 
 import functools
@@ -19,7 +19,7 @@ from tf_robust_sparse.data.source import Images, check_examples
 _AUGMENTATIONS: dict[str, Callable] = {"shift": augment.shift_and_flip, "crop": augment.crop_and_flip}
 _OF_FILES = "resized_crop"
 
-# Each epoch has one key of its own for each of these draws.
+# Each of these draws has a separate key per epoch.
 _SHUFFLE, _AUGMENT, _AUXILIARY, _NUM_STREAMS = 0, 1, 2, 4
 
 
@@ -42,36 +42,35 @@ def train_dataset(
     """Returns shuffled, augmented batches `(x, y)` for training.
 
     With `epochs`, one pass goes through the epochs `first_epoch, ..., epochs - 1`: pass
-    `steps_per_epoch=steps_per_epoch(...)` to `fit`. A run resumed at epoch e with `first_epoch=e` sees exactly what
-    the uninterrupted run saw from there. Without `epochs`, one pass is one epoch and every further pass is another
-    one, for a plain `fit(train, epochs=200)`; the passes then also depend on `tf.random.set_seed`.
+    `steps_per_epoch=steps_per_epoch(...)` to `fit`. A run resumed at epoch e with `first_epoch=e` sees exactly the
+    remaining batches of the uninterrupted run. Without `epochs`, each pass is one epoch, for a plain
+    `fit(train, epochs=200)`; the passes then also depend on `tf.random.set_seed`.
 
     With `auxiliary`, every batch holds `int(batch_size * auxiliary_fraction)` auxiliary examples, spread evenly among
-    the labeled ones, and an epoch is one pass over the labeled examples. The auxiliary examples go on from epoch to
-    epoch in passes of their own, each shuffled anew.
+    the labeled ones, and an epoch is one pass over the labeled examples. The auxiliary examples have passes of their
+    own, which continue across epochs; each pass is shuffled again.
 
     Args:
         images: `(n, height, width, channels)`, uint8, or floats in [0, 1]; or `ImageFiles`.
         labels: `(n,)`, integers.
         batch_size: Number of examples in a global batch.
         seed: Seed of the order and of the augmentation.
-        augmentation: `"shift"` for `random_shift_and_flip`, `"crop"` for `random_crop_and_flip`, `"resized_crop"`, of
-            `ImageFiles` only, for a random part of 8 to 100 % of the image, or `None`.
+        augmentation: `"shift"` for `random_shift_and_flip`, `"crop"` for `random_crop_and_flip`, `"resized_crop"`, only
+            for `ImageFiles`, for a random part of 8 to 100 % of the image, or `None`.
         flip: Whether the augmentation mirrors images; wrong for digits.
-        epochs: Number of the last epoch plus one, or `None` for one epoch per pass.
+        epochs: Number of epochs, counted from epoch 0, or `None` for one epoch per pass.
         first_epoch: Epoch to begin with, if `epochs` is given.
-        drop_remainder: Whether an epoch drops its last, partial batch; else batches have no static size.
-        auxiliary: More images and labels, such as pseudo-labeled ones, in the same form.
-        auxiliary_fraction: Share of auxiliary examples in a batch, in (0, 1).
-        with_index: Whether batches are `(x, y, index)` with the place of each example in `images`; auxiliary ones
-            count on.
-        parts: Number of equal, consecutive parts of a batch, of which part r has the examples whose place in `images`
-            is r modulo `parts`: one per replica that keeps something of each of its examples. With `with_index`,
-            without `auxiliary`.
+        drop_remainder: Whether an epoch drops its last, partial batch; otherwise batches have no static size.
+        auxiliary: More images and labels, such as pseudo-labeled ones, in the same format.
+        auxiliary_fraction: Fraction of auxiliary examples in a batch, in (0, 1).
+        with_index: Whether batches are `(x, y, index)` with the place of each example in `images`; auxiliary examples
+            are counted after these.
+        parts: Number of equal, consecutive parts of a batch. Part r has the examples whose place in `images` is r
+            modulo `parts`, so that each replica can keep data for its examples. Needs `with_index` and no `auxiliary`.
 
     Returns:
         A dataset of `x` float32 `(batch, height, width, channels)` in [0, 1] and `y` int64 `(batch,)`, of known
-        cardinality; and `index` int64 `(batch,)` if it is asked for.
+        cardinality; and `index` int64 `(batch,)` with `with_index`.
 
     Raises:
         ValueError: if the examples or the settings do not fit this description.
@@ -82,7 +81,7 @@ def train_dataset(
     if auxiliary is not None:
         auxiliary = check_examples(*auxiliary, where="train_dataset, auxiliary examples")
         if isinstance(images, ImageFiles) or isinstance(auxiliary[0], ImageFiles):
-            raise ValueError("`auxiliary` goes with images in memory; pass arrays. Received: image files")
+            raise ValueError("`auxiliary` needs images in memory; pass arrays. Received: image files")
         if auxiliary[0].shape[1:] != images.shape[1:]:
             raise ValueError(
                 f"auxiliary images must have the (height, width, channels) of the labeled ones, {images.shape[1:]}; "
@@ -90,7 +89,9 @@ def train_dataset(
             )
         auxiliary_batch = auxiliary_batch_size(batch_size, auxiliary_fraction)
         if not drop_remainder:
-            raise ValueError("with `auxiliary` every batch is full; leave drop_remainder=True")
+            raise ValueError(
+                "with `auxiliary` every batch is full; pass drop_remainder=True. Received: drop_remainder=False"
+            )
     known = (*_AUGMENTATIONS, _OF_FILES)
     if augmentation is not None and augmentation not in known:
         raise ValueError(
@@ -109,11 +110,11 @@ def train_dataset(
         )
     if epochs is None and first_epoch != 0:
         raise ValueError(
-            f"`first_epoch` means nothing without `epochs`; pass `epochs` too. Received: first_epoch={first_epoch}"
+            f"`first_epoch` has no effect without `epochs`; pass `epochs`, too. Received: first_epoch={first_epoch}"
         )
     if parts != 1 and (parts < 1 or batch_size % parts or auxiliary is not None or not drop_remainder):
         raise ValueError(
-            "`parts` is a number of equal parts of full batches without auxiliary examples. "
+            "`parts` must divide full batches without auxiliary examples into equal parts. "
             f"Received: parts={parts}, batch_size={batch_size}, drop_remainder={drop_remainder}"
         )
     steps = steps_per_epoch(n, batch_size, auxiliary_batch, drop_remainder=drop_remainder)
@@ -132,7 +133,7 @@ def train_dataset(
         number = image_files.NUM_UNIFORMS if augmentation == _OF_FILES else augment.NUM_UNIFORMS
         draws = augment.uniforms(per_epoch, _key(seed, key, _AUGMENT), number)
         dataset = tf.data.Dataset.from_tensor_slices((index, draws))
-        # A partial batch ends its epoch; full ones are made below, where devices can divide them.
+        # Partial batches end their epochs here; full ones are made below, where tf.distribute can divide them.
         return dataset if drop_remainder else dataset.batch(batch_size)
 
     if epochs is None:
@@ -218,7 +219,7 @@ def auxiliary_batch_size(batch_size: int, auxiliary_fraction: float) -> int:
     size = int(batch_size * auxiliary_fraction)
     if not 0 < size < batch_size:
         raise ValueError(
-            "`auxiliary_fraction` is the share of auxiliary examples in a batch, in (0, 1), and both kinds need at "
+            "`auxiliary_fraction` must be the fraction of auxiliary examples, in (0, 1), and both kinds need at "
             f"least one. Received: auxiliary_fraction={auxiliary_fraction}, batch_size={batch_size}"
         )
     return size
@@ -227,13 +228,13 @@ def auxiliary_batch_size(batch_size: int, auxiliary_fraction: float) -> int:
 def _made(batches: tf.data.Dataset, make_batch: Callable) -> tf.data.Dataset:
     dataset = batches.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()
-    # There are no files to divide among workers; each takes its part of every global batch.
+    # There are no files to distribute among workers; each takes its part of every global batch.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def _gather_and_move(gather: Callable, augmentation: str | None, flip: bool) -> Callable:
-    """Returns the function from indices and uniform numbers to augmented images, and labels."""
+    """Returns a function from indices and uniform numbers to augmented images and labels."""
     move = functools.partial(_AUGMENTATIONS[augmentation], flip=flip) if augmentation is not None else None
 
     def make_batch(index, uniform):
@@ -244,7 +245,7 @@ def _gather_and_move(gather: Callable, augmentation: str | None, flip: bool) -> 
 
 
 def _gather_parts(images: ImageFiles, labels: np.ndarray, flip: bool) -> Callable:
-    """Returns the function from indices and uniform numbers to random parts of the images, and labels."""
+    """Returns a function from indices and uniform numbers to random parts of the images and labels."""
     with tf.device("CPU:0"):
         paths, classes = tf.constant(images.paths.astype(str)), tf.constant(labels)
 
@@ -260,10 +261,10 @@ def _gather_parts(images: ImageFiles, labels: np.ndarray, flip: bool) -> Callabl
 
 
 def _gather(images: Images, labels: np.ndarray, auxiliary: tuple[np.ndarray, np.ndarray] | None) -> Callable:
-    """Returns the function from indices `(batch,)` to scaled images and labels; the auxiliary ones count on."""
+    """Returns a function from indices `(batch,)` to scaled images and labels; auxiliary indices follow."""
     if isinstance(images, ImageFiles):
         return _gather_centers(images, labels)
-    with tf.device("CPU:0"):  # beside tf.data's threads: an accelerator's copy would be copied back for every batch
+    with tf.device("CPU:0"):  # where tf.data runs: a copy on an accelerator would be copied back for every batch
         parts = [tuple(map(tf.constant, part)) for part in ((images, labels), auxiliary) if part is not None]
 
     def take(part, index):
@@ -302,13 +303,13 @@ def _key(seed: int, epoch: Any, stream: int) -> tf.Tensor:
 
 
 def _permutation(n: int, key: tf.Tensor) -> tf.Tensor:
-    """Returns 0..n-1 in random order, int64, the same for the same key."""
+    """Returns 0..n-1 in random order, int64; equal keys give equal orders."""
     draws = tf.random.stateless_uniform([n], key, minval=None, maxval=None, dtype=tf.int64, alg="philox")
     return tf.cast(tf.argsort(draws, stable=True), tf.int64)
 
 
 def _in_parts(order: tf.Tensor, parts: int, steps: int, batch_size: int) -> tf.Tensor:
-    """Returns the places in such an order that part r of each batch has those that are r modulo `parts`."""
+    """Reorders the places so that part r of each batch has places that are r modulo `parts`."""
     if parts == 1:
         return order
     of_parts = [
@@ -319,7 +320,7 @@ def _in_parts(order: tf.Tensor, parts: int, steps: int, batch_size: int) -> tf.T
 
 
 def _endless_permutations(n: int, epoch: tf.Tensor, count: int, seed: int) -> tf.Tensor:
-    """Returns part number `epoch`, of `count` numbers, of the concatenation of ever new permutations of 0..n-1."""
+    """Returns numbers `epoch * count` to `(epoch + 1) * count` of a concatenation of permutations of 0..n-1."""
     start = tf.cast(epoch, tf.int64) * count
     first_pass, offset = start // n, start % n
     num_passes = -(-(n - 1 + count) // n)  # enough for the largest offset
@@ -331,9 +332,9 @@ def _endless_permutations(n: int, epoch: tf.Tensor, count: int, seed: int) -> tf
 
 
 def _interleaving(batch_size: int, auxiliary_batch: int) -> np.ndarray:
-    """Returns the order that spreads the auxiliary examples, last in the batch so far, evenly over it.
+    """Returns an order that spreads the auxiliary examples, which are at the end of the batch, evenly over it.
 
-    Otherwise one replica would get the labeled half and the other one the auxiliary half.
+    Otherwise one replica would get the labeled half and another one the auxiliary half.
     """
     is_auxiliary = np.diff(np.arange(batch_size + 1) * auxiliary_batch // batch_size) == 1
     order = np.empty(batch_size, np.int64)

@@ -15,13 +15,13 @@ KEYS = ("data", "extrapolated_targets")
 
 
 def load_pseudo_labels(path: str | os.PathLike, num_classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Reads images and the labels that a network gave them, for `train_dataset(..., auxiliary=...)`.
+    """Reads images with labels predicted by a network, for `train_dataset(..., auxiliary=...)`.
 
     The file maps `data` to uint8 `(n, 32, 32, 3)` and `extrapolated_targets` to n integers. It is an `.npz`, or a
-    pickled dictionary as published, which is read without running anything it names.
+    pickled dictionary as published, which is read without calling anything that it names.
 
     Args:
-        path: The file; anything that does not end in `.npz` is read as a pickle.
+        path: The file; it is read as a pickle unless its name ends in `.npz`.
         num_classes: Labels must be in `[0, num_classes)`.
 
     Returns:
@@ -29,7 +29,7 @@ def load_pseudo_labels(path: str | os.PathLike, num_classes: int = 10) -> tuple[
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, holds something else, or its labels are out of range.
+        ValueError: if the file is damaged or has other contents, or labels are out of range.
 
     Reference: [Carmon et al., 2019](https://arxiv.org/abs/1905.13736), 500 thousand images from 80 Million Tiny Images.
     """

@@ -1,9 +1,9 @@
-"""Unpickling that can rebuild plain containers and NumPy arrays, and can call nothing else.
+"""Unpickling that rebuilds plain containers and NumPy arrays, and cannot call anything else.
 
-A pickle is a program: it names functions and calls them. Here every name resolves to a stand-in of this file or
-to an error, so no function of NumPy runs with arguments chosen by the file. That matters for NumPy too:
-`ndarray(shape, dtype=object, buffer=...)` and a `dtype` with tampered flags both turn bytes into pointers.
-What a file can build is bounded by its size: a small one cannot take much memory or time.
+A pickle is a program: it names functions and calls them. Here every name resolves to a stand-in of this file or raises
+an error, so no function of NumPy runs with arguments chosen by the file. This is necessary, because
+`ndarray(shape, dtype=object, buffer=...)` and a `dtype` with forged flags both turn bytes into pointers. The size of a
+file limits the memory and time that it can use.
 """
 
 import math
@@ -30,7 +30,7 @@ from tf_robust_sparse.data.pickle_opcodes import (
 from tf_robust_sparse.paths import user_path
 
 _DTYPE_CODE = re.compile(r"[?biufcSUO]\d*")
-_MOST_AXES = 64  # of NumPy
+_MOST_AXES = 64  # NumPy's limit
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
@@ -44,13 +44,13 @@ def load(
     Args:
         file: Path, bytes, or a binary file open for reading.
         encoding: How strings written by Python 2 are decoded: `"ASCII"`, `"bytes"` or `"latin1"`.
-        stand_ins: What further names, `(module, name)`, resolve to; nothing is imported for them.
+        stand_ins: Stand-ins of further names `(module, name)`; nothing is imported for them.
 
     Returns:
-        The object. Arrays are writable copies of their own. Arrays of objects hold such plain values again.
+        The object. Arrays are independent, writable copies. Arrays of objects hold plain values again.
 
     Raises:
-        pickle.UnpicklingError: if the pickle asks for anything else, is damaged or cut short, nests more than 100
+        pickle.UnpicklingError: if the pickle contains anything else, is damaged or truncated, nests more than 100
             containers, contains itself, or builds far more than its size.
     """
     if isinstance(file, (bytes, bytearray)):
@@ -80,8 +80,8 @@ class _DType(Unfinished):
         self.value = np.dtype(code)
 
     def fill(self, state: Any) -> None:
-        # (version, byte order, subarray, names, fields, item size, alignment, flags): only the byte order is
-        # taken from the file. Item sizes of text types are already part of the code.
+        # (version, byte order, subarray, names, fields, item size, alignment, flags): only the byte order is used.
+        # Item sizes of text types are already part of the code.
         order, subarray, names, fields = state[1:5]
         if subarray is not None or names is not None or fields is not None:
             refuse("this pickle holds an array with named fields")
@@ -93,7 +93,7 @@ class _DType(Unfinished):
 
 
 class _Array(Unfinished):
-    """An array being read: made empty first, filled in a second step, replaced by `_Finish` in the end."""
+    """An array being read: created empty, filled in a second step, and at last replaced by `_Finish`."""
 
     def __init__(self, value=None):
         self.value = value
@@ -115,10 +115,10 @@ def _build_array(data: Any, dtype: np.dtype, shape: Any, order: Literal["C", "F"
         if not isinstance(data, list) or len(data) != count:
             raise ValueError("expected an array of objects to list as many objects as its shape holds")
         array = np.empty(count, dtype)
-        for i, item in enumerate(data):  # one by one: NumPy would unfold a list of lists
+        for i, item in enumerate(data):  # one by one, because NumPy would unfold a list of lists
             array[i] = item
         return array.reshape(shape, order=order)
-    if isinstance(data, str):  # Python 2 read with encoding="latin1"
+    if isinstance(data, str):  # from Python 2, read with encoding="latin1"
         data = data.encode("latin1")
     if len(data) != count * dtype.itemsize:
         raise ValueError(f"expected {count * dtype.itemsize} bytes for shape {shape}, {dtype}; received {len(data)}")
@@ -146,7 +146,7 @@ def _frombuffer(data, dtype, shape, order, axis_order=None):
 
 
 def _encode(text, encoding="latin1"):
-    if encoding not in ("latin1", "latin-1"):  # the one way in which Python writes bytes below protocol 3
+    if encoding not in ("latin1", "latin-1"):  # Python writes bytes below protocol 3 only in this way
         raise ValueError(f"expected bytes written as latin1 text, received encoding {short(encoding)}")
     return text.encode("latin1")
 
@@ -172,7 +172,7 @@ for _module in ("builtins", "__builtin__"):
     _ALLOWED[_module, "bytes"] = StandIn(_empty_bytes)
     _ALLOWED[_module, "set"] = SET
     _ALLOWED[_module, "frozenset"] = FROZENSET
-for _module in ("numpy.core", "numpy._core"):  # the spelling changed with NumPy 2
+for _module in ("numpy.core", "numpy._core"):  # NumPy 2 changed the name
     _ALLOWED[_module + ".multiarray", "_reconstruct"] = StandIn(_reconstruct)
     _ALLOWED[_module + ".multiarray", "scalar"] = StandIn(_scalar)
     _ALLOWED[_module + ".numeric", "_frombuffer"] = StandIn(_frombuffer)
@@ -183,24 +183,24 @@ def _text(value: Any) -> str:
 
 
 class _Finish:
-    """Puts the finished arrays in the place of what stood for them. Containers are changed in place.
+    """Replaces unfinished values by finished arrays; containers are changed in place.
 
     Args:
-        limit: Bytes that the whole may take with a copy of a value for each reference to it, as in an array.
+        limit: Largest number of bytes of the result if every reference counts as a copy, as in an array.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # By identity: the value before (which keeps the identity taken) and after, containers inside, bytes. `None`
-        # while its items are looked at.
+        # By identity: the old value (kept alive, so its id is not reused), the new one, nested containers, bytes.
+        # `None` while its items are visited.
         self._done: dict[int, tuple[Any, Any, int, int] | None] = {}
 
     def finished(self, value: Any) -> Any:
-        """Returns what a value becomes."""
+        """Returns the finished value."""
         return self._finish(value, 0)[0]
 
     def _finish(self, value: Any, depth: int) -> tuple[Any, int, int]:
-        """Returns what a value becomes, how many containers it nests, and its size in bytes."""
+        """Returns the finished value, how many containers it nests, and its size in bytes."""
         if isinstance(value, _Array):
             if value.value is None:
                 raise ValueError("an array was named and never filled")
@@ -241,4 +241,4 @@ class _Finish:
         elif isinstance(value, np.ndarray):
             for index, item in zip(np.ndindex(value.shape), items, strict=True):
                 value[index] = item
-        return value  # a set holds plain values alone
+        return value  # a set holds only plain values

@@ -1,4 +1,4 @@
-"""A data set: two labeled splits of images, in memory or, if they are too many, in files."""
+"""A data set: two labeled splits of images, in memory or in files."""
 
 import dataclasses
 from typing import Any, overload
@@ -10,7 +10,7 @@ from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.data.image_files import ImageFiles
 
 Images = np.ndarray | ImageFiles
-MOST_CLASSES = 100_000  # a label beyond is a damaged one, or a number that says something else
+MOST_CLASSES = 100_000  # a larger label is damaged or not a class number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,19 +18,19 @@ class ImageDataset:
     """Train and test images of one classification problem, checked once when it is made.
 
     Args:
-        name: What to call it in messages and reports.
+        name: Name in messages and reports.
         train_images: `(n, height, width, channels)`, uint8, or floats in [0, 1] (kept as float32); or `ImageFiles`.
         train_labels: `(n,)`, integers in `[0, num_classes)`; kept as int64.
-        test_images: As `train_images`, with the same height, width and channels.
-        test_labels: As `train_labels`.
+        test_images: Like `train_images`, with the same height, width and channels.
+        test_labels: Like `train_labels`.
         num_classes: Number of classes, 2 to 100,000.
         class_names: One name per class, or `None`.
-        flip: Whether a mirrored image still shows its class: true of objects, false of digits.
+        flip: Whether a mirrored image still shows its class: `True` for objects, `False` for digits.
         origin: Where the files were found.
 
     Raises:
-        ValueError: if a split is empty, has the wrong rank or type, holds floats outside [0, 1] or that are not
-            finite, or labels that are not class numbers, or if the splits do not fit together.
+        ValueError: if a split is empty, has the wrong rank or type, holds floats outside [0, 1], infinities or NaN,
+            or labels that are not class numbers, or if the splits do not match.
     """
 
     name: str
@@ -73,7 +73,7 @@ class ImageDataset:
     def take(
         self, train_examples: int | None = None, test_examples: int | None = None, seed: int = 0
     ) -> "ImageDataset":
-        """Returns a smaller data set: a random part of train, the first part of test.
+        """Returns a smaller data set: a random part of train and the beginning of test.
 
         Args:
             train_examples: Size of the train subset, drawn without replacement; `None` keeps all in order.
@@ -81,7 +81,7 @@ class ImageDataset:
             seed: Seed of the draw; the same seed gives the same subset.
 
         Raises:
-            ValueError: if a count is not positive or is more than there are.
+            ValueError: if a count is not positive or exceeds the number of examples.
         """
         images, labels = self.train_images, self.train_labels
         if train_examples is not None:
@@ -110,7 +110,7 @@ class ImageDataset:
             their labels.
 
         Raises:
-            ValueError: if `num_examples` is not positive or leaves nothing to train on.
+            ValueError: if `num_examples` is not positive or leaves no training example.
         """
         _check_count("num_examples", num_examples, len(self.train_labels) - 1, self.name)
         order = np.random.default_rng(seed).permutation(len(self.train_labels))
@@ -134,16 +134,16 @@ def check_examples(
 def check_examples(
     images: npt.ArrayLike | ImageFiles, labels: npt.ArrayLike, *, num_classes: int | None = None, where: str
 ) -> tuple[Images, np.ndarray]:
-    """Returns images as uint8 or float32 and labels as int64, or says in one line what is wrong with them.
+    """Returns images as uint8 or float32 and labels as int64, or raises an error of one line that names the fault.
 
     Args:
-        images: `(n, height, width, channels)`, uint8, or floats in [0, 1]; or `ImageFiles`, which stay what they are.
+        images: `(n, height, width, channels)`, uint8, or floats in [0, 1]; or `ImageFiles`, which stay unchanged.
         labels: `(n,)`, integers.
-        num_classes: Bound of the labels; `None` asks only that they are in [0, 100,000).
-        where: Opening words of the messages, such as `"cifar10, train split"`.
+        num_classes: Number of classes; `None` only requires labels in [0, 100,000).
+        where: Beginning of the messages, such as `"cifar10, train split"`.
 
     Raises:
-        ValueError: if the two do not have these shapes, types and ranges.
+        ValueError: if images or labels have other shapes, types or ranges.
     """
     most = MOST_CLASSES if num_classes is None else num_classes
     if isinstance(images, ImageFiles):
@@ -162,7 +162,7 @@ def check_examples(
 
 
 def label_array(values: Any) -> np.ndarray:
-    """Returns a list of integers or an array of them as an array, without rounding or converting anything else.
+    """Returns a list or array of integers as an array, without rounding or converting other values.
 
     Raises:
         ValueError: if it holds anything else.
@@ -183,5 +183,5 @@ def label_array(values: Any) -> np.ndarray:
 def _check_count(argument: str, count: int, available: int, name: str) -> None:
     if not 1 <= count <= available:
         raise ValueError(
-            f"{name}: `{argument}` must be between 1 and the {available} examples at hand. Received: {argument}={count}"
+            f"{name}: `{argument}` must be in 1..{available}, the number of examples. Received: {argument}={count}"
         )

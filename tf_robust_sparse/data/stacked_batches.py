@@ -1,4 +1,4 @@
-"""Batches for networks that are trained side by side, each in an order of its own."""
+"""Batches for networks that are trained side by side, each with its own order of examples."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,18 @@ import tensorflow as tf
 def stacked_batches(examples: int, batch_size: int, seeds: Sequence[int], first_step: int = 0) -> tf.data.Dataset:
     """Returns endless shuffled batches of the places of examples, one part per seed, in the order of the seeds.
 
-    Each part goes through epochs of its own: all examples in an order that depends on its seed and the epoch alone, the
-    last, partial batch of an epoch included. So a part is what the same seed gives alone, and the batches from
-    `first_step` on are those that an uninterrupted pass gives from there.
+    Each part has its own epochs: all examples, in an order that depends on its seed and the epoch alone, including the
+    last, partial batch. A part thus equals the batches of its seed alone, and the batches from `first_step` on equal
+    those of an uninterrupted pass.
 
-    Places and not images, which whoever trains takes from memory: a step of a small network is as short as what
-    `tf.data` needs to call a function.
+    Batches hold places, not images, because a step of a small network is as short as a function call of `tf.data`; the
+    training code reads the images from memory.
 
     Args:
-        examples: How many there are, at least 1.
-        batch_size: Examples per part and step.
+        examples: Number of examples, at least 1.
+        batch_size: Number of examples per part and step.
         seeds: One integer per part.
-        first_step: Number of batches to leave out.
+        first_step: Number of batches to skip.
 
     Returns:
         A dataset of int32 `(parts * batch,)`, in [0, examples).
@@ -47,10 +47,10 @@ def stacked_batches(examples: int, batch_size: int, seeds: Sequence[int], first_
 
     epochs = tf.data.Dataset.range(first_step // steps, np.iinfo(np.int64).max)
     options = tf.data.Options()
-    options.autotune.enabled = False  # nothing here to tune, and the end of a call of `fit` would wait for it, 0.35 s
+    options.autotune.enabled = False  # nothing to tune here, and the end of `fit` would wait 0.35 s for the tuner
     return epochs.flat_map(epoch).skip(first_step % steps).with_options(options)
 
 
 def steps_of_an_epoch(examples: int, batch_size: int) -> int:
-    """Returns the number of batches of an epoch, the partial one included."""
+    """Returns the number of batches of an epoch, including the partial one."""
     return -(-examples // batch_size)

@@ -77,7 +77,7 @@ def from_keras(
         raise ValueError(f"`kernel` must be one of {', '.join(_FORMS)}. Received: kernel={kernel!r}")
     if kernel == "rewiring" and connectivity is None:
         raise ValueError(
-            'kernel="rewiring" draws connections; pass their fraction, as in connectivity=0.1. Received: connectivity=None'
+            'kernel="rewiring" draws connections; pass their fraction, connectivity=0.1. Received: connectivity=None'
         )
     if connectivity is not None and not 0 < connectivity <= 1:
         raise ValueError(f"`connectivity` must be in (0, 1]. Received: connectivity={connectivity!r}")

@@ -59,7 +59,7 @@ class StackedDense(MaskedKernel, KernelLayer):
 
 
 def can_be_stacked(network: keras.Model) -> bool:
-    """Returns whether `network` has only masked dense layers, not frozen and without biases, besides its activations."""
+    """Returns whether `network` has only masked dense layers, unfrozen and without biases, besides activations."""
     others = [layer for layer in network.layers if not isinstance(layer, _ROW_BY_ROW)]
     return all(isinstance(layer, layers.MaskedDense) and not (layer.use_bias or layer.frozen) for layer in others)
 

@@ -1,4 +1,4 @@
-"""Readers of data files: one module a format, each with `find(folder)` and `read(...)`."""
+"""Readers of data files: one module per format, each with `find(folder)` and `read(...)`."""
 
 from tf_robust_sparse.data.readers import cifar, folder, idx, npz, svhn, tfds
 

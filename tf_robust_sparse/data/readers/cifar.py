@@ -11,12 +11,12 @@ from tf_robust_sparse.data import files, restricted_pickle
 from tf_robust_sparse.data.source import label_array
 
 _PIXELS = 3 * 32 * 32
-_MOST = 1 << 28  # bytes of an archive or file once unpacked; the largest archive has 187 MB
+_MOST = 1 << 28  # bytes of an unpacked archive or file; the largest archive has 187 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Names that one version of one data set uses."""
+    """The names in one version of one data set."""
 
     num_classes: int
     archive: str
@@ -24,7 +24,7 @@ class _Layout:
     train: tuple[str, ...]
     test: str
     meta: str
-    label_bytes: int = 0  # before the pixels of each image; 0 means that the files are pickles
+    label_bytes: int = 0  # before the pixels of each image; 0 means pickled files
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ _LAYOUTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Where a version of the data set lies: `paths` of its files, or of its archive under the archive's name."""
+    """A version of the data set that was found: `paths` of its files, or of its archive under the archive's name."""
 
     layout: _Layout
     paths: dict[str, Path]
@@ -69,12 +69,12 @@ class Found:
 
 
 def official_files(num_classes: int) -> tuple[str, ...]:
-    """Names of the archives that the authors publish."""
+    """Returns the names of the published archives."""
     return tuple(layout.archive for layout in _LAYOUTS if layout.num_classes == num_classes)
 
 
 def find(folder: Path, num_classes: int) -> Found | None:
-    """Looks for any version, in the folder itself or in the sub-folder that the archive unpacks to.
+    """Finds any version, in the folder itself or in the sub-folder that the archive unpacks to.
 
     Raises:
         FileNotFoundError: if a folder holds only some of the files of a version.
@@ -83,7 +83,7 @@ def find(folder: Path, num_classes: int) -> Found | None:
         if layout.num_classes != num_classes:
             continue
         for place in (*(folder / name for name in layout.folders), folder):
-            # A file called "train" or "test" may be anything; an unpacked CIFAR-100 has both and "meta".
+            # A file called "train" or "test" may be anything; an unpacked CIFAR-100 has both, and "meta".
             if layout.meta == "meta" and not (place / "meta").is_file():
                 continue
             paths = files.find_all(place, layout.names, ["", ".xz"])
@@ -103,7 +103,7 @@ def read(
     The labels of CIFAR-100 are the 100 fine ones. Class names are `None` where the files lack them.
 
     Raises:
-        ValueError: if a file is damaged or cut short.
+        ValueError: if a file is damaged or truncated.
     """
     layout = found.layout
     if layout.archive in found.paths:

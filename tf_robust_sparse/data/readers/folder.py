@@ -1,4 +1,4 @@
-"""A user's own data as image files, one folder a class."""
+"""Your own data as image files, one folder per class."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from tf_robust_sparse.data.source import ImageDataset
 from tf_robust_sparse.paths import user_path
 
 ImageSize = int | tuple[int, int] | None
-_NOT_THE_USERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN"}  # what systems put beside files
+_NOT_THE_USERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN"}  # created by operating systems and tools
 
 
 def find(folder: Path) -> tuple[Path, Path] | None:
@@ -30,9 +30,9 @@ def find(folder: Path) -> tuple[Path, Path] | None:
 def read(folder: str | os.PathLike, image_size: ImageSize = None, channels: int = 3) -> ImageDataset:
     """Reads `train/<class>/*.png` and `test/<class>/*.png` (or `val/<class>/...`); JPEG and BMP files too.
 
-    Classes are the sub-folders of `train` with images, numbered in alphabetical order; images may lie deeper inside
-    them. Hidden folders such as `.ipynb_checkpoints`, empty ones and other files are skipped, with a warning that
-    counts them. Everything is decoded at once and kept as uint8.
+    Classes are the sub-folders of `train` with images, numbered in alphabetical order; images may be in nested
+    folders. Hidden folders such as `.ipynb_checkpoints`, empty ones and other files are skipped, with a warning that
+    counts them. All images are decoded at once and kept as uint8.
 
     Args:
         folder: Holds `train` and `test`, or `train` and `val`.
@@ -41,8 +41,8 @@ def read(folder: str | os.PathLike, image_size: ImageSize = None, channels: int 
 
     Raises:
         FileNotFoundError: if the folders are not there.
-        ValueError: if there are no images, an image is damaged or has another size, a class has files of other formats
-            alone, or test has an unknown class.
+        ValueError: if there are no images, an image is damaged or has another size, a class has only files of other
+            formats, or test has an unknown class.
     """
     folder = user_path(folder)
     found = find(folder)
@@ -76,10 +76,10 @@ class Listed:
 
 
 def list_images(place: Path) -> Listed:
-    """Finds the image files in `<class>/` folders, at any depth, and warns of what else lies there.
+    """Finds the image files in `<class>/` folders, at any depth, and warns about other files.
 
     Raises:
-        ValueError: if there are no images, or files of a class that are all of another format.
+        ValueError: if there are no images, or all files of a class have another format.
     """
     images: dict[str, list[str]] = {}
     skipped: dict[str, list[str]] = collections.defaultdict(list)
@@ -95,7 +95,7 @@ def list_images(place: Path) -> Listed:
             skipped["outside of class folders"].append(entry.path)
     images = {name: found for name, found in images.items() if found}
     if not images:
-        raise ValueError(f"{place}: expected .png, .jpg or .bmp images in a folder for each class. Received: none")
+        raise ValueError(f"{place}: expected .png, .jpg or .bmp images in a folder for each class. Received: no images")
     if skipped:
         parts = (f"{len(paths)} {kind} (such as {paths[0]})" for kind, paths in sorted(skipped.items()))
         warnings.warn(f"{place}: skipped {', '.join(parts)}", stacklevel=2)
@@ -120,14 +120,14 @@ def _walk(directory: str, skipped: dict[str, list[str]]) -> Iterator[str]:
             yield from _walk(entry.path, skipped)
         elif _ending(entry.name) not in ENDINGS:
             skipped[f"files of type {_ending(entry.name) or '(none)'}"].append(entry.path)
-        elif not entry.is_file():  # a pipe would be waited for
+        elif not entry.is_file():  # opening a pipe would wait forever
             skipped["that are no regular files"].append(entry.path)
         else:
             yield entry.path
 
 
 def _entries(directory: str | Path) -> list[os.DirEntry]:
-    with os.scandir(directory) as found:  # which knows the type of most entries without another look at the disk
+    with os.scandir(directory) as found:  # knows the type of most entries without another disk access
         return sorted(found, key=lambda entry: entry.name)
 
 

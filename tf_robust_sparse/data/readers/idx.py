@@ -1,4 +1,4 @@
-"""The IDX files of MNIST and of the sets that copy its format, gzip'd or not."""
+"""The IDX files of MNIST and of sets in the same format, compressed by gzip or not."""
 
 import math
 from pathlib import Path
@@ -11,10 +11,10 @@ NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 
 
 def find(folder: Path) -> dict[str, Path] | None:
-    """Returns the paths of the four files, or `None` if none is there.
+    """Returns the paths of the four files, or `None` if there is none of them.
 
     Raises:
-        FileNotFoundError: if only some of the four are there.
+        FileNotFoundError: if there are only some of the four.
     """
     return files.find_all(folder, NAMES, ["", ".gz"])
 
@@ -23,7 +23,7 @@ def read(paths: dict[str, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     """Returns train images `(n, height, width, 1)` uint8, train labels `(n,)`, and the same of test.
 
     Raises:
-        ValueError: if a file is damaged or cut short.
+        ValueError: if a file is damaged or truncated.
     """
     arrays = [read_array(paths[name]) for name in NAMES]
     for name, array, rank in zip(NAMES, arrays, (3, 1, 3, 1), strict=True):
@@ -37,7 +37,7 @@ def read_array(path: Path) -> np.ndarray:
     """Returns the array in one IDX file of unsigned bytes.
 
     Raises:
-        ValueError: if the magic number or the size is not that of such a file.
+        ValueError: if the magic number or the size is wrong.
     """
     data = files.read_bytes(Path(path))
     # Two zero bytes, 8 for unsigned bytes, the number of axes, and 4 big-endian bytes for each axis.

@@ -1,4 +1,4 @@
-"""ImageNet and ImageNet-100 as folders of image files, which stay on disk."""
+"""ImageNet and ImageNet-100 as folders of image files, which are not read into memory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ _LONGEST_LABEL = 6  # digits
 
 
 def find(place: Path) -> tuple[Path, Path] | None:
-    """Returns the folders `train` and `val` (or `test`) of `place`, or `None` unless both are there."""
+    """Returns the folders `train` and `val` (or `test`) of `place`, or `None` unless both exist."""
     return folder.find(place)
 
 
@@ -26,12 +26,12 @@ def read(place: Path, name: str, size: int | None = None) -> ImageDataset:
 
     Args:
         place: Holds the two folders and, for `imagenet100`, the lists `train_100.txt` and `val_100.txt` with a line
-            `train/<class>/<file> <label>` for each image, or no lists if it holds the 100 classes alone.
-        name: `"imagenet"`, of which every class folder is one, or `"imagenet100"`.
+            `train/<class>/<file> <label>` for each image; it needs no lists if it holds only the 100 classes.
+        name: `"imagenet"`, where every folder is a class, or `"imagenet100"`.
         size: Height and width of the images, 224 by default.
 
     Raises:
-        FileNotFoundError: if the folders are not there, or a listed file is not.
+        FileNotFoundError: if the folders or a listed file do not exist.
         ValueError: if there are no images, test has an unknown class, a list is malformed, or ImageNet-100 has more
             classes and no lists.
     """
@@ -50,7 +50,7 @@ def read(place: Path, name: str, size: int | None = None) -> ImageDataset:
         names = tuple(train.images)
         if name == "imagenet100" and len(names) > 100:
             raise ValueError(
-                f"{place}: expected {' and '.join(LISTS)}, which say what the 100 classes are, or those classes alone. "
+                f"{place}: expected {' and '.join(LISTS)}, which list the 100 classes, or only their folders. "
                 f"Received: {len(names)} classes and no lists"
             )
         listed = [_labeled(split, names) for split in (train, test)]
@@ -69,14 +69,14 @@ def read(place: Path, name: str, size: int | None = None) -> ImageDataset:
 
 
 def unpack(prepared: Path, place: Path, progress: Callable[[str, int, int], None] = lambda *_: None) -> None:
-    """Writes the files of ImageNet as TensorFlow Datasets prepared it into class folders, which `read` reads.
+    """Writes the files of ImageNet as TensorFlow Datasets prepared it to class folders for `read`.
 
-    Images are copied as they are encoded. Files that are there already stay, so that what was interrupted goes on.
+    Encoded images are copied unchanged. Existing files stay, so an interrupted call can be repeated.
 
     Args:
         prepared: A prepared version, such as `~/tensorflow_datasets/imagenet2012/5.1.0`.
-        place: Where `train/<class>/` and `val/<class>/` are made.
-        progress: Called for each image with the split, the number of images so far, and how many it has.
+        place: Folder in which `train/<class>/` and `val/<class>/` are created.
+        progress: Called for each image with the split, the number of images so far, and the number of all.
 
     Raises:
         ValueError: if `prepared` is no such version, or it is damaged.
@@ -101,7 +101,7 @@ def unpack(prepared: Path, place: Path, progress: Callable[[str, int, int], None
                 progress(split, number, total)
     except OSError:
         raise
-    except Exception as error:  # any layer of the library may fail on a damaged folder
+    except Exception as error:  # the library may fail anywhere on a damaged folder
         raise ValueError(
             f"{prepared}: expected ImageNet as TensorFlow Datasets prepares it, with train and validation. "
             f"Received: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -126,15 +126,15 @@ def _read_list(path: Path, place: Path) -> tuple[list[str], np.ndarray]:
         paths.append(str(place / file))
         labels.append(int(label))
     if not paths:
-        raise ValueError(f"{path}: expected a line for each image. Received: none")
+        raise ValueError(f"{path}: expected a line for each image. Received: an empty file")
     missing = next((name for name in paths if not Path(name).is_file()), None)
     if missing is not None:
-        raise FileNotFoundError(f"{path} lists {missing}, which is not there")
+        raise FileNotFoundError(f"{path} lists {missing}, which does not exist")
     return paths, np.array(labels, np.int64)
 
 
 def _names_of_labels(listed: list[tuple[list[str], np.ndarray]], lists: list[Path]) -> tuple[str, ...]:
-    """Returns the class folders by label, which both lists must agree on."""
+    """Returns the class folders by label; both lists must agree."""
     names: dict[int, str] = {}
     for (paths, labels), origin in zip(listed, lists, strict=True):
         for path, label in zip(paths, labels, strict=True):

@@ -1,10 +1,11 @@
 """Arrays of numbers in MATLAB 5 files.
 
-The file is a header of 128 bytes and elements: type and size (4 bytes each), then the content, padded to 8 bytes inside
-of others; a size of up to 4 shares the first word with the type and the content follows at once. A variable is an
-element of elements: flags, sizes of the axes, name, values, in column-major order. It may be packed by zlib.
+A file consists of a header of 128 bytes and elements: type and size (4 bytes each), then the content, which nested
+elements pad to 8 bytes. A size of up to 4 shares the first word with the type, and the content follows directly. A
+variable is an element of elements: flags, sizes of the axes, name, and values in column-major order. It may be
+compressed by zlib.
 
-SciPy reads these files too, but neither to the checksum nor without crashing the process on some damaged ones.
+SciPy reads these files, too, but does not check the checksum and crashes the process on some damaged files.
 """
 
 import math
@@ -24,16 +25,16 @@ Order = Literal["little", "big"]
 
 
 def parse(data: bytes, names: Collection[str], most: int) -> dict[str, np.ndarray]:
-    """Returns the named arrays of a file; variables of other names and those that are no numbers are left out.
+    """Returns the named arrays of a file; other variables and those that are no numbers are ignored.
 
     Args:
         data: The file.
         names: Names of variables.
-        most: Bytes of all variables once unpacked that are too many to be true.
+        most: Largest plausible number of bytes of all unpacked variables.
 
     Raises:
         ValueError: if the file is damaged, or no MATLAB 5 file.
-        zlib.error: if a packed variable is damaged.
+        zlib.error: if a compressed variable is damaged.
     """
     marks: dict[bytes, Order] = {b"IM": "little", b"MI": "big"}
     order = marks.get(data[_HEADER - 2 : _HEADER])
@@ -57,7 +58,7 @@ def parse(data: bytes, names: Collection[str], most: int) -> dict[str, np.ndarra
 
 
 def _elements(data: bytes, order: Order, place: int, is_padded: bool) -> Iterator[tuple[int, bytes]]:
-    """Yields type and content of each element."""
+    """Yields the type and content of each element."""
     while place < len(data):
         first = int.from_bytes(data[place : place + 4], order)
         kind, size, start = first, int.from_bytes(data[place + 4 : place + _TAG], order), place + _TAG
@@ -76,7 +77,7 @@ def _elements(data: bytes, order: Order, place: int, is_padded: bool) -> Iterato
 
 
 def _variable(content: bytes, order: Order) -> tuple[str, np.ndarray | None]:
-    """Returns the name and, of numbers, the values of a variable."""
+    """Returns the name of a variable and, if they are numbers, its values."""
     parts = _elements(content, order, 0, is_padded=True)
     try:
         (_, flags), (_, axes), (_, name), (stored, values) = (next(parts) for _ in range(4))
@@ -89,7 +90,7 @@ def _variable(content: bytes, order: Order) -> tuple[str, np.ndarray | None]:
     if len(axes) % 4 or len(axes) > 4 * _MOST_AXES:
         raise ValueError(f"axes of {len(axes)} bytes")
     shape = np.frombuffer(axes, f"{byte_order}i4").tolist()
-    kind = np.dtype(f"{byte_order}{_STORED[stored]}")  # whole numbers are stored in as few bytes as they need
+    kind = np.dtype(f"{byte_order}{_STORED[stored]}")  # integers are stored in the fewest bytes
     if min(shape, default=0) < 0 or len(values) != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{len(values)} bytes of type {kind} for shape {shape}")
     with np.errstate(all="ignore"):

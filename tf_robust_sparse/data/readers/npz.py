@@ -1,4 +1,4 @@
-"""A user's own data in one NumPy archive."""
+"""Your own data in one NumPy archive."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from tf_robust_sparse.data.source import ImageDataset
 from tf_robust_sparse.paths import user_path
 
 _NPY = b"\x93NUMPY"
-_LONGEST_HEADER = 1 << 17  # NumPy itself refuses one beyond 10,000 bytes
+_LONGEST_HEADER = 1 << 17  # NumPy refuses headers beyond 10,000 bytes
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -52,7 +52,7 @@ def read(path: str | os.PathLike) -> ImageDataset:
 def read_arrays(path: Path, keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Returns the named arrays of a `.npz` file, or all of them; never unpickles.
 
-    Each array is read to its checksum, and its size is compared with its header before memory is taken.
+    Each array is read to its checksum, and its size is compared with its header before memory is allocated.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -74,7 +74,7 @@ def read_arrays(path: Path, keys: Collection[str] | None = None) -> dict[str, np
             if missing:
                 raise ValueError(f"no {', '.join(missing)} among its keys {sorted(members)[:10]}")
             return {key: _member(archive, members[key], key) for key in keys or members}
-    except Exception as error:  # zipfile and NumPy have exceptions of their own for every kind of damage
+    except Exception as error:  # zipfile and NumPy raise many kinds of exceptions for damage
         expected = f"a complete .npz file of plain arrays {named}".strip()
         received = f"{path.stat().st_size} bytes: {error or type(error).__name__}"
         raise files.damaged(path, expected, received) from error
@@ -84,7 +84,7 @@ def read_array(path: Path) -> np.ndarray:
     """Returns the array of a `.npy` file; never unpickles.
 
     Raises:
-        ValueError: if the file is no regular one or damaged, or holds Python objects.
+        ValueError: if the file is no regular file or damaged, or holds Python objects.
     """
     files.check_regular(path)
     content = bytearray(path.read_bytes())
@@ -100,7 +100,7 @@ def _member(archive: zipfile.ZipFile, member: str, key: str) -> np.ndarray:
 
 
 def _parse(content: bytearray, name: str) -> np.ndarray:
-    """Returns the array of a `.npy` file, which keeps `content`."""
+    """Returns the array of a `.npy` file as a view of `content`."""
     stream = io.BytesIO(content[:_LONGEST_HEADER])
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):

@@ -9,14 +9,14 @@ from tf_robust_sparse.data import files
 from tf_robust_sparse.data.readers import matlab
 
 NAMES = ("train_32x32.mat", "test_32x32.mat")
-_MOST = 1 << 29  # bytes of a file once unpacked; the larger one has 225 MB
+_MOST = 1 << 29  # bytes of an unpacked file; the larger one has 225 MB
 
 
 def find(folder: Path) -> dict[str, Path] | None:
-    """Returns the paths of the two files, or `None` if neither is there.
+    """Returns the paths of the two files, or `None` if there is neither.
 
     Raises:
-        FileNotFoundError: if only one of the two is there.
+        FileNotFoundError: if there is only one of the two.
     """
     return files.find_all(folder, NAMES, [""])
 
@@ -25,7 +25,7 @@ def read(paths: dict[str, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     """Returns train images `(n, 32, 32, 3)` uint8, train labels `(n,)` int64 in 0..9, and the same of test.
 
     Raises:
-        ValueError: if a file is damaged or cut short.
+        ValueError: if a file is damaged or truncated.
     """
     return (*read_split(paths[NAMES[0]]), *read_split(paths[NAMES[1]]))
 
@@ -34,7 +34,7 @@ def read_split(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns images `(n, 32, 32, 3)` uint8 and labels `(n,)` int64; the digit 0, stored as 10, becomes 0.
 
     Raises:
-        ValueError: if the file is damaged, or holds other arrays.
+        ValueError: if the file is damaged or holds other arrays.
     """
     path = Path(path)
     data = files.read_bytes(path, _MOST)

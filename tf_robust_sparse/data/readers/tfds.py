@@ -1,4 +1,4 @@
-"""Sets that TensorFlow Datasets has prepared on this machine, and, if its host answers, ones it can download."""
+"""Sets that TensorFlow Datasets has prepared on this machine or, if the host answers, can download."""
 
 import os
 import threading
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Name in TensorFlow Datasets, and a file of the host that it downloads from.
+# Name in TensorFlow Datasets, and a file on the host from which it downloads.
 SOURCES = {
     "mnist": ("mnist", "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz"),
     "fashion_mnist": (
@@ -21,7 +21,7 @@ SOURCES = {
 
 
 def default_folder() -> Path:
-    """Where TensorFlow Datasets keeps what it prepared."""
+    """Returns the folder in which TensorFlow Datasets keeps prepared sets."""
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
@@ -31,7 +31,7 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def newest_version(folder: Path) -> Path | None:
-    """Returns the newest prepared version in the folder of a set or of a configuration of it, or `None`."""
+    """Returns the newest prepared version in the folder of a set or of one of its configurations, or `None`."""
     versions = [path.parent for path in folder.glob("*/dataset_info.json")]
     return max(versions, key=_version, default=None)
 
@@ -55,7 +55,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         examples = tensorflow_datasets.builder_from_directory(str(folder)).as_dataset(split=split, batch_size=-1)
         return np.asarray(examples["image"]), np.asarray(examples["label"])
-    except Exception as error:  # any layer of the library may fail on a damaged folder
+    except Exception as error:  # the library may fail anywhere on a damaged folder
         raise ValueError(
             f"{folder}: expected a set prepared by TensorFlow Datasets; delete the folder and prepare it again. "
             f"Received: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -72,9 +72,9 @@ def download(name: str) -> Path:
 
 
 def reachable(name: str, timeout: float = 3.0) -> bool:
-    """Whether the host that a set is downloaded from answers within `timeout` seconds.
+    """Returns whether the host of a set answers within `timeout` seconds.
 
-    Asked before a download, because TensorFlow Datasets goes on trying for minutes.
+    This is checked before a download, because TensorFlow Datasets would try for minutes.
     """
     answers: list[bool] = []
 
@@ -86,7 +86,7 @@ def reachable(name: str, timeout: float = 3.0) -> bool:
         except (OSError, ValueError):
             pass
 
-    # A name server that does not answer ignores the time limit, so the question is asked on the side.
+    # A name server that does not answer ignores the time limit, so the lookup runs in a thread.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
