@@ -1,5 +1,7 @@
 """Train, measure and ship neural networks that are at once sparse and adversarially robust."""
 
+from tf_robust_sparse import startup  # isort: split
+
 from tf_robust_sparse import (
     attacks,
     certify,
@@ -36,5 +38,6 @@ __all__ = [
     "shrink",
     "sparsify",
     "sparsity",
+    "startup",
     "training",
 ]

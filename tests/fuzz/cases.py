@@ -18,13 +18,13 @@ import scipy.io
 import tensorflow as tf
 import yaml
 
-from run_scripts import settings_file
 from tests.attacks.toy import toy_images, toy_labels, toy_network
 from tests.data import makers
 from tf_robust_sparse import data, layers, saving
 from tf_robust_sparse.attacks import Square
 from tf_robust_sparse.certify import table
 from tf_robust_sparse.certify.certification import _COLUMNS, _parse
+from tf_robust_sparse.cli import settings_file
 from tf_robust_sparse.data import image_files, restricted_pickle
 from tf_robust_sparse.data.readers import idx, npz, svhn
 from tf_robust_sparse.evaluation import AutoAttack

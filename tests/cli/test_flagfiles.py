@@ -1,0 +1,377 @@
+"""Every flagfile, and the command lines of the original, mean what they say."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import EVALUATE, ROOT, TRAIN
+from tf_robust_sparse.cli import common_flags, common_objects, hydra_flags, hydra_originals, lottery_flags
+from tf_robust_sparse.cli.command_line import BadFlag
+
+# name -> data, model, objective, connectivity (None: dense)
+RECIPES = {
+    "quickstart": ("fashion_mnist_sample", "small_cnn", "at", 0.1),
+    "quickstart_dense": ("fashion_mnist_sample", "small_cnn", "at", None),
+    "cifar10_resnet50_at_0.01": ("cifar10", "resnet50", "at", 0.01),
+    "cifar10_resnet50_at_0.1": ("cifar10", "resnet50", "at", 0.1),
+    "cifar10_resnet50_at_dense": ("cifar10", "resnet50", "at", None),
+    "cifar100_vgg16_trades_0.01": ("cifar100", "vgg16", "trades", 0.01),
+    "cifar100_vgg16_trades_0.1": ("cifar100", "vgg16", "trades", 0.1),
+    "cifar100_vgg16_trades_dense": ("cifar100", "vgg16", "trades", None),
+    "cifar10_vgg16_rst_0.1": ("cifar10", "vgg16", "rst", 0.1),
+    "cifar10_vgg16_rst_0.01": ("cifar10", "vgg16", "rst", 0.01),
+    "cifar100_resnet18_trades_0.1": ("cifar100", "resnet18", "trades", 0.1),
+    "cifar100_resnet18_trades_0.01": ("cifar100", "resnet18", "trades", 0.01),
+    "svhn_wrn28_4_trades_0.1": ("svhn", "wrn28_4", "trades", 0.1),
+    "svhn_wrn28_4_trades_0.01": ("svhn", "wrn28_4", "trades", 0.01),
+    "cifar10_vgg16_at_0.1": ("cifar10", "vgg16", "at", 0.1),
+    "cifar10_vgg16_at_0.01": ("cifar10", "vgg16", "at", 0.01),
+    "cifar10_vgg16_at_0.005": ("cifar10", "vgg16", "at", 0.005),
+    "cifar10_resnet18_at_0.01": ("cifar10", "resnet18", "at", 0.01),
+    "cifar10_resnet34_at_0.01": ("cifar10", "resnet34", "at", 0.01),
+}
+HYDRA = {
+    f"hydra_{data}_{model}_{trainer}_{k}": (data, model, trainer, k)
+    for data in ("cifar10", "svhn")
+    for model in ("vgg16", "wrn28_4")
+    for trainer in ("adv", "smooth")
+    for k in (0.1, 0.05, 0.01)
+}
+CERTIFIED = {
+    f"hydra_svhn_{model}_{trainer}_{k}": ("svhn", model, trainer, k)
+    for model in ("large_cnn", "small_cnn")
+    for trainer in ("crown-ibp", "mixtrain")
+    for k in (0.1, 0.05, 0.01)
+}
+LOTTERY = {
+    f"lottery_{data}_{strategy}_{attack}": (data, f"reinit_{strategy}", attack)
+    for data in ("digits", "fashion")
+    for strategy in ("orig", "rand", "none")
+    for attack in ("fgsm", "pgd")
+}
+GRIDS = {  # -> number of runs
+    "lottery_grid": 24,
+    "lottery_grid_l1": 16,
+    "lottery_short": 8,
+    "lottery_short_strategies": 3,
+}
+FREE = {f"hydra_imagenet_resnet50_freeadv_{k}": k for k in (0.1, 0.05, 0.01)}
+RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
+EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness", "quickstart_compile"}
+
+
+def meaning(flags):
+    sparse = common_flags.sparsifier_name() == "connectivity_sampling"
+    return flags.data, flags.model, flags.objective, flags.connectivity if sparse else None
+
+
+def test_every_flagfile_is_in_the_table():
+    known = set(RECIPES) | set(HYDRA) | set(FREE) | set(CERTIFIED) | set(LOTTERY) | set(GRIDS) | EVALUATIONS
+    known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample", "sample_channel_magnitude", "sample_rigl"}
+    known |= {"sample_n_m", "sample_flying_bird_plus", "sample_obs"}
+    assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
+
+
+def test_channels_are_pruned_by_the_flagfile_of_the_sample(parse):
+    flags = parse(TRAIN, "--flagfile=flags/sample_channel_magnitude.flags")
+    common_flags.check()
+    assert (flags.data, flags.model) == ("fashion_mnist_sample", "small_cnn")
+    sparsifier = common_objects.sparsifier(1000)
+    assert sparsifier.describe() == {
+        "sparsifier": "ChannelMagnitudePruning",
+        "connectivity": 0.5,
+        "allocation": "uniform",
+        "gradual": True,
+        "criterion": "kernel",
+    }
+    assert "noise_scaling" in common_flags.unused() and "pruning_criterion" not in common_flags.unused()
+
+
+def test_connections_move_by_the_flagfile_of_the_sample(parse):
+    parse(TRAIN, "--flagfile=flags/sample_rigl.flags")
+    common_flags.check()
+    described = common_objects.sparsifier(1000).describe()
+    assert described["sparsifier"] == "RigL" and described["allocation"] == "erk"
+    assert (described["connectivity"], described["interval"], described["end_step"]) == (0.05, 20, 750)
+    parse(TRAIN, "--flagfile=flags/sample_rigl.flags", "--sparsifier=static")
+    with pytest.raises(BadFlag, match="--move_interval belongs to --sparsifier=set or rigl or flying_bird"):
+        common_flags.check()
+    parse(TRAIN, "--sparsifier=flying_bird", "--move_interval=30", "--growth=random")
+    common_flags.check()
+    described = common_objects.sparsifier(1000).describe()
+    assert described["sparsifier"] == "FlyingBird" and described["allocation"] == "igq"
+    assert (described["interval"], described["late_interval"], described["end_step"]) == (30, 40, 1000)
+    assert (described["drop_fraction"], described["growth"]) == (0.5, "random")
+    parse(TRAIN, "--sparsifier=flying_bird_plus", "--epochs=30", "--adapt_from=0.2", "--objective=at")
+    common_flags.check()
+    described = common_objects.sparsifier(1000).describe()
+    assert (described["sparsifier"], described["start_epoch"], described["end_step"]) == ("FlyingBirdPlus", 6, 1000)
+    parse(TRAIN, "--sparsifier=flying_bird_plus", "--objective=at", "--validation_examples=0")
+    with pytest.raises(BadFlag, match="and no --validation_examples=0"):
+        common_flags.check()
+    parse(TRAIN, "--sparsifier=rigl", "--allocation=global")
+    with pytest.raises(
+        BadFlag, match=r"--allocation=global does not fit.*=rigl; pass --allocation=erk or uniform or igq"
+    ):
+        common_flags.check()
+
+
+def test_two_of_four_by_the_flagfile_of_the_sample(parse):
+    flags = parse(TRAIN, "--flagfile=flags/sample_n_m.flags")
+    common_flags.check()
+    described = common_objects.sparsifier(1000).describe()
+    assert (described["sparsifier"], described["n"], described["m"], described["fixed"]) == ("NM", 2, 4, False)
+    assert flags.connectivity == described["connectivity"] == 0.5
+    assert common_flags.run_name() == "fashion_mnist_sample_small_cnn_at_n_m2of4"
+    for arguments, message in (
+        (["--n_m=4:2"], "--n_m=4:2: expected N:M such as 2:4"),
+        (["--n_m=2"], "--n_m=2: expected N:M such as 2:4"),
+        (["--n_m=1:3", "--connectivity=0.1"], "--connectivity=0.1 does not match --n_m=1:3, which keeps 0.3333"),
+        (["--sparsifier=rigl"], "--n_m belongs to --sparsifier=n_m. Received: --sparsifier=rigl"),
+    ):
+        parse(TRAIN, "--flagfile=flags/sample_n_m.flags", *arguments)
+        with pytest.raises(BadFlag, match=message):
+            common_flags.check()
+
+
+def test_one_shot_pruning_by_the_flagfile_of_the_sample(parse):
+    flags = parse(TRAIN, "--flagfile=flags/sample_obs.flags")
+    common_flags.check()
+    assert (flags.source_net, flags.connectivity) == ("saved_models/quickstart_dense", 0.1)
+    described = common_objects.sparsifier(1000, lambda: np.zeros((3, 28, 28, 1))).describe()
+    assert (described["sparsifier"], described["images"], described["allocation"]) == ("OBS", 3, "uniform")
+    for arguments, message in (
+        (["--sparsifier=obs"], "--sparsifier=obs prunes a trained network; pass --source_net=DIR"),
+        (
+            ["--sparsifier=rigl", "--obs_images=9"],
+            "--obs_images belongs to --sparsifier=obs. Received: --sparsifier=rigl",
+        ),
+        (["--sparsifier=obs", "--source_net=x", "--allocation=global"], "--allocation=global does not fit"),
+    ):
+        parse(TRAIN, *arguments)
+        with pytest.raises(BadFlag, match=message):
+            common_flags.check()
+
+
+def test_blocks_by_flags(parse):
+    parse(TRAIN, "--sparsifier=block", "--connectivity=0.1", "--block=2x8", "--block_pooling=max")
+    common_flags.check()
+    described = common_objects.sparsifier(1000).describe()
+    assert (described["sparsifier"], described["block"], described["pooling"]) == ("BlockPruning", [2, 8], "max")
+    assert described["gradual"] and described["allocation"] == "uniform"
+    for arguments, message in (
+        (["--block=16"], "--block=16: expected inputs x outputs, such as 1x16"),
+        (["--block=0x4"], "--block=0x4: expected"),
+        (
+            ["--growth=random"],
+            "--growth belongs to --sparsifier=flying_bird or flying_bird_plus. Received",
+        ),
+    ):
+        parse(TRAIN, "--sparsifier=block", *arguments)
+        with pytest.raises(BadFlag, match=message):
+            common_flags.check()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_flagfiles_parse(name, parse):
+    more = ["--pseudo_labels=FILE"] if "_rst_" in name else []
+    flags = parse(TRAIN, f"--flagfile=flags/{name}.flags", *more)
+    common_flags.check()
+    assert meaning(flags) == RECIPES[name]
+    if not name.startswith("quickstart"):
+        assert (flags.epsilon, flags.step_size, flags.num_steps) == (8 / 255, 2 / 255, 10)
+        assert (flags.epochs, flags.batch_size, flags.learning_rate) == (200, 128, 0.1)
+        assert flags.weight_decay == (1e-3 if flags.objective == "at" else 5e-4)
+        assert bool(flags.flip) == (flags.data == "svhn")
+        assert common_flags.run_name() in (name, name.replace("_0.", "_sparse0."))
+
+
+@pytest.mark.parametrize("name", HYDRA)
+def test_flagfiles_of_hydra_parse(name, parse):
+    flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.model, flags.trainer, flags.k) == HYDRA[name]
+    assert (flags.epsilon, flags.step_size, flags.beta, flags.noise_std) == (0.031, 0.0078, 6, 0.25)
+    assert (flags.exp_mode, flags.epochs, flags.prune_epochs) == ("all", 100, 20)
+    assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr, flags.weight_decay) == (0.1, 0.1, 0.01, 1e-4)
+    assert flags.batch_size == (256 if flags.data == "cifar10" else 128) and flags.padding_mode == "symmetric"
+    assert hydra_flags.run_name() == f"{flags.data}_{flags.model}_hydra_{flags.trainer}{flags.k}"
+
+
+@pytest.mark.parametrize("name", CERTIFIED)
+def test_flagfiles_of_training_by_bounds_parse(name, parse):
+    flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
+    hydra_originals.translate()
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.model, flags.trainer, flags.k) == CERTIFIED[name]
+    assert (flags.optimizer, flags.epsilon, flags.weight_decay, flags.lr_schedule) == ("adam", 0.007, 1e-4, "cosine")
+    assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr) == (1e-3, 1e-5, 5e-4)
+    assert flags.init_type == "kaiming_normal_fan_out"  # as its networks without batch norm begin
+    lengths = [hydra_flags.epochs(phase) for phase in ("pretrain", "prune", "finetune")]
+    if flags.trainer == "mixtrain":
+        assert (lengths, flags.batch_size, flags.schedule_length, flags.val_method) == (
+            [60, 20, 60],
+            50,
+            15,
+            "mixtrain",
+        )
+        assert (flags.interval_weight, flags.mixtraink) == (0.1, 1 if flags.model == "large_cnn" else 5)
+        assert [hydra_flags.first_looked_at(phase) for phase in ("pretrain", "prune")] == [16, 0]
+    else:
+        assert (lengths, flags.batch_size, flags.schedule_length, flags.val_method) == ([200, 20, 100], 128, 120, "ibp")
+    assert flags.select == "best_certified"
+
+
+def test_the_flagfile_of_training_by_bounds_on_mnist_parses(parse):
+    flags = parse("run_hydra", "--flagfile=flags/hydra_mnist_crown-ibp.flags")
+    hydra_originals.translate()
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.trainer, flags.epsilon, flags.val_method) == ("mnist", "crown-ibp", 0.1, "ibp")
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_flagfiles_of_free_adversarial_training_parse(name, parse):
+    flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.model, flags.trainer, flags.k) == ("imagenet", "resnet50_imagenet", "freeadv", FREE[name])
+    assert (flags.epsilon, flags.n_repeats, flags.batch_size, flags.augmentation) == (4 / 255, 4, 256, "resized_crop")
+    assert hydra_flags.epochs("pretrain") == 23
+    assert (flags.pgd_epsilon, flags.pgd_iters) == (4 / 255, 10)
+
+
+def test_the_flagfile_of_hydra_on_the_sample_parses(parse):
+    flags = parse("run_hydra", "--flagfile=flags/hydra_sample_adv.flags")
+    common_flags.check()
+    hydra_flags.check()
+    assert (flags.data, flags.model, flags.trainer, flags.exp_mode) == (
+        "fashion_mnist_sample",
+        "small_cnn",
+        "adv",
+        "all",
+    )
+    assert (flags.epsilon, flags.step_size, flags.num_steps, flags.pgd_epsilon) == (0.1, 0.02, 10, 0.1)
+
+
+@pytest.mark.parametrize("name", LOTTERY)
+def test_flagfiles_of_lottery_tickets_parse(name, parse):
+    flags = parse("run_lottery_tickets", f"--flagfile=flags/{name}.flags", "--adv_train")
+    lottery_flags.check()
+    assert (flags.dataset, flags.experiment, flags.attack) == LOTTERY[name]
+    assert flags.data == {"digits": "mnist", "fashion": "fashion_mnist"}[flags.dataset]
+    assert (flags.trials, flags.train_iters, flags.prune_iters, flags.batch_size) == (5, 50_000, 20, 60)
+    assert (flags.learning_rate, flags.l1_reg, flags.eval_every, flags.seed) == (0.0012, 0.0, 500, 1234)
+    place = f"output/{flags.dataset}/dense-300-100/{flags.experiment}/{flags.attack}/lr-0.0012_l1-0.0_advtrain-true"
+    assert str(lottery_flags.directory()) == place
+
+
+def test_the_flagfile_of_lottery_tickets_on_the_sample_parses(parse):
+    flags = parse("run_lottery_tickets", "--flagfile=flags/lottery_sample.flags")
+    lottery_flags.check()
+    assert (flags.data, flags.attack, flags.adv_train, flags.trials) == ("fashion_mnist_sample", "fgsm", True, 3)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_flagfiles_of_grids_parse(name, parse):
+    flags = parse("run_lottery_grid", f"--flagfile=flags/{name}.flags")
+    number = 1
+    for each in ("datasets", "experiments", "attacks", "training", "l1_regs"):
+        number *= len(flags[each].value)
+    assert number == GRIDS[name]
+    options = flags.options.split()
+    parse("run_lottery_tickets", *options)
+    lottery_flags.check()
+
+
+def test_the_evaluation_of_the_quick_start_finds_what_it_wrote(parse):
+    trained = parse(TRAIN, "--flagfile=flags/quickstart.flags")
+    directory, data, epsilon = trained.output_dir, trained.data, trained.epsilon
+    flags = parse(EVALUATE, "--flagfile=flags/quickstart_foolbox.flags")
+    common_flags.check()
+    assert (flags.saved_model, flags.data, flags.pgd_epsilon) == (f"{directory}/serve", data, epsilon)
+    assert (flags.pgd_iters, flags.pgd_restarts) == (50, 10)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "flags").rglob("*.flags")), ids=lambda path: path.stem)
+def test_flagfiles_have_a_head_with_their_command(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ") and lines[0].endswith(".")
+    assert all(line.startswith(("#", "--")) and line == line.rstrip() for line in lines)
+    assert not any("#" in line for line in lines if line.startswith("--"))  # it would be part of the value
+    if path.parent.name != "base":
+        (command,) = [line for line in lines if line.startswith("# Run: python run_scripts/")]
+        assert f"--flagfile={path.relative_to(ROOT)}" in command
+    for nested in re.findall(r"^--flagfile=(.*)$", path.read_text(), re.MULTILINE):
+        assert (path.parent / nested).is_file()  # wherever the script is started
+
+
+def test_the_original_command_lines_translate(parse):
+    for connectivity in ("0.01", "0.1", None):
+        sparse = ["-s", "-pc", connectivity] if connectivity else []
+        number = float(connectivity) if connectivity else None
+        flags = parse(TRAIN, *RESNET50, *sparse, "-wd", "1e-3", "--objective", "at")
+        common_flags.check()
+        assert meaning(flags) == ("cifar10", "resnet50", "at", number)
+        assert (flags.weight_decay, flags.n_classes, flags.epochs, flags.batch_size) == (1e-3, 10, 200, 128)
+        written = common_flags.default_directory()
+        parse(EVALUATE, *RESNET50, *sparse, "--objective", "at")
+        common_flags.check()
+        assert common_flags.default_directory() == written
+
+
+def test_the_original_evaluation_command_finds_the_run(parse):
+    command = "--data cifar10 --n_classes 10 --model resnet50 --objective at --sparse_train --connectivity 0.01"
+    flags = parse(EVALUATE, *command.split(), "--pgd_iters", "50", "--pgd_restarts", "10")
+    common_flags.check()
+    assert (flags.pgd_iters, flags.pgd_restarts, common_flags.pgd_epsilon()) == (50, 10, 8 / 255)
+    assert str(common_flags.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
+    parse(TRAIN, *RESNET50, "-s", "-pc", "0.01", "-wd", "1e-3", "--objective", "at")
+    assert str(common_flags.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
+
+
+def test_flags_of_other_objectives_are_taken_as_there(parse, capsys):
+    parse(TRAIN, *RESNET50, "--objective", "at", "--beta", "6", "--rst_frac", "0.5")
+    common_flags.check()
+    assert not capsys.readouterr().out
+    parse(TRAIN, *RESNET50, "--objective", "at", "--beta", "3", "--rst_frac", "0.3")
+    common_flags.check()
+    notes = capsys.readouterr().out.splitlines()
+    assert notes[0] == "Note: --beta=3.0 means nothing here, it belongs to --objective=trades or mart or rst"
+    assert len(notes) == 2 and {"beta", "rst_frac"} <= common_flags.unused()
+
+
+def test_close_connectivities_have_their_own_directories(parse):
+    names = set()
+    for connectivity in ("0.01", "0.015", "0.29", "0.28", "0.005", "1e-2", "1/100"):
+        parse(TRAIN, "-s", "-pc", connectivity)
+        names.add(common_flags.run_name())
+    assert len(names) == 5
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [
+        ("--eps_iter", "step_size", 0.01),
+        ("--num_iter", "num_steps", 7),
+        ("--n_epochs", "epochs", 3),
+        ("-e", "epochs", 3),
+        ("--batch", "batch_size", 32),
+        ("-b", "batch_size", 32),
+        ("--l_rate", "learning_rate", 0.2),
+        ("-lr", "learning_rate", 0.2),
+        ("--w_decay", "weight_decay", 0.001),
+        ("-wd", "weight_decay", 0.001),
+        ("-pc", "connectivity", 0.25),
+        ("--noise-scaling", "noise_scaling", 1e-5),
+        ("--batch-size", "batch_size", 16),
+        ("--rst_frac", "rst_frac", 0.25),
+    ],
+)
+def test_other_names_of_flags(alias, name, value, parse):
+    assert parse(TRAIN, alias, value)[name].value == value
+    if alias.startswith("--"):
+        assert parse(TRAIN, f"{alias}={value}")[name].value == value

@@ -1,0 +1,427 @@
+"""Pruning by learnt scores from the command line: phases, sources, resume, and bad input."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import tf_robust_sparse as trs
+from tests.cli.conftest import run_script
+from tests.cli.drill import survive
+from tests.cli.test_bad_input import assert_explained
+from tests.cli.test_runs import assert_same_weights
+from tests.data.test_image_files import make_imagenet
+from tf_robust_sparse.cli import (
+    command_line,
+    common_flags,
+    hydra_flags,
+    hydra_objects,
+    hydra_originals,
+    run_directory,
+    training_run,
+)
+
+HYDRA = "run_hydra"
+FEW = (
+    *("--data=fashion_mnist_sample", "--model=small_cnn", "--train_examples=256", "--test_examples=64"),
+    *("--batch_size=64", "--epsilon=0.1", "--step_size=0.05", "--num_steps=2", "--pgd_iters=2", "--pgd_restarts=1"),
+)
+ALL = (*FEW, "--epochs=2", "--prune_epochs=1", "--k=0.2", "--trainer=adv")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """The directory of the three phases; not to be changed."""
+    directory = tmp_path_factory.mktemp("hydra") / "run"
+    done = run_script(HYDRA, *ALL, f"--output_dir={directory}").expect()
+    return directory, done
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+def test_three_phases_leave_three_networks(everything):
+    directory, done = everything
+    pretrained, pruned, finetuned = (trs.load_network(directory / name) for name in ("pretrain", "prune", "finetune"))
+    assert results(directory / "pretrain")["connectivity"] == 1
+    for name, network in (("prune", pruned), ("finetune", finetuned)):
+        found = results(directory / name)
+        assert found["connectivity"] == pytest.approx(0.2, abs=1e-3)
+        assert found["nonzero"] == sum(layer.kept for layer in trs.sparsity.subnet_layers(network))
+        assert found["phase"]["phase"] == name and found["source"].endswith("pretrain" if name == "prune" else "prune")
+        assert found["objective"]["objective"] == "TRADES" and found["epochs"] == (1 if name == "prune" else 2)
+    for one, two, three in zip(
+        trs.layers.kernel_layers(pretrained),
+        trs.layers.kernel_layers(pruned),
+        trs.layers.kernel_layers(finetuned),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.kernel, two.kernel)  # the prune phase learns scores alone
+        np.testing.assert_array_equal(two.scores, three.scores)  # the finetune phase keeps them
+        mask = two.compute_kernel_mask().numpy()
+        assert (np.asarray(three.kernel)[mask] != np.asarray(two.kernel)[mask]).any()
+    assert done.out.count("Clean accuracy") == 3
+
+
+def test_what_is_exported_computes_the_same(everything):
+    directory, _ = everything
+    network = trs.load_network(directory / "finetune")
+    x = np.random.default_rng(0).random((4, 28, 28, 1)).astype("float32")
+    exported = trs.evaluation.load_saved_model(directory / "finetune/serve")
+    np.testing.assert_allclose(exported(x), network(x), atol=1e-5)
+
+
+def test_an_unfinished_run_goes_on_from_a_dense_network(everything, tmp_path):
+    """As if a run whose first phase a network stands for had been killed after the prune phase, and then within one."""
+    directory, _ = everything
+    shutil.copytree(directory / "prune", tmp_path / "run/prune")
+    command = (*ALL, f"--source_net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'run'}", "--resume")
+    kills = [("finetune/checkpoints/last.weights.h5", 2)]
+    done = survive(lambda: run_script(HYDRA, *command, "--save_dense"), kills)
+    assert done.out.count("nothing to resume") == 1
+    assert (tmp_path / "run/finetune/dense/network.keras").is_file()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["finetune", "prune"]
+    first, again = (trs.load_network(each / "finetune") for each in (directory, tmp_path / "run"))
+    for one, two in zip(first.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.full
+def test_a_run_that_is_killed_between_phases_and_within_one_goes_on(everything, tmp_path):
+    directory, _ = everything
+    copy = tmp_path / "run"
+    kills = [("prune/network.keras", 1), ("finetune/checkpoints/last.weights.h5", 2)]
+    done = survive(lambda: run_script(HYDRA, *ALL, f"--output_dir={copy}", "--resume", "--save_dense"), kills)
+    assert done.out.count("nothing to resume") == 2
+    assert all((copy / name / "dense" / "network.keras").is_file() for name in ("pretrain", "prune", "finetune"))
+    for name in ("pretrain", "prune", "finetune"):
+        assert_same_weights(directory / name, copy / name)
+        for measured in ("clean_accuracy", "robust_accuracy", "epochs", "selected"):
+            assert results(copy / name)[measured] == results(directory / name)[measured]
+        source = results(directory / name)["source"]
+        assert results(copy / name)["source"] == (source and source.replace(str(directory), str(copy)))
+
+
+def test_a_phase_resumes_without_its_source_and_its_record_repeats_it(everything, tmp_path):
+    directory, _ = everything
+    prune = (*FEW, "--exp_mode=prune", "--k=0.2", "--epochs=1", "--allocation=global", f"--output_dir={tmp_path / 'p'}")
+    prune += ("--trainer=freeadv", "--n_repeats=2", "--freeze_bn", "--scaled_score_init")
+    begun = (*prune, f"--source_net={directory / 'pretrain'}")
+    run_script(HYDRA, *begun).expect()
+    (tmp_path / "p/results.json").unlink()
+    before = trs.load_network(tmp_path / "p")
+    run_script(HYDRA, *prune, "--resume").expect()
+    after = trs.load_network(tmp_path / "p")
+    for one, two in zip(before.variables, after.variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert results(tmp_path / "p")["phase"]["freeze_batch_norm"] == "affine"
+    kept = [layer.kept for layer in trs.sparsity.subnet_layers(after)]
+    assert len({layer.keep_fraction for layer in trs.sparsity.subnet_layers(after)}) > 1
+    assert sum(kept) == results(tmp_path / "p")["nonzero"]
+    source = str(directory / "pretrain")  # is not forgotten: the record repeats the run, not its continuation
+    assert results(tmp_path / "p")["source"] == source
+    record = tmp_path / "p/run.flags"
+    assert f"--source_net={source}\n" in record.read_text()
+
+
+def test_nothing_to_go_on_with_is_no_start_from_random_weights(tmp_path):
+    done = run_script(HYDRA, *FEW, "--exp_mode=prune", "--k=0.2", "--resume", f"--output_dir={tmp_path / 'run'}")
+    assert_explained(done, "--exp_mode=prune --resume", "a finished epoch")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_phase_is_evaluated_without_its_source(everything):
+    directory, _ = everything
+    for name in ("prune", "finetune"):
+        again = (f"--exp_mode={name}", "--load_model", f"--output_dir={directory / name}", "--n_repeats=3")
+        done = run_script(HYDRA, *FEW, *again).expect()
+        assert "Clean accuracy" in done.out and "Note:" not in done.out
+
+
+@pytest.mark.full
+def test_least_weight_magnitude_is_a_finetune_phase(everything, tmp_path):
+    directory, _ = everything
+    done = run_script(
+        HYDRA,
+        *(*FEW, "--exp-mode=finetune", "--k=0.2", "--epochs=1", "--lr=0.01", "--scaled-score-init", "--trainer=base"),
+        *(f"--source-net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'lwm'}", "--n_repeats=3"),
+    ).expect()
+    assert "Note: --n_repeats=3 means nothing here, it belongs to --trainer=freeadv" in done.out
+    dense, network = trs.load_network(directory / "pretrain"), trs.load_network(tmp_path / "lwm")
+    for plain, layer in zip(trs.layers.kernel_layers(dense), trs.sparsity.subnet_layers(network), strict=True):
+        magnitude = np.abs(np.asarray(plain.kernel))
+        np.testing.assert_array_equal(layer.compute_kernel_mask(), magnitude >= np.sort(magnitude.ravel())[-layer.kept])
+
+
+@pytest.mark.full
+def test_free_training_prunes(everything, tmp_path):
+    directory, _ = everything
+    run_script(
+        HYDRA,
+        *(*FEW, "--exp_mode=prune", "--k=0.1", "--epochs=1", "--trainer=freeadv", "--freeze_bn"),
+        *(f"--source_net={directory / 'pretrain'}", "--scaled_score_init", f"--output_dir={tmp_path / 'run'}"),
+    ).expect()
+    found = results(tmp_path / "run")
+    assert found["connectivity"] == pytest.approx(0.1, abs=1e-3)
+    assert found["phase"]["freeze_batch_norm"] == "affine"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "more", [("--layer_type=subnet", "--scale_rand_init", "--init_type=kaiming_normal_fan_out"), ("--snip_init",)]
+)
+def test_sparse_from_scratch_and_snip(more, tmp_path):
+    few = (*FEW, "--exp_mode=pretrain", "--k=0.1", "--epochs=1", "--lr=0.01", "--trainer=base")
+    run_script(HYDRA, *few, *more, f"--output_dir={tmp_path / 'run'}").expect()
+    assert results(tmp_path / "run")["connectivity"] == pytest.approx(0.1, abs=1e-3)
+
+
+BAD = [
+    ("prune from nothing", ["--exp_mode=prune"], "--exp_mode=prune", "--source_net=DIR"),
+    ("finetune from nothing", ["--exp_mode=finetune"], "--exp_mode=finetune", "--source_net=DIR"),
+    ("resume with a source", ["--exp_mode=prune", "--resume", "--source_net=x"], "--resume", "Received: both"),
+    (
+        "a source of nothing",
+        ["--exp_mode=pretrain", "--source_net=x"],
+        "--source_net",
+        "--exp_mode=prune, finetune or all",
+    ),
+    ("a missing source", ["--exp_mode=prune", "--source_net=no"], "--source_net=no", "no network at"),
+    ("k of 0", ["--k=0"], "--k=0", "in (0, 1]"),
+    ("k above 1", ["--k=1.5"], "--k=1.5", "in (0, 1]"),
+    ("two initialisations", ["--scaled_score_init", "--scores_init_type=default"], "--scaled_score_init", "both"),
+    ("frozen batch norm", ["--exp_mode=pretrain", "--freeze_bn=yes"], "--freeze_bn=yes", "--exp_mode=prune"),
+    ("a start of no attack", ["--trainer=base", "--trades_start=uniform"], "--trades_start=uniform", "--trainer=adv"),
+    ("snip elsewhere", ["--exp_mode=prune", "--source_net=x", "--snip_init"], "--snip_init", "--exp_mode=pretrain"),
+    ("unknown trainer", ["--trainer=mixtrain2"], "--trainer=mixtrain2", "base|adv|smooth|freeadv"),
+    ("free training in l2", ["--trainer=freeadv", "--norm=l2"], "--trainer=freeadv", "--norm=linf"),
+    ("labels of nothing", ["--trainer=freeadv", "--pseudo_labels=x"], "--pseudo_labels", "other than freeadv"),
+    ("batches of two sizes on a CPU", ["--nodrop_last"], "--nodrop_last", "TF_ENABLE_ONEDNN_OPTS=0"),
+    ("batches of two sizes", ["--trainer=freeadv", "--nodrop_last"], "--nodrop_last", "other than freeadv"),
+    ("labels that are not there", ["--pseudo_labels=no.npz"], "--pseudo_labels=no.npz", "a file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "flag", "expected"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_flags(arguments, flag, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    done = run_script(HYDRA, *FEW, f"--output_dir={tmp_path / 'run'}", *arguments)
+    assert_explained(done, flag, expected)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_that_does_not_fit_is_named(everything, tmp_path):
+    directory, _ = everything
+    prune = ("--exp_mode=prune", "--k=0.2", f"--source_net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'r'}")
+    done = run_script(HYDRA, *[flag.replace("small_cnn", "lenet5_caffe") for flag in FEW], *prune)
+    assert_explained(done, "--source_net", "conv1/kernel is of shape (4, 4, 1, 16) in the source")
+    finetune = (
+        "--exp_mode=finetune",
+        "--k=0.3",
+        f"--source_net={directory / 'prune'}",
+        f"--output_dir={tmp_path / 'r'}",
+    )
+    assert_explained(run_script(HYDRA, *FEW, *finetune), "--k=0.3", "0.2")
+    dense = (
+        "--exp_mode=finetune",
+        "--k=0.2",
+        f"--source_net={directory / 'pretrain'}",
+        f"--output_dir={tmp_path / 'r'}",
+    )
+    assert_explained(run_script(HYDRA, *FEW, *dense), "--exp_mode=finetune", "without scores")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "phases", [("pretrain",), pytest.param(("pretrain", "prune", "finetune"), marks=pytest.mark.full)]
+)
+def test_imagenet_in_files_through_phases(phases, tmp_path):
+    run, whole = tmp_path / "run", len(phases) == 3
+    make_imagenet(tmp_path / "imagenet", train=8, val=4)
+    few = (
+        *("--data=imagenet", f"--data_dir={tmp_path}", "--image_size=32", "--model=small_cnn", "--k=0.2"),
+        *("--trainer=base", "--epochs=1", "--prune_epochs=1", "--batch_size=4", "--epsilon=4/255"),
+        *("--validation_examples=4", "--pgd_iters=1", "--pgd_restarts=1"),
+    )
+    places = [run / name if whole else run for name in phases]
+    mode = ("--exp_mode=all",) if whole else ("--exp_mode=pretrain", "--layer_type=subnet")
+    done = run_script(HYDRA, *few, *mode, f"--output_dir={run}").expect()
+    assert (
+        "images of 32x32x3, 3 classes" in done.out and "20 images to train on, 4 to select by, 12 to test" in done.out
+    )
+    for place in places:
+        assert "--augmentation=resized_crop\n" in (place / "run.flags").read_text()
+        assert results(place)["test_images"] == 12
+    assert results(places[-1])["connectivity"] == pytest.approx(0.2, abs=1e-3)
+    assert_explained(
+        run_script(HYDRA, *FEW, "--augmentation=resized_crop"), "--augmentation=resized_crop", "--data=imagenet"
+    )
+
+
+# Flags that say where to write, or by which words another flag was set.
+WHERE = {"output_dir", *hydra_originals.ONLY_THERE}
+
+
+def meaning(parse, *words):
+    """All flags of a command line after their checks, and what they make of each phase."""
+    flags = parse(HYDRA, *words)
+    hydra_originals.translate()
+    common_flags.check()
+    hydra_flags.check()
+    values = {name: flags[name].value for name in command_line.names() if name not in WHERE}
+    phases = {
+        name: (
+            hydra_flags.epochs(name),
+            hydra_flags.first_looked_at(name),
+            hydra_flags.rate(name),
+            hydra_flags.config(trs.models.small_cnn()),
+        )
+        for name in hydra_flags.phases()
+    }
+    return values, phases
+
+
+MORE = [
+    ("--epochs=2",),
+    ("--epochs=30", "--prune_epochs=25", "--finetune_lr=0.02", "--allocation=global", "--select=last"),
+    ("--epochs=30", "--distance=l_inf", "--arch=cifar_model", "--result_dir=x", "--exp_name=y", "--n_repeats=2"),
+]
+OWN = {
+    "adv": ("--trades_start=uniform", "--pseudo_labels=x.npz", "--semisup_fraction=0.5", "--is_semisup"),
+    "base": ("--norm=l2", "--val_method=adv"),
+    "smooth": ("--noise_std=0.5", "--val_method=mixtrain", "--bound_chunk=9"),
+    "freeadv": ("--val_method=smooth",),
+    "crown-ibp": ("--schedule_length=7", "--schedule_start=2", "--final_beta=0.5", "--final_kappa=0.5"),
+    "ibp": ("--schedule_length=7", "--epsilon_schedule=smoothed", "--prune_schedule_length=1"),
+    "mixtrain": ("--schedule_length=7", "--mixtraink=2", "--bound_chunk=9"),
+}
+
+
+def test_moving_variances_are_those_of_pytorch(parse, tmp_path):
+    meaning(parse, *FEW, "--model=resnet18_p1", "--exp_mode=pretrain")
+    run = training_run.prepare(tmp_path / "run")
+    network = hydra_objects.network(run, trs.training.Phase("pretrain"), None)
+    assert {layer.unbiased for layer in network.layers if isinstance(layer, trs.layers.BatchNormalization)} == {True}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "mode"),
+    [
+        pytest.param(trainer, mode, marks=[] if i % 4 == j or trainer == "adv" else pytest.mark.full)
+        for i, trainer in enumerate(hydra_flags.TRAINERS)
+        for j, mode in enumerate(hydra_flags.MODES)
+    ],
+)
+def test_the_record_of_every_kind_of_run_means_the_same(trainer, mode, tmp_path, parse):
+    record, again = tmp_path / "run.flags", tmp_path / "again.flags"
+    source = ("--source_net=somewhere",) if mode in ("prune", "finetune") else ()
+    for more in (*MORE, ("--epochs=30", "--prune_epochs=25", *OWN[trainer])):
+        words = (f"--trainer={trainer}", f"--exp_mode={mode}", "--epsilon=0.1", "--data=cifar10", *source, *more)
+        expected = meaning(parse, *words)
+        run_directory.write_flags(record)
+        assert meaning(parse, f"--flagfile={record}", f"--output_dir={tmp_path / 'other'}") == expected, more
+        run_directory.write_flags(again)
+        assert again.read_text() == record.read_text()
+        given = {word.partition("=")[0] for word in words}
+        recorded = {line.partition("=")[0] for line in record.read_text().splitlines()}
+        assert not {f"--{name}" for name in (*hydra_flags.OF_A_PHASE, *WHERE)} & recorded - given
+        assert not {"--exp_name", "--result_dir"} & recorded
+
+
+def test_steps_in_l2_are_as_long_as_published(parse):
+    few = (HYDRA, "--norm=l2", "--epsilon=0.5", "--num_steps=10")
+    flags = parse(*few)
+    hydra_flags.check()
+    assert flags.step_size == pytest.approx(0.1) and "--step_size=0.1" in run_directory.recorded_flags()
+    flags = parse(*few, "--step_size=0.03")
+    hydra_flags.check()
+    assert flags.step_size == 0.03
+    flags = parse(HYDRA, "--epsilon=0.5")
+    hydra_flags.check()
+    assert flags.step_size == 2 / 255
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "owners"),
+    [
+        (["--exp_mode=pretrain", "--k=0.2"], "k", "--layer_type=subnet"),
+        (["--exp_mode=finetune", "--source_net=x", "--allocation=erk"], "allocation", "--scaled_score_init"),
+        (["--layer_type=subnet"], "layer_type", "--exp_mode=pretrain"),
+        (["--exp_mode=pretrain", "--scaled_score_init"], "scaled_score_init", "--exp_mode=prune or finetune"),
+        (["--exp_mode=prune", "--source_net=x", "--init_type=pytorch"], "init_type", "a pretrain phase"),
+        (
+            ["--exp_mode=finetune", "--source_net=x", "--scores_init_type=default"],
+            "scores_init_type",
+            "--exp_mode=prune or all",
+        ),
+        (["--exp_mode=pretrain", "--scale_rand_init"], "scale_rand_init", "--layer_type=subnet"),
+        (["--optimizer=adam", "--momentum=0.5"], "momentum", "--optimizer=sgd"),
+        (["--warmup_lr=0.5"], "warmup_lr", "--warmup_epochs"),
+        (["--trainer=base", "--beta=3"], "beta", "--trainer=adv or smooth"),
+        (["--noise_std=0.5"], "noise_std", "--trainer=smooth"),
+        (["--n_repeats=3"], "n_repeats", "--trainer=freeadv"),
+        (["--rst_frac=0.3"], "rst_frac", "--pseudo_labels"),
+        (["--trainer=base", "--num_steps=3"], "num_steps", "--val_method=adv"),
+        (["--trainer=ibp", "--const_init"], "const_init", "--val_method=adv"),
+        (["--trainer=ibp", "--starting_epsilon=0.01"], "starting_epsilon", "--schedule_length"),
+        (["--trainer=ibp", "--epsilon_schedule=smoothed"], "epsilon_schedule", "--schedule_length"),
+    ],
+)
+def test_flags_that_mean_nothing_are_told_of(words, flag, owners, parse, capsys):
+    meaning(parse, *words)
+    command_line.note_unused(hydra_flags.MEANINGFUL)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"Note: --{flag}=") and owners in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--k=0.2", "--allocation=erk", "--scores_init_type=default", "--momentum=0.5", "--beta=3", "--const_init"],
+        ["--exp_mode=pretrain", "--layer_type=subnet", "--k=0.2", "--allocation=erk", "--scale_rand_init"],
+        ["--exp_mode=finetune", "--source_net=x", "--scaled_score_init", "--k=0.2", "--allocation=erk"],
+        ["--trainer=smooth", "--noise_std=0.5", "--warmup_epochs=1", "--warmup_lr=0.5"],
+        ["--trainer=ibp", "--starting_epsilon=0.01", "--schedule_length=2", "--epsilon_schedule=smoothed"],
+    ],
+)
+def test_flags_that_mean_something_are_not_told_of(words, parse, capsys):
+    meaning(parse, *words)
+    command_line.note_unused(hydra_flags.MEANINGFUL)
+    assert not capsys.readouterr().out
+
+
+def test_flags_of_a_phase_count_in_it_and_nowhere_else(parse):
+    def lengths(*arguments):
+        parse(HYDRA, "--epochs=7", "--lr=0.3", *arguments)
+        return [hydra_flags.epochs(name) for name in ("pretrain", "prune", "finetune")]
+
+    assert lengths() == [7, 20, 7]
+    assert lengths("--prune_epochs=3") == [7, 3, 7]
+    assert lengths("--exp_mode=prune")[1] == 7
+    assert lengths("--exp_mode=prune", "--prune_epochs=3")[1] == 3
+    assert lengths("--exp_mode=finetune", "--prune_epochs=3")[2] == 7
+
+
+def test_half_of_a_batch_may_be_pseudo_labelled_under_noise(tmp_path):
+    random = np.random.default_rng(0)
+    colours = {
+        name: random.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for name, n in (("train", 128), ("test", 8))
+    }
+    labels = {name: np.arange(len(images)) % 10 for name, images in colours.items()}
+    arrays = {f"{key}_{name}": value[name] for key, value in (("x", colours), ("y", labels)) for name in value}
+    np.savez(tmp_path / "own.npz", **arrays)
+    np.savez(tmp_path / "pseudo.npz", data=colours["train"][:40], extrapolated_targets=labels["train"][:40])
+    trs.save_network(trs.models.small_cnn(padding_mode="symmetric", seed=0), tmp_path / "dense")
+    command = (
+        *(HYDRA, f"--data={tmp_path / 'own.npz'}", "--model=small_cnn", "--batch_size=32", "--num_steps=1"),
+        *("--pgd_iters=1", "--pgd_restarts=1", "--exp_mode=prune", "--k=0.2", "--epochs=1", "--scaled_score_init"),
+        *(f"--source_net={tmp_path / 'dense'}", f"--output_dir={tmp_path / 'run'}", "--trainer=smooth"),
+        *(f"--pseudo_labels={tmp_path / 'pseudo.npz'}", "--semisup_fraction=0.5"),
+    )
+    done = run_script(*command, "--is_semisup").expect()
+    assert "1 epochs of 7 steps" in done.out  # of 116 labelled images 16 in a batch
+    found = results(tmp_path / "run")
+    assert found["selected"]["monitor"] == "val_smoothed_accuracy" and "verified" not in found
+    assert found["connectivity"] == pytest.approx(0.2, abs=1e-3)

@@ -1,0 +1,121 @@
+"""A run that is interrupted, killed, out of disk or diverging goes on, and ends as if nothing had happened."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tf_robust_sparse as trs
+from tests.cli.conftest import TINY, TRAIN, results, run_script
+from tests.cli.test_runs import assert_same_weights
+from tf_robust_sparse.cli import command_line, run_lock
+
+SPARSE = (*TINY, "-s", "--connectivity=0.1")
+
+
+def interrupt_after_first_epoch(monkeypatch, directory):
+    """Runs until one epoch is finished."""
+    with monkeypatch.context() as patched:
+        original = trs.training.Checkpoints.on_epoch_end
+
+        def interrupted(self, epoch, logs=None):
+            original(self, epoch, logs)
+            raise KeyboardInterrupt
+
+        patched.setattr(trs.training.Checkpoints, "on_epoch_end", interrupted)
+        done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}").expect(130)
+    assert done.err == "error: interrupted; no finished epoch is lost, run the same command with --resume to go on\n"
+    return directory / "checkpoints" / "last.weights.h5"
+
+
+def assert_resumes_to(finished, directory):
+    done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", "--resume").expect()
+    assert_same_weights(finished, directory)
+    for name in ("clean_accuracy", "robust_accuracy", "epochs", "nonzero", "selected"):
+        assert results(directory)[name] == results(finished)[name]
+    history = json.loads((directory / "checkpoints/history.json").read_text())
+    assert [row["epoch"] for row in history] == [1, 2]
+    return done
+
+
+@pytest.mark.parametrize("diverges", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_a_run_goes_on_bit_by_bit_after_an_interrupt_a_divergence_and_a_full_disk(
+    diverges, finished, tmp_path, monkeypatch
+):
+    checkpoint = interrupt_after_first_epoch(monkeypatch, tmp_path / "run")
+    before = checkpoint.read_bytes()
+    again = (TRAIN, *SPARSE, f"--output_dir={tmp_path / 'run'}", "--resume")
+    if diverges:
+        done = run_script(*again, "--learning_rate=1e20").expect(1)
+        (line,) = done.err.splitlines()
+        assert line.startswith("error: The training loss became") and "smaller learning rate" in line
+        assert "epoch 2" in line and "Changed:   --learning_rate=1e+20" in done.out
+        assert checkpoint.read_bytes() == before
+    write = Path.write_bytes
+
+    def full(self, data):
+        if ".weights.h5" in self.name:
+            write(self, bytes(data[: len(data) // 2]))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        done = run_script(*again).expect(1)
+    assert f"No space left on device: '{checkpoint.parent}" in done.err.splitlines()[-1]
+    assert checkpoint.read_bytes() == before
+    assert trs.saving.read_metadata(checkpoint)["state"]["epoch"] == 1
+    assert not list(checkpoint.parent.glob(".*"))
+    assert "1 of them left" in assert_resumes_to(finished, tmp_path / "run").out
+
+
+@pytest.mark.full
+def test_resume_begins_where_nothing_is(finished, tmp_path):
+    directory = tmp_path / "run"
+    (directory / "checkpoints").mkdir(parents=True)  # killed before the first epoch was over
+    (directory / ".run.flags.tmp-1.flags").touch()
+    assert_resumes_to(finished, directory)
+
+
+def contents(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("removed", ["checkpoints", "checkpoints/last.weights.h5"])
+def test_resume_keeps_its_hands_off_a_network_without_a_checkpoint(removed, finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    (shutil.rmtree if removed == "checkpoints" else Path.unlink)(directory / removed)
+    before = contents(directory)
+    done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", "--resume").expect(2)
+    assert done.err.startswith(f"error: --resume: expected {directory}/checkpoints/last.weights.h5 to go on from.")
+    assert "network.keras" in done.err and done.err.count("\n") == 1
+    assert contents(directory) == before
+
+
+def test_resume_completes_a_finished_run(finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    before = contents(directory)
+    shutil.rmtree(directory / "serve")
+    done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", "--resume").expect()
+    assert "nothing to resume" in done.out and "Completed:          serve\n" in done.out
+    after = contents(directory)
+    assert set(after) == set(before)
+    assert all(after[name] == before[name] for name in before if name.parts[0] != "serve")
+
+
+def test_a_directory_has_one_writer(finished, tmp_path):
+    directory = tmp_path / "run"
+    run_lock.take(directory, "")
+    lock = (directory / run_lock.NAME).read_text()
+    command_line.cleanups.close()
+    directory.mkdir()
+    (directory / run_lock.NAME).write_text(lock)
+    for more in ((), ("--resume",), ("--overwrite",)):
+        done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", *more).expect(2)
+        assert done.err.startswith(f"error: --output_dir={directory} is in use by process {os.getpid()} on ")
+        assert contents(directory) == {Path(run_lock.NAME): lock.encode()}

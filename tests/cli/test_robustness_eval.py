@@ -1,0 +1,341 @@
+"""The robustness evaluation from end to end on a few images, and its bad input."""
+
+import contextlib
+import importlib.util
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import tf_robust_sparse as trs
+from tests.cli.conftest import ROBUSTNESS, ROOT, TRAIN, run_script
+from tests.cli.drill import survive
+from tests.cli.test_bad_input import assert_explained
+from tf_robust_sparse.cli import leaderboard_flags, robustness_flags
+from tf_robust_sparse.evaluation import attack_versions
+
+# A natural network falls to every attack within a few steps, so that all of them are quick.
+NATURAL = (
+    *("--data=fashion_mnist_sample", "--model=small_cnn", "--objective=natural", "--sparse_train"),
+    "--connectivity=0.3",
+)
+IMAGES = ("--data=fashion_mnist_sample", "--test_examples=16", "--batch_size=16")
+FEW = (*IMAGES, "--epsilon=0.1")
+QUICK = (*IMAGES, "--epsilon=0.3")
+# The first and the last attack of the standard version of AutoAttack, all of which tests/evaluation runs.
+SHORT_VERSION = ("apgd-ce", "square")
+
+
+@pytest.fixture(scope="module")
+def natural(tmp_path_factory):
+    """The directory of a run without adversarial training, which its flags name; not to be changed."""
+    place = tmp_path_factory.mktemp("natural")
+    short = ("--train_examples=2048", "--test_examples=16", "--epochs=3", "--batch_size=64", "--augmentation=none")
+    with contextlib.chdir(place):
+        run_script(TRAIN, *NATURAL, *short, "--pgd_iters=1", "--pgd_restarts=1").expect()
+    (directory,) = (place / "saved_models").iterdir()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def everything(natural, tmp_path_factory):
+    """What an evaluation with every attack printed and wrote."""
+    folder = tmp_path_factory.mktemp("everything")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(attack_versions.VERSIONS, "standard", SHORT_VERSION)
+        done = run_script(
+            ROBUSTNESS,
+            *(*QUICK, f"--network={natural / 'network.keras'}", f"--transfer_from={natural / 'serve'}"),
+            *("--attacks=clean,fgsm,pgd,autoattack,square,transfer,corruptions", "--pgd_restarts=2"),
+            *("--epsilons=0.3,0.01", "--foolbox_check", "--title=A network", "--model=small_cnn"),
+            *(f"--results_file={folder / 'r.json'}", f"--save_adversarials={folder / 'a.npz'}"),
+            *(f"--report={folder / 'page.md'}", f"--robustbench_file={folder / 'row.json'}"),
+            *(f"--state_file={folder / 'state.json'}", f"--log_file={folder / 'log.txt'}"),
+        )
+    return done.expect(), folder
+
+
+@pytest.fixture
+def results(everything):
+    return json.loads((everything[1] / "r.json").read_text())
+
+
+def test_accuracies_are_in_order(results):
+    attacks = results["attacks"]
+    assert list(attacks) == ["fgsm", "pgd", "autoattack", "square", "transfer"]
+    alone = [results["clean_accuracy"], *(attacks[name]["robust_accuracy"] for name in ("fgsm", "pgd", "autoattack"))]
+    assert alone == sorted(alone, reverse=True) and alone[0] > 0.5 > alone[-1]
+    worst = [each["worst_case_accuracy"] for each in attacks.values()]
+    assert worst == sorted(worst, reverse=True) and results["robust_accuracy"] == worst[-1]
+    assert all(each["worst_case_accuracy"] <= each["robust_accuracy"] for each in attacks.values())
+    assert list(attacks["autoattack"]["attacks"]) == ["apgd-ce", "square"]
+
+
+def test_results_hold_what_a_reader_needs(results):
+    assert (results["images"], results["norm"], results["epsilon"]) == (16, "Linf", 0.3)
+    assert results["data"]["name"] == "fashion_mnist_sample" and results["network"].endswith("network.keras")
+    assert {"python", "tensorflow", "keras", "tf_robust_sparse"} <= set(results["versions"])
+    for name, each in results["attacks"].items():
+        assert each["seconds"] > 0 and each["iterations_per_image"] >= 0
+        black_box = name in ("square", "transfer")
+        assert (each["gradient_passes_per_image"] == 0) == black_box
+    assert results["attacks"]["pgd"]["num_steps"] == 50 and results["attacks"]["pgd"]["restarts"] == 2
+    assert results["attacks"]["square"]["num_queries"] == 5000
+    assert results["attacks"]["transfer"]["source_fooled"] > 0.5
+    assert 0 < results["corruptions"]["mean_corruption_accuracy"] <= 1
+    assert [point["epsilon"] for point in results["security_curve"]["points"]] == [0, 0.01, 0.3]
+    curve = [point["robust_accuracy"] for point in results["security_curve"]["points"]]
+    assert curve == sorted(curve, reverse=True) and curve[0] == results["clean_accuracy"]
+    assert all(flag.endswith(".") for flag in results["flags"])
+    assert len(results["flags"]) == len(results["flag_names"])
+
+
+def test_transfer_from_the_network_itself_is_the_white_box_attack(results):
+    attacks = results["attacks"]
+    assert attacks["transfer"]["robust_accuracy"] == attacks["pgd"]["robust_accuracy"]
+
+
+def test_foolbox_agrees_on_a_network_that_falls(results):
+    found = results["foolbox_check"]
+    assert found["pgd"]["disagreements"] <= 1
+    indices = found["pgd"]["broken_by_foolbox_only"] + found["pgd"]["broken_by_ours_only"]
+    assert len(indices) == found["pgd"]["disagreements"] and set(indices) <= set(range(16))
+    assert found["deepfool"]["robust_accuracy"] < results["clean_accuracy"]
+
+
+def test_examples_fool_the_network_inside_the_ball(everything, results, natural):
+    with np.load(everything[1] / "a.npz") as found:
+        x_adv, y, y_adv, broken_by = (found[name] for name in ("x_adv", "y", "y_adv", "broken_by"))
+        assert list(found["attacks"]) == list(results["attacks"]["autoattack"]["attacks"])
+    x = trs.data.load("fashion_mnist_sample").test_images[:16]
+    x = x / 255 if x.dtype == np.uint8 else x
+    assert np.abs(x_adv - x).max() <= 0.3 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+    answers = trs.load_network(natural)(x_adv, training=False).numpy().argmax(-1)
+    np.testing.assert_array_equal(answers, y_adv)
+    np.testing.assert_array_equal(answers == y, broken_by == -1)
+
+
+def test_the_page_has_tables_and_figures(everything, results):
+    text = (everything[1] / "page.md").read_text()
+    assert text.startswith("# Robustness of A network\n")
+    assert f"| pgd | {100 * results['attacks']['pgd']['robust_accuracy']:.2f} % |" in text
+    for figure in ("page_curve.png", "page_examples.png"):
+        assert f"({figure})" in text
+        assert (everything[1] / figure).read_bytes().startswith(b"\x89PNG")
+    for heading in ("Reasons for doubt", "Accuracy by radius", "Common corruptions", "Foolbox", "Adversarial examples"):
+        assert f"## {heading}" in text
+
+
+def test_leaderboard_rows(everything, results):
+    row = json.loads((everything[1] / "row.json").read_text())
+    assert row["autoattack_acc"] == f"{100 * results['attacks']['autoattack']['robust_accuracy']:.2f}"
+    assert (row["name"], row["architecture"], row["dataset"]) == ("A network", "small_cnn", "fashion_mnist_sample")
+    pruning = json.loads((everything[1] / "row.pruning_benchmark.json").read_text())
+    assert pruning["model_key"]["sparsity_rate"] == "70" and pruning["epsilon"] == "0.3"
+
+
+def test_the_summary_names_every_attack_and_file(everything, results):
+    done, folder = everything
+    for name, each in results["attacks"].items():
+        assert f"\n{name:19} {100 * each['robust_accuracy']:6.2f} %" in done.out
+    assert f"\nWorst case          {100 * results['robust_accuracy']:6.2f} %" in done.out
+    for file in ("r.json", "a.npz", "page.md", "row.json", "state.json", "log.txt"):
+        assert (folder / file).is_file()
+    assert all(warning in done.out for warning in results["flags"])
+
+
+def test_a_run_is_found_by_its_flags(natural, monkeypatch):
+    monkeypatch.chdir(natural.parents[1])
+    run_script(ROBUSTNESS, *NATURAL, "--test_examples=16", "--norm=L2", "--attacks=clean,fgsm").expect()
+    found = json.loads((natural / "robustness.json").read_text())
+    assert (found["norm"], found["epsilon"], list(found["attacks"])) == ("L2", 0.5, ["fgsm"])
+
+
+def test_the_flagfile_of_the_quick_start(parse):
+    trained = parse(TRAIN, "--flagfile=flags/quickstart.flags")
+    directory, data, epsilon = trained.output_dir, trained.data, trained.epsilon
+    flags = parse(ROBUSTNESS, "--flagfile=flags/quickstart_robustness.flags")
+    assert (flags.saved_model, flags.data, flags.epsilon) == (f"{directory}/serve", data, epsilon)
+    assert flags.attacks == ["clean", "fgsm", "pgd", "autoattack"] and flags.test_examples == 200
+    assert "run_robustness_eval.py --flagfile=flags/quickstart_robustness.flags" in (ROOT / "Makefile").read_text()
+
+
+def test_lists_of_numbers(parse):
+    flags = parse(ROBUSTNESS, "--epsilons=2/255, 4/255,0.5")
+    assert flags.epsilons == [2 / 255, 4 / 255, 0.5]
+    assert flags["epsilons"].serialize() == "--epsilons=2/255,4/255,0.5"
+
+
+def test_a_flag_of_a_curve_and_of_a_report(parse):
+    parse(ROBUSTNESS, "--attacks=clean", "--epsilons=0.1", "--pgd_iters=5", "--title=T", "--report=page.md")
+    robustness_flags.check()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A network of plain Keras layers, the nearest mean of a class, in which half of the kernel entries are zero."""
+    images = trs.data.load("fashion_mnist_sample")
+    x = images.train_images.reshape(-1, 784) / np.float32(255)
+    means = np.stack([x[images.train_labels == label].mean(0) for label in range(10)], 1)
+    means += 1e-3  # none of them is zero but for this
+    means[::2] = 0
+    network = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    network.layers[-1].set_weights([means, -(means**2).sum(0) / 2])
+    path = tmp_path_factory.mktemp("plain") / "network.keras"
+    network.save(path)
+    return path
+
+
+def test_a_row_of_a_network_of_plain_layers_and_a_killed_run_goes_on_from_its_state_file(plain, tmp_path, monkeypatch):
+    monkeypatch.setitem(attack_versions.VERSIONS, "standard", SHORT_VERSION)
+    given = (ROBUSTNESS, *IMAGES, f"--network={plain}", "--attacks=autoattack", "--epsilon=0.01")
+    row = f"--robustbench_file={tmp_path / 'row.json'}"
+    run_script(*given, row, f"--results_file={tmp_path / 'r.json'}").expect()
+    pruning = json.loads((tmp_path / "row.pruning_benchmark.json").read_text())
+    assert pruning["model_key"]["sparsity_rate"] == "50"
+    files = (f"--state_file={tmp_path / 'state.json'}", f"--results_file={tmp_path / 'again.json'}")
+    done = survive(lambda: run_script(*given, *files), [("state.json", 2)])
+    assert "restored after" in done.out
+    expected, found = (
+        json.loads((tmp_path / name).read_text())["attacks"]["autoattack"] for name in ("r.json", "again.json")
+    )
+    assert 0 < found["robust_accuracy"] == expected["robust_accuracy"] < 1
+    for name, each in expected["attacks"].items():
+        assert found["attacks"][name]["robust_accuracy"] == each["robust_accuracy"]
+
+
+def test_what_is_unknown_of_a_network_without_kernels():
+    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    assert leaderboard_flags._connectivity(network, None) is None
+
+
+def test_an_interruption_loses_no_finished_attack(plain, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trs.evaluation.RobustnessSuite, "auto_attack", interrupted)
+    given = (f"--network={plain}", "--attacks=clean,fgsm,pgd,square", f"--results_file={tmp_path / 'r.json'}")
+    done = run_script(ROBUSTNESS, *QUICK, *given, "--pgd_iters=2", "--pgd_restarts=1").expect(130)
+    assert "the results file has the attacks that ended" in done.err
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["unfinished"] is True and list(found["attacks"]) == ["fgsm", "pgd"]
+    assert found["robust_accuracy"] == found["attacks"]["pgd"]["worst_case_accuracy"]
+    monkeypatch.undo()
+    run_script(ROBUSTNESS, *QUICK, f"--network={plain}", "--attacks=fgsm", given[-1]).expect()
+    assert "unfinished" not in json.loads((tmp_path / "r.json").read_text())
+
+
+def test_attacks_of_autoattack_alone(plain, tmp_path, monkeypatch):
+    monkeypatch.setitem(attack_versions.VERSIONS, "standard", SHORT_VERSION)
+    given = (f"--network={plain}", "--attacks=autoattack,square", "--individual", f"--report={tmp_path / 'page.md'}")
+    done = run_script(ROBUSTNESS, *QUICK, *given, f"--results_file={tmp_path / 'r.json'}").expect()
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert list(found["attacks"]) == [*(f"autoattack: {part}" for part in SHORT_VERSION), "square"]
+    assert found["attacks"]["autoattack: square"]["broken"] == found["attacks"]["square"]["broken"]
+    assert "robust accuracy by APGD-CE" in done.out and "| autoattack: apgd-ce |" in (tmp_path / "page.md").read_text()
+
+
+def test_a_softmax_is_taken_off(tmp_path):
+    network = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten()])
+    network.add(keras.layers.Dense(10, activation="softmax"))
+    network.save(tmp_path / "network.keras")
+    given = (f"--network={tmp_path / 'network.keras'}", "--attacks=fgsm", f"--results_file={tmp_path / 'r.json'}")
+    for more, names in (((), ["softmax"]), (("--strip_softmax",), [])):
+        with pytest.warns(UserWarning, match="look like probabilities") if names else contextlib.nullcontext():
+            run_script(ROBUSTNESS, *QUICK, *given, *more).expect()
+        assert json.loads((tmp_path / "r.json").read_text())["flag_names"] == names
+
+
+BAD = [
+    ("unknown attack", ["--attacks=clean,deepfool"], "--attacks", "Received: deepfool"),
+    ("no attack", ["--attacks="], "--attacks", "expected some of"),
+    ("an attack twice", ["--attacks=pgd,pgd"], "--attacks", "pgd 2 times"),
+    ("transfer from nowhere", ["--attacks=transfer"], "--attacks=transfer", "--transfer_from=DIR"),
+    ("transfer from a missing one", ["--attacks=transfer", "--transfer_from=no"], "--transfer_from=no", "not exist"),
+    ("a source of no use", ["--transfer_from=x"], "--transfer_from", "expected transfer"),
+    ("epsilon 0", ["--epsilon=0"], "--epsilon=0", "above 0"),
+    ("negative epsilon", ["--epsilon=-1/255"], "--epsilon=-1/255", "above 0"),
+    ("epsilon in levels", ["--epsilon=8"], "--epsilon=8", "8/255"),
+    ("a radius of 0", ["--epsilons=0,0.1"], "--epsilons=0,0.1", "above 0"),
+    ("radii that are words", ["--epsilons=a"], "--epsilons=a", "a number or a fraction"),
+    ("radii in levels", ["--epsilons=2,8"], "--epsilons=8", "8/255"),
+    ("unknown norm", ["--norm=L0"], "--norm=L0", "Linf|L2|L1"),
+    ("PGD in L1", ["--norm=L1", "--attacks=pgd"], "--norm=L1", "Linf or L2 with pgd"),
+    ("a curve in L1", ["--norm=L1", "--epsilons=1"], "--epsilons", "Linf or L2"),
+    ("unknown version", ["--version=custom"], "--version=custom", "standard|plus|rand"),
+    ("a state without AutoAttack", ["--attacks=pgd", "--state_file=s.json"], "--state_file", "expected autoattack"),
+    ("examples without AutoAttack", ["--attacks=pgd", "--save_adversarials=a"], "--save_adversarials", "autoattack"),
+    ("a row without AutoAttack", ["--attacks=pgd", "--robustbench_file=a"], "--robustbench_file", "autoattack"),
+    ("Foolbox without PGD", ["--attacks=autoattack", "--foolbox_check"], "--foolbox_check", "expected pgd"),
+    ("steps of no attack", ["--attacks=clean", "--pgd_iters=7"], "--pgd_iters", "expected pgd or transfer"),
+    ("restarts of no attack", ["--attacks=fgsm", "--pgd_restarts=2"], "--pgd_restarts", "expected pgd or transfer"),
+    ("authors of no row", ["--authors=A"], "--authors", "expected --robustbench_file"),
+    ("a link of no row", ["--link=A"], "--link", "expected --robustbench_file"),
+    ("a venue of no row", ["--venue=A"], "--venue", "expected --robustbench_file"),
+    ("other images of no row", ["--noadditional_data"], "--additional_data", "expected --robustbench_file"),
+    ("a title of nothing", ["--title=A"], "--title", "expected --robustbench_file or --report"),
+    ("padding", ["--padding_mode=symmetric"], "--padding_mode", "read from its file"),
+    ("alone without AutoAttack", ["--attacks=pgd", "--individual"], "--individual", "expected autoattack"),
+    ("alone with a state", ["--individual", "--state_file=s.json"], "--state_file", "drop it or --individual"),
+    ("results in a directory", ["--results_file=."], "--results_file=.", "a directory of that name"),
+    ("a page in a directory", ["--report=."], "--report=.", "a directory of that name"),
+    ("a page below a file", ["--report=setup.cfg/page.md"], "--report=setup.cfg/page.md", "the file setup.cfg"),
+    ("a page in no place", ["--report=/proc/trs/page.md"], "--report=/proc/trs/page.md", "a place to write to"),
+    ("two files in one", ["--report=a", "--results_file=a"], "--report=a", "--results_file"),
+    (
+        "examples in the state's",
+        ["--state_file=s", "--save_adversarials=s.npz"],
+        "--save_adversarials=s.npz",
+        "that of --state_file, s.npz",
+    ),
+    ("no corruptions", ["--attacks=corruptions", "--corruptions_dir=no"], "--corruptions_dir=no", "a folder"),
+    ("two networks", ["--network=x.keras"], "--network", "both"),
+    ("more images than there are", ["--test_examples=100000"], "--test_examples=100000", "2000"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "flag", "expected"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_flags(arguments, flag, expected, finished):
+    few = [each for each in FEW if each.partition("=")[0] not in [a.partition("=")[0] for a in arguments]]
+    done = run_script(ROBUSTNESS, *few, f"--saved_model={finished / 'serve'}", *arguments)
+    assert_explained(done, flag, expected)
+    assert done.code == 2
+    assert not (finished / "robustness.json").exists()
+
+
+def test_missing_networks():
+    assert_explained(run_script(ROBUSTNESS, *FEW, "--saved_model=no"), "--saved_model", "no, which does not exist")
+    assert_explained(run_script(ROBUSTNESS, *FEW, "--network=no.keras"), "--network", "a network.keras")
+
+
+def test_a_report_needs_matplotlib(finished, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    done = run_script(ROBUSTNESS, *FEW, f"--saved_model={finished / 'serve'}", "--report=page.md")
+    assert_explained(done, "--report=page.md", "matplotlib", "pip install")
+
+
+def test_a_damaged_or_foreign_state_file_is_named_before_any_attack(plain, natural, everything, tmp_path, monkeypatch):
+    def attacked(*_):
+        raise AssertionError("an attack has run")
+
+    monkeypatch.setattr(trs.evaluation.RobustnessSuite, "gradient_attack", attacked)
+    state = tmp_path / "state.json"
+    state.write_text("{")
+    for network, file, problem in (
+        (f"--saved_model={natural / 'serve'}", state, "damaged; delete both"),
+        (f"--network={plain}", everything[1] / "state.json", "belongs to another network"),
+    ):
+        given = (network, "--attacks=fgsm,pgd,autoattack", f"--state_file={file}")
+        done = run_script(ROBUSTNESS, *FEW, *given, f"--results_file={tmp_path / 'r.json'}")
+        line = done.err.splitlines()[-1]
+        assert line.startswith(f"error: --state_file={file}: ") and problem in line
+        assert done.code == 1 and not (tmp_path / "r.json").exists()
+
+
+def test_default_targets_are_checked(natural, tmp_path):
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "robustness.json").mkdir()
+    done = run_script(ROBUSTNESS, *FEW, f"--saved_model={tmp_path / 'serve'}")
+    assert_explained(done, f"--results_file={tmp_path / 'robustness.json'}", "a directory of that name")

@@ -1,0 +1,352 @@
+"""What every entry point does around its work: parse flags, turn bad input into one line, and end with a clear code."""
+
+import contextlib
+import fractions
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import tensorflow as tf
+from absl import app, flags, logging
+
+from tf_robust_sparse import startup
+from tf_robust_sparse.cli import command_words
+
+FLAGS = flags.FLAGS
+
+HELP_WORDS = ("--help", "-help", "--helpshort", "-helpshort", "--helpfull", "-helpfull", "-h", "-?")
+_sections: dict[str, list[str]] = {}  # title -> names of its flags, in the order of their definition
+_aliases: dict[str, str] = {}
+_bare: dict[str, str] = {}  # name -> value of the flag where it stands without one
+_direct: set[str] = set()
+cleanups = contextlib.ExitStack()  # closed when the work of a script ends, however it ends
+
+
+class BadFlag(ValueError):
+    """A flag, or a combination of flags, that cannot be served."""
+
+
+class BadInput(ValueError):
+    """A file or directory that a flag names and that does not hold what it should."""
+
+
+@contextlib.contextmanager
+def section(title: str) -> Iterator[None]:
+    """Collects the flags that are defined inside under `title`; a context manager or a decorator.
+
+    The flags of a section are listed by `--help` and recorded in `run.flags`; others are not.
+    """
+    before = set(FLAGS)
+    yield
+    _sections.setdefault(title, []).extend(
+        name for name in FLAGS if name not in before and name not in _aliases and FLAGS[name].name == name
+    )
+
+
+def names() -> list[str]:
+    """Returns the names of the flags of all sections, without aliases."""
+    return [name for found in _sections.values() for name in found]
+
+
+def is_direct(name: str) -> bool:
+    """Returns whether a flag stands on the command line itself, and not only in a flagfile."""
+    return FLAGS[name].present and name in _direct
+
+
+def name_of(alias: str) -> str:
+    """Returns the name of the flag that an alias stands for; any other name as it is."""
+    return _aliases.get(alias, alias)
+
+
+@contextlib.contextmanager
+def about(*flag_names: str) -> Iterator[None]:
+    """Puts the flags and their values in front of the message of an error that arises inside.
+
+    Raises:
+        BadInput: in place of a `ValueError`, `OSError` or `MemoryError`.
+    """
+    try:
+        yield
+    except (BadFlag, BadInput):
+        raise
+    except (ValueError, OSError, MemoryError) as error:
+        given = " ".join(f"--{name}={FLAGS[name].value}" for name in flag_names if FLAGS[name].value is not None)
+        raise BadInput(f"{given}: {_out_of_memory(error) if isinstance(error, MemoryError) else error}") from error
+
+
+class _Fraction(flags.ArgumentParser):
+    """Parses `0.1`, `1e-3` or `8/255` within bounds."""
+
+    syntactic_help = "a number or a fraction such as 8/255"
+
+    def __init__(self, lower: float, upper: float, excluded: float | None) -> None:
+        self.lower, self.upper, self.excluded = lower, upper, excluded
+
+    def parse(self, argument: Any) -> float:
+        """Returns the number as a float."""
+        text = str(argument).strip()
+        try:
+            value = float(fractions.Fraction(text)) if "/" in text else float(text)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise ValueError(f"expected {self.syntactic_help}") from None
+        if not self.lower <= value <= self.upper or value in (self.excluded, float("inf")):
+            raise ValueError(f"expected a number {self.range()}")
+        return value
+
+    def range(self) -> str:
+        """Returns the bounds in words."""
+        if self.upper == float("inf"):
+            return f"above {self.lower:g}" if self.excluded == self.lower else f"of at least {self.lower:g}"
+        left = "(" if self.excluded == self.lower else "["
+        right = ")" if self.excluded == self.upper else "]"
+        return f"in {left}{self.lower:g}, {self.upper:g}{right}"
+
+    def flag_type(self) -> str:
+        """Returns the name of the type."""
+        return "number"
+
+
+def define_number(
+    name: str,
+    default: float | None,
+    help_text: str,
+    lower: float = 0.0,
+    upper: float = float("inf"),
+    excluded: float | None = None,
+) -> None:
+    """Defines a flag that takes numbers and fractions in `[lower, upper]` without the value `excluded`."""
+    flags.DEFINE(_Fraction(lower, upper, excluded), name, default, help_text, serializer=_NumberSerializer())
+
+
+class _Fractions(flags.ArgumentParser):
+    """Parses `2/255,4/255` within bounds."""
+
+    syntactic_help = "numbers or fractions such as 2/255,8/255"
+
+    def __init__(self, one: _Fraction) -> None:
+        self.one = one
+
+    def parse(self, argument: Any) -> list[float]:
+        """Returns the numbers as floats."""
+        parts = argument if isinstance(argument, list) else str(argument).split(",")
+        return [self.one.parse(part) for part in parts]
+
+    def range(self) -> str:
+        """Returns the bounds of each number in words."""
+        return self.one.range()
+
+    def flag_type(self) -> str:
+        """Returns the name of the type."""
+        return "numbers"
+
+
+def define_numbers(
+    name: str, help_text: str, lower: float = 0.0, upper: float = float("inf"), excluded: float | None = None
+) -> None:
+    """Defines a flag that takes a list of what `define_number` takes, separated by commas; by default `None`."""
+    flags.DEFINE(_Fractions(_Fraction(lower, upper, excluded)), name, None, help_text, serializer=_NumbersSerializer())
+
+
+class _NumbersSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: list[float]) -> str:
+        return ",".join(map(_NumberSerializer().serialize, value))
+
+
+class _NumberSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: float) -> str:
+        level = f"{round(value * 255)}/255"  # 8/255 rather than 0.03137254901960784
+        return level if len(repr(value)) > len(level) + 4 and float(fractions.Fraction(level)) == value else repr(value)
+
+
+def define_aliases(aliases: dict[str, str]) -> None:
+    """Makes old names work: alias -> name."""
+    _aliases.update(aliases)
+    for alias, name in aliases.items():
+        flags.DEFINE_alias(alias, name)
+
+
+def define_bare(name: str, value: str) -> None:
+    """Lets a flag with choices stand without a value, and then have this one."""
+    _bare[name] = value
+
+
+def run(command: ModuleType) -> None:
+    """Defines the flags of a command, parses them, does its work and ends the process.
+
+    Exit codes: 0 done, 1 bad input, missing or damaged files, or training that came to nothing, 2 bad flags, 130
+    interrupted. Bad input becomes one line on standard error; `--traceback` shows the rest.
+
+    Args:
+        command: A module of `commands`: its docstring is the help, `define` defines the flags, `main` is the work, and
+            `IF_INTERRUPTED` is what to tell a user who pressed Ctrl-C.
+    """
+    define(command)
+    if any(word in HELP_WORDS for word in sys.argv[1:]):
+        print(help_text(command))
+        sys.exit(0)
+    with startup.without_noise():
+        tf.config.list_physical_devices()  # the search for GPUs logs too
+    if_interrupted = vars(command).get("IF_INTERRUPTED", "nothing was written")
+    app.run(lambda argv: _guarded(command.main, if_interrupted), flags_parser=_parse)
+
+
+def define(command: ModuleType) -> None:
+    """Defines the flags of a command, and those of every command."""
+    command.define()
+    with section("Errors"):
+        flags.DEFINE_bool("traceback", False, "Show where an error arose, beside the line that explains it.")
+
+
+def help_text(command: ModuleType) -> str:
+    """Returns what a command does, and every flag with its choices, its default and its other names."""
+    lines = [inspect.getdoc(command) or ""]
+    for title, found in _sections.items():
+        lines.append(f"\n{title}:")
+        for name in found:
+            prefix = "[no]" if FLAGS[name].default is True else ""
+            head = f"  --{prefix}{name} ".ljust(26)
+            lines.append(textwrap.fill(head + _describe(name), 110, subsequent_indent=" " * 26, break_on_hyphens=False))
+    lines.append(
+        "\nA flag --x=value may also be written --x value or -x value; --flagfile=FILE reads flags from a file."
+    )
+    return "\n".join(lines)
+
+
+def _describe(name: str) -> str:
+    flag = FLAGS[name]
+    words = [flag.help]
+    if isinstance(flag.parser, flags.EnumParser):
+        words = [flag.help.partition(">: ")[2]]  # absl puts the choices in front
+        words.append(f"One of {', '.join(flag.parser.enum_values)}.")
+    elif isinstance(flag.parser, _Fraction):
+        words.append(f"A number {flag.parser.range()}.")
+    elif isinstance(flag.parser, _Fractions):
+        words.append(f"Numbers {flag.parser.range()}.")
+    others = [flag.short_name] if flag.short_name else []
+    others += [alias for alias, meant in _aliases.items() if meant == name]
+    if others:
+        words.append(f"Also {', '.join(('-' if len(other) == 1 else '--') + other for other in others)}.")
+    if flag.default is not None and not isinstance(flag.default, bool):
+        words.append(f"[{flag.default_as_str.strip(chr(39))}]")
+    return " ".join(words)
+
+
+def words(argv: list[str]) -> list[str]:
+    """Returns a command line as absl reads it, with the words of flagfiles in their place.
+
+    Raises:
+        ValueError: if a flagfile cannot be read, or a word cannot be meant.
+    """
+    found = [*argv[:1], *_with_underscores(command_words.expanded(argv[1:]))]
+    bare = {name: (FLAGS[name].parser.enum_values, value) for name, value in _bare.items() if name in FLAGS}
+    found = command_words.with_bare_values(found, bare)
+    path = command_words.path_of_resume(found) if "resume" in FLAGS and FLAGS["resume"].boolean else None
+    if path is not None:
+        place = Path(path)
+        run = place.parent if place.suffix else place
+        run = run.parent if run.name == "checkpoints" else run
+        raise BadFlag(
+            f"--resume={path}: expected --resume --output_dir={run}, the directory of a run. Received: a path"
+        )
+    return found
+
+
+def _with_underscores(argv: Iterable[str]) -> list[str]:
+    """Accepts `--exp-mode` for `--exp_mode`, and `--no-jit` for `--nojit`."""
+    found = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and len(name) > 2:
+            name = "--" + name[2:].replace("-", "_")
+            off = name[5:] if name.startswith("--no_") else ""
+            if name[2:] not in FLAGS and off in FLAGS and FLAGS[off].boolean:
+                name = f"--no{off}"
+        found.append(name + equals + value)
+    return found
+
+
+def _parse(argv: list[str]) -> list[str]:
+    _direct.clear()
+    for word in _with_underscores(argv[1:]):
+        name = word.lstrip("-").partition("=")[0]
+        found = name if name in FLAGS else name.removeprefix("no")
+        if word.startswith("-") and found in FLAGS:
+            _direct.add(FLAGS[found].name)
+    try:
+        rest = FLAGS(words(argv))
+    except flags.UnrecognizedFlagError as error:
+        close = str(error).partition("Did you mean:")[2].strip(" ?")
+        hint = f", such as {close}" if close else ""
+        _fail(f"--{error.flagname}: expected a flag that --help lists{hint}. Received: an unknown one", 2)
+    except (flags.Error, ValueError) as error:
+        _fail(str(error).removeprefix("flag "), 2)
+    if rest[1:]:
+        _fail(
+            f"unexpected arguments: {' '.join(rest[1:])}; flags begin with -- and take their value after = or a space",
+            2,
+        )
+    for name in names():
+        if FLAGS[name].present and FLAGS[name].value == "" != FLAGS[name].default:
+            _fail(f"--{name}=: expected a value, or no such flag. Received: an empty word", 2)
+    return rest
+
+
+def note_unused(meaningful: Mapping[str, tuple[str, Callable[[], bool]]]) -> None:
+    """Says which flags of the command line have another value than usual and mean nothing to this run.
+
+    Args:
+        meaningful: Flags that mean nothing to some runs -> those they mean something to, and whether this is one.
+    """
+    for name, (owners, means_something) in meaningful.items():
+        if FLAGS[name].present and FLAGS[name].value != FLAGS[name].default and not means_something():
+            print(f"Note: --{name}={FLAGS[name].value} means nothing here, it belongs to {owners}")
+
+
+def say_deviations(original: str, deviations: Iterable[str]) -> None:
+    """Prints how a run differs from one of published code with the same command line, a line for each."""
+    for text in deviations:
+        print(f"Unlike {original}: {text}")
+
+
+def _guarded(main: Callable[[], None], if_interrupted: str) -> None:
+    logging.set_verbosity(logging.WARNING)  # saving and exporting are chatty
+    try:
+        with cleanups:
+            main()
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if FLAGS.traceback:
+            raise
+        _fail(str(error) or type(error).__name__, 2 if isinstance(error, BadFlag) else 1)
+    except MemoryError as error:
+        if FLAGS.traceback:
+            raise
+        _fail(_out_of_memory(error), 1)
+    except TypeError as error:
+        if FLAGS.traceback:
+            raise
+        _fail(f"a value of the wrong type: {error} (--traceback shows where)", 1)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; {if_interrupted}", 130)
+    except Exception as error:
+        if FLAGS.traceback or not _is_of_tensorflow(error):
+            raise
+        _fail(f"{str(error).splitlines()[0]} (TensorFlow's {type(error).__name__}; --traceback shows where)", 1)
+
+
+def _out_of_memory(error: MemoryError) -> str:
+    return f"not enough memory; pass fewer or smaller images, or a smaller batch. {error}".strip()
+
+
+def _is_of_tensorflow(error: Exception) -> bool:
+    """Tells whether an operation failed: memory that ran out, a file that cannot be decoded."""
+    return isinstance(error, tf.errors.OpError)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    sys.exit(code)

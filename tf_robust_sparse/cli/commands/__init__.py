@@ -1,0 +1,1 @@
+"""One module for each command: its flags, `define`, and its work, `main`."""

@@ -1,0 +1,143 @@
+"""Finds a robust network of signs inside a random one: scores are learnt, the weights never change.
+
+    python run_scripts/run_binary_subnetworks.py --data=cifar10 --data_dir=DIR --model=resnet34 --prune_rate=0.01 \\
+        --pr_scale=0.1 --score_init_scale=0.01 --fan_scaled_score_mode=none --init=binary --end_with_bn
+
+or with a configuration of the original as it is, on top of which flags count:
+
+    python run_scripts/run_binary_subnetworks.py --config=resnet34-binary-weights.yaml --data_dir=DIR --prune_rate=0.01
+
+--trainer=adv_step trains on PGD, adv_trades by TRADES, adv_step_fast on one step from perturbations that are kept for
+every image; adv_step_lottery_finetune and adv_step_lottery_retrain train the weights of the sub-network that
+--pretrained found, from its signs or from new ones. --conv_type=DenseConv and BinConv are the baselines: a dense
+network, and one trained to be signs. --evaluate does not train: AutoAttack runs on the network of the finished run in
+the directory, or with --pretrained=FILE on another one or a published checkpoint, which is taken over before. Each
+evaluation is kept in a folder of its own, `autoattack/<number>`: `aa-log.txt` and `results.json`.
+
+Leaves what every training run leaves, `network.trs`, the network in about a bit and a position per weight, and
+`learning_curve.png`. What a run does unlike the published code is printed at its start.
+"""
+
+from pathlib import Path
+
+import tensorflow as tf
+from absl import flags
+
+import tf_robust_sparse as trs
+from tf_robust_sparse.cli import (
+    binary_flags,
+    binary_objects,
+    binary_originals,
+    command_line,
+    common_flags,
+    common_objects,
+    devices,
+    report,
+    run_directory,
+    training_run,
+)
+
+FLAGS = flags.FLAGS
+IF_INTERRUPTED = training_run.IF_INTERRUPTED
+COMPACT = f"network{trs.saving.COMPACT_SUFFIX}"
+
+
+def define() -> None:
+    """Defines the flags."""
+    common_flags.define_data()
+    binary_flags.define()
+    common_flags.define_evaluation()
+    run_directory.define()
+    training_run.define()
+    binary_originals.define()
+
+
+def main() -> None:
+    """Trains, or takes over a network."""
+    devices.choose("multigpu", replicas=True)
+    binary_originals.translate()
+    binary_originals.forget()
+    common_flags.check()
+    binary_flags.check()
+    directory = run_directory.chosen(Path("saved_models") / binary_flags.run_name())
+    if FLAGS.load_model:
+        if FLAGS.pretrained:
+            take_over(directory)
+        else:
+            training_run.evaluate_again(directory, binary_flags.OF_NETWORK)
+        if FLAGS.autoattack != "none":
+            attack(directory)
+        return
+    run = training_run.prepare(directory, files={COMPACT: trs.saving.save_compact})
+    if run is None:
+        return
+    command_line.say_deviations("RobustBinarySubNet", binary_flags.deviations())
+    with run.strategy.scope():
+        network = binary_objects.network(run)
+        model = binary_objects.model(run, network)
+    state = training_run.train(run, model, binary_flags.config(), binary_objects.callbacks(run, model))
+    binary_objects.end(model)
+    if training_run.is_chief():
+        binary_objects.draw_curve(state["history"], directory / "learning_curve.png")
+    training_run.finish(run, model, state, binary_objects.describe(network))
+    if training_run.is_chief():
+        print(f"Compact network     {directory / COMPACT}, {(directory / COMPACT).stat().st_size} bytes")
+
+
+def take_over(directory: Path) -> None:
+    """Makes a directory like that of a run of a network that is trained already."""
+    run_directory.check(directory)
+    binary_objects.adopt_flags()
+    images = common_objects.dataset()
+    network = binary_objects.built(images)
+    binary_objects.load_pretrained(network, images)
+    run_directory.begin(directory)
+    report.save(network, directory)
+    trs.saving.save_compact(network, directory / COMPACT)
+    results = {
+        **report.evaluate(network, images, attacked=False),
+        **binary_objects.describe(network),
+        "pretrained": FLAGS.pretrained,
+        "model": FLAGS.model,
+        "data": {"name": images.name, "origin": images.origin},
+        "versions": run_directory.versions(),
+    }
+    run_directory.write_json(directory / "results.json", results)
+    report.show(results, directory)
+
+
+def attack(directory: Path) -> None:
+    """Runs AutoAttack on the network of a directory, and keeps its log and results in a folder of their own."""
+    images = common_objects.dataset()
+    with command_line.about("output_dir"):
+        network = trs.load_network(directory)
+    folder = run_directory.numbered(directory / "autoattack")
+    version, attacks = binary_flags.autoattack()
+    # Each attack is compiled once, which TensorFlow takes for tracing again and again.
+    tf.get_logger().setLevel("ERROR")
+    with command_line.about("output_dir", "data"):
+        suite = trs.evaluation.RobustnessSuite(network, common_objects.test_batches(images), FLAGS.batch_size)
+    ensemble = trs.evaluation.AutoAttack(
+        network,
+        {"linf": "Linf", "l2": "L2"}[FLAGS.norm],
+        common_flags.pgd_epsilon(),
+        version or "standard",
+        attacks,
+        seed=FLAGS.seed,
+        batch_size=FLAGS.batch_size,
+        log_path=folder / "aa-log.txt",
+    )
+    suite.auto_attack("autoattack", ensemble)
+    results = {
+        **suite.results(),
+        "data": {"name": images.name, "origin": images.origin},
+        "versions": run_directory.versions(),
+    }
+    run_directory.write_json(folder / "results.json", results)
+    ball = f"epsilon {trs.evaluation.radius(ensemble.norm, ensemble.epsilon)}"
+    print(
+        f"AutoAttack          {100 * results['robust_accuracy']:6.2f} %   {version}, {ball}, {results['images']} images"
+    )
+    for warning in results["flags"]:
+        print(f"Warning: {warning}")
+    print(f"Record              {folder}: aa-log.txt, results.json", flush=True)

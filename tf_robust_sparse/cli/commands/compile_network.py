@@ -1,0 +1,124 @@
+"""Makes a program of a sparse network that needs no TensorFlow, and measures how fast it is.
+
+    python run_scripts/run_compile.py --network=saved_models/run --output_dir=saved_models/compiled --benchmark
+
+writes `network.c`, one file without dependencies, its weights inside; `network.so`, which `trs.runtime.load` reads,
+where there is a C compiler; and `compile.json`: file sizes, the largest difference of logits, and with --benchmark the
+latency of the engine, of TensorFlow, of LiteRT and of ONNX Runtime where it is installed.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import tf_robust_sparse as trs
+from tf_robust_sparse.cli import command_line, network_copies, run_directory
+
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+    """Defines the flags."""
+    network_copies.define("1,32")
+    with command_line.section("Network"):
+        flags.DEFINE_enum(
+            "precision", "float32", ["float32", "float16", "int8"], "Weights in network.c and network.so."
+        )
+        flags.DEFINE_bool("benchmark", False, "Measure latency beside TensorFlow, LiteRT and ONNX Runtime.")
+    run_directory.define()
+
+
+def main() -> None:
+    """Loads, compiles, compares, measures, writes."""
+    batch_sizes, directory = network_copies.batch_sizes(), network_copies.directory()
+    given = Path(FLAGS.network).expanduser()
+    with command_line.about("network"):
+        network = trs.load_network(given)
+    run_directory.check(directory)
+    with command_line.about("network"):
+        fast = trs.runtime.compile(network)
+    x = np.random.default_rng(0).random((64, *network.input_shape[1:]), "float32")
+    expected = network.predict(x, verbose=0)
+    run_directory.begin(directory)
+    files = {"network.c": fast.export_c(directory / "network.c", FLAGS.precision)}
+    found = {"engine": fast(x)}
+    try:
+        files["network.so"] = fast.save(directory / "network.so", FLAGS.precision)
+        found["network.so"] = trs.runtime.load(files["network.so"])(x)
+    except RuntimeError as error:
+        print(f"network.so is left out: {error}", flush=True)
+    results: dict[str, Any] = {
+        "network": str(given),
+        "precision": FLAGS.precision,
+        "bytes": {name: path.stat().st_size for name, path in files.items()},
+        "largest_logit": float(np.abs(expected).max()),
+        "largest_difference_of_logits": {
+            name: float(np.abs(logits - expected).max()) for name, logits in found.items()
+        },
+        "latency": {},
+    }
+    if FLAGS.benchmark:
+        for size in batch_sizes:
+            calls = _calls(network, fast, files.get("network.so"), x[:1].repeat(size, axis=0))
+            results["latency"][str(size)] = trs.evaluation.median_durations(calls, FLAGS.latency_seconds)
+    run_directory.write_json(directory / "compile.json", {**results, "versions": run_directory.versions()})
+    show(results)
+    print(f"Record                      {directory / 'compile.json'}", flush=True)
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints sizes, differences and latencies."""
+    for name, size in results["bytes"].items():
+        print(f"{name:26s}{size:12d} bytes")
+    for name, difference in results["largest_difference_of_logits"].items():
+        print(f"largest difference, {name:12s}{difference:9.2g} of {results['largest_logit']:.3g}")
+    for size, found in results["latency"].items():
+        for name, seconds in found.items():
+            ratio = found["TensorFlow"] / seconds
+            print(f"batch of {size:4s} {name:14s}{1e3 * seconds:10.3f} ms {ratio:8.2f} times TensorFlow's speed")
+
+
+def _calls(
+    network: keras.Model, fast: trs.runtime.CompiledNetwork, shared: Path | None, x: np.ndarray
+) -> dict[str, Callable[[], Any]]:
+    """What is measured: functions that compute the logits of `x`."""
+    plain = trs.saving.strip(network)
+    step = tf.function(lambda pixels: plain(pixels, training=False), autograph=False)
+    pixels = tf.constant(x)
+    calls: dict[str, Callable[[], Any]] = {"engine": lambda: fast(x), "TensorFlow": lambda: step(pixels).numpy()}
+    if shared is not None and len(x) == 1:
+        loaded = trs.runtime.load(shared)
+        calls["network.so"] = lambda: loaded(x)
+    calls["LiteRT"] = _lite(plain, x, fast.num_threads)
+    try:
+        calls["ONNX Runtime"] = trs.evaluation.onnx_runtime(plain, x, fast.num_threads)
+    except (ImportError, ValueError) as error:
+        print(f"ONNX Runtime is left out: {error}", flush=True)
+    return calls
+
+
+def _lite(plain: keras.Model, x: np.ndarray, threads: int) -> Callable[[], Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        plain.export(folder, verbose=False)
+        content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+    with warnings.catch_warnings():  # that the class moves to a package of its own
+        warnings.simplefilter("ignore")
+        interpreter = tf.lite.Interpreter(model_content=content, num_threads=threads)
+    place = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(place, x.shape)
+    interpreter.allocate_tensors()
+    result = interpreter.get_output_details()[0]["index"]
+
+    def call() -> np.ndarray:
+        interpreter.set_tensor(place, x)
+        interpreter.invoke()
+        return interpreter.get_tensor(result)
+
+    return call

@@ -1,0 +1,194 @@
+"""Measures the robustness of a network under several attacks, and says how far the numbers can be trusted.
+
+    python run_scripts/run_robustness_eval.py --saved_model=saved_models/quickstart/serve --data=fashion_mnist_sample \\
+        --epsilon=0.1 --attacks=clean,fgsm,pgd,autoattack --test_examples=200
+
+Without --saved_model or --network the run is found by the flags it was trained with: --data, --model, --objective,
+--sparse_train, --connectivity. Writes the numbers as JSON, after each attack what is there so far.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import tf_robust_sparse as trs
+from tf_robust_sparse.cli import (
+    command_line,
+    common_flags,
+    common_objects,
+    leaderboard_flags,
+    report,
+    robustness_flags,
+    run_directory,
+    run_lock,
+)
+
+FLAGS = flags.FLAGS
+IF_INTERRUPTED = "the results file has the attacks that ended; what AutoAttack did is kept with --state_file"
+
+
+def define() -> None:
+    """Defines the flags."""
+    common_flags.define_data()
+    common_flags.define_network()
+    robustness_flags.define()
+
+
+def main() -> None:
+    """Loads, attacks, reports."""
+    common_flags.check()
+    robustness_flags.check()
+    path = robustness_flags.network_path()
+    file = robustness_flags.results_file(path)
+    if FLAGS.state_file:
+        run_lock.take_beside(Path(FLAGS.state_file).expanduser(), f"--state_file={FLAGS.state_file}")
+    model = robustness_flags.load(path)
+    images = common_objects.dataset()
+    source = robustness_flags.source(images)
+    description = leaderboard_flags.description(model, path, images.name) if FLAGS.robustbench_file else {}
+    # Each attack is compiled once, which TensorFlow takes for tracing again and again.
+    tf.get_logger().setLevel("ERROR")
+    begin = time.perf_counter()
+    found: dict[str, Any] = {}
+    examples: dict[str, np.ndarray] = {}
+
+    def write(unfinished: bool) -> dict[str, Any]:
+        results = {
+            **({"unfinished": True} if unfinished else {}),
+            "norm": FLAGS.norm,
+            "epsilon": robustness_flags.epsilon(),
+            **suite.results(),
+            **found,
+            "pixel_range": FLAGS.pixel_range,
+            "seconds": time.perf_counter() - begin,
+            "network": str(path),
+            "data": {"name": images.name, "origin": images.origin},
+            "seed": FLAGS.seed,
+            "versions": run_directory.versions(),
+        }
+        run_directory.write_json(file, results)
+        return results
+
+    with command_line.about(robustness_flags.network_flag(), "data"):
+        suite = trs.evaluation.RobustnessSuite(model, common_objects.test_batches(images), FLAGS.batch_size)
+        if FLAGS.state_file and Path(FLAGS.state_file).expanduser().exists():
+            with command_line.about("state_file"):
+                robustness_flags.auto_attack(model).check(suite.x, suite.y)
+        attack(suite, model, source, found, examples, lambda: write(unfinished=True))
+    results = write(unfinished=False)
+    written = [file, *write_others(results, description, examples or None)]
+    show(results, written)
+
+
+def attack(
+    suite: trs.evaluation.RobustnessSuite,
+    model: Callable[..., Any],
+    source: Callable[..., Any] | None,
+    found: dict[str, Any],
+    examples: dict[str, np.ndarray],
+    after_each: Callable[[], Any],
+) -> None:
+    """Runs the attacks of --attacks in their order, and whatever else was asked for.
+
+    Corruptions come first: they are quick, and files that do not fit are found out before hours of attacks.
+
+    Args:
+        suite: Runs and records them.
+        model: The network under attack.
+        source: The network that examples are transferred from, or `None`.
+        found: Gets `corruptions`, `security_curve` and `foolbox_check` where asked for.
+        examples: Gets what AutoAttack found.
+        after_each: Called after each of them.
+    """
+    if "corruptions" in robustness_flags.attacks():
+        with command_line.about("corruptions_dir"):
+            found["corruptions"] = trs.evaluation.evaluate_corruptions(
+                model, (suite.x, suite.y), FLAGS.corruptions_dir, batch_size=suite.batch_size, seed=FLAGS.seed
+            )
+        after_each()
+    for name in robustness_flags.attacks():
+        if name == "fgsm":
+            suite.gradient_attack(name, robustness_flags.fgsm())
+        elif name == "pgd":
+            suite.gradient_attack(name, robustness_flags.pgd())
+        elif name == "transfer" and source is not None:
+            with command_line.about("transfer_from"):
+                suite.transfer(name, source, robustness_flags.pgd())
+        elif name == "autoattack" and FLAGS.individual:
+            suite.auto_attack_individual(name, robustness_flags.auto_attack(model), after_each)
+        elif name == "autoattack":
+            with command_line.about("state_file"):
+                result = suite.auto_attack(name, robustness_flags.auto_attack(model))
+            examples |= {
+                "x": suite.x,
+                "y": suite.y,
+                **{key: result[key] for key in ("x_adv", "y_adv", "broken_by")},
+                "attacks": np.array(list(result["attacks"])),
+            }
+        elif name == "square":
+            suite.auto_attack(name, robustness_flags.square(model))
+        if name in suite.attacks:
+            after_each()
+    if FLAGS.epsilons:
+        found["security_curve"] = trs.evaluation.security_curve(
+            model, (suite.x, suite.y), robustness_flags.pgd(), FLAGS.epsilons, batch_size=suite.batch_size
+        )
+        after_each()
+    if FLAGS.foolbox_check:
+        found["foolbox_check"] = suite.foolbox_check("pgd", robustness_flags.pgd())
+
+
+def write_others(
+    results: dict[str, Any], description: dict[str, Any], examples: dict[str, np.ndarray] | None
+) -> list[Path]:
+    """Writes the files of --save_adversarials, --robustbench_file and --report, and returns them."""
+    written = []
+    if FLAGS.save_adversarials and examples is not None:
+        file = Path(FLAGS.save_adversarials).expanduser()
+        kept: dict[str, Any] = {name: examples[name] for name in ("x_adv", "y", "y_adv", "broken_by", "attacks")}
+        with trs.saving.replace_file(file) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **kept)
+        written.append(file)
+    if FLAGS.robustbench_file:
+        file = Path(FLAGS.robustbench_file).expanduser()
+        pruning = robustness_flags.pruning_file(file)
+        run_directory.write_json(file, trs.evaluation.robustbench_row(results, description))
+        run_directory.write_json(pruning, trs.evaluation.pruning_benchmark_row(results, description))
+        written += [file, pruning]
+    if FLAGS.report:
+        page = {**results, "title": FLAGS.title or results["network"]}
+        written += trs.evaluation.write_report(Path(FLAGS.report).expanduser(), page, examples)
+    return written
+
+
+def show(results: dict[str, Any], written: list[Path]) -> None:
+    """Prints the accuracies, the doubts and where everything is."""
+    print()
+    print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['images']} test images")
+    for name, found in results["attacks"].items():
+        settings = report.words(found, ("version", "attack", "num_steps", "num_queries", "restarts"))
+        print(f"{name:19} {100 * found['robust_accuracy']:6.2f} %   {settings}, {found['seconds']:.0f} s")
+    ball = f"{results['norm']}, epsilon {trs.evaluation.radius(results['norm'], results['epsilon'])}"
+    if results["attacks"]:
+        print(f"Worst case          {100 * results['robust_accuracy']:6.2f} %   {ball}")
+    if "corruptions" in results:
+        found = results["corruptions"]
+        kinds = f"mean of {len(found['corruptions'])} kinds"
+        print(f"Corruptions         {100 * found['mean_corruption_accuracy']:6.2f} %   {kinds}")
+    for point in results.get("security_curve", {}).get("points", []):
+        print(f"epsilon {point['epsilon']:<11.4g} {100 * point['robust_accuracy']:6.2f} %")
+    for name, found in results.get("foolbox_check", {}).items():
+        alone = f"{len(found['broken_by_foolbox_only'])} broken by Foolbox only"
+        print(
+            f"Foolbox {name:11} {100 * found['robust_accuracy']:6.2f} %   disagrees with our PGD on "
+            f"{found['disagreements']} images, {alone}"
+        )
+    of_curve = results.get("security_curve", {}).get("flags", [])
+    for warning in dict.fromkeys([*results["flags"], *of_curve]):
+        print(f"Warning: {warning}")
+    print(f"Record              {', '.join(map(str, written))}", flush=True)

@@ -1,0 +1,78 @@
+"""The command `trs`: trains, measures and ships networks, one subcommand for each script of `run_scripts/`."""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tf_robust_sparse.cli import command_line
+
+COMMANDS = {  # words after `trs` -> module in `commands`, script in `run_scripts`
+    "train": ("train", "run_connectivity_sampling"),
+    "hydra": ("hydra", "run_hydra"),
+    "lottery": ("lottery", "run_lottery_tickets"),
+    "lottery grid": ("lottery_grid", "run_lottery_grid"),
+    "binary": ("binary", "run_binary_subnetworks"),
+    "neural": ("neural", "run_neural_pruning"),
+    "sweep": ("sweep", "run_sweep"),
+    "eval": ("evaluate", "run_robustness_eval"),
+    "foolbox": ("foolbox", "run_foolbox_eval"),
+    "certify": ("certify", "run_certify"),
+    "shrink": ("shrink", "run_shrink"),
+    "compact": ("compact", "run_compact"),
+    "compile": ("compile_network", "run_compile"),
+    "plot masks": ("plot_masks", "run_mask_plots"),
+    "plot vulnerability": ("plot_vulnerability", "run_vulnerability_plots"),
+    "plot lottery": ("plot_lottery", "run_lottery_analysis"),
+    "import": ("import_weights", "run_import_weights"),
+    "export verifier": ("export_verifier", "run_verifier_export"),
+    "unpack imagenet": ("unpack_imagenet", "run_unpack_imagenet"),
+}
+
+
+def main() -> None:
+    """Runs the subcommand that the command line names."""
+    words = sys.argv[1:]
+    if not words or words[0] in command_line.HELP_WORDS:
+        print(help_text())
+        return
+    for number in (2, 1):
+        name = " ".join(words[:number])
+        if name in COMMANDS:
+            sys.argv = [f"trs {name}", *words[number:]]
+            command_line.run(command(name))
+            return
+    _fail(words[0])
+
+
+def command(name: str) -> Any:
+    """Returns the module of a subcommand, or of a script: its docstring, `define` and `main`.
+
+    Args:
+        name: A key of `COMMANDS`, or the name of a script such as `run_hydra`.
+    """
+    found = {script: module for module, script in COMMANDS.values()} | {key: COMMANDS[key][0] for key in COMMANDS}
+    return importlib.import_module(f"tf_robust_sparse.cli.commands.{found[name]}")
+
+
+def process(name: str, *arguments: str) -> list[str]:
+    """Returns the command line of a process that runs a subcommand, or a script, with these arguments."""
+    words = {script: key for key, (_, script) in COMMANDS.items()}.get(name, name).split()
+    return [sys.executable, "-m", "tf_robust_sparse.cli", *words, *arguments]
+
+
+def help_text() -> str:
+    """Returns the list of all subcommands, with the first line of what each one does."""
+    lines = ["Usage: trs COMMAND [--flag=value ...]; trs COMMAND --help lists the flags of a command.", ""]
+    for name, (module, _) in COMMANDS.items():
+        source = (Path(__file__).parent / "commands" / f"{module}.py").read_text()
+        first = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+        lines.append(f"  {name:20s}{first}")
+    return "\n".join(lines)
+
+
+def _fail(word: str) -> NoReturn:
+    names = ", ".join(COMMANDS)
+    print(f"error: trs {word}: expected one of the commands {names}; trs --help says what they do", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,100 @@
+"""What is measured of a finished network, and the lines that tell it."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+from absl import flags
+
+import tf_robust_sparse as trs
+from tf_robust_sparse.cli import common_objects
+
+FLAGS = flags.FLAGS
+
+
+def evaluate(network: keras.Model, images: trs.data.ImageDataset, attacked: bool = True) -> dict[str, Any]:
+    """Returns the entries of `results.json` that are measured on the network.
+
+    Args:
+        network: What was trained or imported.
+        images: Its test images are used.
+        attacked: Whether the robust accuracy is measured too, under the attack of the flags.
+    """
+    attacks = [common_objects.test_attack(FLAGS.norm)] if attacked else []
+    report = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_objects.test_batches(images), attacks)
+    results = {"clean_accuracy": report["clean_accuracy"]}
+    for name, details in report["attacks"].items():
+        results["robust_accuracy"] = report["robust_accuracy"]
+        results["attack"] = {"name": name, **details, "images": report["images"]}
+    statistics = trs.sparsity.statistics.summary(network)
+    return {
+        **results,
+        "test_images": report["images"],
+        "warnings": report["flags"],
+        **{name: statistics[name] for name in _STATISTICS},
+    }
+
+
+# What is left of every network, by the function that writes it.
+FILES = {"network.keras": trs.save_network, "serve": trs.export_network}
+
+
+def save(network: keras.Model, directory: Path) -> None:
+    """Writes `network.keras` and `serve/`."""
+    for name, write in FILES.items():
+        write(network, directory / name)
+
+
+def show(results: dict[str, Any], directory: Path) -> None:
+    """Prints the robustness table and where everything is."""
+    show_numbers(results)
+    print(f"Network to train on {directory / 'network.keras'}")
+    print(f"SavedModel          {directory / 'serve'}")
+    print(f"Records             {directory}: {', '.join(_records(directory))}", flush=True)
+
+
+def show_numbers(results: dict[str, Any]) -> None:
+    """Prints the robustness table."""
+    print()
+    print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['test_images']} test images")
+    if "attack" in results:
+        print(f"Robust accuracy     {100 * results['robust_accuracy']:6.2f} %   {words(results['attack'], _SHOWN)}")
+    if "verified" in results:
+        shares = ", ".join(f"{100 * share:.2f} % by {name}" for name, share in results["verified"]["accuracy"].items())
+        print(f"Verified            {shares}, epsilon {_word(results['verified']['epsilon'])}")
+    print(
+        f"Connectivity        {100 * results['connectivity']:6.2f} %   {results['nonzero']} of {results['prunable']} "
+        "kernel entries"
+    )
+    if "total_weights" in results:
+        share = 100 * results["remaining_weights"] / results["total_weights"]
+        print(
+            f"Weights left        {share:6.2f} %   {results['remaining_weights']} of {results['total_weights']}, "
+            "biases and batch norm among them"
+        )
+    if "images_per_second" in results:
+        print(f"Training speed      {results['images_per_second']:6.0f} images/s")
+    for warning in results["warnings"]:
+        print(f"Warning: {warning}")
+
+
+_STATISTICS = ("connectivity", "nonzero", "prunable", "total_weights", "remaining_weights", "layers")
+_SHOWN = ("name", "epsilon", "num_steps", "restarts")
+_HIDDEN = ("norm", "random_start", "restarts", "targeted", "seed", "label")  # of an attack in training
+
+
+def words(description: dict[str, Any], shown: tuple[str, ...] | None = None) -> str:
+    """Returns a description as words: the first value, then names and values, those of `shown` if it is given."""
+    wanted = shown or tuple(name for name in description if name not in _HIDDEN)
+    first, *others = [(name, value) for name, value in description.items() if name in wanted]
+    return ", ".join([_word(first[1]), *(f"{name} {_word(value)}" for name, value in others)])
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({words(value)})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _records(directory: Path) -> list[str]:
+    return [name for name in ("results.json", "run.flags", "checkpoints/") if (directory / name).exists()]
