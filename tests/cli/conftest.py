@@ -13,7 +13,7 @@ import keras
 import pytest
 from absl import flags, logging
 
-from tf_robust_sparse.cli import command_line
+from tf_robust_sparse.cli import command_line, settings
 from tf_robust_sparse.cli.main import command
 from tf_robust_sparse.evaluation import figure_style
 
@@ -75,6 +75,7 @@ def forget_flags():
     flags.FLAGS["log_dir"].unparse()  # a flag of absl's, which the originals have too
     command_line._sections.clear()
     command_line._aliases.clear()
+    settings.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,12 @@ from tf_robust_sparse.cli import (
     binary_flags,
     binary_objects,
     binary_originals,
-    common_flags,
-    common_objects,
     run_directory,
+    settings,
     training_run,
 )
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
+from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.models import resnet
 
 BINARY = "run_binary_subnetworks"
@@ -124,7 +124,7 @@ seed: 1234
 def meaning(parse, *arguments):
     flags = parse(BINARY, *arguments)
     binary_originals.translate()
-    common_flags.check()
+    settings.check()
     binary_flags.check()
     return flags
 
@@ -157,7 +157,7 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
     directory, _ = found
     more = (f"--trainer={trainer}", "--init=lottery_binary", f"--pretrained={directory}", "--seed=5")
     meaning(parse, *FEW, *more)
-    images, before = common_objects.dataset(), trs.load_network(directory)
+    images, before = Data.read().load(), trs.load_network(directory)
     network = binary_objects.built(images)
     binary_objects.load_pretrained(network, images)
     trs.training.Phase("finetune").begin(network)
@@ -404,7 +404,7 @@ def test_its_configuration_of_autoattack_evaluates(parse, config, found, tmp_pat
     assert "there is no model_best.pth" in capsys.readouterr().out
     # What the run recorded of its network, which the configuration does not say.
     assert (flags.end_with_bn, flags.prune_rate, flags.pr_scale, flags.init) == (True, 0.1, 0.1, "binary")
-    images = common_objects.dataset()
+    images = Data.read().load()
     network = binary_objects.built(images)
     binary_objects.load_pretrained(network, images)
     source = trs.load_network(found[0])
@@ -420,7 +420,7 @@ def test_a_checkpoint_tells_whether_it_ends_with_batch_norm(last, parse, tmp_pat
     entries = {"conv1.weight": np.zeros((6, 1, 3, 3)), **({"last.running_mean": np.zeros(10)} if last else {})}
     np.savez(tmp_path / "a.npz", **entries)
     meaning(parse, *few, "--evaluate", f"--pretrained={tmp_path / 'a.npz'}", f"--{'no' if last else ''}end_with_bn")
-    images = common_objects.dataset()
+    images = Data.read().load()
     with pytest.raises(BadFlag, match=f"{'has a' if last else 'has no'} batch norm.*{'pass' if last else 'leave out'}"):
         binary_objects.load_pretrained(binary_objects.built(images), images)
 
@@ -669,13 +669,13 @@ def test_more_that_does_not_go_together(words, message, parse):
 
 def test_a_configuration_is_checked_like_flags(parse, config):
     assert meaning(parse, f"--config={config()}").augmentation == "crop"
-    for settings, message in (
+    for given, message in (
         ({"dampening": "0.5"}, "--dampening=0.5"),
         ({"start_epoch": "5"}, "--start_epoch=5"),
         ({"attack": "8"}, "attack: expected name"),
     ):
         with pytest.raises(BadFlag) as refused:
-            meaning(parse, f"--config={config(**settings)}")
+            meaning(parse, f"--config={config(**given)}")
         assert message in str(refused.value)
 
 
@@ -689,7 +689,7 @@ def test_what_is_evaluated_is_the_network_of_the_last_stage(parse):
     kept = []
     for words in ([], ["--epochs=2", "--pr_steps=2"]):
         meaning(parse, *FEW, *words, "--evaluate", "--prune_rate=0.04")
-        kept.append(trs.sparsity.statistics.summary(binary_objects.built(common_objects.dataset()))["nonzero"])
+        kept.append(trs.sparsity.statistics.summary(binary_objects.built(Data.read().load()))["nonzero"])
     assert kept[0] == kept[1]
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.cli.conftest import EVALUATE, IMPORT, ROBUSTNESS, ROOT, TINY, TRAIN, run_script
 from tf_robust_sparse import startup
-from tf_robust_sparse.cli import command_line, common_flags, common_objects
+from tf_robust_sparse.cli import command_line, settings
+from tf_robust_sparse.cli.sections.data import check_memory
 
 SCRIPTS = (TRAIN, EVALUATE, IMPORT, ROBUSTNESS, "run_hydra")
 
@@ -138,7 +139,7 @@ def test_what_would_mean_nothing_is_refused(words, message, parse, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{'cluster': 1}")
     parse(TRAIN, *words)
     with pytest.raises(command_line.BadFlag) as refused:
-        common_flags.check()
+        settings.check()
     assert message in str(refused.value)
 
 
@@ -147,9 +148,9 @@ def test_images_that_do_not_fit_into_memory_are_refused():
         shape = np.broadcast_to(np.zeros((), np.uint8), (count, 224, 224, 3))
         return types.SimpleNamespace(test_images=shape, test_labels=range(count))
 
-    common_objects.check_memory(images(4))
+    check_memory(images(4))
     with pytest.raises(command_line.BadFlag, match=r"--test_examples: expected .* such as \d+"):
-        common_objects.check_memory(images(10**8))
+        check_memory(images(10**8))
 
 
 def test_a_damaged_image_is_one_line_and_skipped_files_are_said(tmp_path):

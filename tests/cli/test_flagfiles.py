@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from tests.cli.conftest import EVALUATE, ROOT, TRAIN
-from tf_robust_sparse.cli import common_flags, common_objects, hydra_flags, hydra_originals, lottery_flags
+from tf_robust_sparse.cli import hydra_flags, hydra_originals, lottery_flags, settings
 from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.cli.sections import method, sparsity
+from tf_robust_sparse.cli.sections.attacks import TestAttack
+from tf_robust_sparse.cli.sections.data import TrainingImages
 
 # name -> data, model, objective, connectivity (None: dense)
 RECIPES = {
@@ -61,8 +64,13 @@ RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
 EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness", "quickstart_compile"}
 
 
+def sparsifier(images=None):
+    """Returns that of the command line, for a run of 1000 steps."""
+    return sparsity.build(1000, TrainingImages.read().epochs, 0, images)
+
+
 def meaning(flags):
-    sparse = common_flags.sparsifier_name() == "connectivity_sampling"
+    sparse = sparsity.chosen() == "connectivity_sampling"
     return flags.data, flags.model, flags.objective, flags.connectivity if sparse else None
 
 
@@ -75,55 +83,54 @@ def test_every_flagfile_is_in_the_table():
 
 def test_channels_are_pruned_by_the_flagfile_of_the_sample(parse):
     flags = parse(TRAIN, "--flagfile=flags/sample_channel_magnitude.flags")
-    common_flags.check()
+    settings.check()
     assert (flags.data, flags.model) == ("fashion_mnist_sample", "small_cnn")
-    sparsifier = common_objects.sparsifier(1000)
-    assert sparsifier.describe() == {
+    assert sparsifier().describe() == {
         "sparsifier": "ChannelMagnitudePruning",
         "connectivity": 0.5,
         "allocation": "uniform",
         "gradual": True,
         "criterion": "kernel",
     }
-    assert "noise_scaling" in common_flags.unused() and "pruning_criterion" not in common_flags.unused()
+    assert "noise_scaling" in settings.meaningless() and "pruning_criterion" not in settings.meaningless()
 
 
 def test_connections_move_by_the_flagfile_of_the_sample(parse):
     parse(TRAIN, "--flagfile=flags/sample_rigl.flags")
-    common_flags.check()
-    described = common_objects.sparsifier(1000).describe()
+    settings.check()
+    described = sparsifier().describe()
     assert described["sparsifier"] == "RigL" and described["allocation"] == "erk"
     assert (described["connectivity"], described["interval"], described["end_step"]) == (0.05, 20, 750)
     parse(TRAIN, "--flagfile=flags/sample_rigl.flags", "--sparsifier=static")
     with pytest.raises(BadFlag, match="--move_interval belongs to --sparsifier=set or rigl or flying_bird"):
-        common_flags.check()
+        settings.check()
     parse(TRAIN, "--sparsifier=flying_bird", "--move_interval=30", "--growth=random")
-    common_flags.check()
-    described = common_objects.sparsifier(1000).describe()
+    settings.check()
+    described = sparsifier().describe()
     assert described["sparsifier"] == "FlyingBird" and described["allocation"] == "igq"
     assert (described["interval"], described["late_interval"], described["end_step"]) == (30, 40, 1000)
     assert (described["drop_fraction"], described["growth"]) == (0.5, "random")
     parse(TRAIN, "--sparsifier=flying_bird_plus", "--epochs=30", "--adapt_from=0.2", "--objective=at")
-    common_flags.check()
-    described = common_objects.sparsifier(1000).describe()
+    settings.check()
+    described = sparsifier().describe()
     assert (described["sparsifier"], described["start_epoch"], described["end_step"]) == ("FlyingBirdPlus", 6, 1000)
     parse(TRAIN, "--sparsifier=flying_bird_plus", "--objective=at", "--validation_examples=0")
     with pytest.raises(BadFlag, match="and no --validation_examples=0"):
-        common_flags.check()
+        settings.check()
     parse(TRAIN, "--sparsifier=rigl", "--allocation=global")
     with pytest.raises(
         BadFlag, match=r"--allocation=global does not fit.*=rigl; pass --allocation=erk or uniform or igq"
     ):
-        common_flags.check()
+        settings.check()
 
 
 def test_two_of_four_by_the_flagfile_of_the_sample(parse):
     flags = parse(TRAIN, "--flagfile=flags/sample_n_m.flags")
-    common_flags.check()
-    described = common_objects.sparsifier(1000).describe()
+    settings.check()
+    described = sparsifier().describe()
     assert (described["sparsifier"], described["n"], described["m"], described["fixed"]) == ("NM", 2, 4, False)
     assert flags.connectivity == described["connectivity"] == 0.5
-    assert common_flags.run_name() == "fashion_mnist_sample_small_cnn_at_n_m2of4"
+    assert method.run_name() == "fashion_mnist_sample_small_cnn_at_n_m2of4"
     for arguments, message in (
         (["--n_m=4:2"], "--n_m=4:2: expected N:M such as 2:4"),
         (["--n_m=2"], "--n_m=2: expected N:M such as 2:4"),
@@ -132,14 +139,14 @@ def test_two_of_four_by_the_flagfile_of_the_sample(parse):
     ):
         parse(TRAIN, "--flagfile=flags/sample_n_m.flags", *arguments)
         with pytest.raises(BadFlag, match=message):
-            common_flags.check()
+            settings.check()
 
 
 def test_one_shot_pruning_by_the_flagfile_of_the_sample(parse):
     flags = parse(TRAIN, "--flagfile=flags/sample_obs.flags")
-    common_flags.check()
+    settings.check()
     assert (flags.source_net, flags.connectivity) == ("saved_models/quickstart_dense", 0.1)
-    described = common_objects.sparsifier(1000, lambda: np.zeros((3, 28, 28, 1))).describe()
+    described = sparsifier(lambda: np.zeros((3, 28, 28, 1))).describe()
     assert (described["sparsifier"], described["images"], described["allocation"]) == ("OBS", 3, "uniform")
     for arguments, message in (
         (["--sparsifier=obs"], "--sparsifier=obs prunes a trained network; pass --source_net=DIR"),
@@ -151,13 +158,13 @@ def test_one_shot_pruning_by_the_flagfile_of_the_sample(parse):
     ):
         parse(TRAIN, *arguments)
         with pytest.raises(BadFlag, match=message):
-            common_flags.check()
+            settings.check()
 
 
 def test_blocks_by_flags(parse):
     parse(TRAIN, "--sparsifier=block", "--connectivity=0.1", "--block=2x8", "--block_pooling=max")
-    common_flags.check()
-    described = common_objects.sparsifier(1000).describe()
+    settings.check()
+    described = sparsifier().describe()
     assert (described["sparsifier"], described["block"], described["pooling"]) == ("BlockPruning", [2, 8], "max")
     assert described["gradual"] and described["allocation"] == "uniform"
     for arguments, message in (
@@ -170,27 +177,27 @@ def test_blocks_by_flags(parse):
     ):
         parse(TRAIN, "--sparsifier=block", *arguments)
         with pytest.raises(BadFlag, match=message):
-            common_flags.check()
+            settings.check()
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_flagfiles_parse(name, parse):
     more = ["--pseudo_labels=FILE"] if "_rst_" in name else []
     flags = parse(TRAIN, f"--flagfile=flags/{name}.flags", *more)
-    common_flags.check()
+    settings.check()
     assert meaning(flags) == RECIPES[name]
     if not name.startswith("quickstart"):
         assert (flags.epsilon, flags.step_size, flags.num_steps) == (8 / 255, 2 / 255, 10)
         assert (flags.epochs, flags.batch_size, flags.learning_rate) == (200, 128, 0.1)
         assert flags.weight_decay == (1e-3 if flags.objective == "at" else 5e-4)
         assert bool(flags.flip) == (flags.data == "svhn")
-        assert common_flags.run_name() in (name, name.replace("_0.", "_sparse0."))
+        assert method.run_name() in (name, name.replace("_0.", "_sparse0."))
 
 
 @pytest.mark.parametrize("name", HYDRA)
 def test_flagfiles_of_hydra_parse(name, parse):
     flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
-    common_flags.check()
+    settings.check()
     hydra_flags.check()
     assert (flags.data, flags.model, flags.trainer, flags.k) == HYDRA[name]
     assert (flags.epsilon, flags.step_size, flags.beta, flags.noise_std) == (0.031, 0.0078, 6, 0.25)
@@ -204,7 +211,7 @@ def test_flagfiles_of_hydra_parse(name, parse):
 def test_flagfiles_of_training_by_bounds_parse(name, parse):
     flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
     hydra_originals.translate()
-    common_flags.check()
+    settings.check()
     hydra_flags.check()
     assert (flags.data, flags.model, flags.trainer, flags.k) == CERTIFIED[name]
     assert (flags.optimizer, flags.epsilon, flags.weight_decay, flags.lr_schedule) == ("adam", 0.007, 1e-4, "cosine")
@@ -228,7 +235,7 @@ def test_flagfiles_of_training_by_bounds_parse(name, parse):
 def test_the_flagfile_of_training_by_bounds_on_mnist_parses(parse):
     flags = parse("run_hydra", "--flagfile=flags/hydra_mnist_crown-ibp.flags")
     hydra_originals.translate()
-    common_flags.check()
+    settings.check()
     hydra_flags.check()
     assert (flags.data, flags.trainer, flags.epsilon, flags.val_method) == ("mnist", "crown-ibp", 0.1, "ibp")
 
@@ -236,7 +243,7 @@ def test_the_flagfile_of_training_by_bounds_on_mnist_parses(parse):
 @pytest.mark.parametrize("name", FREE)
 def test_flagfiles_of_free_adversarial_training_parse(name, parse):
     flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
-    common_flags.check()
+    settings.check()
     hydra_flags.check()
     assert (flags.data, flags.model, flags.trainer, flags.k) == ("imagenet", "resnet50_imagenet", "freeadv", FREE[name])
     assert (flags.epsilon, flags.n_repeats, flags.batch_size, flags.augmentation) == (4 / 255, 4, 256, "resized_crop")
@@ -246,7 +253,7 @@ def test_flagfiles_of_free_adversarial_training_parse(name, parse):
 
 def test_the_flagfile_of_hydra_on_the_sample_parses(parse):
     flags = parse("run_hydra", "--flagfile=flags/hydra_sample_adv.flags")
-    common_flags.check()
+    settings.check()
     hydra_flags.check()
     assert (flags.data, flags.model, flags.trainer, flags.exp_mode) == (
         "fashion_mnist_sample",
@@ -291,7 +298,7 @@ def test_the_evaluation_of_the_quick_start_finds_what_it_wrote(parse):
     trained = parse(TRAIN, "--flagfile=flags/quickstart.flags")
     directory, data, epsilon = trained.output_dir, trained.data, trained.epsilon
     flags = parse(EVALUATE, "--flagfile=flags/quickstart_foolbox.flags")
-    common_flags.check()
+    settings.check()
     assert (flags.saved_model, flags.data, flags.pgd_epsilon) == (f"{directory}/serve", data, epsilon)
     assert (flags.pgd_iters, flags.pgd_restarts) == (50, 10)
 
@@ -314,41 +321,41 @@ def test_the_original_command_lines_translate(parse):
         sparse = ["-s", "-pc", connectivity] if connectivity else []
         number = float(connectivity) if connectivity else None
         flags = parse(TRAIN, *RESNET50, *sparse, "-wd", "1e-3", "--objective", "at")
-        common_flags.check()
+        settings.check()
         assert meaning(flags) == ("cifar10", "resnet50", "at", number)
         assert (flags.weight_decay, flags.n_classes, flags.epochs, flags.batch_size) == (1e-3, 10, 200, 128)
-        written = common_flags.default_directory()
+        written = method.default_directory()
         parse(EVALUATE, *RESNET50, *sparse, "--objective", "at")
-        common_flags.check()
-        assert common_flags.default_directory() == written
+        settings.check()
+        assert method.default_directory() == written
 
 
 def test_the_original_evaluation_command_finds_the_run(parse):
     command = "--data cifar10 --n_classes 10 --model resnet50 --objective at --sparse_train --connectivity 0.01"
     flags = parse(EVALUATE, *command.split(), "--pgd_iters", "50", "--pgd_restarts", "10")
-    common_flags.check()
-    assert (flags.pgd_iters, flags.pgd_restarts, common_flags.pgd_epsilon()) == (50, 10, 8 / 255)
-    assert str(common_flags.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
+    settings.check()
+    assert (flags.pgd_iters, flags.pgd_restarts, TestAttack.read().epsilon) == (50, 10, 8 / 255)
+    assert str(method.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
     parse(TRAIN, *RESNET50, "-s", "-pc", "0.01", "-wd", "1e-3", "--objective", "at")
-    assert str(common_flags.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
+    assert str(method.default_directory()) == "saved_models/cifar10_resnet50_at_sparse0.01"
 
 
 def test_flags_of_other_objectives_are_taken_as_there(parse, capsys):
     parse(TRAIN, *RESNET50, "--objective", "at", "--beta", "6", "--rst_frac", "0.5")
-    common_flags.check()
+    settings.check()
     assert not capsys.readouterr().out
     parse(TRAIN, *RESNET50, "--objective", "at", "--beta", "3", "--rst_frac", "0.3")
-    common_flags.check()
+    settings.check()
     notes = capsys.readouterr().out.splitlines()
     assert notes[0] == "Note: --beta=3.0 means nothing here, it belongs to --objective=trades or mart or rst"
-    assert len(notes) == 2 and {"beta", "rst_frac"} <= common_flags.unused()
+    assert len(notes) == 2 and {"beta", "rst_frac"} <= settings.meaningless()
 
 
 def test_close_connectivities_have_their_own_directories(parse):
     names = set()
     for connectivity in ("0.01", "0.015", "0.29", "0.28", "0.005", "1e-2", "1/100"):
         parse(TRAIN, "-s", "-pc", connectivity)
-        names.add(common_flags.run_name())
+        names.add(method.run_name())
     assert len(names) == 5
 
 

@@ -14,11 +14,11 @@ from tests.cli.test_runs import assert_same_weights
 from tests.data.test_image_files import make_imagenet
 from tf_robust_sparse.cli import (
     command_line,
-    common_flags,
     hydra_flags,
     hydra_objects,
     hydra_originals,
     run_directory,
+    settings,
     training_run,
 )
 
@@ -268,7 +268,7 @@ def meaning(parse, *words):
     """All flags of a command line after their checks, and what they make of each phase."""
     flags = parse(HYDRA, *words)
     hydra_originals.translate()
-    common_flags.check()
+    settings.check()
     hydra_flags.check()
     values = {name: flags[name].value for name in command_line.names() if name not in WHERE}
     phases = {

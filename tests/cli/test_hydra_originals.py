@@ -11,11 +11,11 @@ from tests.cli.test_hydra import FEW, HYDRA, results
 from tests.saving.test_pytorch_weights import state_dict
 from tf_robust_sparse.cli import (
     command_line,
-    common_flags,
     hydra_directories,
     hydra_flags,
     hydra_originals,
     run_directory,
+    settings,
     training_run,
 )
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
@@ -61,7 +61,7 @@ def meaning(parse):
     def found(*words):
         flags = parse(HYDRA, *words)
         hydra_originals.translate()
-        common_flags.check()
+        settings.check()
         hydra_flags.check(lenient=hydra_originals.given())
         return flags
 

@@ -13,7 +13,7 @@ import tf_robust_sparse as trs
 from tests.cli.conftest import EVALUATE, IMPORT, TINY, TRAIN, results, run_script
 from tests.cli.test_bad_input import assert_explained
 from tests.saving.test_pytorch_weights import state_dict
-from tf_robust_sparse.cli import common_flags
+from tf_robust_sparse.cli.sections import method
 from tf_robust_sparse.models import resnet
 
 WHICH = ("--data=fashion_mnist_sample", "--model=small_cnn", "--test_examples=64")
@@ -145,4 +145,4 @@ def test_the_published_evaluation_command_reads_the_published_file(tmp_path, mon
 )
 def test_names_of_published_files(words, name, parse):
     parse(EVALUATE, "--data=cifar10", "--model=vgg16", *words)
-    assert str(common_flags.published_weights()) == f"results/cifar10/vgg16/{name}_best_weights.pickle"
+    assert str(method.published_weights()) == f"results/cifar10/vgg16/{name}_best_weights.pickle"

@@ -13,7 +13,8 @@ from absl import flags
 
 from tests.cli.conftest import run_script
 from tests.evaluation.test_tickets import curve_values, write_tree
-from tf_robust_sparse.cli import command_line, common_objects, devices, lottery_flags, run_directory
+from tf_robust_sparse.cli import command_line, devices, lottery_flags, run_directory
+from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.saving.round_files import read_arrays, round_directory
 
 RUN, ANALYSIS, GRID = "run_lottery_tickets", "run_lottery_analysis", "run_lottery_grid"
@@ -101,7 +102,7 @@ def test_trials_have_processes_where_that_is_faster(parse, monkeypatch):
     ):
         parse(RUN, "--dataset=sample", *arguments)
         lottery_flags.check()
-        images = images or common_objects.dataset()
+        images = images or Data.read().load()
         assert lottery_flags.parts(images) == expected
         assert (lottery_flags.processes(images) > 1) == (len(arguments) == 1)
 
@@ -234,7 +235,7 @@ def test_the_record_of_every_kind_of_experiment_means_the_same(arguments, own_im
     def meaning(*command):
         parse(RUN, *command, f"--base_dir={tmp_path}")
         lottery_flags.check()
-        train, held_out, test = lottery_flags.split(common_objects.dataset())
+        train, held_out, test = lottery_flags.split(Data.read().load())
         sizes = [len(part.y) for part in (train, *held_out.values(), test)]
         return lottery_flags.plan(), lottery_flags.directory(), lottery_flags.percents(), sizes
 
@@ -488,10 +489,10 @@ def check_split(images):
 def test_the_first_images_are_held_out(parse):
     parse(RUN, "--dataset=sample", "--valid_size=500")
     lottery_flags.check()
-    assert check_split(common_objects.dataset()) == (500, 7500)
+    assert check_split(Data.read().load()) == (500, 7500)
     parse(RUN, "--dataset=sample", "--eval_subset=20", "--nosmooth_valid_labels")
     lottery_flags.check()
-    _, held_out, test = lottery_flags.split(common_objects.dataset())
+    _, held_out, test = lottery_flags.split(Data.read().load())
     assert (len(held_out["valid"].y), len(held_out["test"].y), len(test.y)) == (20, 20, 2000)
     assert held_out["valid"].label_smoothing == 0
 
@@ -501,7 +502,7 @@ def test_the_first_images_are_held_out(parse):
 def test_the_first_ten_thousand_digits_are_held_out(parse):
     parse(RUN, f"--data_dir={REFERENCE}")
     lottery_flags.check()
-    assert check_split(common_objects.dataset()) == (10_000, 50_000)
+    assert check_split(Data.read().load()) == (10_000, 50_000)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.cli.conftest import ROOT, results, run_script
 from tests.cli.drill import survive
 from tests.cli.test_bad_input import assert_explained
 from tests.cli.test_runs import assert_same_weights
-from tf_robust_sparse.cli import command_line, common_flags, neural_flags, neural_objects, run_directory, training_run
+from tf_robust_sparse.cli import command_line, neural_flags, neural_objects, run_directory, settings, training_run
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.models import vgg
 
@@ -259,7 +259,7 @@ def test_units_of_images_of_another_size(parse):
 def test_flagfiles_parse(name, parse):
     flags = parse(SCRIPT, f"--flagfile=flags/neural/{name}.flags")
     neural_flags.check()
-    common_flags.check()
+    settings.check()
     data, _, row = name.partition("_")
     assert (flags.data, flags.epochs, flags.batch_size, flags.validation_examples) == (data, 200, 64, 0)
     assert flags.mode == ("bbd" if row in ("bp", "anp", "anp_vs") else "base")
@@ -276,12 +276,12 @@ def test_flagfiles_parse(name, parse):
 def test_recorded_flags_repeat_the_run(name, parse, tmp_path):
     flags = parse(SCRIPT, f"--flagfile=flags/neural/{name}.flags")
     neural_flags.check()
-    common_flags.check()
+    settings.check()
     expected = {each: flags[each].value for each in (*neural_flags.IDENTITY, "augmentation", "epsilon", "num_steps")}
     run_directory.write_flags(tmp_path / "run.flags")
     again = parse(SCRIPT, f"--flagfile={tmp_path / 'run.flags'}")
     neural_flags.check()
-    common_flags.check()
+    settings.check()
     assert {each: again[each].value for each in expected} == expected
 
 

@@ -7,8 +7,11 @@ from typing import Any
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import common_flags, training_run
+from tf_robust_sparse.cli import training_run
 from tf_robust_sparse.cli.command_line import BadFlag, define_aliases, define_number, section
+from tf_robust_sparse.cli.sections.attacks import TradesStart, TrainingAttack
+from tf_robust_sparse.cli.sections.data import Augmentation, TrainingImages
+from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.evaluation.attack_versions import ATTACKS, VERSIONS
 
 FLAGS = flags.FLAGS
@@ -46,14 +49,15 @@ def define() -> None:
     _define_network()
     FLAGS.set_default("batch_size", 256)
     _define_pruning()
-    common_flags.define_length(200, letter=False)  # -e is --evaluate here
+    TrainingImages.define_shared(aliases=False, epochs=200)  # -e is --evaluate here
     _define_trainer()
     _define_optimisation()
-    common_flags.define_training_attack()
+    TrainingAttack.define()
+    TradesStart.define()
     _define_attacks()
-    common_flags.define_augmentation()
+    Augmentation.define()
     _define_autoattack()
-    common_flags.define_machines()
+    Machines.define()
 
 
 @section("Network")

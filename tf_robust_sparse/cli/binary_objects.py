@@ -9,8 +9,10 @@ import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import binary_flags, common_flags, common_objects, run_directory, training_run
+from tf_robust_sparse.cli import binary_flags, run_directory, training_run
 from tf_robust_sparse.cli.command_line import BadFlag, about
+from tf_robust_sparse.cli.sections.attacks import ATTACKS, TrainingAttack
+from tf_robust_sparse.cli.sections.data import Data
 
 FLAGS = flags.FLAGS
 
@@ -201,7 +203,7 @@ def callbacks(run: training_run.TrainingRun, model: trs.RobustModel) -> tuple[ke
     if binary_flags.is_subnet():
         found.append(trs.training.PhaseCheck(model.network))
     if FLAGS.test_every_epoch:
-        found.append(trs.training.TestMeasures(common_objects.test_batches(run.images)))
+        found.append(trs.training.TestMeasures(Data.read().test_batches(run.images)))
     if FLAGS.debug and training_run.is_chief():
         found.append(trs.training.MaskChanges(run.directory / "changes", FLAGS.explode_th / 100))
     return tuple(found)
@@ -249,7 +251,7 @@ def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
     batch_norm = {"train": "training", "eval": "inference", None: "inference" if several else "training"}
     if FLAGS.trainer == "adv_trades":
         return trs.objectives.TRADES(
-            common_objects.attack(), FLAGS.beta, FLAGS.trades_start, FLAGS.label_smoothing, clean_updates=2
+            TrainingAttack.read().build(), FLAGS.beta, FLAGS.trades_start, FLAGS.label_smoothing, clean_updates=2
         )
     if FLAGS.trainer == "adv_step_fast":
         return trs.training.StoredAT(
@@ -262,7 +264,7 @@ def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
             mix=FLAGS.mix,
             soft_targets=FLAGS.soft_targets,
         )
-    kind = (_KEEPS_BEST if FLAGS.attack_select == "best_visited" else common_flags.ATTACKS)[FLAGS.norm]
+    kind = (_KEEPS_BEST if FLAGS.attack_select == "best_visited" else ATTACKS)[FLAGS.norm]
     attack = kind(FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps)
     return trs.objectives.AT(attack, FLAGS.label_smoothing, batch_norm[FLAGS.attack_bn])
 

@@ -8,8 +8,11 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import certified_flags, common_flags, run_directory, training_run
+from tf_robust_sparse.cli import certified_flags, run_directory, training_run
 from tf_robust_sparse.cli.command_line import BadFlag, define_aliases, define_bare, define_number, section
+from tf_robust_sparse.cli.sections.attacks import TradesStart, TrainingAttack
+from tf_robust_sparse.cli.sections.data import Augmentation, TrainingImages
+from tf_robust_sparse.cli.sections.machines import Machines
 
 FLAGS = flags.FLAGS
 
@@ -65,13 +68,14 @@ MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
 def define() -> None:
     """Defines the phases and how each of them trains."""
     _define_network()
-    common_flags.define_length(100)
+    TrainingImages.define_shared(epochs=100)
     _define_optimisation()
     _define_phases()
-    common_flags.define_training_attack()
+    TrainingAttack.define()
+    TradesStart.define()
     certified_flags.define()
-    common_flags.define_augmentation()
-    common_flags.define_machines()
+    Augmentation.define()
+    Machines.define()
 
 
 @section("Network")

@@ -7,8 +7,10 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import certified_flags, common_flags, common_objects, hydra_flags, training_run
+from tf_robust_sparse.cli import certified_flags, hydra_flags, training_run
 from tf_robust_sparse.cli.command_line import BadFlag, about
+from tf_robust_sparse.cli.sections.attacks import ATTACKS, TrainingAttack
+from tf_robust_sparse.cli.sections.method import Network
 
 FLAGS = flags.FLAGS
 
@@ -21,9 +23,8 @@ def network(run: training_run.TrainingRun, phase: trs.training.Phase, source: Pa
             f"--exp_mode={phase.name} --resume: expected a run with a finished epoch in {run.directory}, or "
             "--source_net=DIR in place of --resume. Received: neither"
         )
-    built = common_objects.network(
-        run.images, run.strategy.num_replicas_in_sync > 1, kernel="subnet" if is_subnet else "plain"
-    )
+    kernel, synchronized = "subnet" if is_subnet else "plain", run.strategy.num_replicas_in_sync > 1
+    built = Network.read().build(run.images, kernel, FLAGS.seed, synchronized)
     trs.layers.use_unbiased_variance(built)  # as PyTorch's
     if FLAGS.init_type and phase.name == "pretrain":
         trs.models.initialize_kernels(built, FLAGS.init_type, FLAGS.seed)
@@ -90,7 +91,7 @@ def loaded(path: Path, images: trs.data.ImageDataset, masked: bool) -> keras.Mod
     with about("source_net"):
         if path.suffix not in trs.saving.PYTORCH_SUFFIXES:
             return trs.load_network(path)
-        found = common_objects.network(images, kernel="subnet")
+        found = Network.read().build(images, "subnet", FLAGS.seed)
         if masked:
             trs.sparsity.set_keep_fractions(found, FLAGS.k)
         try:
@@ -137,7 +138,7 @@ def measure(network: keras.Model, images: trs.data.ImageDataset) -> dict[str, An
 def _validation_attack() -> trs.attacks.GradientAttack | None:
     if not hydra_flags.attacks_held_out():
         return None
-    kind = common_flags.ATTACKS[FLAGS.norm]
+    kind = ATTACKS[FLAGS.norm]
     return kind(FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps, random_start=not FLAGS.const_init)
 
 
@@ -148,6 +149,6 @@ def _objective(run: training_run.TrainingRun, phase: str) -> trs.objectives.Obje
         return trs.objectives.Natural()
     if FLAGS.trainer == "adv":
         return trs.objectives.TRADES(
-            common_objects.attack(), FLAGS.beta, FLAGS.trades_start, clean_updates=FLAGS.clean_updates
+            TrainingAttack.read().build(), FLAGS.beta, FLAGS.trades_start, clean_updates=FLAGS.clean_updates
         )
     return trs.objectives.Stability(FLAGS.noise_std, FLAGS.beta)

@@ -9,8 +9,8 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import common_flags
 from tf_robust_sparse.cli.command_line import section
+from tf_robust_sparse.cli.sections import sparsity
 
 FLAGS = flags.FLAGS
 
@@ -54,4 +54,4 @@ def _connectivity(model: Callable[..., Any], path: Path) -> float | None:
     try:
         return float(json.loads((path.parent / "results.json").read_text())["connectivity"])
     except (OSError, ValueError, KeyError, TypeError):
-        return FLAGS.connectivity if common_flags.sparsifier_name() != "none" else None
+        return FLAGS.connectivity if sparsity.chosen() != "none" else None

@@ -10,8 +10,10 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import common_flags, lottery_processes
+from tf_robust_sparse.cli import lottery_processes, settings
 from tf_robust_sparse.cli.command_line import BadFlag, about, define_aliases, define_number, section
+from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.machines import Machines
 
 FLAGS = flags.FLAGS
 
@@ -108,14 +110,14 @@ def define_attack() -> None:
 
 def define() -> None:
     """Defines all flags of a training run."""
-    common_flags.define_data()
+    Data.define()
     for name, value in (("data", "mnist"), ("batch_size", 60), ("seed", 1234)):
         FLAGS.set_default(name, value)
     define_experiment()
     define_rounds()
     define_variants()
     define_attack()
-    common_flags.define_machines()
+    Machines.define()
     with section("Machines"):
         flags.DEFINE_string("devices", None, "GPUs that may be used, such as 0,1,2,3; by default all.")
 
@@ -127,7 +129,7 @@ def check() -> None:
         BadFlag: naming the flags that do not go together.
     """
     translate_dataset()
-    common_flags.check()
+    settings.check()
     if FLAGS.strategy == "multi_worker":
         raise BadFlag(
             "--strategy=multi_worker: expected none or mirrored, for trials are split among the processes of one "
@@ -143,7 +145,6 @@ def check() -> None:
         raise BadFlag(
             f"--stacked={FLAGS.stacked}: expected --strategy=none, for a stack has one device. Received: both"
         )
-    common_flags.check_machines()
     only_trials()
     plan()
     percents()

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import common_flags, run_directory
+from tf_robust_sparse.cli import run_directory
 from tf_robust_sparse.cli.command_line import BadFlag, define_aliases, define_number, section
+from tf_robust_sparse.cli.sections.data import Augmentation, TrainingImages
+from tf_robust_sparse.cli.sections.machines import Machines
 
 FLAGS = flags.FLAGS
 
@@ -74,11 +76,11 @@ IDENTITY = (
 def define() -> None:
     """Defines the network, its gates, and how both are trained."""
     _define_network()
-    common_flags.define_length(200)
+    TrainingImages.define_shared(epochs=200)
     _define_training()
     _define_attack()
-    common_flags.define_augmentation()
-    common_flags.define_machines()
+    Augmentation.define()
+    Machines.define()
     _define_gpu()
 
 

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import common_objects
-
-FLAGS = flags.FLAGS
+from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack
+from tf_robust_sparse.cli.sections.data import Data
 
 
 def evaluate(network: keras.Model, images: trs.data.ImageDataset, attacked: bool = True) -> dict[str, Any]:
@@ -20,8 +18,9 @@ def evaluate(network: keras.Model, images: trs.data.ImageDataset, attacked: bool
         images: Its test images are used.
         attacked: Whether the robust accuracy is measured too, under the attack of the flags.
     """
-    attacks = [common_objects.test_attack(FLAGS.norm)] if attacked else []
-    report = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_objects.test_batches(images), attacks)
+    data = Data.read()
+    attacks = [TestAttack.read().build(TrainingAttack.read().norm, data.seed)] if attacked else []
+    report = trs.evaluation.evaluate_robustness(trs.saving.strip(network), data.test_batches(images), attacks)
     results = {"clean_accuracy": report["clean_accuracy"]}
     for name, details in report["attacks"].items():
         results["robust_accuracy"] = report["robust_accuracy"]

@@ -9,8 +9,9 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import common_flags, leaderboard_flags, run_directory
+from tf_robust_sparse.cli import leaderboard_flags, run_directory
 from tf_robust_sparse.cli.command_line import BadFlag, about, define_aliases, define_number, define_numbers, section
+from tf_robust_sparse.cli.sections import method
 from tf_robust_sparse.evaluation.attack_versions import VERSIONS
 from tf_robust_sparse.evaluation.ensemble_run import examples_path
 from tf_robust_sparse.evaluation.examples import check_image_shape
@@ -262,7 +263,7 @@ def network_path() -> Path:
         BadFlag: if there is nothing.
     """
     given = FLAGS.network or FLAGS.saved_model
-    path = Path(given).expanduser() if given else common_flags.default_directory() / "serve"
+    path = Path(given).expanduser() if given else method.default_directory() / "serve"
     if not path.exists():
         what = "a network.keras" if FLAGS.network else "the directory of a SavedModel"
         raise BadFlag(

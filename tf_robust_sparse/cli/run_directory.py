@@ -12,8 +12,9 @@ from typing import Any
 from absl import flags
 
 from tf_robust_sparse import saving
-from tf_robust_sparse.cli import command_line, common_flags, run_lock
+from tf_robust_sparse.cli import command_line, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.cli.sections import method
 
 FLAGS = flags.FLAGS
 
@@ -34,23 +35,14 @@ PACKAGES = ("tf_robust_sparse", "tensorflow", "keras", "tensorflow-model-optimiz
 CHECKPOINT = Path("checkpoints", "last.weights.h5")
 # What a run may have written when it is killed before its first checkpoint: nothing of it is missed.
 _BEFORE_THE_FIRST_CHECKPOINT = ("run.flags", "checkpoints", "tensorboard", "masks", "changes")
-# What says where and how to begin, and not what the run is.
-_NOT_RECORDED = {"overwrite", "force", "resume", "load_model", "output_dir", "base_dir", "traceback", "config"}
 # The flags that say where a run is, of which a script has some.
 _PLACES = ("output_dir", "exp_name", "model_name")
 _left_out: set[flags.Flag] = set()
 
 
-@command_line.section("Output")
-def define() -> None:
-    """Defines where a run is written."""
-    flags.DEFINE_string("output_dir", None, "Where to write; by default saved_models/ and a name made of the flags.")
-    flags.DEFINE_bool("overwrite", False, "Begin anew in a directory that holds a run, removing what that wrote.")
-
-
 def chosen(default: Path | None = None) -> Path:
     """Returns the directory of --output_dir, or else `default` or the one that the flags stand for."""
-    return Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else default or common_flags.default_directory()
+    return Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else default or method.default_directory()
 
 
 def check(directory: Path, resume: bool = False) -> bool:
@@ -185,8 +177,7 @@ def leave_out(*names: str) -> None:
 
 def recorded_flags() -> list[str]:
     """Returns the lines of a flagfile that repeats this run: every flag with a value that the run depends on."""
-    # Scripts without a sparsifier have flags of the same names that mean something else.
-    left_out = _NOT_RECORDED | (common_flags.unused() if "sparsifier" in FLAGS else set())
+    left_out = {"traceback", *settings.unrecorded(), *settings.meaningless()}
     chosen = [FLAGS[name] for name in sorted(command_line.names()) if name not in left_out]
     return [flag.serialize() for flag in chosen if flag.value is not None and flag not in _left_out]
 

@@ -12,15 +12,11 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import (
-    command_line,
-    common_flags,
-    common_objects,
-    report,
-    run_directory,
-    sparsity_flags,
-    workers,
-)
+from tf_robust_sparse.cli import command_line, report, run_directory, settings, workers
+from tf_robust_sparse.cli.sections import sparsity
+from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImages
+from tf_robust_sparse.cli.sections.machines import Machines
+from tf_robust_sparse.cli.sections.run import CertifiedRun, Run
 from tf_robust_sparse.cli.workers import is_chief
 
 FLAGS = flags.FLAGS
@@ -33,11 +29,6 @@ ODD_BATCHES = (
     "TF_ENABLE_ONEDNN_OPTS=0 in the environment with it, or leave it out"
 )
 IF_INTERRUPTED = "no finished epoch is lost, run the same command with --resume to go on"
-# What --resume cannot change, for the run would no longer be one run.
-_IDENTITY = (
-    *("data", "train_examples", "validation_examples", "batch_size", "augmentation", "flip", "rst_frac", "seed"),
-    *("model", "padding_mode", "mixed_precision", "objective", "connectivity", "epochs", "pseudo_labels"),
-)
 
 
 class TrainingRun(NamedTuple):
@@ -59,22 +50,6 @@ class TrainingRun(NamedTuple):
         return self.steps_per_epoch * self.epochs
 
 
-@command_line.section("Run")
-def define(certifies: bool = False) -> None:
-    """Defines how a run goes on and ends; `certifies` tells whether epochs may be compared by certificates."""
-    flags.DEFINE_bool("resume", False, "Go on with the run in the directory, after its last finished epoch.")
-    flags.DEFINE_bool("load_model", False, "Do not train; evaluate the finished run in the directory again.")
-    flags.DEFINE_enum(
-        "select",
-        "best_robust",
-        ["best_robust", "best_clean", *(["best_certified"] if certifies else []), "last", "reference"],
-        "Which epoch becomes the network: the best robust or clean accuracy on held-out training images, "
-        f"{'or the best of --val_method, ' if certifies else ''}the last, or, as in the original, the best clean "
-        "accuracy on the test images.",
-    )
-    flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard logs; needs the extra tensorboard.")
-
-
 def prepare(
     directory: Path,
     epochs: int | None = None,
@@ -92,10 +67,8 @@ def prepare(
     Returns:
         The run, or `None` if it is finished already.
     """
-    if FLAGS.pseudo_labels and not Path(FLAGS.pseudo_labels).expanduser().is_file():
-        raise command_line.BadFlag(
-            f"--pseudo_labels={FLAGS.pseudo_labels}: expected a file of pseudo-labeled images. Received: no such file"
-        )
+    amount, data = TrainingImages.read(), Data.read()
+    amount.check_files()
     files = {**report.FILES, **(files or {})}
     # Worker 0 alone checks and writes the directory.
     resuming = run_directory.check(directory, FLAGS.resume) if is_chief() else _has_checkpoint(directory)
@@ -104,27 +77,25 @@ def prepare(
         if is_chief():
             _complete(directory, files)
         return None
-    keras.utils.set_random_seed(FLAGS.seed)
-    epochs = FLAGS.epochs if epochs is None else epochs
+    keras.utils.set_random_seed(data.seed)
+    epochs = amount.epochs if epochs is None else epochs
     if before is not None:
         return before._replace(directory=directory, epochs=epochs, resuming=resuming, files=files)
-    if FLAGS.mixed_precision:
+    if amount.mixed_precision:
         keras.mixed_precision.set_global_policy("mixed_float16")
-    strategy = common_objects.strategy()
-    if FLAGS.batch_size % strategy.num_replicas_in_sync:
+    strategy = Machines.read().build()
+    if data.batch_size % strategy.num_replicas_in_sync:
         raise command_line.BadFlag(
-            f"--batch_size={FLAGS.batch_size}: expected a multiple of the {strategy.num_replicas_in_sync} replicas"
+            f"--batch_size={data.batch_size}: expected a multiple of the {strategy.num_replicas_in_sync} replicas"
         )
-    images = common_objects.dataset()
-    auxiliary = None
-    if FLAGS.pseudo_labels:
-        with command_line.about("pseudo_labels"):
-            auxiliary = _part(trs.data.load_pseudo_labels(FLAGS.pseudo_labels, images.num_classes))
+    images = data.load()
+    auxiliary = amount.load_pseudo_labels(images.num_classes, data.seed)
     validation = None
-    if _held_out(images):
-        images, some, labels = images.split_validation(_held_out(images), seed=FLAGS.seed)
+    number = amount.held_out(len(images.train_labels), Run.read().select)
+    if number:
+        images, some, labels = images.split_validation(number, seed=data.seed)
         validation = (some, labels)
-    steps = _steps_per_epoch(images)
+    steps = amount.steps_per_epoch(len(images.train_labels), data.batch_size)
     return TrainingRun(directory, images, validation, auxiliary, strategy, epochs, steps, resuming, files)
 
 
@@ -148,25 +119,24 @@ def train(
         The state of the run: `epoch`, `best`, `seconds` and more.
     """
     connections = trs.training.Connections(model.network, model.sparsifier)
-    # Settings of other sparsifiers mean nothing here, and an older run may not know them.
     checkpoints = trs.training.Checkpoints(
         run.directory / "checkpoints",
         _monitored(model),
         config={
-            **{name: FLAGS[name].value for name in (*_IDENTITY, *sparsity_flags.settled()) if name in FLAGS},
-            **{"epochs": run.epochs, "sparsifier": common_flags.sparsifier_name(), **(config or {})},
+            **{name: FLAGS[name].value for name in settings.identity()},
+            **{"epochs": run.epochs, "sparsifier": sparsity.chosen(), **(config or {})},
         },
         connections=connections,
         sparsifier=model.sparsifier,
         writes=is_chief(),
-        every=FLAGS.save_every if "save_every" in FLAGS and FLAGS.save_every > 0 else None,
+        every=Run.read().save_every if Run.read().save_every > 0 else None,
     )
     for callback in more:
         if isinstance(callback, trs.training.GradualPruning):
             callback.checkpoints = checkpoints
     callbacks = [trs.training.StopOnNaN(), connections, *more, checkpoints]
     if FLAGS.select == "reference":
-        callbacks.append(trs.training.ReferenceSelection(checkpoints, common_objects.test_batches(run.images)))
+        callbacks.append(trs.training.ReferenceSelection(checkpoints, Data.read().test_batches(run.images)))
     if FLAGS.tensorboard and is_chief():
         callbacks.append(_tensorboard(run.directory))
     first_epoch = 0
@@ -277,17 +247,7 @@ def evaluate_again(directory: Path, names: tuple[str, ...] = ("model",)) -> None
             FLAGS[name].value = recorded[name]
     with command_line.about("load_model"):
         network = trs.load_network(directory)
-    report.show(report.evaluate(network, common_objects.dataset()), directory)
-
-
-def _part(auxiliary: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns as many of the pseudo-labelled images as --semisup_fraction says, if there is such a flag."""
-    fraction = FLAGS.semisup_fraction if "semisup_fraction" in FLAGS else 1.0
-    if fraction == 1:
-        return auxiliary
-    number = len(auxiliary[1])
-    chosen = np.random.default_rng(FLAGS.seed).permutation(number)[: max(1, int(fraction * number))]
-    return auxiliary[0][chosen], auxiliary[1][chosen]
+    report.show(report.evaluate(network, Data.read().load()), directory)
 
 
 def _checkpoint(directory: Path, stem: str) -> Path:
@@ -301,36 +261,9 @@ def _has_checkpoint(directory: Path) -> bool:
 def _monitored(model: trs.RobustModel) -> dict[str, str]:
     """Returns what an epoch may be the best by, and the logged quantity that tells it."""
     monitored = {"best_robust": "val_robust_accuracy", "best_clean": "val_accuracy"}
-    certifies = "best_certified" in FLAGS["select"].parser.enum_values
-    for name in model.validation_checks if certifies else ():
+    for name in model.validation_checks if settings.has(CertifiedRun) else ():
         monitored["best_certified"] = f"val_{name}"
     return monitored
-
-
-def _held_out(images: trs.data.ImageDataset) -> int:
-    """Returns how many training images the best epoch is chosen by."""
-    available = len(images.train_labels)
-    number = min(1000, available // 10) if FLAGS.validation_examples is None else FLAGS.validation_examples
-    if "valid_ratio" in FLAGS and FLAGS.valid_ratio is not None and FLAGS.validation_examples is None:
-        number = int(FLAGS.valid_ratio * available)
-    if number >= available:
-        raise command_line.BadFlag(
-            f"--validation_examples={number}: expected fewer than the training images. Received: {available} of them"
-        )
-    if number == 0 and FLAGS.select.startswith("best"):
-        raise command_line.BadFlag(
-            f"--validation_examples=0: expected --select=last or --select=reference with it, or more than 10 training "
-            f"images. Received: --select={FLAGS.select}, {available} training images"
-        )
-    return number
-
-
-def _steps_per_epoch(images: trs.data.ImageDataset) -> int:
-    """Returns the number of full batches of labelled images in an epoch."""
-    available = len(images.train_labels)
-    auxiliary = trs.data.auxiliary_batch_size(FLAGS.batch_size, FLAGS.rst_frac) if FLAGS.pseudo_labels else 0
-    with command_line.about("batch_size"):
-        return trs.data.steps_per_epoch(available, FLAGS.batch_size, auxiliary, drop_remainder=_drops_last())
 
 
 def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False) -> tf.data.Dataset:
@@ -339,7 +272,7 @@ def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False)
         run.images.train_labels,
         FLAGS.batch_size,
         seed=FLAGS.seed,
-        augmentation=None if FLAGS.augmentation == "none" else FLAGS.augmentation,
+        augmentation=Augmentation.read().kind,
         flip=run.images.flip if FLAGS.flip is None else FLAGS.flip,
         epochs=run.epochs,
         first_epoch=first_epoch,
@@ -347,7 +280,7 @@ def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False)
         auxiliary_fraction=FLAGS.rst_frac,
         with_index=with_index,
         parts=run.strategy.num_replicas_in_sync if with_index else 1,
-        drop_remainder=_drops_last(),
+        drop_remainder=TrainingImages.read().drop_last,
     )
 
 
@@ -357,11 +290,6 @@ def odd_batches_may_crash() -> bool:
     On CPUs TensorFlow 2.21 corrupts its heap then, in plain residual networks of Keras too, unless oneDNN is off.
     """
     return os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0" and not tf.config.list_physical_devices("GPU")
-
-
-def _drops_last() -> bool:
-    """Returns whether an epoch leaves out its last, partial batch."""
-    return FLAGS.drop_last if "drop_last" in FLAGS else True
 
 
 def _tensorboard(directory: Path) -> keras.callbacks.Callback:

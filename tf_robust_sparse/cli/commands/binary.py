@@ -29,13 +29,15 @@ from tf_robust_sparse.cli import (
     binary_objects,
     binary_originals,
     command_line,
-    common_flags,
-    common_objects,
     devices,
     report,
     run_directory,
+    settings,
     training_run,
 )
+from tf_robust_sparse.cli.sections.attacks import TestAttack
+from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.run import Output, Run
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
@@ -44,11 +46,11 @@ COMPACT = f"network{trs.saving.COMPACT_SUFFIX}"
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
+    Data.define()
     binary_flags.define()
-    common_flags.define_evaluation()
-    run_directory.define()
-    training_run.define()
+    TestAttack.define()
+    Output.define()
+    Run.define()
     binary_originals.define()
 
 
@@ -57,7 +59,7 @@ def main() -> None:
     devices.choose("multigpu", replicas=True)
     binary_originals.translate()
     binary_originals.forget()
-    common_flags.check()
+    settings.check()
     binary_flags.check()
     directory = run_directory.chosen(Path("saved_models") / binary_flags.run_name())
     if FLAGS.load_model:
@@ -88,7 +90,7 @@ def take_over(directory: Path) -> None:
     """Makes a directory like that of a run of a network that is trained already."""
     run_directory.check(directory)
     binary_objects.adopt_flags()
-    images = common_objects.dataset()
+    images = Data.read().load()
     network = binary_objects.built(images)
     binary_objects.load_pretrained(network, images)
     run_directory.begin(directory)
@@ -108,7 +110,7 @@ def take_over(directory: Path) -> None:
 
 def attack(directory: Path) -> None:
     """Runs AutoAttack on the network of a directory, and keeps its log and results in a folder of their own."""
-    images = common_objects.dataset()
+    images = Data.read().load()
     with command_line.about("output_dir"):
         network = trs.load_network(directory)
     folder = run_directory.numbered(directory / "autoattack")
@@ -116,11 +118,11 @@ def attack(directory: Path) -> None:
     # Each attack is compiled once, which TensorFlow takes for tracing again and again.
     tf.get_logger().setLevel("ERROR")
     with command_line.about("output_dir", "data"):
-        suite = trs.evaluation.RobustnessSuite(network, common_objects.test_batches(images), FLAGS.batch_size)
+        suite = trs.evaluation.RobustnessSuite(network, Data.read().test_batches(images), FLAGS.batch_size)
     ensemble = trs.evaluation.AutoAttack(
         network,
         {"linf": "Linf", "l2": "L2"}[FLAGS.norm],
-        common_flags.pgd_epsilon(),
+        TestAttack.read().epsilon,
         version or "standard",
         attacks,
         seed=FLAGS.seed,

@@ -24,12 +24,12 @@ import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
     certify_originals,
     command_line,
-    common_flags,
-    common_objects,
     robustness_flags,
     run_directory,
     run_lock,
+    settings,
 )
+from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.evaluation.progress import Progress
 
 FLAGS = flags.FLAGS
@@ -45,7 +45,7 @@ _RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
+    Data.define()
     with command_line.section("Certificates"):
         flags.DEFINE_enum("method", "smoothing", ["smoothing", *_BOUNDS], "How certificates are found.")
         command_line.define_number("epsilon", None, "Of bounds: radius in pixels of [0, 1], such as 2/255.", excluded=0)
@@ -89,13 +89,13 @@ def define() -> None:
 def main() -> None:
     """Loads, certifies, reports."""
     certify_originals.translate()
-    common_flags.check()
+    settings.check()
     _check()
     path = _path()
     early = None if certify_originals.is_checkpoint(path) else _load(path)
     results_file, table = _files(path)
     run_lock.take_beside(table, f"--outfile={table}")
-    images = common_objects.dataset()
+    images = Data.read().load()
     model = certify_originals.load(path, images) if early is None else early
     x, y = np.asarray(images.test_images), images.test_labels
     x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x

@@ -20,6 +20,7 @@ from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import command_line, network_copies, run_directory
+from tf_robust_sparse.cli.sections.run import Output
 
 FLAGS = flags.FLAGS
 
@@ -32,7 +33,7 @@ def define() -> None:
             "precision", "float32", ["float32", "float16", "int8"], "Weights in network.c and network.so."
         )
         flags.DEFINE_bool("benchmark", False, "Measure latency beside TensorFlow, LiteRT and ONNX Runtime.")
-    run_directory.define()
+    Output.define()
 
 
 def main() -> None:

@@ -19,14 +19,15 @@ from absl import flags
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
     command_line,
-    common_flags,
-    common_objects,
     leaderboard_flags,
     report,
     robustness_flags,
     run_directory,
     run_lock,
+    settings,
 )
+from tf_robust_sparse.cli.sections import method
+from tf_robust_sparse.cli.sections.data import Data
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = "the results file has the attacks that ended; what AutoAttack did is kept with --state_file"
@@ -34,21 +35,21 @@ IF_INTERRUPTED = "the results file has the attacks that ended; what AutoAttack d
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
-    common_flags.define_network()
+    Data.define()
+    method.define()
     robustness_flags.define()
 
 
 def main() -> None:
     """Loads, attacks, reports."""
-    common_flags.check()
+    settings.check()
     robustness_flags.check()
     path = robustness_flags.network_path()
     file = robustness_flags.results_file(path)
     if FLAGS.state_file:
         run_lock.take_beside(Path(FLAGS.state_file).expanduser(), f"--state_file={FLAGS.state_file}")
     model = robustness_flags.load(path)
-    images = common_objects.dataset()
+    images = Data.read().load()
     source = robustness_flags.source(images)
     description = leaderboard_flags.description(model, path, images.name) if FLAGS.robustbench_file else {}
     # Each attack is compiled once, which TensorFlow takes for tracing again and again.
@@ -75,7 +76,7 @@ def main() -> None:
         return results
 
     with command_line.about(robustness_flags.network_flag(), "data"):
-        suite = trs.evaluation.RobustnessSuite(model, common_objects.test_batches(images), FLAGS.batch_size)
+        suite = trs.evaluation.RobustnessSuite(model, Data.read().test_batches(images), FLAGS.batch_size)
         if FLAGS.state_file and Path(FLAGS.state_file).expanduser().exists():
             with command_line.about("state_file"):
                 robustness_flags.auto_attack(model).check(suite.x, suite.y)

@@ -18,7 +18,8 @@ import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, common_flags, common_objects, run_directory
+from tf_robust_sparse.cli import command_line, run_directory, settings
+from tf_robust_sparse.cli.sections.data import Data
 
 FLAGS = flags.FLAGS
 _TOLERANCE = 1e-4  # of logits, relative to the largest: float32 sums in another order
@@ -26,7 +27,7 @@ _TOLERANCE = 1e-4  # of logits, relative to the largest: float32 sums in another
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
+    Data.define()
     with command_line.section("Properties"):
         command_line.define_number("epsilon", None, "Radius in pixels of [0, 1], such as 2/255.", excluded=0)
         command_line.define_numbers("images", "Indices of test images, such as 0,7,12; by default all from the first.")
@@ -41,12 +42,12 @@ def define() -> None:
 
 def main() -> None:
     """Loads, writes, compares, lists."""
-    common_flags.check()
+    settings.check()
     _check()
     directory = _directory()
     with command_line.about("network"):
         network = trs.load_network(Path(FLAGS.network).expanduser())
-    images = common_objects.dataset()
+    images = Data.read().load()
     chosen = _chosen(len(images.test_labels))
     x, y = np.asarray(images.test_images[chosen]), images.test_labels[chosen]
     x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x

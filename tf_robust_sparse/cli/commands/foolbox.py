@@ -15,16 +15,19 @@ from typing import Any
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, common_flags, common_objects, report, robustness_flags, run_directory
+from tf_robust_sparse.cli import command_line, report, robustness_flags, run_directory, settings
+from tf_robust_sparse.cli.sections import method
+from tf_robust_sparse.cli.sections.attacks import TestAttack
+from tf_robust_sparse.cli.sections.data import Data
 
 FLAGS = flags.FLAGS
 
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
-    common_flags.define_network()
-    common_flags.define_evaluation()
+    Data.define()
+    method.define()
+    TestAttack.define()
     with command_line.section("Files"):
         flags.DEFINE_string("saved_model", None, "Directory of a SavedModel from images in [0, 1] to logits.")
         robustness_flags.define_pixel_range()
@@ -33,10 +36,10 @@ def define() -> None:
 
 def main() -> None:
     """Loads, attacks, reports."""
-    common_flags.check()
+    settings.check()
     robustness_flags.check_padding_mode()
-    path = Path(FLAGS.saved_model).expanduser() if FLAGS.saved_model else common_flags.default_directory() / "serve"
-    weights = common_flags.published_weights()
+    path = Path(FLAGS.saved_model).expanduser() if FLAGS.saved_model else method.default_directory() / "serve"
+    weights = method.published_weights()
     published = not FLAGS.saved_model and not path.exists() and weights.is_file()
     if not published and not path.exists():
         raise command_line.BadFlag(_nothing(path, weights))
@@ -46,16 +49,16 @@ def main() -> None:
     if not published:
         with command_line.about("saved_model"):
             model: Any = trs.evaluation.load_saved_model(path)
-    images = common_objects.dataset()
+    images = Data.read().load()
     if published:
-        model = common_objects.network(images, kernel="plain")
+        model = method.Network.read().build(images, "plain", FLAGS.seed)
         with command_line.about("model", "data"):
             trs.saving.import_reference_weights(path, model)
     with command_line.about("saved_model", "data"):
         results = trs.evaluation.foolbox_linf_pgd(
             trs.evaluation.with_pixel_range(model, FLAGS.pixel_range),
-            common_objects.test_batches(images),
-            epsilon=common_flags.pgd_epsilon(),
+            Data.read().test_batches(images),
+            epsilon=TestAttack.read().epsilon,
             num_steps=FLAGS.pgd_iters,
             restarts=FLAGS.pgd_restarts,
             seed=FLAGS.seed,

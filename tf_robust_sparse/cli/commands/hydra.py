@@ -23,16 +23,18 @@ from absl import flags
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
     command_line,
-    common_flags,
-    common_objects,
     hydra_directories,
     hydra_flags,
     hydra_objects,
     hydra_originals,
     report,
     run_directory,
+    settings,
     training_run,
 )
+from tf_robust_sparse.cli.sections.attacks import TestAttack
+from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.run import CertifiedRun, Output
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
@@ -40,18 +42,18 @@ IF_INTERRUPTED = training_run.IF_INTERRUPTED
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
+    Data.define()
     hydra_flags.define()
-    common_flags.define_evaluation()
-    run_directory.define()
-    training_run.define(certifies=True)
+    TestAttack.define()
+    Output.define()
+    CertifiedRun.define()
     hydra_originals.define()
 
 
 def main() -> None:
     """Runs the phase, or all of them, or evaluates a network."""
     hydra_originals.translate()
-    common_flags.check()
+    settings.check()
     hydra_flags.check(lenient=hydra_originals.given())
     source, before = hydra_directories.source(), None
     if FLAGS.load_model and source is not None:
@@ -79,7 +81,7 @@ def main() -> None:
 
 def evaluate(source: Path) -> None:
     """Evaluates --source_net on the test images, and prints the table."""
-    images = common_objects.dataset()
+    images = Data.read().load()
     network = hydra_objects.loaded(source, images, masked=True)
     results = {**report.evaluate(network, images), **hydra_objects.measure(network, images)}
     report.show_numbers(results)

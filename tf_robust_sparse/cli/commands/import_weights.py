@@ -20,16 +20,19 @@ from pathlib import Path
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, common_flags, common_objects, report, run_directory
+from tf_robust_sparse.cli import command_line, report, run_directory, settings
+from tf_robust_sparse.cli.sections import method, sparsity
+from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.run import Output
 
 FLAGS = flags.FLAGS
 
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
-    common_flags.define_network()
-    run_directory.define()
+    Data.define()
+    method.define()
+    Output.define()
     with command_line.section("Weights"):
         flags.DEFINE_string(
             "weights",
@@ -49,14 +52,14 @@ def define() -> None:
 
 def main() -> None:
     """Builds, fills, saves, evaluates."""
-    common_flags.check()
+    settings.check()
     if FLAGS.weights is None:
         raise command_line.BadFlag(
             "--weights: expected the published *_weights.pickle or a PyTorch checkpoint. Received: no such flag"
         )
     weights = Path(FLAGS.weights).expanduser()
     is_pytorch = weights.suffix in trs.saving.PYTORCH_SUFFIXES
-    if FLAGS.k is not None and (not is_pytorch or common_flags.sparsifier_name() != "none"):
+    if FLAGS.k is not None and (not is_pytorch or sparsity.chosen() != "none"):
         raise command_line.BadFlag(
             f"--k={FLAGS.k:g}: expected a PyTorch checkpoint and no --sparse_train or --sparsifier with it. "
             f"Received: --weights={FLAGS.weights}"
@@ -72,8 +75,8 @@ def main() -> None:
             raise command_line.BadFlag(f"--weights={FLAGS.weights}: {error}") from error
     directory = run_directory.chosen()
     run_directory.check(directory)
-    images = common_objects.dataset()
-    network = common_objects.network(images, kernel=None if FLAGS.k is None else "subnet")
+    images = Data.read().load()
+    network = method.network(images) if FLAGS.k is None else method.Network.read().build(images, "subnet", FLAGS.seed)
     if FLAGS.k is not None:
         trs.sparsity.set_keep_fractions(network, FLAGS.k)
     read = trs.saving.import_pytorch_weights if is_pytorch else trs.saving.import_reference_weights

@@ -22,7 +22,6 @@ from absl import flags
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
     command_line,
-    common_objects,
     devices,
     lottery_flags,
     lottery_processes,
@@ -31,6 +30,8 @@ from tf_robust_sparse.cli import (
     run_lock,
 )
 from tf_robust_sparse.cli.main import process
+from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.saving.round_files import complete, finished_rounds, round_directory
 
 FLAGS = flags.FLAGS
@@ -57,8 +58,8 @@ def main() -> None:
     directory = lottery_flags.directory()
     resuming = check(directory)
     keras.utils.set_random_seed(FLAGS.seed)
-    strategy = common_objects.strategy()
-    images = common_objects.dataset()
+    strategy = Machines.read().build()
+    images = Data.read().load()
     train, held_out, test = lottery_flags.split(images)
     lottery_flags.rule(lottery_flags.network(images, 0))  # which checks --percents
     parts = lottery_flags.parts(images)

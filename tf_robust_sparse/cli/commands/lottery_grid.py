@@ -19,8 +19,9 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, common_objects, lottery_flags
+from tf_robust_sparse.cli import command_line, lottery_flags
 from tf_robust_sparse.cli.main import process
+from tf_robust_sparse.cli.sections.data import Data
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = "finished rounds are kept; the same command goes on"
@@ -128,7 +129,7 @@ def check(experiments: Sequence[Experiment]) -> tuple[list[list[str]], list[list
         _parse([*arguments, *dropped])
         lottery_flags.check()
         if dataset not in read:  # what the images decide is the same for all of its experiments
-            images = common_objects.dataset()
+            images = Data.read().load()
             lottery_flags.split(images)
             lottery_flags.rule(lottery_flags.network(images, 0))
             lottery_flags.parts(images)

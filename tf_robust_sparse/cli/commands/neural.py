@@ -26,15 +26,17 @@ from absl import flags
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
     command_line,
-    common_flags,
-    common_objects,
     devices,
     neural_flags,
     neural_objects,
     report,
     run_directory,
+    settings,
     training_run,
 )
+from tf_robust_sparse.cli.sections.attacks import TestAttack
+from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.run import Output, Run
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
@@ -42,11 +44,11 @@ IF_INTERRUPTED = training_run.IF_INTERRUPTED
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
+    Data.define()
     neural_flags.define()
-    common_flags.define_evaluation()
-    run_directory.define()
-    training_run.define()
+    TestAttack.define()
+    Output.define()
+    Run.define()
     with command_line.section("Evaluation"):
         flags.DEFINE_enum("eval_mode", "train", ["train", "test", "attack"], "Train, or evaluate the finished run.")
         flags.DEFINE_bool("white_box", True, "Attack the network itself; with --nowhite_box another one.")
@@ -67,7 +69,7 @@ def define() -> None:
 def main() -> None:
     """Trains or evaluates."""
     neural_flags.check()
-    common_flags.check()
+    settings.check()
     if FLAGS.draw_loss and FLAGS.eval_mode != "attack":
         raise command_line.BadFlag(f"--draw_loss: expected --eval_mode=attack. Received: --eval_mode={FLAGS.eval_mode}")
     if FLAGS.draw_loss:
@@ -104,7 +106,7 @@ def evaluate(directory: Path) -> None:
     """Measures a finished run again and writes down what it finds."""
     network = loaded(directory, "output_dir")
     check_network(directory)
-    images = common_objects.dataset()
+    images = Data.read().load()
     if FLAGS["thres"].present:
         for gate in trs.layers.gates(network):
             gate.threshold = FLAGS.thres
@@ -112,7 +114,7 @@ def evaluate(directory: Path) -> None:
         cost = neural_objects.efficiency(network)
         if trs.layers.gates(network):
             cost["materialised"] = neural_objects.materialised(network)
-        clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), common_objects.test_batches(images), [])
+        clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), Data.read().test_batches(images), [])
         neural_objects.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
         print(f"Clean accuracy      {100 * clean['clean_accuracy']:6.2f} %")
         show_cost(cost)

@@ -17,7 +17,8 @@ from pathlib import Path
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, common_flags, lottery_flags
+from tf_robust_sparse.cli import command_line, lottery_flags
+from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.evaluation import ticket_figures, ticket_tables, tickets
 
 FLAGS = flags.FLAGS
@@ -36,7 +37,7 @@ _WINDOWS = {
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
+    Data.define()
     FLAGS.set_default("data", "mnist")
     FLAGS.set_default("seed", 1234)
     lottery_flags.define_experiment()

@@ -18,7 +18,9 @@ import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, common_flags, common_objects, network_copies, report, run_directory
+from tf_robust_sparse.cli import command_line, network_copies, report, run_directory, settings
+from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.run import Output
 
 FLAGS = flags.FLAGS
 _TOLERANCE = 1e-4  # of the largest logit; more than rounding
@@ -29,15 +31,15 @@ def define() -> None:
     network_copies.define()
     with command_line.section("Network"):
         flags.DEFINE_bool("fold_batch_norm", False, "Multiply batch norm into the kernels before it.")
-    common_flags.define_data()
-    run_directory.define()
+    Data.define()
+    Output.define()
 
 
 def main() -> None:
     """Loads, shrinks, checks, measures, writes."""
     batch_sizes, directory = network_copies.batch_sizes(), network_copies.directory()
     if FLAGS["data"].present:
-        common_flags.check()
+        settings.check()
     given = Path(FLAGS.network).expanduser()
     with command_line.about("network"):
         network = trs.load_network(given)
@@ -113,13 +115,13 @@ def _difference(one: keras.Model, two: keras.Model, x: np.ndarray) -> tuple[floa
 
 def _accuracy(before: keras.Model, after: keras.Model) -> dict[str, Any]:
     """Returns the accuracies of both networks on the test images, and on how many they agree."""
-    images = common_objects.dataset()
+    images = Data.read().load()
     if tuple(images.test_images.shape[1:]) != tuple(before.input_shape[1:]):
         raise command_line.BadInput(
             f"--data={FLAGS.data}: expected images of shape {tuple(before.input_shape[1:])}, which the network takes. "
             f"Received: {tuple(images.test_images.shape[1:])}"
         )
-    batches = common_objects.test_batches(images)
+    batches = Data.read().test_batches(images)
     labels = np.concatenate([np.asarray(y) for _, y in batches])
     logits = [each.predict(batches, verbose=0) for each in (before, after)]
     answers = [each.argmax(axis=-1) for each in logits]

@@ -22,6 +22,7 @@ from absl import flags
 import tf_robust_sparse as trs
 from tf_robust_sparse import saving
 from tf_robust_sparse.cli import command_line, run_directory, run_lock
+from tf_robust_sparse.cli.embedded import flags_of
 from tf_robust_sparse.cli.main import command, process
 
 FLAGS = flags.FLAGS
@@ -103,38 +104,17 @@ def _check_runs(script: str, arguments: list[str]) -> None:
         BadFlag: naming the flag of the sweep that they come from.
     """
     values, seeds, vary = FLAGS["values"].value, FLAGS["seeds"].value, FLAGS.vary
-    # Both have an --output_dir, so the flags of the sweep stand aside for a moment.
-    own = {name: FLAGS[name] for name in command_line.names()}
-    sections = {title: list(names) for title, names in command_line._sections.items()}
-    aliases = dict(command_line._aliases)
-    others = set(FLAGS) - set(own)
-    for name in own:
-        delattr(FLAGS, name)
-    try:
-        command_line.define(command(script))
+    with flags_of(command(script)):
         _parse(f"--command={script}", arguments)
         if vary not in FLAGS:
-            raise command_line.BadFlag(
-                f"--vary={vary}: expected a flag of {script}. Received: one that it does not have"
-            )
+            raise command_line.BadFlag(f"--vary={vary}: expected a flag that {script} --help lists")
         for word in arguments:
-            if _meant(_flag(word)) in {*_SET_HERE, _meant(vary)}:
-                raise command_line.BadFlag(
-                    f"--command: expected no --{_meant(_flag(word))}, which the sweep sets. Received: {word}"
-                )
+            if command_line.name_of(_flag(word)) in {*_SET_HERE, command_line.name_of(vary)}:
+                raise command_line.BadFlag(f"--command: expected no {word}, because the sweep sets it; leave it out")
         for value in values:
             _parse(f"--values={value}", [*arguments, f"--{vary}={value.strip()}"])
         for seed in seeds:
             _parse(f"--seeds={seed}", [*arguments, f"--seed={seed}"])
-    finally:
-        for name in set(FLAGS) - others:
-            delattr(FLAGS, name)
-        for flag in own.values():
-            flags.DEFINE_flag(flag)
-        command_line._sections.clear()
-        command_line._sections.update(sections)
-        command_line._aliases.clear()
-        command_line._aliases.update(aliases)
 
 
 def _parse(source: str, arguments: list[str]) -> None:
@@ -144,11 +124,6 @@ def _parse(source: str, arguments: list[str]) -> None:
         raise command_line.BadFlag(f"{source}: {str(error).removeprefix('flag ')}") from error
     if rest:
         raise command_line.BadFlag(f"{source}: expected flags, which begin with --. Received: {' '.join(rest)}")
-
-
-def _meant(name: str) -> str:
-    """Returns the flag that `name` is another name of, or itself."""
-    return command_line._aliases.get(name, name)
 
 
 def _flag(word: str) -> str:
@@ -259,7 +234,7 @@ def _table(sweeps: list[dict[str, Any]]) -> str:
 
 def _axis() -> str:
     """Returns what a figure calls the flag that is varied."""
-    name = _meant(FLAGS.vary)
+    name = command_line.name_of(FLAGS.vary)
     words = {"k": "connectivity", "epsilon": "radius ε (pixels of [0, 1])", "prune_rate": "connectivity"}
     return words.get(name, name.replace("_", " "))
 

@@ -6,48 +6,57 @@ Leaves in the output directory: `network.keras` (for further training), `serve/`
 logits), `run.flags`, `results.json` and `checkpoints/` with the history of every epoch.
 """
 
-from absl import flags
-
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import common_flags, common_objects, run_directory, training_run
+from tf_robust_sparse.cli import run_directory, settings, training_run
+from tf_robust_sparse.cli.sections import method, sparsity
+from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack
+from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImages
+from tf_robust_sparse.cli.sections.machines import Machines
+from tf_robust_sparse.cli.sections.run import Output, Run
 
-FLAGS = flags.FLAGS
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
 
 
 def define() -> None:
     """Defines the flags."""
-    common_flags.define_data()
-    common_flags.define_network()
-    common_flags.define_training()
-    common_flags.define_evaluation()
-    run_directory.define()
-    training_run.define()
+    Data.define()
+    method.define()
+    TrainingImages.define_shared()
+    method.Optimizer.define()
+    method.Terms.define()
+    TrainingAttack.define()
+    Augmentation.define()
+    for group in sparsity.GROUPS:
+        group.define()
+    Machines.define()
+    TestAttack.define()
+    Output.define()
+    Run.define()
 
 
 def main() -> None:
     """Trains, selects, saves, evaluates."""
-    common_flags.check()
+    settings.check()
     directory = run_directory.chosen()
-    if FLAGS.load_model:
+    if Run.read().load_model:
         training_run.evaluate_again(directory)
         return
     run = training_run.prepare(directory)
     if run is None:
         return
+    seed = Data.read().seed
     with run.strategy.scope():
-        network = common_objects.network(run.images, synchronized=run.strategy.num_replicas_in_sync > 1)
-        common_objects.load_source(network)
-        objective = common_objects.objective()
+        network = method.network(run.images, synchronized=run.strategy.num_replicas_in_sync > 1)
+        objective = method.Terms.read().build()
         model = trs.RobustModel(
             network,
             objective,
-            common_objects.sparsifier(
-                run.total_steps, lambda: common_objects.pruning_images(run.images, network, objective)
+            sparsity.build(
+                run.total_steps, run.epochs, seed, lambda: method.pruning_images(run.images, network, objective)
             ),
-            validation_attack=common_objects.attack(),
-            seed=FLAGS.seed,
+            validation_attack=TrainingAttack.read().build(),
+            seed=seed,
         )
-        model.compile(common_objects.optimizer(run.total_steps), metrics=["accuracy"])
+        model.compile(method.Optimizer.read().build(run.total_steps), metrics=["accuracy"])
     state = training_run.train(run, model)
     training_run.finish(run, model, state)

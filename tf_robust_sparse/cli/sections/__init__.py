@@ -1,0 +1,1 @@
+"""Groups of settings that several commands share, each with what it stands for."""

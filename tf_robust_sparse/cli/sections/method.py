@@ -1,0 +1,216 @@
+"""Network, objective and optimizer: what is trained, on which loss, by which rule; and what a run is called."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import tf_robust_sparse as trs
+from tf_robust_sparse.cli.command_line import BadFlag, about
+from tf_robust_sparse.cli.sections.attacks import TrainingAttack
+from tf_robust_sparse.cli.sections.data import Data, TrainingImages
+from tf_robust_sparse.cli.sections.sparsity import OneShot, Sparsity, chosen
+from tf_robust_sparse.cli.settings import OnlyFor, Settings, has, setting
+
+OBJECTIVES: dict[str, Callable[[trs.attacks.GradientAttack, float, str], trs.objectives.Objective]] = {
+    "natural": lambda attack, beta, start: trs.objectives.Natural(),
+    "at": lambda attack, beta, start: trs.objectives.AT(attack),
+    "mat": lambda attack, beta, start: trs.objectives.MAT(attack),
+    "trades": trs.objectives.TRADES,
+    "mart": lambda attack, beta, start: trs.objectives.MART(attack, beta),
+    "rst": trs.objectives.TRADES,  # on labeled and pseudo-labeled images
+}
+
+
+def _of(*names: str, refuse: bool = False) -> OnlyFor:
+    return OnlyFor(f"--objective={' or '.join(names)}", lambda flags: flags.objective in names, refuse)
+
+
+@dataclasses.dataclass
+class Network(Settings):
+    """The architecture."""
+
+    title = "Network"
+
+    model: str = setting("vgg16", "Architecture.", choices=trs.models.NETWORKS, identity=True)
+    padding_mode: str = setting(
+        "tf_same",
+        "How strided convolutions pad: as TensorFlow does, or symmetric as PyTorch does.",
+        choices=("tf_same", "symmetric"),
+        identity=True,
+    )
+
+    def build(
+        self, images: trs.data.ImageDataset, kernel: str, seed: int, synchronized: bool = False, **more: Any
+    ) -> keras.Model:
+        """Builds the network for the data.
+
+        Args:
+            images: The data, whose size and classes it is built for.
+            kernel: The parametrization of its kernels.
+            seed: Of its weights.
+            synchronized: Whether batch norm takes its statistics over all replicas.
+            **more: Further arguments of the builder.
+        """
+        with about("model", "data"):
+            return trs.models.build(
+                self.model,
+                num_classes=images.num_classes,
+                input_shape=images.train_images.shape[1:],
+                kernel=kernel,
+                padding_mode=self.padding_mode,
+                seed=seed,
+                synchronized_batch_norm=synchronized,
+                **more,
+            )
+
+
+@dataclasses.dataclass
+class Objective(Settings):
+    """What training minimizes."""
+
+    title = "Network"
+
+    objective: str = setting(
+        "at", "What training minimizes; rst needs --pseudo_labels.", choices=OBJECTIVES, identity=True
+    )
+
+    def check(self) -> None:
+        """Checks that pseudo-labels come with the objective that takes them."""
+        if not has(TrainingImages):
+            return  # a finished run is looked for
+        amount, batch_size = TrainingImages.read(), Data.read().batch_size
+        if (amount.pseudo_labels is None) == (self.objective == "rst"):
+            raise BadFlag(
+                "--objective=rst and --pseudo_labels=FILE go together. "
+                f"Received: --objective={self.objective} --pseudo_labels={amount.pseudo_labels}"
+            )
+        if chosen() == "flying_bird_plus" and (self.objective == "natural" or amount.validation_examples == 0):
+            raise BadFlag(
+                "--sparsifier=flying_bird_plus watches robust accuracy in training and validation; pass "
+                "--objective=at, trades or mart, and no --validation_examples=0. Received: "
+                f"--objective={self.objective}, --validation_examples={amount.validation_examples}"
+            )
+        part = int(batch_size * amount.rst_frac)
+        if self.objective == "rst" and not 1 <= part < batch_size:
+            raise BadFlag(
+                f"--rst_frac={amount.rst_frac:g}: expected images of both kinds in a batch. "
+                f"Received: --batch_size={batch_size}, of which {part} are pseudo-labeled"
+            )
+
+
+@dataclasses.dataclass
+class Terms(Settings):
+    """Of the objective's terms."""
+
+    title = "Training"
+
+    # Published command lines pass beta with every objective.
+    beta: float = setting(
+        6.0, "Weight of the robust term of trades, rst and mart.", only_for=_of("trades", "mart", "rst")
+    )
+    trades_start: str = setting(
+        "gaussian",
+        "Where the attack of TRADES starts: a thousandth away from the image as published, or anywhere in the ball.",
+        choices=("gaussian", "uniform"),
+        only_for=_of("trades", "rst", refuse=True),
+    )
+
+    def build(self) -> trs.objectives.Objective:
+        """Returns the objective of the command line."""
+        attack = TrainingAttack.read().build()
+        return OBJECTIVES[Objective.read().objective](attack, self.beta, self.trades_start)
+
+
+@dataclasses.dataclass
+class Optimizer(Settings):
+    """SGD with the decay and the schedule of the connectivity sampling paper."""
+
+    title = "Training"
+
+    learning_rate: float = setting(
+        0.1,
+        "Initial learning rate; falls tenfold after 1/2 and 3/4 of all steps.",
+        excluded=0,
+        aliases=("l_rate", "lr"),
+    )
+    weight_decay: float = setting(
+        5e-4,
+        "Initial share of each weight taken off per step; falls as the learning rate does.",
+        upper=1,
+        aliases=("w_decay", "wd"),
+    )
+    momentum: float = setting(0.9, "Momentum of SGD.", upper=1, excluded=1)
+    decay_bias_and_bn: bool = setting(True, "Let biases and batch norm parameters decay too.")
+
+    def build(self, total_steps: int) -> keras.optimizers.Optimizer:
+        """Returns the optimizer for a run of so many steps."""
+        sgd = trs.training.sgdw(
+            self.learning_rate, self.weight_decay, total_steps, self.momentum, self.decay_bias_and_bn
+        )
+        return scaled(sgd)
+
+
+def scaled(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Returns the optimizer, with scaled losses in float16."""
+    return keras.optimizers.LossScaleOptimizer(optimizer) if TrainingImages.read().mixed_precision else optimizer
+
+
+def network(images: trs.data.ImageDataset, synchronized: bool = False) -> keras.Model:
+    """Builds the network of the command line, with the parametrization its sparsifier needs and the given weights."""
+    sparsity, data = Sparsity.read(), Data.read()
+    more = {"connectivity": sparsity.connectivity} if sparsity.kernel == "rewiring" else {}
+    found = Network.read().build(images, sparsity.kernel, data.seed, synchronized, **more)
+    source = OneShot.read().source_net
+    if source:
+        with about("source_net"):
+            trs.saving.copy_weights(trs.load_network(source), found)
+    return found
+
+
+def pruning_images(
+    images: trs.data.ImageDataset, network: keras.Model, objective: trs.objectives.Objective
+) -> np.ndarray:
+    """Returns the training images that --sparsifier=obs prunes by, as `objective` trains on them, attacked or not."""
+    number, data = OneShot.read().obs_images, Data.read()
+    batches = trs.data.test_dataset(images.train_images[:number], images.train_labels[:number], data.batch_size)
+    with trs.layers.cached_for_inference(network):
+        parts = [objective.perturb(network, x, y, seed=data.seed) for x, y in batches]
+    return np.concatenate(parts)
+
+
+def define() -> None:
+    """Defines what says which network on which objective a run trains, and how sparse: what the run is called."""
+    Network.define()
+    Objective.define()
+    Sparsity.define()
+
+
+def run_name() -> str:
+    """Returns the directory name of a run with these flags: data, model, objective and how sparse."""
+    sparsity = Sparsity.read()
+    how = {"none": "dense", "connectivity_sampling": "sparse"}.get(sparsity.name, sparsity.name)
+    network, objective = Network.read().model, Objective.read().objective
+    return f"{Data.read().short_name}_{network}_{objective}_{how}{sparsity.degree}"
+
+
+def default_directory() -> Path:
+    """Returns where a run with these flags is written, relative to the working directory."""
+    return Path("saved_models") / run_name()
+
+
+def published_weights() -> Path:
+    """Returns where the published code of connectivity sampling keeps the weights of a run with these flags.
+
+    As there, the degree is the connectivity in percent, cut to a whole number; below 1 a zero and its thousandths.
+    """
+    sparsity = Sparsity.read()
+    degree = "full"
+    if sparsity.name == "connectivity_sampling":
+        percent = sparsity.connectivity * 100
+        degree = f"sparse{int(percent)}" if percent >= 1 else f"sparse0{int(sparsity.connectivity * 1000)}"
+    folder = Path("results", Data.read().data, Network.read().model)
+    return folder / f"{degree}_{Objective.read().objective}_best_weights.pickle"
