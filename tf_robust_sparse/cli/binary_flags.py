@@ -117,9 +117,6 @@ def _define_trainer() -> None:
         "drop_last", True, "Leave out the last, smaller batch of an epoch, which the published code trains on."
     )
     define_number("valid_ratio", None, "Held-out share of the training images.", 0, 1)
-    flags.DEFINE_integer(
-        "save_every", -1, "Keep the checkpoint of every so many epochs; -1 the last and best alone.", -1
-    )
     flags.DEFINE_bool(
         "debug",
         False,
@@ -254,8 +251,6 @@ def check() -> None:
         raise BadFlag(f"--debug: expected --conv_type=SubnetConv. Received: --conv_type={FLAGS.conv_type}")
     if FLAGS.explode_th != FLAGS["explode_th"].default and not FLAGS.debug:
         raise BadFlag(f"--explode_th={FLAGS.explode_th:g}: expected --debug with it. Received: no such flag")
-    if FLAGS.save_every == 0:
-        raise BadFlag("--save_every=0: expected a number of epochs, or -1. Received: 0")
     if FLAGS.eps_schedule is not None:
         radii()
     unknown = [name for name in autoattack()[1] if name not in ATTACKS]

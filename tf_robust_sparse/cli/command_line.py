@@ -18,7 +18,9 @@ from tf_robust_sparse.cli import command_words
 
 FLAGS = flags.FLAGS
 
-HELP_WORDS = ("--help", "-help", "--helpshort", "-helpshort", "--helpfull", "-helpfull", "-h", "-?")
+HELP_WORDS = ("--help", "-help", "--helpshort", "-helpshort", "-h", "-?", "--helpfull", "-helpfull")
+_FULL_HELP = HELP_WORDS[-2:]
+_WIDTH = 110
 _sections: dict[str, list[str]] = {}  # title -> names of its flags, in the order of their definition
 _aliases: dict[str, str] = {}
 _bare: dict[str, str] = {}  # name -> value of the flag where it stands without one
@@ -185,8 +187,9 @@ def run(command: ModuleType) -> None:
             `IF_INTERRUPTED` is what to tell a user who pressed Ctrl-C.
     """
     define(command)
-    if any(word in HELP_WORDS for word in sys.argv[1:]):
-        print(help_text(command))
+    asked = [word for word in sys.argv[1:] if word in HELP_WORDS]
+    if asked:
+        print(help_text(command, full=any(word in _FULL_HELP for word in asked)))
         sys.exit(0)
     with startup.without_noise():
         tf.config.list_physical_devices()  # the search for GPUs logs too
@@ -201,26 +204,41 @@ def define(command: ModuleType) -> None:
         flags.DEFINE_bool("traceback", False, "Show where an error arose, beside the line that explains it.")
 
 
-def help_text(command: ModuleType) -> str:
-    """Returns what a command does, and every flag with its choices, its default and its other names."""
+def help_text(command: ModuleType, full: bool = True) -> str:
+    """Returns what a command does, and its flags by sections.
+
+    Args:
+        command: A module of `commands`.
+        full: Whether every flag has its choices, its range, its default and its other names; otherwise a line.
+    """
     lines = [inspect.getdoc(command) or ""]
     for title, found in _sections.items():
         lines.append(f"\n{title}:")
         for name in found:
             prefix = "[no]" if FLAGS[name].default is True else ""
             head = f"  --{prefix}{name} ".ljust(26)
-            lines.append(textwrap.fill(head + _describe(name), 110, subsequent_indent=" " * 26, break_on_hyphens=False))
+            if full:
+                text = textwrap.fill(head + _describe(name), _WIDTH, subsequent_indent=" " * 26, break_on_hyphens=False)
+            else:
+                text = head + textwrap.shorten(_help(name), _WIDTH - len(head), placeholder=" ...")
+            lines.append(text)
     lines.append(
         "\nA flag --x=value may also be written --x value or -x value; --flagfile=FILE reads flags from a file."
+        + ("" if full else "\n--helpfull lists choices, ranges, defaults and other names.")
     )
     return "\n".join(lines)
 
 
+def _help(name: str) -> str:
+    """Returns the sentence of a flag; absl puts the choices in front of it."""
+    text = FLAGS[name].help
+    return text.partition(">: ")[2] if isinstance(FLAGS[name].parser, flags.EnumParser) else text
+
+
 def _describe(name: str) -> str:
     flag = FLAGS[name]
-    words = [flag.help]
+    words = [_help(name)]
     if isinstance(flag.parser, flags.EnumParser):
-        words = [flag.help.partition(">: ")[2]]  # absl puts the choices in front
         words.append(f"One of {', '.join(flag.parser.enum_values)}.")
     elif isinstance(flag.parser, _Fraction):
         words.append(f"A number {flag.parser.range()}.")

@@ -156,9 +156,9 @@ def check() -> None:
     """
     for group in _groups:
         group.settle()
+    _check_meaning()
     for group in _groups:
         group.read().check()
-    _check_meaning()
 
 
 def has(group: type[Settings]) -> bool:

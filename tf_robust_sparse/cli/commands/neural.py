@@ -48,7 +48,7 @@ def define() -> None:
     neural_flags.define()
     TestAttack.define()
     Output.define()
-    Run.define()
+    Run.define(save_every=20)
     with command_line.section("Evaluation"):
         flags.DEFINE_enum("eval_mode", "train", ["train", "test", "attack"], "Train, or evaluate the finished run.")
         flags.DEFINE_bool("white_box", True, "Attack the network itself; with --nowhite_box another one.")
@@ -61,7 +61,6 @@ def define() -> None:
         flags.DEFINE_bool(
             "draw_loss", False, "With --eval_mode=attack: draw the loss around the first 100 test images."
         )
-        flags.DEFINE_integer("save_every", 20, "Keep the checkpoint of every so many epochs, beside the last one.", 1)
         command_line.define_aliases({"directory": "output_dir", "save_freq": "save_every"})
     neural_flags.set_defaults()
 
