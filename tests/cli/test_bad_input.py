@@ -63,7 +63,7 @@ ARGUMENTS = [
     ("more test images than there are", ["--test_examples=100000"], "--test_examples=100000", "2000"),
     ("nothing to select by", ["--validation_examples=0"], "--validation_examples=0", "--select=last"),
     ("a dense run with noise", ["--nosparse_train", "--noise_scaling=1"], "--noise_scaling", "connectivity_sampling"),
-    ("all images held out", ["--validation_examples=256"], "--validation_examples=256", "fewer than the 256 training images"),
+    ("all images held out", ["--validation_examples=256"], "--validation_examples=256", "than the 256 training images"),
     ("a batch of more than all", ["--batch_size=1000"], "--batch_size=1000", "make `batch_size` smaller"),
     ("a size of known data", ["--image_size=64"], "--image_size=64", "`image_size` resizes a folder"),
     (

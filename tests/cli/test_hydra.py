@@ -362,7 +362,6 @@ def test_steps_in_l2_are_as_long_as_published(parse):
         (["--trainer=base", "--beta=3"], "beta", "--trainer=adv or smooth"),
         (["--noise_std=0.5"], "noise_std", "--trainer=smooth"),
         (["--n_repeats=3"], "n_repeats", "--trainer=freeadv"),
-        (["--rst_frac=0.3"], "rst_frac", "--pseudo_labels"),
         (["--trainer=base", "--num_steps=3"], "num_steps", "--val_method=adv"),
         (["--trainer=ibp", "--const_init"], "const_init", "--val_method=adv"),
         (["--trainer=ibp", "--starting_epsilon=0.01"], "starting_epsilon", "--schedule_length"),

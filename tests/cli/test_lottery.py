@@ -1,6 +1,7 @@
 """The scripts of lottery tickets, from a command line to figures and tables."""
 
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from absl import flags
 from tests.cli.conftest import run_script
 from tests.evaluation.test_tickets import curve_values, write_tree
 from tf_robust_sparse.cli import command_line, devices, lottery_flags, run_directory
+from tf_robust_sparse.cli.main import COMMANDS
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.saving.round_files import read_arrays, round_directory
 
@@ -384,7 +386,9 @@ def commands(monkeypatch):
     def run(command, **kwargs):
         if command[0] != sys.executable:
             return really(command, **kwargs)
-        found.append((Path(command[1]).stem, *command[2:]))
+        assert command[1:3] == ["-m", "tf_robust_sparse.cli"]
+        name = list(itertools.takewhile(lambda word: not word.startswith("-"), command[3:]))
+        found.append((COMMANDS[" ".join(name)][1], *command[3 + len(name) :]))
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr("subprocess.run", run)

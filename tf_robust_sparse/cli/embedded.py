@@ -9,7 +9,7 @@ from absl import flags
 from tf_robust_sparse.cli import command_line, settings
 
 FLAGS = flags.FLAGS
-_TABLES = (
+_TABLES: tuple[dict, ...] = (
     *(command_line._sections, command_line._aliases, command_line._bare),
     *(settings._defined, settings._groups),
 )
@@ -34,7 +34,7 @@ def flags_of(command: ModuleType) -> Iterator[None]:
             flags.DEFINE_flag(flag)
         _empty()
         for table, kept in zip(_TABLES, tables, strict=True):
-            table.update(kept) if isinstance(table, dict) else table.extend(kept)
+            table |= kept
 
 
 def _empty() -> None:

@@ -57,7 +57,6 @@ MEANINGFUL: dict[str, tuple[str, Callable[[], bool]]] = {
     "clean_updates": ("--trainer=adv", lambda: FLAGS.trainer == "adv"),
     "noise_std": ("--trainer=smooth or --val_method=smooth", lambda: "smooth" in (FLAGS.trainer, FLAGS.val_method)),
     "n_repeats": ("--trainer=freeadv", lambda: FLAGS.trainer == "freeadv"),
-    "rst_frac": ("--pseudo_labels", lambda: bool(FLAGS.pseudo_labels)),
     "num_steps": ("--trainer=adv or --val_method=adv", lambda: FLAGS.trainer == "adv" or attacks_held_out()),
     "const_init": ("--val_method=adv", lambda: attacks_held_out()),
     "starting_epsilon": ("a --schedule_length in which the radius grows", lambda: _radius_grows()),

@@ -129,12 +129,12 @@ def check() -> None:
         BadFlag: naming the flags that do not go together.
     """
     translate_dataset()
-    settings.check()
     if FLAGS.strategy == "multi_worker":
         raise BadFlag(
-            "--strategy=multi_worker: expected none or mirrored, for trials are split among the processes of one "
-            "machine; on several machines run other experiments. Received: multi_worker"
+            "--strategy=multi_worker: expected none or mirrored, because trials are split among the processes of "
+            "one machine; on several machines run other experiments"
         )
+    settings.check()
     if FLAGS.experiment == "no_pruning":
         if FLAGS["prune_iters"].present and FLAGS.prune_iters:
             raise BadFlag(f"--experiment=no_pruning: expected no --prune_iters. Received: {FLAGS.prune_iters}")

@@ -98,7 +98,7 @@ def setting(
 
 
 _defined: dict[str, Rules] = {}  # name of a flag -> its rules, of the running command
-_groups: list[type["Settings"]] = []  # that the running command has, in order
+_groups: dict[type["Settings"], None] = {}  # that the running command has, in order
 
 
 @dataclasses.dataclass
@@ -117,7 +117,7 @@ class Settings:
             **defaults: Values in place of the fields' defaults.
         """
         hints = typing.get_type_hints(cls)
-        _groups.append(cls)
+        _groups[cls] = None
         with command_line.section(cls.title):
             for field in dataclasses.fields(cls):
                 if field.name in without:
@@ -205,7 +205,7 @@ def _said(flag: flags.Flag) -> str:
 
 
 def _default(field: dataclasses.Field) -> Any:
-    return field.default_factory() if field.default is dataclasses.MISSING else field.default
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _define(name: str, hint: Any, default: Any, rules: Rules) -> None:

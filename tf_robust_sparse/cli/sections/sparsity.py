@@ -357,6 +357,7 @@ def build(
     """
     common, pruning, moving = Sparsity.read(), Pruning.read(), Moving.read()
     name, connectivity = common.name, common.connectivity
+    allocation = pruning.allocation or SPARSIFIERS[name].allocations[0]
     if name == "connectivity_sampling":
         return trs.sparsity.ConnectivitySampling(
             connectivity, **dataclasses.asdict(ConnectivitySampling.read()), seed=seed
@@ -364,18 +365,14 @@ def build(
     if name in _PRUNING:
         schedule = pruning.schedule(connectivity, total_steps)
         if name == "magnitude":
-            return trs.sparsity.MagnitudePruning(connectivity, schedule, pruning.allocation)
+            return trs.sparsity.MagnitudePruning(connectivity, schedule, allocation)
         if name == "channel_magnitude":
-            return trs.sparsity.ChannelMagnitudePruning(
-                connectivity, schedule, pruning.allocation, pruning.pruning_criterion
-            )
-        return trs.sparsity.BlockPruning(
-            connectivity, pruning.sides(), pruning.block_pooling, schedule, pruning.allocation
-        )
+            return trs.sparsity.ChannelMagnitudePruning(connectivity, schedule, allocation, pruning.pruning_criterion)
+        return trs.sparsity.BlockPruning(connectivity, pruning.sides(), pruning.block_pooling, schedule, allocation)
     if name == "n_m":
         groups = Groups.read()
         return trs.sparsity.NM(*groups.numbers(), decay=groups.n_m_decay, fixed=groups.n_m_fixed)
-    settings: dict[str, Any] = {"allocation": pruning.allocation, "seed": seed}
+    settings: dict[str, Any] = {"allocation": allocation, "seed": seed}
     if name == "static":
         return trs.sparsity.SET(connectivity, drop_fraction=0.0, **settings)
     if name == "obs":
