@@ -51,7 +51,7 @@ def encode(array: np.ndarray, half: bool = False) -> tuple[dict[str, Any], bytes
         head: dict[str, Any] = {"values": "signs"}
     else:
         packed, head = values.astype(kind).astype(np.dtype(kind).newbyteorder("<")).tobytes(), {"values": kind}
-    # Both codes of positions are made and the shorter one is taken; this costs little beside writing the file.
+    # Both codes of positions are made and the shorter one is taken; this costs little compared with writing the file.
     low_bits = _best_low_bits(kept)
     choices = {"mask": _bits(flat != 0), "rice": _rice(kept, low_bits)}
     positions = min(choices, key=lambda name: len(choices[name]))

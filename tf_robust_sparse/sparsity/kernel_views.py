@@ -12,7 +12,7 @@ TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.
 
 
 class KernelView(NamedTuple):
-    """How the axes of a kernel form `(positions, inputs, outputs)`: one matrix per position of a convolution.
+    """How the axes of a kernel make up `(positions, inputs, outputs)`: one matrix per position of a convolution.
 
     Attributes:
         order: The axes of the kernel: first those of positions, then of inputs, then of outputs.
