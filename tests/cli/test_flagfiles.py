@@ -6,62 +6,22 @@ import numpy as np
 import pytest
 
 from tests.cli.conftest import EVALUATE, ROOT, TRAIN
-from tf_robust_sparse.cli import hydra_flags, hydra_originals, lottery_flags, settings
+from tf_robust_sparse.cli import command_words, hydra_flags, hydra_originals, lottery_flags, recipes, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections import method, sparsity
 from tf_robust_sparse.cli.sections.attacks import TestAttack
 from tf_robust_sparse.cli.sections.data import TrainingImages
 
-# name -> data, model, objective, connectivity (None: dense)
-RECIPES = {
-    "quickstart": ("fashion_mnist_sample", "small_cnn", "at", 0.1),
-    "quickstart_dense": ("fashion_mnist_sample", "small_cnn", "at", None),
-    "cifar10_resnet50_at_0.01": ("cifar10", "resnet50", "at", 0.01),
-    "cifar10_resnet50_at_0.1": ("cifar10", "resnet50", "at", 0.1),
-    "cifar10_resnet50_at_dense": ("cifar10", "resnet50", "at", None),
-    "cifar100_vgg16_trades_0.01": ("cifar100", "vgg16", "trades", 0.01),
-    "cifar100_vgg16_trades_0.1": ("cifar100", "vgg16", "trades", 0.1),
-    "cifar100_vgg16_trades_dense": ("cifar100", "vgg16", "trades", None),
-    "cifar10_vgg16_rst_0.1": ("cifar10", "vgg16", "rst", 0.1),
-    "cifar10_vgg16_rst_0.01": ("cifar10", "vgg16", "rst", 0.01),
-    "cifar100_resnet18_trades_0.1": ("cifar100", "resnet18", "trades", 0.1),
-    "cifar100_resnet18_trades_0.01": ("cifar100", "resnet18", "trades", 0.01),
-    "svhn_wrn28_4_trades_0.1": ("svhn", "wrn28_4", "trades", 0.1),
-    "svhn_wrn28_4_trades_0.01": ("svhn", "wrn28_4", "trades", 0.01),
-    "cifar10_vgg16_at_0.1": ("cifar10", "vgg16", "at", 0.1),
-    "cifar10_vgg16_at_0.01": ("cifar10", "vgg16", "at", 0.01),
-    "cifar10_vgg16_at_0.005": ("cifar10", "vgg16", "at", 0.005),
-    "cifar10_resnet18_at_0.01": ("cifar10", "resnet18", "at", 0.01),
-    "cifar10_resnet34_at_0.01": ("cifar10", "resnet34", "at", 0.01),
-}
-HYDRA = {
-    f"hydra_{data}_{model}_{trainer}_{k}": (data, model, trainer, k)
-    for data in ("cifar10", "svhn")
-    for model in ("vgg16", "wrn28_4")
-    for trainer in ("adv", "smooth")
-    for k in (0.1, 0.05, 0.01)
-}
-CERTIFIED = {
-    f"hydra_svhn_{model}_{trainer}_{k}": ("svhn", model, trainer, k)
-    for model in ("large_cnn", "small_cnn")
-    for trainer in ("crown-ibp", "mixtrain")
-    for k in (0.1, 0.05, 0.01)
-}
-LOTTERY = {
-    f"lottery_{data}_{strategy}_{attack}": (data, f"reinit_{strategy}", attack)
-    for data in ("digits", "fashion")
-    for strategy in ("orig", "rand", "none")
-    for attack in ("fgsm", "pgd")
-}
+TRAINED = [name for name, recipe in recipes.recipes().items() if recipe.command == "train"]
+HYDRA = [name for name, recipe in recipes.recipes().items() if recipe.command == "hydra"]
+LOTTERY = [name for name, recipe in recipes.recipes().items() if recipe.command == "lottery"]
 GRIDS = {  # -> number of runs
     "lottery_grid": 24,
     "lottery_grid_l1": 16,
     "lottery_short": 8,
     "lottery_short_strategies": 3,
 }
-FREE = {f"hydra_imagenet_resnet50_freeadv_{k}": k for k in (0.1, 0.05, 0.01)}
 RESNET50 = ("--data", "cifar10", "--model", "resnet50", "--n_classes", "10")
-EVALUATIONS = {"quickstart_foolbox", "quickstart_robustness", "quickstart_compile"}
 
 
 def sparsifier(images=None):
@@ -74,11 +34,27 @@ def meaning(flags):
     return flags.data, flags.model, flags.objective, flags.connectivity if sparse else None
 
 
-def test_every_flagfile_is_in_the_table():
-    known = set(RECIPES) | set(HYDRA) | set(FREE) | set(CERTIFIED) | set(LOTTERY) | set(GRIDS) | EVALUATIONS
-    known |= {"hydra_sample_adv", "hydra_mnist_crown-ibp", "lottery_sample", "sample_channel_magnitude", "sample_rigl"}
-    known |= {"sample_n_m", "sample_flying_bird_plus", "sample_obs"}
-    assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == known
+def test_recipes_are_as_many_as_were_published():
+    published = {"train": 17, "hydra": 39, "lottery": 12, "neural": 30, "binary": 82}
+    found = [recipe.command for recipe in recipes.recipes().values()]
+    assert {name: found.count(name) for name in found} == published
+    assert not [name for name in recipes.recipes() if (ROOT / "flags" / f"{name}.flags").exists()]
+    shown = recipes.show(["binary/cifar100_resnet34_001_p1_bnn"]).splitlines()
+    assert shown[0] == "# Trained signs of the small resnet34_p1 on cifar100, PGD, of RobustBinarySubNet."
+    assert shown[1].startswith("# Run: trs binary --flagfile=binary/cifar100_resnet34_001_p1_bnn.flags")
+    assert shown[-2:] == ["--model=resnet34_p1", "--learning_rate=0.0001"]
+    assert len(recipes.show([]).splitlines()) == sum(published.values())
+
+
+def test_recipes_are_flagfiles_in_a_clone_and_elsewhere(tmp_path, monkeypatch):
+    name = "binary/best_settings_rn34_cifar10_bn.flags"  # a file that names a recipe next to it
+    inside = list(command_words.expanded([f"--flagfile=flags/{name}"]))
+    monkeypatch.chdir(tmp_path)
+    for path in (f"flags/{name}", name):
+        assert list(command_words.expanded([f"--flagfile={path}"])) == inside
+    assert "--init=binary" in inside and "--prune_rate=0.01" in inside
+    with pytest.raises(ValueError, match="expected a file of flags"):
+        list(command_words.expanded(["--flagfile=flags/hydra_no.flags"]))
 
 
 def test_channels_are_pruned_by_the_flagfile_of_the_sample(parse):
@@ -180,26 +156,29 @@ def test_blocks_by_flags(parse):
             settings.check()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_dense", *TRAINED])
 def test_flagfiles_parse(name, parse):
     more = ["--pseudo_labels=FILE"] if "_rst_" in name else []
     flags = parse(TRAIN, f"--flagfile=flags/{name}.flags", *more)
     settings.check()
-    assert meaning(flags) == RECIPES[name]
-    if not name.startswith("quickstart"):
-        assert (flags.epsilon, flags.step_size, flags.num_steps) == (8 / 255, 2 / 255, 10)
-        assert (flags.epochs, flags.batch_size, flags.learning_rate) == (200, 128, 0.1)
-        assert flags.weight_decay == (1e-3 if flags.objective == "at" else 5e-4)
-        assert bool(flags.flip) == (flags.data == "svhn")
-        assert method.run_name() in (name, name.replace("_0.", "_sparse0."))
+    if name.startswith("quickstart"):
+        assert meaning(flags) == ("fashion_mnist_sample", "small_cnn", "at", None if "dense" in name else 0.1)
+        return
+    *words, degree = re.fullmatch(r"([^_]+)_(.+)_([^_]+)_([^_]+)", name).groups()
+    assert meaning(flags) == (*words, None if degree == "dense" else float(degree))
+    assert (flags.epsilon, flags.step_size, flags.num_steps) == (8 / 255, 2 / 255, 10)
+    assert (flags.epochs, flags.batch_size, flags.learning_rate) == (200, 128, 0.1)
+    assert flags.weight_decay == (1e-3 if flags.objective == "at" else 5e-4)
+    assert bool(flags.flip) == (flags.data == "svhn")
+    assert method.run_name() in (name, name.replace("_0.", "_sparse0."))
 
 
-@pytest.mark.parametrize("name", HYDRA)
+@pytest.mark.parametrize("name", [name for name in HYDRA if re.search("_(adv|smooth)_", name)])
 def test_flagfiles_of_hydra_parse(name, parse):
     flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
     settings.check()
     hydra_flags.check()
-    assert (flags.data, flags.model, flags.trainer, flags.k) == HYDRA[name]
+    assert name == f"hydra_{flags.data}_{flags.model}_{flags.trainer}_{flags.k}"
     assert (flags.epsilon, flags.step_size, flags.beta, flags.noise_std) == (0.031, 0.0078, 6, 0.25)
     assert (flags.exp_mode, flags.epochs, flags.prune_epochs) == ("all", 100, 20)
     assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr, flags.weight_decay) == (0.1, 0.1, 0.01, 1e-4)
@@ -207,13 +186,13 @@ def test_flagfiles_of_hydra_parse(name, parse):
     assert hydra_flags.run_name() == f"{flags.data}_{flags.model}_hydra_{flags.trainer}{flags.k}"
 
 
-@pytest.mark.parametrize("name", CERTIFIED)
+@pytest.mark.parametrize("name", [name for name in HYDRA if re.search("ibp|mixtrain", name)])
 def test_flagfiles_of_training_by_bounds_parse(name, parse):
     flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
     hydra_originals.translate()
     settings.check()
     hydra_flags.check()
-    assert (flags.data, flags.model, flags.trainer, flags.k) == CERTIFIED[name]
+    assert name == f"hydra_svhn_{flags.model}_{flags.trainer}_{flags.k}"
     assert (flags.optimizer, flags.epsilon, flags.weight_decay, flags.lr_schedule) == ("adam", 0.007, 1e-4, "cosine")
     assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr) == (1e-3, 1e-5, 5e-4)
     assert flags.init_type == "kaiming_normal_fan_out"  # as its networks without batch norm begin
@@ -240,12 +219,12 @@ def test_the_flagfile_of_training_by_bounds_on_mnist_parses(parse):
     assert (flags.data, flags.trainer, flags.epsilon, flags.val_method) == ("mnist", "crown-ibp", 0.1, "ibp")
 
 
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("name", [name for name in HYDRA if "freeadv" in name])
 def test_flagfiles_of_free_adversarial_training_parse(name, parse):
     flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
     settings.check()
     hydra_flags.check()
-    assert (flags.data, flags.model, flags.trainer, flags.k) == ("imagenet", "resnet50_imagenet", "freeadv", FREE[name])
+    assert flags.model == "resnet50_imagenet" and name == f"hydra_{flags.data}_resnet50_{flags.trainer}_{flags.k}"
     assert (flags.epsilon, flags.n_repeats, flags.batch_size, flags.augmentation) == (4 / 255, 4, 256, "resized_crop")
     assert hydra_flags.epochs("pretrain") == 23
     assert (flags.pgd_epsilon, flags.pgd_iters) == (4 / 255, 10)
@@ -268,7 +247,7 @@ def test_the_flagfile_of_hydra_on_the_sample_parses(parse):
 def test_flagfiles_of_lottery_tickets_parse(name, parse):
     flags = parse("run_lottery_tickets", f"--flagfile=flags/{name}.flags", "--adv_train")
     lottery_flags.check()
-    assert (flags.dataset, flags.experiment, flags.attack) == LOTTERY[name]
+    assert name == f"lottery_{flags.dataset}_{flags.experiment.removeprefix('reinit_')}_{flags.attack}"
     assert flags.data == {"digits": "mnist", "fashion": "fashion_mnist"}[flags.dataset]
     assert (flags.trials, flags.train_iters, flags.prune_iters, flags.batch_size) == (5, 50_000, 20, 60)
     assert (flags.learning_rate, flags.l1_reg, flags.eval_every, flags.seed) == (0.0012, 0.0, 500, 1234)
@@ -313,7 +292,8 @@ def test_flagfiles_have_a_head_with_their_command(path):
         (command,) = [line for line in lines if line.startswith("# Run: python run_scripts/")]
         assert f"--flagfile={path.relative_to(ROOT)}" in command
     for nested in re.findall(r"^--flagfile=(.*)$", path.read_text(), re.MULTILINE):
-        assert (path.parent / nested).is_file()  # wherever the script is started
+        beside = (path.parent / nested).resolve()
+        assert beside.is_file() or recipes.lines_of(beside)  # wherever the script is started
 
 
 def test_the_original_command_lines_translate(parse):

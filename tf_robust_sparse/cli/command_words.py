@@ -3,16 +3,16 @@
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tf_robust_sparse.cli import recipes
+
 _WHAT = "expected a file of flags, one to a line"
-_PACKAGE = Path(__file__).resolve().parents[1]
-FLAGFILES = (_PACKAGE / "flagfiles", _PACKAGE.parent / "flags")  # in a wheel, and in a clone
 
 
 def expanded(words: Sequence[str], naming: Path | None = None, opened: tuple[Path, ...] = ()) -> Iterator[str]:
     """Yields the words with those of the file in place of each `--flagfile=FILE` or `--flagfile FILE`.
 
     A file that another one names is looked for next to that one, then in the current directory, and at last among the
-    flagfiles of the package. Lines that are empty or begin with # or // mean nothing.
+    flagfiles and recipes of the package. Lines that are empty or begin with # or // mean nothing.
 
     Args:
         words: Of the command line or of a file, without the name of the program.
@@ -37,16 +37,20 @@ def expanded(words: Sequence[str], naming: Path | None = None, opened: tuple[Pat
 
 def _found(text: str, naming: Path | None) -> Path:
     path = Path(text).expanduser()
-    places = [naming.parent] if naming is not None else []
-    places.append(Path())
     inside = Path(*path.parts[1:]) if path.parts[:1] == ("flags",) else path  # a clone calls the folder flags
-    candidates = [*(place / path for place in places), *(folder / inside for folder in FLAGFILES)]
-    found = next((each for each in candidates if text and each.is_file()), path)
-    return found.resolve()
+    places = [naming.parent / path] if naming is not None else []
+    places += [path, *(folder / inside for folder in recipes.FOLDERS)]
+    candidates = [place.resolve() for place in places] if text else []
+    return next((each for each in candidates if each.is_file() or recipes.lines_of(each)), path.resolve())
 
 
-def _lines(text: str, path: Path, naming: Path | None) -> list[str]:
-    where = f"; {naming} names it, and it is neither beside that file nor in {Path.cwd()}" if naming is not None else ""
+def _lines(text: str, path: Path, naming: Path | None) -> Sequence[str]:
+    recipe = None if path.is_file() else recipes.lines_of(path)
+    if recipe is not None:
+        return recipe
+    where = (
+        f"; {naming} names it, and it is neither next to that file nor in {Path.cwd()}" if naming is not None else ""
+    )
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except UnicodeDecodeError as error:

@@ -1,12 +1,13 @@
 """The command `trs`: trains, measures and ships networks, one subcommand for each script of `run_scripts/`."""
 
 import ast
+import difflib
 import importlib
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tf_robust_sparse.cli import command_line
+from tf_robust_sparse.cli import command_line, recipes
 
 COMMANDS = {  # words after `trs` -> module in `commands`, script in `run_scripts`
     "train": ("train", "run_connectivity_sampling"),
@@ -37,13 +38,16 @@ def main() -> None:
     if not words or words[0] in command_line.HELP_WORDS:
         print(help_text())
         return
+    if words[0] == "recipes":
+        _show_recipes(words[1:])
+        return
     for number in (2, 1):
         name = " ".join(words[:number])
         if name in COMMANDS:
             sys.argv = [f"trs {name}", *words[number:]]
             command_line.run(command(name))
             return
-    _fail(words[0])
+    _fail(f"trs {words[0]}: expected one of the commands {', '.join(COMMANDS)}; trs --help says what they do")
 
 
 def command(name: str) -> Any:
@@ -69,10 +73,19 @@ def help_text() -> str:
         source = (Path(__file__).parent / "commands" / f"{module}.py").read_text()
         first = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
         lines.append(f"  {name:20s}{first}")
+    lines.append(f"  {'recipes':20s}Lists the flagfiles of published runs; trs recipes NAME prints one.")
     return "\n".join(lines)
 
 
-def _fail(word: str) -> NoReturn:
-    names = ", ".join(COMMANDS)
-    print(f"error: trs {word}: expected one of the commands {names}; trs --help says what they do", file=sys.stderr)
+def _show_recipes(names: list[str]) -> None:
+    try:
+        print(recipes.show(names))
+    except KeyError as error:
+        close = difflib.get_close_matches(error.args[0], recipes.recipes(), 3)
+        hint = f"such as {', '.join(close)}" if close else "as trs recipes lists them"
+        _fail(f"trs recipes {error.args[0]}: expected the name of a recipe, {hint}")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
