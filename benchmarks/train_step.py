@@ -274,7 +274,7 @@ def pytorch_binary(contender: str) -> tuple[Callable[[], Any], dict[str, Callabl
     import torch.nn.functional as F
 
     from benchmarks.torch_networks import NETWORKS, SubnetConv, of_signs
-    from tf_robust_sparse.sparsity import adaptive_fractions
+    from tf_robust_sparse.sparsity.allocation import adaptive_fractions
 
     dense = NETWORKS[FLAGS.model]()
     sizes = [weight.numel() for weight in dense.parameters() if weight.ndim > 1]

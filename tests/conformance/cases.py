@@ -143,8 +143,6 @@ ABSTRACT = {
     "Losses": "a record",
     "MaskSparsifier": "lacks its masks",
     "Prunable": "a record",
-    "Skipped": "a record",
-    "SparsifyReport": "a record",
     "GradientAttack": "lacks a norm",
     "Run": "a record",
     "StagedAttack": "lacks its steps",

@@ -3,8 +3,8 @@ import pytest
 import scipy.ndimage
 import tensorflow as tf
 
-from tf_robust_sparse import data
 from tf_robust_sparse.data import augment
+from tf_robust_sparse.data.augment import random_crop_and_flip, random_shift_and_flip
 
 # Positions are float32 of about 30, so an interpolation weight is off by about 4e-6.
 WEIGHT_ROUNDING = 2e-5
@@ -50,7 +50,7 @@ def test_crop_agrees_with_numpy(padding, flip):
         np.testing.assert_array_equal(result, padded[top : top + 12, left : left + 20])
 
 
-@pytest.mark.parametrize("function", [data.random_shift_and_flip, data.random_crop_and_flip])
+@pytest.mark.parametrize("function", [random_shift_and_flip, random_crop_and_flip])
 def test_random_functions_follow_the_seed(function):
     images = pictures()
     first = function(images, 3)
@@ -76,17 +76,17 @@ def test_draws_cover_their_range():
 
 
 def test_pixels_stay_in_range():
-    moved = data.random_shift_and_flip(np.ones((64, 32, 32, 1), np.float32), 0)
+    moved = random_shift_and_flip(np.ones((64, 32, 32, 1), np.float32), 0)
     assert moved.numpy().max() <= 1 and moved.numpy().min() > 1 - WEIGHT_ROUNDING
 
 
 @pytest.mark.parametrize("max_shift", [-0.1, 1.0, 3.2])
 def test_refuses_a_shift_in_pixels(max_shift):
     with pytest.raises(ValueError, match=r"fraction of the image, in \[0, 1\).*Received"):
-        data.random_shift_and_flip(pictures(), 0, max_shift=max_shift)
+        random_shift_and_flip(pictures(), 0, max_shift=max_shift)
 
 
 @pytest.mark.parametrize("padding", [-1, 0.5])
 def test_refuses_padding(padding):
     with pytest.raises(ValueError, match="`padding` must be a number of pixels"):
-        data.random_crop_and_flip(pictures(), 0, padding=padding)
+        random_crop_and_flip(pictures(), 0, padding=padding)

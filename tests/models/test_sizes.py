@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tests.models.table import LAYERS, SIZES
 from tf_robust_sparse import layers, models
+from tf_robust_sparse.models.resnet import deep_resnet
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_deep_residual_networks_have_the_published_parameters(depth, parameters,
     assert {layer.name: math.prod(layer.kernel_shape) for layer in layers.kernel_layers(small)} == expected
     assert small.input_shape == (None, 32, 32, 3) and small.output_shape == (None, 7)
     with pytest.raises(ValueError, match="`depth` must be one of 101, 152"):
-        models.deep_resnet(50)
+        deep_resnet(50)
 
 
 def test_order_of_the_budget_is_forward_with_the_shortcut_after_its_block():

@@ -8,6 +8,8 @@ import pytest
 
 from tests.models.test_sizes import in_full, shapes_only  # noqa: F401
 from tf_robust_sparse import layers, models, sparsity
+from tf_robust_sparse.models.resnet import small_resnet
+from tf_robust_sparse.sparsity.allocation import adaptive_fractions
 
 METHOD = models.Variant(affine_batch_norm=False, classifier_bias=False, final_batch_norm=True)
 
@@ -68,7 +70,7 @@ def test_published_totals_of_adaptive_allocation(name, num_classes, shapes_only)
     totals, entries = KEPT[name, num_classes]
     assert sum(sizes) == entries
     for exponent, total in zip((0, 0.1, 0.5, 1), totals, strict=True):
-        fractions = sparsity.adaptive_fractions(sizes, 0.01, exponent)
+        fractions = adaptive_fractions(sizes, 0.01, exponent)
         assert sum(n - int((1 - k) * n) for n, k in zip(sizes, fractions, strict=True)) == total
         clamped = {layer.name for layer, fraction in zip(found, fractions, strict=True) if fraction == 1}
         assert clamped == CLAMPED.get((name, num_classes, exponent), set())
@@ -78,7 +80,7 @@ def test_published_fractions_of_resnet34(shapes_only):  # noqa: F811
     network = models.build("resnet34", variant=METHOD)
     found = layers.kernel_layers(network)
     sizes = [math.prod(layer.kernel_shape) for layer in found]
-    fractions = sparsity.adaptive_fractions(sizes, 0.01, 0.1)
+    fractions = adaptive_fractions(sizes, 0.01, 0.1)
     kept = {
         layer.name: (fraction, n - int((1 - fraction) * n))
         for layer, fraction, n in zip(found, fractions, sizes, strict=True)
@@ -150,4 +152,4 @@ def test_bad_variants(variant, message):
 
 def test_bad_widths():
     with pytest.raises(ValueError, match="`depth` must be one of 18, 34, 50"):
-        models.small_resnet(18, "p2")
+        small_resnet(18, "p2")

@@ -10,6 +10,7 @@ import pytest
 from tests.networks import tiny_network
 from tf_robust_sparse import layers, sparsity
 from tf_robust_sparse.layers.subnet import kept_entries
+from tf_robust_sparse.sparsity.allocation import adaptive_fractions
 
 
 def reference(sizes, r, p):
@@ -38,7 +39,7 @@ def reference(sizes, r, p):
     ],
 )
 def test_published_examples(sizes, r, p, fractions):
-    np.testing.assert_allclose(sparsity.adaptive_fractions(sizes, r, p), fractions, atol=1e-6)
+    np.testing.assert_allclose(adaptive_fractions(sizes, r, p), fractions, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_published_examples(sizes, r, p, fractions):
 )
 def test_published_counts(p, counts):
     sizes = [100, 1000, 10000]
-    fractions = sparsity.adaptive_fractions(sizes, 0.1, p)
+    fractions = adaptive_fractions(sizes, 0.1, p)
     assert [kept_entries(size, fraction) for size, fraction in zip(sizes, fractions, strict=True)] == counts
 
 
@@ -55,7 +56,7 @@ def test_it_is_the_reference_and_keeps_the_budget():
     for _ in range(300):
         sizes = np.exp(random.uniform(3, 14, random.integers(1, 20))).astype(int).tolist()
         r, p = float(10 ** random.uniform(-1.5, 0)), float(random.choice([0, 0.1, 0.5, 0.9, 1, random.random()]))
-        fractions = sparsity.adaptive_fractions(sizes, r, p)
+        fractions = adaptive_fractions(sizes, r, p)
         expected = reference(sizes, r, p)
         served = expected * sizes >= 1  # of less than one connection ours makes one
         if served.all():
@@ -74,7 +75,7 @@ def test_it_is_the_reference_and_keeps_the_budget():
 
 
 def test_a_layer_that_the_budget_leaves_nothing_keeps_one():
-    fractions = sparsity.adaptive_fractions([10, 1000, 1000], 0.001, 1)
+    fractions = adaptive_fractions([10, 1000, 1000], 0.001, 1)
     assert kept_entries(10, fractions[0]) == 1
 
 
@@ -82,7 +83,7 @@ def test_allocation_of_a_network():
     network = tiny_network("subnet")
     found = sparsity.keep_fractions(network, 0.1, "adaptive", exponent=0.3)
     sizes = [math.prod(layer.scores.shape) for layer in sparsity.subnet_layers(network)]
-    assert list(found.values()) == sparsity.adaptive_fractions(sizes, 0.1, 0.3)
+    assert list(found.values()) == adaptive_fractions(sizes, 0.1, 0.3)
     sparsity.set_keep_fractions(network, found)
     assert sparsity.statistics.nonzero(network) == sum(layer.kept for layer in sparsity.subnet_layers(network))
 
@@ -90,7 +91,7 @@ def test_allocation_of_a_network():
 @pytest.mark.parametrize("exponent", [-0.1, 1.1, "x", None, True])
 def test_bad_exponent(exponent):
     with pytest.raises(ValueError, match=r"`exponent` must be in.*Received"):
-        sparsity.adaptive_fractions([10, 20], 0.5, exponent)
+        adaptive_fractions([10, 20], 0.5, exponent)
 
 
 FAN_MODES = {"all": (True, True), "none": (False, False), "except_last": (True, False), "only_last": (False, True)}

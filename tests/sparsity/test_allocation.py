@@ -5,7 +5,8 @@ import tensorflow as tf
 
 from tests.networks import tiny_network
 from tf_robust_sparse import sparsity
-from tf_robust_sparse.sparsity import draw_dormant, draw_layers, global_budget
+from tf_robust_sparse.sparsity.allocation import draw_layers, global_budget
+from tf_robust_sparse.sparsity.draws import draw_dormant
 
 
 def seeds(n):

@@ -5,6 +5,7 @@ import pytest
 
 from tests.networks import tiny_network
 from tf_robust_sparse import layers, models, sparsity
+from tf_robust_sparse.sparsity.allocation import adaptive_fractions
 
 
 def masked(mask):
@@ -70,7 +71,7 @@ def test_published_cost_of_resnet34():
     network = models.build("resnet34", variant=models.Variant(classifier_bias=False))
     found = layers.kernel_layers(network)
     sizes = [int(np.prod(layer.kernel.shape)) for layer in found]
-    for layer, fraction in zip(found, sparsity.adaptive_fractions(sizes, 0.01, 0.1), strict=True):
+    for layer, fraction in zip(found, adaptive_fractions(sizes, 0.01, 0.1), strict=True):
         layer.keep_fraction = fraction
     cost = sparsity.relative_cost(network)
     assert cost["forward"] == pytest.approx(0.549581, abs=1e-5)

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_robust_sparse as trs
 from tests.networks import mirrored
 from tf_robust_sparse import layers, objectives, sparsity
+from tf_robust_sparse.layers.selection import largest_of_groups_mask
 
 X = np.random.default_rng(0).random((8, 2, 2, 2), "float32")
 Y = np.random.default_rng(1).integers(0, 4, 8)
@@ -68,10 +69,10 @@ def numpy_mask(weights, n, m, axis):
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (3, 8), (4, 16)])
 def test_groups_keep_their_largest_entries(n, m):
     values = np.random.default_rng(2).integers(0, 4, (3, m, 5)).astype("float32")  # many are equal
-    np.testing.assert_array_equal(layers.largest_of_groups_mask(values, n, 1), numpy_mask(values, n, m, 1))
+    np.testing.assert_array_equal(largest_of_groups_mask(values, n, 1), numpy_mask(values, n, m, 1))
     odd = np.full((m,), np.nan, "float32")
     odd[0] = np.inf
-    assert np.asarray(layers.largest_of_groups_mask(odd, n, 0)).sum() == n
+    assert np.asarray(largest_of_groups_mask(odd, n, 0)).sum() == n
 
 
 def test_groups_lie_along_the_input_channels_of_every_layer():

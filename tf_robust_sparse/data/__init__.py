@@ -1,15 +1,8 @@
 """Data sets in memory or in files, their readers, and tf.data pipelines with pixels in [0, 1]."""
 
 from tf_robust_sparse.data import restricted_pickle
-from tf_robust_sparse.data.augment import random_crop_and_flip, random_shift_and_flip
 from tf_robust_sparse.data.catalog import DATASETS, IN_FILES, load
-from tf_robust_sparse.data.corruptions import (
-    COMPUTED_CORRUPTIONS,
-    CORRUPTIONS,
-    corrupt,
-    find_corruptions,
-    read_corruptions,
-)
+from tf_robust_sparse.data.corruptions import COMPUTED_CORRUPTIONS, corrupt, read_corruptions
 from tf_robust_sparse.data.datasets import (
     cifar10,
     cifar100,
@@ -29,7 +22,6 @@ from tf_robust_sparse.data.stacked_batches import stacked_batches
 
 __all__ = [
     "COMPUTED_CORRUPTIONS",
-    "CORRUPTIONS",
     "DATASETS",
     "IN_FILES",
     "ImageDataset",
@@ -40,14 +32,11 @@ __all__ = [
     "corrupt",
     "fashion_mnist",
     "fashion_mnist_sample",
-    "find_corruptions",
     "from_folder",
     "from_npz",
     "load",
     "load_pseudo_labels",
     "mnist",
-    "random_crop_and_flip",
-    "random_shift_and_flip",
     "read_corruptions",
     "restricted_pickle",
     "stacked_batches",

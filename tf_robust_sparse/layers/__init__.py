@@ -7,7 +7,7 @@ from tf_robust_sparse.layers.binary import BinaryConv2D, BinaryDense
 from tf_robust_sparse.layers.classifier import check_classifier
 from tf_robust_sparse.layers.dropout import Dropout
 from tf_robust_sparse.layers.features import FeatureRecorder, distortions, feature_names, with_features
-from tf_robust_sparse.layers.forward import Forward, inference_forward
+from tf_robust_sparse.layers.forward import inference_forward
 from tf_robust_sparse.layers.fusion import fused
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
 from tf_robust_sparse.layers.kernel_seam import (
@@ -23,14 +23,14 @@ from tf_robust_sparse.layers.kernel_seam import (
     unfolded_kernels,
 )
 from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
-from tf_robust_sparse.layers.noise import fold_in, normal_like, uniform_like
+from tf_robust_sparse.layers.noise import fold_in
 from tf_robust_sparse.layers.normalization import BatchNormalization, Normalization, use_unbiased_variance
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
 from tf_robust_sparse.layers.pooling import MaxPooling2D
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
-from tf_robust_sparse.layers.selection import largest_mask, largest_of_groups_mask, select
+from tf_robust_sparse.layers.selection import largest_mask, select
 from tf_robust_sparse.layers.signed import SignedConv2D, SignedDense
-from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense, default_scores
+from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense
 from tf_robust_sparse.layers.topology import layer_graph
 from tf_robust_sparse.layers.training_noise import joined_parts, pass_number, training_noise
 
@@ -58,7 +58,6 @@ __all__ = [
     "DenseOperation",
     "Dropout",
     "FeatureRecorder",
-    "Forward",
     "KernelLayer",
     "MaskedConv2D",
     "MaskedDense",
@@ -77,7 +76,6 @@ __all__ = [
     "cached_kernels",
     "check_classifier",
     "convolve",
-    "default_scores",
     "distortions",
     "feature_names",
     "fold_in",
@@ -90,16 +88,13 @@ __all__ = [
     "kernel_l1",
     "kernel_layers",
     "largest_mask",
-    "largest_of_groups_mask",
     "layer_graph",
     "multiply",
-    "normal_like",
     "pass_number",
     "prior_divergence",
     "select",
     "training_noise",
     "unfolded_kernels",
-    "uniform_like",
     "use_unbiased_variance",
     "with_features",
 ]

@@ -2,20 +2,17 @@
 
 from tf_robust_sparse.models.catalog import NETWORKS, build
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
-from tf_robust_sparse.models.from_keras import Converted, from_keras
+from tf_robust_sparse.models.from_keras import from_keras
 from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS, initialize_kernels
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe, lenet_conv
 from tf_robust_sparse.models.network_builder import NORMALIZATIONS, Variant
 from tf_robust_sparse.models.resnet import (
-    BUDGET_WIDTHS,
-    deep_resnet,
     resnet18,
     resnet18_imagenet,
     resnet34,
     resnet34_imagenet,
     resnet50,
     resnet50_imagenet,
-    small_resnet,
 )
 from tf_robust_sparse.models.stacked import can_be_stacked, members_of, stack
 from tf_robust_sparse.models.unbiased_dense import unbiased_dense_300_100
@@ -23,16 +20,13 @@ from tf_robust_sparse.models.vgg import INPUT_NORMS, vgg16, vgg16_dropout
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
 __all__ = [
-    "BUDGET_WIDTHS",
     "INPUT_NORMS",
     "KERNEL_INITIALIZATIONS",
     "NETWORKS",
     "NORMALIZATIONS",
-    "Converted",
     "Variant",
     "build",
     "can_be_stacked",
-    "deep_resnet",
     "dense_300_100",
     "from_keras",
     "initialize_kernels",
@@ -47,7 +41,6 @@ __all__ = [
     "resnet50",
     "resnet50_imagenet",
     "small_cnn",
-    "small_resnet",
     "stack",
     "unbiased_dense_300_100",
     "vgg4",

@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.cloning import cloned, copy_of, set_weights
+from tf_robust_sparse.layers.subnet import default_scores
 from tf_robust_sparse.layers.topology import input_ranks
 from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
 
@@ -145,7 +146,7 @@ def _why_not(layer: Any, ranks: set[int]) -> str | None:
 def _form(kernel: str, layer: Any, at_an_end: bool, connectivity: float | None, seed: int) -> dict[str, Any]:
     """Returns the arguments that the parametrization adds."""
     if kernel == "subnet":
-        return {"keep_fraction": connectivity or 1.0, "scores_initializer": layers.default_scores(seed)}
+        return {"keep_fraction": connectivity or 1.0, "scores_initializer": default_scores(seed)}
     if kernel != "rewiring" or connectivity is None:
         return {}
     fan_in = int(np.prod(layer.kernel.shape[:-1]))

@@ -27,6 +27,7 @@ import keras
 import numpy as np
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.subnet import default_scores
 
 PADDING_MODES = ("tf_same", "symmetric")
 # Mean and standard deviation of red, green and blue, by which a network normalizes pixels in [0, 1].
@@ -220,7 +221,7 @@ class NetworkBuilder:
         if kernel in ("subnet", "signed"):
             form["keep_fraction"] = self.connectivity
             if seeds[1] is not None:
-                form["scores_initializer"] = layers.default_scores(seeds[1])
+                form["scores_initializer"] = default_scores(seeds[1])
         return form
 
 

@@ -9,17 +9,13 @@ from tf_robust_sparse.saving.network import export_network, load_network, save_n
 from tf_robust_sparse.saving.onnx_export import export_onnx
 from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights, pytorch_modules
 from tf_robust_sparse.saving.reference_weights import import_reference_weights
-from tf_robust_sparse.saving.shrink import ShrinkReport, Shrunk, shrink
-from tf_robust_sparse.saving.sizes import Sizes, network_sizes
+from tf_robust_sparse.saving.shrink import shrink
 from tf_robust_sparse.saving.strip import strip
 
 __all__ = [
     "COMPACT_SUFFIX",
     "COMPACT_VALUES",
     "PYTORCH_SUFFIXES",
-    "ShrinkReport",
-    "Shrunk",
-    "Sizes",
     "check_replaceable",
     "check_weights",
     "compact_sizes",
@@ -31,7 +27,6 @@ __all__ = [
     "load_checkpoint",
     "load_compact",
     "load_network",
-    "network_sizes",
     "pytorch_modules",
     "read_metadata",
     "replace_directory",

@@ -1,23 +1,16 @@
 """Which connections of a network exist, and when that changes."""
 
 from tf_robust_sparse.sparsity import masked_kernels, schedules, statistics
-from tf_robust_sparse.sparsity.allocation import (
-    adaptive_fractions,
-    draw_layers,
-    global_budget,
-    layer_counts,
-    layer_fractions,
-)
-from tf_robust_sparse.sparsity.any_model import SparsifyReport, sparsify
+from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
+from tf_robust_sparse.sparsity.any_model import sparsify
 from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 from tf_robust_sparse.sparsity.blocks import POOLINGS, BlockPruning
 from tf_robust_sparse.sparsity.channel_magnitude import CRITERIA, ChannelMagnitudePruning
 from tf_robust_sparse.sparsity.connectivity_sampling import ConnectivitySampling
-from tf_robust_sparse.sparsity.draws import draw_dormant
 from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
 from tf_robust_sparse.sparsity.flying_bird import GROWTHS, FlyingBird
 from tf_robust_sparse.sparsity.flying_bird_plus import FlyingBirdPlus
-from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, iterative_magnitude, prune_smallest
+from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, iterative_magnitude
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS, keep_fractions, set_keep_fractions
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
@@ -26,7 +19,7 @@ from tf_robust_sparse.sparsity.mask_structure import channels_between, mask_stru
 from tf_robust_sparse.sparsity.n_m import LARGEST_GROUP, NM
 from tf_robust_sparse.sparsity.obs import OBS
 from tf_robust_sparse.sparsity.optimizer_slots import slots
-from tf_robust_sparse.sparsity.prunable import Prunable, Skipped
+from tf_robust_sparse.sparsity.prunable import Prunable
 from tf_robust_sparse.sparsity.rigl import RigL
 from tf_robust_sparse.sparsity.scores import (
     FAN_SCALED,
@@ -67,15 +60,9 @@ __all__ = [
     "Prunable",
     "PruningRule",
     "RigL",
-    "Skipped",
     "Sparsifier",
-    "SparsifyReport",
     "StochasticBinarization",
-    "adaptive_fractions",
     "channels_between",
-    "draw_dormant",
-    "draw_layers",
-    "global_budget",
     "iterative_magnitude",
     "keep_fractions",
     "kept_weights",
@@ -84,7 +71,6 @@ __all__ = [
     "mask_statistics",
     "mask_structure",
     "masked_kernels",
-    "prune_smallest",
     "random_scores",
     "relative_cost",
     "rescale_kernels",

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.selection import largest_of_groups_mask
 from tf_robust_sparse.sparsity.integers import check_integer
 from tf_robust_sparse.sparsity.kernel_views import kernel_view, why_no_view
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
@@ -81,7 +82,7 @@ class NM(MaskSparsifier):
         positions, inputs, outputs = view.shape
         matrices = view.to_matrices(tf.abs(tf.convert_to_tensor(kernel.weight)))
         groups = tf.reshape(matrices, (positions, inputs // self.m, self.m, outputs))
-        return view.to_kernel(tf.reshape(layers.largest_of_groups_mask(groups, self.n, 2), view.shape))
+        return view.to_kernel(tf.reshape(largest_of_groups_mask(groups, self.n, 2), view.shape))
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Checks the optimizer, and stores how it scales losses, because the decay must be scaled, too."""

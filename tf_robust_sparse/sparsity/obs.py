@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.selection import largest_of_groups_mask
 from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
 from tf_robust_sparse.sparsity.integers import check_integer, check_seed
 from tf_robust_sparse.sparsity.kernel_views import kernel_view
@@ -207,7 +208,7 @@ def prune_columns(
             if n_m is not None and i % n_m[1] == 0:
                 group = slice(i, i + n_m[1])
                 costs = np.square(weights[group] / diagonal[group])
-                mask[group] = layers.largest_of_groups_mask(costs, n_m[0], 0)
+                mask[group] = largest_of_groups_mask(costs, n_m[0], 0)
             errors[i - begin] = np.where(mask[i], 0.0, weights[i]) / upper[i, i]
             weights[i:end] -= np.outer(upper[i, i:end], errors[i - begin])
         weights[end:] -= upper[begin:end, end:].T @ errors
