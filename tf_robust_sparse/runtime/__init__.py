@@ -2,4 +2,4 @@
 
 from tf_robust_sparse.runtime.compiled import CompiledNetwork, compile, load
 
-__all__ = ["CompiledNetwork", "LoadedNetwork", "compile", "load"]
+__all__ = ["CompiledNetwork", "compile", "load"]
