@@ -13,13 +13,13 @@ Four parts, of which --parts chooses:
 - evaluation: IBP and CROWN margins of both CNNs on images;
 - smoothing: one certificate with 100 and 10,000 answers under noise.
 
-In the last three ours and theirs take turns in this process; compared are the medians, and the least times, which other
-work on the machine disturbs less. Run it on an idle machine all the same: the threads of PyTorch wait for one another,
-and beside other work its times grow many times over. Where the machine is never idle, --threads=1 --clock=cpu compares
-the time that the processor spends on either side. Networks reach PyTorch by way of their ONNX file. auto_LiRPA bounds
-convolutions as patches or as matrices; it is timed both ways, and the faster counts. PyTorch comes with the extra
-`benchmark`, onnx with `onnx`; auto_LiRPA wants appdirs, graphviz and pyyaml beside, smoothing statsmodels. Without the
-clones ours runs alone.
+In the last three, the two programs take turns in this process. Compared are the medians and the smallest times, which
+other work on the machine disturbs less. Run it on an idle machine nevertheless: the threads of PyTorch wait for one
+another, and other work multiplies its times. On a machine that is never idle, --threads=1 --clock=cpu compares the
+processor time of the two. Networks are passed to PyTorch as ONNX files. auto_LiRPA bounds convolutions as patches or as
+matrices; both are timed, and the faster one counts. PyTorch comes with the extra `benchmark`, onnx with `onnx`;
+auto_LiRPA also needs appdirs, graphviz and pyyaml, smoothing needs statsmodels. Without the clones, only this package
+is timed.
 """
 
 import json

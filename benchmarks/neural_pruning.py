@@ -11,7 +11,7 @@ both by Adam. Contenders, each in a process of its own, one after the other, `--
 - torch: the same step as ours in PyTorch, eager, gates computed once per attack, gradients of the attack for the images
   only, one forward pass of both halves with the same gates (the extra `benchmark`).
 
-Printed are medians, ratios, what the attack takes of ours, and how often the step was traced.
+It prints medians, ratios, the time of the attack in ours, and how often the step was traced.
 """
 
 import json

@@ -12,8 +12,8 @@ Cases:
   it, in place of what training makes of channels; with `--spread=0` they are alike, and hardly one dies;
 - vgg16_channels: `vgg16`, a third of the channels of each kernel kept.
 
-Latency is the median of compiled calls on random pixels, `before` that of the network of plain Keras layers, zeros and
-all. The ratio of latencies stands beside that of multiply-adds.
+Latency is the median of compiled calls on random pixels; `before` is that of the network of plain Keras layers with its
+zeros. The ratio of latencies is printed next to that of multiply-adds.
 """
 
 import json

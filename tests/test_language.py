@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Folders and files that are checked.
 CHECKED = [
-    *("README.md", "CONTRIBUTING.md", "docs/README.md", "docs/any_model.md", "docs/data.md", "docs/files.md"),
+    *("README.md", "CONTRIBUTING.md", "benchmarks", "docs/README.md", "docs/any_model.md", "docs/data.md"),
     *("docs/adding_a_sparsifier.md", "docs/adding_an_objective.md", "docs/coming_from_tfmot.md", "docs/glossary.md"),
-    *("docs/resuming.md", "docs/shrinking.md", "tf_robust_sparse/paths.py", "tf_robust_sparse/schedules.py"),
+    *("docs/files.md", "docs/resuming.md", "docs/several_machines.md", "docs/shrinking.md"),
+    *("tf_robust_sparse/paths.py", "tf_robust_sparse/schedules.py"),
     *("tf_robust_sparse/data", "tf_robust_sparse/layers", "tf_robust_sparse/models", "tf_robust_sparse/runtime"),
     *("tf_robust_sparse/saving", "tf_robust_sparse/sparsity"),
 ]
@@ -25,12 +26,12 @@ PATTERNS = {
     r"\bwhat is missing\b": "the missing values",
     r"\b\w*(?:normal|initial|optim|minim|maxim|random|linear|material|penal|regular)is(?:e[ds]?|ing|ation)\b": "-ize",
     r"\b\w*(?:colour|neighbour|behaviour|favour)\w*\b": "-or",
-    r"\b(?:[Cc]entre[ds]?|[Gg]rey\w*|\w*[Ll]abelled|[Ll]earnt|[Cc]atalogue|[Dd]efence|[Ll]icence)\b": "American",
+    r"\b(?:[Cc]entre[ds]?|[Gg]rey|\w*[Ll]abelled|[Ll]earnt|[Cc]atalogue|[Dd]efence|[Ll]icence)\b": "American",
     r"\b(?:settled_kernels|inference_kernels|settled_for_inference|moved_images|ready_made)\b": "the new name",
     r"\bkernel forms?\b|\bkernel_form\b": "parametrization",
 }
-# Old names that `tf_robust_sparse.deprecation` serves stand in tables of `__init__.py` files.
-ALIAS = re.compile(r'^\s+"\w+": "[\w.]+",$')
+# Lines that serve old names by `tf_robust_sparse.deprecation`.
+ALIAS = re.compile(r'^\s+"\w+": "[\w.]+",$|renamed_|adopt_old_methods')
 
 
 def files():
