@@ -338,7 +338,7 @@ def test_snow_whitens_and_falls_on_both_sides(severity, clear):
             1,
             "frost cannot be computed, because .*no free license; pass the folder of CIFAR-10-C with its",
         ),
-        (gray_images(0.5), "noise", 1, "computed are gaussian_noise, .*Received: 'noise'"),
+        (gray_images(0.5), "noise", 1, "computed corruptions are gaussian_noise, .*Received: 'noise'"),
         (gray_images(0.5), "contrast", 0, r"integers from 1 to 5, at least one. Received: \[0\]"),
         (gray_images(0.5), "contrast", 6, r"Received: \[6\]"),
         (gray_images(0.5), "contrast", 1.5, r"Received: \[1.5\]"),

@@ -31,7 +31,7 @@ def test_idx(tmp_path, pack):
 def test_idx_needs_all_four(tmp_path):
     makers.write_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"put t10k-labels-idx1-ubyte\.gz there too"):
+    with pytest.raises(FileNotFoundError, match=r"put t10k-labels-idx1-ubyte\.gz there, too"):
         data.load("mnist", tmp_path)
 
 

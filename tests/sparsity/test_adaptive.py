@@ -119,7 +119,7 @@ def test_bounds_of_the_scores(kernel, mode):
 
 def test_bad_scores():
     network = tiny_network("subnet")
-    with pytest.raises(ValueError, match=r"`scale` is .*Received: scale=0"):
+    with pytest.raises(ValueError, match=r"`scale` must be .*Received: scale=0"):
         sparsity.uniform_scores(network, 0)
     with pytest.raises(ValueError, match="`fan_scaled` must be one of all, none"):
         sparsity.uniform_scores(network, 1, "some")

@@ -96,7 +96,7 @@ def test_what_is_pruned_and_what_not():
     query = next(each for each in report.sparsified if each.name == "attention/query/kernel")
     output = next(each for each in report.sparsified if each.name == "attention/attention_output/kernel")
     assert query.sides == (32, 4 * 8) and output.sides == (4 * 8, 32)
-    assert "conv/kernel: 43 of 432 entries" in str(report) and "block/mixing: dense, not called" in str(report)
+    assert "conv/kernel: 43 of 432 entries" in str(report) and "block/mixing: dense, its name is not" in str(report)
 
 
 def test_filters_and_what_else_is_chosen():

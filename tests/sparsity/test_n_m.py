@@ -197,7 +197,7 @@ def test_remainders_are_skipped_or_refused():
     cases = [
         ({"filters": "kernel"}, "NM cannot prune conv/kernel: its 3 inputs are no multiple of m=4; leave it out"),
         ({"filters": "conv"}, "NM can prune none of the kernels. Received: conv/kernel: its 3 inputs are no"),
-        ({"connectivity": 0.1}, r"given once.*NM\(n, m\) has n / m.*connectivity=0.1 here and 0.5 there"),
+        ({"connectivity": 0.1}, r"the connectivity once.*NM\(n, m\) has n / m.*connectivity=0.1 in .* and 0.5 in"),
     ]
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message) as raised:

@@ -226,7 +226,7 @@ def two_inputs():
         ({"n_m": "2:4"}, {}, "`n_m` must be a pair.*Received: n_m='2:4'"),
         ({"n_m": (2, 4), "allocation": "erk"}, {}, "leave `allocation` out. Received: allocation='erk'"),
         ({"connectivity": 0.5}, {"of": two_inputs}, "prune two with MagnitudePruning.*a model with 2 inputs"),
-        ({"n_m": (2, 4)}, {"connectivity": 0.1}, "given once"),
+        ({"n_m": (2, 4)}, {"connectivity": 0.1}, "the connectivity once"),
         ({"n_m": (2, 4), "connectivity": 0.1}, {}, "keeps 0.5; leave `connectivity` out. Received: 0.1"),
         ({"allocation": "even"}, {"connectivity": 0.5}, "allocation='even'"),
         ({"connectivity": 0.5}, {"filters": "kernel"}, "OBS cannot prune lstm/lstm_cell/kernel: a kernel of LSTMCell"),
