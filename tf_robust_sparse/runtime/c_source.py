@@ -12,6 +12,7 @@ from tf_robust_sparse.engine.plan import KINDS, OP, Plan
 
 PRECISIONS = ("float32", "float16", "int8")
 _MODES = ("float32", "float16", "int8", "signs")  # the last two have a scale per filter
+_FINER = np.float32(0.9576)  # from one scale of int8 weights to the next
 
 _HEAD = """/* A network exported by tf_robust_sparse. Compile it with `cc -O2`; `-march=native` makes it faster.
    It reads images as float32 from standard input, and prints the outputs; with -DNO_MAIN it is a library, see
@@ -33,7 +34,7 @@ _TYPES = """
 enum { VALUES_FLOAT32, VALUES_FLOAT16, VALUES_INT8, VALUES_SIGNS };
 enum { MADE_SPARSE, MADE_BLOCKED, MADE_SCALE };
 typedef struct {
-  int kind, mode, rows, group, channels, channel_offset, taps, biased;
+  int kind, mode, rows, group, channels, channel_offset, taps, biased, count, rest;
 } made_t;
 typedef struct {
   int place, positions, pitch, width;
@@ -62,6 +63,7 @@ def c_source(plan: Plan, weights: Mapping[str, Sequence[Any]], precision: str = 
     used = {KINDS[int(op["kind"])] for op in plan.forward}
     has = {
         **{"BLOCKS": any(kind == 1 for kind, *_ in streams.made), "EACH": "each" in used},
+        **{mode.upper(): any(each[1] == number for each in streams.made) for number, mode in enumerate(_MODES)},
         **{"POOLS": bool(used & {"max_pool", "mean_pool"}), "FLATTEN": "flatten" in used, "SPLIT": "split" in used},
     }
     parts = [
@@ -74,8 +76,7 @@ def c_source(plan: Plan, weights: Mapping[str, Sequence[Any]], precision: str = 
         _table("made_t", "made", streams.made),
         _table("stencil_t", "stencils", [tuple(each) for each in plan.stencils] or [(0, 0, 1, 0)]),
         _numbers("int", "offsets", streams.offsets),
-        _numbers("unsigned short", "counts", streams.counts),
-        _numbers("unsigned char", "gaps", streams.gaps),
+        _numbers("unsigned char", "gaps", _as_bytes(streams.gaps)),
         _numbers("unsigned char", "values", streams.values),
         _numbers(
             "float", "floats", (f"{float(value):.9g}f" for value in np.array(streams.floats, np.float32)), dot=True
@@ -92,8 +93,7 @@ class _Streams:
         self.precision = precision
         self.made: list[tuple[int, ...]] = []
         self.offsets: list[int] = []
-        self.counts: list[int] = []
-        self.gaps: list[int] = []
+        self.gaps: list[np.ndarray] = []
         self.values = bytearray()
         self.floats: list[float] = []
 
@@ -101,7 +101,7 @@ class _Streams:
         """Adds one matrix."""
         first, second = weights[rows.weights]
         if rows.kind == "scale":
-            self.made.append((2, 0, rows.rows, 1, 0, 0, 0, 0))
+            self.made.append((2, 0, rows.rows, 1, 0, 0, 0, 0, 0, 0))
             self.floats += [*np.ravel(first), *np.ravel(second)]
             return
         scale, bias = folded(second, [weights[name] for name in rows.scaled])
@@ -110,29 +110,39 @@ class _Streams:
         matrix = kernel.reshape(taps, channels, filters).transpose(2, 1, 0).reshape(filters, -1)
         blocked = is_blocked(rows.group, int(np.count_nonzero(first)), kernel.shape)
         mode = self._mode(matrix, blocked)
+        kept = np.ones_like(matrix, bool) if blocked else matrix != 0
+        rest = 0
+        if not blocked:
+            bits, rest = rice(np.diff(np.flatnonzero(kept), prepend=-1) - 1)
+            self.gaps.append(bits)
         layout = (rows.group, channels, rows.channel_offset, taps)
-        self.made.append((int(blocked), _MODES.index(mode), filters, *layout, int(bias is not None)))
-        signs: list[bool] = []
-        for row in matrix:
-            places = np.arange(row.size) if blocked else np.flatnonzero(row)
-            entries = row[places]
-            largest = float(np.abs(entries).max(initial=0))
-            if not blocked:
-                self.counts.append(len(places))
-                for gap in np.diff(places, prepend=-1) - 1:
-                    self.gaps += [255] * (gap // 255) + [int(gap % 255)]
-            if mode == "signs":
-                self.floats.append(largest)
-                signs += list(entries > 0)
-            elif mode == "int8":
-                self.floats.append(largest / 127)
-                self.values += np.rint(entries * (127 / largest if largest else 0)).astype(np.int8).tobytes()
-            else:
-                self.values += entries.astype(np.dtype(mode).newbyteorder("<")).tobytes()
-        self.values += np.packbits(np.array(signs, bool), bitorder="little").tobytes()
-        if bias is not None:
+        numbers = (int(bias is not None), int(kept.sum()), rest)
+        self.made.append((int(blocked), _MODES.index(mode), filters, *layout, *numbers))
+        largest = np.abs(matrix).max(axis=1, initial=0)
+        if mode == "signs":
+            self.floats += list(largest)
+            self.values += _as_bytes([matrix[kept] > 0]).tobytes()
+        elif mode == "int8":
+            scales = self._scales(largest)[:, np.newaxis]
+            self.values += np.clip(np.rint(matrix / scales), -127, 127).astype(np.int8)[kept].tobytes()
+        else:
+            self.values += matrix[kept].astype(np.dtype(mode).newbyteorder("<")).tobytes()
+        if bias is not None and mode == "int8":  # 16 bits each
+            most = np.float32(np.abs(bias).max() / 32767 or 1)
+            self.floats.append(most)
+            self.values += np.rint(bias / most).astype("<i2").tobytes()
+        elif bias is not None:
             self.floats += list(np.ravel(bias))
         self.offsets += rows.offset
+
+    def _scales(self, largest: np.ndarray) -> np.ndarray:
+        """Writes the scale of each filter as a byte, how often the largest one is made finer, and returns them."""
+        steps = np.cumprod(np.array([1, *[_FINER] * 255], np.float32), dtype=np.float32)
+        most = np.float32(largest.max(initial=0) / 127 or 1)
+        number = np.clip(np.searchsorted(-most * steps, -largest / 127, side="right") - 1, 0, 255)
+        self.floats.append(most)
+        self.values += number.astype(np.uint8).tobytes()
+        return most * steps[number]
 
     def _mode(self, matrix: np.ndarray, blocked: bool) -> str:
         sizes = np.abs(matrix)
@@ -140,6 +150,24 @@ class _Streams:
         if not blocked and matrix.any() and np.all((sizes == 0) | (np.abs(sizes - most) <= 1e-6 * most)):
             return "signs"
         return self.precision
+
+
+def rice(gaps: np.ndarray) -> tuple[np.ndarray, int]:
+    """Returns numbers from 0 on as bits, and how many of each are its rest: ones, a zero, then the rest."""
+    costs = [len(gaps) * (rest + 1) + int((gaps >> rest).sum()) for rest in range(24)]
+    rest = int(np.argmin(costs))
+    ones = gaps >> rest
+    ends = np.cumsum(ones + 1 + rest)
+    bits = np.zeros(costs[rest], bool)
+    starts = ends - ones - 1 - rest
+    bits[np.repeat(starts - (np.cumsum(ones) - ones), ones) + np.arange(ones.sum())] = True
+    for place in range(rest):  # the lowest first
+        bits[ends - rest + place] = gaps >> place & 1
+    return bits, rest
+
+
+def _as_bytes(bits: Sequence[np.ndarray]) -> np.ndarray:
+    return np.packbits(np.concatenate([np.zeros(0, bool), *bits]), bitorder="little")
 
 
 def _record(op: np.void) -> tuple[Any, ...]:

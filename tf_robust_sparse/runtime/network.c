@@ -4,13 +4,25 @@ static int words[WORDS];
 static float space[SPACE] __attribute__((aligned(64)));
 static int ready;
 
+static float float_at(const unsigned char *p) {
+  float value;
+  __builtin_memcpy(&value, p, 4);
+  return value;
+}
+
+/* The next weight of a matrix; of signs that with this number. */
 static float value_of(const unsigned char **from, int mode, float scale, long number) {
   const unsigned char *p = *from;
+#if HAS_SIGNS
   if (mode == VALUES_SIGNS) return p[number >> 3] >> (number & 7) & 1 ? scale : -scale;
+#endif
+#if HAS_INT8
   if (mode == VALUES_INT8) {
     *from += 1;
     return scale * (float)(signed char)p[0];
   }
+#endif
+#if HAS_FLOAT16
   if (mode == VALUES_FLOAT16) { /* normal and subnormal numbers */
     int bits = p[0] | p[1] << 8, exponent = bits >> 10 & 31;
     float value = (float)((bits & 1023) + (exponent ? 1024 : 0)) / 1024;
@@ -19,15 +31,21 @@ static float value_of(const unsigned char **from, int mode, float scale, long nu
     for (; exponent > 15; exponent--) value *= 2;
     return bits >> 15 ? -value : value;
   }
-  float value;
-  __builtin_memcpy(&value, p, 4);
+#endif
+  (void)mode, (void)scale, (void)number;
   *from += 4;
-  return value;
+  return float_at(p);
+}
+
+static int next_bit(void) {
+  static long place;
+  int bit = gaps[place >> 3] >> (place & 7) & 1;
+  place++;
+  return bit;
 }
 
 static void unpack(void) {
-  const unsigned char *gap = gaps, *from = values;
-  const unsigned short *count = counts;
+  const unsigned char *from = values, *finer = 0;
   const float *scale = floats;
   const int *offset = offsets;
   int end = MATRIX_WORDS * MATRICES;
@@ -40,6 +58,15 @@ static void unpack(void) {
       for (int r = 0; r < 2 * m->rows; r++, end++) __builtin_memcpy(words + end, scale++, 4);
       continue;
     }
+    float by = 0, most = 0;
+    if (m->mode == VALUES_INT8) most = *scale++, finer = from, from += m->rows;
+#define NEXT_SCALE \
+  if (m->mode == VALUES_SIGNS) by = *scale++; \
+  if (m->mode == VALUES_INT8) { \
+    by = 1; \
+    for (int k = *finer++; k; k--) by *= 0.9576f; \
+    by *= most; \
+  }
 #if HAS_BLOCKS
     if (m->kind == MADE_BLOCKED) {
       int columns = m->channels * m->taps, blocks = (m->rows + BLOCK - 1) / BLOCK;
@@ -49,37 +76,46 @@ static void unpack(void) {
         for (int t = 0; t < m->taps; t++) words[end++] = c * m->channel_offset + offset[t];
       head[3] = end;
       float *to = (float *)(words + end);
-      for (int r = 0; r < blocks * BLOCK; r++) {
-        float by = m->mode >= VALUES_INT8 && r < m->rows ? *scale++ : 0;
+      for (int r = 0; r < m->rows; r++) {
+        NEXT_SCALE
         for (int k = 0; k < columns; k++)
-          to[(r / BLOCK * columns + k) * BLOCK + r % BLOCK] = r < m->rows ? value_of(&from, m->mode, by, 0) : 0;
+          to[(r / BLOCK * columns + k) * BLOCK + r % BLOCK] = value_of(&from, m->mode, by, 0);
       }
       end += blocks * columns * BLOCK;
     } else
 #endif
     {
-      int *row = words + end, n = 0;
+      int *row = words + end, r = 0, index = -1, columns = m->channels * m->taps;
       entry_t *entry = (entry_t *)(words + (head[1] = end + ((m->rows + 2) & ~1)));
-      for (int r = 0; r < m->rows; r++) {
-        float by = m->mode >= VALUES_INT8 ? *scale++ : 0;
-        int index = -1, left = *count++;
-        row[r] = n;
-        while (left) {
-          index += *gap + (*gap < 255);
-          if (*gap++ == 255) continue;
-          int c = index / m->taps + r / m->group * m->channels;
-          entry[n].offset = c * m->channel_offset + offset[index % m->taps];
-          entry[n].value = value_of(&from, m->mode, by, n);
-          n++, left--;
+      row[0] = 0;
+      NEXT_SCALE
+      for (int n = 0; n <= m->count; n++) {
+        for (index++; n < m->count && next_bit();) index += 1 << m->rest;
+        for (int k = 0; n < m->count && k < m->rest; k++) index += next_bit() << k;
+        while (r < m->rows - 1 && (n == m->count || index >= (r + 1) * columns)) {
+          row[++r] = n;
+          NEXT_SCALE
         }
+        if (n == m->count) break;
+        int place = index - r * columns, c = place / m->taps + r / m->group * m->channels;
+        entry[n].offset = c * m->channel_offset + offset[place % m->taps];
+        entry[n].value = value_of(&from, m->mode, by, n);
       }
-      row[m->rows] = n;
-      if (m->mode == VALUES_SIGNS) from += (n + 7) / 8;
-      end = head[1] + 2 * n;
+      row[m->rows] = m->count;
+      if (m->mode == VALUES_SIGNS) from += (m->count + 7) / 8;
+      end = head[1] + 2 * m->count;
     }
     if (m->biased) {
       head[2] = end;
-      for (int r = 0; r < m->rows; r++, end++) __builtin_memcpy(words + end, scale++, 4);
+      if (m->mode == VALUES_INT8) most = *scale++;
+      for (int r = 0; r < m->rows; r++, end++) {
+        float bias;
+        if (m->mode == VALUES_INT8)
+          bias = most * (float)(short)(from[0] | from[1] << 8), from += 2;
+        else
+          bias = *scale++;
+        __builtin_memcpy(words + end, &bias, 4);
+      }
     }
     offset += m->taps;
   }
