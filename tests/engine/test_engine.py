@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_robust_sparse import layers
+from tf_robust_sparse import layers, models
 from tf_robust_sparse.engine import library
 from tf_robust_sparse.engine.engine import Engine
 from tf_robust_sparse.engine.plan import make_plan
+from tf_robust_sparse.layers.engine_costs import Costs, costs
 from tf_robust_sparse.layers.engine_seam import network_nodes, weights_of
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the kernels are not compiled: no C compiler")
@@ -199,7 +200,7 @@ def test_a_forward_pass_uses_buffers_again():
 
 def test_the_seam_computes_attacks_and_evaluation(monkeypatch):
     """Inside `folded_kernels` the engine stands in for the network, outside and after other kernels it does not."""
-    monkeypatch.setattr("tf_robust_sparse.layers.engine_seam._SMALLEST_WORK", 0)
+    monkeypatch.setattr(Costs, "is_faster", lambda *given: True)
     network = branched()
     sparse_weights(network, 0.5, np.random.default_rng(0))
     x = tf.constant(np.random.default_rng(1).random((20, 11, 10, 3), np.float32))
@@ -229,7 +230,7 @@ def test_the_seam_computes_attacks_and_evaluation(monkeypatch):
 
 
 def test_a_gradient_whose_activations_made_room_is_computed_again(monkeypatch):
-    monkeypatch.setattr("tf_robust_sparse.layers.engine_seam._SMALLEST_WORK", 0)
+    monkeypatch.setattr(Costs, "is_faster", lambda *given: True)
     network = branched()
     x = tf.constant(np.random.default_rng(1).random((20, 11, 10, 3), np.float32))
     with layers.folded_kernels(network), tf.GradientTape(persistent=True) as tape:
@@ -248,3 +249,18 @@ def test_a_gradient_whose_activations_made_room_is_computed_again(monkeypatch):
 
 def test_without_kernels_one_line_says_what_is_missing():
     assert "\n" not in library.MISSING and "compiler" in library.MISSING
+
+
+def test_the_engine_is_used_where_it_is_estimated_to_be_faster():
+    """Sparse networks in attacks, and in one pass if the batch is large; not a few images, nor tiny networks."""
+    network = models.build("small_cnn", kernel="rewiring", connectivity=0.1, seed=0)
+    sparse = costs(network_nodes(network), {layer.name: 0.1 for layer in network.layers})
+    dense = costs(network_nodes(network), {layer.name: 1.0 for layer in network.layers})
+    assert sparse.lane < dense.lane and sparse.image == dense.image and sparse.packing < dense.packing
+    assert sparse.is_faster(64, 16, 2, repeated=True)
+    assert not sparse.is_faster(1, 16, 2, repeated=True)
+    assert not sparse.is_faster(16, 16, 2, repeated=False)
+    assert not sparse.is_faster(64, 16, 64, repeated=True)  # TensorFlow has a thread for each image
+    network = models.build("dense_300_100", seed=0)
+    tiny = costs(network_nodes(network), {layer.name: 1.0 for layer in network.layers})
+    assert not tiny.is_faster(64, 16, 2, repeated=True)

@@ -1,6 +1,7 @@
 """Runs plans: NumPy in, NumPy out."""
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ from tf_robust_sparse.engine import library
 from tf_robust_sparse.engine.layout import aligned
 from tf_robust_sparse.engine.matrices import Packer
 from tf_robust_sparse.engine.plan import Plan
+
+_WORTH_A_THREAD = 400_000  # values that are computed, below which another thread takes longer than it saves
 
 
 class Engine:
@@ -24,6 +27,8 @@ class Engine:
         self.plan = plan
         self.width = library.width() if width is None else width
         self.threads = threads
+        sizes = plan.forward[["channels", "height", "width", "lanes"]]
+        self._values = sum(math.prod(map(int, op)) for op in sizes)  # of a slice
         self._packer: Packer | None = None
         self._free: list[np.ndarray] = []
 
@@ -35,7 +40,7 @@ class Engine:
 
     def logits(self, words: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Returns the outputs `(batch, classes)`, float32, of images `(batch, height, width, channels)`."""
-        spaces = self._workspaces(min(self.threads, self._slices(len(images))))
+        spaces = self._workspaces(min(self.threads, max(self._slices(len(images)), 1)))
         result = self._run(self.plan.forward, words, spaces, False, images, (self.plan.classes,))
         self.give_back(spaces)
         return result
@@ -92,5 +97,6 @@ class Engine:
             places = np.array([address(space) for space in spaces], np.uintp)
             given = (address(ops), len(ops), address(words), address(places), kept, address(x), x[0].size, len(x))
             batch = library.Batch(self.width, *given, self.plan.lanes, address(y), y[0].size)
-            library.library().trs_run_batch(ctypes.byref(batch), self.threads)
+            worth = 1 + self._slices(len(x)) * self._values // _WORTH_A_THREAD
+            library.library().trs_run_batch(ctypes.byref(batch), min(self.threads, worth))
         return y

@@ -12,6 +12,7 @@ from tf_robust_sparse.engine.library import Matrix, address, library
 BLOCK = 6
 # A block of six filters loads each input once for all of them: from this density on that beats a list for each filter.
 BLOCKED_FROM = 0.35
+_WORTH_A_THREAD = 300_000  # weights
 DIRECTORY = 5  # words per matrix
 
 
@@ -92,6 +93,7 @@ class Packer:
             for name in self._names
             for each in weights[name]
         ]
+        threads = min(threads, 1 + sum(each.size for each in arrays if each is not None) // _WORTH_A_THREAD)
         pointers = np.array([0 if each is None else address(each) for each in arrays], np.uintp)
         counts, directory = np.empty(self._counts, np.int64), np.empty(DIRECTORY * len(self._table), np.int32)
         given = (self._table, len(self._table), address(pointers), address(counts))

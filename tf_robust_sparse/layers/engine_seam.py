@@ -20,14 +20,14 @@ from tf_robust_sparse.engine import library
 from tf_robust_sparse.engine.engine import Engine
 from tf_robust_sparse.engine.nodes import Node
 from tf_robust_sparse.engine.plan import make_plan
+from tf_robust_sparse.layers.engine_costs import costs
 from tf_robust_sparse.layers.engine_nodes import engine_nodes
 from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.topology import layer_graph
 
 _LANES = 16
+_BATCH = 32  # images of a batch of unknown size, for the estimate
 _MOST_KEPT = 2**31  # bytes of activations that wait for their gradient
-_SMALLEST_WORK = 20_000_000  # multiplications per image, below which leaving the graph may cost more than it brings
-_SPARSE = 0.3  # share of connections below which a slice with few images in it is faster than TensorFlow, too
 
 _engines: weakref.WeakKeyDictionary[keras.Model, "NetworkEngine | None"] = weakref.WeakKeyDictionary()
 
@@ -49,9 +49,7 @@ def _made(network: keras.Model) -> "NetworkEngine | None":
     except ValueError:  # the engine does not know a layer
         return None
     floats = all(layer.compute_dtype == "float32" for layer in network.layers)
-    if not floats or len(network.output_shape) != 2 or sum(_work(nodes).values()) < _SMALLEST_WORK:
-        return None
-    return NetworkEngine(network, nodes)
+    return NetworkEngine(network, nodes) if floats and len(network.output_shape) == 2 else None
 
 
 def network_nodes(network: keras.Model) -> list[Node]:
@@ -62,22 +60,6 @@ def network_nodes(network: keras.Model) -> list[Node]:
     """
     output = network.layers[-1].name if isinstance(network, keras.Sequential) else network.output_names[0]
     return engine_nodes(layer_graph(network), output)
-
-
-def _work(nodes: list[Node]) -> dict[str, int]:
-    """Multiplications that each convolution takes for one image, were its kernel dense."""
-    channels = {node.name: node.shape[2] for node in nodes}
-    return {
-        node.name: int(np.prod(node.shape) * np.prod(node.window)) * channels[node.inputs[0]] // node.groups
-        for node in nodes
-        if node.kind == "convolution"
-    }
-
-
-def _expected_share(network: keras.Model, work: dict[str, int]) -> float:
-    """Fraction of the multiplications that connections are expected to need; plain layers of Keras count as dense."""
-    expected = {layer.name: getattr(layer, "expected_connectivity", 1.0) for layer in network.layers}
-    return sum(size * expected[name] for name, size in work.items()) / max(sum(work.values()), 1)
 
 
 class NetworkEngine:
@@ -91,21 +73,33 @@ class NetworkEngine:
     def __init__(self, network: keras.Model, nodes: list[Node]) -> None:
         self._layers = {layer.name: weakref.ref(layer) for layer in network.layers}
         self._names = [node.name for node in nodes if node.kind in ("convolution", "affine")]
+        # Plain layers of Keras count as dense.
+        expected = {layer.name: getattr(layer, "expected_connectivity", 1.0) for layer in network.layers}
+        self._costs = costs(nodes, expected)
         self._engine = Engine(make_plan(nodes, _LANES, gradient=True), threads())
         self._shape = self._engine.plan.shape
         self._classes = self._engine.plan.classes
-        self._smallest_batch = 1 if _expected_share(network, _work(nodes)) < _SPARSE else 12
         self._kept: dict[int, list[np.ndarray]] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._call = custom_gradient(self._passes)
 
-    def weights(self, effective_kernel: Callable[[Any], tf.Tensor]) -> tf.Tensor:
-        """Returns the weights of the network as the engine takes them: `(words,)`, int32.
+    def prepared(self, effective_kernel: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tensor | None]:
+        """Returns a function from images to logits, or to `None` where TensorFlow is faster.
 
         Args:
             effective_kernel: From a kernel layer to its float32 kernel.
         """
+        words, graph = self.weights(effective_kernel), tf.compat.v1.get_default_graph()
+
+        def logits(x: Any) -> tf.Tensor | None:
+            is_in_loop = tf.compat.v1.get_default_graph() is not graph
+            return self(x, words) if self.takes(x, is_in_loop) else None
+
+        return logits
+
+    def weights(self, effective_kernel: Callable[[Any], tf.Tensor]) -> tf.Tensor:
+        """Returns the weights of the network as the engine takes them: `(words,)`, int32. See `prepared`."""
         pairs = [weights_of(self._layers[name](), effective_kernel) for name in self._names]
         given = [tensor for pair in pairs for tensor in pair if tensor is not None]
         there = [[tensor is not None for tensor in pair] for pair in pairs]
@@ -117,11 +111,12 @@ class NetworkEngine:
 
         return tf.ensure_shape(tf.numpy_function(pack, given, tf.int32, stateful=False), (None,))
 
-    def takes(self, x: Any) -> bool:
-        """Returns whether `x` is what the network was built for, and fills a slice well enough."""
+    def takes(self, x: Any, repeated: bool) -> bool:
+        """Returns whether `x` is what the network was built for, and the engine faster. See `Costs.is_faster`."""
         if not tf.is_tensor(x) or x.dtype != tf.float32 or tuple(x.shape[1:]) not in (self._shape, self._shape[2:]):
             return False
-        return x.shape[0] is None or x.shape[0] >= self._smallest_batch
+        batch = _BATCH if x.shape[0] is None else x.shape[0]
+        return self._costs.is_faster(batch, _LANES, self._engine.threads, repeated)
 
     def __call__(self, x: tf.Tensor, words: tf.Tensor) -> tf.Tensor:
         """Returns the logits `(batch, classes)` of images, differentiable with respect to these alone."""

@@ -168,9 +168,7 @@ def folded_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterator[
     engine = network_engine(network) if allow_sparse else None
     engines = dict(_block.engines)
     if engine is not None:
-        words = engine.weights(effective_kernel)
-        engines[id(network)] = lambda x: engine(x, words) if engine.takes(x) else None
-        allow_sparse = False
+        engines[id(network)] = engine.prepared(effective_kernel)
     allow_sparse = allow_sparse and not tf.config.list_logical_devices("GPU")
     followers = {id(layer): found for layer, found in foldable_followers(network)}
     cached: dict[int, CachedKernel] = {}
