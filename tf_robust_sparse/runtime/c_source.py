@@ -129,7 +129,7 @@ class _Streams:
             self.values += matrix[kept].astype(np.dtype(mode).newbyteorder("<")).tobytes()
         if bias is not None and mode == "int8":  # 16 bits each
             most = np.float32(np.abs(bias).max() / 32767 or 1)
-            self.floats.append(most)
+            self.floats.append(float(most))
             self.values += np.rint(bias / most).astype("<i2").tobytes()
         elif bias is not None:
             self.floats += list(np.ravel(bias))
@@ -140,7 +140,7 @@ class _Streams:
         steps = np.cumprod(np.array([1, *[_FINER] * 255], np.float32), dtype=np.float32)
         most = np.float32(largest.max(initial=0) / 127 or 1)
         number = np.clip(np.searchsorted(-most * steps, -largest / 127, side="right") - 1, 0, 255)
-        self.floats.append(most)
+        self.floats.append(float(most))
         self.values += number.astype(np.uint8).tobytes()
         return most * steps[number]
 
