@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.networks import tiny_network
+from tests.networks import mirrored, tiny_network
 from tf_robust_sparse.layers import BatchNormalization, Normalization, use_unbiased_variance
 from tf_robust_sparse.saving import strip
 
@@ -90,3 +90,52 @@ def test_the_kind_of_variance_is_part_of_a_network_and_older_files_have_the_bias
     x = np.random.default_rng(0).random((4, *network.input_shape[1:]), "float32")
     network(x, training=True)
     np.testing.assert_allclose(strip(network)(x), network(x, training=False), atol=1e-6)
+
+
+def test_replicas_exchange_moments_at_once_and_equal_one_device(monkeypatch):
+    """Parts of 5 and 3 images: outputs, gradients and moving statistics are those of Keras's layer on all 8."""
+    generator = np.random.default_rng(0)
+    x, upstream = (generator.normal(3, 2, (8, 3, 2, 4)).astype("float32") for _ in range(2))
+    arguments = {"momentum": 0.9, "gamma_initializer": "random_normal", "epsilon": 1e-3}
+    exchanges = []
+    all_reduce = tf.distribute.ReplicaContext.all_reduce
+    monkeypatch.setattr(
+        tf.distribute.ReplicaContext, "all_reduce", lambda *args: exchanges.append(1) or all_reduce(*args)
+    )
+
+    @tf.function(autograph=False)
+    def replica(layer, x, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+        return y, *tape.gradient(y, [x, layer.gamma.value, layer.beta.value], upstream)
+
+    alone, strategy = BatchNormalization(unbiased=True, **arguments), mirrored()
+    alone.build(x.shape)
+    expected = replica(alone, tf.constant(x), tf.constant(upstream))
+    with strategy.scope():
+        layer = BatchNormalization(unbiased=True, synchronized=True, **arguments)
+        layer.build(x.shape)
+        layer.gamma.assign(alone.gamma)
+
+    def part(context, values):
+        number = context.replica_id_in_sync_group
+        return tf.constant(values[:5] if number == 0 else values[5:])
+
+    @tf.function(autograph=False)
+    def run():
+        parts = [
+            strategy.experimental_distribute_values_from_function(lambda c, v=v: part(c, v)) for v in (x, upstream)
+        ]
+        return strategy.run(replica.python_function, args=(layer, *parts))
+
+    y, of_x, *weights = (strategy.experimental_local_results(each) for each in run())
+    assert len(exchanges) == 2 * 2  # of each replica: one forward, one backward
+    for found, value in zip((y, of_x), expected, strict=False):
+        np.testing.assert_allclose(np.concatenate(found), value, atol=1e-5)
+    for found, value in zip(weights, expected[2:], strict=True):
+        np.testing.assert_allclose(found[0] + found[1], value, atol=1e-4)
+    for found, value in zip(layer.non_trainable_variables, alone.non_trainable_variables, strict=True):
+        copies = [np.array(copy) for copy in strategy.experimental_local_results(found.value)]
+        np.testing.assert_array_equal(*copies)
+        np.testing.assert_allclose(copies[0], value, rtol=1e-5)

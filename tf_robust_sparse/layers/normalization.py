@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse.layers import kernel_seam
+from tf_robust_sparse.layers.batch_norm import normalize_over_replicas
 from tf_robust_sparse.layers.kernel_seam import all_layers
 
 
@@ -15,7 +16,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` that does nothing while `folded_kernels` holds it in the preceding kernel.
 
     Weights and results are those of the Keras layer. On several replicas, the moving statistics are averaged over the
-    replicas even if the layer is not synchronized; those of the Keras layer drift apart.
+    replicas even if the layer is not synchronized; those of the Keras layer drift apart. A synchronized layer needs one
+    exchange between replicas in a forward pass and one in its gradient; the Keras layer needs several.
 
     Args:
         unbiased: Whether the moving variance averages the unbiased variance of batches, which is `n / (n - 1)` times
@@ -38,8 +40,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def add_weight(self, *args, **kwargs):
         """Creates a weight; moving statistics get an aggregation, because without one the replicas drift apart."""
-        if not kwargs.get("trainable", True):
-            kwargs["aggregation"] = "mean"
+        if not kwargs.get("trainable", True):  # a synchronized layer has equal ones everywhere, so none need to travel
+            kwargs["aggregation"] = "only_first_replica" if self.synchronized else "mean"
         return super().add_weight(*args, **kwargs)
 
     def plain_config(self) -> dict[str, Any]:
@@ -65,18 +67,41 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Normalizes `inputs`, or returns them unchanged if the preceding kernel has normalized them."""
         if kernel_seam.skips_folded(self, training):
             return inputs
-        if not (self.unbiased and training and self.trainable):
+        if not (training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        over_replicas = self.synchronized and self._several_replicas
+        if over_replicas and self.folds_into_last_axis and not self.renorm and mask is None:
+            return self._call_over_replicas(inputs)
+        if not self.unbiased:
             return super().call(inputs, training=training, mask=mask)
         before = tf.convert_to_tensor(self.moving_variance)
         outputs = super().call(inputs, training=training, mask=mask)
         entries = tf.cast(tf.size(inputs) // before.shape[0], before.dtype)
-        if self.synchronized:
-            entries *= tf.distribute.get_strategy().num_replicas_in_sync
+        if over_replicas:
+            entries = tf.distribute.get_replica_context().all_reduce("SUM", entries)
         # The update above added (1 - momentum) times the biased variance; 1 / (n - 1) of it is missing. A single entry
         # has no variance, hence the maximum.
         after = tf.convert_to_tensor(self.moving_variance)
         self.moving_variance.assign(after + (after - self.momentum * before) / tf.maximum(entries - 1, 1))
         return outputs
+
+    @property
+    def _several_replicas(self) -> bool:
+        context = tf.distribute.get_replica_context()
+        return context is not None and context.num_replicas_in_sync > 1
+
+    def _call_over_replicas(self, inputs):
+        mean, variance = (tf.convert_to_tensor(each) for each in (self.moving_mean, self.moving_variance))
+        x = tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        scale = tf.convert_to_tensor(self.gamma) if self.scale else tf.ones_like(mean)
+        offset = tf.convert_to_tensor(self.beta) if self.center else tf.zeros_like(mean)
+        found = normalize_over_replicas(x, scale, offset, mean, self.epsilon)
+        seen = found.variance
+        if self.unbiased:
+            seen *= found.entries / tf.maximum(found.entries - 1, 1)
+        self.moving_mean.assign(mean * self.momentum + found.mean * (1 - self.momentum))
+        self.moving_variance.assign(variance * self.momentum + seen * (1 - self.momentum))
+        return tf.ensure_shape(tf.cast(found.y, self.compute_dtype), inputs.shape)
 
 
 def use_unbiased_variance(network: keras.Model) -> None:
