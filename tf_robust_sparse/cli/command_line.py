@@ -77,7 +77,8 @@ def about(*flag_names: str) -> Iterator[None]:
         raise
     except (ValueError, OSError, MemoryError) as error:
         given = " ".join(f"--{name}={FLAGS[name].value}" for name in flag_names if FLAGS[name].value is not None)
-        raise BadInput(f"{given}: {_out_of_memory(error) if isinstance(error, MemoryError) else error}") from error
+        message = _out_of_memory(error) if isinstance(error, MemoryError) else str(error)
+        raise BadInput(f"{given}: {message}" if given else message) from error
 
 
 class _Fraction(flags.ArgumentParser):

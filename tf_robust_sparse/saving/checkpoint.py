@@ -71,7 +71,7 @@ def save_checkpoint(
         temporary.write_bytes(image.getbuffer())
 
 
-def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict[str, Any]:
+def load_checkpoint(path: str | os.PathLike, model: keras.Model, weights_only: bool = False) -> dict[str, Any]:
     """Restores every variable of `model` and its optimizer from a file that `save_checkpoint` wrote.
 
     Nothing is assigned unless everything fits: variables, shapes, types and checksum.
@@ -79,6 +79,7 @@ def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict[str, An
     Args:
         path: The file.
         model: A model built and compiled like the saved one; mirrored variables are set on all replicas.
+        weights_only: Whether `model` is the network alone, and the file may hold more, such as its optimizer.
 
     Returns:
         The metadata.
@@ -92,7 +93,7 @@ def load_checkpoint(path: str | os.PathLike, model: keras.Model) -> dict[str, An
         for key, variable in variables.items():
             _check(key, variable, content.variables)
         for key in content.variables:
-            if key not in variables:
+            if key not in variables and not weights_only:
                 raise ValueError(f"the checkpoint holds {key}, which the network does not have; {_RESTORE}")
         for key, variable in variables.items():
             variable.assign(_from_storage(content.variables[key][1], variable.dtype))

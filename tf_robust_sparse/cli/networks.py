@@ -1,0 +1,139 @@
+"""Loads a network from anywhere; what kind of file or directory a path is, is decided here and nowhere else."""
+
+import enum
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+
+import tf_robust_sparse as trs
+from tf_robust_sparse.cli.command_line import BadFlag, about
+
+NETWORK_FILE = "network.keras"
+
+
+class Kind(enum.Enum):
+    """What a path holds, in words."""
+
+    RUN = "the directory of a run"
+    KERAS = "a .keras file"
+    COMPACT = "a .trs file"
+    HDF5 = "an .h5 file"
+    SAVED_MODEL = "the directory of a SavedModel"
+    PYTORCH = "a PyTorch checkpoint"
+    PUBLISHED = "a published pickle of weights"
+
+    @property
+    def holds_weights_alone(self) -> bool:
+        """Whether the architecture must be known to load it."""
+        return self in (Kind.PYTORCH, Kind.PUBLISHED)
+
+
+_IN_DIRECTORIES = {
+    NETWORK_FILE: Kind.RUN,
+    "saved_model.pb": Kind.SAVED_MODEL,
+    "saved_model.pbtxt": Kind.SAVED_MODEL,
+}
+_BY_SUFFIX = {
+    ".keras": Kind.KERAS,
+    trs.saving.COMPACT_SUFFIX: Kind.COMPACT,
+    **dict.fromkeys((".h5", ".hdf5"), Kind.HDF5),
+    **dict.fromkeys(trs.saving.PYTORCH_SUFFIXES, Kind.PYTORCH),
+    **dict.fromkeys((".pickle", ".pkl"), Kind.PUBLISHED),
+}
+
+
+def kind(path: Path) -> Kind | None:
+    """Returns what a path holds; `None` if there is nothing, or nothing known."""
+    if path.is_dir():
+        return next((found for name, found in _IN_DIRECTORIES.items() if (path / name).is_file()), None)
+    return _BY_SUFFIX.get(path.suffix) if path.is_file() else None
+
+
+def load(
+    path: str | Path,
+    flag: str,
+    build: Callable[[Kind], keras.Model] | None = None,
+    of_build: Sequence[str] = (),
+    layers: bool = False,
+) -> Any:
+    """Loads a network, whatever form it has.
+
+    Files of weights alone are read once before `build` is called, so that errors in them show before anything else.
+
+    Args:
+        path: The directory or file.
+        flag: Name of the flag that the path is of.
+        build: Builds the network that a file of weights alone, of this kind, is loaded into; `None` if such files are
+            not taken.
+        of_build: Flags that say what it builds.
+        layers: Whether the layers are needed, which a SavedModel does not show.
+
+    Returns:
+        A `keras.Model`, or of a SavedModel a `SavedModelClassifier`.
+
+    Raises:
+        BadFlag: if there is nothing to load, or something of another kind.
+        BadInput: if it is damaged or does not fit the network that is built.
+    """
+    path = Path(path).expanduser()
+    found = kind(path)
+    taken = [each for each in Kind if not (layers and each is Kind.SAVED_MODEL)]
+    taken = [each for each in taken if build or not each.holds_weights_alone]
+    if found not in taken:
+        words = [each.value for each in taken]
+        raise BadFlag(f"--{flag}={path}: expected {', '.join(words[:-1])} or {words[-1]}; {_instead(path, found)}")
+    if found.holds_weights_alone and build:
+        with about(flag):
+            try:
+                trs.saving.check_weights(path)
+            except ImportError as error:
+                raise BadFlag(f"--{flag}={path}: {error}") from error
+        network = build(found)
+        read = trs.saving.import_pytorch_weights if found is Kind.PYTORCH else trs.saving.import_reference_weights
+        with about(flag, *of_build):
+            read(path, network)
+        return network
+    with about(flag):
+        if found is Kind.SAVED_MODEL:
+            return trs.evaluation.load_saved_model(path)
+        return _load_hdf5(path, build) if found is Kind.HDF5 else trs.load_network(path)
+
+
+def _instead(path: Path, found: Kind | None) -> str:
+    """Returns what is there in place of what was expected, and what to do about it."""
+    if found is Kind.SAVED_MODEL:
+        source = f"{path.parent}, which it was made of" if kind(path.parent) is Kind.RUN else "the run it was made of"
+        return f"a SavedModel does not show its layers; pass {source}"
+    if found is not None:
+        return f"{found.value} holds weights alone; turn it into a run with run_import_weights.py --weights={path}"
+    if not path.exists():
+        return "the path does not exist"
+    if (path / "checkpoints").is_dir():
+        return f"the run there is unfinished and has no {NETWORK_FILE} yet; finish it with --resume"
+    return f"the directory holds none of {', '.join(_IN_DIRECTORIES)}" if path.is_dir() else "the file is none of these"
+
+
+def _load_hdf5(path: Path, build: Callable[[Kind], keras.Model] | None) -> keras.Model:
+    """Loads a whole model of Keras, a checkpoint of a finished run, or weights alone where the network is known."""
+    try:
+        with h5py.File(path) as file:
+            is_whole, is_checkpoint = "model_config" in file.attrs, "sha256" in file.attrs
+    except OSError as error:
+        raise ValueError(f"{path} is damaged or no HDF5 file: {error}") from error
+    if is_whole:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    run = path.parents[1] if path.parent.name == "checkpoints" else path.parent
+    if is_checkpoint and kind(run) is Kind.RUN:
+        network = trs.load_network(run)
+    elif build is not None:
+        network = build(Kind.HDF5)
+    else:
+        raise ValueError(f"the file holds no architecture, and {run} no {NETWORK_FILE}; pass the directory of a run")
+    if is_checkpoint:
+        trs.saving.load_checkpoint(path, network, weights_only=True)
+    else:
+        network.load_weights(path)
+    return network
