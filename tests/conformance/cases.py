@@ -68,6 +68,7 @@ OBJECTIVES = {
     "AT, as the original of binary sub-networks": lambda: objectives.AT(
         attacks.LinfBestPGD(8 / 255, 2 / 255, 2), label_smoothing=0.1
     ),
+    "AWP": lambda: objectives.AWP(objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)), 0.05),
     "CleanAndAdversarial": lambda: objectives.CleanAndAdversarial(attacks.LinfPGD(8 / 255, 2 / 255, 2)),
     "CleanAndAdversarial, predicted labels": lambda: objectives.CleanAndAdversarial(
         attacks.LinfPGD(8 / 255, 2 / 255, 2, label="predicted"), weight=0.3, label_smoothing=0.1

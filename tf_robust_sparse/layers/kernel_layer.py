@@ -21,6 +21,7 @@ class KernelLayer(keras.layers.Layer):
     """
 
     kernel: Any
+    signs_are_fixed = False  # whether an entry that crosses zero stays at 0
     prunable = False  # whether a sparsifier may change which entries of the kernel are non-zero
 
     def __init__(

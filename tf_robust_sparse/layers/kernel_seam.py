@@ -15,7 +15,7 @@ A faster implementation of `convolve` or `multiply` reaches every layer at once.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -149,6 +149,22 @@ def cached_kernels(network: keras.Model) -> Iterator[None]:
     cached = {id(layer): _compute_form(layer, kernels[id(layer)]) for layer in layers}
     folded = _block.folded - {id(layer) for layer in all_layers(network)}  # these kernels contain no batch norm scale
     with _installed(kernels=_block.kernels | kernels, cached=_block.cached | cached, folded=folded, engines={}):
+        yield
+
+
+@contextlib.contextmanager
+def moved_kernels(offsets: Iterable[tuple[Any, tf.Tensor]]) -> Iterator[None]:
+    """Adds an offset to the effective kernel of each layer, for all forward passes inside the block.
+
+    The variables stay as they are. Gradients flow to them, and to the offsets, if a `tf.GradientTape` records.
+
+    Args:
+        offsets: Kernel layers, each with a float32 tensor of the shape of its kernel.
+    """
+    moved = [(layer, effective_kernel(layer) + offset) for layer, offset in offsets]
+    kernels = {id(layer): kernel for layer, kernel in moved}
+    cached = {id(layer): _compute_form(layer, kernel) for layer, kernel in moved}
+    with _installed(kernels=_block.kernels | kernels, cached=_block.cached | cached, engines={}):
         yield
 
 

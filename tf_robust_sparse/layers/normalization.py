@@ -1,6 +1,8 @@
 """Batch norm that attacks can fold into the preceding kernel, and the normalization of pixels."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -102,6 +104,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.moving_mean.assign(mean * self.momentum + found.mean * (1 - self.momentum))
         self.moving_variance.assign(variance * self.momentum + seen * (1 - self.momentum))
         return tf.ensure_shape(tf.cast(found.y, self.compute_dtype), inputs.shape)
+
+
+@contextlib.contextmanager
+def kept_statistics(network: keras.Model) -> Iterator[None]:
+    """Gives the moving statistics of batch norm, which forward passes inside the block move, their values back."""
+    norms = [layer for layer in all_layers(network) if isinstance(layer, keras.layers.BatchNormalization)]
+    moving = [value for layer in norms for value in (layer.moving_mean, layer.moving_variance)]
+    before = [tf.identity(tf.convert_to_tensor(value)) for value in moving]
+    try:
+        yield
+    finally:
+        for value, old in zip(moving, before, strict=True):
+            value.assign(old)
 
 
 def use_unbiased_variance(network: keras.Model) -> None:

@@ -17,6 +17,7 @@ class RewiringKernel:
     """Parametrization: `sign * theta` where `theta > 0`, exactly 0 elsewhere."""
 
     prunable = True
+    signs_are_fixed = True
     trainable: bool
 
     def __init__(self, *args: Any, initial_connectivity: float = 1.0, seed: int | None = None, **kwargs: Any) -> None:

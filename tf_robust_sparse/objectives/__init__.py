@@ -1,6 +1,7 @@
 """Objectives: what training minimizes."""
 
 from tf_robust_sparse.objectives.at import AT
+from tf_robust_sparse.objectives.awp import AWP
 from tf_robust_sparse.objectives.clean_and_adversarial import CleanAndAdversarial
 from tf_robust_sparse.objectives.crown_ibp import IBP, CrownIBP
 from tf_robust_sparse.objectives.divergences import kl_divergence
@@ -27,6 +28,7 @@ from tf_robust_sparse.objectives.vulnerability_suppression import VULNERABILITIE
 
 __all__ = [
     "AT",
+    "AWP",
     "IBP",
     "MART",
     "MAT",

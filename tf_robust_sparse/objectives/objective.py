@@ -1,6 +1,7 @@
 """What training minimizes, as two methods."""
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import keras
@@ -85,6 +86,19 @@ class Objective:
         """
         raise NotImplementedError
 
+    def weight_offsets(self, network: keras.Model, loss: Callable[[], tf.Tensor]) -> Sequence[tuple[Any, tf.Tensor]]:
+        """What is added to weights while the loss is taken, see `AWP`; nothing, unless a subclass says so.
+
+        Args:
+            network: Network that returns logits.
+            loss: Returns the mean loss of the step, a scalar, from a forward pass with the weights as they are.
+
+        Returns:
+            Kernel layers of this package or variables, each with its offset.
+        """
+        del network, loss
+        return []
+
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
         return {"objective": type(self).__name__}
@@ -149,6 +163,10 @@ class ObjectiveAround(Objective):
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """What the other objective's `perturb` returns."""
         return self.objective.perturb(network, x, y, seed=seed)
+
+    def weight_offsets(self, network: keras.Model, loss: Callable[[], tf.Tensor]) -> Sequence[tuple[Any, tf.Tensor]]:
+        """What the other objective's `weight_offsets` returns."""
+        return self.objective.weight_offsets(network, loss)
 
 
 def innermost(objective: Objective) -> Objective:

@@ -1,5 +1,6 @@
 """The one training step, and what happens beside it."""
 
+from tf_robust_sparse.training.averages import EMA, SWA, Average
 from tf_robust_sparse.training.by_epoch import (
     POLICIES,
     RADIUS_COURSES,
@@ -24,11 +25,14 @@ from tf_robust_sparse.training.stored_model import MIXES, StoredAT, StoredRobust
 from tf_robust_sparse.training.trials import Measure, State, Trials
 
 __all__ = [
+    "EMA",
     "MIXES",
     "POLICIES",
     "RADIUS_COURSES",
     "SCHEDULES",
     "STRATEGIES",
+    "SWA",
+    "Average",
     "Checkpoints",
     "Connections",
     "CoupledAdam",

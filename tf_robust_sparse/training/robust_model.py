@@ -1,6 +1,7 @@
 """Training of a network, as a Keras model around it."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from tf_robust_sparse.evaluation.softmax_head import ends_in_softmax
 from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.sparsity.integers import check_seed
+from tf_robust_sparse.training.averages import Average, AverageOverEpochs
 from tf_robust_sparse.training.masked_gradients import warn_of_masked_gradients
 from tf_robust_sparse.training.step_data import at_least_one, images_and_labels
 from tf_robust_sparse.training.training_step import TrainingStep
@@ -46,6 +48,8 @@ class RobustModel(TrainingStep):
         log_terms: Whether training also logs what its loss is made of: the cross-entropy of clean and of attacked
             images, `clean_loss` and `adversarial_loss`, the accuracy on the latter, `adversarial_accuracy`, as far as
             the objective computes logits of both, and its own `terms`, such as `vulnerability`.
+        average: An average of the weights, such as `EMA(0.995)`, or `None`. With it `evaluate` and the validation of
+            `fit` judge the averaged network; `model.average.load()` gives the network the averages for good.
 
     Raises:
         ValueError: if an argument is of the wrong kind or the network does not fit the sparsifier.
@@ -61,6 +65,7 @@ class RobustModel(TrainingStep):
         validation_checks: Mapping[str, Callable[..., tf.Tensor]] | None = None,
         shared_noise: bool = True,
         log_terms: bool = False,
+        average: Average | None = None,
     ) -> None:
         super().__init__()
         layers.check_classifier(network)
@@ -76,6 +81,12 @@ class RobustModel(TrainingStep):
             self._masks = sparsifier.masks  # a part of checkpoints
         if validation_attack is not None:
             _check_kind("validation_attack", validation_attack, GradientAttack, "an attack, or None")
+        if average is not None:
+            _check_kind("average", average, Average, "an average of tf_robust_sparse.training, such as EMA(), or None")
+            average.attach(network, sparsifier)
+            self._averages = average.holder  # a part of checkpoints
+        self.average = average
+        self._epoch_of_average = None if average is None else AverageOverEpochs(average)
         self.network = network
         self.objective = objective
         self.sparsifier = sparsifier
@@ -183,6 +194,8 @@ class RobustModel(TrainingStep):
                 )
             ended = keras.callbacks.LambdaCallback(on_epoch_end=self._watcher.end_epoch)
             kwargs["callbacks"] = [ended, *tf.nest.flatten(kwargs.get("callbacks") or [])]  # before states are written
+        if self._epoch_of_average is not None:
+            kwargs["callbacks"] = [self._epoch_of_average, *tf.nest.flatten(kwargs.get("callbacks") or [])]
         if isinstance(validation, (tuple, list)):
             images_and_labels(validation)
             kwargs["validation_data"] = self._checked_data(validation[0], validation[1])[:2]
@@ -204,8 +217,17 @@ class RobustModel(TrainingStep):
         """
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has looked at its validation data
             x, y, _ = self._checked_data(x, y, batch_size)
-        with failures_in_one_line():
+        with failures_in_one_line(), self._evaluated_weights():
             return super().evaluate(x, y, batch_size, **kwargs)
+
+    @contextlib.contextmanager
+    def _evaluated_weights(self) -> Iterator[None]:
+        if self.average is None or self._epoch_of_average is None:
+            yield
+            return
+        self._epoch_of_average.finish()
+        with self.average.in_network():
+            yield
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Does one step as `keras.Model.train_on_batch` does; see `fit`."""

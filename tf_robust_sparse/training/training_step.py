@@ -1,5 +1,6 @@
 """The one training step of the toolkit, with the places where kinds of training differ."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,8 +13,10 @@ from tf_robust_sparse.objectives.layer_losses import collected_layer_losses
 from tf_robust_sparse.objectives.terms import collected_terms
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.sparsity.optimizer_slots import apply_unless
+from tf_robust_sparse.training.averages import Average
 from tf_robust_sparse.training.replica_part import replica_part, summed_over_replicas
 from tf_robust_sparse.training.step_data import Step
+from tf_robust_sparse.training.weight_offsets import moved_weights
 
 _DRAWS = 1 << 29  # seeds of what layers draw in training stand apart from those of attacks
 
@@ -29,6 +32,7 @@ class TrainingStep(keras.Model):
     network: keras.Model
     objective: Objective
     sparsifier: Sparsifier | None
+    average: Average | None
     _watcher: Sparsifier | None  # the sparsifier, if it watches validation
     seed: int
     shared_noise: bool
@@ -58,9 +62,15 @@ class TrainingStep(keras.Model):
         with tf.GradientTape(persistent=self._several_targets) as tape, layers.cached_kernels(self.network):
             with tape.stop_recording():
                 step = self._attacked(step)
+                offsets = self._weight_offsets(step)
             if self._follows_images:
                 tape.watch(step.x_adv)
-            with self._training_noise(step.seed), collected_terms() as terms, self._layer_losses() as added:
+            with (
+                moved_weights(offsets),
+                self._training_noise(step.seed),
+                collected_terms() as terms,
+                self._layer_losses() as added,
+            ):
                 losses = self._objective_losses(step)
             targets = [
                 (self._scaled_loss(each, added, step.part.total), variables)
@@ -84,6 +94,15 @@ class TrainingStep(keras.Model):
         with self._folded_kernels():
             x_adv = step.objective.perturb(self.network, step.part.x, step.part.y, seed=step.seed)
         return step._replace(x_adv=x_adv)
+
+    def _weight_offsets(self, step: Step) -> Sequence[tuple[Any, tf.Tensor]]:
+        """Returns what the objective adds to weights while its loss is taken; nothing is recorded."""
+
+        def loss() -> tf.Tensor:
+            with self._training_noise(step.seed):
+                return self._mean_loss(self._objective_losses(step).per_example, step.part.total)
+
+        return step.objective.weight_offsets(self.network, loss)
 
     def _objective_losses(self, step: Step) -> Losses:
         """Returns what the objective does, of the images that count."""
@@ -132,11 +151,13 @@ class TrainingStep(keras.Model):
         with tf.control_dependencies([each for each in [*gradients, *dense] if each is not None][-1:]):
             if self.sparsifier is None:
                 self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-                return
-            state = self.sparsifier.before_update(self.optimizer)
-            masked = self.sparsifier.mask_gradients(gradients, weights)
-            apply_unless(self.sparsifier.rests(self.optimizer), self.optimizer, masked, weights)
-            self.sparsifier.after_update(state, self.optimizer, summed_over_replicas(dense, sources))
+            else:
+                state = self.sparsifier.before_update(self.optimizer)
+                masked = self.sparsifier.mask_gradients(gradients, weights)
+                apply_unless(self.sparsifier.rests(self.optimizer), self.optimizer, masked, weights)
+                self.sparsifier.after_update(state, self.optimizer, summed_over_replicas(dense, sources))
+            if self.average is not None:
+                self.average.after_update(tf.convert_to_tensor(self.optimizer.iterations))
 
     def _training_logs(self, logs, terms=None):
         """Drops what is measured in validation only, and adds the terms that there are."""
