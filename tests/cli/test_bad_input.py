@@ -50,7 +50,7 @@ ARGUMENTS = [
     ("a flag of another sparsifier", ["-s", "--allocation=global"], "--allocation", "--sparsifier=magnitude"),
     (
         "a criterion of channels",
-        ["--sparsifier=magnitude", "--pruning_criterion=kernel"],
+        ["--sparsifier=magnitude", "--pruning_criterion=batch_norm"],
         "--pruning_criterion",
         "channel",
     ),

@@ -111,7 +111,7 @@ def test_two_of_four_by_the_flagfile_of_the_sample(parse):
         (["--n_m=4:2"], "--n_m=4:2: expected N:M such as 2:4"),
         (["--n_m=2"], "--n_m=2: expected N:M such as 2:4"),
         (["--n_m=1:3", "--connectivity=0.1"], "--connectivity=0.1 does not match --n_m=1:3, which keeps 0.3333"),
-        (["--sparsifier=rigl"], "--n_m=2:4 belongs to --sparsifier=n_m; leave it out"),
+        (["--sparsifier=rigl", "--n_m=1:4"], "--n_m=1:4 belongs to --sparsifier=n_m; leave it out"),
     ):
         parse(TRAIN, "--flagfile=flags/sample_n_m.flags", *arguments)
         with pytest.raises(BadFlag, match=message):

@@ -97,6 +97,26 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def like(group: type["Settings"], name: str, **changes: Any) -> Any:
+    """Returns a field as `group` has it, with other rules or another `default`, for a subclass of the group."""
+    field = group.__dataclass_fields__[name]
+    default = changes.pop("default", field.default)
+    return dataclasses.field(default=default, metadata={"rules": field.metadata["rules"]._replace(**changes)})
+
+
+def ignored(section: str, meanings: Mapping[str, str]) -> type["Settings"]:
+    """Returns a group of flags that published code has and that have no effect here.
+
+    Args:
+        section: Where `--help` shows them.
+        meanings: Name -> what it says there.
+    """
+    fields: list[Any] = [
+        (name, str | None, setting(None, f"{text}; without effect.", recorded=False)) for name, text in meanings.items()
+    ]
+    return dataclasses.make_dataclass("Ignored", fields, bases=(Settings,), namespace={"title": section})
+
+
 _defined: dict[str, Rules] = {}  # name of a flag -> its rules, of the running command
 _groups: dict[type["Settings"], None] = {}  # that the running command has, in order
 
@@ -186,12 +206,11 @@ def meaningless() -> dict[str, OnlyFor]:
 def _check_meaning() -> None:
     for name, only_for in meaningless().items():
         flag = FLAGS[name]
-        if not flag.present:
+        if not flag.present or flag.value == flag.default:  # records of earlier versions hold defaults too
             continue
         if only_for.refuse:
             raise BadFlag(f"{_said(flag)} belongs to {only_for.owners}; leave it out")
-        if flag.value != flag.default:
-            print(f"Note: {_said(flag)} means nothing here, it belongs to {only_for.owners}")
+        print(f"Note: {_said(flag)} means nothing here, it belongs to {only_for.owners}")
 
 
 def forget() -> None:

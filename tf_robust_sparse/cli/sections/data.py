@@ -121,10 +121,19 @@ class TrainingImages(Settings):
     )
     mixed_precision: bool = setting(False, "Compute in float16; theta, masks and logits stay float32.", identity=True)
     # Of some commands only:
-    data_fraction: float | None = setting(None, "Share of the training images to use.", upper=1)
-    semisup_fraction: float = setting(1.0, "Share of the pseudo-labeled images to use.", upper=1)
-    valid_ratio: float | None = setting(None, "Held-out share of the training images.", upper=1)
-    drop_last: bool = setting(True, "Leave out the last, smaller batch of an epoch.")
+    data_fraction: float | None = setting(
+        None, "Use this share of the training images, drawn at random.", upper=1, excluded=0, identity=True
+    )
+    semisup_fraction: float = setting(
+        1.0,
+        "Use this share of the pseudo-labeled images.",
+        upper=1,
+        excluded=0,
+        identity=True,
+        only_for=OnlyFor("--pseudo_labels=FILE", lambda flags: bool(flags.pseudo_labels), refuse=True),
+    )
+    valid_ratio: float | None = setting(None, "Held-out share of the training images.", upper=1, identity=True)
+    drop_last: bool = setting(True, "Leave out the last, smaller batch of an epoch.", identity=True)
 
     @classmethod
     def define_shared(cls, **defaults: Any) -> None:
