@@ -37,6 +37,7 @@ LAYERS = {
 }
 
 ATTACKS = {
+    "NFGSM, clipped": lambda: attacks.NFGSM(8 / 255, noise=1.0, step_size=10 / 255, clip=True),
     "L2FGSM": lambda: attacks.L2FGSM(0.5),
     "L2BestPGD": lambda: attacks.L2BestPGD(0.5, 0.2, 3),
     "L2PGD": lambda: attacks.L2PGD(0.5, 0.2, 3, seed=2),
@@ -64,6 +65,7 @@ OBJECTIVES = {
     "AT": lambda: objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)),
     "CrownIBP": lambda: objectives.CrownIBP(0.02, final_beta=0.5),
     "CrownIBP, clean loss beside it": lambda: objectives.CrownIBP(0.02, final_kappa=0.5),
+    "GradAlign": lambda: objectives.GradAlign(objectives.AT(attacks.NFGSM(8 / 255))),
     "IBP": lambda: objectives.IBP(0.02),
     "AT, as the original of binary sub-networks": lambda: objectives.AT(
         attacks.LinfBestPGD(8 / 255, 2 / 255, 2), label_smoothing=0.1

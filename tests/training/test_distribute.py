@@ -8,18 +8,19 @@ import tensorflow as tf
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import data, layers, objectives, sparsity
 from tf_robust_sparse.attacks import L2PGD
-from tf_robust_sparse.training import Checkpoints, Connections, RobustModel, StopOnNaN, sgdw
+from tf_robust_sparse.training import EMA, Checkpoints, Connections, RobustModel, StopOnNaN, sgdw
 
 # In the l2 norm an attack is a continuous function of the gradient; sign() would turn a rounding error around zero into
 # a whole step.
 ATTACK = L2PGD(epsilon=0.5, step_size=0.25, num_steps=2)
 OBJECTIVES = {"natural": objectives.Natural(), "at": objectives.AT(ATTACK), "trades": objectives.TRADES(ATTACK)}
+OBJECTIVES["awp"] = objectives.AWP(OBJECTIVES["at"], 0.05)
 
 # Halves of a batch are summed in another order than the whole: a few units in the last place of float32 per step. The
 # attack of TRADES starts where the divergence is almost 0, so that the rounding error of its gradient is large beside
 # the gradient, which is then normalised; since that grows from step to step, and newborn connections start at 1e-12,
 # TRADES is compared over one epoch, all else over two. A loss averaged wrongly moves weights by 6e-3.
-ROUNDING = {"natural": 2e-6, "at": 2e-6, "trades": 1e-3}
+ROUNDING = {"natural": 2e-6, "at": 2e-6, "awp": 4e-6, "trades": 1e-3}
 
 # Without noise a connection dies by its gradient alone, which rounding cannot turn around unless it is itself of the
 # size of rounding: the sets of connections must be equal, not nearly so.
@@ -33,7 +34,9 @@ SPARSIFIERS = {
 def compiled(strategy, kernel="rewiring", objective="at", **arguments):
     with strategy.scope():
         network = tiny_network(kernel, connectivity=0.05, **arguments)
-        model = RobustModel(network, OBJECTIVES[objective], SPARSIFIERS[kernel](), validation_attack=ATTACK)
+        model = RobustModel(
+            network, OBJECTIVES[objective], SPARSIFIERS[kernel](), validation_attack=ATTACK, average=EMA(0.5)
+        )
         model.compile(sgdw(0.1, 5e-4), metrics=["accuracy"])
     return model
 
@@ -55,7 +58,7 @@ def train(model, epochs=2, callbacks=(), validation=True, **arguments):
 
 
 def variables(model):
-    return [*model.network.variables, *model.optimizer.variables]
+    return [*model.network.variables, *model.average.holder.variables, *model.optimizer.variables]
 
 
 def copies(strategy, variable):
@@ -95,7 +98,7 @@ def test_replicas_stay_identical_while_connections_move(kernel, objective):
 @pytest.mark.parametrize(
     ("kernel", "objective", "batch_norm"),
     [
-        ("rewiring", "at", True),
+        ("rewiring", "awp", True),
         pytest.param("rewiring", "trades", False, marks=pytest.mark.full),
         pytest.param("masked", "natural", True, marks=pytest.mark.full),
     ],
@@ -103,7 +106,7 @@ def test_replicas_stay_identical_while_connections_move(kernel, objective):
 def test_two_replicas_equal_one_device(kernel, objective, batch_norm):
     arguments = {"kernel": kernel, "objective": objective, "batch_norm": batch_norm}
     epochs = 1 if objective == "trades" else 2
-    validation = objective == "at"
+    validation = objective == "awp"
     one = compiled(tf.distribute.get_strategy(), **arguments)
     expected = train(one, epochs, validation=validation)
     strategy = mirrored()

@@ -5,6 +5,7 @@ from tf_robust_sparse.attacks.fab import FAB
 from tf_robust_sparse.attacks.fgsm import L2FGSM, LinfFGSM
 from tf_robust_sparse.attacks.gradient_attack import GradientAttack
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, log_odds, margin, targeted_dlr
+from tf_robust_sparse.attacks.nfgsm import NFGSM
 from tf_robust_sparse.attacks.pgd import L2PGD, L2BestPGD, LinfBestPGD, LinfPGD
 from tf_robust_sparse.attacks.square import Square
 from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack
@@ -16,6 +17,7 @@ __all__ = [
     "FAB",
     "L2FGSM",
     "L2PGD",
+    "NFGSM",
     "GradientAttack",
     "L2BestPGD",
     "LinfBestPGD",

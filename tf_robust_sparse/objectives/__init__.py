@@ -12,6 +12,7 @@ from tf_robust_sparse.objectives.epsilon_schedules import (
     SmoothedEpsilon,
     TabledEpsilon,
 )
+from tf_robust_sparse.objectives.grad_align import GradAlign
 from tf_robust_sparse.objectives.kl_penalty import KLPenalty
 from tf_robust_sparse.objectives.l1_penalty import L1Penalty
 from tf_robust_sparse.objectives.label_smoothing import smoothed_cross_entropy, smoothed_labels
@@ -40,6 +41,7 @@ __all__ = [
     "CrownIBP",
     "EpochwiseEpsilon",
     "EpsilonSchedule",
+    "GradAlign",
     "KLPenalty",
     "L1Penalty",
     "LinearEpsilon",

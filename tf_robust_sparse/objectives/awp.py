@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.kernel_seam import effective_kernel, moved_kernels
 from tf_robust_sparse.layers.normalization import kept_statistics
-from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround, Seed
+from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Objective, ObjectiveAround, Seed
 
 _TINY = 1e-20  # as in the published code
 
@@ -51,6 +51,8 @@ class AWP(ObjectiveAround):
         self.start_step = start_step
         self.adversarial_weight = objective.adversarial_weight
         self.label_smoothing = objective.label_smoothing
+        if isinstance(objective, AttackObjective):
+            self.attack = objective.attack
         self._begun: tf.Tensor | None = None
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
