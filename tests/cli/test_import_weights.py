@@ -90,6 +90,11 @@ def test_a_pytorch_checkpoint_with_scores_is_imported(tmp_path, monkeypatch):
     np.testing.assert_allclose(served.serve(x), source(x, training=False), atol=1e-5)
     assert results(tmp_path / "run")["connectivity"] == pytest.approx(0.1, abs=1e-3)
     assert "--padding_mode=symmetric\n" in (tmp_path / "run/run.flags").read_text()
+    # Evaluated without an import.
+    found = tmp_path / "foolbox.json"
+    attack = ("--pgd_epsilon=0", "--pgd_iters=1", "--pgd_restarts=1", f"--results_file={found}")
+    run_script(EVALUATE, *which, f"--network={tmp_path / 'checkpoint.npz'}", *attack).expect()
+    assert json.loads(found.read_text())["robust_accuracy"] == results(tmp_path / "run")["clean_accuracy"]
     other = (*which[:1], "--model=small_cnn", f"--output_dir={tmp_path / 'x'}")
     assert_explained(
         run_script(IMPORT, *other, f"--weights={tmp_path / 'checkpoint.npz'}"), "--weights", "convolutions"
@@ -123,7 +128,7 @@ def test_the_published_evaluation_command_reads_the_published_file(tmp_path, mon
     attack = ("--pgd_epsilon=0.02", "--pgd_iters=2", "--pgd_restarts", "1")
     done = run_script(EVALUATE, *flags, *attack)
     folder = Path("results/fashion_mnist_sample/small_cnn")
-    assert_explained(done, "--saved_model", f"nor {folder}/sparse1_at_best_weights.pickle", "run_import_weights.py")
+    assert_explained(done, "--network", f"nor {folder}/sparse1_at_best_weights.pickle")
     folder.mkdir(parents=True)
     source = published(folder / "sparse1_at_best_weights.pickle", "rewiring")
     run_script(EVALUATE, *flags, *attack).expect()

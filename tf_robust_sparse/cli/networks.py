@@ -52,6 +52,37 @@ def kind(path: Path) -> Kind | None:
     return _BY_SUFFIX.get(path.suffix) if path.is_file() else None
 
 
+def recognize(path: Path, flag: str, weights_alone: bool = True, layers: bool = False) -> Kind:
+    """Returns what a path holds.
+
+    Args:
+        path: The directory or file.
+        flag: Name of the flag that the path is of.
+        weights_alone: Whether files of weights alone are taken.
+        layers: Whether the layers are needed, which a SavedModel does not show.
+
+    Raises:
+        BadFlag: if there is nothing, or something that is not taken.
+    """
+    found = kind(path)
+    taken = [each for each in Kind if weights_alone or not each.holds_weights_alone]
+    taken = [each for each in taken if not (layers and each is Kind.SAVED_MODEL)]
+    if found is None or found not in taken:
+        words = [each.value for each in taken]
+        raise BadFlag(f"--{flag}={path}: expected {', '.join(words[:-1])} or {words[-1]}; {_instead(path, found)}")
+    return found
+
+
+def beside(path: Path, name: str) -> Path:
+    """Returns where a file of this name goes that tells of the network at `path`: into its run, or next to it.
+
+    Published weights lie side by side, so that the file takes over the beginning of their name.
+    """
+    if kind(path) is Kind.PUBLISHED:
+        return path.with_name(f"{path.name.removesuffix('best_weights.pickle')}{name}")
+    return (path if kind(path) is Kind.RUN else path.parent) / name
+
+
 def load(
     path: str | Path,
     flag: str,
@@ -79,12 +110,7 @@ def load(
         BadInput: if it is damaged or does not fit the network that is built.
     """
     path = Path(path).expanduser()
-    found = kind(path)
-    taken = [each for each in Kind if not (layers and each is Kind.SAVED_MODEL)]
-    taken = [each for each in taken if build or not each.holds_weights_alone]
-    if found not in taken:
-        words = [each.value for each in taken]
-        raise BadFlag(f"--{flag}={path}: expected {', '.join(words[:-1])} or {words[-1]}; {_instead(path, found)}")
+    found = recognize(path, flag, build is not None, layers)
     if found.holds_weights_alone and build:
         with about(flag):
             try:

@@ -119,6 +119,7 @@ def ignored(section: str, meanings: Mapping[str, str]) -> type["Settings"]:
 
 _defined: dict[str, Rules] = {}  # name of a flag -> its rules, of the running command
 _groups: dict[type["Settings"], None] = {}  # that the running command has, in order
+_needed: list[str] = []  # flags that the running command cannot do without
 
 
 @dataclasses.dataclass
@@ -128,16 +129,20 @@ class Settings:
     title: ClassVar[str]
 
     @classmethod
-    def define(cls, *, without: Sequence[str] = (), aliases: bool = True, **defaults: Any) -> None:
+    def define(
+        cls, *, without: Sequence[str] = (), needed: Sequence[str] = (), aliases: bool = True, **defaults: Any
+    ) -> None:
         """Defines the flags of the fields.
 
         Args:
             without: Fields that are no flags of this command; they keep their default.
+            needed: Fields that must be given.
             aliases: Whether their other names are defined too.
             **defaults: Values in place of the fields' defaults.
         """
         hints = typing.get_type_hints(cls)
         _groups[cls] = None
+        _needed.extend(needed)
         with command_line.section(cls.title):
             for field in dataclasses.fields(cls):
                 if field.name in without:
@@ -174,6 +179,9 @@ def check() -> None:
     Raises:
         BadFlag: naming the flag that has no meaning, or the flags that do not go together.
     """
+    for name in _needed:
+        if FLAGS[name].value is None:
+            raise BadFlag(f"--{name} is missing. {_defined[name].help}")
     for group in _groups:
         group.settle()
     _check_meaning()
@@ -184,6 +192,11 @@ def check() -> None:
 def has(group: type[Settings]) -> bool:
     """Returns whether the running command has these settings as flags."""
     return group in _groups
+
+
+def is_given(name: str) -> bool:
+    """Returns whether a flag stands on the command line, whatever its value."""
+    return bool(FLAGS[name].present)
 
 
 def identity() -> list[str]:
@@ -217,6 +230,7 @@ def forget() -> None:
     """Forgets the rules of a command, so that another one can define its own."""
     _defined.clear()
     _groups.clear()
+    _needed.clear()
 
 
 def _said(flag: flags.Flag) -> str:

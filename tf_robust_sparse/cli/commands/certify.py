@@ -24,12 +24,12 @@ import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
     certify_originals,
     command_line,
-    robustness_flags,
     run_directory,
     run_lock,
     settings,
 )
 from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.robustness import GRADIENT_ATTACKS
 from tf_robust_sparse.evaluation.progress import Progress
 
 FLAGS = flags.FLAGS
@@ -213,8 +213,8 @@ def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str
         "verified_accuracy": float(verified.mean()),
         "seconds_per_image": float(np.mean([row.seconds for row in rows])),
     }
-    if FLAGS.norm in robustness_flags.GRADIENT_ATTACKS:
-        attack = robustness_flags.GRADIENT_ATTACKS[FLAGS.norm][1](FLAGS.epsilon, num_steps=50, seed=FLAGS.seed)
+    if FLAGS.norm in GRADIENT_ATTACKS:
+        attack = GRADIENT_ATTACKS[FLAGS.norm][1](FLAGS.epsilon, num_steps=50, seed=FLAGS.seed)
         suite.gradient_attack("pgd", attack)
         stands = suite.standing["pgd"]
         record["pgd_accuracy"] = float(stands.mean())

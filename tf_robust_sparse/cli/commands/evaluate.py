@@ -3,10 +3,11 @@
     python run_scripts/run_robustness_eval.py --saved_model=saved_models/quickstart/serve --data=fashion_mnist_sample \\
         --epsilon=0.1 --attacks=clean,fgsm,pgd,autoattack --test_examples=200
 
-Without --saved_model or --network the run is found by the flags it was trained with: --data, --model, --objective,
+Without --network or --saved_model the run is found by the flags it was trained with: --data, --model, --objective,
 --sparse_train, --connectivity. Writes the numbers as JSON, after each attack what is there so far.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,22 +15,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import (
-    command_line,
-    leaderboard_flags,
-    report,
-    robustness_flags,
-    run_directory,
-    run_lock,
-    settings,
-)
+from tf_robust_sparse.cli import command_line, networks, report, run_directory, run_lock, settings
 from tf_robust_sparse.cli.sections import method
 from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.leaderboard import Leaderboard
+from tf_robust_sparse.cli.sections.robustness import Attacks, Files
+from tf_robust_sparse.cli.sections.source import Classifier
 
-FLAGS = flags.FLAGS
 IF_INTERRUPTED = "the results file has the attacks that ended; what AutoAttack did is kept with --state_file"
 
 
@@ -37,21 +31,29 @@ def define() -> None:
     """Defines the flags."""
     Data.define()
     method.define()
-    robustness_flags.define()
+    Classifier.define()
+    Attacks.define()
+    Files.define()
+    Leaderboard.define()
 
 
 def main() -> None:
     """Loads, attacks, reports."""
     settings.check()
-    robustness_flags.check()
-    path = robustness_flags.network_path()
-    file = robustness_flags.results_file(path)
-    if FLAGS.state_file:
-        run_lock.take_beside(Path(FLAGS.state_file).expanduser(), f"--state_file={FLAGS.state_file}")
-    model = robustness_flags.load(path)
-    images = Data.read().load()
-    source = robustness_flags.source(images)
-    description = leaderboard_flags.description(model, path, images.name) if FLAGS.robustbench_file else {}
+    data, classifier, attacks, files = Data.read(), Classifier.read(), Attacks.read(), Files.read()
+    leaderboard = Leaderboard.read()
+    path = classifier.find()
+    results_file = files.place(
+        networks.beside(path, "robustness.json"), {**files.written(), "robustbench_file": leaderboard.files}
+    )
+    state = files.path("state_file")
+    if state:
+        run_lock.take_beside(state, f"--state_file={files.state_file}")
+    load = functools.cache(data.load)
+    model = classifier.load(path, load)
+    images = load()
+    source = attacks.source(images)
+    description = leaderboard.description(model, path, images.name) if leaderboard.files else {}
     # Each attack is compiled once, which TensorFlow takes for tracing again and again.
     tf.get_logger().setLevel("ERROR")
     begin = time.perf_counter()
@@ -61,29 +63,28 @@ def main() -> None:
     def write(unfinished: bool) -> dict[str, Any]:
         results = {
             **({"unfinished": True} if unfinished else {}),
-            "norm": FLAGS.norm,
-            "epsilon": robustness_flags.epsilon(),
+            "norm": attacks.norm,
+            "epsilon": attacks.radius,
             **suite.results(),
             **found,
-            "pixel_range": FLAGS.pixel_range,
+            "pixel_range": classifier.pixel_range,
             "seconds": time.perf_counter() - begin,
             "network": str(path),
             "data": {"name": images.name, "origin": images.origin},
-            "seed": FLAGS.seed,
+            "seed": data.seed,
             "versions": run_directory.versions(),
         }
-        run_directory.write_json(file, results)
+        run_directory.write_json(results_file, results)
         return results
 
-    with command_line.about(robustness_flags.network_flag(), "data"):
-        suite = trs.evaluation.RobustnessSuite(model, Data.read().test_batches(images), FLAGS.batch_size)
-        if FLAGS.state_file and Path(FLAGS.state_file).expanduser().exists():
+    with command_line.about(classifier.flag, "data"):
+        suite = trs.evaluation.RobustnessSuite(model, data.test_batches(images), data.batch_size)
+        if state and state.exists():
             with command_line.about("state_file"):
-                robustness_flags.auto_attack(model).check(suite.x, suite.y)
+                attacks.auto_attack(model, files).check(suite.x, suite.y)
         attack(suite, model, source, found, examples, lambda: write(unfinished=True))
     results = write(unfinished=False)
-    written = [file, *write_others(results, description, examples or None)]
-    show(results, written)
+    show(results, [results_file, *write_others(results, description, examples or None)])
 
 
 def attack(
@@ -94,7 +95,7 @@ def attack(
     examples: dict[str, np.ndarray],
     after_each: Callable[[], Any],
 ) -> None:
-    """Runs the attacks of --attacks in their order, and whatever else was asked for.
+    """Runs the attacks in their order, and whatever else was asked for.
 
     Corruptions come first: they are quick, and files that do not fit are found out before hours of attacks.
 
@@ -106,25 +107,28 @@ def attack(
         examples: Gets what AutoAttack found.
         after_each: Called after each of them.
     """
-    if "corruptions" in robustness_flags.attacks():
+    attacks, files = Attacks.read(), Files.read()
+    if "corruptions" in attacks.names:
         with command_line.about("corruptions_dir"):
             found["corruptions"] = trs.evaluation.evaluate_corruptions(
-                model, (suite.x, suite.y), FLAGS.corruptions_dir, batch_size=suite.batch_size, seed=FLAGS.seed
+                *(model, (suite.x, suite.y), attacks.corruptions_dir),
+                batch_size=suite.batch_size,
+                seed=Data.read().seed,
             )
         after_each()
-    for name in robustness_flags.attacks():
+    for name in attacks.names:
         if name == "fgsm":
-            suite.gradient_attack(name, robustness_flags.fgsm())
+            suite.gradient_attack(name, attacks.fgsm())
         elif name == "pgd":
-            suite.gradient_attack(name, robustness_flags.pgd())
+            suite.gradient_attack(name, attacks.pgd())
         elif name == "transfer" and source is not None:
             with command_line.about("transfer_from"):
-                suite.transfer(name, source, robustness_flags.pgd())
-        elif name == "autoattack" and FLAGS.individual:
-            suite.auto_attack_individual(name, robustness_flags.auto_attack(model), after_each)
+                suite.transfer(name, source, attacks.pgd())
+        elif name == "autoattack" and attacks.individual:
+            suite.auto_attack_individual(name, attacks.auto_attack(model, files), after_each)
         elif name == "autoattack":
             with command_line.about("state_file"):
-                result = suite.auto_attack(name, robustness_flags.auto_attack(model))
+                result = suite.auto_attack(name, attacks.auto_attack(model, files))
             examples |= {
                 "x": suite.x,
                 "y": suite.y,
@@ -132,38 +136,38 @@ def attack(
                 "attacks": np.array(list(result["attacks"])),
             }
         elif name == "square":
-            suite.auto_attack(name, robustness_flags.square(model))
+            suite.auto_attack(name, attacks.square(model))
         if name in suite.attacks:
             after_each()
-    if FLAGS.epsilons:
+    if attacks.epsilons:
         found["security_curve"] = trs.evaluation.security_curve(
-            model, (suite.x, suite.y), robustness_flags.pgd(), FLAGS.epsilons, batch_size=suite.batch_size
+            model, (suite.x, suite.y), attacks.pgd(), attacks.epsilons, batch_size=suite.batch_size
         )
         after_each()
-    if FLAGS.foolbox_check:
-        found["foolbox_check"] = suite.foolbox_check("pgd", robustness_flags.pgd())
+    if attacks.foolbox_check:
+        found["foolbox_check"] = suite.foolbox_check("pgd", attacks.pgd())
 
 
 def write_others(
     results: dict[str, Any], description: dict[str, Any], examples: dict[str, np.ndarray] | None
 ) -> list[Path]:
     """Writes the files of --save_adversarials, --robustbench_file and --report, and returns them."""
+    files, leaderboard = Files.read(), Leaderboard.read()
     written = []
-    if FLAGS.save_adversarials and examples is not None:
-        file = Path(FLAGS.save_adversarials).expanduser()
+    file = files.path("save_adversarials")
+    if file and examples is not None:
         kept: dict[str, Any] = {name: examples[name] for name in ("x_adv", "y", "y_adv", "broken_by", "attacks")}
         with trs.saving.replace_file(file) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **kept)
         written.append(file)
-    if FLAGS.robustbench_file:
-        file = Path(FLAGS.robustbench_file).expanduser()
-        pruning = robustness_flags.pruning_file(file)
-        run_directory.write_json(file, trs.evaluation.robustbench_row(results, description))
-        run_directory.write_json(pruning, trs.evaluation.pruning_benchmark_row(results, description))
-        written += [file, pruning]
-    if FLAGS.report:
-        page = {**results, "title": FLAGS.title or results["network"]}
-        written += trs.evaluation.write_report(Path(FLAGS.report).expanduser(), page, examples)
+    rows = (trs.evaluation.robustbench_row, trs.evaluation.pruning_benchmark_row)
+    for file, row in zip(leaderboard.files, rows, strict=False):
+        run_directory.write_json(file, row(results, description))
+        written.append(file)
+    page = files.path("report")
+    if page:
+        titled = {**results, "title": leaderboard.paper_title or results["network"]}
+        written += trs.evaluation.write_report(page, titled, examples)
     return written
 
 
@@ -172,8 +176,8 @@ def show(results: dict[str, Any], written: list[Path]) -> None:
     print()
     print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['images']} test images")
     for name, found in results["attacks"].items():
-        settings = report.words(found, ("version", "attack", "num_steps", "num_queries", "restarts"))
-        print(f"{name:19} {100 * found['robust_accuracy']:6.2f} %   {settings}, {found['seconds']:.0f} s")
+        effort = report.words(found, ("version", "attack", "num_steps", "num_queries", "restarts"))
+        print(f"{name:19} {100 * found['robust_accuracy']:6.2f} %   {effort}, {found['seconds']:.0f} s")
     ball = f"{results['norm']}, epsilon {trs.evaluation.radius(results['norm'], results['epsilon'])}"
     if results["attacks"]:
         print(f"Worst case          {100 * results['robust_accuracy']:6.2f} %   {ball}")
