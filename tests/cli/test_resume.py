@@ -16,7 +16,7 @@ from tf_robust_sparse.cli import command_line, run_lock
 SPARSE = (*TINY, "-s", "--connectivity=0.1")
 
 
-def interrupt_after_first_epoch(monkeypatch, directory):
+def interrupt_after_first_epoch(monkeypatch, directory, words=SPARSE):
     """Runs until one epoch is finished."""
     with monkeypatch.context() as patched:
         original = trs.training.Checkpoints.on_epoch_end
@@ -26,7 +26,7 @@ def interrupt_after_first_epoch(monkeypatch, directory):
             raise KeyboardInterrupt
 
         patched.setattr(trs.training.Checkpoints, "on_epoch_end", interrupted)
-        done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}").expect(130)
+        done = run_script(TRAIN, *words, f"--output_dir={directory}").expect(130)
     assert done.err == "error: interrupted; no finished epoch is lost, run the same command with --resume to go on\n"
     return directory / "checkpoints" / "last.weights.h5"
 
@@ -72,6 +72,26 @@ def test_a_run_goes_on_bit_by_bit_after_an_interrupt_a_divergence_and_a_full_dis
     assert "1 of them left" in assert_resumes_to(finished, tmp_path / "run").out
 
 
+RECIPE = (
+    *(*TINY, "--sparsifier=rigl", "--connectivity=0.1", "--move_interval=2", "--train_attack=n_fgsm"),
+    *("--average=ema", "--average_decay=0.5", "--awp_gamma=0.01"),
+)
+
+
+def test_the_modern_recipe_goes_on_bit_by_bit_and_keeps_its_connections(tmp_path, monkeypatch):
+    run_script(TRAIN, *RECIPE, f"--output_dir={tmp_path / 'whole'}").expect()
+    interrupt_after_first_epoch(monkeypatch, tmp_path / "parts", RECIPE)
+    run_script(TRAIN, *RECIPE, f"--output_dir={tmp_path / 'parts'}", "--resume").expect()
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    found = results(tmp_path / "parts")
+    assert found["nonzero"] == 16_624 and found["average"]["average"] == "EMA" and found["weights"] == "averaged"
+    history = json.loads((tmp_path / "parts/checkpoints/history.json").read_text())
+    robust = [epoch["val_robust_accuracy"] for epoch in history]
+    assert found["best_minus_last"] == pytest.approx(max(robust) - robust[-1])
+    done = run_script(TRAIN, *TINY, "--average_decay=0.5", f"--output_dir={tmp_path / 'new'}").expect(2)
+    assert done.err == "error: --average_decay=0.5 belongs to --average=ema or swa; leave it out\n"
+
+
 @pytest.mark.full
 def test_resume_begins_where_nothing_is(finished, tmp_path):
     directory = tmp_path / "run"
@@ -92,7 +112,7 @@ def test_resume_keeps_its_hands_off_a_network_without_a_checkpoint(removed, fini
     before = contents(directory)
     done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", "--resume").expect(2)
     assert done.err.startswith(f"error: --resume: expected {directory}/checkpoints/last.weights.h5 to go on from.")
-    assert "network.keras" in done.err and done.err.count("\n") == 1
+    assert "with results.json and" in done.err and done.err.count("\n") == 1
     assert contents(directory) == before
 
 

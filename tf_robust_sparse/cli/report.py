@@ -73,6 +73,9 @@ def show_numbers(results: dict[str, Any]) -> None:
         )
     if "images_per_second" in results:
         print(f"Training speed      {results['images_per_second']:6.0f} images/s")
+    if results.get("best_minus_last", 0) > 0:
+        gap = 100 * results["best_minus_last"]
+        print(f"Robust overfitting  {gap:6.2f} points from the best epoch to the last, on held-out images")
     for warning in results["warnings"]:
         print(f"Warning: {warning}")
 
@@ -97,3 +100,18 @@ def _word(value: Any) -> str:
 
 def _records(directory: Path) -> list[str]:
     return [name for name in ("results.json", "run.flags", "checkpoints/") if (directory / name).exists()]
+
+
+def draw_curve(history: list[dict[str, Any]], path: Path, attack: trs.attacks.GradientAttack | None) -> None:
+    """Draws losses and accuracies by epoch, if matplotlib is installed; `attack` is that on held-out images."""
+    try:
+        trs.evaluation.check_matplotlib()
+    except ValueError:
+        return
+    trs.evaluation.draw_learning_curve(history, path, attack.describe() if attack else None)
+
+
+def robust_overfitting(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns by how much robust accuracy on held-out images fell from the best epoch to the last."""
+    found = [epoch["val_robust_accuracy"] for epoch in history if "val_robust_accuracy" in epoch]
+    return {"best_minus_last": max(found) - found[-1]} if found else {}

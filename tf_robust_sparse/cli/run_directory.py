@@ -75,7 +75,7 @@ def check(directory: Path, resume: bool = False) -> bool:
         return False
     if (directory / CHECKPOINT).exists():
         return True
-    kept = [name for name in found if name in ARTEFACTS and name not in _BEFORE_THE_FIRST_CHECKPOINT]
+    kept = [name for name in ARTEFACTS if name in found and name not in _BEFORE_THE_FIRST_CHECKPOINT]
     kept += [f"checkpoints/{path.name}" for path in sorted((directory / "checkpoints").glob("history.*"))]
     if kept:
         raise BadFlag(

@@ -16,6 +16,7 @@ from tf_robust_sparse.cli import command_line, report, run_directory, settings, 
 from tf_robust_sparse.cli.sections import sparsity
 from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImages
 from tf_robust_sparse.cli.sections.machines import Machines
+from tf_robust_sparse.cli.sections.recipe import Averages
 from tf_robust_sparse.cli.sections.run import CertifiedRun, Run
 from tf_robust_sparse.cli.workers import is_chief
 
@@ -181,6 +182,8 @@ def finish(
     if is_chief():
         stem = FLAGS.select if FLAGS.select in state["best"] else "last"
         trs.saving.load_checkpoint(_checkpoint(run.directory, stem), model)
+        if model.average is not None and Averages.read().weights == "averaged":
+            model.average.load()
         for name, write in run.files.items():
             write(model.network, run.directory / name)
         results = {
@@ -195,9 +198,12 @@ def finish(
             "model": FLAGS.model,
             "objective": model.objective.describe(),
             "sparsifier": model.sparsifier.describe() if model.sparsifier else None,
+            **({"average": model.average.describe(), "weights": Averages.read().weights} if model.average else {}),
+            **report.robust_overfitting(state["history"]),
             **(more or {}),
             "versions": run_directory.versions(),
         }
+        report.draw_curve(state["history"], run.directory / "learning_curve.png", model.validation_attack)
         run_directory.write_json(run.directory / "results.json", results)
         report.show(results, run.directory)
         if stem != FLAGS.select:

@@ -1,6 +1,6 @@
 """Gradient alignment: a penalty that keeps training by one step from collapsing."""
 
-from typing import Any
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -8,7 +8,7 @@ import tensorflow as tf
 from tf_robust_sparse.attacks import cross_entropy, fold_in
 from tf_robust_sparse.layers.noise import uniform_like
 from tf_robust_sparse.layers.normalization import kept_statistics
-from tf_robust_sparse.objectives.objective import AttackObjective, Losses, ObjectiveAround, Seed
+from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround, Seed
 from tf_robust_sparse.objectives.terms import report_term
 
 _TINY = 1e-12
@@ -34,9 +34,7 @@ class GradAlign(ObjectiveAround):
     Reference: [Andriushchenko and Flammarion, 2020](https://arxiv.org/abs/2007.02617), section 5.
     """
 
-    terms = ("alignment",)
-
-    def __init__(self, objective: AttackObjective, strength: float = 0.2, seed: int = 0) -> None:
+    def __init__(self, objective: Objective, strength: float = 0.2, seed: int = 0) -> None:
         super().__init__(objective)
         attack = getattr(objective, "attack", None)
         if attack is None or attack.norm != "linf":
@@ -53,7 +51,7 @@ class GradAlign(ObjectiveAround):
         self.label_smoothing = objective.label_smoothing
         self._seed: Seed = [seed, 0]
 
-    def at_step(self, step: tf.Tensor, seed: Seed = None):
+    def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
         """Returns the objective with its schedules evaluated at `step`, and draws of its own."""
         now = super().at_step(step, seed)
         if seed is not None:

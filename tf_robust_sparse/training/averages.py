@@ -40,7 +40,7 @@ class Average:
     """
 
     def __init__(self) -> None:
-        self.holder: keras.layers.Layer | None = None  # of the variables; part of checkpoints
+        self.holder = keras.layers.Layer(name="averages", dtype="float32")  # of the variables; part of checkpoints
         self._entries: list[_Entry] = []
         self._network: Any = None
 
@@ -63,7 +63,6 @@ class Average:
         pruned = [] if sparsifier is None else [kernel.weight for kernel in sparsifier.kernels]
         born = {id(each) for each in pruned}
         self._network = network
-        self.holder = keras.layers.Layer(name="averages", dtype="float32")
         self.holder.built = True
         with network.distribute_strategy.scope():
             self._entries = [

@@ -8,7 +8,7 @@ logits), `run.flags`, `results.json` and `checkpoints/` with the history of ever
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import run_directory, settings, training_run
-from tf_robust_sparse.cli.sections import method, sparsity
+from tf_robust_sparse.cli.sections import method, recipe, sparsity
 from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack
 from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImages
 from tf_robust_sparse.cli.sections.machines import Machines
@@ -25,6 +25,8 @@ def define() -> None:
     method.Optimizer.define()
     method.Terms.define()
     TrainingAttack.define()
+    for piece in (recipe.OneStep, recipe.WeightPerturbation, recipe.Averages):
+        piece.define()
     Augmentation.define()
     for group in sparsity.GROUPS:
         group.define()
@@ -47,7 +49,7 @@ def main() -> None:
     seed = Data.read().seed
     with run.strategy.scope():
         network = method.network(run.images, synchronized=run.strategy.num_replicas_in_sync > 1)
-        objective = method.Terms.read().build()
+        objective = method.Terms.read().build(run.steps_per_epoch)
         model = trs.RobustModel(
             network,
             objective,
@@ -56,6 +58,7 @@ def main() -> None:
             ),
             validation_attack=TrainingAttack.read().build(),
             seed=seed,
+            average=recipe.Averages.read().build(run.total_steps, run.epochs),
         )
         model.compile(method.Optimizer.read().build(run.total_steps), metrics=["accuracy"])
     state = training_run.train(run, model)

@@ -10,8 +10,8 @@ import numpy as np
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag, about
-from tf_robust_sparse.cli.sections.attacks import TrainingAttack
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
+from tf_robust_sparse.cli.sections.recipe import OneStep, WeightPerturbation
 from tf_robust_sparse.cli.sections.sparsity import OneShot, Sparsity, chosen
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, has, setting
 
@@ -119,10 +119,14 @@ class Terms(Settings):
         only_for=_of("trades", "rst", refuse=True),
     )
 
-    def build(self) -> trs.objectives.Objective:
-        """Returns the objective of the command line."""
-        attack = TrainingAttack.read().build()
-        return OBJECTIVES[Objective.read().objective](attack, self.beta, self.trades_start)
+    def build(self, steps_per_epoch: int) -> trs.objectives.Objective:
+        """Returns the objective of the command line, for epochs of so many steps."""
+        one_step = OneStep.read()
+        found = OBJECTIVES[Objective.read().objective](one_step.build(), self.beta, self.trades_start)
+        if one_step.grad_align:
+            with about("grad_align", "objective"):
+                found = trs.objectives.GradAlign(found, one_step.grad_align, Data.read().seed)
+        return WeightPerturbation.read().around(found, steps_per_epoch)
 
 
 @dataclasses.dataclass
