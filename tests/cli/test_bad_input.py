@@ -208,8 +208,8 @@ def test_pickles_that_import_anything(content, tmp_path, monkeypatch):
 def test_import_of_what_does_not_fit(tmp_path):
     weights = tmp_path / "a.pickle"
     common = ("--data=fashion_mnist_sample", "--model=small_cnn", f"--output_dir={tmp_path / 'run'}")
-    assert_explained(run_script(IMPORT, *common), "--weights: expected")
-    assert_explained(run_script(IMPORT, *common, f"--weights={weights}"), f"--weights={weights}", "no file")
+    assert_explained(run_script(IMPORT, *common), "--weights is missing")
+    assert_explained(run_script(IMPORT, *common, f"--weights={weights}"), f"--weights={weights}", "does not exist")
     weights.write_bytes(pickle.dumps({"param_list": [np.zeros((3, 3), np.float32)] * 5}))
     assert_explained(run_script(IMPORT, *common, f"--weights={weights}"), f"--weights={weights}", "holds 5 arrays")
     assert not (tmp_path / "run").exists()

@@ -108,8 +108,8 @@ def test_the_weights_are_looked_at_before_the_data(tmp_path):
     """There is no such data set, and none of these files gets that far."""
     where = ("--data=cifar10", f"--data_dir={tmp_path}", "--model=vgg16", f"--output_dir={tmp_path / 'x'}")
     for name, words in (
-        ("network.keras", "trs.load_network"),
-        ("net.onnx", "an ONNX file"),
+        ("network.keras", "a whole network"),
+        ("net.onnx", "a published pickle of weights; the file is none of these"),
         ("a.pickle", "not a published list of weights"),
         ("net.npz", "cannot be read as a checkpoint"),
     ):

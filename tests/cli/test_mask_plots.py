@@ -75,10 +75,12 @@ def test_bad_input(pruned, tmp_path):
     inputs = keras.Input((4, 4, 1))
     plain = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
     trs.save_network(plain, tmp_path / "foreign")
-    assert_explained(run_script(PLOTS, f"--network={tmp_path / 'foreign'}", more), "--network", "without any")
+    assert_explained(
+        run_script(PLOTS, f"--network={tmp_path / 'foreign'}", more), "--network=", "no kernels of this package"
+    )
     assert not (tmp_path / "pairs").exists()
-    assert_explained(run_script(PLOTS), "--network", "the directory of a run")
-    assert_explained(run_script(PLOTS, f"--network={tmp_path}"), "--network", "no network at")
+    assert_explained(run_script(PLOTS), "--network is missing", "the directory of a run")
+    assert_explained(run_script(PLOTS, f"--network={tmp_path}"), "--network=", "holds none of network.keras")
     assert_explained(run_script(PLOTS, f"--network={directory}", f"--output_dir={tmp_path / 'file'}"), "a directory")
     trs.save_network(trs.models.small_cnn(num_classes=3, input_shape=(28, 28, 1)), tmp_path / "other")
     done = run_script(

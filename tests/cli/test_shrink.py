@@ -49,10 +49,10 @@ def test_channels_are_pruned_and_removed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), ("--network", "no such flag")),
-        (("--network={tmp}",), ("--output_dir", "no such flag")),
-        (("--network={tmp}/none", "--output_dir={tmp}/out"), ("none", "There is no network")),
-        (("--network={tmp}/run", "--output_dir={tmp}/run"), ("--output_dir", "the same")),
+        ((), ("--network is missing",)),
+        (("--network={tmp}",), ("--output_dir is missing",)),
+        (("--network={tmp}/none", "--output_dir={tmp}/out"), ("--network=", "none: expected", "does not exist")),
+        (("--network={tmp}/run", "--output_dir={tmp}/run"), ("--output_dir=", "holds the network itself")),
         (("--network={tmp}", "--output_dir={tmp}/o", "--latency_batch_sizes=1,x"), ("1,x", "positive integers")),
         (("--network={tmp}/odd.keras", "--output_dir={tmp}/out"), ("odd.keras", "by_channel")),
         (("--network={tmp}/fine.keras", "--output_dir={tmp}/o", "--data=digits"), ("--data=digits", "expected")),

@@ -17,8 +17,8 @@ def test_copies_into_folders_of_classes(tmp_path):
 
 
 def test_bad_input(tmp_path):
-    assert_explained(run_script(UNPACK, f"--data_dir={tmp_path}"), "--prepared", "a folder")
-    assert_explained(run_script(UNPACK, f"--prepared={tmp_path}"), "--data_dir", "a folder")
+    assert_explained(run_script(UNPACK, f"--data_dir={tmp_path}"), "--prepared is missing. Folder")
+    assert_explained(run_script(UNPACK, f"--prepared={tmp_path}"), "--data_dir is missing. Folder")
     done = run_script(UNPACK, f"--prepared={tmp_path}", f"--data_dir={tmp_path / 'x'}")
     assert_explained(done, f"--prepared={tmp_path}", "no dataset_info.json")
     assert not (tmp_path / "x").exists()

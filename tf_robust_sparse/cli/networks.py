@@ -1,7 +1,7 @@
 """Loads a network from anywhere; what kind of file or directory a path is, is decided here and nowhere else."""
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +49,32 @@ def kind(path: Path) -> Kind | None:
     """Returns what a path holds; `None` if there is nothing, or nothing known."""
     if path.is_dir():
         return next((found for name, found in _IN_DIRECTORIES.items() if (path / name).is_file()), None)
-    return _BY_SUFFIX.get(path.suffix) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return _BY_SUFFIX.get(path.suffix, Kind.PUBLISHED if _is_pickle(path) else None)
 
 
-def recognize(path: Path, flag: str, weights_alone: bool = True, layers: bool = False) -> Kind:
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
+
+
+def recognize(path: Path, flag: str, taken: Iterable[Kind] = Kind) -> Kind:
     """Returns what a path holds.
 
     Args:
         path: The directory or file.
         flag: Name of the flag that the path is of.
-        weights_alone: Whether files of weights alone are taken.
-        layers: Whether the layers are needed, which a SavedModel does not show.
+        taken: The kinds that the flag takes.
 
     Raises:
         BadFlag: if there is nothing, or something that is not taken.
     """
-    found = kind(path)
-    taken = [each for each in Kind if weights_alone or not each.holds_weights_alone]
-    taken = [each for each in taken if not (layers and each is Kind.SAVED_MODEL)]
+    found, taken = kind(path), tuple(taken)
     if found is None or found not in taken:
         words = [each.value for each in taken]
-        raise BadFlag(f"--{flag}={path}: expected {', '.join(words[:-1])} or {words[-1]}; {_instead(path, found)}")
+        expected = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+        raise BadFlag(f"--{flag}={path}: expected {expected}; {_instead(path, found)}")
     return found
 
 
@@ -110,7 +115,8 @@ def load(
         BadInput: if it is damaged or does not fit the network that is built.
     """
     path = Path(path).expanduser()
-    found = recognize(path, flag, build is not None, layers)
+    taken = [each for each in Kind if build or not each.holds_weights_alone]
+    found = recognize(path, flag, [each for each in taken if not (layers and each is Kind.SAVED_MODEL)])
     if found.holds_weights_alone and build:
         with about(flag):
             try:
@@ -133,8 +139,10 @@ def _instead(path: Path, found: Kind | None) -> str:
     if found is Kind.SAVED_MODEL:
         source = f"{path.parent}, which it was made of" if kind(path.parent) is Kind.RUN else "the run it was made of"
         return f"a SavedModel does not show its layers; pass {source}"
-    if found is not None:
+    if found is not None and found.holds_weights_alone:
         return f"{found.value} holds weights alone; turn it into a run with run_import_weights.py --weights={path}"
+    if found is not None:
+        return f"{found.value} holds a whole network, which evaluations take as --network={path}"
     if not path.exists():
         return "the path does not exist"
     if (path / "checkpoints").is_dir():

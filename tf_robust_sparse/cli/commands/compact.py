@@ -10,68 +10,86 @@ beside dense float32, gzip and the entropy bound; the same table goes to `compac
 makes `network.keras` and `serve/` of a compact file.
 """
 
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import keras
 import numpy as np
-from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, report, run_directory
+from tf_robust_sparse.cli import command_line, networks, report, run_directory, settings
+from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.cli.networks import Kind
+from tf_robust_sparse.cli.sections.latency import Target
+from tf_robust_sparse.cli.sections.run import Output
+from tf_robust_sparse.cli.sections.source import Source
+from tf_robust_sparse.cli.settings import like, setting
 
-FLAGS = flags.FLAGS
+
+@dataclasses.dataclass
+class Packing(Source):
+    """The network, and how its numbers are packed."""
+
+    network: str | None = like(
+        Source,
+        "network",
+        help="The network to pack, the directory of a run, a .keras or .h5 file; or a .trs to unpack.",
+    )
+    values: str = setting(
+        "float32", "Numbers of kernels that are not of one magnitude.", choices=trs.saving.COMPACT_VALUES
+    )
+
+
+@dataclasses.dataclass
+class Place(Target):
+    """Where to pack and unpack to."""
+
+    output_dir: str | None = like(
+        Output, "output_dir", help="Where to write; by default beside the network. Needed to unpack."
+    )
 
 
 def define() -> None:
     """Defines the flags."""
-    with command_line.section("Files"):
-        flags.DEFINE_string("network", None, "Directory of a run, or network.keras, to pack; or a .trs file to unpack.")
-        flags.DEFINE_enum(
-            "values", "float32", list(trs.saving.COMPACT_VALUES), "Numbers of kernels that are not of one magnitude."
-        )
-        flags.DEFINE_string("output_dir", None, "Where to write; by default beside the network. Needed to unpack.")
-        flags.DEFINE_bool("overwrite", False, "Unpack into a directory that holds a run, removing what that wrote.")
+    Packing.define(needed=("network",))
+    Place.define()
 
 
 def main() -> None:
     """Packs or unpacks."""
-    if FLAGS.network is None:
-        raise command_line.BadFlag("--network: expected the directory of a run or a .trs file. Received: no such flag")
-    given = Path(FLAGS.network).expanduser()
-    with command_line.about("network"):
-        network = trs.load_network(given)
-    if given.suffix == trs.saving.COMPACT_SUFFIX:
-        unpack(network, given)
+    settings.check()
+    source = Packing.read()
+    network = source.load()
+    if networks.kind(source.path) is Kind.COMPACT:
+        unpack(network, source)
     else:
-        pack(network, given if given.is_dir() else given.parent)
+        pack(network, source)
 
 
-def pack(network: keras.Model, beside: Path) -> None:
+def pack(network: keras.Model, source: Packing) -> None:
     """Writes the file and the table, after a look at what comes back."""
-    directory = Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else beside
+    directory = run_directory.chosen(networks.beside(source.path, "compact.json").parent)
     run_directory.check_directory("output_dir", directory)
     with command_line.about("network", "values"):
         before = _logits(network)
-        sizes = trs.saving.compact_sizes(network, FLAGS.values)
-        file = trs.saving.save_compact(network, directory / f"network{trs.saving.COMPACT_SUFFIX}", FLAGS.values)
+        sizes = trs.saving.compact_sizes(network, source.values)
+        file = trs.saving.save_compact(network, directory / f"network{trs.saving.COMPACT_SUFFIX}", source.values)
     difference = float(np.abs(before - _logits(trs.load_network(file))).max())
-    if difference and FLAGS.values == "float32":
+    if difference and source.values == "float32":
         raise RuntimeError(f"The logits of {file} differ by {difference}; keep network.keras and report this")
     sizes["file"] = file.stat().st_size
     sizes["largest_difference_of_logits"] = difference
-    run_directory.write_json(directory / "compact.json", {"network": FLAGS.network, "values": FLAGS.values, **sizes})
+    run_directory.write_json(directory / "compact.json", {"network": source.network, "values": source.values, **sizes})
     show(sizes)
     print(f"Compact network     {file}")
 
 
-def unpack(network: keras.Model, given: Path) -> None:
+def unpack(network: keras.Model, source: Packing) -> None:
     """Writes the network in the usual forms."""
-    if not FLAGS.output_dir:
-        raise command_line.BadFlag("--network=*.trs: expected --output_dir=DIR to unpack to. Received: no such flag")
-    directory = Path(FLAGS.output_dir).expanduser()
-    if FLAGS.overwrite and directory.resolve() == given.parent.resolve():
-        raise command_line.BadFlag(f"--overwrite: expected another directory than that of {given}. Received: its own")
+    target = Place.read()
+    if not target.output_dir:
+        raise BadFlag(f"--network={source.network} is packed; pass --output_dir=DIR to unpack it to")
+    directory = target.place(source.path) if target.overwrite else run_directory.chosen()
     run_directory.check(directory)
     run_directory.begin(directory)
     report.save(network, directory)

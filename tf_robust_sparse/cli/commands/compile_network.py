@@ -7,6 +7,7 @@ where there is a C compiler; and `compile.json`: file sizes, the largest differe
 latency of the engine, of TensorFlow, of LiteRT and of ONNX Runtime where it is installed.
 """
 
+import dataclasses
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -16,48 +17,51 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, network_copies, run_directory
-from tf_robust_sparse.cli.sections.run import Output
+from tf_robust_sparse.cli import command_line, run_directory, settings
+from tf_robust_sparse.cli.sections.latency import Latency, Target
+from tf_robust_sparse.cli.sections.source import Source
+from tf_robust_sparse.cli.settings import setting
 
-FLAGS = flags.FLAGS
+
+@dataclasses.dataclass
+class Program(Source):
+    """The network, and what is made of it."""
+
+    precision: str = setting("float32", "Weights in network.c and network.so.", choices=("float32", "float16", "int8"))
+    benchmark: bool = setting(False, "Measure latency beside TensorFlow, LiteRT and ONNX Runtime.")
 
 
 def define() -> None:
     """Defines the flags."""
-    network_copies.define("1,32")
-    with command_line.section("Network"):
-        flags.DEFINE_enum(
-            "precision", "float32", ["float32", "float16", "int8"], "Weights in network.c and network.so."
-        )
-        flags.DEFINE_bool("benchmark", False, "Measure latency beside TensorFlow, LiteRT and ONNX Runtime.")
-    Output.define()
+    Program.define(needed=("network",))
+    Latency.define(latency_batch_sizes=["1", "32"])
+    Target.define(needed=("output_dir",))
 
 
 def main() -> None:
     """Loads, compiles, compares, measures, writes."""
-    batch_sizes, directory = network_copies.batch_sizes(), network_copies.directory()
-    given = Path(FLAGS.network).expanduser()
-    with command_line.about("network"):
-        network = trs.load_network(given)
+    settings.check()
+    source, latency = Program.read(), Latency.read()
+    directory = Target.read().place(source.path)
+    network = source.load()
     run_directory.check(directory)
     with command_line.about("network"):
         fast = trs.runtime.compile(network)
     x = np.random.default_rng(0).random((64, *network.input_shape[1:]), "float32")
     expected = network.predict(x, verbose=0)
     run_directory.begin(directory)
-    files = {"network.c": fast.export_c(directory / "network.c", FLAGS.precision)}
+    files = {"network.c": fast.export_c(directory / "network.c", source.precision)}
     found = {"engine": fast(x)}
     try:
-        files["network.so"] = fast.save(directory / "network.so", FLAGS.precision)
+        files["network.so"] = fast.save(directory / "network.so", source.precision)
         found["network.so"] = trs.runtime.load(files["network.so"])(x)
     except RuntimeError as error:
         print(f"network.so is left out: {error}", flush=True)
     results: dict[str, Any] = {
-        "network": str(given),
-        "precision": FLAGS.precision,
+        "network": str(source.path),
+        "precision": source.precision,
         "bytes": {name: path.stat().st_size for name, path in files.items()},
         "largest_logit": float(np.abs(expected).max()),
         "largest_difference_of_logits": {
@@ -65,10 +69,10 @@ def main() -> None:
         },
         "latency": {},
     }
-    if FLAGS.benchmark:
-        for size in batch_sizes:
+    if source.benchmark:
+        for size in latency.batch_sizes:
             calls = _calls(network, fast, files.get("network.so"), x[:1].repeat(size, axis=0))
-            results["latency"][str(size)] = trs.evaluation.median_durations(calls, FLAGS.latency_seconds)
+            results["latency"][str(size)] = trs.evaluation.median_durations(calls, latency.latency_seconds)
     run_directory.write_json(directory / "compile.json", {**results, "versions": run_directory.versions()})
     show(results)
     print(f"Record                      {directory / 'compile.json'}", flush=True)

@@ -15,17 +15,55 @@ Leaves in the output directory: `network.keras`, `serve/`, `run.flags` and `resu
 robust accuracy is what run_foolbox_eval.py measures. Files are read without running anything they name.
 """
 
+import dataclasses
+import functools
 from pathlib import Path
 
-from absl import flags
-
-import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, report, run_directory, settings
-from tf_robust_sparse.cli.sections import method, sparsity
+from tf_robust_sparse.cli import networks, report, run_directory, settings
+from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.cli.networks import Kind
+from tf_robust_sparse.cli.sections import method, source, sparsity
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.run import Output
+from tf_robust_sparse.cli.settings import Settings, like, setting
 
-FLAGS = flags.FLAGS
+
+@dataclasses.dataclass
+class Weights(Settings):
+    """What is read."""
+
+    title = "Weights"
+
+    weights: str | None = setting(
+        None,
+        "The published *_weights.pickle, unzipped, or a checkpoint of PyTorch: .pt, .pth, .pth.tar, .safetensors or "
+        ".npz.",
+    )
+    k: float | None = like(source.Classifier, "k", only_for=None)
+
+    @classmethod
+    def settle(cls) -> None:
+        """Pads as PyTorch does what holds weights of PyTorch."""
+        source.settle_padding(cls.read().kind)
+
+    def check(self) -> None:
+        """Checks the file, and that scores are of a checkpoint."""
+        if self.k is not None and (self.kind is not Kind.PYTORCH or sparsity.chosen() != "none"):
+            raise BadFlag(
+                f"--k={self.k:g} is of a PyTorch checkpoint, without --sparse_train or --sparsifier; leave it out with "
+                f"--weights={self.weights}"
+            )
+        networks.recognize(self.path, "weights", [each for each in Kind if each.holds_weights_alone])
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return Path(self.weights or "").expanduser()
+
+    @property
+    def kind(self) -> Kind | None:
+        """What the file is."""
+        return networks.kind(self.path)
 
 
 def define() -> None:
@@ -33,62 +71,26 @@ def define() -> None:
     Data.define()
     method.define()
     Output.define()
-    with command_line.section("Weights"):
-        flags.DEFINE_string(
-            "weights",
-            None,
-            "The published *_weights.pickle, unzipped, or a checkpoint of PyTorch: .pt, .pth, .pth.tar, "
-            ".safetensors or .npz.",
-        )
-        command_line.define_number(
-            "k",
-            None,
-            "Of a PyTorch checkpoint with importance scores: the fraction of each kernel that they keep.",
-            0,
-            1,
-            0,
-        )
+    Weights.define(needed=("weights",))
 
 
 def main() -> None:
     """Builds, fills, saves, evaluates."""
     settings.check()
-    if FLAGS.weights is None:
-        raise command_line.BadFlag(
-            "--weights: expected the published *_weights.pickle or a PyTorch checkpoint. Received: no such flag"
-        )
-    weights = Path(FLAGS.weights).expanduser()
-    is_pytorch = weights.suffix in trs.saving.PYTORCH_SUFFIXES
-    if FLAGS.k is not None and (not is_pytorch or sparsity.chosen() != "none"):
-        raise command_line.BadFlag(
-            f"--k={FLAGS.k:g}: expected a PyTorch checkpoint and no --sparse_train or --sparsifier with it. "
-            f"Received: --weights={FLAGS.weights}"
-        )
-    if not weights.is_file():
-        raise command_line.BadFlag(f"--weights={FLAGS.weights}: expected a file. Received: no file of that name")
-    if is_pytorch and not FLAGS["padding_mode"].present:
-        FLAGS["padding_mode"].value = "symmetric"
-    with command_line.about("weights"):
-        try:
-            trs.saving.check_weights(weights)
-        except ImportError as error:
-            raise command_line.BadFlag(f"--weights={FLAGS.weights}: {error}") from error
+    weights = Weights.read()
     directory = run_directory.chosen()
     run_directory.check(directory)
-    images = Data.read().load()
-    network = method.network(images) if FLAGS.k is None else method.Network.read().build(images, "subnet", FLAGS.seed)
-    if FLAGS.k is not None:
-        trs.sparsity.set_keep_fractions(network, FLAGS.k)
-    read = trs.saving.import_pytorch_weights if is_pytorch else trs.saving.import_reference_weights
-    with command_line.about("weights", "model", "data"):
-        read(weights, network)
+    images = functools.cache(Data.read().load)
+    network = networks.load(
+        weights.path, "weights", lambda _: source.built(images(), weights.k), of_build=("model", "data")
+    )
     run_directory.begin(directory)
     report.save(network, directory)
     results = {
-        **report.evaluate(network, images, attacked=False),
-        "weights": FLAGS.weights,
-        "model": FLAGS.model,
-        "data": {"name": images.name, "origin": images.origin},
+        **report.evaluate(network, images(), attacked=False),
+        "weights": weights.weights,
+        "model": method.Network.read().model,
+        "data": {"name": images().name, "origin": images().origin},
         "versions": run_directory.versions(),
     }
     run_directory.write_json(directory / "results.json", results)

@@ -10,65 +10,66 @@ whose dropped weights are gone, --before names the one that it was pruned from; 
 out.
 """
 
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import keras
-from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, run_directory
+from tf_robust_sparse.cli import command_line, networks, run_directory, settings
+from tf_robust_sparse.cli.sections.run import Output
+from tf_robust_sparse.cli.sections.source import Source
+from tf_robust_sparse.cli.settings import like, setting
 
-FLAGS = flags.FLAGS
+
+@dataclasses.dataclass
+class Masks(Source):
+    """The network, and what is drawn of it."""
+
+    before: str | None = setting(None, "The network that it was pruned from; as --network.")
+    output_dir: str | None = like(Output, "output_dir", help="Where to write; by default figures/ beside the network.")
+    layers: list[str] = setting([], "Layers whose masks are drawn entry by entry, separated by commas.")
+    pairs: list[str] = setting(
+        [], "Pairs of layers, first:second, of which the second takes the outputs of the first: their channels."
+    )
+    random_masks: int = setting(20, "Random masks that the structure is compared with.", lower=1)
 
 
 def define() -> None:
     """Defines the flags."""
-    with command_line.section("Files"):
-        flags.DEFINE_string("network", None, "Directory of a run, or network.keras.")
-        flags.DEFINE_string("before", None, "Directory of the run, or network.keras, that it was pruned from.")
-        flags.DEFINE_string("output_dir", None, "Where to write; by default figures/ beside the network.")
-        flags.DEFINE_list("layers", None, "Layers whose masks are drawn entry by entry, separated by commas.")
-        flags.DEFINE_list(
-            "pairs",
-            None,
-            "Pairs of layers, first:second, of which the second takes the outputs of the first: their channels.",
-        )
-        flags.DEFINE_integer("random_masks", 20, "Random masks that the structure is compared with.", 1)
+    Masks.define(needed=("network",))
 
 
 def main() -> None:
     """Counts, draws, reports."""
-    if FLAGS.network is None:
-        raise command_line.BadFlag("--network: expected the directory of a run. Received: no such flag")
-    network = _load("network")
+    settings.check()
+    given = Masks.read()
+    network = given.load()
     drawn = {layer.name: layer for layer in trs.layers.kernel_layers(network)}
     if not drawn:
         raise command_line.BadInput(
-            f"--network={FLAGS.network}: expected a network with kernels of this package, such as one of "
-            "run_connectivity_sampling.py or run_hydra.py. Received: a network without any"
+            f"--network={given.network} has no kernels of this package; expected a network such as those of "
+            "run_connectivity_sampling.py or run_hydra.py"
         )
-    for name in FLAGS.layers or ():
+    for name in given.layers:
         if name not in drawn:
-            raise command_line.BadFlag(f"--layers={name}: expected some of {', '.join(drawn)}. Received: another one")
-    pairs = [_pair(text, drawn) for text in FLAGS.pairs or ()]
-    before = _load("before") if FLAGS.before else None
+            raise command_line.BadFlag(f"--layers={name}: expected some of {', '.join(drawn)}")
+    pairs = [_pair(text, drawn) for text in given.pairs]
+    before = networks.load(given.before, "before", layers=True) if given.before else None
     with command_line.about("output_dir"):
         trs.evaluation.check_matplotlib()
-    given = Path(FLAGS.network).expanduser()
-    beside = given if given.is_dir() else given.parent
-    directory = Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else beside / "figures"
+    directory = run_directory.chosen(networks.beside(given.path, "figures"))
     run_directory.check_directory("output_dir", directory)
     rows = trs.sparsity.mask_statistics(network)
     planned = {layer.name: layer.keep_fraction for layer in trs.sparsity.scored_layers(network)}
     histograms = _histograms(network, before)
-    structure = trs.sparsity.mask_structure(network, FLAGS.random_masks)
+    structure = trs.sparsity.mask_structure(network, given.random_masks)
     directory.mkdir(parents=True, exist_ok=True)
     trs.evaluation.draw_kept_per_layer(rows, network.name, directory / "kept_per_layer.png", planned)
     if histograms:
         trs.evaluation.draw_kept_weights(histograms, directory / "kept_weights.png")
     trs.evaluation.draw_structure(structure, directory / "structure.png")
-    for name in FLAGS.layers or ():
+    for name in given.layers:
         mask = keras.ops.convert_to_numpy(drawn[name].effective_kernel) != 0
         trs.evaluation.draw_layout(mask, f"{name} of {network.name}", directory / f"layout_{name}.png")
     between = {}
@@ -76,8 +77,8 @@ def main() -> None:
         between[f"{first}:{second}"] = found
         trs.evaluation.draw_channels_between(found, (first, second), directory / f"between_{first}_{second}.png")
     record: dict[str, Any] = {
-        "network": FLAGS.network,
-        "before": FLAGS.before,
+        "network": given.network,
+        "before": given.before,
         "layers": rows,
         "kept_weights": histograms,
     }
@@ -118,13 +119,8 @@ def show(rows: list[dict[str, Any]], histograms: list[dict[str, Any]], structure
         )
 
 
-def _load(name: str) -> keras.Model:
-    with command_line.about(name):
-        return trs.load_network(Path(FLAGS[name].value).expanduser())
-
-
 def _cost(network: keras.Model) -> dict[str, float] | None:
-    """What signs save, of the networks that the estimate is made for."""
+    """Returns what signs save, of the networks that the estimate is made for."""
     is_residual = network.name.startswith("resnet") and "imagenet" not in network.name
     return trs.sparsity.relative_cost(network) if is_residual else None
 

@@ -10,58 +10,62 @@ are counted, and on how many of them they agree:
         --data=fashion_mnist_sample
 """
 
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import keras
 import numpy as np
-from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, network_copies, report, run_directory, settings
+from tf_robust_sparse.cli import command_line, report, run_directory, settings
 from tf_robust_sparse.cli.sections.data import Data
-from tf_robust_sparse.cli.sections.run import Output
+from tf_robust_sparse.cli.sections.latency import Latency, Target
+from tf_robust_sparse.cli.sections.source import Source
+from tf_robust_sparse.cli.settings import setting
 
-FLAGS = flags.FLAGS
 _TOLERANCE = 1e-4  # of the largest logit; more than rounding
+
+
+@dataclasses.dataclass
+class Shrinking(Source):
+    """The network, and what becomes of it."""
+
+    fold_batch_norm: bool = setting(False, "Multiply batch norm into the kernels before it.")
 
 
 def define() -> None:
     """Defines the flags."""
-    network_copies.define()
-    with command_line.section("Network"):
-        flags.DEFINE_bool("fold_batch_norm", False, "Multiply batch norm into the kernels before it.")
+    Shrinking.define(needed=("network",))
+    Latency.define()
     Data.define()
-    Output.define()
+    Target.define(needed=("output_dir",))
 
 
 def main() -> None:
     """Loads, shrinks, checks, measures, writes."""
-    batch_sizes, directory = network_copies.batch_sizes(), network_copies.directory()
-    if FLAGS["data"].present:
-        settings.check()
-    given = Path(FLAGS.network).expanduser()
-    with command_line.about("network"):
-        network = trs.load_network(given)
+    settings.check()
+    source, latency = Shrinking.read(), Latency.read()
+    directory = Target.read().place(source.path)
+    network = source.load()
     run_directory.check(directory)
     with command_line.about("network"):
-        small, done = trs.shrink(network, FLAGS.fold_batch_norm)
+        small, done = trs.shrink(network, source.fold_batch_norm)
     difference, scale = _difference(network, small, _pixels(small))
     if difference > _TOLERANCE * scale:
-        raise RuntimeError(f"The logits differ by {difference:g} of {scale:g}; keep {given} and report this")
+        raise RuntimeError(f"The logits differ by {difference:g} of {scale:g}; keep {source.path} and report this")
     results = {
-        "network": str(given),
-        "fold_batch_norm": FLAGS.fold_batch_norm,
+        "network": str(source.path),
+        "fold_batch_norm": source.fold_batch_norm,
         **done.as_dict(),
         "largest_difference_of_logits": difference,
         "largest_logit": scale,
     }
     plain = trs.saving.strip(network)
-    if FLAGS["data"].present:
+    if settings.is_given("data"):
         results["accuracy"] = _accuracy(plain, small)
     results["latency"] = {
-        str(size): trs.evaluation.median_latency({"before": plain, "after": small}, size, FLAGS.latency_seconds)
-        for size in batch_sizes
+        str(size): trs.evaluation.median_latency({"before": plain, "after": small}, size, latency.latency_seconds)
+        for size in latency.batch_sizes
     }
     run_directory.begin(directory)
     report.save(small, directory)
@@ -104,7 +108,7 @@ def show(results: dict[str, Any]) -> None:
 
 
 def _pixels(network: keras.Model) -> np.ndarray:
-    return np.random.default_rng(FLAGS.seed).random((256, *network.input_shape[1:]), "float32")
+    return np.random.default_rng(Data.read().seed).random((256, *network.input_shape[1:]), "float32")
 
 
 def _difference(one: keras.Model, two: keras.Model, x: np.ndarray) -> tuple[float, float]:
@@ -115,13 +119,12 @@ def _difference(one: keras.Model, two: keras.Model, x: np.ndarray) -> tuple[floa
 
 def _accuracy(before: keras.Model, after: keras.Model) -> dict[str, Any]:
     """Returns the accuracies of both networks on the test images, and on how many they agree."""
-    images = Data.read().load()
-    if tuple(images.test_images.shape[1:]) != tuple(before.input_shape[1:]):
-        raise command_line.BadInput(
-            f"--data={FLAGS.data}: expected images of shape {tuple(before.input_shape[1:])}, which the network takes. "
-            f"Received: {tuple(images.test_images.shape[1:])}"
-        )
-    batches = Data.read().test_batches(images)
+    data = Data.read()
+    images = data.load()
+    shape, taken = tuple(images.test_images.shape[1:]), tuple(before.input_shape[1:])
+    if shape != taken:
+        raise command_line.BadInput(f"--data={data.data} has images of shape {shape}; the network takes {taken}")
+    batches = data.test_batches(images)
     labels = np.concatenate([np.asarray(y) for _, y in batches])
     logits = [each.predict(batches, verbose=0) for each in (before, after)]
     answers = [each.argmax(axis=-1) for each in logits]

@@ -7,35 +7,40 @@ interrupted copy goes on where it stopped.
 """
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
-from absl import flags
-
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line
+from tf_robust_sparse.cli import command_line, settings
+from tf_robust_sparse.cli.settings import Settings, setting
 from tf_robust_sparse.evaluation.progress import Progress
 
-FLAGS = flags.FLAGS
 IF_INTERRUPTED = "files that are copied stay, the same command goes on"
+
+
+@dataclasses.dataclass
+class Folders(Settings):
+    """From where to where."""
+
+    title = "Files"
+
+    prepared: str | None = setting(None, "Folder of the prepared version, with dataset_info.json.")
+    data_dir: str | None = setting(None, "Folder where train/<class>/ and val/<class>/ are made.")
 
 
 def define() -> None:
     """Defines the flags."""
-    with command_line.section("Files"):
-        flags.DEFINE_string("prepared", None, "Folder of the prepared version, with dataset_info.json.")
-        flags.DEFINE_string("data_dir", None, "Where train/<class>/ and val/<class>/ are made.")
+    Folders.define(needed=("prepared", "data_dir"))
 
 
 def main() -> None:
     """Copies and counts."""
-    for name in ("prepared", "data_dir"):
-        if not FLAGS[name].value:
-            raise command_line.BadFlag(f"--{name}: expected a folder. Received: no such flag")
-    prepared, place = Path(FLAGS.prepared).expanduser(), Path(FLAGS.data_dir).expanduser()
+    settings.check()
+    prepared, place = (Path(each).expanduser() for each in dataclasses.astuple(Folders.read()))
     if not (prepared / "dataset_info.json").is_file():
         raise command_line.BadFlag(
-            f"--prepared={prepared}: expected a version that TensorFlow Datasets prepared. "
-            "Received: no dataset_info.json"
+            f"--prepared={prepared} holds no dataset_info.json; expected a version that TensorFlow Datasets prepared, "
+            "such as ~/tensorflow_datasets/imagenet2012/5.1.0"
         )
     with contextlib.ExitStack() as stack:
         bars: dict[str, Progress] = {}
