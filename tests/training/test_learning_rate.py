@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tf_robust_sparse.data import steps_per_epoch
-from tf_robust_sparse.training import sgdw, tenfold_drops
+from tf_robust_sparse.training import Course, sgdw, tenfold_drops
 
 
 def two_steps(optimizer):
@@ -67,3 +67,21 @@ def test_bias_and_batch_norm_decay_only_if_asked(decay_bias_and_bn):
 def test_values_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="Received"):
         sgdw(**{"learning_rate": 0.1, "weight_decay": 5e-4, **arguments})
+
+
+def test_courses_with_a_warm_up():
+    steps = [0, 20, 40, 70, 100]
+    cosine = [float(Course(0.2, 100, "cosine", 0.4)(step)) for step in steps]
+    np.testing.assert_allclose(cosine, [0, 0.1, 0.2, 0.1, 0], atol=1e-6)
+    triangular = [float(Course(0.2, 100, "triangular", 0.4)(step)) for step in steps]
+    np.testing.assert_allclose(triangular, [0, 0.1, 0.2, 0.1, 0], atol=1e-6)
+    one_cycle = [float(Course(0.2, 100, "one_cycle", 0.4)(step)) for step in steps]
+    np.testing.assert_allclose(one_cycle, [0.008, 0.104, 0.2, 0.1, 8e-7], rtol=1e-3)
+    again = Course.from_config(Course(0.2, 100, "one_cycle", 0.4).get_config())
+    assert float(again(20)) == pytest.approx(0.104)
+    optimizer = sgdw(0.2, 5e-4, 100, course="triangular", warmup=0.4, nesterov=True)
+    assert optimizer.nesterov and isinstance(optimizer._learning_rate, Course)
+    assert not isinstance(sgdw(0.2, 5e-4, 100, course="constant")._learning_rate, Course)
+    for arguments, message in (({"course": "no"}, "course='no'"), ({"course": "cosine", "warmup": 1.0}, "warmup=1.0")):
+        with pytest.raises(ValueError, match=message):
+            sgdw(0.2, 0, 100, **arguments)

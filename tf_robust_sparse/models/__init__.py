@@ -5,7 +5,7 @@ from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
 from tf_robust_sparse.models.from_keras import from_keras
 from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS, initialize_kernels
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe, lenet_conv
-from tf_robust_sparse.models.network_builder import NORMALIZATIONS, Variant
+from tf_robust_sparse.models.network_builder import ACTIVATIONS, NORMALIZATIONS, Variant
 from tf_robust_sparse.models.resnet import (
     resnet18,
     resnet18_imagenet,
@@ -20,6 +20,7 @@ from tf_robust_sparse.models.vgg import INPUT_NORMS, vgg16, vgg16_dropout
 from tf_robust_sparse.models.wide_resnet import wrn28_2, wrn28_4, wrn28_10, wrn34_10
 
 __all__ = [
+    "ACTIVATIONS",
     "INPUT_NORMS",
     "KERNEL_INITIALIZATIONS",
     "NETWORKS",

@@ -8,6 +8,7 @@ import keras
 
 from tf_robust_sparse.models.cnn import large_cnn, small_cnn, vgg4
 from tf_robust_sparse.models.lenet import dense_300_100, lenet5_caffe, lenet_conv
+from tf_robust_sparse.models.network_builder import activated_by
 from tf_robust_sparse.models.resnet import (
     deep_resnet,
     resnet18,
@@ -62,11 +63,12 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
 }
 
 
-def build(name: str, **kwargs: Any) -> keras.Model:
+def build(name: str, activation: str = "relu", **kwargs: Any) -> keras.Model:
     """Builds the network called `name`.
 
     Args:
         name: A key of `NETWORKS`.
+        activation: `"relu"`, or `"silu"`, `x * sigmoid(x)`, which is smooth and makes robust training better.
         **kwargs: Arguments of the builder, such as `num_classes=100` or `kernel="rewiring"`.
 
     Returns:
@@ -77,4 +79,5 @@ def build(name: str, **kwargs: Any) -> keras.Model:
     """
     if name not in NETWORKS:
         raise ValueError(f"`name` must be one of {', '.join(NETWORKS)}. Received: name={name!r}")
-    return NETWORKS[name](**kwargs)
+    with activated_by(activation):
+        return NETWORKS[name](**kwargs)

@@ -20,7 +20,9 @@ Arguments common to every builder:
 The last layer computes in float32 under every dtype policy, so logits are float32.
 """
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -36,6 +38,30 @@ NORMALIZATIONS = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+
+
+ACTIVATIONS = ("relu", "silu")
+_activation = contextvars.ContextVar("activation", default="relu")  # of the networks that are being built
+
+
+@contextlib.contextmanager
+def activated_by(activation: str) -> Iterator[None]:
+    """Has networks that are built inside the block activate by another function than ReLU.
+
+    Args:
+        activation: One of `ACTIVATIONS`.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if activation not in ACTIVATIONS:
+        options = ", ".join(ACTIVATIONS)
+        raise ValueError(f"`activation` must be one of {options}. Received: activation={activation!r}")
+    token = _activation.set(activation)
+    try:
+        yield
+    finally:
+        _activation.reset(token)
 
 
 class Variant(NamedTuple):
@@ -146,6 +172,7 @@ class NetworkBuilder:
                 x = keras.layers.ZeroPadding2D((size - 1) // 2, "channels_last", name=f"{name}_padding")(x)
             padding = "valid"
         kwargs.setdefault("use_bias", False)
+        kwargs = _with_activation(kwargs)
         kernel = kwargs.pop("kernel", None) or self._kernel
         form = self._form(initial_connectivity, kernel)
         conv = layers.KERNELS[kernel][1]
@@ -155,6 +182,7 @@ class NetworkBuilder:
         self, x: keras.KerasTensor, units: int, name: str, initial_connectivity: float, **kwargs: Any
     ) -> keras.KerasTensor:
         """Multiplies `x` `(batch, input_dim)` and adds a bias."""
+        kwargs = _with_activation(kwargs)
         kernel = kwargs.pop("kernel", None) or self._kernel
         dense = layers.KERNELS[kernel][0]
         return dense(units, name=name, **self._form(initial_connectivity, kernel), **kwargs)(x)
@@ -175,8 +203,17 @@ class NetworkBuilder:
         return layers.BatchNormalization(synchronized=self._synchronized, name=name, **kwargs)(x)
 
     def relu(self, x: keras.KerasTensor, name: str, leaky: bool = False) -> keras.KerasTensor:
-        """Returns `max(x, 0)`, plus a multiple of `min(x, 0)` if it is `leaky` and the variant has a slope."""
+        """Returns `max(x, 0)`, plus a multiple of `min(x, 0)` if it is `leaky` and the variant has a slope.
+
+        Inside `activated_by`, the other activation of `x`.
+        """
         slope = self.variant.leaky_relu_slope if leaky else 0.0
+        if _activation.get() != "relu":
+            if slope:
+                raise ValueError(
+                    f"`leaky_relu_slope` is of ReLU; pass 0 with activation={_activation.get()!r}. Received: {slope}"
+                )
+            return keras.layers.Activation(_activation.get(), name=name)(x)
         return keras.layers.ReLU(negative_slope=slope, name=name)(x)
 
     def normalized(self, usual: str | None = None) -> keras.KerasTensor:
@@ -190,6 +227,11 @@ class NetworkBuilder:
 
     def max_pool(self, x: keras.KerasTensor, size: int, strides: int, name: str) -> keras.KerasTensor:
         """Takes the maximum of windows that extend over the border; values must not be negative."""
+        if self._symmetric and _activation.get() != "relu":
+            raise ValueError(
+                f'Pooling over a border of zeros needs values of at least 0; pass padding_mode="tf_same" with '
+                f"activation={_activation.get()!r}"
+            )
         if self._symmetric:
             x = keras.layers.ZeroPadding2D((size - 1) // 2, "channels_last", name=f"{name}_padding")(x)
         return layers.MaxPooling2D(size, strides, "valid" if self._symmetric else "same", name=name)(x)
@@ -223,6 +265,10 @@ class NetworkBuilder:
             if seeds[1] is not None:
                 form["scores_initializer"] = default_scores(seeds[1])
         return form
+
+
+def _with_activation(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {**arguments, "activation": _activation.get()} if arguments.get("activation") == "relu" else arguments
 
 
 def _num_classes(num_classes: Any) -> int:

@@ -13,7 +13,7 @@ from tf_robust_sparse.training.by_epoch import (
 from tf_robust_sparse.training.callbacks import Checkpoints, Connections, ReferenceSelection, StopOnNaN, TestMeasures
 from tf_robust_sparse.training.free_model import FreeAT, FreeRobustModel
 from tf_robust_sparse.training.gradual_pruning import GradualPruning, Reweighting
-from tf_robust_sparse.training.learning_rate import PerEpoch, sgdw, tenfold_drops
+from tf_robust_sparse.training.learning_rate import COURSES, Course, PerEpoch, sgdw, tenfold_drops
 from tf_robust_sparse.training.mask_changes import MaskChanges, save_masks
 from tf_robust_sparse.training.neural_pruning import NeuralPruningModel
 from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledRMSprop, CoupledSGD, FusedAdam, GatedAdam, coupled
@@ -25,6 +25,7 @@ from tf_robust_sparse.training.stored_model import MIXES, StoredAT, StoredRobust
 from tf_robust_sparse.training.trials import Measure, State, Trials
 
 __all__ = [
+    "COURSES",
     "EMA",
     "MIXES",
     "POLICIES",
@@ -38,6 +39,7 @@ __all__ = [
     "CoupledAdam",
     "CoupledRMSprop",
     "CoupledSGD",
+    "Course",
     "FreeAT",
     "FreeRobustModel",
     "FusedAdam",

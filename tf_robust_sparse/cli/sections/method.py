@@ -15,12 +15,12 @@ from tf_robust_sparse.cli.sections.recipe import OneStep, WeightPerturbation
 from tf_robust_sparse.cli.sections.sparsity import OneShot, Sparsity, chosen
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, has, setting
 
-OBJECTIVES: dict[str, Callable[[trs.attacks.GradientAttack, float, str], trs.objectives.Objective]] = {
-    "natural": lambda attack, beta, start: trs.objectives.Natural(),
-    "at": lambda attack, beta, start: trs.objectives.AT(attack),
-    "mat": lambda attack, beta, start: trs.objectives.MAT(attack),
+OBJECTIVES: dict[str, Callable[[trs.attacks.GradientAttack, float, str, float], trs.objectives.Objective]] = {
+    "natural": lambda attack, beta, start, smoothing: trs.objectives.Natural(smoothing),
+    "at": lambda attack, beta, start, smoothing: trs.objectives.AT(attack, smoothing),
+    "mat": lambda attack, beta, start, smoothing: trs.objectives.MAT(attack),
     "trades": trs.objectives.TRADES,
-    "mart": lambda attack, beta, start: trs.objectives.MART(attack, beta),
+    "mart": lambda attack, beta, start, smoothing: trs.objectives.MART(attack, beta),
     "rst": trs.objectives.TRADES,  # on labeled and pseudo-labeled images
 }
 
@@ -43,6 +43,10 @@ class Network(Settings):
         identity=True,
     )
 
+    activation: str = setting(
+        "relu", "Activation of the network; silu is smooth, which helps.", choices=trs.models.ACTIVATIONS, identity=True
+    )
+
     def build(
         self, images: trs.data.ImageDataset, kernel: str, seed: int, synchronized: bool = False, **more: Any
     ) -> keras.Model:
@@ -58,6 +62,7 @@ class Network(Settings):
         with about("model", "data"):
             return trs.models.build(
                 self.model,
+                self.activation,
                 num_classes=images.num_classes,
                 input_shape=images.train_images.shape[1:],
                 kernel=kernel,
@@ -118,11 +123,21 @@ class Terms(Settings):
         choices=("gaussian", "uniform"),
         only_for=_of("trades", "rst", refuse=True),
     )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of each label that is spread over all classes; recipes with TRADES: 0.1.",
+        upper=1,
+        excluded=1,
+        identity=True,
+        only_for=_of("natural", "at", "trades", "rst", refuse=True),
+    )
 
     def build(self, steps_per_epoch: int) -> trs.objectives.Objective:
         """Returns the objective of the command line, for epochs of so many steps."""
         one_step = OneStep.read()
-        found = OBJECTIVES[Objective.read().objective](one_step.build(), self.beta, self.trades_start)
+        found = OBJECTIVES[Objective.read().objective](
+            one_step.build(), self.beta, self.trades_start, self.label_smoothing
+        )
         if one_step.grad_align:
             with about("grad_align", "objective"):
                 found = trs.objectives.GradAlign(found, one_step.grad_align, Data.read().seed)
@@ -149,11 +164,37 @@ class Optimizer(Settings):
     )
     momentum: float = setting(0.9, "Momentum of SGD.", upper=1, excluded=1)
     decay_bias_and_bn: bool = setting(True, "Let biases and batch norm parameters decay too.")
+    lr_course: str = setting(
+        "drops",
+        "How the learning rate goes: tenfold drops, constant, or a rise in the warm-up and a fall after it.",
+        choices=trs.training.COURSES,
+        identity=True,
+    )
+    lr_warmup: float = setting(
+        0.0,
+        "Share of all steps in which it rises; one-cycle recipes: 0.025, N-FGSM: 0.4.",
+        upper=1,
+        excluded=1,
+        identity=True,
+        only_for=OnlyFor(
+            "--lr_course=cosine, one_cycle or triangular",
+            lambda flags: flags.lr_course in trs.training.COURSES[2:],
+            refuse=True,
+        ),
+    )
+    nesterov: bool = setting(False, "Nesterov's momentum.", identity=True)
 
     def build(self, total_steps: int) -> keras.optimizers.Optimizer:
         """Returns the optimizer for a run of so many steps."""
         sgd = trs.training.sgdw(
-            self.learning_rate, self.weight_decay, total_steps, self.momentum, self.decay_bias_and_bn
+            self.learning_rate,
+            self.weight_decay,
+            total_steps,
+            self.momentum,
+            self.decay_bias_and_bn,
+            self.lr_course,
+            self.lr_warmup,
+            self.nesterov,
         )
         return scaled(sgd)
 
