@@ -111,8 +111,8 @@ def test_resume_keeps_its_hands_off_a_network_without_a_checkpoint(removed, fini
     (shutil.rmtree if removed == "checkpoints" else Path.unlink)(directory / removed)
     before = contents(directory)
     done = run_script(TRAIN, *SPARSE, f"--output_dir={directory}", "--resume").expect(2)
-    assert done.err.startswith(f"error: --resume: expected {directory}/checkpoints/last.weights.h5 to go on from.")
-    assert "with results.json and" in done.err and done.err.count("\n") == 1
+    assert done.err.startswith(f"error: --resume: expected {directory}/checkpoints/last.weights.h5 to go on from,")
+    assert "there is results.json without it;" in done.err and done.err.count("\n") == 1
     assert contents(directory) == before
 
 

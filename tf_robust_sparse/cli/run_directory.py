@@ -15,6 +15,7 @@ from tf_robust_sparse import saving
 from tf_robust_sparse.cli import command_line, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections import method
+from tf_robust_sparse.cli.sections.run import Output
 
 FLAGS = flags.FLAGS
 
@@ -42,7 +43,8 @@ _left_out: set[flags.Flag] = set()
 
 def chosen(default: Path | None = None) -> Path:
     """Returns the directory of --output_dir, or else `default` or the one that the flags stand for."""
-    return Path(FLAGS.output_dir).expanduser() if FLAGS.output_dir else default or method.default_directory()
+    given = Output.read().output_dir
+    return Path(given).expanduser() if given else default or method.default_directory()
 
 
 def check(directory: Path, resume: bool = False) -> bool:
@@ -55,22 +57,22 @@ def check(directory: Path, resume: bool = False) -> bool:
         BadFlag: if another process writes there, if the directory is in use and neither --resume nor --overwrite says
             what to do, or if --resume finds a network and no checkpoint to go on from.
     """
-    what = _in_the_users_words(directory)
-    if resume and FLAGS.overwrite:
-        raise BadFlag("--resume goes on with a run and --overwrite removes it; pass one of them. Received: both")
+    what, overwrite = _in_the_users_words(directory), Output.read().overwrite
+    if resume and overwrite:
+        raise BadFlag("--resume goes on with a run and --overwrite removes it; pass one of them")
     check_directory(_PLACES[0], directory)
     run_lock.take(directory, what)
     found = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))  # as killed saves leave
     if not any(name in ARTEFACTS for name in found):
         if found:
             raise BadFlag(
-                f"{what}: expected a new or empty directory, or that of a run. "
-                f"Received: one with other files, such as {found[0]}"
+                f"{what} holds other files, such as {found[0]}; pass a new or empty directory, or that of a run"
             )
         return False
-    if not (resume or FLAGS.overwrite):
+    if not (resume or overwrite):
         state = "a finished run" if (directory / "results.json").exists() else "an unfinished run"
-        raise BadFlag(f"{what}: expected a new directory, or --resume or --overwrite. Received: one that holds {state}")
+        again = "--resume to go on with it, " if "resume" in command_line.names() else ""
+        raise BadFlag(f"{what} holds {state}; pass {again}--overwrite to remove it, or another directory")
     if not resume:
         return False
     if (directory / CHECKPOINT).exists():
@@ -79,8 +81,8 @@ def check(directory: Path, resume: bool = False) -> bool:
     kept += [f"checkpoints/{path.name}" for path in sorted((directory / "checkpoints").glob("history.*"))]
     if kept:
         raise BadFlag(
-            f"--resume: expected {directory / CHECKPOINT} to go on from. Received: a directory with {kept[0]} and "
-            "without that file; pass another --output_dir to train, or --overwrite to remove what is there"
+            f"--resume: expected {directory / CHECKPOINT} to go on from, but there is {kept[0]} without it; pass "
+            "another --output_dir to train, or --overwrite to remove what is there"
         )
     return False
 
@@ -101,7 +103,7 @@ def check_file(name: str, path: Path) -> None:
         BadFlag: if there is a directory in its place, a file in its way, or a directory that nothing may be written to.
     """
     if path.is_dir():
-        raise BadFlag(f"--{name}={path}: expected a file. Received: a directory of that name")
+        raise BadFlag(f"--{name}={path}: expected a file, but there is a directory of that name")
     _check_place(name, path)
 
 
@@ -112,23 +114,25 @@ def check_directory(name: str, path: Path) -> None:
         BadFlag: if there is a file in its place or in its way, or nothing may be written there.
     """
     if path.exists() and not path.is_dir():
-        raise BadFlag(f"--{name}={path}: expected a directory. Received: a file of that name")
+        raise BadFlag(f"--{name}={path}: expected a directory, but there is a file of that name")
     _check_place(name, path / "file")
 
 
 def _check_place(name: str, path: Path) -> None:
     blocking = [parent for parent in path.parents if parent.is_file()]
     if blocking:
-        raise BadFlag(f"--{name}={path}: expected a path through directories. Received: the file {blocking[0]}")
+        raise BadFlag(
+            f"--{name}={path}: expected a path through directories, but it leads through the file {blocking[0]}"
+        )
     try:
         saving.check_replaceable(path)
     except OSError as error:
-        raise BadFlag(f"--{name}={path}: expected a place to write to. Received: {error.strerror}") from error
+        raise BadFlag(f"--{name}={path}: expected a place to write to; {error.strerror}") from error
 
 
 def begin(directory: Path, resuming: bool = False) -> None:
     """Makes the directory and records the flags; removes an older run with --overwrite, and not otherwise."""
-    if FLAGS.overwrite:
+    if Output.read().overwrite:
         for name in ARTEFACTS:
             path = directory / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -140,13 +144,13 @@ def begin(directory: Path, resuming: bool = False) -> None:
 
 def recorded(directory: Path) -> dict[str, Any]:
     """Returns the flags that the run in `directory` was begun with, of those that this script has, by their names."""
-    record = directory / "run.flags"
+    record, known = directory / "run.flags", set(command_line.names())
     found = {}
     for line in record.read_text().splitlines() if record.is_file() else ():
         name, equals, value = line.removeprefix("--").partition("=")
-        if name not in FLAGS and name.startswith("no") and not equals:
+        if name not in known and name.startswith("no") and not equals:
             name, equals, value = name[2:], "=", "false"
-        if line.startswith("--") and name in FLAGS:
+        if line.startswith("--") and name in known:
             found[name] = FLAGS[name].parser.parse(value if equals else "true")
     return found
 

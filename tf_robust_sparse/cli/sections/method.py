@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 import tf_robust_sparse as trs
+from tf_robust_sparse.cli import networks
 from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.recipe import OneStep, WeightPerturbation
@@ -211,8 +212,9 @@ def network(images: trs.data.ImageDataset, synchronized: bool = False) -> keras.
     found = Network.read().build(images, sparsity.kernel, data.seed, synchronized, **more)
     source = OneShot.read().source_net
     if source:
+        given = networks.load(source, "source_net", layers=True)
         with about("source_net"):
-            trs.saving.copy_weights(trs.load_network(source), found)
+            trs.saving.copy_weights(given, found)
     return found
 
 
