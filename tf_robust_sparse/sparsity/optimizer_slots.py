@@ -40,8 +40,8 @@ def check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if optimizer.use_ema:
         raise ValueError(
-            "A sparsifier needs an optimizer with use_ema=False: averaging overwrites the zeros of dormant "
-            f"connections. Received: {type(optimizer).__name__}(use_ema=True)"
+            "A sparsifier needs an optimizer with use_ema=False, because that average revives pruned weights; pass "
+            f"RobustModel(..., average=EMA()) for one that does not. Received: {type(optimizer).__name__}(use_ema=True)"
         )
     if optimizer.gradient_accumulation_steps:
         raise ValueError(
