@@ -40,7 +40,10 @@ def test_commands_take_what_pages_show(page, parse, monkeypatch, tmp_path):
     file = tmp_path / "file.pt"
     file.touch()
     for _, script, words in (each for each in LINES if each[0] == page):
-        placed = [word.replace("DIR", str(tmp_path)).replace("FILE", str(file)) for word in words]
+        placed = [
+            word.replace("DIR", str(tmp_path)).replace("FILE", str(file)).replace("checkpoint.pth.tar", str(file))
+            for word in words
+        ]
         try:
             parse(script, *placed)
             settings.check()
