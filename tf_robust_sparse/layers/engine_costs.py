@@ -14,9 +14,11 @@ from tf_robust_sparse.engine.matrices import BLOCKED_FROM
 from tf_robust_sparse.engine.nodes import Node
 
 _MARGIN = 0.85  # of TensorFlow's time, so that an estimate that is a little off makes nothing slower
-_LISTED, _BLOCKED, _BLOCKED_VECTORS = 25e3, 50e3, 25e3  # multiplications per microsecond of one thread
+_LISTED, _BLOCKED, _BLOCKED_SMALL = 25e3, 50e3, 25e3  # multiplications per microsecond of one thread
+_SMALL = 2_000_000  # multiplications of a layer
 _TENSORFLOW = 50e3
 _CALL, _PACKED = 200.0, 1000.0  # of leaving the graph for a pass, and to pack
+_MOST_WAITING = 1500.0  # for TensorFlow's threads, which keep a core for a while after their work
 _CONVOLUTION, _DENSE = 80.0, 10.0  # of TensorFlow's operations for one layer, whatever its size
 _VALUE, _VALUE_OF_TENSORFLOW = 0.5e-3, 3e-3  # of each value of a feature map: load, bias, activation, pooling, store
 _LISTED_WEIGHT, _BLOCKED_WEIGHT, _WEIGHT_OF_TENSORFLOW = 2e-3, 7e-3, 0.5e-3
@@ -49,8 +51,9 @@ class Costs:
             repeated: Whether there are many passes, forward and backward, for which the weights are read once; else
                 there is one, forward.
         """
-        rounds = -(-batch // (lanes * threads))
-        engine = _CALL + rounds * lanes * self.lane
+        work = -(-batch // (lanes * threads)) * lanes * self.lane
+        waiting = min(work / 2, _MOST_WAITING) if threads > 1 and batch > lanes else 0
+        engine = _CALL + work + waiting
         tensorflow = self.batch + batch * self.image / threads
         return engine + (0 if repeated else self.packing) <= _MARGIN * tensorflow
 
@@ -76,7 +79,7 @@ def costs(nodes: Sequence[Node], connectivity: Mapping[str, float]) -> Costs:
         size = int(np.prod(node.window)) * channels[node.inputs[0]] // node.groups * node.shape[2]
         positions = node.shape[0] * node.shape[1]
         is_blocked = connectivity[node.name] >= BLOCKED_FROM and node.groups == 1
-        rate = (_BLOCKED if positions > 1 else _BLOCKED_VECTORS) if is_blocked else _LISTED
+        rate = (_BLOCKED_SMALL if size * positions < _SMALL else _BLOCKED) if is_blocked else _LISTED
         found.lane += size * positions * (1 if is_blocked else connectivity[node.name]) / rate
         found.image += size * positions / _TENSORFLOW
         found.batch += _CONVOLUTION if positions > 1 or node.window != (1, 1) else _DENSE
