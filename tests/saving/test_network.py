@@ -127,7 +127,7 @@ def test_missing_file(tmp_path):
         ("net.onnx", "an ONNX file is made for other programs"),
         *[(name, "run_import_weights.py --weights") for name in ("net.pth", "net.pth.tar", "net.npz", "a.pickle")],
         ("last.weights.h5", "network.keras that its run left"),
-        ("serve/saved_model.pb", "trs.evaluation.load_saved_model and passed as --saved_model"),
+        ("serve/saved_model.pb", "trs.evaluation.load_saved_model and passed as --network"),
     ],
 )
 def test_files_of_other_kinds_are_told_the_way(name, way, tmp_path):

@@ -25,7 +25,7 @@ _WAYS = {
     ),
     ".h5": "a checkpoint of training holds no architecture; pass the network.keras that its run left",
     ".onnx": "an ONNX file is made for other programs and not read back; pass the network.keras it was made from",
-    "saved_model.pb": "a SavedModel is loaded by trs.evaluation.load_saved_model and passed as --saved_model",
+    "saved_model.pb": "a SavedModel is loaded by trs.evaluation.load_saved_model and passed as --network",
     NETWORK_FILE: f"a directory with {NETWORK_FILE} {_OURS}",
 }
 

@@ -77,9 +77,9 @@ class Classifier(Settings):
                 f"--network={self.network} and --saved_model={self.saved_model} both name the network; pass one of them"
             )
         named = self.network or self.saved_model
-        if settings.is_given("padding_mode") and not (self.kind and self.kind.holds_weights_alone):
+        if settings.is_given("padding_mode") and self.kind not in (Kind.HDF5, Kind.PYTORCH, Kind.PUBLISHED):
             raise BadFlag(
-                f"--padding_mode={FLAGS.padding_mode} is of weights alone; the network"
+                f"--padding_mode={FLAGS.padding_mode} is of files of weights alone; the network"
                 f"{f' in {named}' if named else ''} is read from its file and pads as it was trained, so leave it out"
             )
 
