@@ -90,7 +90,7 @@ def prepare(
             f"--batch_size={data.batch_size}: expected a multiple of the {strategy.num_replicas_in_sync} replicas"
         )
     images = data.load()
-    auxiliary = amount.load_pseudo_labels(images.num_classes, data.seed)
+    auxiliary = amount.load_auxiliary(images.num_classes, data.seed)
     validation = None
     number = amount.held_out(len(images.train_labels), Run.read().select)
     if number:
@@ -283,7 +283,7 @@ def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False)
         epochs=run.epochs,
         first_epoch=first_epoch,
         auxiliary=run.auxiliary,
-        auxiliary_fraction=FLAGS.rst_frac,
+        auxiliary_fraction=TrainingImages.read().auxiliary_fraction or 0.5,
         with_index=with_index,
         parts=run.strategy.num_replicas_in_sync if with_index else 1,
         drop_remainder=TrainingImages.read().drop_last,

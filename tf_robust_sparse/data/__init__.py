@@ -13,6 +13,7 @@ from tf_robust_sparse.data.datasets import (
     mnist,
     svhn,
 )
+from tf_robust_sparse.data.generated import load_generated
 from tf_robust_sparse.data.image_files import ImageFiles
 from tf_robust_sparse.data.pipeline import auxiliary_batch_size, steps_per_epoch, test_dataset, train_dataset
 from tf_robust_sparse.data.pseudo_labels import load_pseudo_labels
@@ -35,6 +36,7 @@ __all__ = [
     "from_folder",
     "from_npz",
     "load",
+    "load_generated",
     "load_pseudo_labels",
     "mnist",
     "read_corruptions",

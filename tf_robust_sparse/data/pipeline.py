@@ -78,6 +78,8 @@ def train_dataset(
     images, labels = check_examples(images, labels, where="train_dataset")
     n = len(labels)
     auxiliary_batch = 0
+    # Images that stay on the disk, see `load_generated`.
+    mapped = auxiliary[0] if auxiliary is not None and isinstance(auxiliary[0], np.memmap) else None
     if auxiliary is not None:
         auxiliary = check_examples(*auxiliary, where="train_dataset, auxiliary examples")
         if isinstance(images, ImageFiles) or isinstance(auxiliary[0], ImageFiles):
@@ -150,7 +152,7 @@ def train_dataset(
     if augmentation == _OF_FILES and isinstance(images, ImageFiles):
         make_batch = _gather_parts(images, labels, flip)
     else:
-        make_batch = _gather_and_move(_gather(images, labels, auxiliary), augmentation, flip)
+        make_batch = _gather_and_move(_gather(images, labels, auxiliary, mapped), augmentation, flip)
     batches = stream.batch(batch_size, drop_remainder=True) if drop_remainder else stream
     return _made(batches, (lambda i, u: (*make_batch(i, u), i)) if with_index else make_batch)
 
@@ -260,15 +262,29 @@ def _gather_parts(images: ImageFiles, labels: np.ndarray, flip: bool) -> Callabl
     return gather
 
 
-def _gather(images: Images, labels: np.ndarray, auxiliary: tuple[np.ndarray, np.ndarray] | None) -> Callable:
-    """Returns a function from indices `(batch,)` to scaled images and labels; auxiliary indices follow."""
+def _gather(
+    images: Images,
+    labels: np.ndarray,
+    auxiliary: tuple[np.ndarray, np.ndarray] | None,
+    mapped: np.ndarray | None = None,
+) -> Callable:
+    """Returns a function from indices `(batch,)` to scaled images and labels; auxiliary indices follow.
+
+    `mapped` are auxiliary images that are read from their file in each batch.
+    """
     if isinstance(images, ImageFiles):
         return _gather_centers(images, labels)
     with tf.device("CPU:0"):  # where tf.data runs: a copy on an accelerator would be copied back for every batch
-        parts = [tuple(map(tf.constant, part)) for part in ((images, labels), auxiliary) if part is not None]
+        parts = [(tf.constant(images), tf.constant(labels))]
+        if auxiliary is not None:
+            parts.append((auxiliary[0] if mapped is not None else tf.constant(auxiliary[0]), tf.constant(auxiliary[1])))
 
     def take(part, index):
-        x = tf.gather(part[0], index)
+        if tf.is_tensor(part[0]):
+            x = tf.gather(part[0], index)
+        else:
+            x = tf.numpy_function(lambda rows: mapped[rows], [index], tf.uint8, stateful=False)
+            x = tf.ensure_shape(x, (*index.shape, *mapped.shape[1:]))
         return (tf.cast(x, tf.float32) / 255.0 if x.dtype == tf.uint8 else x), tf.gather(part[1], index)
 
     def gather(index):

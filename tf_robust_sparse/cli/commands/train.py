@@ -10,7 +10,7 @@ import tf_robust_sparse as trs
 from tf_robust_sparse.cli import run_directory, settings, training_run
 from tf_robust_sparse.cli.sections import method, recipe, sparsity
 from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack
-from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImages
+from tf_robust_sparse.cli.sections.data import OF_SOME_COMMANDS, Augmentation, Data, TrainingImages
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import Output, Run
 
@@ -21,7 +21,7 @@ def define() -> None:
     """Defines the flags."""
     Data.define()
     method.define()
-    TrainingImages.define_shared()
+    TrainingImages.define(without=OF_SOME_COMMANDS)
     method.Optimizer.define()
     method.Terms.define()
     TrainingAttack.define()

@@ -94,6 +94,9 @@ class Data(Settings):
         return trs.data.test_dataset(images.test_images, images.test_labels, self.batch_size)
 
 
+OF_SOME_COMMANDS = ("data_fraction", "semisup_fraction", "valid_ratio", "drop_last")
+
+
 @dataclasses.dataclass
 class TrainingImages(Settings):
     """On which images a network is trained, and how often."""
@@ -119,6 +122,19 @@ class TrainingImages(Settings):
         identity=True,
         only_for=OnlyFor("--pseudo_labels=FILE", lambda flags: bool(flags.pseudo_labels)),
     )
+    generated_data: str | None = setting(
+        None,
+        "File of generated images, an .npz of image and label as published; --augmentation moves them too.",
+        identity=True,
+    )
+    generated_fraction: float = setting(
+        0.7,
+        "Share of generated images in a batch.",
+        upper=1,
+        excluded=0,
+        identity=True,
+        only_for=OnlyFor("--generated_data=FILE", lambda flags: bool(flags.generated_data), refuse=True),
+    )
     mixed_precision: bool = setting(False, "Compute in float16; theta, masks and logits stay float32.", identity=True)
     # Of some commands only:
     data_fraction: float | None = setting(
@@ -138,7 +154,7 @@ class TrainingImages(Settings):
     @classmethod
     def define_shared(cls, **defaults: Any) -> None:
         """Defines what all training commands have."""
-        cls.define(without=("data_fraction", "semisup_fraction", "valid_ratio", "drop_last"), **defaults)
+        cls.define(without=(*OF_SOME_COMMANDS, "generated_data", "generated_fraction"), **defaults)
 
     def number(self, available: int) -> int | None:
         """Returns how many of the training images are used; `None` for all."""
@@ -170,12 +186,21 @@ class TrainingImages(Settings):
 
     def steps_per_epoch(self, available: int, batch_size: int) -> int:
         """Returns the number of batches in an epoch of `available` labeled images."""
-        auxiliary = trs.data.auxiliary_batch_size(batch_size, self.rst_frac) if self.pseudo_labels else 0
+        fraction = self.auxiliary_fraction
+        auxiliary = trs.data.auxiliary_batch_size(batch_size, fraction) if fraction else 0
         with about("batch_size"):
             return trs.data.steps_per_epoch(available, batch_size, auxiliary, drop_remainder=self.drop_last)
 
-    def load_pseudo_labels(self, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Reads the pseudo-labeled images, as many of them as `semisup_fraction` says; `None` without a file."""
+    @property
+    def auxiliary_fraction(self) -> float:
+        """Share of pseudo-labeled or generated images in a batch."""
+        return self.generated_fraction if self.generated_data else self.rst_frac if self.pseudo_labels else 0.0
+
+    def load_auxiliary(self, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Reads generated images, or pseudo-labeled ones, as many as `semisup_fraction` says; `None` without a file."""
+        if self.generated_data:
+            with about("generated_data"):
+                return trs.data.load_generated(self.generated_data, num_classes)
         if not self.pseudo_labels:
             return None
         with about("pseudo_labels"):
@@ -186,11 +211,14 @@ class TrainingImages(Settings):
         return x[chosen], y[chosen]
 
     def check_files(self) -> None:
-        """Checks that the file of pseudo-labeled images is there."""
-        if self.pseudo_labels and not Path(self.pseudo_labels).expanduser().is_file():
-            raise BadFlag(
-                f"--pseudo_labels={self.pseudo_labels}: expected a file of pseudo-labeled images; there is no such file"
-            )
+        """Checks that the files are there, and that one kind of further images is asked for."""
+        if self.pseudo_labels and self.generated_data:
+            raise BadFlag("--pseudo_labels and --generated_data both add images to a batch; pass one of them")
+        for name in ("pseudo_labels", "generated_data"):
+            path = getattr(self, name)
+            if path and not Path(path).expanduser().is_file():
+                kind = "pseudo-labeled" if name == "pseudo_labels" else "generated"
+                raise BadFlag(f"--{name}={path}: expected a file of {kind} images; there is no such file")
 
 
 @dataclasses.dataclass
