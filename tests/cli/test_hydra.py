@@ -14,13 +14,15 @@ from tests.cli.test_runs import assert_same_weights
 from tests.data.test_image_files import make_imagenet
 from tf_robust_sparse.cli import (
     command_line,
-    hydra_flags,
-    hydra_objects,
+    hydra_networks,
     hydra_originals,
+    hydra_settings,
     run_directory,
     settings,
     training_run,
 )
+from tf_robust_sparse.cli.hydra_settings import MODES, Phases, plan, plans
+from tf_robust_sparse.cli.hydra_trainers import TRAINERS
 
 HYDRA = "run_hydra"
 FEW = (
@@ -36,6 +38,14 @@ def everything(tmp_path_factory):
     directory = tmp_path_factory.mktemp("hydra") / "run"
     done = run_script(HYDRA, *ALL, f"--output_dir={directory}").expect()
     return directory, done
+
+
+def checked(parse, *words):
+    """Parses and checks a command line; returns its flags."""
+    flags = parse(HYDRA, *words)
+    hydra_originals.translate()
+    settings.check()
+    return flags
 
 
 def results(directory):
@@ -135,8 +145,9 @@ def test_nothing_to_go_on_with_is_no_start_from_random_weights(tmp_path):
 def test_a_finished_phase_is_evaluated_without_its_source(everything):
     directory, _ = everything
     for name in ("prune", "finetune"):
-        again = (f"--exp_mode={name}", "--load_model", f"--output_dir={directory / name}", "--n_repeats=3")
-        done = run_script(HYDRA, *FEW, *again).expect()
+        done = run_script(
+            HYDRA, *FEW, f"--exp_mode={name}", "--load_model", f"--output_dir={directory / name}"
+        ).expect()
         assert "Clean accuracy" in done.out and "Note:" not in done.out
 
 
@@ -180,26 +191,23 @@ def test_sparse_from_scratch_and_snip(more, tmp_path):
 
 BAD = [
     ("prune from nothing", ["--exp_mode=prune"], "--exp_mode=prune", "--source_net=DIR"),
-    ("finetune from nothing", ["--exp_mode=finetune"], "--exp_mode=finetune", "--source_net=DIR"),
-    ("resume with a source", ["--exp_mode=prune", "--resume", "--source_net=x"], "--resume", "Received: both"),
-    (
-        "a source of nothing",
-        ["--exp_mode=pretrain", "--source_net=x"],
-        "--source_net",
-        "--exp_mode=prune, finetune or all",
-    ),
-    ("a missing source", ["--exp_mode=prune", "--source_net=no"], "--source_net=no", "no network at"),
+    ("resume with a source", ["--exp_mode=prune", "--resume", "--source_net=x"], "--source_net=x", "not both"),
+    ("a source of nothing", ["--exp_mode=pretrain", "--source_net=x"], "--source_net=x", "--exp_mode=prune, finetune"),
+    ("a missing source", ["--exp_mode=prune", "--source_net=no"], "--source_net=no", "the path does not exist"),
     ("k of 0", ["--k=0"], "--k=0", "in (0, 1]"),
-    ("k above 1", ["--k=1.5"], "--k=1.5", "in (0, 1]"),
-    ("two initialisations", ["--scaled_score_init", "--scores_init_type=default"], "--scaled_score_init", "both"),
+    (
+        "two initialisations",
+        ["--scaled_score_init", "--scores_init_type=default"],
+        "--scores_init_type=default",
+        "both",
+    ),
     ("frozen batch norm", ["--exp_mode=pretrain", "--freeze_bn=yes"], "--freeze_bn=yes", "--exp_mode=prune"),
     ("a start of no attack", ["--trainer=base", "--trades_start=uniform"], "--trades_start=uniform", "--trainer=adv"),
     ("snip elsewhere", ["--exp_mode=prune", "--source_net=x", "--snip_init"], "--snip_init", "--exp_mode=pretrain"),
-    ("unknown trainer", ["--trainer=mixtrain2"], "--trainer=mixtrain2", "base|adv|smooth|freeadv"),
     ("free training in l2", ["--trainer=freeadv", "--norm=l2"], "--trainer=freeadv", "--norm=linf"),
-    ("labels of nothing", ["--trainer=freeadv", "--pseudo_labels=x"], "--pseudo_labels", "other than freeadv"),
+    ("labels of nothing", ["--trainer=freeadv", "--pseudo_labels=x"], "--pseudo_labels=x", "--trainer=freeadv"),
     ("batches of two sizes on a CPU", ["--nodrop_last"], "--nodrop_last", "TF_ENABLE_ONEDNN_OPTS=0"),
-    ("batches of two sizes", ["--trainer=freeadv", "--nodrop_last"], "--nodrop_last", "other than freeadv"),
+    ("batches of two sizes", ["--trainer=freeadv", "--nodrop_last"], "--nodrop_last", "--trainer=freeadv"),
     ("labels that are not there", ["--pseudo_labels=no.npz"], "--pseudo_labels=no.npz", "a file"),
 ]
 
@@ -217,20 +225,11 @@ def test_a_source_that_does_not_fit_is_named(everything, tmp_path):
     prune = ("--exp_mode=prune", "--k=0.2", f"--source_net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'r'}")
     done = run_script(HYDRA, *[flag.replace("small_cnn", "lenet5_caffe") for flag in FEW], *prune)
     assert_explained(done, "--source_net", "conv1/kernel is of shape (4, 4, 1, 16) in the source")
-    finetune = (
-        "--exp_mode=finetune",
-        "--k=0.3",
-        f"--source_net={directory / 'prune'}",
-        f"--output_dir={tmp_path / 'r'}",
-    )
-    assert_explained(run_script(HYDRA, *FEW, *finetune), "--k=0.3", "0.2")
-    dense = (
-        "--exp_mode=finetune",
-        "--k=0.2",
-        f"--source_net={directory / 'pretrain'}",
-        f"--output_dir={tmp_path / 'r'}",
-    )
-    assert_explained(run_script(HYDRA, *FEW, *dense), "--exp_mode=finetune", "without scores")
+    place = ("--exp_mode=finetune", f"--output_dir={tmp_path / 'r'}")
+    done = run_script(HYDRA, *FEW, *place, "--k=0.3", f"--source_net={directory / 'prune'}")
+    assert_explained(done, "--k=0.3", "0.2")
+    done = run_script(HYDRA, *FEW, *place, "--k=0.2", f"--source_net={directory / 'pretrain'}")
+    assert_explained(done, "--exp_mode=finetune", "without scores")
     assert not (tmp_path / "r").exists()
 
 
@@ -265,22 +264,11 @@ WHERE = {"output_dir", *hydra_originals.ONLY_THERE}
 
 
 def meaning(parse, *words):
-    """All flags of a command line after their checks, and what they make of each phase."""
-    flags = parse(HYDRA, *words)
-    hydra_originals.translate()
-    settings.check()
-    hydra_flags.check()
-    values = {name: flags[name].value for name in command_line.names() if name not in WHERE}
-    phases = {
-        name: (
-            hydra_flags.epochs(name),
-            hydra_flags.first_looked_at(name),
-            hydra_flags.rate(name),
-            hydra_flags.config(trs.models.small_cnn()),
-        )
-        for name in hydra_flags.phases()
-    }
-    return values, phases
+    """All flags that mean something after their checks, and what they make of each phase."""
+    flags = checked(parse, *words)
+    names = set(command_line.names()) - WHERE - set(settings.meaningless())
+    phases = [(each, each.first_looked_at) for each in plans()]
+    return {name: flags[name].value for name in names}, phases, hydra_settings.config(trs.models.small_cnn())
 
 
 MORE = [
@@ -302,7 +290,7 @@ OWN = {
 def test_moving_variances_are_those_of_pytorch(parse, tmp_path):
     meaning(parse, *FEW, "--model=resnet18_p1", "--exp_mode=pretrain")
     run = training_run.prepare(tmp_path / "run")
-    network = hydra_objects.network(run, trs.training.Phase("pretrain"), None)
+    network = hydra_networks.build(run, trs.training.Phase("pretrain"), None)
     assert {layer.unbiased for layer in network.layers if isinstance(layer, trs.layers.BatchNormalization)} == {True}
 
 
@@ -310,8 +298,8 @@ def test_moving_variances_are_those_of_pytorch(parse, tmp_path):
     ("trainer", "mode"),
     [
         pytest.param(trainer, mode, marks=[] if i % 4 == j or trainer == "adv" else pytest.mark.full)
-        for i, trainer in enumerate(hydra_flags.TRAINERS)
-        for j, mode in enumerate(hydra_flags.MODES)
+        for i, trainer in enumerate(TRAINERS)
+        for j, mode in enumerate(MODES)
     ],
 )
 def test_the_record_of_every_kind_of_run_means_the_same(trainer, mode, tmp_path, parse):
@@ -324,83 +312,61 @@ def test_the_record_of_every_kind_of_run_means_the_same(trainer, mode, tmp_path,
         assert meaning(parse, f"--flagfile={record}", f"--output_dir={tmp_path / 'other'}") == expected, more
         run_directory.write_flags(again)
         assert again.read_text() == record.read_text()
-        given = {word.partition("=")[0] for word in words}
-        recorded = {line.partition("=")[0] for line in record.read_text().splitlines()}
-        assert not {f"--{name}" for name in (*hydra_flags.OF_A_PHASE, *WHERE)} & recorded - given
-        assert not {"--exp_name", "--result_dir"} & recorded
+        recorded = {line.partition("=")[0].removeprefix("--") for line in record.read_text().splitlines()}
+        assert not (WHERE | set(settings.meaningless())) & recorded
 
 
 def test_steps_in_l2_are_as_long_as_published(parse):
-    few = (HYDRA, "--norm=l2", "--epsilon=0.5", "--num_steps=10")
-    flags = parse(*few)
-    hydra_flags.check()
-    assert flags.step_size == pytest.approx(0.1) and "--step_size=0.1" in run_directory.recorded_flags()
-    flags = parse(*few, "--step_size=0.03")
-    hydra_flags.check()
-    assert flags.step_size == 0.03
-    flags = parse(HYDRA, "--epsilon=0.5")
-    hydra_flags.check()
-    assert flags.step_size == 2 / 255
+    few = ("--norm=l2", "--epsilon=0.5", "--num_steps=10")
+    assert checked(parse, *few).step_size == pytest.approx(0.1) and "--step_size=0.1" in run_directory.recorded_flags()
+    assert checked(parse, *few, "--step_size=0.03").step_size == 0.03
+    assert checked(parse, "--epsilon=0.5").step_size == 2 / 255
+
+
+PRUNE, FINETUNE = ("--exp_mode=prune", "--source_net=x"), ("--exp_mode=finetune", "--source_net=x")
+SPARSE = ("--exp_mode=pretrain", "--layer_type=subnet")
 
 
 @pytest.mark.parametrize(
-    ("words", "flag", "owners"),
+    ("words", "flags"),
     [
-        (["--exp_mode=pretrain", "--k=0.2"], "k", "--layer_type=subnet"),
-        (["--exp_mode=finetune", "--source_net=x", "--allocation=erk"], "allocation", "--scaled_score_init"),
-        (["--layer_type=subnet"], "layer_type", "--exp_mode=pretrain"),
-        (["--exp_mode=pretrain", "--scaled_score_init"], "scaled_score_init", "--exp_mode=prune or finetune"),
-        (["--exp_mode=prune", "--source_net=x", "--init_type=pytorch"], "init_type", "a pretrain phase"),
+        (["--exp_mode=pretrain", "--k=0.2", "--scale_rand_init"], "k scale_rand_init"),
+        ([*FINETUNE, "--allocation=erk", "--scores_init_type=default"], "allocation scores_init_type"),
+        (["--layer_type=subnet"], "layer_type"),
+        (["--exp_mode=pretrain", "--scaled_score_init"], "scaled_score_init"),
+        ([*PRUNE, "--init_type=pytorch"], "init_type"),
+        (["--optimizer=adam", "--momentum=0.5", "--warmup_lr=0.5"], "momentum warmup_lr"),
+        (["--trainer=base", "--beta=3", "--num_steps=3", "--n_repeats=3"], "beta num_steps n_repeats"),
+        (["--noise_std=0.5"], "noise_std"),
         (
-            ["--exp_mode=finetune", "--source_net=x", "--scores_init_type=default"],
-            "scores_init_type",
-            "--exp_mode=prune or all",
+            ["--trainer=ibp", "--epsilon=.1", "--const_init", "--starting_epsilon=.01", "--epsilon_schedule=smoothed"],
+            "const_init starting_epsilon epsilon_schedule",
         ),
-        (["--exp_mode=pretrain", "--scale_rand_init"], "scale_rand_init", "--layer_type=subnet"),
-        (["--optimizer=adam", "--momentum=0.5"], "momentum", "--optimizer=sgd"),
-        (["--warmup_lr=0.5"], "warmup_lr", "--warmup_epochs"),
-        (["--trainer=base", "--beta=3"], "beta", "--trainer=adv or smooth"),
-        (["--noise_std=0.5"], "noise_std", "--trainer=smooth"),
-        (["--n_repeats=3"], "n_repeats", "--trainer=freeadv"),
-        (["--trainer=base", "--num_steps=3"], "num_steps", "--val_method=adv"),
-        (["--trainer=ibp", "--const_init"], "const_init", "--val_method=adv"),
-        (["--trainer=ibp", "--starting_epsilon=0.01"], "starting_epsilon", "--schedule_length"),
-        (["--trainer=ibp", "--epsilon_schedule=smoothed"], "epsilon_schedule", "--schedule_length"),
+        (["--k=0.2", "--allocation=erk", "--scores_init_type=default", "--momentum=0.5", "--beta=3"], ""),
+        ([*SPARSE, "--k=0.2", "--allocation=erk", "--scale_rand_init"], ""),
+        ([*FINETUNE, "--scaled_score_init", "--k=0.2", "--allocation=erk"], ""),
+        (["--trainer=smooth", "--noise_std=0.5", "--warmup_epochs=1", "--warmup_lr=0.5"], ""),
+        (["--trainer=ibp", "--epsilon=.1", "--starting_epsilon=.01", "--schedule_length=2"], ""),
     ],
 )
-def test_flags_that_mean_nothing_are_told_of(words, flag, owners, parse, capsys):
-    meaning(parse, *words)
-    command_line.note_unused(hydra_flags.MEANINGFUL)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"Note: --{flag}=") and owners in line
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--k=0.2", "--allocation=erk", "--scores_init_type=default", "--momentum=0.5", "--beta=3", "--const_init"],
-        ["--exp_mode=pretrain", "--layer_type=subnet", "--k=0.2", "--allocation=erk", "--scale_rand_init"],
-        ["--exp_mode=finetune", "--source_net=x", "--scaled_score_init", "--k=0.2", "--allocation=erk"],
-        ["--trainer=smooth", "--noise_std=0.5", "--warmup_epochs=1", "--warmup_lr=0.5"],
-        ["--trainer=ibp", "--starting_epsilon=0.01", "--schedule_length=2", "--epsilon_schedule=smoothed"],
-    ],
-)
-def test_flags_that_mean_something_are_not_told_of(words, parse, capsys):
-    meaning(parse, *words)
-    command_line.note_unused(hydra_flags.MEANINGFUL)
-    assert not capsys.readouterr().out
+def test_flags_that_mean_nothing_are_told_of(words, flags, parse, capsys):
+    checked(parse, *words)
+    notes = capsys.readouterr().out.splitlines()
+    assert {note.partition("=")[0].partition(" means")[0] for note in notes} == {f"Note: --{f}" for f in flags.split()}
 
 
 def test_flags_of_a_phase_count_in_it_and_nowhere_else(parse):
     def lengths(*arguments):
         parse(HYDRA, "--epochs=7", "--lr=0.3", *arguments)
-        return [hydra_flags.epochs(name) for name in ("pretrain", "prune", "finetune")]
+        return [plan(name).epochs for name in MODES[:3]], [plan(name).rate for name in MODES[:3]]
 
-    assert lengths() == [7, 20, 7]
-    assert lengths("--prune_epochs=3") == [7, 3, 7]
-    assert lengths("--exp_mode=prune")[1] == 7
-    assert lengths("--exp_mode=prune", "--prune_epochs=3")[1] == 3
-    assert lengths("--exp_mode=finetune", "--prune_epochs=3")[2] == 7
+    assert lengths() == ([7, 20, 7], [0.3, 0.1, 0.01])
+    assert lengths("--prune_epochs=3", "--finetune_lr=0.2") == ([7, 3, 7], [0.3, 0.1, 0.2])
+    assert lengths("--exp_mode=prune") == ([7, 7, 7], [0.3, 0.3, 0.3])
+    assert lengths("--exp_mode=prune", "--prune_epochs=3")[0][1] == 3
+    assert lengths("--exp_mode=finetune", "--prune_epochs=3")[0][2] == 7
+    parse(HYDRA, "--source_net=x")
+    assert Phases.read().names == ("prune", "finetune")
 
 
 def test_half_of_a_batch_may_be_pseudo_labelled_under_noise(tmp_path):

@@ -1,5 +1,6 @@
 """Command lines of HYDRA's published code mean what they mean there."""
 
+import functools
 import re
 
 import numpy as np
@@ -7,18 +8,12 @@ import pytest
 
 import tf_robust_sparse as trs
 from tests.cli.conftest import ROOT, run_script
-from tests.cli.test_hydra import FEW, HYDRA, results
+from tests.cli.test_hydra import FEW, HYDRA, checked, results
 from tests.saving.test_pytorch_weights import state_dict
-from tf_robust_sparse.cli import (
-    command_line,
-    hydra_directories,
-    hydra_flags,
-    hydra_originals,
-    run_directory,
-    settings,
-    training_run,
-)
+from tf_robust_sparse.cli import command_line, hydra_directories, hydra_originals, run_directory, training_run
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
+from tf_robust_sparse.cli.hydra_directories import Place
+from tf_robust_sparse.cli.hydra_settings import Phases, plan
 
 PRETRAIN = ("--arch", "vgg16_bn", "--dataset", "CIFAR10", "--exp-mode", "pretrain")
 CROWN_IBP = """
@@ -58,14 +53,7 @@ print_freq: 500"""
 def meaning(parse):
     """Returns a function from a command line to the flags that it comes to."""
 
-    def found(*words):
-        flags = parse(HYDRA, *words)
-        hydra_originals.translate()
-        settings.check()
-        hydra_flags.check(lenient=hydra_originals.given())
-        return flags
-
-    return found
+    return functools.partial(checked, parse)
 
 
 @pytest.fixture
@@ -79,14 +67,13 @@ def values(flags, names):
     return {name: flags[name].value for name in names}
 
 
-def test_names_of_hydra(parse):
-    flags = parse(
-        *(HYDRA, "--arch", "vgg16_bn", "--dataset", "CIFAR10", "--exp-mode", "prune", "--k", "0.01"),
+def test_names_of_hydra(parse, meaning):
+    flags = meaning(
+        *("--arch", "vgg16_bn", "--dataset", "CIFAR10", "--exp-mode", "prune", "--k", "0.01"),
         *("--scaled-score-init", "--source-net", "x", "--trainer", "adv", "--val-method", "adv", "--save-dense"),
         *("--result-dir", "trained", "--exp-name", "one", "--num-classes", "10", "--data-fraction", "0.5"),
         *("--distance", "l_2", "--gpu", "0", "--print-freq", "10", "--test-batch-size", "5", "--clip-max", "1.0"),
     )
-    hydra_originals.translate()
     assert (flags.model, flags.data, flags.norm, flags.k) == ("vgg16", "cifar10", "l2", 0.01)
     assert (flags.n_classes, flags.save_dense, flags.select) == (10, True, "best_robust")
     for arch, model in hydra_originals.MODELS.items():
@@ -144,13 +131,8 @@ def test_a_configuration_lies_between_command_line_and_defaults(configs, meaning
     file = {
         **{"model": "vgg16", "data": "cifar10", "norm": "linf", "optimizer": "adam", "learning_rate": 0.001},
         **{"batch_size": 64, "epsilon": 0.007, "schedule_length": 60, "exp_mode": "pretrain", "layer_type": "subnet"},
-        **{
-            "lr_schedule": "cosine_ref",
-            "momentum": 0.9,
-            "pseudo_labels": None,
-            "exp_name": "temp",
-            "trainer": "crown-ibp",
-        },
+        **{"lr_schedule": "cosine_ref", "momentum": 0.9, "pseudo_labels": None, "exp_name": "temp"},
+        "trainer": "crown-ibp",
     }
     crown = ("--trainer=crown-ibp", "--val_method=ibp")
     assert values(meaning(configs, *crown, "--train_examples=9"), file) == file
@@ -188,7 +170,7 @@ def test_the_sub_network_command_only_prunes(configs, meaning, capsys):
         "x",
     )
     flags = meaning(*words)
-    assert (flags.exp_mode, hydra_flags.phases(), flags.k, flags.epochs) == ("prune", ("prune",), 0.5, 100)
+    assert (flags.exp_mode, Phases.read().names, flags.k, flags.epochs) == ("prune", ("prune",), 0.5, 100)
     assert "without --exp_mode is the prune phase" in capsys.readouterr().out
 
 
@@ -226,27 +208,20 @@ def test_free_training_stretches_its_rates_over_all_epochs_as_there(meaning):
     words = ("--arch=ResNet50", "--dataset=imagenet", "--exp-mode=pretrain", "--trainer=freeadv", "--epochs=90")
     assert meaning(*words).undivided_schedule
     expected = trs.training.epoch_rates("cosine_ref", 0.1, 90)[:23]
-    assert hydra_flags.rates("pretrain") == expected and expected[-1] > 0.08
+    assert plan("pretrain").rates == expected and expected[-1] > 0.08
     assert meaning("--data=imagenet", "--model=resnet50_imagenet", "--trainer=freeadv", "--epochs=90")
-    assert hydra_flags.rates("pretrain") == trs.training.epoch_rates("cosine", 0.1, 23)
+    assert plan("pretrain").rates == trs.training.epoch_rates("cosine", 0.1, 23)
 
 
 def test_a_warm_up_before_steps_is_as_fast_as_the_rest_as_there(meaning):
     meaning(*PRETRAIN, "--lr-schedule=step", "--epochs=10", "--warmup-epochs=2", "--warmup-lr=0.01")
-    assert hydra_flags.rates("pretrain") == pytest.approx([0.1] * 10 + [0.01, 0.001])
+    assert plan("pretrain").rates == pytest.approx([0.1] * 10 + [0.01, 0.001])
 
 
-@pytest.mark.parametrize(
-    ("words", "value"),
-    [
-        (["--freeze-bn", "--k", "0.1"], "affine"),
-        (["--k=0.1", "--freeze-bn"], "affine"),
-        (["--freeze_bn", "yes"], "yes"),
-    ],
-)
-def test_batch_norm_is_frozen_by_a_flag_without_value(words, value, meaning):
-    flags = meaning("--exp-mode=prune", "--source-net=x", *words)
-    assert (flags.freeze_bn, flags.k) == (value, 0.1)
+def test_batch_norm_is_frozen_by_a_flag_without_value(meaning):
+    for words in (("--freeze-bn", "--k", "0.1"), ("--k=0.1", "--freeze-bn")):
+        flags = meaning("--exp-mode=prune", "--source-net=x", *words)
+        assert (flags.freeze_bn, flags.k) == ("affine", 0.1)
 
 
 def test_what_is_accepted_silently_there(meaning, capsys):
@@ -260,38 +235,31 @@ def test_what_is_accepted_silently_there(meaning, capsys):
     ("words", "message"),
     [
         (["--arch=vgg16_bn", "--model=resnet18"], "--arch=vgg16_bn and --model=resnet18"),
-        (["--dataset=SVHN", "--data=cifar10"], "--dataset=SVHN and --data=cifar10"),
-        (["--result_dir=x"], "--result_dir=x: expected --exp_name=NAME"),
-        (["--result_dir=x", "--exp_name=y", "--output_dir=z"], "both say where"),
+        (["--result_dir=x"], "--result_dir=x is the folder of --exp_name=NAME"),
+        (["--result_dir=x", "--exp_name=y", "--output_dir=z"], "--output_dir=z and --exp_name=y both say where"),
         (["--exp_name=y", "--overwrite"], "--overwrite: every run of --exp_name=y gets a directory of its own"),
         (["--is_semisup"], "--semisup_data=None: expected tinyimages"),
-        (["--data=cifar10", "--semisup_fraction=0.5"], "--pseudo_labels=FILE"),
+        (["--data=cifar10", "--semisup_fraction=0.5"], "--semisup_fraction=0.5 belongs to --pseudo_labels=FILE"),
         (["--data_fraction=0.5", "--train_examples=9"], "both say how many"),
-        (["--val_method=base", "--select=best_robust"], "--select=best_clean"),
-        (["--normalize"], "--normalize: expected no such flag"),
-        (["--clip-max=255"], "--clip_max=255: expected 1"),
-        (["--start-epoch=3"], "--start_epoch=3: expected --resume"),
+        (["--val_method=base", "--select=best_robust"], "pass --select=best_clean or last"),
+        ([*PRETRAIN, "--normalize"], "--normalize is not taken"),
+        ([*PRETRAIN, "--clip-max=255"], "--clip_max=255: expected 1"),
+        ([*PRETRAIN, "--start-epoch=3"], "--start_epoch=3: expected --resume"),
         (["--gpu=first"], "--gpu=first: expected numbers of GPUs"),
-        (
-            ["--epochs=1", "--arch=vgg16_bn", "--exp-mode=pretrain"],
-            "--epochs=1: expected at least 2 in the phase pretrain",
-        ),
+        ([*PRETRAIN, "--epochs=1"], "--epochs=1: expected at least 2 in the phase pretrain"),
         (["--configs=there/is/none.yml"], "--configs=there/is/none.yml: expected a YAML file"),
     ],
 )
-def test_what_does_not_go_together(words, message, parse):
-    parse(HYDRA, *words)
+def test_what_does_not_go_together(words, message, meaning):
     with pytest.raises((BadFlag, BadInput), match=re.escape(message)):
-        hydra_originals.translate()
-        hydra_flags.check()
+        meaning(*words)
 
 
-@pytest.mark.parametrize(("text", "message"), [("epochz: 3", "Received: epochz"), ("lr: fast", "lr: 'fast'")])
-def test_a_configuration_that_cannot_be_meant_is_named(text, message, parse, tmp_path):
+@pytest.mark.parametrize(("text", "message"), [("epochz: 3", "no setting epochz"), ("lr: fast", "lr: 'fast'")])
+def test_a_configuration_that_cannot_be_meant_is_named(text, message, meaning, tmp_path):
     (tmp_path / "bad.yml").write_text(text)
-    parse(HYDRA, f"--configs={tmp_path / 'bad.yml'}")
     with pytest.raises(BadInput, match=rf"bad.yml: .*{message}"):
-        hydra_originals.translate()
+        meaning(f"--configs={tmp_path / 'bad.yml'}")
 
 
 def test_every_deviation_is_told_of_and_in_the_docs(meaning):
@@ -308,7 +276,7 @@ def test_every_deviation_is_told_of_and_in_the_docs(meaning):
 def test_each_run_of_a_name_has_a_directory_of_its_own(meaning, tmp_path):
     def directory(phase, *words):
         meaning("--arch=cifar_model", "--dataset=SVHN", f"--result-dir={tmp_path}", "--exp-name=one", *words)
-        return hydra_directories.directory(phase)
+        return Place.read().directory(phase)
 
     prune = ("--exp-mode=prune", "--source-net=x", "--k=0.1", "--trainer=adv", "--epochs=20")
     name = "--k-0.10_trainer-adv_lr-0.1_epochs-20_warmuplr-0.1_warmupepochs-0"
@@ -319,19 +287,19 @@ def test_each_run_of_a_name_has_a_directory_of_its_own(meaning, tmp_path):
     second = directory("prune", *prune)
     assert second.name == f"2{name}"
     (first / "network.keras").touch()
-    hydra_directories.point_at(first)
+    Place.read().point_at(first)
     assert directory("prune", "--exp-mode=prune", "--resume") == first
     latest = tmp_path / "one/prune/latest_exp/checkpoint/checkpoint.pth.tar"
     flags = meaning("--arch=cifar_model", "--exp-mode=finetune", f"--source-net={latest}")
     assert hydra_directories.source().resolve() == first.resolve()
     second.mkdir()
-    hydra_directories.point_at(second)  # without --exp-name there is nothing to point at
+    Place.read().point_at(second)  # without --exp-name there is nothing to point at
     assert hydra_directories.source().resolve() == first.resolve()
     flags.exp_name = "one"
-    hydra_directories.point_at(second)
+    Place.read().point_at(second)
     assert (tmp_path / "one/prune/latest_exp").resolve() == second.resolve()
     meaning("--arch=cifar_model", "--exp-name=one", "--exp-mode=pretrain")
-    assert str(hydra_directories.directory("pretrain")).startswith("trained_models/one/pretrain/1--k-1.00_trainer-base")
+    assert str(Place.read().directory("pretrain")).startswith("trained_models/one/pretrain/1--k-1.00_trainer-base")
 
 
 def test_messages_name_the_flag_that_says_where(meaning, tmp_path, monkeypatch):
@@ -342,7 +310,7 @@ def test_messages_name_the_flag_that_says_where(meaning, tmp_path, monkeypatch):
         ([], "saved_models/cifar10_vgg16_hydra_adv0.1/pretrain, where a run with these flags is"),
     ):
         meaning("--exp-mode=pretrain", *words)
-        directory = hydra_directories.directory("pretrain")
+        directory = Place.read().directory("pretrain")
         directory.mkdir(parents=True)
         (directory / "notes.txt").touch()
         with pytest.raises(BadFlag, match=re.escape(said)):
@@ -352,14 +320,14 @@ def test_messages_name_the_flag_that_says_where(meaning, tmp_path, monkeypatch):
 def test_phases_without_any_directory_do_not_meet(meaning):
     for words in (("--exp_mode=pretrain",), ("--exp_mode=prune", "--source_net=x"), ()):
         meaning("--data=cifar10", *words)
-        assert str(hydra_directories.directory("prune")) == "saved_models/cifar10_vgg16_hydra_adv0.1/prune"
+        assert str(Place.read().directory("prune")) == "saved_models/cifar10_vgg16_hydra_adv0.1/prune"
 
 
 def test_all_phases_are_not_written_beside_other_files(tmp_path, meaning):
     (tmp_path / "pretrain").mkdir()
     meaning("--data=cifar10", f"--output_dir={tmp_path}")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(BadFlag, match=r"pretrain, prune and finetune.*such as notes.txt"):
+    with pytest.raises(BadFlag, match=r"such as notes.txt.*pretrain, prune and finetune"):
         meaning("--data=cifar10", f"--output_dir={tmp_path}")
 
 
@@ -369,9 +337,9 @@ def test_a_source_is_not_overwritten(tmp_path, meaning):
         words = ("--exp_mode=prune", f"--source_net={place}", f"--output_dir={tmp_path / 'run'}")
         meaning(*words, "--overwrite")
         with pytest.raises(BadFlag, match="whose run it would remove"):
-            hydra_directories.check_source(hydra_directories.source(), hydra_directories.directory("prune"))
+            hydra_directories.check_source(hydra_directories.source(), Place.read().directory("prune"))
         meaning(*words)
-        hydra_directories.check_source(hydra_directories.source(), hydra_directories.directory("prune"))
+        hydra_directories.check_source(hydra_directories.source(), Place.read().directory("prune"))
 
 
 @pytest.mark.parametrize("finetune", [False, pytest.param(True, marks=pytest.mark.full)])

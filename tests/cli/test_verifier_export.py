@@ -55,10 +55,9 @@ def test_a_directory_as_the_competition_has_it(run, tmp_path):
 def test_bad_input(run, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     given = (EXPORT, DATA, f"--network={run}", f"--output_dir={tmp_path / 'v'}", "--epsilon=0.02")
-    assert_explained(run_script(*given[:2], *given[3:]), "--network", "no such flag")
+    assert_explained(run_script(*given[:2], *given[3:]), "--network is missing")
     assert_explained(run_script(*given[:4]), "--epsilon", "2/255")
     assert_explained(run_script(*given, "--epsilon=1"), "--epsilon=1", "below 1")
-    assert_explained(run_script(*given, "--images=1,2.5"), "--images", "2.5")
     assert_explained(run_script(*given, "--images=1,99999"), "--images", "99999")
     assert_explained(run_script(*given, "--images=1", "--skip=2"), "--images", "--skip")
     (tmp_path / "w").mkdir()

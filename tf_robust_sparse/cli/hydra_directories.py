@@ -1,106 +1,123 @@
 """Where the phases of pruning by learned scores are written, and where a source is found."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 from absl import flags
 
-from tf_robust_sparse.cli import hydra_flags, run_directory
+from tf_robust_sparse.cli import run_directory
 from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.cli.hydra_settings import MODES, Optimizer, Output, Phases, Scores, Trainer, plan, run_name
+from tf_robust_sparse.cli.sections.machines import Machines
+from tf_robust_sparse.cli.sections.run import Run
+from tf_robust_sparse.cli.settings import Settings, setting
 
 FLAGS = flags.FLAGS
 
 LATEST = "latest_exp"
-_RESULT_DIR = "./trained_models"
 
 
-def check() -> None:
-    """Checks the flags that say where to write, before any work.
+@dataclasses.dataclass
+class Place(Settings):
+    """Where HYDRA's code writes."""
 
-    Raises:
-        BadFlag: if they contradict each other.
-    """
-    if FLAGS.result_dir and not FLAGS.exp_name:
-        raise BadFlag(f"--result_dir={FLAGS.result_dir}: expected --exp_name=NAME with it. Received: no such flag")
-    if not FLAGS.exp_name:
-        if FLAGS.exp_mode == "all" and not FLAGS.load_model:
-            _check_folder(_folder())
-        return
-    if FLAGS.output_dir:
-        raise BadFlag("--output_dir and --exp_name both say where to write; pass one. Received: both")
-    if Path(FLAGS.exp_name).name in ("", "..") or Path(FLAGS.exp_name).is_absolute():
-        raise BadFlag(f"--exp_name={FLAGS.exp_name}: expected a name, with its folder in --result_dir")
-    if FLAGS.overwrite:
-        raise BadFlag(
-            f"--overwrite: every run of --exp_name={FLAGS.exp_name} gets a directory of its own, so drop --overwrite; "
-            "to replace a run, name its directory by --output_dir. Received: both"
+    title = "As HYDRA says it"
+
+    result_dir: str | None = setting(
+        None, "With --exp_name: folder of that folder; by default ./trained_models.", recorded=False
+    )
+    exp_name: str | None = setting(
+        None, "Folder of a directory for each phase, with numbered runs in it.", recorded=False
+    )
+
+    def check(self) -> None:
+        """Checks that one flag says where to write."""
+        output, name = Output.read(), self.exp_name
+        if not name:
+            if self.result_dir:
+                raise BadFlag(f"--result_dir={self.result_dir} is the folder of --exp_name=NAME; pass both")
+            if Phases.read().exp_mode == "all" and not Run.read().load_model:
+                _check_folder(_folder())
+            return
+        if output.output_dir:
+            raise BadFlag(f"--output_dir={output.output_dir} and --exp_name={name} both say where to write; pass one")
+        if Path(name).name in ("", "..") or Path(name).is_absolute():
+            raise BadFlag(f"--exp_name={name}: expected a name, with its folder in --result_dir")
+        if output.overwrite:
+            raise BadFlag(
+                f"--overwrite: every run of --exp_name={name} gets a directory of its own, so drop --overwrite; to "
+                "replace a run, name its directory by --output_dir"
+            )
+        if Machines.read().strategy == "multi_worker":
+            raise BadFlag(f"--strategy=multi_worker needs --output_dir, which all workers share, not --exp_name={name}")
+
+    def directory(self, phase: str) -> Path:
+        """Returns the directory of a phase.
+
+        With --exp_name, as HYDRA's code has it, that is `RESULT_DIR/NAME/PHASE/NUMBER--SETTINGS`, of the next number,
+        or, to resume or evaluate a run, of the last one.
+        """
+        if not self.exp_name:
+            return _folder() if Output.read().output_dir and Phases.read().exp_mode != "all" else _folder() / phase
+        folder = Path(self.result_dir or "./trained_models").expanduser() / self.exp_name / phase
+        names = {path.name.partition("--")[0]: path for path in folder.glob("*--*")}
+        found = {int(number): path for number, path in names.items() if number.isdecimal()}
+        if found and (Run.read().resume or Run.read().load_model):
+            return found[max(found)]
+        planned, optimizer = plan(phase), Optimizer.read()
+        settings = (
+            f"k-{Scores.read().k:.2f}_trainer-{Trainer.read().trainer}_lr-{planned.rate}_epochs-{planned.own_epochs}_"
+            f"warmuplr-{optimizer.warmup_lr}_warmupepochs-{optimizer.warmup_epochs}"
         )
-    if FLAGS.strategy == "multi_worker":
-        raise BadFlag("--strategy=multi_worker: expected --output_dir, which all workers share. Received: --exp_name")
+        return folder / f"{max(found, default=0) + 1}--{settings}"
+
+    def point_at(self, finished: Path) -> None:
+        """Lets `latest_exp` beside a finished run of --exp_name name that run."""
+        if not self.exp_name:
+            return
+        link = finished.parent / LATEST
+        if link.exists() and not link.is_symlink():
+            print(f"Note: {link} is a directory of its own and still names another run")
+            return
+        temporary = link.with_name(f".{LATEST}.{os.getpid()}")
+        try:
+            temporary.symlink_to(finished.name, target_is_directory=True)
+            temporary.replace(link)
+        except OSError as error:  # not every file system has links
+            print(f"Note: {link} cannot be written ({error.strerror}); pass --source_net={finished}")
 
 
 def _folder() -> Path:
     """Returns the folder of the phases, where --exp_name does not say it."""
-    return run_directory.chosen(Path("saved_models") / hydra_flags.run_name())
+    return run_directory.chosen(Path("saved_models") / run_name())
 
 
 def _check_folder(folder: Path) -> None:
     """Checks that a folder of phases holds nothing else."""
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    strangers = [name for name in found if name not in hydra_flags.MODES and not name.startswith(".")]
-    if strangers:
+    others = [name for name in found if name not in MODES and not name.startswith(".")]
+    if others:
         raise BadFlag(
-            f"--output_dir={folder}: expected a new or empty directory, or one of pretrain, prune and finetune, as "
-            f"--exp_mode=all writes. Received: one with other files, such as {strangers[0]}"
+            f"--output_dir={folder} holds other files, such as {others[0]}; expected a new or empty directory, or one "
+            "of pretrain, prune and finetune, as --exp_mode=all writes"
         )
-
-
-def directory(phase: str) -> Path:
-    """Returns the directory of a phase.
-
-    With --exp_name, as HYDRA's code has it, that is `RESULT_DIR/NAME/PHASE/NUMBER--SETTINGS`, of the next number, or,
-    to resume or evaluate a run, of the last one.
-    """
-    if not FLAGS.exp_name:
-        folder = _folder()
-        return folder if FLAGS.output_dir and FLAGS.exp_mode != "all" else folder / phase
-    folder = Path(FLAGS.result_dir or _RESULT_DIR).expanduser() / FLAGS.exp_name / phase
-    found = _numbered(folder)
-    if found and (FLAGS.resume or FLAGS.load_model):
-        return found[max(found)]
-    warmup = f"warmuplr-{FLAGS.warmup_lr}_warmupepochs-{FLAGS.warmup_epochs}"
-    settings = f"trainer-{FLAGS.trainer}_lr-{hydra_flags.rate(phase)}_epochs-{hydra_flags.own_epochs(phase)}_{warmup}"
-    return folder / f"{max(found, default=0) + 1}--k-{FLAGS.k:.2f}_{settings}"
-
-
-def _numbered(folder: Path) -> dict[int, Path]:
-    names = {path.name.partition("--")[0]: path for path in folder.glob("*--*")}
-    return {int(number): path for number, path in names.items() if number.isdecimal()}
-
-
-def point_at(finished: Path) -> None:
-    """Lets `latest_exp` beside a finished run of --exp_name name that run."""
-    if not FLAGS.exp_name:
-        return
-    link = finished.parent / LATEST
-    if link.exists() and not link.is_symlink():
-        print(f"Note: {link} is a directory of its own and still names another run")
-        return
-    temporary = link.with_name(f".{LATEST}.{os.getpid()}")
-    try:
-        temporary.symlink_to(finished.name, target_is_directory=True)
-        temporary.replace(link)
-    except OSError as error:  # not every file system has links
-        print(f"Note: {link} cannot be written ({error.strerror}); pass --source_net={finished}")
 
 
 def source() -> Path | None:
     """Returns the path of --source_net, or `None`, and lets the record of the run name it."""
-    if not FLAGS.source_net:
+    path = Phases.read().source_net
+    if not path:
         return None
-    found = run_of(Path(FLAGS.source_net).expanduser())
-    FLAGS.source_net = str(found)
+    found = run_of(Path(path).expanduser())
+    FLAGS["source_net"].value = str(found)
     return found
+
+
+def recorded_source(directory: Path) -> Path | None:
+    """Returns the source that the run in `directory` began with, which its record keeps when the run goes on."""
+    FLAGS["source_net"].value = run_directory.recorded(directory).get("source_net")
+    return source()
 
 
 def run_of(path: Path) -> Path:
@@ -120,11 +137,10 @@ def check_source(source: Path | None, target: Path) -> None:
     Raises:
         BadFlag: if --overwrite would.
     """
-    if source is None or not FLAGS.overwrite:
+    if source is None or not Output.read().overwrite:
         return
     run, written = source.resolve(), target.resolve()
     if written == run or written in run.parents:
         raise BadFlag(
-            f"--overwrite: --source_net={source} lies in {target}, whose run it would remove; pass another "
-            "--output_dir. Received: both"
+            f"--overwrite: --source_net={source} lies in {target}, whose run it would remove; pass another --output_dir"
         )

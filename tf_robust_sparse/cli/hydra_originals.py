@@ -1,27 +1,25 @@
 """Names, values and defaults of HYDRA's published code as data; `translate` says a command line of it in our flags.
 
-A command line with --configs, or with one of `ONLY_THERE` and neither --model nor --data, is HYDRA's: a flag that is
-not given has the value of --configs, or else of `DEFAULTS`, and words mean what they mean there. Any other command line
-has the defaults of our own flags. `run.flags` holds ours.
+A command line with --configs, or with another flag that only HYDRA has and neither --model nor --data, is HYDRA's: a
+flag that is not given has the value of --configs, or else of `DEFAULTS`, and words mean what they mean there. Any other
+command line has the defaults of our own flags. `run.flags` holds ours.
 """
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import (
-    certified_flags,
-    command_line,
-    devices,
-    hydra_directories,
-    hydra_flags,
-    run_directory,
-    settings_file,
-    training_run,
-)
-from tf_robust_sparse.cli.command_line import BadFlag, BadInput, define_aliases, define_number, section
+from tf_robust_sparse.cli import command_line, devices, settings, settings_file, training_run
+from tf_robust_sparse.cli.command_line import BadFlag, BadInput
+from tf_robust_sparse.cli.hydra_directories import Place
+from tf_robust_sparse.cli.hydra_settings import check_radii
+from tf_robust_sparse.cli.hydra_trainers import BY_BOUNDS, Bounds, Trainer
+from tf_robust_sparse.cli.sections.data import Data, TrainingImages
+from tf_robust_sparse.cli.settings import Settings, setting
 
 FLAGS = flags.FLAGS
 
@@ -72,51 +70,81 @@ DEFAULTS: dict[str, Any] = {
 MOVED = {"augmentation": "crop", "flip": True}
 MOVED_DATA = ("cifar10", "cifar100", "svhn", "imagenet")
 _PSEUDO_LABELS = ("tiny_images/ti_top_50000_pred_v3.1.pickle", "tiny_images/ti_500K_pseudo_labeled.pickle")
-# Flags without effect here -> what they say, and the only value that is taken, if it matters.
-WITHOUT_EFFECT: dict[str, tuple[str, tuple[float, str] | None]] = {
-    "print_freq": ("Batches between two lines; here there is a line for each epoch", None),
-    "test_batch_size": ("Images per step of an evaluation; --batch_size here", None),
-    "mean": ("Mean that freeadv takes off pixels", None),
-    "std": ("Deviation that freeadv divides pixels by", None),
-    "image_dim": ("Height and width of images, which the data know; of imagenet --image_size", None),
-    "clip_min": ("Lowest value of a pixel", (0, "0, because pixels are in [0, 1]")),
-    "clip_max": ("Highest value of a pixel", (1, "1, because pixels are in [0, 1]")),
-    "start_epoch": ("First epoch", (0, "--resume, which goes on after the last finished epoch")),
+# Taken without effect: name -> what it says there.
+IGNORED = {
+    "print_freq": "Batches between two lines; here there is a line for each epoch",
+    "test_batch_size": "Images per step of an evaluation; --batch_size here",
+    "mean": "Mean that freeadv takes off pixels",
+    "std": "Deviation that freeadv divides pixels by",
+    "image_dim": "Height and width of images, which the data know; of imagenet --image_size",
 }
-ONLY_THERE = ("configs", *NAMES, "result_dir", "exp_name", "is_semisup", "gpu", "no_cuda", "normalize", *WITHOUT_EFFECT)
+# Taken with one value alone: name -> that value, and why.
+_FIXED: dict[str, tuple[float, str]] = {
+    "clip_min": (0, "0, because pixels are in [0, 1]"),
+    "clip_max": (1, "1, because pixels are in [0, 1]"),
+    "start_epoch": (0, "--resume, which goes on after the last finished epoch"),
+}
 
 
-@section("As HYDRA says it")
+@dataclasses.dataclass
+class Names(Settings):
+    """What HYDRA's code calls otherwise."""
+
+    title = Place.title
+
+    configs: str | None = setting(None, "YAML file of HYDRA; flags win over what it says.", recorded=False)
+    arch: str | None = setting(
+        None, "--model, or HYDRA's name of one.", choices=(*NETWORKS, *trs.models.NETWORKS), recorded=False
+    )
+    dataset: str | None = setting(
+        None, "--data, or HYDRA's name of it.", choices=(*DATA, *trs.data.DATASETS), recorded=False
+    )
+    distance: str | None = setting(None, "--norm.", choices=WORDS["distance"], recorded=False)
+    is_semisup: bool | None = setting(
+        None, "Beside each batch as many pseudo-labeled images, those of --semisup_data.", recorded=False
+    )
+    gpu: str | None = setting(
+        None, "Numbers of the GPUs to use, separated by commas; more than one are replicas.", recorded=False
+    )
+    no_cuda: bool = setting(False, "Use no GPU.", recorded=False)
+    normalize: bool = setting(False, "Not taken, because networks and attacks are in pixels of [0, 1].", recorded=False)
+    clip_min: str | None = setting(None, "Lowest value of a pixel, 0.", recorded=False)
+    clip_max: str | None = setting(None, "Highest value of a pixel, 1.", recorded=False)
+    start_epoch: str | None = setting(None, "First epoch, 0.", recorded=False)
+
+    def check(self) -> None:
+        """Checks what is taken with one value alone, and whether a radius grows in time."""
+        if self.normalize:
+            raise BadFlag("--normalize is not taken, because networks and attacks are in pixels of [0, 1]; drop it")
+        for name, (value, why) in _FIXED.items():
+            text = getattr(self, name)
+            if text is not None and not _is(text, value):
+                raise BadFlag(f"--{name}={text}: expected {why}")
+        labels = TrainingImages.read().pseudo_labels
+        if self.is_semisup is False and labels:
+            raise BadFlag(f"--nois_semisup takes no pseudo-labeled images; drop it, or --pseudo_labels={labels}")
+        try:
+            check_radii()
+        except BadFlag as error:
+            if not given():
+                raise
+            print(f"Note: {error}")
+
+
+_Ignored = settings.ignored(Names.title, IGNORED)
+ONLY_THERE = tuple(field.name for group in (Names, Place, _Ignored) for field in dataclasses.fields(group))
+
+
 def define() -> None:
     """Defines the names and the other spellings."""
-    flags.DEFINE_string("configs", None, "YAML file of HYDRA; flags win over what it says.")
-    flags.DEFINE_enum("arch", None, [*NETWORKS, *trs.models.NETWORKS], "--model, or HYDRA's name of one.")
-    flags.DEFINE_enum("dataset", None, [*DATA, *trs.data.DATASETS], "--data, or HYDRA's name of it.")
-    flags.DEFINE_enum("distance", None, list(WORDS["distance"]), "--norm.")
-    flags.DEFINE_string("result_dir", None, "With --exp_name: folder of that folder; by default ./trained_models.")
-    flags.DEFINE_string("exp_name", None, "Folder of a directory for each phase, with numbered runs in it.")
-    define_number("data_fraction", None, "Use this part of the training images, drawn at random.", 0, 1, excluded=0)
-    flags.DEFINE_bool("is_semisup", None, "Beside each batch as many pseudo-labeled images, those of --semisup_data.")
-    define_number("semisup_fraction", 1.0, "Use this part of the pseudo-labeled images.", 0, 1, excluded=0)
-    flags.DEFINE_enum(
-        "val_method",
-        None,
-        ["base", "adv", "freeadv", *certified_flags.CHECKS],
-        "How epochs are compared on the held-out images: base on clean ones alone, adv and freeadv under PGD too, "
-        "mixtrain, crown-ibp and ibp by bounds, smooth by an estimate under noise. By default as --trainer trains.",
-    )
-    flags.DEFINE_bool("const_init", False, "The attack on held-out images starts at the image, not beside it.")
-    flags.DEFINE_bool("save_dense", False, "Also write dense/network.keras, of plain kernels.")
-    flags.DEFINE_string("gpu", None, "Numbers of the GPUs to use, separated by commas; more than one are replicas.")
-    flags.DEFINE_bool("no_cuda", False, "Use no GPU.")
-    flags.DEFINE_bool("normalize", False, "Not taken, because networks and attacks are in pixels of [0, 1].")
-    for name, (what, _) in WITHOUT_EFFECT.items():
-        flags.DEFINE_string(name, None, f"{what}; without effect.")
-    define_aliases(ALIASES)
+    for group in (Names, Place, _Ignored):
+        group.define()
+    with command_line.section(Names.title):
+        command_line.define_aliases(ALIASES)
 
 
 def given() -> bool:
-    """Whether the command line is HYDRA's: has a flag that only its code has, and not our names of network and data."""
+    """Returns whether the command line is HYDRA's: has --configs, or a flag only of its code without ours."""
     ours = FLAGS["model"].present or FLAGS["data"].present
     return bool(FLAGS.configs) or (not ours and any(FLAGS[name].present for name in ONLY_THERE))
 
@@ -125,79 +153,69 @@ def translate() -> None:
     """Sets our flags by those of HYDRA, before any check.
 
     Raises:
-        BadFlag: if both are given, or one lacks its other half.
+        BadFlag: if both are given, or a value cannot be meant.
         BadInput: if the configuration cannot be read.
     """
     for theirs, ours in NAMES.items():
-        value = _said(theirs, FLAGS[theirs].value)
-        if value is not None and FLAGS[ours].present and FLAGS[ours].value != value:
-            raise BadFlag(
-                f"--{theirs}={FLAGS[theirs].value} and --{ours}={FLAGS[ours].value} say the same; pass one. "
-                "Received: both"
-            )
-        if value is not None:
-            FLAGS[ours].value = value
-    _refuse()
+        take_over(theirs, ours, WORDS[theirs])
     if given():
         _translate_all()
     if FLAGS.no_cuda:
         devices.hide_all()
     else:
         devices.choose("gpu", replicas=True, quiet=not FLAGS["gpu"].present)
-    if FLAGS.is_semisup is False and FLAGS.pseudo_labels:
-        raise BadFlag("--nois_semisup: expected no --pseudo_labels with it. Received: both")
-    if FLAGS["semisup_fraction"].present and not FLAGS.pseudo_labels and not given():
-        raise BadFlag("--semisup_fraction: expected --pseudo_labels=FILE. Received: no such flag")
-    if FLAGS.data_fraction is not None and FLAGS.train_examples is not None:
-        raise BadFlag("--data_fraction and --train_examples both say how many; pass one. Received: both")
-    hydra_directories.check()
-    # Said in our words by now, and labels that are not there have no part to use.
-    run_directory.leave_out(*ONLY_THERE)
-    if not FLAGS.pseudo_labels:
-        run_directory.leave_out("semisup_fraction")
     if given() and not FLAGS["drop_last"].present:  # once devices are chosen
-        FLAGS.drop_last = hydra_flags.needs_full_batches() or training_run.odd_batches_may_crash()
-    if FLAGS.val_method is None:
-        FLAGS["val_method"].value = certified_flags.DEFAULT_CHECKS.get(FLAGS.trainer, "adv")
-    _translate_selection()
+        FLAGS.drop_last = Trainer.read().needs_full_batches or training_run.odd_batches_may_crash()
+
+
+def take_over(theirs: str, ours: str, words: dict[str, Any]) -> None:
+    """Sets a flag of ours by one of HYDRA, if that has a value.
+
+    Raises:
+        BadFlag: if both are given and differ.
+    """
+    if FLAGS[theirs].value is None:
+        return
+    value = words.get(FLAGS[theirs].value, FLAGS[theirs].value)
+    if FLAGS[ours].present and FLAGS[ours].value != value:
+        raise BadFlag(
+            f"--{theirs}={FLAGS[theirs].value} and --{ours}={FLAGS[ours].value} say the same; pass one, not both"
+        )
+    FLAGS[ours].value = value
 
 
 def _translate_all() -> None:
-    settings = _configuration()
-    by_file = dict(settings)
+    by_file = _configuration()
     if FLAGS.exp_mode == "all" and not FLAGS["exp_mode"].present and FLAGS.source_net and not FLAGS.load_model:
         # Its README leaves --exp-mode out where it looks for a sub-network, and says that this prunes.
         by_file["exp_mode"] = "prune"
         print("Note: --source_net without --exp_mode is the prune phase, as HYDRA's README has it")
     if FLAGS.output_dir:
         by_file.pop("exp_name", None)
-    whole = not FLAGS["exp_mode"].present and "exp_mode" not in by_file  # in all phases --k is that of the last two
-    for name, value in {**DEFAULTS, **by_file}.items():
-        if not (whole and name == "k" and name not in by_file):
-            _set(name, value)
-    FLAGS.lr_schedule = _said("lr_schedule", FLAGS.lr_schedule)
-    for name, value in MOVED.items():
-        if FLAGS.data in MOVED_DATA and not FLAGS[name].present:
-            FLAGS[name].value = value
+    defaults = dict(DEFAULTS)
+    if not FLAGS["exp_mode"].present and "exp_mode" not in by_file:
+        del defaults["k"]  # in a run of all phases --k is that of the last two
+    for name, value in {**defaults, **by_file}.items():
+        _set(name, value)
+    FLAGS.lr_schedule = WORDS["lr_schedule"].get(FLAGS.lr_schedule, FLAGS.lr_schedule)
     if FLAGS.data_dir == DEFAULTS["data_dir"] and not FLAGS["data_dir"].present and not Path(FLAGS.data_dir).is_dir():
         FLAGS.data_dir = None  # there the data are fetched; here they may be elsewhere on this machine
-    if FLAGS.image_dim and FLAGS.data in trs.data.IN_FILES and FLAGS.image_size is None:
+    if FLAGS.image_dim and Data.read().is_in_files and FLAGS.image_size is None:
         FLAGS.image_size = int(FLAGS.image_dim)
     if FLAGS.data_fraction == 1:  # all of them, as without the flag
         FLAGS["data_fraction"].unparse()
     if FLAGS.lr_schedule == "step":  # whose rate there is the same in the warm-up
         FLAGS.warmup_lr = FLAGS.learning_rate
-    for name, value in {"undivided_schedule": FLAGS.trainer == "freeadv", "clean_updates": 3}.items():
+    moved = MOVED if FLAGS.data in MOVED_DATA else {}
+    for name, value in {**moved, "undivided_schedule": FLAGS.trainer == "freeadv", "clean_updates": 3}.items():
         if not FLAGS[name].present:
             FLAGS[name].value = value
-    if FLAGS.trainer != "adv":
-        FLAGS["clean_updates"].unparse()
-    # Flags that belong to other trainers and phases mean nothing there.
-    for name in (*certified_flags.unused(), *(["freeze_bn"] if FLAGS.exp_mode not in ("prune", "all") else [])):
-        FLAGS[name].unparse()
-    _refuse()
     _translate_initialization()
     _translate_semisup()
+    # Flags that belong to other trainers and phases mean nothing there.
+    of_bounds = (field.name for field in dataclasses.fields(Bounds))
+    for name in {"clean_updates", "freeze_bn", "semisup_fraction", *of_bounds} & set(settings.meaningless()):
+        FLAGS[name].unparse()
 
 
 def _configuration() -> dict[str, Any]:
@@ -206,38 +224,29 @@ def _configuration() -> dict[str, Any]:
     found = settings_file.read(Path(FLAGS.configs).expanduser(), "configs")
     for name in found:
         if name not in FLAGS:
-            raise BadInput(f"--configs={FLAGS.configs}: expected settings that --help lists. Received: {name}")
+            raise BadInput(f"--configs={FLAGS.configs}: --help lists no setting {name}; correct or remove it")
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _said(theirs: str, value: Any) -> Any:
-    """Returns a value in our words."""
-    return WORDS.get(theirs, {}).get(str(value), value)
-
-
 def _set(name: str, value: Any) -> None:
-    """Sets a flag of HYDRA, and that of ours for which it stands, unless the command line does."""
+    """Sets a flag by its name in HYDRA, and that of ours for which it stands, unless the command line does."""
     ours = NAMES.get(name, command_line.name_of(name))
     if FLAGS[ours].present or FLAGS[name].present:
         return
-    for flag, said in ((FLAGS[name], value), (FLAGS[ours], _said(name, value))):
+    said = WORDS.get(name, {}).get(str(value), value)
+    for flag, text in ((FLAGS[name], value), (FLAGS[ours], said)):
         try:
-            flag.value = flag.parser.parse(str(said))
+            flag.value = flag.parser.parse(str(text))
         except ValueError as error:
             raise BadInput(f"--configs={FLAGS.configs}: {name}: {value!r}: {error}") from error
         flag.using_default_value = False
 
 
-def _refuse() -> None:
-    if FLAGS.normalize:
-        raise BadFlag("--normalize: expected no such flag, because networks and attacks are in pixels of [0, 1]")
-    for name, (_, needed) in WITHOUT_EFFECT.items():
-        try:
-            fits = needed is None or FLAGS[name].value is None or float(FLAGS[name].value) == needed[0]
-        except ValueError:
-            fits = False
-        if needed is not None and not fits:
-            raise BadFlag(f"--{name}={FLAGS[name].value}: expected {needed[1]}")
+def _is(text: str, value: float) -> bool:
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
 
 
 def _translate_initialization() -> None:
@@ -278,19 +287,8 @@ def _translate_semisup() -> None:
         FLAGS.batch_size, FLAGS.rst_frac = 2 * FLAGS.batch_size, 0.5
 
 
-def _translate_selection() -> None:
-    by_checks = FLAGS.val_method in certified_flags.CHECKS
-    best = "best_certified" if by_checks else "best_clean" if FLAGS.val_method == "base" else "best_robust"
-    if not FLAGS["select"].present:
-        FLAGS["select"].value = best
-    if FLAGS.select.startswith("best") and FLAGS.select not in ("best_clean", best):
-        raise BadFlag(
-            f"--val_method={FLAGS.val_method}: expected --select={best} or last. Received: --select={FLAGS.select}"
-        )
-
-
 # What is unlike HYDRA's code after all: name in docs/hydra.md -> to which runs, and how.
-DEVIATIONS: dict[str, tuple[Any, str]] = {
+DEVIATIONS: dict[str, tuple[Callable[[], bool], str]] = {
     "held-out images": (
         lambda: FLAGS.validation_examples != 0,
         "1,000 training images, or a tenth, are held out and choose the epoch that is kept; there all are trained on, "
@@ -298,7 +296,7 @@ DEVIATIONS: dict[str, tuple[Any, str]] = {
     ),
     "full batches": (lambda: FLAGS.drop_last, "every batch is full; there the last one of an epoch may be smaller"),
     "boxes": (
-        lambda: FLAGS.trainer in certified_flags.TRAINERS,
+        lambda: FLAGS.trainer in BY_BOUNDS,
         "bounds hold within pixels of [0, 1]; there within the least and largest pixel of the batch",
     ),
     "free perturbation": (
@@ -326,5 +324,5 @@ DEVIATIONS: dict[str, tuple[Any, str]] = {
 
 
 def deviations() -> list[str]:
-    """Returns how the run differs from that of HYDRA's code, a sentence each."""
-    return [how for applies, how in DEVIATIONS.values() if applies()]
+    """Returns how the run differs from that of HYDRA's code, a sentence each; none of a command line of ours."""
+    return [how for applies, how in DEVIATIONS.values() if applies()] if given() else []

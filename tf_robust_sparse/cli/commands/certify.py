@@ -6,11 +6,12 @@
 
 Randomized smoothing certifies l2 radii of the classifier that asks the network many times under Gaussian noise, each
 certificate true with probability 1 - alpha; train for it with --trainer=smooth. The other methods bound every neuron of
-the network itself over a ball of radius epsilon, without a chance of error, and stand beside PGD on the same images.
+the network itself over a ball of radius epsilon, without a chance of error; PGD attacks the same images for comparison.
 Writes a table with a line per image, from which an interrupted certification goes on, and the accuracies as JSON; of
 smoothing also the curve over radii, where matplotlib is installed.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,71 +19,225 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
     certify_originals,
     command_line,
+    hydra_directories,
+    networks,
     run_directory,
     run_lock,
     settings,
 )
+from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.robustness import GRADIENT_ATTACKS
+from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
 from tf_robust_sparse.evaluation.progress import Progress
 
-FLAGS = flags.FLAGS
 IF_INTERRUPTED = "lines of the table are kept, the same command goes on"
 _BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
-_OF_SMOOTHING = ("sigma", "n0", "n", "alpha", "radii")
-_OF_BOUNDS = ("epsilon", "norm", "slope", "tight", "chunk")
-_OF_CROWN = ("slope", "tight")
-_OF_ALPHA = ("optimize_intermediate",)
+_BY_LINES = ("crown-ibp", "crown", "alpha-crown")
 _MOST = trs.certify.smoothing.MOST_ANSWERS
 _RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball of 2/255 in l-infinity of CIFAR
+
+
+def _of(*names: str) -> OnlyFor:
+    return OnlyFor(f"--method={' or '.join(names)}", lambda flags: flags.method in names, refuse=True)
+
+
+@dataclasses.dataclass
+class Certificates(Settings):
+    """How certificates are found, and of which images."""
+
+    title = "Certificates"
+
+    method: str = setting("smoothing", "How certificates are found.", choices=("smoothing", *_BOUNDS))
+    epsilon: float | None = setting(
+        None, "Of bounds: radius in pixels of [0, 1], such as 2/255.", excluded=0, only_for=_of(*_BOUNDS)
+    )
+    norm: str = setting("Linf", "Of bounds: norm of the ball.", choices=("Linf", "L2", "L1"), only_for=_of(*_BOUNDS))
+    slope: str = setting(
+        "adaptive",
+        "Of CROWN: lower line of undecided ReLUs.",
+        choices=("adaptive", "zero-lb", "one-lb", "same-slope"),
+        only_for=_of(*_BY_LINES),
+    )
+    optimize_intermediate: bool = setting(
+        False,
+        "Of alpha-crown: move the slopes behind the bounds of neurons between too; tighter, and many times slower.",
+        only_for=_of("alpha-crown"),
+    )
+    tight: bool = setting(
+        True, "Of CROWN: intersect with intervals, and take the better of both.", only_for=_of(*_BY_LINES)
+    )
+    chunk: int = setting(
+        4096, "Of CROWN: rows carried back at once; fewer take less memory.", lower=1, only_for=_of(*_BOUNDS)
+    )
+    sigma: float = setting(
+        0.25,
+        "Standard deviation of the noise, in pixels of [0, 1].",
+        excluded=0,
+        aliases=("noise_std",),
+        only_for=_of("smoothing"),
+    )
+    n0: int = setting(
+        100,
+        "Answers under noise that select the class.",
+        lower=1,
+        upper=_MOST,
+        aliases=("N0",),
+        only_for=_of("smoothing"),
+    )
+    n: int = setting(
+        10_000,
+        "Further answers that estimate its probability.",
+        lower=1,
+        upper=_MOST,
+        aliases=("N",),
+        only_for=_of("smoothing"),
+    )
+    alpha: float = setting(
+        0.001,
+        "Probability that a certificate is wrong, below 1.",
+        upper=1,
+        excluded=0,
+        only_for=_of("smoothing"),
+    )
+    skip: int = setting(1, "Certify every skip-th test image.", lower=1)
+    max_examples: int | None = setting(None, "Certify at most so many images; -1 for all.", lower=-1, aliases=("max",))
+    radii: list[float] | None = setting(
+        None, "Radii of the accuracies that are printed, such as 0.25,0.5.", only_for=_of("smoothing")
+    )
+
+    def check(self) -> None:
+        """Checks numbers and the radius."""
+        if self.n < self.n0:
+            raise BadFlag(f"--n={self.n}: expected at least as many as --n0={self.n0}")
+        if self.alpha == 1:
+            raise BadFlag("--alpha=1: expected a probability below 1")
+        if self.method != "smoothing" and self.epsilon is None:
+            raise BadFlag(f"--method={self.method} needs a radius; pass one such as --epsilon=2/255")
+        if self.method != "smoothing" and self.norm == "Linf" and self.radius >= 1:
+            raise BadFlag(f"--epsilon={self.radius:g}: expected a radius below 1, such as 2/255")
+
+    @property
+    def radius(self) -> float:
+        """The radius, which `check` looks for where there are bounds."""
+        return self.epsilon or 0.0
+
+    def bar(self, images: int) -> Progress:
+        """Returns a line of progress for the chosen ones of so many images."""
+        return Progress(self.method, len(range(0, images, self.skip)[: self.max_examples]), shown=True)
+
+    def record(self, *names: str) -> dict[str, Any]:
+        """Returns some settings as entries of the record."""
+        return {name: getattr(self, name) for name in names}
+
+    def smooth(self, model: Callable[..., Any], x: np.ndarray, y: np.ndarray, table: Path) -> dict[str, Any]:
+        """Certifies by smoothing; returns the entries of the record."""
+        data = Data.read()
+        smoothed = trs.certify.SmoothedClassifier(model, self.sigma, data.batch_size, data.seed)
+        with self.bar(len(x)) as bar, command_line.about("saved_model_or_network", "data", "outfile"):
+            rows = trs.certify.certify_images(
+                *(smoothed, x, y, table),
+                **self.record("n0", "n", "alpha", "skip", "max_examples"),
+                progress=lambda _: bar.advance(1),
+            )
+        radii = sorted({0.0, *(self.radii or _RADII)})
+        accuracies = trs.certify.certified_accuracy(rows, radii)
+        sure = [trs.certify.high_probability_accuracy(value, len(rows), self.alpha) for value in accuracies]
+        return {
+            **self.record("sigma", "n0", "n", "alpha", "skip"),
+            "batch_size": data.batch_size,
+            "images": len(rows),
+            "certified_accuracy": [
+                {"radius": radius, "accuracy": accuracy, "with_probability_0.999": max(0.0, least)}
+                for radius, accuracy, least in zip(radii, accuracies, sure, strict=True)
+            ],
+            "abstained": sum(row.prediction == trs.certify.ABSTAIN for row in rows) / len(rows),
+            "seconds_per_image": float(np.mean([row.seconds for row in rows])),
+            "curve": _curve(rows),
+        }
+
+    def verify(self, network: keras.Model, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str, Any]:
+        """Verifies by bounds, and attacks the same images; returns the entries of the record."""
+        data, method = Data.read(), "zonotope" if self.method == "mixtrain" else self.method
+        chosen = (x[:: self.skip][: self.max_examples], y[:: self.skip][: self.max_examples])
+        with command_line.about("saved_model_or_network", "data"):  # images and labels are checked first
+            suite = trs.evaluation.RobustnessSuite(network, chosen, data.batch_size, progress=False)
+        with self.bar(len(x)) as bar, command_line.about("saved_model_or_network", "data", "outfile", "epsilon"):
+            rows = trs.certify.verify_images(
+                *(network, x, y, self.radius, method, table),
+                **self.record("slope", "norm", "chunk", "optimize_intermediate", "skip", "max_examples"),
+                tight=self.tight and method != "ibp",
+                batch_size=data.batch_size,
+                progress=lambda _: bar.advance(1),
+            )
+        verified = np.array([row.verified for row in rows])
+        record = {
+            **self.record("epsilon", "norm", "skip"),
+            "batch_size": data.batch_size,
+            **(self.record("slope", "tight") if self.method in _BY_LINES else {}),
+            **(self.record("optimize_intermediate") if self.method == "alpha-crown" else {}),
+            "images": len(rows),
+            "clean_accuracy": float(np.mean([row.prediction == row.label for row in rows])),
+            "verified_accuracy": float(verified.mean()),
+            "seconds_per_image": float(np.mean([row.seconds for row in rows])),
+        }
+        if self.norm in GRADIENT_ATTACKS:
+            pgd = GRADIENT_ATTACKS[self.norm][1]
+            suite.gradient_attack("pgd", pgd(self.radius, num_steps=50, seed=data.seed))
+            stands = suite.standing["pgd"]
+            record["pgd_accuracy"] = float(stands.mean())
+            if (verified & ~stands).any():
+                first = rows[int(np.flatnonzero(verified & ~stands)[0])].image
+                raise RuntimeError(
+                    f"image {first} is verified and yet an attack breaks it: the bounds are wrong; please report this "
+                    "network"
+                )
+        return record
+
+
+@dataclasses.dataclass
+class Files(Settings):
+    """What is read and written."""
+
+    title = "Files"
+
+    saved_model_or_network: str = setting(
+        None, "Directory of a run, SavedModel from pixels to logits, network.keras, or PyTorch checkpoint of --arch."
+    )
+    results_file: str | None = setting(
+        None, "Where to write; by default certified.json, of bounds certified_METHOD.json, beside the network."
+    )
+    outfile: str | None = setting(None, "Table with a line per image; by default beside the results, as .tsv.")
+
+    @property
+    def network(self) -> Path:
+        """Where the network is: of a run of ours where HYDRA's scripts name its `checkpoint.pth.tar`."""
+        return hydra_directories.run_of(Path(self.saved_model_or_network).expanduser())
+
+    def outputs(self, method: str) -> tuple[Path, Path]:
+        """Returns where the record and the table of a method are written.
+
+        Raises:
+            BadFlag: if nothing can be written there.
+        """
+        beside = networks.beside(self.network, f"certified{'' if method == 'smoothing' else f'_{method}'}.json")
+        results = Path(self.results_file or beside).expanduser()
+        table = Path(self.outfile).expanduser() if self.outfile else results.with_suffix(".tsv")
+        run_directory.check_file("results_file", results)
+        run_directory.check_file("outfile", table)
+        return results, table
 
 
 def define() -> None:
     """Defines the flags."""
     Data.define()
-    with command_line.section("Certificates"):
-        flags.DEFINE_enum("method", "smoothing", ["smoothing", *_BOUNDS], "How certificates are found.")
-        command_line.define_number("epsilon", None, "Of bounds: radius in pixels of [0, 1], such as 2/255.", excluded=0)
-        flags.DEFINE_enum("norm", "Linf", ["Linf", "L2", "L1"], "Of bounds: norm of the ball.")
-        flags.DEFINE_enum(
-            "slope",
-            "adaptive",
-            ["adaptive", "zero-lb", "one-lb", "same-slope"],
-            "Of CROWN: lower line of undecided ReLUs.",
-        )
-        flags.DEFINE_bool(
-            "optimize_intermediate",
-            False,
-            "Of alpha-crown: move the slopes behind the bounds of neurons between too; tighter, and many times slower.",
-        )
-        flags.DEFINE_bool("tight", True, "Of CROWN: intersect with intervals, and take the better of both.")
-        flags.DEFINE_integer("chunk", 4096, "Of CROWN: rows carried back at once; fewer take less memory.", 1)
-        command_line.define_number("sigma", 0.25, "Standard deviation of the noise, in pixels of [0, 1].", excluded=0)
-        flags.DEFINE_integer("n0", 100, "Answers under noise that select the class.", 1, _MOST)
-        flags.DEFINE_integer("n", 10_000, "Further answers that estimate its probability.", 1, _MOST)
-        command_line.define_number("alpha", 0.001, "Probability that a certificate is wrong.", 0, 1, excluded=0)
-        flags.DEFINE_integer("skip", 1, "Certify every skip-th test image.", 1)
-        flags.DEFINE_integer("max_examples", None, "Certify at most so many images; -1 for all.", -1)
-        command_line.define_numbers("radii", "Radii of the accuracies that are printed, such as 0.25,0.5.")
-        command_line.define_aliases({"noise_std": "sigma", "N0": "n0", "N": "n", "max": "max_examples"})
-    with command_line.section("Files"):
-        flags.DEFINE_string(
-            "saved_model_or_network",
-            None,
-            "Directory of a run, SavedModel from pixels to logits, network.keras, or PyTorch checkpoint of --arch.",
-        )
-        flags.DEFINE_string(
-            "results_file",
-            None,
-            "Where to write; by default certified.json, of bounds certified_METHOD.json, beside the network.",
-        )
-        flags.DEFINE_string("outfile", None, "Table with a line per image; by default beside the results, as .tsv.")
+    Certificates.define()
+    Files.define(needed=("saved_model_or_network",))
     certify_originals.define()
 
 
@@ -90,23 +245,25 @@ def main() -> None:
     """Loads, certifies, reports."""
     certify_originals.translate()
     settings.check()
-    _check()
-    path = _path()
-    early = None if certify_originals.is_checkpoint(path) else _load(path)
-    results_file, table = _files(path)
+    how, files, data = Certificates.read(), Files.read(), Data.read()
+    smooths = how.method == "smoothing"
+    build = certify_originals.Checkpoint.read().build
+    model = networks.load(
+        *(files.network, "saved_model_or_network", lambda _: build(data.load()), ("arch",)), layers=not smooths
+    )
+    results_file, table = files.outputs(how.method)
     run_lock.take_beside(table, f"--outfile={table}")
-    images = Data.read().load()
-    model = certify_originals.load(path, images) if early is None else early
+    images = data.load()
     x, y = np.asarray(images.test_images), images.test_labels
     x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
     begin = time.perf_counter()
-    found = (_smooth if FLAGS.method == "smoothing" else _verify)(model, x, y, table)
+    found = (how.smooth if smooths else how.verify)(model, x, y, table)
     results = {
-        "method": FLAGS.method,
+        "method": how.method,
         **found,
         "seconds": time.perf_counter() - begin,
-        "seed": FLAGS.seed,
-        "network": str(path),
+        "seed": data.seed,
+        "network": str(files.network),
         "data": {"name": images.name, "origin": images.origin},
         "versions": run_directory.versions(),
     }
@@ -114,121 +271,11 @@ def main() -> None:
     show(results)
     print(f"Table               {table}")
     print(f"Record              {results_file}")
-    if FLAGS.method == "smoothing":
+    if smooths:
         try:
-            trs.evaluation.draw_certified(results["curve"], FLAGS.sigma, results_file.with_suffix(".png"))
+            trs.evaluation.draw_certified(results["curve"], how.sigma, results_file.with_suffix(".png"))
         except ValueError as error:  # without matplotlib there is no figure
             print(f"Note: {error}")
-
-
-def _check() -> None:
-    if FLAGS.n < FLAGS.n0:
-        raise command_line.BadFlag(f"--n={FLAGS.n}: expected at least --n0. Received: --n0={FLAGS.n0}")
-    if FLAGS.alpha == 1:
-        raise command_line.BadFlag("--alpha=1: expected a probability below 1")
-    if FLAGS.method != "smoothing" and FLAGS.epsilon is None:
-        raise command_line.BadFlag(
-            f"--method={FLAGS.method}: expected --epsilon=2/255 or the like. Received: no such flag"
-        )
-    if FLAGS.method != "smoothing" and FLAGS.norm == "Linf" and FLAGS.epsilon >= 1:
-        raise command_line.BadFlag(f"--epsilon={FLAGS.epsilon:g}: expected a radius below 1, such as 2/255")
-    unused: tuple[str, ...] = _OF_SMOOTHING if FLAGS.method != "smoothing" else _OF_BOUNDS
-    unused += _OF_CROWN if FLAGS.method in ("ibp", "mixtrain") else ()
-    unused += _OF_ALPHA if FLAGS.method != "alpha-crown" else ()
-    for name in unused:
-        if FLAGS[name].present:
-            raise command_line.BadFlag(
-                f"--{name}: expected another --method with it. Received: --method={FLAGS.method}"
-            )
-
-
-def _smooth(model: Callable[..., Any], x: np.ndarray, y: np.ndarray, table: Path) -> dict[str, Any]:
-    """Certifies by smoothing; returns the entries of the record."""
-    smoothed = trs.certify.SmoothedClassifier(model, FLAGS.sigma, FLAGS.batch_size, FLAGS.seed)
-    with _bar(len(x)) as bar, command_line.about("saved_model_or_network", "data", "outfile"):
-        rows = trs.certify.certify_images(
-            smoothed,
-            x,
-            y,
-            table,
-            n0=FLAGS.n0,
-            n=FLAGS.n,
-            alpha=FLAGS.alpha,
-            skip=FLAGS.skip,
-            max_examples=FLAGS.max_examples,
-            progress=lambda _: bar.advance(1),
-        )
-    radii = sorted({0.0, *(FLAGS.radii or _RADII)})
-    accuracies = trs.certify.certified_accuracy(rows, radii)
-    sure = [trs.certify.high_probability_accuracy(value, len(rows), FLAGS.alpha) for value in accuracies]
-    return {
-        **{name: FLAGS[name].value for name in ("sigma", "n0", "n", "alpha", "skip", "batch_size")},
-        "images": len(rows),
-        "certified_accuracy": [
-            {"radius": radius, "accuracy": accuracy, "with_probability_0.999": max(0.0, least)}
-            for radius, accuracy, least in zip(radii, accuracies, sure, strict=True)
-        ],
-        "abstained": sum(row.prediction == trs.certify.ABSTAIN for row in rows) / len(rows),
-        "seconds_per_image": float(np.mean([row.seconds for row in rows])),
-        "curve": _curve(rows),
-    }
-
-
-def _verify(network: Any, x: np.ndarray, y: np.ndarray, table: Path) -> dict[str, Any]:
-    """Verifies by bounds, and attacks the same images; returns the entries of the record."""
-    if not isinstance(network, keras.Model):
-        raise command_line.BadFlag(
-            f"--method={FLAGS.method}: expected a network.keras or the directory of a run, whose layers can be read. "
-            "Received: a SavedModel"
-        )
-    method = "zonotope" if FLAGS.method == "mixtrain" else FLAGS.method
-    chosen = (x[:: FLAGS.skip][: FLAGS.max_examples], y[:: FLAGS.skip][: FLAGS.max_examples])
-    with command_line.about("saved_model_or_network", "data"):  # images and labels are checked first
-        suite = trs.evaluation.RobustnessSuite(network, chosen, FLAGS.batch_size, progress=False)
-    with _bar(len(x)) as bar, command_line.about("saved_model_or_network", "data", "outfile", "epsilon"):
-        rows = trs.certify.verify_images(
-            network,
-            x,
-            y,
-            FLAGS.epsilon,
-            method,
-            table,
-            slope=FLAGS.slope,
-            norm=FLAGS.norm,
-            tight=FLAGS.tight and method != "ibp",
-            chunk=FLAGS.chunk,
-            optimize_intermediate=FLAGS.optimize_intermediate,
-            batch_size=FLAGS.batch_size,
-            skip=FLAGS.skip,
-            max_examples=FLAGS.max_examples,
-            progress=lambda _: bar.advance(1),
-        )
-    verified = np.array([row.verified for row in rows])
-    record = {
-        **{name: FLAGS[name].value for name in ("epsilon", "norm", "skip", "batch_size")},
-        **({name: FLAGS[name].value for name in _OF_CROWN} if FLAGS.method not in ("ibp", "mixtrain") else {}),
-        **({name: FLAGS[name].value for name in _OF_ALPHA} if FLAGS.method == "alpha-crown" else {}),
-        "images": len(rows),
-        "clean_accuracy": float(np.mean([row.prediction == row.label for row in rows])),
-        "verified_accuracy": float(verified.mean()),
-        "seconds_per_image": float(np.mean([row.seconds for row in rows])),
-    }
-    if FLAGS.norm in GRADIENT_ATTACKS:
-        attack = GRADIENT_ATTACKS[FLAGS.norm][1](FLAGS.epsilon, num_steps=50, seed=FLAGS.seed)
-        suite.gradient_attack("pgd", attack)
-        stands = suite.standing["pgd"]
-        record["pgd_accuracy"] = float(stands.mean())
-        if (verified & ~stands).any():
-            first = rows[int(np.flatnonzero(verified & ~stands)[0])].image
-            raise RuntimeError(
-                f"image {first} is verified and yet an attack breaks it: the bounds are wrong; please report this "
-                "network"
-            )
-    return record
-
-
-def _bar(images: int) -> Progress:
-    return Progress(FLAGS.method, len(range(0, images, FLAGS.skip)[: FLAGS.max_examples]), shown=True)
 
 
 def show(results: dict[str, Any]) -> None:
@@ -250,38 +297,6 @@ def show(results: dict[str, Any]) -> None:
             f"{results['epsilon']:.4g}"
         )
     print(f"Verified            {100 * results['verified_accuracy']:6.2f} %   {results['method']}, {pace}")
-
-
-def _path() -> Path:
-    if FLAGS.saved_model_or_network is None:
-        raise command_line.BadFlag(
-            "--saved_model_or_network: expected the directory of a run or SavedModel, or network.keras. "
-            "Received: no such flag"
-        )
-    path = certify_originals.network_path(Path(FLAGS.saved_model_or_network).expanduser())
-    if not path.exists():
-        raise command_line.BadFlag(
-            f"--saved_model_or_network={path}: expected a directory or a .keras file. "
-            "Received: a path that does not exist"
-        )
-    return path
-
-
-def _load(path: Path) -> Callable[..., Any]:
-    with command_line.about("saved_model_or_network"):
-        if path.suffix in (".keras", trs.saving.COMPACT_SUFFIX) or (path / "network.keras").is_file():
-            return trs.load_network(path)
-        return trs.evaluation.load_saved_model(path)
-
-
-def _files(path: Path) -> tuple[Path, Path]:
-    beside = path if (path / "network.keras").is_file() else path.parent
-    name = "certified" if FLAGS.method == "smoothing" else f"certified_{FLAGS.method}"
-    results = Path(FLAGS.results_file).expanduser() if FLAGS.results_file else beside / f"{name}.json"
-    table = Path(FLAGS.outfile).expanduser() if FLAGS.outfile else results.with_suffix(".tsv")
-    for name, file in (("results_file", results), ("outfile", table)):
-        run_directory.check_file(name, file)
-    return results, table
 
 
 def _curve(rows: list[trs.certify.CertifiedImage]) -> list[dict[str, float]]:

@@ -16,37 +16,33 @@ Each phase leaves what every training run leaves: `network.keras`, `serve/`, `ru
 """
 
 from pathlib import Path
+from typing import Any
 
 import keras
-from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
     command_line,
     hydra_directories,
-    hydra_flags,
-    hydra_objects,
+    hydra_networks,
     hydra_originals,
+    hydra_settings,
+    hydra_trainers,
     report,
-    run_directory,
     settings,
     training_run,
 )
-from tf_robust_sparse.cli.sections.attacks import TestAttack
+from tf_robust_sparse.cli.hydra_settings import Optimizer, Output, Phases, Plan, Scores, plans
+from tf_robust_sparse.cli.hydra_trainers import Trainer, Validation
 from tf_robust_sparse.cli.sections.data import Data
-from tf_robust_sparse.cli.sections.run import CertifiedRun, Output
+from tf_robust_sparse.cli.sections.run import Run
 
-FLAGS = flags.FLAGS
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
 
 
 def define() -> None:
     """Defines the flags."""
-    Data.define()
-    hydra_flags.define()
-    TestAttack.define()
-    Output.define()
-    CertifiedRun.define()
+    hydra_settings.define()
     hydra_originals.define()
 
 
@@ -54,57 +50,68 @@ def main() -> None:
     """Runs the phase, or all of them, or evaluates a network."""
     hydra_originals.translate()
     settings.check()
-    hydra_flags.check(lenient=hydra_originals.given())
-    source, before = hydra_directories.source(), None
-    if FLAGS.load_model and source is not None:
+    run, mode = Run.read(), Phases.read().exp_mode
+    place, source, before = hydra_directories.Place.read(), hydra_directories.source(), None
+    if run.load_model and source is not None:
         evaluate(source)
         return
-    if not FLAGS.load_model:
-        command_line.note_unused(hydra_flags.MEANINGFUL)
-        for how in hydra_originals.deviations() if hydra_originals.given() else ():
-            print(f"Unlike HYDRA: {how}")
-    for name in hydra_flags.phases():
-        directory = hydra_directories.directory(name)
-        if FLAGS.load_model:
+    if not run.load_model:
+        command_line.say_deviations("HYDRA", hydra_originals.deviations())
+    for phase in plans():
+        directory = place.directory(phase.name)
+        if run.load_model:
             training_run.evaluate_again(directory)
             continue
         hydra_directories.check_source(source, directory)
-        if FLAGS.exp_mode == "all":
-            print(f"\n{name}", flush=True)
-        elif FLAGS.resume:  # the record of the run keeps what it began with
-            FLAGS.source_net = run_directory.recorded(directory).get("source_net")
-            source = hydra_directories.source()
-        before = run_phase(name, directory, source, before) or before
-        hydra_directories.point_at(directory)
+        if mode == "all":
+            print(f"\n{phase.name}", flush=True)
+        elif run.resume:
+            source = hydra_directories.recorded_source(directory)
+        before = run_phase(phase, directory, source, before) or before
+        place.point_at(directory)
         source = directory
 
 
 def evaluate(source: Path) -> None:
     """Evaluates --source_net on the test images, and prints the table."""
     images = Data.read().load()
-    network = hydra_objects.loaded(source, images, masked=True)
-    results = {**report.evaluate(network, images), **hydra_objects.measure(network, images)}
-    report.show_numbers(results)
+    network = hydra_networks.load(source, images, masked=True)
+    report.show_numbers({**report.evaluate(network, images), **hydra_trainers.measure(network, images)})
     print(f"Network             {source}", flush=True)
 
 
 def run_phase(
-    name: str, directory: Path, source: Path | None, before: training_run.TrainingRun | None
+    plan: Plan, directory: Path, source: Path | None, before: training_run.TrainingRun | None
 ) -> training_run.TrainingRun | None:
     """Trains, selects, saves and evaluates one phase; returns `None` if it is finished already."""
-    phase = hydra_flags.phase(name)
-    files: dict[str, training_run.Writer] = {"dense": _save_dense} if FLAGS.save_dense else {}
-    run = training_run.prepare(directory, hydra_flags.epochs(name), before, files)
+    scores = Scores.read()
+    phase = scores.phase(plan.name)
+    files: dict[str, training_run.Writer] = {"dense": _save_dense} if Output.read().save_dense else {}
+    run = training_run.prepare(directory, plan.epochs, before, files)
     if run is None:
         return None
     with run.strategy.scope():
-        network = hydra_objects.network(run, phase, source)
-        model = hydra_objects.model(run, network, name)
+        network = hydra_networks.build(run, phase, source)
+        model = build(run, network, plan)
     check = trs.training.PhaseCheck(network)
-    state = training_run.train(run, model, hydra_flags.config(network), (check,), hydra_flags.first_looked_at(name))
-    more = {"phase": phase.describe(), "source": str(source) if source else None, "k": FLAGS.k}
-    training_run.finish(run, model, state, more, hydra_objects.measure)
+    state = training_run.train(run, model, hydra_settings.config(network), (check,), plan.first_looked_at)
+    more = {"phase": phase.describe(), "source": str(source) if source else None, "k": scores.k}
+    training_run.finish(run, model, state, more, hydra_trainers.measure)
     return run
+
+
+def build(run: training_run.TrainingRun, network: keras.Model, plan: Plan) -> trs.RobustModel:
+    """Returns the compiled model that trains a network in a phase."""
+    trainer, validation = Trainer.read(), Validation.read()
+    validation.check_network(network)
+    how: dict[str, Any] = {"validation_attack": validation.attack(), "validation_checks": validation.checks()}
+    kind: type[trs.RobustModel] = trs.RobustModel
+    objective, steps = trainer.build(run.steps_per_epoch, plan.schedule_length), run.steps_per_epoch
+    if isinstance(objective, trs.training.FreeAT):
+        kind, steps = trs.training.FreeRobustModel, steps * trainer.n_repeats
+    model = kind(network, objective, seed=Data.read().seed, **how)
+    model.compile(Optimizer.read().build(plan.rates, steps), metrics=["accuracy"])
+    return model
 
 
 def _save_dense(network: keras.Model, directory: Path) -> None:

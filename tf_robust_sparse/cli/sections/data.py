@@ -210,6 +210,14 @@ class TrainingImages(Settings):
         chosen = np.random.default_rng(seed).permutation(len(y))[: max(1, int(self.semisup_fraction * len(y)))]
         return x[chosen], y[chosen]
 
+    def check(self) -> None:
+        """Checks that one setting says how many images are used."""
+        if self.data_fraction is not None and self.train_examples is not None:
+            raise BadFlag(
+                f"--data_fraction={self.data_fraction:g} and --train_examples={self.train_examples} both say how many "
+                "images to use; pass one"
+            )
+
     def check_files(self) -> None:
         """Checks that the files are there, and that one kind of further images is asked for."""
         if self.pseudo_labels and self.generated_data:
