@@ -190,7 +190,7 @@ class Reference:
         """What is asked about the logits."""
         import torch
 
-        from tf_robust_sparse.certify import specification
+        from tf_robust_sparse.certify.bounds import specification
 
         return torch.from_numpy(specification(y, self.classes).numpy())
 
@@ -223,8 +223,9 @@ def our_step(name: str, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
     import keras
     import tensorflow as tf
 
-    from tf_robust_sparse.certify import bounds, specification
+    from tf_robust_sparse.certify import bounds
     from tf_robust_sparse.certify.bound_graph import bound_graph
+    from tf_robust_sparse.certify.bounds import specification
     from tf_robust_sparse.layers import cached_kernels
 
     network = model(name)

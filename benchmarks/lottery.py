@@ -4,8 +4,9 @@
 
 Contenders, one after the other, `--rounds` times over, on random images:
 
-- trials: `Trials.fit` of `--trials` networks, each in a process of one thread, as run_lottery_tickets.py runs them;
-- ours: `Trials.fit` of one network, with the threads of one process;
+- trials: `StackedRobustModel.fit` of `--trials` networks, each in a process of one thread, as
+  run_lottery_tickets.py runs them;
+- ours: `StackedRobustModel.fit` of one network, with the threads of one process;
 - stacked: the same of `--trials` networks together;
 - xla: as ours, with the step compiled by XLA (not by default, for it is slower);
 - keras: the same network of plain Keras layers, `compile` and `fit`, natural training alone;
@@ -175,7 +176,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def ours(contender: str, kind: str, count: int) -> tuple[Callable[[], Any], dict[str, Callable[[], Any]], int]:
-    """`Trials.fit`, as the rounds of pruning call it."""
+    """`StackedRobustModel.fit`, as the rounds of pruning call it."""
     import tensorflow as tf
 
     import tf_robust_sparse as trs
@@ -191,7 +192,7 @@ def ours(contender: str, kind: str, count: int) -> tuple[Callable[[], Any], dict
     if kind != "natural":
         objective = trs.objectives.CleanAndAdversarial(attack, label_smoothing=SMOOTHING)
     network = trs.models.stack([trs.models.unbiased_dense_300_100(seed=seed) for seed in range(networks)])
-    model = trs.training.Trials(network, objective, attack)
+    model = trs.training.StackedRobustModel(network, objective, attack)
     model.compile(trs.training.FusedAdam(RATE), steps_per_execution=count, jit_compile=contender == "xla")
     images, labels = data()
     batches = trs.data.stacked_batches(len(labels), FLAGS.batch_size, range(networks))

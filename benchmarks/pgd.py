@@ -93,7 +93,7 @@ def prepare(network: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[]
     attack = trs.attacks.LinfPGD(EPSILON, num_steps=FLAGS.steps)
     theirs = foolbox.attacks.LinfPGD(abs_stepsize=attack.step_size, steps=FLAGS.steps, random_start=True)
     images, labels = tf.constant(x), tf.constant(y)
-    forward = trs.attacks.inference_forward(network)
+    forward = trs.layers.inference_forward(network)
 
     @tf.function(autograph=False)
     def ours(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

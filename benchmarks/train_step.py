@@ -153,7 +153,7 @@ def ours(contender: str) -> tuple[Callable[[], Any], dict[str, Callable[[], Any]
     objective_of = {"at": trs.objectives.AT, "trades": trs.objectives.TRADES}
     objective = objective_of[FLAGS.objective](attack)
     if is_binary:
-        best = trs.attacks.LinfBestPGD(EPSILON, STEP_SIZE, NUM_STEPS)
+        best = trs.attacks.LinfPGD(EPSILON, STEP_SIZE, NUM_STEPS, keep_best=True)
         objective = trs.objectives.AT(best, batch_norm="training" if contender == "binary_train" else "inference")
     model = trs.RobustModel(network, objective, sparsifier)
     model.compile(trs.training.sgdw(0.1, 5e-4))

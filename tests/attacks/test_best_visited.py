@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import layers, objectives
-from tf_robust_sparse.attacks import L2PGD, L2BestPGD, LinfBestPGD, LinfPGD, cross_entropy
+from tf_robust_sparse.attacks import L2PGD, LinfPGD, cross_entropy
 
 X, Y = tiny_images(24)
 
@@ -18,7 +18,7 @@ def visited(attack, epsilon, step_size, num_steps, network, seed):
 
 def test_in_l2_too_it_returns_the_highest_loss():
     network = tiny_network("plain")
-    found = L2BestPGD(1.0, 1.5, 5)(network, X, Y, seed=3).numpy()
+    found = L2PGD(1.0, 1.5, 5, keep_best=True)(network, X, Y, seed=3).numpy()
     points = visited(L2PGD, 1.0, 1.5, 5, network, 3)
     losses = np.stack([cross_entropy(Y, network(point, training=False)) for point in points])
     np.testing.assert_allclose(found, np.stack(points)[losses.argmax(0), np.arange(len(X))], atol=1e-5)
@@ -29,7 +29,7 @@ def test_in_l2_too_it_returns_the_highest_loss():
 @pytest.mark.parametrize("num_steps", [1, 2, 6])
 def test_it_returns_the_highest_loss_of_the_points_before_the_last(num_steps, step_size):
     network = tiny_network("plain")
-    found = LinfBestPGD(0.1, step_size, num_steps)(network, X, Y, seed=3).numpy()
+    found = LinfPGD(0.1, step_size, num_steps, keep_best=True)(network, X, Y, seed=3).numpy()
     points = visited(LinfPGD, 0.1, step_size, num_steps, network, 3)
     losses = np.stack([cross_entropy(Y, network(point, training=False)) for point in points])
     best = np.stack(points)[losses.argmax(0), np.arange(len(X))]
@@ -41,7 +41,7 @@ def test_it_returns_the_highest_loss_of_the_points_before_the_last(num_steps, st
 def test_batch_norm_of_the_batch_moves_its_statistics_in_each_step():
     def statistics(**arguments):
         network = tiny_network("signed")
-        objective = objectives.AT(LinfBestPGD(0.1, 0.03, 3), **arguments)
+        objective = objectives.AT(LinfPGD(0.1, 0.03, 3, keep_best=True), **arguments)
         before = np.array(network.get_layer("bn1").moving_mean)
         with layers.cached_kernels(network), layers.folded_kernels(network):
             x_adv = tf.function(objective.perturb, autograph=False)(
@@ -72,6 +72,12 @@ def test_label_smoothing_is_its_formula():
     found, *_ = objectives.AT(LinfPGD(0.1, 0.05, 1), label_smoothing=0.1).loss(network, X, Y, X)
     of_all = -np.mean(tf.nn.log_softmax(logits), -1)
     np.testing.assert_allclose(found, 0.9 * np.asarray(plain) + 0.1 * of_all, rtol=1e-5)
+
+
+def test_settings_name_the_choice_only_where_it_is_made():
+    attack = LinfPGD(0.1, 0.05, 2, keep_best=True)
+    assert LinfPGD.from_config(attack.get_config()).keep_best and attack.describe()["keep_best"]
+    assert "keep_best" not in LinfPGD(0.1).get_config() and "keep_best" not in LinfPGD(0.1).describe()
 
 
 def test_bad_input():

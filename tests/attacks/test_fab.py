@@ -73,28 +73,28 @@ def test_linear_classifier_has_the_exact_answer(norm, linear):
     _network, _, _x, _y = linear
     exact = exact_distances(linear, norm)
     epsilon = float(np.median(exact))
-    found = np.min(list(towards_each_class(FAB(epsilon, norm), linear, "distance")), axis=0)
+    found = np.min(list(toward_each_class(FAB(epsilon, norm), linear, "distance")), axis=0)
     assert exact.max() < 0.45  # the range of pixels plays no part
     assert (found / exact).min() >= 1 - 1e-3 and (found / exact).max() <= 1.010
     clear = np.abs(exact / epsilon - 1) > 1e-2
     np.testing.assert_array_equal((found <= epsilon)[clear], (exact <= epsilon)[clear])
     if norm != "L1":  # whose radius shrinks in phases
-        by_apgd = np.any(list(towards_each_class(APGD(epsilon, norm, "targeted-dlr"), linear, "found")), axis=0)
+        by_apgd = np.any(list(toward_each_class(APGD(epsilon, norm, "targeted-dlr"), linear, "found")), axis=0)
         clear = np.abs(exact / epsilon - 1) > 1e-3
         np.testing.assert_array_equal(by_apgd[clear], (exact <= epsilon)[clear])
 
 
-def towards_each_class(attack, linear, name):
-    """One entry of the state after the run towards each class."""
+def toward_each_class(attack, linear, name):
+    """One entry of the state after the run toward each class."""
     network, _, x, y = linear
     seeds, radius = tf.zeros((len(y), 2), tf.int64), tf.constant(attack.epsilon)
 
     @tf.function(autograph=False)
-    def towards(rank):
+    def toward(rank):
         state = attack.start(network, x, y, seeds, rank, radius)
         return attack.advance(network, x, y, state, tf.constant(100), radius)[name]
 
-    return [towards(tf.constant(run.rank)).numpy() for run in attack.runs(10)]
+    return [toward(tf.constant(run.rank)).numpy() for run in attack.runs(10)]
 
 
 @pytest.mark.full

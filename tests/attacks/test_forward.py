@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tests.attacks.networks import batch, small_network, state
-from tf_robust_sparse.attacks import inference_forward
+from tf_robust_sparse.layers.forward import inference_forward
 
 X, _ = batch(4)
 

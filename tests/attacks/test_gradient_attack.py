@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tests.attacks.networks import CLASSES, SHAPE, batch, small_network, state
-from tf_robust_sparse.attacks import L2FGSM, L2PGD, LinfFGSM, LinfPGD, cross_entropy, inference_forward
+from tf_robust_sparse.attacks import L2FGSM, L2PGD, LinfFGSM, LinfPGD, cross_entropy
+from tf_robust_sparse.layers.forward import inference_forward
 from tf_robust_sparse.objectives import kl_divergence
 
 ROUNDING = 1e-6  # float32, pixels in [0, 1]
@@ -353,3 +354,13 @@ def test_malformed_calls_are_refused():
         attack(lambda x: tf.stop_gradient(network(x)), x, y)
     with pytest.raises(TypeError, match="any callable"):
         attack("network", x, y)
+
+
+def test_subclasses_by_the_old_name_of_normalize_still_work():
+    with pytest.warns(DeprecationWarning, match="normalize"):
+
+        class Halved(LinfPGD):
+            def normalise(self, gradient):
+                return tf.sign(gradient) / 2
+
+    np.testing.assert_array_equal(Halved(0.1).normalize(tf.constant([[2.0, -3.0]])), [[0.5, -0.5]])

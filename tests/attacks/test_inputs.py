@@ -13,7 +13,7 @@ CALLS = {
     "LinfPGD": lambda x, y: attacks.LinfPGD(0.1, num_steps=1)(NETWORK, x, y),
     "restarts": lambda x, y: attacks.LinfPGD(0.1, num_steps=1, restarts=2)(NETWORK, x, y),
     "L2FGSM": lambda x, y: attacks.L2FGSM(0.1)(NETWORK, x, y),
-    "LinfBestPGD": lambda x, y: attacks.LinfBestPGD(0.1, num_steps=1)(NETWORK, x, y),
+    "LinfPGD, best point": lambda x, y: attacks.LinfPGD(0.1, num_steps=1, keep_best=True)(NETWORK, x, y),
     "APGD": lambda x, y: attacks.APGD(0.1, num_steps=2)(NETWORK, x, y),
     "Square": lambda x, y: attacks.Square(0.1, num_queries=1)(NETWORK, x, y),
     "FAB": lambda x, y: attacks.FAB(0.1, num_steps=1)(NETWORK, x, y),

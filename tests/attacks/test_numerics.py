@@ -9,7 +9,6 @@ from tf_robust_sparse.attacks import (
     APGD,
     FAB,
     L2PGD,
-    LinfBestPGD,
     LinfFGSM,
     LinfPGD,
     Square,
@@ -24,7 +23,7 @@ from tf_robust_sparse.layers import fusion
 @pytest.fixture
 def checked_numerics():
     tf.debugging.enable_check_numerics()
-    fusion._xla_works.cache_clear()  # XLA cannot compile the checks, which `fused` finds out at its first call
+    fusion._xla_works.cache_clear()  # XLA cannot compile the checks: `compile_elementwise` finds out
     yield
     tf.debugging.disable_check_numerics()
     fusion._xla_works.cache_clear()
@@ -35,7 +34,7 @@ def checked_numerics():
     [
         pytest.param(LinfPGD(0.01, num_steps=2, restarts=2), marks=pytest.mark.full),
         pytest.param(L2PGD(0.1, num_steps=2, restarts=2), marks=pytest.mark.full),
-        LinfBestPGD(0.01, num_steps=2),
+        LinfPGD(0.01, num_steps=2, keep_best=True),
         APGD(0.01, num_steps=2),
         FAB(0.01, num_steps=2, num_targets=1),
         pytest.param(FAB(0.1, "L2", targeted=False, num_steps=1), marks=pytest.mark.full),

@@ -146,19 +146,19 @@ def test_bounds_of_the_linf_ball_stay_in_the_pixel_range():
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_moves_towards_a_hyperplane_take_the_gap_as_it_is(norm):
+def test_moves_toward_a_hyperplane_take_the_gap_as_it_is(norm):
     random = np.random.default_rng(1)
     x, normal = (random.random((40, 5, 4, 1)).astype("float32") for _ in range(2))
     normal[:, 0] = 0
     normal[:20] *= -1
     gap = random.normal(size=40).astype("float32")
     gap[0] = 0
-    move = projections.towards_hyperplane(tf.constant(x), tf.constant(normal), tf.constant(gap), norm).numpy()
+    move = projections.toward_hyperplane(tf.constant(x), tf.constant(normal), tf.constant(gap), norm).numpy()
     assert not move[0].any() and not move[:, 0].any()  # nowhere to go, and pixels that count for nothing
     offset = (normal * x).sum((1, 2, 3)) - gap
     expected = projections.hyperplane(tf.constant(x), tf.constant(normal), tf.constant(offset), norm)
     np.testing.assert_allclose(x + move, expected, atol=1e-5)
     # A hundred times as far is out of reach: every pixel that counts uses its room.
-    far = projections.towards_hyperplane(tf.constant(x), tf.constant(normal), tf.constant(100 * gap), norm).numpy()[1:]
+    far = projections.toward_hyperplane(tf.constant(x), tf.constant(normal), tf.constant(100 * gap), norm).numpy()[1:]
     corner = np.where((normal > 0) == (gap > 0)[:, None, None, None], 0, 1)[1:]
     np.testing.assert_allclose((x[1:] + far)[:, 1:], corner[:, 1:], atol=ROUNDING)

@@ -193,7 +193,7 @@ def test_pyramid_queries_use_the_whole_radius_and_change_two_windows(norm):
     attack = Square(1.0, norm, num_queries=210)
     start, *queries = (x_adv - x for x_adv in asked_by(attack, x)[0][1:])
     assert np.abs(start[:, [0, 31]]).max() == 0 and np.abs(start[:, :, [0, 31]]).max() == 0
-    if norm == "L2":  # five by five centred tiles, one pattern up to sign and turn
+    if norm == "L2":  # five by five centered tiles, one pattern up to sign and turn
         tile = pair_of_pyramids(6, norm) / 75**0.5
         choices = np.stack([tile, -tile, tile.T, -tile.T])
         tiles = start[:, 1:31, 1:31].reshape(3, 5, 6, 5, 6, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 6, 6)

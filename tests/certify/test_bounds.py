@@ -69,7 +69,7 @@ def test_golden_upper_bounds_are_lower_bounds_of_the_negated_rows(method, slope,
     if method != "crown-ibp":
         slope = "same-slope" if method == "zonotope" else slope
         intervals = bounds.crown_intervals(steps, around, None, slope, 7)
-    rows = -certify.specification(LABEL, 2)
+    rows = -bounds.specification(LABEL, 2)
     lower = bounds.linear_lower_bounds(steps, len(steps) - 1, rows, intervals, around, slope)
     np.testing.assert_allclose(-lower, [[upper]], atol=1e-5)
 
@@ -256,7 +256,7 @@ def test_intervals_of_linear_steps_are_the_values_at_their_corners(name):
         most = (apply(upper) + absolute(upper) + apply(lower) - absolute(lower)) / 2
         for side, expected in zip(found, (least, most), strict=True):
             np.testing.assert_allclose(side, expected + (0 if bias is None else bias), rtol=1e-4, atol=1e-5)
-        if apply is absolute:  # reshaped, padded or averaged, without rounding of a centre and a radius
+        if apply is absolute:  # reshaped, padded or averaged, without rounding of a center and a radius
             np.testing.assert_array_equal(found.lower, apply(lower))
             np.testing.assert_array_equal(found.upper, apply(upper))
     assert any(step.rule.apply is step.rule.absolute for step in linear)
@@ -292,7 +292,7 @@ def test_of_a_linear_network_linear_bounds_are_exact():
     network, kernels, _ = random_dense((6, 8, 7, 4), 0, relu=False)
     x, y = np.random.default_rng(0).random((5, 6)).astype("float32") * 0.5 + 0.25, np.arange(5) % 4
     collapsed = kernels[2] @ kernels[1] @ kernels[0]
-    rows = certify.specification(tf.constant(y), 4).numpy()
+    rows = bounds.specification(tf.constant(y), 4).numpy()
     exact = true_margins(network, x, y) - 0.1 * np.abs(rows @ collapsed).sum(-1)
     for method in ("crown-ibp", "crown", "zonotope"):
         np.testing.assert_allclose(certify.margins(network, x, tf.constant(y), 0.1, method), exact, atol=1e-4)
@@ -302,7 +302,7 @@ def test_of_a_linear_network_linear_bounds_are_exact():
 def test_of_neurons_that_are_always_on_linear_bounds_are_exact():
     network, kernels, _ = random_dense((5, 6, 3), 1, bias=30.0)
     x, y = np.full((2, 5), 0.5, "float32"), np.array([0, 2])
-    rows = certify.specification(tf.constant(y), 3).numpy()
+    rows = bounds.specification(tf.constant(y), 3).numpy()
     exact = true_margins(network, x, y) - 0.2 * np.abs(rows @ kernels[1] @ kernels[0]).sum(-1)
     for method, slope in METHODS[1:]:
         found = certify.margins(network, x, tf.constant(y), 0.2, method, slope=slope)
@@ -354,27 +354,27 @@ def test_moved_slopes_tighten_neurons_between_and_the_margins():
 
 
 def test_only_alpha_crown_moves_slopes():
-    with pytest.raises(ValueError, match=r'goes with method="alpha-crown".*Received: method=.crown.'):
+    with pytest.raises(ValueError, match=r'requires method="alpha-crown".*Received: method=.crown.'):
         certify.margins(GOLDEN, POINT, LABEL, 0.2, "crown", optimize_intermediate=True)
 
 
 def zonotope_margins(kernels, biases, x, y, epsilon):
-    """Symbolic intervals carried forward, in NumPy: centre, generators, one fresh error per undecided neuron."""
+    """Symbolic intervals carried forward, in NumPy: center, generators, one fresh error per undecided neuron."""
     lower, upper = np.maximum(x - epsilon, 0), np.minimum(x + epsilon, 1)
-    centre, generators = (lower + upper) / 2, np.diag((upper - lower) / 2)
+    center, generators = (lower + upper) / 2, np.diag((upper - lower) / 2)
     for number, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
-        centre, generators = kernel @ centre + bias, kernel @ generators
+        center, generators = kernel @ center + bias, kernel @ generators
         if number == len(kernels) - 1:
             break
         radius = np.abs(generators).sum(1)
-        low, high = np.minimum(centre - radius, 0), np.maximum(centre + radius, 0)
+        low, high = np.minimum(center - radius, 0), np.maximum(center + radius, 0)
         slope = np.where(high > low, high / np.maximum(high - low, 1e-30), 0)
-        slope = np.where(centre - radius >= 0, 1.0, np.where(centre + radius <= 0, 0.0, slope))
+        slope = np.where(center - radius >= 0, 1.0, np.where(center + radius <= 0, 0.0, slope))
         error = np.where((low < 0) & (high > 0), -slope * low / 2, 0)
-        centre = slope * centre + error
+        center = slope * center + error
         generators = np.concatenate([slope[:, None] * generators, np.diag(error)], axis=1)
-    others = [j for j in range(len(centre)) if j != y]
-    return [centre[y] - centre[j] - np.abs(generators[y] - generators[j]).sum() for j in others]
+    others = [j for j in range(len(center)) if j != y]
+    return [center[y] - center[j] - np.abs(generators[y] - generators[j]).sum() for j in others]
 
 
 def test_parallel_lines_are_symbolic_intervals():
@@ -508,7 +508,7 @@ def test_neurons_that_intervals_decide_keep_them_and_the_margins_do_not_change(m
     everywhere = bounds.crown_intervals(steps, around, None, "adaptive", 64)
     both = {name: bounds.intersection(part, known[name]) for name, part in everywhere.items()}
     lower = [
-        bounds.linear_lower_bounds(steps, len(steps) - 1, certify.specification(y, 5), each, around, "adaptive")
+        bounds.linear_lower_bounds(steps, len(steps) - 1, bounds.specification(y, 5), each, around, "adaptive")
         for each in (found, both)
     ]
     np.testing.assert_allclose(lower[0], lower[1], atol=1e-5)
@@ -575,7 +575,7 @@ def test_what_has_no_rule_is_refused_by_name():
         ),
         (
             ending(keras.layers.ReLU(max_value=6, name="r6"), keras.layers.Flatten(), keras.layers.Dense(3)),
-            "r6 is no plain",
+            "r6 is another ReLU",
         ),
         (ending(keras.layers.Flatten(), keras.layers.Dense(3), keras.layers.ReLU()), "must end in a dense layer"),
         (ending(keras.ops.tanh, keras.layers.Flatten(), keras.layers.Dense(3)), "the layer tanh.* of type Tanh"),

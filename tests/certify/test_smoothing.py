@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import certify
-from tf_robust_sparse.certify import gaussian_noise
+from tf_robust_sparse.certify import gaussian_noise, smoothing
 
 TRIALS = 10_000
 
@@ -27,23 +27,23 @@ TRIALS = 10_000
 )
 def test_published_bounds_and_radii(successes, probability, radius):
     if probability is not None:
-        assert certify.lower_confidence_bound(successes, TRIALS, 0.001) == pytest.approx(probability, abs=1e-6)
-    found = certify.certified_radius(successes, TRIALS, 0.001, 0.25)
+        assert smoothing.lower_confidence_bound(successes, TRIALS, 0.001) == pytest.approx(probability, abs=1e-6)
+    found = smoothing.certified_radius(successes, TRIALS, 0.001, 0.25)
     assert found is None if radius is None else found == pytest.approx(radius, abs=1e-6)
 
 
 def test_first_counts_that_certify_anything():
     for trials, first in ((100, 66), (1000, 550), (100_000, 50_490)):
-        assert certify.certified_radius(first - 1, trials, 0.001, 0.25) is None
-        assert certify.certified_radius(first, trials, 0.001, 0.25) >= 0
-    assert certify.certified_radius(9_640, TRIALS, 0.001, 0.25) >= 110 / 255
-    assert certify.certified_radius(9_639, TRIALS, 0.001, 0.25) < 110 / 255
-    assert certify.lower_confidence_bound(0, 10, 0.001) == 0
+        assert smoothing.certified_radius(first - 1, trials, 0.001, 0.25) is None
+        assert smoothing.certified_radius(first, trials, 0.001, 0.25) >= 0
+    assert smoothing.certified_radius(9_640, TRIALS, 0.001, 0.25) >= 110 / 255
+    assert smoothing.certified_radius(9_639, TRIALS, 0.001, 0.25) < 110 / 255
+    assert smoothing.lower_confidence_bound(0, 10, 0.001) == 0
 
 
 def test_published_predictions_and_the_bound_over_all_images():
-    assert certify.prediction_p_value(67, 33) == pytest.approx(8.737e-4, rel=1e-3)
-    assert certify.prediction_p_value(66, 34) == pytest.approx(1.790e-3, rel=1e-3)
+    assert smoothing.prediction_p_value(67, 33) == pytest.approx(8.737e-4, rel=1e-3)
+    assert smoothing.prediction_p_value(66, 34) == pytest.approx(1.790e-3, rel=1e-3)
     assert certify.high_probability_accuracy(0.5, 500, 0.001, 0.001) == pytest.approx(0.4906797, abs=1e-6)
 
 
@@ -146,7 +146,7 @@ def test_damaged_and_foreign_tables_are_refused(tmp_path):
     certified()
     with pytest.raises(ValueError, match="of other settings"):
         certified(sigma=0.2)
-    with pytest.raises(ValueError, match="it is of other data"):
+    with pytest.raises(ValueError, match="it belongs to other data"):
         certified(labels=(y + 1) % 10)
     text = path.read_text()
     path.write_text(text.replace("\n2\t", "\ntwo\t"))
@@ -157,13 +157,13 @@ def test_damaged_and_foreign_tables_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"line \d is damaged"):
             certified()
     path.write_bytes(b"\x00\xff nothing")
-    with pytest.raises(ValueError, match="no table of certificates"):
+    with pytest.raises(ValueError, match="not a table of certificates"):
         certified()
     path.write_text(text[:30])  # a kill in the middle of the first line
     assert [row[:5] for row in certified()] == [row[:5] for row in certified()]
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         certified()
 
 

@@ -61,7 +61,7 @@ def test_a_table_goes_on_where_it_was_stopped(trained, tmp_path):
     np.testing.assert_allclose([row.margin for row in again], [row.margin for row in whole], atol=1e-5)
     with pytest.raises(ValueError, match="of other settings"):
         certify.verify_images(network, x, y, 0.02, path=path)
-    with pytest.raises(ValueError, match="of other data"):
+    with pytest.raises(ValueError, match="belongs to other data"):
         certify.verify_images(network, x, (y + 1) % 10, 0.01, path=path)
     path.write_text(path.read_text().replace("\n3\t", "\nthree\t"))
     with pytest.raises(ValueError, match="is damaged"):

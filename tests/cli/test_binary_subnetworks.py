@@ -604,13 +604,14 @@ def test_the_numerics_are_those_of_the_published_code(parse, tmp_path, monkeypat
     assert norms and all(layer.unbiased for layer in norms)  # of PyTorch
     model = binary_objects.model(run, network)
     assert model.objective.clean_updates == 2 and model.objective.label_smoothing == 0.1
-    assert isinstance(model.validation_attack, trs.attacks.LinfBestPGD)
+    assert model.validation_attack.norm == "linf" and model.validation_attack.keep_best
     assert run.steps_per_epoch == -(-len(run.images.train_labels) // 32)
     meaning(parse, *FEW, "--norm=l2")
     run = training_run.prepare(tmp_path / "run")
     model = binary_objects.model(run, network)
-    assert isinstance(model.validation_attack, trs.attacks.L2BestPGD)
-    assert isinstance(model.objective.attack, trs.attacks.L2BestPGD) and run.steps_per_epoch == 2
+    assert model.validation_attack.norm == "l2" and model.validation_attack.keep_best
+    assert isinstance(model.objective.attack, trs.attacks.L2PGD) and model.objective.attack.keep_best
+    assert run.steps_per_epoch == 2
     with pytest.raises(BadFlag, match="--nodrop_last: expected --strategy=none"):
         meaning(parse, *FEW, "--strategy=mirrored", "--nodrop_last")
     assert meaning(parse, *FEW, "--strategy=mirrored").drop_last

@@ -39,10 +39,10 @@ LAYERS = {
 ATTACKS = {
     "NFGSM, clipped": lambda: attacks.NFGSM(8 / 255, noise=1.0, step_size=10 / 255, clip=True),
     "L2FGSM": lambda: attacks.L2FGSM(0.5),
-    "L2BestPGD": lambda: attacks.L2BestPGD(0.5, 0.2, 3),
+    "L2PGD, best point": lambda: attacks.L2PGD(0.5, 0.2, 3, keep_best=True),
     "L2PGD": lambda: attacks.L2PGD(0.5, 0.2, 3, seed=2),
     "L2PGD, targeted restarts": lambda: attacks.L2PGD(0.5, 0.2, 2, restarts=2, targeted=True),
-    "LinfBestPGD": lambda: attacks.LinfBestPGD(8 / 255, 2 / 255, 3),
+    "LinfPGD, best point": lambda: attacks.LinfPGD(8 / 255, 2 / 255, 3, keep_best=True),
     "LinfFGSM": lambda: attacks.LinfFGSM(8 / 255),
     "LinfFGSM, random start": lambda: attacks.LinfFGSM(8 / 255, random_start=True, step_size=10 / 255),
     "LinfFGSM, predicted labels": lambda: attacks.LinfFGSM(8 / 255, label="predicted"),
@@ -64,11 +64,11 @@ STAGED_ATTACKS = {
 OBJECTIVES = {
     "AT": lambda: objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)),
     "CrownIBP": lambda: objectives.CrownIBP(0.02, final_beta=0.5),
-    "CrownIBP, clean loss beside it": lambda: objectives.CrownIBP(0.02, final_kappa=0.5),
+    "CrownIBP, with a clean loss": lambda: objectives.CrownIBP(0.02, final_kappa=0.5),
     "GradAlign": lambda: objectives.GradAlign(objectives.AT(attacks.NFGSM(8 / 255))),
     "IBP": lambda: objectives.IBP(0.02),
-    "AT, as the original of binary sub-networks": lambda: objectives.AT(
-        attacks.LinfBestPGD(8 / 255, 2 / 255, 2), label_smoothing=0.1
+    "AT, as the code of binary sub-networks": lambda: objectives.AT(
+        attacks.LinfPGD(8 / 255, 2 / 255, 2, keep_best=True), label_smoothing=0.1
     ),
     "AWP": lambda: objectives.AWP(objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)), 0.05),
     "CleanAndAdversarial": lambda: objectives.CleanAndAdversarial(attacks.LinfPGD(8 / 255, 2 / 255, 2)),
@@ -88,7 +88,7 @@ OBJECTIVES = {
         objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2)), "comp_nat_prob"
     ),
     "ScheduledRadius": lambda: objectives.ScheduledRadius(
-        objectives.AT(attacks.LinfBestPGD(8 / 255, 2 / 255, 2)), objectives.TabledEpsilon((0.02, 0.03), 3)
+        objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2, keep_best=True)), objectives.TabledEpsilon((0.02, 0.03), 3)
     ),
     "ScheduledRadius, TRADES in l2": lambda: objectives.ScheduledRadius(
         objectives.TRADES(attacks.L2PGD(0.5, 0.2, 2)), objectives.LinearEpsilon(0.5, 0, 3, start=0.1)
@@ -147,7 +147,6 @@ ABSTRACT = {
     "MaskSparsifier": "lacks its masks",
     "Prunable": "a record",
     "GradientAttack": "lacks a norm",
-    "Run": "a record",
     "StagedAttack": "lacks its steps",
     "EpochwiseEpsilon": "a schedule, which objectives take",
     "EpsilonSchedule": "a schedule, which objectives take",

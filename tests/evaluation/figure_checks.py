@@ -33,8 +33,8 @@ def faults(figure):
         for text, box in texts
         if box.x0 < page.x0 - TOUCH or box.y0 < page.y0 - TOUCH or box.x1 > page.x1 + TOUCH or box.y1 > page.y1 + TOUCH
     ]
-    for (text, box), (other, beside) in itertools.combinations(texts, 2):
-        if _overlap(box, beside):
+    for (text, box), (other, near) in itertools.combinations(texts, 2):
+        if _overlap(box, near):
             found.append(f"text over text: {text!r} and {other!r}")
     for axes in _all_axes(figure):
         bars = [patch for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_visible()]
@@ -50,7 +50,7 @@ def faults(figure):
             found += [
                 f"no {name} label: panel {axes.get_title()!r}"
                 for name in ("x", "y", "z")
-                if axes.axison and hasattr(axes, f"get_{name}label") and not _labelled(axes, name)
+                if axes.axison and hasattr(axes, f"get_{name}label") and not _labeled(axes, name)
             ]
     rim = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
     found += ["cut off: something is drawn on the rim of the figure"] * any((side < 255).any() for side in rim)
@@ -99,14 +99,14 @@ def _axes_of(axes):
 def _has_numbers(axes):
     """Whether the lowest panel of a column has labels at its horizontal ticks, if it has ticks."""
     spec = axes.get_subplotspec()
-    beside = [other.get_subplotspec() for other in _all_axes(axes.figure)]
-    same = [each for each in beside if each and each.get_gridspec() is spec.get_gridspec()]
+    neighbors = [other.get_subplotspec() for other in _all_axes(axes.figure)]
+    same = [each for each in neighbors if each and each.get_gridspec() is spec.get_gridspec()]
     is_lowest = all(each.rowspan.start <= spec.rowspan.start for each in same if each.colspan == spec.colspan)
     labels = [label for label in _tick_labels(axes.xaxis) if label.get_visible() and label.get_text()]
     return bool(labels) or not is_lowest or not len(axes.get_xticks())
 
 
-def _labelled(axes, name):
+def _labeled(axes, name):
     """Whether an axis has a label, its own or that of the panel at the end of its row or column."""
     if getattr(axes, f"get_{name}label")():
         return True

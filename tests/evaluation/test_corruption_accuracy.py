@@ -20,7 +20,7 @@ def bright(x):
 
 
 def ladder(n=10, shape=SHAPE):
-    """Grey images from 0 to just below 1, all of class 0 or 1 as `bright` says."""
+    """Gray images from 0 to just below 1, all of class 0 or 1 as `bright` says."""
     levels = (np.arange(n, dtype=np.float32) + 0.5) / n
     return np.broadcast_to(levels[:, None, None, None], (n, *shape)).copy(), (levels > 0.5).astype(int)
 
@@ -35,7 +35,7 @@ def write_files(folder, names, images, labels):
 
 
 def test_accuracy_of_a_brightness_threshold():
-    """Brightness moves a known number of grey images across the threshold; contrast none of them."""
+    """Brightness moves a known number of gray images across the threshold; contrast none of them."""
     x, y = ladder()
     result = evaluate_corruptions(bright, (x, y), names=["brightness", "contrast"], batch_size=4, progress=False)
     # The levels below 0.5 are 0.05, 0.15, ... 0.45; increases at severities 2, 4 and 5 are 0.1, 0.2, 0.3.
@@ -158,7 +158,7 @@ def test_progress_goes_to_standard_error(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({}, "pass `dataset`, or `directory` with the files of CIFAR-10-C. Received: neither"),
+        ({}, "pass `dataset`, or `directory` with the files of CIFAR-10-C. Received: dataset=None"),
         ({"dataset": ladder(), "names": ["frost"]}, "frost cannot be computed, .*frost.npy"),
         ({"dataset": ladder(), "names": ["rain"]}, r"Received: names=\['rain'\]"),
         ({"dataset": ladder(), "severities": [0]}, r"severities must be integers from 1 to 5.*Received: \[0\]"),
@@ -181,10 +181,10 @@ def test_max_examples_of_files(tmp_path):
 
 
 def test_models_of_other_images_and_bad_logits(network, examples, tmp_path):
-    with pytest.raises(ValueError, match="takes images of 8x8x1, the data has 9x9x1"):
+    with pytest.raises(ValueError, match="takes images of 8x8x1, but the data has 9x9x1"):
         evaluate_corruptions(network, ladder(shape=(9, 9, 1)), names=["contrast"], progress=False)
     write_files(tmp_path, ["fog"], *ladder(shape=(9, 9, 1)))
-    with pytest.raises(ValueError, match="takes images of 8x8x1, the data has 9x9x1"):
+    with pytest.raises(ValueError, match="takes images of 8x8x1, but the data has 9x9x1"):
         evaluate_corruptions(network, directory=tmp_path, names=["fog"], progress=False)
     write_files(tmp_path, ["fog"], *ladder(6))
     with pytest.raises(ValueError, match="Received: 6 images of 8x8x1, and 10 of 8x8x1"):

@@ -68,7 +68,7 @@ def test_loss_surfaces(drawn, tmp_path, networks):
     series = {f"network {number}": evaluation.LossSurface(offsets, losses) for number in range(networks)}
     evaluation.draw_loss_surfaces(series, tmp_path / "x.png")
     figure = checked(drawn)
-    assert [axes.get_zlabel() for axes in figure.axes] == ["cross-entropy"] * networks
+    assert [axes.get_zlabel() for axes in figure.axes] == ["cross entropy"] * networks
     assert "pixels of [0, 1]" in figure.get_suptitle()
 
 

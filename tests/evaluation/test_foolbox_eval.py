@@ -83,7 +83,7 @@ def cifar_test_images(folder, count):
 
 
 def reference_network(path):
-    """The network "A" of the reference weights: two strided convolutions and two dense layers, on normalised pixels."""
+    """The network "A" of the reference weights: two strided convolutions and two dense layers, on normalized pixels."""
     tensors = list(np.load(path).values())
     layers = keras.layers
     network = keras.Sequential(

@@ -17,7 +17,7 @@ def test_every_measured_curve_is_drawn_where_it_belongs(attacked, tmp_path, monk
     drawn = []
     panels = learning_curve.panels
     monkeypatch.setattr(learning_curve, "panels", lambda *arguments: drawn.extend(panels(*arguments)) or drawn)
-    attack = attacks.LinfBestPGD(8 / 255, 2 / 255, 10).describe()
+    attack = attacks.LinfPGD(8 / 255, 2 / 255, 10, keep_best=True).describe()
     draw_learning_curve(HISTORY, tmp_path / "curve.png", attack, attacked)
     assert {path.name for path in tmp_path.iterdir()} == {"curve.png", "curve.pdf"}
     loss, clean, robust = (

@@ -49,7 +49,7 @@ def test_result_is_plain_and_names_the_attacks(network, examples):
 
 def test_counts_are_those_of_a_plain_loop(network, examples):
     """One image at a time, every restart on every image, the same seeds."""
-    from tf_robust_sparse.attacks import fold_in
+    from tf_robust_sparse.layers.noise import fold_in
 
     x, y = (part[:60] for part in examples)
     attack = LinfPGD(EPSILON, num_steps=3, restarts=3, seed=7)
@@ -194,7 +194,7 @@ def bad(change):
         (lambda x, y: (x, y[:3]), "20 images, 3 labels"),
         (lambda x, y: (x, y, y), "Received: elements of 3 parts"),
         (lambda x, y: tf.data.Dataset.from_tensor_slices((x, y)), "dataset.batch"),
-        (lambda x, y: (np.zeros((4, 28, 28, 1), "float32"), y[:4]), "takes images of 8x8x1, the data has 28x28x1"),
+        (lambda x, y: (np.zeros((4, 28, 28, 1), "float32"), y[:4]), "takes images of 8x8x1, but the data has 28x28x1"),
     ],
 )
 def test_malformed_data_is_refused(network, data, message):

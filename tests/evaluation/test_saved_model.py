@@ -72,7 +72,7 @@ def test_a_fixed_batch_size_is_kept(tmp_path):
 def test_images_of_another_shape(exported):
     model = load_saved_model(exported)
     data = np.zeros((4, 28, 28, 1), "float32"), np.zeros(4, int)
-    with pytest.raises(ValueError, match="The SavedModel takes images of 8x8x1, the data has 28x28x1"):
+    with pytest.raises(ValueError, match="The SavedModel takes images of 8x8x1, but the data has 28x28x1"):
         robust_accuracy(model, data)
     with pytest.raises(ValueError, match=r"takes images of shape \(None, 8, 8, 1\)"):
         model(data[0])

@@ -107,7 +107,7 @@ def test_a_damaged_record_is_named(damage, tmp_path):
     write_tree(tmp_path)
     path = round_directory(tmp_path, 1, 2) / damage
     path.write_text("{")
-    with pytest.raises(ValueError, match="trial_01/prune_iter_02: expected the record"):
+    with pytest.raises(ValueError, match="trial_01/prune_iter_02 must hold the record"):
         tickets.read_rounds(tmp_path)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_robust_sparse.layers import fused, fusion
+from tf_robust_sparse.layers import compile_elementwise, fusion
 
 
 def step(x, gradient, low, high):
@@ -25,7 +25,7 @@ def calls_compiled(function, *values):
 
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_results_are_those_of_the_operations(in_graph):
-    compiled = fused(step)
+    compiled = compile_elementwise(step)
     call = tf.function(compiled, autograph=False) if in_graph else compiled
     for batch in (3, 1):
         values = arguments(batch)
@@ -35,7 +35,7 @@ def test_results_are_those_of_the_operations(in_graph):
 
 def test_the_batch_may_be_of_unknown_size():
     specs = [tf.TensorSpec((None, 4, 5, 2))] * 4
-    call = tf.function(fused(step), input_signature=specs, autograph=False)
+    call = tf.function(compile_elementwise(step), input_signature=specs, autograph=False)
     for batch in (2, 7):
         np.testing.assert_allclose(call(*arguments(batch))[0], step(*arguments(batch))[0], atol=1e-7)
     assert call.experimental_get_tracing_count() == 1
@@ -50,14 +50,14 @@ def test_gradients_pass():
             total = tf.reduce_sum(function(x, gradient, low, high)[1] ** 3)
         return tape.gradient(total, x)
 
-    np.testing.assert_allclose(slope(fused(step)), slope(step), rtol=1e-6)
+    np.testing.assert_allclose(slope(compile_elementwise(step)), slope(step), rtol=1e-6)
 
 
 def test_gpus_and_a_tensorflow_without_xla_run_the_operations(monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: [kind])
-    assert not fusion.compiles() and not calls_compiled(fused(step), *arguments())
+    assert not fusion.compiles() and not calls_compiled(compile_elementwise(step), *arguments())
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: [])
-    assert fusion.compiles() and calls_compiled(fused(step), *arguments())
+    assert fusion.compiles() and calls_compiled(compile_elementwise(step), *arguments())
 
     def broken(*args, jit_compile=False, **kwargs):
         raise tf.errors.UnimplementedError(None, None, "built without XLA")

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import fold_in, normal_like, uniform_like
-from tf_robust_sparse.layers.noise import as_seed
+from tf_robust_sparse.layers.noise import as_seed, fold_in, normal_like, uniform_like
 
 DRAWS = {
     "uniform": lambda x, seed: uniform_like(x, seed, -0.5, 0.5),

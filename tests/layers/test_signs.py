@@ -68,7 +68,7 @@ def _whole(layer):
 
 
 def test_phases_that_train_kernels_refuse_frozen_ones():
-    with pytest.raises(ValueError, match=r"frozen for good.*finetune.*SignedConv2D"):
+    with pytest.raises(ValueError, match=r"always frozen.*finetune.*SignedConv2D"):
         Phase("finetune").begin(tiny_network("signed"))
 
 

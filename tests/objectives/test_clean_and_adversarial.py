@@ -5,6 +5,7 @@ import tensorflow as tf
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import attacks, layers, objectives
 from tf_robust_sparse.attacks import cross_entropy
+from tf_robust_sparse.objectives import label_smoothing
 
 X, Y = tiny_images(9)
 ATTACK = attacks.LinfPGD(0.3, 0.05, 3, label="predicted")
@@ -39,21 +40,21 @@ def test_no_gradient_flows_through_the_attack():
 
 
 def test_labels_are_smoothed_as_published():
-    labels = objectives.smoothed_labels(tf.constant([3, 7]), 10, 0.1).numpy()
+    labels = label_smoothing.smoothed_labels(tf.constant([3, 7]), 10, 0.1).numpy()
     np.testing.assert_allclose(labels.max(axis=1), 0.91, atol=1e-6)
     np.testing.assert_allclose(labels.min(axis=1), 0.01, atol=1e-6)
     np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-6)
     assert labels.argmax(axis=1).tolist() == [3, 7]
     entropy = -(labels * np.log(labels)).sum(axis=1)
     np.testing.assert_allclose(entropy, 0.5002, atol=1e-3)
-    least = objectives.smoothed_cross_entropy(tf.constant([3, 7]), tf.math.log(labels), 0.1)
+    least = label_smoothing.smoothed_cross_entropy(tf.constant([3, 7]), tf.math.log(labels), 0.1)
     np.testing.assert_allclose(least, entropy, atol=1e-5)
 
 
 def test_smoothing_is_part_of_the_loss_and_of_its_description():
     network = tiny_network("masked", batch_norm=False)
     hard, smooth = objectives.Natural(), objectives.Natural(0.1)
-    expected = objectives.smoothed_cross_entropy(Y, network(X), 0.1)
+    expected = label_smoothing.smoothed_cross_entropy(Y, network(X), 0.1)
     np.testing.assert_allclose(smooth.loss(network, X, Y, X)[0], expected, atol=1e-6)
     assert np.abs(hard.loss(network, X, Y, X)[0] - expected).max() > 0.01
     assert "label_smoothing" not in hard.describe() and smooth.describe()["label_smoothing"] == 0.1

@@ -39,7 +39,7 @@ def test_the_loss_is_the_formula():
     np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_without_divergence_the_noisy_images_are_learnt():
+def test_without_divergence_the_noisy_images_are_learned():
     network, objective = tiny_network("plain", batch_norm=False), objectives.Stability(0.25, beta=None)
     x_adv = objective.perturb(network, X, Y, seed=3)
     losses, logits, *_ = objective.loss(network, X, Y, x_adv)

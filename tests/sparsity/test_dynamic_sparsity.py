@@ -69,7 +69,7 @@ def test_a_thousand_updates(kind):
     @tf.function(autograph=False)
     def step(seed):
         gradients = [tf.random.stateless_normal(v.shape, seed) for v in network.trainable_variables]
-        masked = [layers.select(tf.convert_to_tensor(layer.kernel_mask), gradients[0], 0), gradients[1]]
+        masked = [layers.fast_where(tf.convert_to_tensor(layer.kernel_mask), gradients[0], 0), gradients[1]]
         state = sparsifier.before_update(optimizer)
         apply_unless(sparsifier.rests(optimizer), optimizer, masked, network.trainable_variables)
         sparsifier.after_update(state, optimizer, [gradients[0]])

@@ -87,9 +87,7 @@ def test_what_it_watches_must_be_there():
     for name, value in (("window", 1), ("threshold", 0.0), ("prune_share", -1.0)):
         with pytest.raises(ValueError, match=rf"`{name}` .*\. Received: {name}={value}"):
             sparsity.FlyingBirdPlus(0.5, **{name: value})
-    with pytest.raises(
-        ValueError, match="FlyingBirdPlus watches robust accuracy in validation; pass validation_attack"
-    ):
+    with pytest.raises(ValueError, match="FlyingBirdPlus needs robust accuracy in validation; pass validation_attack"):
         RobustModel(network, trs.objectives.AT(attack), sparsity.FlyingBirdPlus(0.5))
     bird = sparsity.FlyingBirdPlus(0.5)
     trainer = RobustModel(network, trs.objectives.Natural(), bird, validation_attack=attack)
@@ -100,5 +98,5 @@ def test_what_it_watches_must_be_there():
     for freq in (2, [2]):
         with pytest.raises(ValueError, match=r"in every epoch; leave validation_freq out. Received: validation_freq="):
             trainer.fit(x, Y, validation_data=(x, Y), validation_freq=freq, epochs=2, verbose=0)
-    with pytest.raises(ValueError, match="Natural computes no logits; train with AT, TRADES or MART"):
+    with pytest.raises(ValueError, match="Natural computes no logits of attacked images; use AT, TRADES or MART"):
         trainer.fit(x, Y, validation_data=(x, Y), validation_freq=[1], verbose=0)

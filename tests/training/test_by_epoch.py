@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tf_robust_sparse.training import POLICIES, RADIUS_COURSES, gradual_rates, policy_rates, radius_course
+from tf_robust_sparse.training import POLICIES, gradual_rates, policy_rates, radius_course
+from tf_robust_sparse.training.by_epoch import RADIUS_COURSES
 
 
 def test_published_cosine():
@@ -57,9 +58,9 @@ def test_policies(policy, settings, epochs, expected):
 def test_bad_input():
     with pytest.raises(ValueError, match="`policy` must be one of constant_lr"):
         policy_rates("cos", 0.1, 10)
-    with pytest.raises(ValueError, match="more epochs than those of the warm-up"):
+    with pytest.raises(ValueError, match="`epochs` must be larger than `warmup`"):
         policy_rates("cosine_lr", 0.1, 5, warmup=5)
-    with pytest.raises(ValueError, match=r"falls to -0\.1 in epoch 3"):
+    with pytest.raises(ValueError, match=r"Received: -0\.1 in epoch 3"):
         policy_rates("linear_lr", 0.1, 3, slope=-0.1)
     with pytest.raises(ValueError, match="at least as many epochs"):
         gradual_rates(0.1, 3, stages=4)
@@ -97,10 +98,10 @@ def test_courses(arguments, radii):
         ({"course": "square"}, "`course` must be one of constant"),
         ({"start": 0}, "needs a positive start"),
         ({"circle": 0}, "positive intervals"),
-        ({"epochs": 0}, "`epochs` is positive"),
+        ({"epochs": 0}, "`epochs` is at least 1"),
         ({"segments": (1,)}, "two or more different epochs"),
         ({"segments": (1, 2), "segment_ratios": (1,)}, "with as many `segment_ratios`"),
-        ({"course": "linear", "slope": -1.0}, "The radius falls to -1 in epoch 3"),
+        ({"course": "linear", "slope": -1.0}, "Radii must be at least 0.*Received: -1 in epoch 3"),
     ],
 )
 def test_bad_courses(arguments, message):

@@ -1,4 +1,4 @@
-"""What happens beside the steps: records, checkpoints, resuming, selection."""
+"""Callbacks: records, checkpoints, resuming, selection."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from tests.networks import tiny_dataset, tiny_images, tiny_network
 from tf_robust_sparse import data, objectives, saving
 from tf_robust_sparse.attacks import LinfPGD
 from tf_robust_sparse.sparsity import ConnectivitySampling, MagnitudePruning, schedules
-from tf_robust_sparse.training import Checkpoints, Connections, ReferenceSelection, RobustModel, StopOnNaN, sgdw
+from tf_robust_sparse.training import Checkpoints, ConnectivityLogger, ReferenceSelection, RobustModel, StopOnNaN, sgdw
 from tf_robust_sparse.training.callbacks import clean_accuracy, correct_counter
 
 ATTACK = LinfPGD(epsilon=0.1, step_size=0.05, num_steps=2)
@@ -27,7 +27,7 @@ def compiled(objective=None, validation_attack=ATTACK):
 
 
 def callbacks_of(model, directory, writes=True, **arguments):
-    connections = Connections(model.network, model.sparsifier)
+    connections = ConnectivityLogger(model.network, model.sparsifier)
     settings = {"best": {"best_robust": "val_robust_accuracy"}, "config": CONFIG, **arguments}
     checkpoints = Checkpoints(
         directory, connections=connections, sparsifier=model.sparsifier, writes=writes, **settings
@@ -108,7 +108,7 @@ def test_records_hold_one_line_per_epoch(whole):
 def test_connections_without_a_sparsifier_are_counted_too():
     model = RobustModel(tiny_network("plain"), objectives.Natural())
     model.compile("sgd")
-    history = model.fit(tiny_dataset(16), verbose=0, callbacks=[Connections(model.network, None)]).history
+    history = model.fit(tiny_dataset(16), verbose=0, callbacks=[ConnectivityLogger(model.network, None)]).history
     assert history["connectivity"] == [1.0] and history["nonzero"] == [2_664]
     assert "births" not in history
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import data, layers, objectives, sparsity
 from tf_robust_sparse.attacks import L2PGD
-from tf_robust_sparse.training import EMA, Checkpoints, Connections, RobustModel, StopOnNaN, sgdw
+from tf_robust_sparse.training import EMA, Checkpoints, ConnectivityLogger, RobustModel, StopOnNaN, sgdw
 
 # In the l2 norm an attack is a continuous function of the gradient; sign() would turn a rounding error around zero into
 # a whole step.
@@ -17,8 +17,8 @@ OBJECTIVES = {"natural": objectives.Natural(), "at": objectives.AT(ATTACK), "tra
 OBJECTIVES["awp"] = objectives.AWP(OBJECTIVES["at"], 0.05)
 
 # Halves of a batch are summed in another order than the whole: a few units in the last place of float32 per step. The
-# attack of TRADES starts where the divergence is almost 0, so that the rounding error of its gradient is large beside
-# the gradient, which is then normalised; since that grows from step to step, and newborn connections start at 1e-12,
+# attack of TRADES starts where the divergence is almost 0, so the rounding error of its gradient is large relative to
+# the gradient, which is then normalized; since that grows from step to step, and newborn connections start at 1e-12,
 # TRADES is compared over one epoch, all else over two. A loss averaged wrongly moves weights by 6e-3.
 ROUNDING = {"natural": 2e-6, "at": 2e-6, "awp": 4e-6, "trades": 1e-3}
 
@@ -83,7 +83,7 @@ def test_replicas_stay_identical_while_connections_move(kernel, objective):
     strategy = mirrored()
     model = compiled(strategy, kernel, objective)
     before = connections(model)
-    log = Connections(model.network, model.sparsifier)
+    log = ConnectivityLogger(model.network, model.sparsifier)
     history = train(model, callbacks=[log], validation=False)
     assert_equal_copies(strategy, model)
     assert any((a != b).any() for a, b in zip(before, connections(model), strict=True))

@@ -1,4 +1,4 @@
-"""Learnt scores do what they are for, on real images: beside magnitude and random masks, and in natural networks.
+"""Learned scores do what they are for, on real images: better than magnitude and random masks, and in natural networks.
 
 Shortly on 14x14 pixels, and with `-m full` on 28x28.
 """
@@ -78,13 +78,13 @@ def pruned_from(source, images, k):
 
 
 @pytest.mark.full
-def test_learnt_scores_beside_magnitudes_and_chance(scale, dense, images):
+def test_learned_scores_against_magnitudes_and_chance(scale, dense, images):
     k, accuracies = 0.05, {}
-    learnt = pruned_from(dense, images, k)
-    train(model_of(learnt, "prune", trades(scale), 0.1), scale, images, scale.epochs[1])
-    for layer, source in zip(layers.kernel_layers(learnt), layers.kernel_layers(dense), strict=True):
+    learned = pruned_from(dense, images, k)
+    train(model_of(learned, "prune", trades(scale), 0.1), scale, images, scale.epochs[1])
+    for layer, source in zip(layers.kernel_layers(learned), layers.kernel_layers(dense), strict=True):
         np.testing.assert_array_equal(layer.kernel, source.kernel)  # the prune phase changes no kernel
-    networks = {"learnt": learnt, "magnitude": pruned_from(dense, images, k), "random": pruned_from(dense, images, k)}
+    networks = {"learned": learned, "magnitude": pruned_from(dense, images, k), "random": pruned_from(dense, images, k)}
     sparsity.random_scores(networks["random"], seed=3)
     network = pruned_from(dense, images, k)
     model = model_of(network, "finetune", trades(scale), 0.02)
@@ -93,12 +93,12 @@ def test_learnt_scores_beside_magnitudes_and_chance(scale, dense, images):
         network.set_weights(source.get_weights())
         for variable, value in zip(model.optimizer.variables, begin, strict=True):
             variable.assign(value)
-        train(model, scale, images, scale.epochs[2 if name == "learnt" else 3])
+        train(model, scale, images, scale.epochs[2 if name == "learned" else 3])
         assert sparsity.statistics.connectivity(network) == pytest.approx(k, abs=1e-3)
         accuracies[name] = robust(network, images, scale.steps)
     error = np.sqrt(0.25 / TEST)  # of an accuracy on so many images, at most
-    assert accuracies["learnt"] >= accuracies["magnitude"] - 0.01, accuracies
-    assert accuracies["learnt"] > accuracies["random"] + 3 * error, accuracies
+    assert accuracies["learned"] >= accuracies["magnitude"] - 0.01, accuracies
+    assert accuracies["learned"] > accuracies["random"] + 3 * error, accuracies
 
 
 def test_a_natural_network_holds_a_robust_sub_network(scale, images):

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from tf_robust_sparse.training import CoupledAdam, CoupledRMSprop, CoupledSGD, PerEpoch, coupled, epoch_rates
+from tf_robust_sparse.training import CoupledAdam, CoupledSGD, PerEpoch, coupled, epoch_rates
+from tf_robust_sparse.training.optimizers import CoupledRMSprop
 
 GRADIENTS = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
 

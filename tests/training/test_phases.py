@@ -1,4 +1,4 @@
-"""The phases of pruning by learnt scores: exactly the intended weights change, bit by bit."""
+"""The phases of pruning by learned scores: exactly the intended weights change, bit by bit."""
 
 import keras
 import numpy as np
@@ -62,8 +62,8 @@ def test_exactly_the_weights_of_the_phase_change(name, objective):
     model.fit(X, Y, batch_size=16, epochs=1, verbose=0, callbacks=[PhaseCheck(network)])
     expected = {path for path in before if path.split("/")[-1] in CHANGES[name]}
     assert changed(before, network) == expected
-    learnt = {variable.path for variable in network.trainable_variables}
-    assert learnt == {path for path in expected if path.split("/")[-1] not in STATISTICS}
+    learned = {variable.path for variable in network.trainable_variables}
+    assert learned == {path for path in expected if path.split("/")[-1] not in STATISTICS}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_bad_arguments(arguments, message):
         Phase(*arguments)
 
 
-def test_learnt_scores_leave_the_order_of_magnitudes():
+def test_learned_scores_leave_the_order_of_magnitudes():
     network = tiny_network("subnet", batch_norm=False)
     sparsity.set_keep_fractions(network, 0.2)
     sparsity.scaled_scores(network)
@@ -199,7 +199,7 @@ def test_free_training_carries_its_perturbation_to_the_next_batch_by_position():
         model.train_step((tf.constant(x), tf.constant(y)))
         found = keras.ops.convert_to_numpy(model._perturbation)
         assert np.isclose(found, expected, atol=1e-6).mean() > 0.99
-    assert (np.abs(expected) < 0.04).mean() > 0.1  # a perturbation that began anew would be at the bound everywhere
+    assert (np.abs(expected) < 0.04).mean() > 0.1  # a new perturbation would be at the bound everywhere
 
 
 def test_free_training_needs_its_own_model():
@@ -233,7 +233,7 @@ def _batches(size, number=48, **settings):
     ],
 )
 def test_free_training_says_which_batches_it_needs(x, y, settings, free):
-    with pytest.raises(ValueError, match=r"full batches, of 16 images.*drop_remainder=True.*Received: "):
+    with pytest.raises(ValueError, match=r"full batches of 16 images.*drop_remainder=True.*Received: "):
         free.fit(x, y, verbose=0, **settings)
 
 

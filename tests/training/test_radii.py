@@ -15,7 +15,7 @@ X, Y = tiny_images(16)
     "make",
     [
         lambda: objectives.AT(attacks.LinfPGD(0.1, 0.04, 3)),
-        lambda: objectives.AT(attacks.LinfBestPGD(0.1, 0.04, 3)),
+        lambda: objectives.AT(attacks.LinfPGD(0.1, 0.04, 3, keep_best=True)),
         lambda: objectives.MART(attacks.L2PGD(1.0, 0.4, 3)),
     ],
 )

@@ -366,7 +366,7 @@ def test_the_wrapper_is_a_model_that_can_be_attacked():
     ],
 )
 def test_weights_of_samples_are_refused(arguments, untrained):
-    with pytest.raises(ValueError, match=r"without (sample )?weights"):
+    with pytest.raises(ValueError, match=r"without (sample weights|`sample_weight`|`class_weight`)"):
         untrained.fit(**arguments, verbose=0)
 
 
@@ -405,7 +405,7 @@ def test_an_objective_that_returns_no_logits_is_named():
 
     model = RobustModel(tiny_network("plain"), Alone())
     model.compile("sgd")
-    with pytest.raises(ValueError, match=r"returns Losses\(per_example, logits, logits_adv\).*from Alone: "):
+    with pytest.raises(ValueError, match=r"must return Losses\(per_example, logits, logits_adv=None\).*from Alone"):
         model.fit(X, Y, verbose=0)
 
 
@@ -417,9 +417,7 @@ def test_an_objective_that_returns_the_mean_of_its_losses_is_named():
 
     model = RobustModel(tiny_network("plain"), Mean())
     model.compile("sgd")
-    with pytest.raises(
-        ValueError, match=r"\(batch,\), without a mean or sum over them. Received from Mean: .* shape \(\)"
-    ):
+    with pytest.raises(ValueError, match=r"\(batch,\), without mean or sum. Received: shape \(\) from Mean"):
         model.fit(X, Y, verbose=0)
 
 

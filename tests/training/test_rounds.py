@@ -10,14 +10,14 @@ from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import attacks, models, objectives
 from tf_robust_sparse.saving.round_files import is_done, read_arrays, round_directory
 from tf_robust_sparse.sparsity import iterative_magnitude
-from tf_robust_sparse.training import FusedAdam, Images, Plan, Rounds, Trials
+from tf_robust_sparse.training import FusedAdam, LabeledImages, RoundPlan, Rounds, StackedRobustModel
 from tf_robust_sparse.training.rounds import read_state
 
 FRACTIONS = {"hidden_1": 0.2, "hidden_2": 0.2, "output": 0.1}
 TRAIN, VALID, TEST = (
-    Images(*tiny_images(110, seed=1)),
-    Images(*tiny_images(30, seed=2), 0.1),
-    Images(*tiny_images(30, seed=3)),
+    LabeledImages(*tiny_images(110, seed=1)),
+    LabeledImages(*tiny_images(30, seed=2), 0.1),
+    LabeledImages(*tiny_images(30, seed=3)),
 )
 
 
@@ -38,7 +38,7 @@ def dense(seed):
 def prepare(directory, plan, trials=(0,), build=dense, fractions=FRACTIONS, **kwargs):
     attack = attacks.LinfFGSM(0.3, label="predicted")
     objective = Counting(attack, label_smoothing=0.1)
-    model = Trials(models.stack([build(seed) for seed in range(len(trials))]), objective, attack)
+    model = StackedRobustModel(models.stack([build(seed) for seed in range(len(trials))]), objective, attack)
     model.compile(FusedAdam(1.2e-3), steps_per_execution=plan.steps_per_call)
     kwargs.setdefault("say", lambda line: None)
     held_out = {"valid": VALID, "test": TEST}
@@ -46,7 +46,7 @@ def prepare(directory, plan, trials=(0,), build=dense, fractions=FRACTIONS, **kw
 
 
 def plan(**settings):
-    return Plan(**{"train_iters": 50, "prune_iters": 2, "eval_every": 20, "batch_size": 16, **settings})
+    return RoundPlan(**{"train_iters": 50, "prune_iters": 2, "eval_every": 20, "batch_size": 16, **settings})
 
 
 def kernels(directory, number, name, trial=0):
@@ -233,20 +233,20 @@ def test_a_checkpoint_of_other_trials_is_not_gone_on_with(finished, tmp_path):
 
 def test_a_directory_holds_rounds_of_one_plan(finished, tmp_path):
     other = prepare(finished, plan(train_iters=60), (0, 1))
-    with pytest.raises(ValueError, match=r"train_iters=50 as .*prune_iter_00 was made with\. Received: train_iters=60"):
+    with pytest.raises(ValueError, match=r"train_iters=50, which .*prune_iter_00 .*Received: train_iters=60"):
         other.run()
     prepare(finished, plan(prune_iters=1), (0, 1)).run()  # which is the same plan, and done
     killed = prepare(tmp_path, plan(), checkpoint_seconds=0.0)
     stop_at(killed, 0, 40)
     with pytest.raises(Stopped):
         killed.run()
-    with pytest.raises(ValueError, match=r"seed=1234 as .*h5 was made with"):
+    with pytest.raises(ValueError, match=r"seed=1234, which .*h5 was made with"):
         prepare(tmp_path, plan(seed=5)).run()
 
 
 def test_a_summary_is_json_where_nothing_was_attacked(tmp_path):
     attack = attacks.LinfFGSM(0.3, label="predicted")
-    model = Trials(dense(0), objectives.Natural(), attack)
+    model = StackedRobustModel(dense(0), objectives.Natural(), attack)
     model.compile(FusedAdam(1.2e-3), steps_per_execution=10)
     held_out = {"valid": VALID, "test": TEST, "more": TEST}
     settings = plan(train_iters=10, eval_every=10, prune_iters=0)
@@ -308,7 +308,7 @@ def test_a_rule_that_brings_entries_back_is_found_out(tmp_path):
         ({"train_iters": 0}, "`train_iters`"),
         ({"strategy": "rewind"}, "no_pruning, reinit_rand"),
         ({"rewind_step": 50}, "a step before the last of round 0, 50"),
-        ({"rewind_step": 10, "strategy": "reinit_none"}, "belongs to the strategy reinit_orig"),
+        ({"rewind_step": 10, "strategy": "reinit_none"}, "`rewind_step` requires strategy=.reinit_orig"),
     ],
 )
 def test_bad_plans_are_refused(settings, words):
@@ -318,14 +318,14 @@ def test_bad_plans_are_refused(settings, words):
 
 def test_there_are_as_many_trials_as_members(tmp_path):
     rounds = prepare(tmp_path, plan(), (0, 1))
-    with pytest.raises(ValueError, match="trains 2 networks together"):
+    with pytest.raises(ValueError, match="trains 2 networks at once"):
         Rounds(rounds.model, dense, rounds._rule, TRAIN, {}, plan(), tmp_path, (0,))
 
 
 @pytest.mark.parametrize("names", [(), ("valid",), ("test",), ("valid", "test", "train")])
 def test_sets_of_images_are_checked_before_training(names, tmp_path):
     model = prepare(tmp_path, plan()).model
-    with pytest.raises(ValueError, match=r"`held_out` maps \"valid\" and \"test\" to images"):
+    with pytest.raises(ValueError, match=r"`held_out` maps \"valid\", \"test\" and further names to images"):
         Rounds(model, dense, None, TRAIN, dict.fromkeys(names, TEST), plan(), tmp_path)
 
 
@@ -334,7 +334,7 @@ def test_a_model_is_compiled_and_does_no_more_steps_than_are_counted(tmp_path):
     held_out = {"valid": VALID, "test": TEST}
 
     def begin(**compiled):
-        model = Trials(dense(0), objectives.Natural(), attack)
+        model = StackedRobustModel(dense(0), objectives.Natural(), attack)
         if compiled:
             model.compile(FusedAdam(), **compiled)
         settings = plan(train_iters=20, prune_iters=0)

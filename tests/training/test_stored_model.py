@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import data, layers, objectives, saving
-from tf_robust_sparse.training import RobustModel, StoredAT, StoredRobustModel, coupled, stored_model
+from tf_robust_sparse.training import ATTA, RobustModel, StoredRobustModel, coupled, stored_model
 from tf_robust_sparse.training.crop_and_mix import (
     block_means,
     boxes,
@@ -27,7 +27,7 @@ ROUNDING = 1e-3 * EPSILON  # float16
 def model_of(network=None, scope=None, seed=0, eager=True, **settings):
     with scope or tf.name_scope("none"):
         network = tiny_network("plain") if network is None else network
-        model = StoredRobustModel(network, StoredAT(len(X), EPSILON, STEP, **settings), seed=seed)
+        model = StoredRobustModel(network, ATTA(len(X), EPSILON, STEP, **settings), seed=seed)
         model.compile(coupled("sgd", 0.05, 1e-4), run_eagerly=eager and scope is None)
     return model
 
@@ -78,7 +78,7 @@ def test_without_a_gradient_only_the_pixel_range_changes_what_is_stored():
     model.fit(tf.data.Dataset.from_tensors((X[:16], Y[:16], index)), verbose=0)
     after = stored(model)
     np.testing.assert_array_equal(after[16:], before[16:])
-    from tf_robust_sparse.attacks import fold_in
+    from tf_robust_sparse.layers.noise import fold_in
 
     offsets, _ = crops(16, fold_in(seed, 0xC20), True)
     padded = np.pad(X[:16], ((0, 0), (4, 4), (4, 4), (0, 0)), constant_values=0.5)
@@ -203,7 +203,7 @@ def test_large_images_keep_one_value_per_block():
     x = keras.Input((168, 168, 1))
     pooled = keras.layers.GlobalAveragePooling2D()(x)
     model = StoredRobustModel(
-        keras.Model(x, layers.PlainDense(3)(pooled)), StoredAT(4, EPSILON, STEP, batch_norm="inference")
+        keras.Model(x, layers.PlainDense(3)(pooled)), ATTA(4, EPSILON, STEP, batch_norm="inference")
     )
     assert stored(model).shape == (4, 22, 22, 1)
     model.compile("sgd")
@@ -293,7 +293,7 @@ def test_half_precision_never_leaves_the_ball(value):
 
 def test_perturbations_grow_with_the_radius():
     schedule = objectives.TabledEpsilon((3 * EPSILON,), steps_per_epoch=2)
-    objective = objectives.ScheduledRadius(StoredAT(len(X), EPSILON, STEP), schedule)
+    objective = objectives.ScheduledRadius(ATTA(len(X), EPSILON, STEP), schedule)
     model = StoredRobustModel(tiny_network("plain"), objective)
     assert np.abs(stored(model)).max() <= EPSILON  # they begin in the ball of the objective
     model.compile(coupled("sgd", 0.05, 1e-4))
@@ -304,7 +304,7 @@ def test_perturbations_grow_with_the_radius():
 def test_the_radius_may_change_from_epoch_to_epoch():
     schedule = objectives.TabledEpsilon((0.0, EPSILON / 2, EPSILON), steps_per_epoch=2)
     network = tiny_network("plain")
-    model = StoredRobustModel(network, objectives.ScheduledRadius(StoredAT(len(X), EPSILON, STEP), schedule))
+    model = StoredRobustModel(network, objectives.ScheduledRadius(ATTA(len(X), EPSILON, STEP), schedule))
     model.compile(coupled("sgd", 0.05, 1e-4))
     largest = []
     stepped = model._stepped
@@ -327,7 +327,7 @@ def test_the_radius_may_change_from_epoch_to_epoch():
 
 def test_examples_may_have_weights():
     network = tiny_network("plain")
-    objective = objectives.Reweighted(StoredAT(len(X), EPSILON, STEP), "comp_nat_prob")
+    objective = objectives.Reweighted(ATTA(len(X), EPSILON, STEP), "comp_nat_prob")
     model = StoredRobustModel(network, objective)
     model.compile("sgd")
     assert np.isfinite(model.fit(batches(1), steps_per_epoch=2, verbose=0).history["loss"]).all()
@@ -336,12 +336,12 @@ def test_examples_may_have_weights():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StoredAT(0), "`num_examples` must be a positive integer"),
-        (lambda: StoredAT(5, epsilon=8), "`epsilon` is a radius in pixels"),
-        (lambda: StoredAT(5, batch_norm="eval"), '`batch_norm` must be "training" or "inference"'),
-        (lambda: StoredAT(5, mix="mixup"), "`mix` must be None or one of cutmix, acutmix"),
-        (lambda: StoredAT(5, mix="cutmix", soft_targets=True), "of whole images"),
-        (lambda: StoredRobustModel(tiny_network(), objectives.Natural()), "must be a StoredAT"),
+        (lambda: ATTA(0), "`num_examples` must be a positive integer"),
+        (lambda: ATTA(5, epsilon=8), "`epsilon` is a radius in pixels"),
+        (lambda: ATTA(5, batch_norm="eval"), '`batch_norm` must be "training" or "inference"'),
+        (lambda: ATTA(5, mix="mixup"), "`mix` must be None or one of cutmix, acutmix"),
+        (lambda: ATTA(5, mix="cutmix", soft_targets=True), "for whole images"),
+        (lambda: StoredRobustModel(tiny_network(), objectives.Natural()), "must be ATTA"),
     ],
 )
 def test_bad_input(make, message):

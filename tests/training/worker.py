@@ -29,7 +29,7 @@ def main(directory):
         sparsifier = ConnectivitySampling(0.1, noise_scaling=0.0, seed=3)
         model = training.RobustModel(network, objectives.Natural(), sparsifier, validation_attack=attack)
         model.compile(training.sgdw(0.05, 5e-4), metrics=["accuracy"])
-    connections = training.Connections(network, sparsifier)
+    connections = training.ConnectivityLogger(network, sparsifier)
     checkpoints = training.Checkpoints(
         directory / f"checkpoints{index}",
         {"best_robust": "val_robust_accuracy"},

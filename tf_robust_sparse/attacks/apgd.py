@@ -5,11 +5,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_robust_sparse.attacks.apgd_steps import kept, l2_projected, signed_step, unit, with_momentum
 from tf_robust_sparse.attacks.checkpoints import checkpoints, windows
 from tf_robust_sparse.attacks.gradient_attack import check_integer, input_gradient
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, far_cross_entropy, targeted_dlr
 from tf_robust_sparse.attacks.projections import (
-    between,
     count_changed,
     distance,
     l1_ball,
@@ -18,37 +18,41 @@ from tf_robust_sparse.attacks.projections import (
     per_example,
     pixel_range,
 )
-from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
-from tf_robust_sparse.layers import fused, select
+from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, class_of_rank, while_state
+from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import normal_like, uniform_like
 
-Around = tuple[tf.Tensor, tf.Tensor]  # the ball: its bounds for Linf, else its centre and radius
+Around = tuple[tf.Tensor, tf.Tensor]  # the ball: its bounds for Linf, else its center and radius
 LOSSES = ("ce", "dlr", "targeted-dlr")
 MOMENTUM = 0.75
 
 
 class APGD(StagedAttack):
-    """Auto-PGD in three norms, on the cross-entropy, the DLR loss or the targeted DLR loss.
+    """Auto-PGD in three norms, on the cross entropy, the DLR loss or the targeted DLR loss.
 
-    Steps of size `2 * epsilon` with momentum, halved for an image whenever its loss has oscillated or stood still since
-    the last checkpoint; it then goes on from its best point. In the L1 norm steps are sparse, and the radius comes down
-    in three phases.
+    Steps have momentum and begin with size `2 * epsilon`. At each checkpoint the step size of an image is halved if its
+    loss has oscillated or stood still, and the image then goes on from its best point. In the L1 norm steps are sparse,
+    and the radius comes down in three phases.
+
+    ```python
+    x_adv = trs.attacks.APGD(epsilon=8 / 255, loss="dlr", num_steps=100)(network, x, y)
+    ```
 
     Args:
         epsilon: Radius of the ball in the norm, in pixels of [0, 1], above 0.
         norm: `"Linf"`, `"L2"` or `"L1"`.
-        loss: `"ce"`, `"dlr"` or `"targeted-dlr"`. With fewer than four classes the targeted loss is the cross-entropy
-            of the target, with two the untargeted one is the cross-entropy.
+        loss: `"ce"`, `"dlr"` or `"targeted-dlr"`. With fewer than four classes the targeted loss is the cross entropy
+            of the target; with two the untargeted loss is the cross entropy.
         num_steps: Number of steps, at least 1.
         restarts: Number of runs (for each target), at least 1.
-        num_targets: For the targeted loss, how many classes are aimed at, from the runner-up downwards; never more than
+        num_targets: For the targeted loss, how many classes are aimed at, from the runner-up downward; never more than
             there are.
-        eot_samples: How many gradients are averaged in each step, for randomised networks.
-        rho: Share of the steps of a window in which the loss must rise for the step size to be kept, in [0, 1].
+        eot_samples: How many gradients are averaged in each step, for randomized networks.
+        rho: Share of the steps of a window in which the loss must rise to keep the step size, in [0, 1].
         random_start: Whether to start at a random point; else at the image.
-        shrinking_radius: Whether L1 runs go through the radii `3, 2, 1` times epsilon; `None` for whenever the norm
-            is L1.
+        shrinking_radius: Whether L1 runs go through the radii `3, 2, 1` times epsilon; `None` for `True` in L1
+            and `False` elsewhere.
         seed: Integer, the seed of the starting points when a call passes none.
 
     Raises:
@@ -81,7 +85,7 @@ class APGD(StagedAttack):
             ("num_targets", num_targets),
             ("eot_samples", eot_samples),
         ):
-            check_integer(name, value, 1, f"pass for example {name}=1")
+            check_integer(name, value, 1, f"pass, for example, {name}=1")
         if not 0 <= rho <= 1:
             raise ValueError(f"`rho` is a share of the steps, in [0, 1]. Received: rho={rho!r}")
         if shrinking_radius and norm != "L1":
@@ -97,38 +101,39 @@ class APGD(StagedAttack):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """As logs call it: `apgd-ce`, `apgd-dlr` or `apgd-t`."""
+        """Name in logs: `apgd-ce`, `apgd-dlr` or `apgd-t`."""
         return "apgd-t" if self.loss == "targeted-dlr" else f"apgd-{self.loss}"
 
-    def runs(self, num_classes: int) -> list[Run]:
-        """One run per restart, or per target and restart."""
+    def runs(self, num_classes: int) -> list[AttackRun]:
+        """Returns one run per restart, or per target and restart."""
         ranks = [0]
         if self.loss == "targeted-dlr":
             ranks = [*range(2, 2 + min(self.num_targets, num_classes - 1))]
         radii, lengths = self._phases()
-        return [Run(restart, rank, radii, lengths) for rank in ranks for restart in range(self.restarts)]
+        return [AttackRun(restart, rank, radii, lengths) for rank in ranks for restart in range(self.restarts)]
 
     def stages(self, iterations: int) -> list[int]:
-        """The first ten iterations, in which most images fall, and then the checkpoints."""
+        """Returns 10, because most images fall in the first ten iterations, and then the checkpoints."""
         ends = range(10, iterations, 10) if self.norm == "L1" else [10, *checkpoints(iterations)]
         return sorted({min(end, iterations) for end in ends} | {iterations})
 
     def gradient_passes(self) -> int:
-        """As many as gradients are averaged."""
+        """Returns the number of gradients that are averaged."""
         return self.eot_samples
 
     def start(self, forward, x, y, seeds, rank, epsilon):
         """See `StagedAttack`."""
         x_start = self._random_point(x, seeds, epsilon) if self.random_start else x
         target = class_of_rank(forward(x), rank) if self.loss == "targeted-dlr" else y
-        if self.shrinking_radius:  # the start counts as the best point of a phase before
+        if self.shrinking_radius:  # the start counts as the best point of an earlier phase
             return self._continued(forward, x, y, x_start, target, epsilon, tf.constant(0))
+        # Used in L1 only: the first steps change a fifth of the pixels.
         everything = float(math.prod(x.shape[1:]))
         fraction, sparsity = tf.fill(tf.shape(y), 0.2), tf.fill(tf.shape(y), everything)
         return self._initial(forward, x, y, x_start, target, epsilon, fraction, sparsity, tf.constant(0))
 
     def next_phase(self, forward, x, y, state, epsilon):
-        """See `StagedAttack`; the best point so far, brought into the new ball."""
+        """See `StagedAttack`; starts at the best point so far, projected onto the new ball."""
         x_start = l1_ball(state["x_best"], x, epsilon)
         return self._continued(forward, x, y, x_start, state["target"], epsilon, state["phase"] + 1)
 
@@ -140,19 +145,21 @@ class APGD(StagedAttack):
     def _phases(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         if not self.shrinking_radius:
             return (self.epsilon,), (self.num_steps,)
+        # 30%, 30% and 40% of the steps, as in AutoAttack's code.
         first = math.ceil(0.3 * self.num_steps)
         second = min(first, self.num_steps - first)
         return (3 * self.epsilon, 2 * self.epsilon, self.epsilon), (first, second, self.num_steps - first - second)
 
     def _random_point(self, x: tf.Tensor, seeds: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
         if self.norm == "Linf":
+            # Scaled so that the farthest pixel of each image is at the border of the ball.
             noise = uniform_like(x, seeds, -1.0, 1.0)
             return pixel_range(
                 x + epsilon * noise / (per_example(distance(noise, tf.zeros_like(x), "Linf"), x) + 1e-12)
             )
         noise = normal_like(x, seeds)
         if self.norm == "L2":
-            return pixel_range(x + epsilon * _unit(noise))
+            return pixel_range(x + epsilon * unit(noise))
         return l1_ball(x + noise, x, epsilon)
 
     def _continued(
@@ -165,7 +172,7 @@ class APGD(StagedAttack):
         epsilon: tf.Tensor,
         phase: tf.Tensor,
     ) -> State:
-        """The state at a point that says by itself how many pixels a step changes."""
+        """Returns the state at a point; the number of pixels it changes decides how many pixels a step changes."""
         sparsity = count_changed(x_start, x)
         fraction = sparsity / math.prod(x.shape[1:]) / 1.5
         return self._initial(forward, x, y, x_start, target, epsilon, fraction, sparsity, phase)
@@ -198,6 +205,7 @@ class APGD(StagedAttack):
             "no_gradient": tf.reduce_all(tf.equal(gradient, 0), axis=list(range(1, x.shape.rank))),
         }
         if self.norm == "L1":
+            # In L1 checkpoints are evenly spaced, 4% of the steps of a phase apart.
             lengths = [max(int(0.04 * length), 1) for length in self._phases()[1]]
             return state | {
                 "window": tf.constant(lengths)[phase],
@@ -209,9 +217,9 @@ class APGD(StagedAttack):
             "window": tf.constant(windows(self.num_steps)[0]),
             "step": tf.fill(tf.shape(y), 2 * epsilon),
             "x_previous": x_start,
-            "last_loss": tf.zeros_like(loss),  # the loss at the start is no part of the history
+            "last_loss": tf.zeros_like(loss),  # the loss at the start does not count in the history
             "increases": tf.zeros_like(y, tf.int32),
-            "reduced": tf.ones_like(y, tf.bool),
+            "reduced": tf.ones_like(y, tf.bool),  # so that the first checkpoint cannot find that the loss stood still
             "best_loss_before": loss,
         }
 
@@ -227,7 +235,7 @@ class APGD(StagedAttack):
             state = state | {"x_previous": x_current}
         loss, gradient, wrong = self._evaluate(forward, x_new, y, state["target"])
         better = loss > state["best_loss"]
-        x_found, x_best, best_gradient = _kept(
+        x_found, x_best, best_gradient = kept(
             wrong, better, x_new, gradient, state["x_found"], state["x_best"], state["best_gradient"]
         )
         state |= {
@@ -244,7 +252,7 @@ class APGD(StagedAttack):
         if self.norm != "L1":
             state["increases"] += tf.cast(loss > state["last_loss"], tf.int32)
             state["last_loss"] = loss
-        names = sorted(state)
+        names = sorted(state)  # the branches of tf.cond return lists in one order
 
         def checkpoint() -> list[tf.Tensor]:
             after = self._sparse_checkpoint(x, state, epsilon) if self.norm == "L1" else self._checkpoint(x, state)
@@ -256,18 +264,20 @@ class APGD(StagedAttack):
 
     def _momentum_step(self, x: tf.Tensor, state: State, around: Around) -> tf.Tensor:
         x_current, gradient, size = state["x_current"], state["gradient"], per_example(state["step"], x)
+        # The first step has no previous one, so it has no momentum.
         share = tf.where(tf.equal(state["iteration"], 0), 1.0, MOMENTUM)
         if self.norm == "Linf":
-            return _signed_step(x_current, state["x_previous"], gradient, *around, size, share)
-        ahead = _l2_projected(x_current + size * _unit(gradient), *around)
-        return _l2_projected(_with_momentum(x_current, state["x_previous"], ahead, share), *around)
+            return signed_step(x_current, state["x_previous"], gradient, *around, size, share)
+        ahead = l2_projected(x_current + size * unit(gradient), *around)
+        return l2_projected(with_momentum(x_current, state["x_previous"], ahead, share), *around)
 
     def _sparse_step(self, x: tf.Tensor, state: State, epsilon: tf.Tensor) -> tf.Tensor:
+        """Moves a fraction of the pixels, those of the largest gradients, all by the same amount."""
         size = tf.reshape(tf.abs(state["gradient"]), (tf.shape(x)[0], -1))
         pixels = tf.cast(tf.shape(size)[1], tf.float32)
         place = tf.cast(tf.clip_by_value((1 - state["fraction"]) * pixels, 0.0, pixels - 1), tf.int32)
         large = tf.reshape(largest_entries(size, tf.shape(size)[1] - place), tf.shape(x))
-        direction = select(large, tf.sign(state["gradient"]), 0)
+        direction = fast_where(large, tf.sign(state["gradient"]), 0)
         length = distance(direction, tf.zeros_like(x), "L1") + 1e-10
         return l1_ball(state["x_current"] + per_example(state["step"] / length, x) * direction, x, epsilon)
 
@@ -275,6 +285,7 @@ class APGD(StagedAttack):
         """Halves the step size of the images whose loss has oscillated or stood still, and sends them back."""
         window = state["window"]
         oscillated = tf.cast(state["increases"], tf.float32) <= self.rho * tf.cast(window, tf.float32)
+        # The last checkpoint did not halve the step size, and the best loss has not risen since.
         stood_still = ~state["reduced"] & (state["best_loss_before"] >= state["best_loss"])
         reduced = oscillated | stood_still
         smaller, smallest = max(int(0.03 * self.num_steps), 1), max(int(0.06 * self.num_steps), 1)
@@ -290,11 +301,12 @@ class APGD(StagedAttack):
     def _sparse_checkpoint(self, x: tf.Tensor, state: State, epsilon: tf.Tensor) -> State:
         """Adapts the number of pixels that a step changes to the number that the best point has changed."""
         sparsity = count_changed(state["x_best"], x)
+        # If the best point changes over 5% fewer pixels than before, restart from it with the full step size.
         sparser = sparsity / tf.maximum(state["sparsity"], 1e-30) < 0.95
         step = tf.where(sparser, epsilon, state["step"] / 1.5)
         return self._back_to_best(x, state, sparser) | {
             "counter": tf.zeros_like(state["counter"]),
-            "fraction": sparsity / math.prod(x.shape[1:]) / 1.5,
+            "fraction": sparsity / math.prod(x.shape[1:]) / 1.5,  # steps become sparser than the best point is
             "step": tf.clip_by_value(step, epsilon / 10, epsilon),
             "sparsity": sparsity,
         }
@@ -302,15 +314,16 @@ class APGD(StagedAttack):
     @staticmethod
     def _back_to_best(x: tf.Tensor, state: State, which: tf.Tensor) -> State:
         return state | {
-            "x_current": select(which, state["x_best"], state["x_current"]),
-            "gradient": select(which, state["best_gradient"], state["gradient"]),
+            "x_current": fast_where(which, state["x_best"], state["x_current"]),
+            "gradient": fast_where(which, state["best_gradient"], state["gradient"]),
         }
 
     def _evaluate(
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, target: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Loss and gradient of each image, and whether the network is wrong about it."""
+        """Returns loss and gradient of each image, and whether the network is wrong about it."""
 
+        # One forward pass gives the gradient, the loss and the prediction, so that a step costs no second pass.
         def once() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             seen: list[tf.Tensor] = []
 
@@ -343,7 +356,7 @@ class APGD(StagedAttack):
         return dlr(y, logits) if self.loss == "dlr" and classes >= 3 else far_cross_entropy(y, logits)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, as plain values."""
+        """Returns the arguments of the constructor, as plain values."""
         return {
             **super().get_config(),
             "loss": self.loss,
@@ -355,45 +368,3 @@ class APGD(StagedAttack):
             "random_start": self.random_start,
             "shrinking_radius": self.shrinking_radius,
         }
-
-
-@fused
-def _signed_step(
-    x_current: tf.Tensor,
-    x_previous: tf.Tensor,
-    gradient: tf.Tensor,
-    low: tf.Tensor,
-    high: tf.Tensor,
-    size: tf.Tensor,
-    share: tf.Tensor,
-) -> tf.Tensor:
-    """One step of the l-infinity attack, with momentum, between the bounds of each pixel."""
-    ahead = between(x_current + size * tf.sign(gradient), low, high)
-    return between(_with_momentum(x_current, x_previous, ahead, share), low, high)
-
-
-def _with_momentum(x_current: tf.Tensor, x_previous: tf.Tensor, ahead: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    return x_current + share * (ahead - x_current) + (1 - share) * (x_current - x_previous)
-
-
-def _l2_projected(x_adv: tf.Tensor, x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
-    length = tf.minimum(distance(x_adv, x, "L2"), epsilon)
-    return pixel_range(x + _unit(x_adv - x) * per_example(length, x))
-
-
-@fused
-def _kept(
-    wrong: tf.Tensor,
-    better: tf.Tensor,
-    x_new: tf.Tensor,
-    gradient: tf.Tensor,
-    x_found: tf.Tensor,
-    x_best: tf.Tensor,
-    best_gradient: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The adversarial examples, the best points and their gradients after a step."""
-    return select(wrong, x_new, x_found), select(better, x_new, x_best), select(better, gradient, best_gradient)
-
-
-def _unit(delta: tf.Tensor) -> tf.Tensor:
-    return delta / (per_example(distance(delta, tf.zeros_like(delta), "L2"), delta) + 1e-12)

@@ -1,4 +1,4 @@
-"""Fast adaptive boundary attack: the smallest perturbation, found by projections onto linearised boundaries."""
+"""Fast adaptive boundary attack: the smallest perturbation, found by projections onto linearized boundaries."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.projections import distance, moves_to_hyperplane, norm_of, per_example, pixel_range
-from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, class_of_rank, while_state
-from tf_robust_sparse.layers import select
+from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, class_of_rank, while_state
+from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import normal_like, uniform_like
 
@@ -16,16 +16,16 @@ _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 
 class FAB(StagedAttack):
-    """FAB in three norms, towards the nearest boundary or towards one class after another.
+    """FAB in three norms, toward the nearest boundary or toward one class after another.
 
-    Each step linearises the boundary at the current point, projects the point and the image onto it within [0, 1], and
-    goes beyond it; whenever the network is wrong, the point is drawn back towards the image.
+    Each step linearizes the boundary at the current point, projects the point and the image onto it within [0, 1], and
+    goes beyond it. Whenever the network is wrong, the point is drawn back toward the image.
 
     Args:
         epsilon: Radius in the norm, in pixels of [0, 1], above 0: adversarial examples further away do not count.
         norm: `"Linf"`, `"L2"` or `"L1"`.
-        targeted: Whether to aim at single classes, from the runner-up downwards; else at the nearest boundary, at the
-            cost of a gradient for each class.
+        targeted: Whether to aim at single classes, from the runner-up downward; else at the nearest boundary, which
+            costs a gradient for each class.
         num_steps: Number of steps, at least 1.
         restarts: Number of runs (for each target); the first starts at the image, later ones at random points.
         num_targets: How many classes are aimed at; never more than there are.
@@ -55,7 +55,7 @@ class FAB(StagedAttack):
     ) -> None:
         super().__init__(epsilon, norm, seed)
         for name, value in (("num_steps", num_steps), ("restarts", restarts), ("num_targets", num_targets)):
-            check_integer(name, value, 1, f"pass for example {name}=1")
+            check_integer(name, value, 1, f"pass, for example, {name}=1")
         for name, allowed, expected in (
             ("alpha_max", 0 <= alpha_max <= 1, f"in [0, 1]. Received: alpha_max={alpha_max!r}"),
             ("eta", eta >= 1, f"at least 1. Received: eta={eta!r}"),
@@ -73,22 +73,24 @@ class FAB(StagedAttack):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """As logs call it: `fab-t` or `fab`."""
+        """Name in logs: `fab-t` or `fab`."""
         return "fab-t" if self.targeted else "fab"
 
-    def runs(self, num_classes: int) -> list[Run]:
-        """One run per restart, or per target and restart."""
+    def runs(self, num_classes: int) -> list[AttackRun]:
+        """Returns one run per restart, or per target and restart."""
         ranks = range(2, 2 + min(self.num_targets, num_classes - 1)) if self.targeted else [0]
         return [
-            Run(restart, rank, (self.epsilon,), (self.num_steps,)) for rank in ranks for restart in range(self.restarts)
+            AttackRun(restart, rank, (self.epsilon,), (self.num_steps,))
+            for rank in ranks
+            for restart in range(self.restarts)
         ]
 
     def stages(self, iterations: int) -> list[int]:
-        """The first ten steps, which break most of what can be broken, the next twenty and the rest."""
+        """Returns 10, because the first steps break most images that break at all, then 30 and the end."""
         return sorted({min(end, iterations) for end in (10, 30, iterations)})
 
     def start(self, forward, x, y, seeds, rank, epsilon):
-        """See `StagedAttack`; at the image itself."""
+        """See `StagedAttack`; starts at the image."""
         return {
             "iteration": tf.constant(0),
             "target": class_of_rank(forward(x), rank) if self.targeted else y,
@@ -99,7 +101,7 @@ class FAB(StagedAttack):
         }
 
     def start_again(self, forward, x, y, seeds, rank, epsilon):
-        """See `StagedAttack`; at a random point half as far away as epsilon."""
+        """See `StagedAttack`; starts at a random point at distance `epsilon / 2`."""
         noise = uniform_like(x, seeds, -1.0, 1.0) if self.norm == "Linf" else normal_like(x, seeds)
         noise /= per_example(distance(noise, tf.zeros_like(x), self.norm), x) + 1e-12
         state = self.start(forward, x, y, seeds, rank, epsilon)
@@ -113,11 +115,13 @@ class FAB(StagedAttack):
         x_current = state["x_current"]
         gap, normal = self._boundary(forward, x_current, y, state["target"])
         axes = list(range(1, x.shape.rank))
+        # The same linearization, evaluated at the image instead of the current point.
         gap_of_image = gap - tf.reduce_sum(normal * (x_current - x), axis=axes)
         direction, from_current = moves_to_hyperplane(x_current, normal, gap, self.norm)
         direction_of_image, from_image = moves_to_hyperplane(x, normal, gap_of_image, self.norm)
         a_current = tf.maximum(norm_of(from_current, self.norm), 1e-8)
         a_image = tf.maximum(norm_of(from_image, self.norm), 1e-8)
+        # The further the current point is from the hyperplane, the more the projection of the image counts.
         alpha = per_example(tf.minimum(a_current / (a_current + a_image), self.alpha_max), x)
         beyond_current = x_current + self.eta * direction * from_current
         beyond_image = x + self.eta * direction_of_image * from_image
@@ -129,14 +133,15 @@ class FAB(StagedAttack):
         return {
             "iteration": state["iteration"] + 1,
             "target": state["target"],
-            "x_current": select(wrong, x + self.beta * (x_new - x), x_new),
+            # Past the boundary: go back toward the image, to look for a nearer point of it.
+            "x_current": fast_where(wrong, x + self.beta * (x_new - x), x_new),
             "distance": shortest,
             "found": shortest <= epsilon,
-            "x_found": select(nearer, x_new, state["x_found"]),
+            "x_found": fast_where(nearer, x_new, state["x_found"]),
         }
 
     def _boundary(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """How far the logit of another class is above the true one, and the gradient of that."""
+        """Returns how far the logit of another class is above that of the true class, and the gradient of this gap."""
         with tf.GradientTape(persistent=not self.targeted, watch_accessed_variables=False) as tape:
             tape.watch(x)
             logits = forward(x)
@@ -150,21 +155,25 @@ class FAB(StagedAttack):
     def _nearest(
         self, tape: tf.GradientTape, gaps: list[tf.Tensor], x: tf.Tensor, y: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The boundary nearest by linear approximation; one gradient at a time, to hold two in memory."""
+        """Returns gap and gradient of the nearest boundary by linear approximation.
+
+        Takes one gradient at a time, so that memory holds two instead of one for each class.
+        """
         shortest = tf.fill(tf.shape(y), FAR)
         gap, normal = tf.zeros_like(shortest), tf.zeros_like(x)
         for number, one in enumerate(gaps):
             gradient = tape.gradient(one, x)
+            # The distance to a hyperplane is the gap divided by the dual norm of the normal.
             length = distance(gradient, tf.zeros_like(x), _DUAL[self.norm])
             away = tf.where(tf.equal(y, number), FAR, tf.abs(one) / (1e-12 + length))
             nearer = away < shortest
             shortest = tf.where(nearer, away, shortest)
             gap = tf.where(nearer, one, gap)
-            normal = select(nearer, gradient, normal)
+            normal = fast_where(nearer, gradient, normal)
         return gap, normal
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, as plain values."""
+        """Returns the arguments of the constructor, as plain values."""
         return {
             **super().get_config(),
             "targeted": self.targeted,

@@ -16,7 +16,7 @@ class LinfFGSM(LinfPGD):
         restarts: Number of random starts, at least 1.
         targeted: Whether `y` is the class to reach.
         seed: Integer, the seed of the starting points when a call passes none.
-        label: `"true"`, or `"predicted"` to lead away from what the network says.
+        label: `"true"`, or `"predicted"` to lead away from what the network predicts.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -37,7 +37,7 @@ class LinfFGSM(LinfPGD):
         super().__init__(epsilon, _one_step(epsilon, step_size), 1, random_start, restarts, targeted, seed, label)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, as plain values."""
+        """Returns the arguments of the constructor, as plain values."""
         config = super().get_config()
         del config["num_steps"]
         return config
@@ -64,12 +64,12 @@ class L2FGSM(L2PGD):
         super().__init__(epsilon, _one_step(epsilon, step_size), 1, random_start, restarts, targeted, seed, label)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, as plain values."""
+        """Returns the arguments of the constructor, as plain values."""
         config = super().get_config()
         del config["num_steps"]
         return config
 
 
 def _one_step(epsilon: float, step_size: float | None) -> float:
-    """The length of the only step; the base class checks it after `epsilon`."""
+    """Returns the length of the only step; the base class checks it after `epsilon`."""
     return epsilon if step_size is None else step_size

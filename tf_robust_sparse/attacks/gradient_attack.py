@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks.inputs import checked_inputs
 from tf_robust_sparse.attacks.losses import log_odds
-from tf_robust_sparse.layers import select
+from tf_robust_sparse.deprecation import adopt_old_methods, renamed_method
+from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import as_seed, fold_in, normal_like
 
@@ -23,15 +24,14 @@ GAUSSIAN_STDDEV = 0.001
 
 
 class GradientAttack:
-    """Steps along the normalised input gradient of a loss, projecting back into a ball around the image.
+    """Steps along the normalized input gradient of a loss, projecting back into a ball around the image.
 
-    `x_adv <- project(x_adv + step_size * normalise(gradient))`, `num_steps` times; the last iterate is returned, in the
+    `x_adv <- project(x_adv + step_size * normalize(gradient))`, `num_steps` times; the last iterate is returned, in the
     ball and in `[0, 1]`. The gradient is taken with respect to the images only, with the network in inference mode, so
     no weight and no batch-norm statistic changes. A subclass is a norm: it writes the three hooks `uniform_start`,
-    `normalise` and `project`, and `projection` where a loop can do with less.
+    `normalize` and `project`, and `projection` where a loop over many steps can compute something once.
 
-    The attack is a function of its arguments: equal calls give equal answers. Pass another `seed`
-    in each training step.
+    Equal arguments give equal adversarial examples. Pass another `seed` in each training step.
 
     Args:
         epsilon: Radius of the ball in pixels of `[0, 1]`, at least 0.
@@ -39,21 +39,25 @@ class GradientAttack:
             `2.5 * epsilon / num_steps`.
         num_steps: Number of steps, at least 0; with 0 the starting point is returned.
         random_start: Whether to start at a uniformly drawn point of the ball; else at the image.
-        restarts: Number of runs from different starting points, at least 1. Of several runs each example keeps the one
-            with the highest loss among those that fool the network, or among all if none does.
+        restarts: Number of runs from different starting points, at least 1. Each example keeps the run with the highest
+            loss among those that fool the network, or among all runs if none does.
         targeted: Whether `y` is the class to reach; the loss is then descended.
         seed: Integer, the seed of the starting points when a call passes none.
         label: What an untargeted attack leads away from: the `"true"` class `y`, or the class `"predicted"` for the
-            image as it is (of equal logits the first), whatever `y` is. Leading away from the prediction leaks no
+            clean image (the first one if logits are equal), whatever `y` is. Leading away from the prediction leaks no
             label into training ([Kurakin et al., 2017](https://arxiv.org/abs/1611.01236), section 3.3), and may bring
             a misclassified image back to its class.
+        keep_best: Whether to return the point with the highest loss among those whose gradient was taken, instead of
+            the last iterate. These are the start and all points but the last, so that `num_steps` gradients make at
+            most `num_steps - 1` effective steps. This is the attack of the published code of binary sub-networks
+            ([Liu et al., 2022](https://arxiv.org/abs/2202.01341)).
 
     Raises:
         ValueError: if an argument is out of its range.
 
     Attributes:
-        unrolled: Whether a graph holds every step of its own, `False` at first. For networks of a few small layers,
-            whose gradient takes no longer than a pass of TensorFlow's loop.
+        unrolled: Whether the graph repeats the operations of a step `num_steps` times instead of using a loop; `False`
+            by default. Faster for small networks, whose gradient takes no longer than one pass of TensorFlow's loop.
 
     Reference: [Madry et al., 2018](https://arxiv.org/abs/1706.06083), section 2.1.
     """
@@ -72,6 +76,7 @@ class GradientAttack:
         targeted: bool = False,
         seed: int = 0,
         label: str = "true",
+        keep_best: bool = False,
     ) -> None:
         _check_number("epsilon", epsilon, "the radius in pixels of [0, 1]", "for 8/255 pass epsilon=8/255")
         if epsilon > self.max_epsilon:
@@ -92,7 +97,7 @@ class GradientAttack:
             )
         if label not in LABELS or (targeted and label != "true"):
             raise ValueError(
-                f'`label` is one of {LABELS}, and "true" for a targeted attack, which leads towards `y`. '
+                f'`label` is one of {LABELS}, and "true" for a targeted attack, which leads toward `y`. '
                 f"Received: label={label!r}, targeted={targeted}"
             )
         self.epsilon = float(epsilon)
@@ -103,13 +108,20 @@ class GradientAttack:
         self.targeted = bool(targeted)
         self.seed = int(seed)
         self.label = label
+        self.keep_best = bool(keep_best)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        adopt_old_methods(cls, {"normalise": "normalize"})
+
+    normalise = renamed_method("normalise", "normalize")
 
     def uniform_start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """A random point of the ball around each image, in `[0, 1]`: `(batch, ...)`, float32."""
+        """Returns a random point of the ball around each image, in `[0, 1]`: `(batch, ...)`, float32."""
         raise NotImplementedError
 
-    def normalise(self, gradient: tf.Tensor) -> tf.Tensor:
-        """The steepest direction of length 1 in the norm of the ball: `(batch, ...)`; zero where the gradient is."""
+    def normalize(self, gradient: tf.Tensor) -> tf.Tensor:
+        """Returns the steepest direction of length 1 in the norm of the ball; zero for zero gradients."""
         raise NotImplementedError
 
     def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -117,7 +129,7 @@ class GradientAttack:
         raise NotImplementedError
 
     def projection(self, x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-        """`project` for many points around the same images; what depends on the images alone is computed here."""
+        """Returns `project` for many points around the same images; computes here what depends only on the images."""
         return lambda x_adv: self.project(x_adv, x)
 
     def __call__(
@@ -135,19 +147,19 @@ class GradientAttack:
             model: Keras model, or any callable from images to logits.
             x: `(batch, ...)`, floating, in `[0, 1]`.
             y: `(batch,)`, integers: the true classes, or the classes to reach if the attack is targeted.
-            loss_fn: `loss_fn(y, logits)`, from float32 logits `(batch, classes)` to the `(batch,)` losses of the
-                examples; `None` for the cross entropy, climbed as `log_odds`.
+            loss_fn: `loss_fn(y, logits)`, from float32 logits `(batch, classes)` to one loss per example, `(batch,)`;
+                `None` for the cross entropy, climbed as `log_odds`.
             seed: Integer, integers of shape `(2,)`, or `(parts, 2)` for one seed per equal part of the batch, such as
                 `(batch, 2)` for one per example; `None` for the seed given to the constructor.
             start: `"uniform"` (in the ball), `"gaussian"` (`x + 0.001 * N(0, 1)`, not clipped before the first step),
-                `"none"` (at `x`), or `None` for what the constructor says.
+                `"none"` (at `x`), or `None` for the choice of the constructor.
 
         Returns:
             `(batch, ...)`, float32, of the shape of `x`; not differentiable.
 
         Raises:
-            ValueError: if images or labels are not as described, `start` or `seed` is none of the above, `loss_fn` does
-                not return one loss per example, or the logits do not depend differentiably on the images.
+            ValueError: if images or labels are not as described, `start` or `seed` is not one of the above, `loss_fn`
+                does not return one loss per example, or the logits do not depend differentiably on the images.
         """
         forward, x, y = checked_inputs(model, x, y, any_label=self.label == "predicted")
         if start is None:
@@ -168,16 +180,18 @@ class GradientAttack:
     def _run(
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn, seed: tf.Tensor, start: str
     ) -> tf.Tensor:
-        """One run of the loop from one starting point."""
+        """Runs the loop from one starting point."""
         x_start = self._start(x, seed, start)
         if self.num_steps == 0:
             return self.project(x_start, x)
+        if self.keep_best:
+            return self._best_visited(forward, x, y, loss_fn, x_start)
         direction = -self.step_size if self.targeted else self.step_size
         project = self.projection(x)
 
         def step(index: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             gradient = input_gradient(forward, x_adv, y, loss_fn)
-            x_adv = project(x_adv + direction * self.normalise(gradient))
+            x_adv = project(x_adv + direction * self.normalize(gradient))
             return index + 1, tf.ensure_shape(x_adv, x.shape)
 
         if self.unrolled:
@@ -195,8 +209,37 @@ class GradientAttack:
         )
         return x_adv
 
+    def _best_visited(
+        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn, x_start: tf.Tensor
+    ) -> tf.Tensor:
+        """Runs the loop, and returns the point of the highest loss among those whose gradient was taken."""
+        direction = -self.step_size if self.targeted else self.step_size
+        project = self.projection(x)
+
+        def step(
+            index: tf.Tensor, x_adv: tf.Tensor, best: tf.Tensor, best_gain: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x_adv)
+                loss = loss_fn(y, forward(x_adv))
+            gain = -loss if self.targeted else loss
+            better = (gain > best_gain) | tf.equal(index, 0)
+            best = tf.ensure_shape(fast_where(better, x_adv, best), x.shape)
+            moved = project(x_adv + direction * self.normalize(tape.gradient(loss, x_adv)))
+            return index + 1, tf.ensure_shape(moved, x.shape), best, tf.where(better, gain, best_gain)
+
+        no_gain = tf.ensure_shape(tf.zeros(tf.shape(x)[:1]), x.shape[:1])
+        best = tf.while_loop(
+            lambda index, *_: index < self.num_steps,
+            step,
+            (tf.constant(0), x_start, x_start, no_gain),
+            maximum_iterations=self.num_steps,
+            parallel_iterations=1,
+        )[2]
+        return project(best)  # the start may be the best point, and a gaussian start is not in the ball
+
     def _start(self, x: tf.Tensor, seed: tf.Tensor, start: str) -> tf.Tensor:
-        """The point that `start` names."""
+        """Returns the point that `start` names."""
         if start == "uniform":
             return self.uniform_start(x, seed)
         return x + normal_like(x, seed, GAUSSIAN_STDDEV) if start == "gaussian" else x
@@ -218,7 +261,7 @@ class GradientAttack:
             better = (fools & ~best_fools) | ((fools == best_fools) & (gain > best_gain)) | tf.equal(restart, 0)
             return (
                 restart + 1,
-                tf.ensure_shape(select(better, x_adv, best), x.shape),
+                tf.ensure_shape(fast_where(better, x_adv, best), x.shape),
                 best_fools | fools,
                 tf.where(better, gain, best_gain),
             )
@@ -235,22 +278,26 @@ class GradientAttack:
         )[1]
 
     def at_radius(self, epsilon: tf.Tensor) -> Self:
-        """This attack in a ball of another radius, with steps in proportion, for a radius that changes in training.
+        """Returns this attack in a ball of another radius, with steps in proportion.
+
+        For a radius that changes in training.
 
         Args:
-            epsilon: Scalar, float32, at least 0; a value of a graph, unlike that of the constructor.
+            epsilon: Scalar, float32, at least 0; may be a symbolic tensor, unlike in the constructor.
 
         Raises:
-            ValueError: if the radius of this attack is 0, so that there is no proportion.
+            ValueError: if the radius of this attack is 0.
         """
         if not self.epsilon > 0:
-            raise ValueError(f"`epsilon` must be positive for steps in proportion to it. Received: {self!r}")
+            raise ValueError(
+                f"`epsilon` must be positive: steps are in proportion to it. Received: epsilon={self.epsilon}"
+            )
         now = copy.copy(self)
         now.epsilon, now.step_size = epsilon, self.step_size / self.epsilon * epsilon
         return now
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, as plain values."""
+        """Returns the arguments of the constructor, as plain values."""
         return {
             "epsilon": self.epsilon,
             "step_size": self.step_size,
@@ -260,15 +307,16 @@ class GradientAttack:
             "targeted": self.targeted,
             "seed": self.seed,
             "label": self.label,
+            **({"keep_best": True} if self.keep_best else {}),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "GradientAttack":
-        """The attack whose `get_config` this is."""
+        """Returns the attack with this `get_config()`."""
         return cls(**config)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the attack, as plain values for a results file."""
+        """Returns everything that defines the attack, as plain values for a results file."""
         return {
             "attack": type(self).__name__,
             "norm": self.norm,
@@ -280,6 +328,7 @@ class GradientAttack:
             "targeted": self.targeted,
             "seed": self.seed,
             "label": self.label,
+            **({"keep_best": True} if self.keep_best else {}),
         }
 
     def __repr__(self) -> str:
@@ -288,7 +337,7 @@ class GradientAttack:
 
 
 def input_gradient(forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn) -> tf.Tensor:
-    """Gradient of each example's loss with respect to its pixels, `(batch, ...)`."""
+    """Returns the gradient of each example's loss with respect to its pixels, `(batch, ...)`."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         loss = loss_fn(y, forward(x))
@@ -300,7 +349,7 @@ def input_gradient(forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn
     gradient = tape.gradient(loss, x)
     if gradient is None:
         raise ValueError(
-            "The attack needs the gradient of the logits with respect to the images, and the model gives none; "
+            "The attack needs the gradient of the logits with respect to the images, but the model has none; "
             "remove NumPy code, integer casts and tf.stop_gradient between the images and the logits."
         )
     return gradient

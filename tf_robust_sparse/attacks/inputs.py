@@ -18,11 +18,11 @@ def checked_inputs(
         model: See `inference_forward`.
         x: See `data.checks.checked_images`, as `shape`.
         y: See `data.checks.checked_labels`.
-        any_label: Whether labels are of no matter, so that they are returned as they are.
+        any_label: Whether the labels do not matter; they are then returned unchecked.
 
     Raises:
-        ValueError: if images or labels are not what they must be. Labels that are known and have no logit are refused
-            by the first forward pass.
+        ValueError: if images or labels are malformed. The first forward pass refuses labels without a logit, if their
+            values are known.
     """
     forward, images = inference_forward(model), checked_images(x, shape)
     images = tf.cast(x if tf.is_tensor(x) else images, tf.float32)  # a tensor stays on its device

@@ -1,4 +1,4 @@
-"""The losses that attacks climb: one value per example, higher where the network is closer to being wrong."""
+"""The losses that attacks climb: one value per example, higher if the network is closer to being wrong."""
 
 import math
 from typing import Any
@@ -7,13 +7,13 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers.gradients import custom_gradient
 
-FAR = 1e30  # below any logit, and finite: tf.debugging.enable_check_numerics stops at infinities
+FAR = 1e30  # moves a logit below all others, and is finite: tf.debugging.enable_check_numerics stops at infinities
 
 
 def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Cross entropy of each example, `-log softmax(logits)[y]`.
+    """Returns the cross entropy of each example, `-log softmax(logits)[y]`.
 
-    The logits are cast to float32 first: in float16 a confident network has a loss, and a gradient, of exactly zero.
+    The logits are cast to float32 first, because in float16 the loss and the gradient of a confident network are 0.
 
     Args:
         y: `(batch,)`, integer labels in `[0, classes)`.
@@ -29,11 +29,11 @@ def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def log_odds(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Logarithm of the odds against the true class, `log((1 - p) / p)` with `p = softmax(logits)[y]`.
+    """Returns the logarithm of the odds against the true class, `log((1 - p) / p)` with `p = softmax(logits)[y]`.
 
-    The cross entropy is `log(1 + exp(log_odds))`: both rise together, and their gradients have one direction. That of
-    the cross entropy has the factor `1 - p`, though, which is 0 in float32 for confident networks, so that an attack
-    would stand still. This one is of order 1 wherever the network is.
+    The cross entropy is `log(1 + exp(log_odds))`: both rise together, and their gradients have the same direction. The
+    gradient of the cross entropy has the factor `1 - p`, which is 0 in float32 for confident networks, so an attack
+    would stand still. The gradient of the log odds is of order 1 everywhere.
 
     Args:
         y: `(batch,)`, integer labels in `[0, classes)`.
@@ -51,7 +51,7 @@ def log_odds(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 @custom_gradient
 def _log_odds(y: tf.Tensor, logits: tf.Tensor) -> Any:
     own = tf.one_hot(y, tf.shape(logits)[-1])
-    others = logits - FAR * own
+    others = logits - FAR * own  # takes the true class out of the sum and of the softmax
 
     def gradient(upstream: tf.Tensor) -> tuple[None, tf.Tensor]:
         return None, upstream[:, tf.newaxis] * (tf.nn.softmax(others) - own)
@@ -60,7 +60,7 @@ def _log_odds(y: tf.Tensor, logits: tf.Tensor) -> Any:
 
 
 def margin(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Logit of the true class less the largest other one, at most 0 where the network is wrong.
+    """Returns the logit of the true class minus the largest other logit; at most 0 if the network is wrong.
 
     Args:
         y: `(batch,)`, integer labels.
@@ -74,9 +74,9 @@ def margin(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def dlr(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Difference of logits ratio: the negative margin over the distance of the largest logit from the third.
+    """Returns the difference of logits ratio: the negative margin over the gap of the largest and the third logit.
 
-    Neither a shift nor a scale of the logits changes it, so that confident networks keep their gradients.
+    Shifting or scaling the logits does not change it, so confident networks keep their gradients.
 
     Args:
         y: `(batch,)`, integer labels.
@@ -94,7 +94,7 @@ def dlr(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def targeted_dlr(y: tf.Tensor, logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """`dlr` towards one class: `-(z_y - z_target) / (z_1 - (z_3 + z_4) / 2)`, logits ordered from the largest.
+    """Returns `dlr` toward one class: `-(z_y - z_target) / (z_1 - (z_3 + z_4) / 2)`, logits ordered from the largest.
 
     Args:
         y: `(batch,)`, integer labels.
@@ -113,15 +113,16 @@ def targeted_dlr(y: tf.Tensor, logits: tf.Tensor, target: tf.Tensor) -> tf.Tenso
 
 @custom_gradient
 def far_cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> Any:
-    """The cross-entropy, its gradient times 2^24; only the direction counts here.
+    """Returns the cross entropy, with a gradient scaled by 2^24; APGD uses only its direction.
 
-    TensorFlow flushes denormal numbers to zero, so that the gradient of a confident network would vanish earlier than
-    in other frameworks.
+    TensorFlow flushes denormal numbers to zero, so without the scale the gradient of a confident network would vanish
+    earlier than in other frameworks.
     """
     log_probabilities = tf.nn.log_softmax(logits)
 
     def gradient(upstream: tf.Tensor) -> tuple[None, tf.Tensor]:
         scale = 2.0**24
+        # Below -103 the exponential is 0 in float32 even with denormals, so there is nothing to scale up.
         others = tf.where(log_probabilities > -103.0, tf.exp(log_probabilities + math.log(scale)), 0.0)
         own = scale * (tf.exp(log_probabilities) - 1)
         is_own = tf.one_hot(y, tf.shape(logits)[-1], on_value=True, off_value=False)
@@ -137,7 +138,7 @@ def _labels(y: tf.Tensor) -> tf.Tensor:
             "`y` holds integer labels of shape (batch,); for one-hot labels pass tf.argmax(y, axis=-1), for labels of "
             f"shape (batch, 1) pass tf.squeeze(y, axis=-1). Received: y of shape {y.shape} and dtype {y.dtype.name}"
         )
-    return y if y.dtype in (tf.int32, tf.int64) else tf.cast(y, tf.int64)  # operations take no others
+    return y if y.dtype in (tf.int32, tf.int64) else tf.cast(y, tf.int64)  # TensorFlow's operations take no other type
 
 
 def _logit_of(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Square Attack: random search with squares, which asks the network for logits only."""
+"""Square Attack: random search with squares, which needs only the logits of the network."""
 
 import bisect
 import math
@@ -11,12 +11,12 @@ import tensorflow as tf
 from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.losses import margin
 from tf_robust_sparse.attacks.projections import between, l1_ball, l2_norm, linf_bounds, pixel_range
-from tf_robust_sparse.attacks.staged_attack import Run, StagedAttack, State, while_state
-from tf_robust_sparse.layers import select
+from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, while_state
+from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import uniform_like
 
-# The share of the image that a window covers is halved after each of these queries of a schedule of 10,000.
+# Queries, of 10,000, after which the share of the image that a window covers is halved.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 KEY_BITS = 32
 FAR = 4.0  # further than any pixel can be from the border of the ball
@@ -25,7 +25,7 @@ ROW, COLUMN = 1, 2  # axes of a batch of images
 
 
 class _Schedule(NamedTuple):
-    """Tables of what is known of each query beforehand.
+    """Tables of what is fixed for each query before the attack starts.
 
     Attributes:
         sides: `(queries,)`, int32, sides of the windows.
@@ -39,15 +39,15 @@ class _Schedule(NamedTuple):
 
 
 class Square(StagedAttack):
-    """Changes the image inside a random square, and keeps the change where the margin got smaller.
+    """Changes the image inside a random square, and keeps the change if the margin gets smaller.
 
     The squares shrink as queries go by. In the Linf norm the pixels of a square move to the border of the ball, each
-    channel to one side; in the other norms a square receives a pyramid of each sign, and the perturbation that another
-    square held. No gradient is taken, so that networks which mask theirs gain nothing. An image broken once is left
+    channel to one side; in the other norms a square receives a pyramid of each sign, and the perturbation of another
+    square. The attack uses no gradients, so masked gradients do not hinder it. An image that is broken once is left
     alone.
 
-    Where the squares of a query lie is a function of the constructor's `seed` and is common to all images and restarts;
-    the starting point and the signs are each image's own.
+    The places of the squares depend on the `seed` of the constructor and are the same for all images and restarts. The
+    starting point and the signs differ from image to image.
 
     Args:
         epsilon: Radius of the ball in the norm, in pixels of [0, 1], above 0.
@@ -55,14 +55,14 @@ class Square(StagedAttack):
         num_queries: Number of proposals after the starting point, at least 1.
         p_init: Share of the image that the first windows cover, in (0, 1].
         restarts: Number of runs from different starting points, at least 1.
-        rescale_schedule: Whether the schedule of the windows, made for 10,000 queries, is shrunk to `num_queries`; else
-            its beginning is used.
-        seed: Integer, the seed of all random draws; that of a call replaces it for starting points and signs.
+        rescale_schedule: Whether the schedule of the windows, made for 10,000 queries, is scaled to `num_queries`; else
+            its first `num_queries` entries are used.
+        seed: Integer, the seed of all random draws. The `seed` of a call replaces it for starting points and signs.
 
     Raises:
         ValueError: if an argument is out of its range.
 
-    Reference: [Andriushchenko et al., 2020](https://arxiv.org/abs/1912.00049); the L1 norm is of
+    Reference: [Andriushchenko et al., 2020](https://arxiv.org/abs/1912.00049); the L1 norm is from
     [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208).
     """
 
@@ -99,7 +99,7 @@ class Square(StagedAttack):
         self.rescale_schedule = rescale_schedule
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, as plain values."""
+        """Returns the arguments of the constructor, as plain values."""
         return {
             **super().get_config(),
             "num_queries": self.num_queries,
@@ -108,38 +108,38 @@ class Square(StagedAttack):
             "rescale_schedule": self.rescale_schedule,
         }
 
-    def runs(self, num_classes: int) -> list[Run]:
-        """One run per restart."""
-        return [Run(restart, 0, (self.epsilon,), (self.num_queries,)) for restart in range(self.restarts)]
+    def runs(self, num_classes: int) -> list[AttackRun]:
+        """Returns one run per restart."""
+        return [AttackRun(restart, 0, (self.epsilon,), (self.num_queries,)) for restart in range(self.restarts)]
 
     def stages(self, iterations: int) -> list[int]:
-        """Every 100 queries."""
+        """Returns every hundredth query, and the last one."""
         return [*range(100, iterations, 100), iterations]
 
     def gradient_passes(self) -> int:
-        """None."""
+        """Returns 0."""
         return 0
 
     def share(self, query: int) -> float:
-        """The share of the image that the window of a query, counted from 0, is meant to cover."""
+        """Returns the share of the image that the window of a query, counted from 0, should cover."""
         if self.rescale_schedule:
             query = int(query / self.num_queries * 10000)
         return self.p_init / 2 ** bisect.bisect_left(HALVED_AFTER, query)
 
     def side(self, query: int, height: int, width: int) -> int:
-        """Side of the window of a query in images of this size."""
+        """Returns the side of the window of a query in images of this size."""
         side = round((self.share(query) * height * width) ** 0.5)
         if self.norm == "Linf":
             side = max(side, 1)
         else:
-            side = max(side, 3)
+            side = max(side, 3)  # a pair of pyramids needs an odd side of at least 3
             side += side % 2 == 0
         return min(side, height, width)
 
     def start(
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, rank: tf.Tensor, epsilon: tf.Tensor
     ) -> State:
-        """Vertical stripes at the border of the Linf ball, or tiles of random sign in the other balls."""
+        """Starts at vertical stripes at the border of the Linf ball, or at tiles of random sign in the other balls."""
         _, height, width, channels = x.shape
         if self.norm == "Linf":
             key, bits = _draw_bits(seeds, (KEY_BITS,), (1, width, channels))
@@ -153,7 +153,7 @@ class Square(StagedAttack):
                 tf.constant(np.tile(tile, (rows, columns))[..., np.newaxis]) for tile in (pattern, pattern.T)
             )
             tiles = _sign(_enlarge(bits, edge)) * tf.where(_enlarge(turns, edge) > 0, turned, upright)
-            # Five tiles on an axis are centred; where more fit, the last one sticks out and is cut.
+            # Five tiles on an axis are centered. If more fit, the last one sticks out and is cut.
             first = max(min(height, width) - 5 * edge, 0) // 2
             tiles = tf.pad(tiles, [[0, 0], [first, edge], [first, edge], [0, 0]])[:, :height, :width]
             x_best = self._to_border(tiles, x, epsilon)
@@ -163,7 +163,7 @@ class Square(StagedAttack):
     def advance(
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State, until: tf.Tensor, epsilon: tf.Tensor
     ) -> State:
-        """One proposal and one forward pass per iteration, until every image is broken."""
+        """See `StagedAttack`; one proposal and one forward pass per iteration, until every image is broken."""
         schedule = self._schedule(x.shape[ROW], x.shape[COLUMN])
         key = state["key"]
         bounds = linf_bounds(x, epsilon)
@@ -179,7 +179,7 @@ class Square(StagedAttack):
             better = (now["margin"] > 0) & (after < now["margin"])
             return {
                 "iteration": now["iteration"] + 1,
-                "x_best": select(better, x_new, now["x_best"]),
+                "x_best": fast_where(better, x_new, now["x_best"]),
                 "margin": tf.where(better, after, now["margin"]),
             }
 
@@ -195,13 +195,13 @@ class Square(StagedAttack):
         x_best: tf.Tensor,
         bounds: tuple[tf.Tensor, tf.Tensor],
     ) -> tf.Tensor:
-        """Each channel of a window moved up or down, to the border of the ball."""
+        """Moves each channel of a window up or down, to the border of the ball."""
         side = tf.gather(schedule.sides, query)
         _, inside = _window(self._uniform(query, 0, (2,)), side, x_best)
         channels = x_best.shape[-1]
-        # A product of matrices spreads the signs over the window: one number per image and channel to all pixels, many
-        # times as fast on CPUs as broadcasting along an axis of three. What moves far beyond the ball ends at its
-        # border; a pixel outside the window moves by 0 and is within its bounds already.
+        # A matrix product spreads the signs, one per image and channel, over the pixels of the window. On CPUs this is
+        # many times as fast as broadcasting along an axis of three. Pixels inside the window move far beyond the ball
+        # and are clipped to its border; pixels outside of it move by 0.
         spread = FAR * tf.reshape(tf.cast(inside, tf.float32), (1, -1, 1)) * tf.eye(channels)[:, tf.newaxis]
         signs = tf.reshape(self._signs(query, key, x_best), (-1, channels))
         moved = tf.matmul(signs, tf.reshape(spread, (channels, -1)))
@@ -210,7 +210,7 @@ class Square(StagedAttack):
     def _pyramid_proposal(
         self, query: tf.Tensor, schedule: _Schedule, key: tf.Tensor, x: tf.Tensor, x_best: tf.Tensor, epsilon: tf.Tensor
     ) -> tf.Tensor:
-        """A pair of pyramids added to what the perturbation is in one window, its size taken from another window."""
+        """Adds a pair of pyramids to the perturbation in one window, and clears another window for the budget."""
         channels = x.shape[-1]
         draw = self._uniform(query, 0, (5,))
         side = tf.gather(schedule.sides, query)
@@ -225,7 +225,7 @@ class Square(StagedAttack):
         rest = delta * tf.cast(~(inside | elsewhere), tf.float32)
         here = delta * tf.cast(inside, tf.float32)
         new = pattern * self._signs(query, key, x) + here / (TINY + self._root(self._powers(here, (1, 2))))
-        # What the image may still gain is shared among the channels; each also spends what both windows held.
+        # The channels share the unused budget of the image; each also spends the budget that both windows held.
         unused = tf.maximum((epsilon**2 if self.norm == "L2" else epsilon) - self._powers(delta, (1, 2, 3)), 0.0)
         both = self._powers(delta - rest, (1, 2))
         size = self._root(unused / channels + both)
@@ -244,28 +244,28 @@ class Square(StagedAttack):
         return _Schedule(tf.constant(sides), tf.constant(patterns_of, tf.int32), tf.constant(patterns))
 
     def _to_border(self, delta: tf.Tensor, x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
-        """The images at the border of the L2 or L1 ball in the direction `delta`, within the pixel range."""
+        """Returns the images at the border of the L2 or L1 ball in the direction `delta`, within the pixel range."""
         if self.norm == "L2":
             return pixel_range(x + delta * (epsilon / (TINY + l2_norm(delta))))
         return l1_ball(x + delta, x, epsilon * (1 - 1e-6))
 
     def _powers(self, delta: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
-        """The norm over some axes, kept broadcastable; its square for L2."""
+        """Returns the norm over some axes, broadcastable; for L2 its square."""
         return tf.reduce_sum(tf.square(delta) if self.norm == "L2" else tf.abs(delta), axis=axes, keepdims=True)
 
     def _root(self, powers: tf.Tensor) -> tf.Tensor:
         return tf.sqrt(powers) if self.norm == "L2" else powers
 
     def _uniform(self, query: tf.Tensor, purpose: int, shape: tuple[int, ...]) -> tf.Tensor:
-        """Numbers in [0, 1) for one query that are the same whatever the batch."""
+        """Returns numbers in [0, 1) for one query that do not depend on the batch."""
         seed = tf.stack([tf.constant(self.seed, tf.int64), 2 * tf.cast(query, tf.int64) + purpose])
         return tf.random.stateless_uniform(shape, seed)
 
     def _signs(self, query: tf.Tensor, key: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """One random sign per image and channel: `(batch, 1, 1, channels)`.
+        """Returns one random sign per image and channel: `(batch, 1, 1, channels)`.
 
-        The parity of a random subset of the bits of an image's key: cheaper than a generator per image, and the signs
-        of two images are independent of each other.
+        A sign is the parity of a random subset of the bits of the image's key. This is cheaper than a generator per
+        image, and the signs of two images are independent.
         """
         subsets = tf.round(self._uniform(query, 1, (KEY_BITS + 1, x.shape[-1])))
         parity = tf.math.floormod(tf.matmul(key, subsets[1:]) + subsets[0], 2.0)
@@ -273,9 +273,9 @@ class Square(StagedAttack):
 
 
 def pair_of_pyramids(side: int, norm: str) -> np.ndarray:
-    """A pyramid above one of the opposite sign, of length 1 in the norm: `(side, side)`, float32.
+    """Returns a pyramid above one of the opposite sign, of length 1 in the norm: `(side, side)`, float32.
 
-    Each is the sum of concentric squares, less high the larger they are.
+    Each pyramid is a sum of concentric squares; larger squares are lower.
     """
     power = 2 if norm == "L2" else 4
 
@@ -292,7 +292,7 @@ def pair_of_pyramids(side: int, norm: str) -> np.ndarray:
 
 
 def _window(place: tf.Tensor, side: tf.Tensor, x: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """First row and column of a window, and which pixels `(height, width, 1)` are in it.
+    """Returns the first row and column of a window, and which pixels `(height, width, 1)` are in it.
 
     `place` is two numbers in [0, 1). The last place on each axis is never drawn, as in the authors' code.
     """
@@ -306,7 +306,7 @@ def _window(place: tf.Tensor, side: tf.Tensor, x: tf.Tensor) -> tuple[list[tf.Te
 
 
 def _draw_bits(seeds: tf.Tensor, *shapes: tuple[int, ...]) -> list[tf.Tensor]:
-    """Zeros and ones, float32, of several shapes `(batch, ...)`, from one seed per image."""
+    """Draws zeros and ones, float32, of several shapes `(batch, ...)`, from one seed per image."""
     sizes = [math.prod(shape) for shape in shapes]
     batch = tf.shape(seeds)[0]
     bits = tf.round(uniform_like(tf.zeros((batch, sum(sizes))), seeds, 0.0, 1.0))

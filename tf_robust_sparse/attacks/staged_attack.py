@@ -1,9 +1,9 @@
-"""Attacks that run in stages, so that whoever evaluates can drop broken images between them.
+"""Attacks that run in stages, so that an evaluation can drop broken images between them.
 
-The attacks of AutoAttack keep a state per image and are done with an image once it is misclassified inside the ball. A
-`StagedAttack` therefore shows its insides: which runs it is made of, how a run starts, and how its state advances by
-some iterations. Called like any other attack it does all of this on one batch, in one graph; the evaluation of a data
-set drives the same pieces from outside and compacts the batch whenever images have fallen.
+The attacks of AutoAttack keep a state per image, and are done with an image once it is misclassified inside the ball. A
+`StagedAttack` therefore exposes its parts: the runs it consists of, how a run starts, and how its state advances by
+some iterations. When called like any other attack, it does all of this on one batch, in one graph. The evaluation of a
+data set calls the parts itself and removes broken images from the batch between stages.
 """
 
 import math
@@ -15,19 +15,19 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.inputs import checked_inputs
-from tf_robust_sparse.layers import select
+from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import as_seed, fold_in
 
 NORMS = ("Linf", "L2", "L1")
 
-# Tensors with one row per image, apart from "iteration" and other scalars. Every state has "found", which images are
-# broken inside the ball, and "x_found", the adversarial example where one was found and anything elsewhere.
+# Tensors with one row per image, apart from "iteration" and other scalars. In every state "found" says which images are
+# broken inside the ball, and "x_found" holds their adversarial examples; its other rows mean nothing.
 State = dict[str, tf.Tensor]
 
 
-class Run(NamedTuple):
-    """One of the runs an attack is made of.
+class AttackRun(NamedTuple):
+    """One of the runs an attack consists of.
 
     Attributes:
         restart: Number of the run among those with the same target, from 0.
@@ -45,8 +45,8 @@ class Run(NamedTuple):
 class StagedAttack:
     """Base class of the attacks that make up AutoAttack.
 
-    A subclass writes `runs`, `start` and `advance`. All three work on a batch of which every row is on its own: the
-    answer for an image does not depend on the others.
+    A subclass writes `runs`, `start` and `advance`. All three treat each row of a batch on its own: the result for an
+    image does not depend on the other images.
 
     Args:
         epsilon: Radius of the ball in the norm, in pixels of [0, 1], above 0.
@@ -57,7 +57,7 @@ class StagedAttack:
         ValueError: if an argument is out of its range.
     """
 
-    name = ""  # as results files and logs call it
+    name = ""  # in results files and logs
     uses_gradients = True
 
     def __init__(self, epsilon: float, norm: str = "Linf", seed: int = 0) -> None:
@@ -74,21 +74,21 @@ class StagedAttack:
         self.norm = norm
         self.seed = int(seed)
 
-    def runs(self, num_classes: int) -> list[Run]:
-        """The runs to make against a network of `num_classes` classes, in order."""
+    def runs(self, num_classes: int) -> list[AttackRun]:
+        """Returns the runs against a network of `num_classes` classes, in order."""
         raise NotImplementedError
 
     def start(
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, rank: tf.Tensor, epsilon: tf.Tensor
     ) -> State:
-        """The state before the first iteration of a run.
+        """Returns the state before the first iteration of a run.
 
         Args:
             forward: From images to float32 logits `(batch, classes)`.
             x: `(batch, height, width, channels)`, float32, in [0, 1].
             y: `(batch,)`, int64 labels.
             seeds: `(batch, 2)`, int64, one seed per image.
-            rank: Scalar int32, as in `Run`.
+            rank: Scalar int32, as in `AttackRun`.
             epsilon: Scalar float32, the radius of the first phase.
         """
         raise NotImplementedError
@@ -96,25 +96,25 @@ class StagedAttack:
     def start_again(
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, rank: tf.Tensor, epsilon: tf.Tensor
     ) -> State:
-        """As `start`, for a run whose `restart` is not 0."""
+        """Returns the same as `start`, for a run whose `restart` is not 0."""
         return self.start(forward, x, y, seeds, rank, epsilon)
 
     def advance(
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State, until: tf.Tensor, epsilon: tf.Tensor
     ) -> State:
-        """The state when `state["iteration"]` has reached `until`, a scalar int32."""
+        """Runs iterations until `state["iteration"]` is `until`, a scalar int32, and returns the state."""
         raise NotImplementedError
 
     def next_phase(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State, epsilon: tf.Tensor) -> State:
-        """The state before the first iteration of a later phase, of radius `epsilon`."""
+        """Returns the state before the first iteration of a later phase, of radius `epsilon`."""
         raise NotImplementedError(f"{type(self).__name__} has one phase only.")
 
     def stages(self, iterations: int) -> list[int]:
-        """Iterations of a phase after which it is worth while to drop broken images; the last is `iterations`."""
+        """Returns the iterations of a phase after which an evaluation drops broken images; the last is `iterations`."""
         return [iterations]
 
     def gradient_passes(self) -> int:
-        """Number of backward passes in one iteration."""
+        """Returns the number of backward passes in one iteration."""
         return 1
 
     def __call__(
@@ -126,8 +126,8 @@ class StagedAttack:
             model: Keras model, or any callable from images to logits.
             x: `(batch, height, width, channels)`, floating, in [0, 1].
             y: `(batch,)`, integer labels.
-            seed: Integer, integers of shape `(2,)`, or `(batch, 2)` for one seed per image; `None` for that of the
-                constructor.
+            seed: Integer, integers of shape `(2,)`, or `(batch, 2)` for one seed per image; `None` for the seed of
+                the constructor.
 
         Returns:
             `(batch, height, width, channels)`, float32: an adversarial example in the ball and in [0, 1] where one
@@ -146,12 +146,12 @@ class StagedAttack:
         for run in self.runs(logits.shape[-1]):
             state = self.run(forward, x, y, fold_in(seeds, run.restart), run)
             better = state["found"] & ~broken
-            x_adv = select(better, state["x_found"], x_adv)
+            x_adv = fast_where(better, state["x_found"], x_adv)
             broken |= state["found"]
         return tf.stop_gradient(x_adv)
 
-    def run(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, run: Run) -> State:
-        """The state after a whole run, without dropping anyone."""
+    def run(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, run: AttackRun) -> State:
+        """Returns the state after a whole run on all images."""
         state: State = {}
         for phase, (epsilon, iterations) in enumerate(zip(run.epsilons, run.iterations, strict=True)):
             radius = tf.constant(epsilon, tf.float32)
@@ -164,16 +164,16 @@ class StagedAttack:
         return state
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, as plain values."""
+        """Returns the arguments of the constructor, as plain values."""
         return {"epsilon": self.epsilon, "norm": self.norm, "seed": self.seed}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "StagedAttack":
-        """The attack whose `get_config` this is."""
+        """Returns the attack with this `get_config()`."""
         return cls(**config)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the attack, as plain values for a results file."""
+        """Returns everything that defines the attack, as plain values for a results file."""
         return {"attack": type(self).__name__, **self.get_config()}
 
     def __repr__(self) -> str:
@@ -182,7 +182,7 @@ class StagedAttack:
 
 
 def class_of_rank(logits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
-    """The class with the `rank`-th largest logit, 1 for the predicted one: `(batch, classes)` to `(batch,)`, int64."""
+    """Returns the class with the `rank`-th largest logit, 1 for the predicted class: `(batch,)`, int64."""
     order = tf.argsort(logits, axis=-1, direction="DESCENDING", stable=True)
     return tf.cast(tf.gather(order, tf.maximum(rank, 1) - 1, axis=1), tf.int64)
 
@@ -190,7 +190,7 @@ def class_of_rank(logits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
 def while_state(until: tf.Tensor, step: Callable[[State], State], state: State, go_on: Any = None) -> State:
     """Repeats `step` until `state["iteration"]` is `until`, or `go_on(state)` is false.
 
-    Shapes stay those of the first state. Works without AutoGraph, eagerly and in graphs.
+    Shapes stay as in the first state. Works without AutoGraph, eagerly and in graphs.
     """
     names = sorted(state)
 

@@ -1,4 +1,8 @@
-"""The backward pass of linear bounds: coefficients of a step's output become coefficients of the image (CROWN)."""
+"""The backward pass of linear bounds: coefficients of a step's output become coefficients of the image (CROWN).
+
+A linear function of a layer's output is bounded from below by a linear function of its input, layer by layer, until it
+is a linear function of the image. Its minimum over the ball has a closed form.
+"""
 
 import math
 from typing import Any
@@ -10,7 +14,7 @@ from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, S
 from tf_robust_sparse.layers.gradients import custom_gradient
 
 SLOPES = ("adaptive", "zero-lb", "one-lb", "same-slope")
-_GUARD = 1e-8
+_GUARD = 1e-8  # keeps upper - lower positive for a ReLU whose input is a constant
 
 
 def linear_lower_bounds(
@@ -26,9 +30,9 @@ def linear_lower_bounds(
 
     Args:
         steps: The network.
-        number: Of the step.
+        number: Index of the step in `steps`.
         rows: `(batch, rows, *shape)`, coefficients of its output; `(1, rows, *shape)` for all images alike.
-        intervals: Of the inputs of every ReLU and max-pooling before it.
+        intervals: Bounds of the inputs of every ReLU and max-pooling before it.
         around: The ball.
         slope: Lower line of undecided ReLUs.
         alphas: Lower slopes by the name of the ReLU, `(batch, 1, *shape)` or one per row, in place of `slope`.
@@ -36,11 +40,12 @@ def linear_lower_bounds(
     Returns:
         `(batch, rows)`.
     """
-    pending = {steps[number].name: rows}
+    pending = {steps[number].name: rows}  # step -> coefficients of its output that are not passed on yet
     total = tf.zeros(tf.shape(rows)[:2])
     for step in reversed(steps[: number + 1]):
+        # All steps that read this output come later in `steps`, so its coefficients are complete.
         coefficients = pending.pop(step.name, None)
-        if coefficients is None:
+        if coefficients is None:  # the output in question does not depend on this step
             continue
         rule = step.rule
         if isinstance(rule, Input):
@@ -75,13 +80,15 @@ def lower_bounds_with_moved_slopes(
     iterations: int = 20,
     rate: float = 0.25,
 ) -> tf.Tensor:
-    """Moves the lower slopes of undecided ReLUs, each row its own, up the gradient of its bound; keeps the best.
+    """Improves lower bounds by gradient ascent on the lower slopes of undecided ReLUs (alpha-CROWN).
+
+    Each row has slopes of its own. Returns the best bound of all iterations.
 
     Args:
         steps, number, rows, intervals, around: See `linear_lower_bounds`.
-        slope: Where the lower slopes begin.
-        iterations: How often they are moved.
-        rate: How far at first; later less.
+        slope: Rule for the initial lower slopes.
+        iterations: Number of gradient steps.
+        rate: Length of the first step; each later one is 10% shorter.
     """
     relus = [step for step in steps[:number] if isinstance(step.rule, ReLU)]
     number_of_rows = tf.shape(rows)[1]
@@ -100,6 +107,7 @@ def lower_bounds_with_moved_slopes(
             lower = bound(alphas)
         gradients = tape.gradient(lower, alphas, unconnected_gradients="zero")
         length = rate * 0.9 ** tf.cast(iteration, tf.float32)
+        # Every slope in [0, 1] gives a sound bound, so clipping is all that soundness needs.
         moved = [
             tf.clip_by_value(alpha + length * tf.sign(gradient), 0.0, 1.0)
             for alpha, gradient in zip(alphas, gradients, strict=True)
@@ -116,7 +124,7 @@ def lower_bounds_with_moved_slopes(
 
 
 def step_named(steps: list[Step], name: str) -> Step:
-    """Returns the step of a name."""
+    """Returns the step with this name."""
     return next(step for step in steps if step.name == name)
 
 
@@ -126,14 +134,17 @@ def add_to(pending: dict[str, tf.Tensor], name: str, coefficients: tf.Tensor) ->
 
 
 def multiplied(apply: Any, coefficients: tf.Tensor, before: tuple[int, ...]) -> tf.Tensor:
-    """Multiplies coefficients `(batch, rows, *after)` by the linear map: `(batch, rows, *before)`."""
+    """Multiplies coefficients `(batch, rows, *after)` by a linear map: `(batch, rows, *before)`.
+
+    The product with the transpose is the gradient of the map, which is the same at every point; it is taken at 0.
+    """
     batch, rows = tf.shape(coefficients)[0], tf.shape(coefficients)[1]
     flat = tf.reshape(coefficients, (batch * rows, *coefficients.shape[2:]))
-    nowhere = tf.zeros((batch * rows, *before))
+    zeros = tf.zeros((batch * rows, *before))
     with tf.GradientTape() as tape:
-        tape.watch(nowhere)
-        there = apply(nowhere)
-    found = tape.gradient(there, nowhere, output_gradients=flat)
+        tape.watch(zeros)
+        output = apply(zeros)
+    found = tape.gradient(output, zeros, output_gradients=flat)
     return tf.reshape(found, (batch, rows, *before))
 
 
@@ -145,10 +156,11 @@ def constant_of(rule: Linear, coefficients: tf.Tensor) -> tf.Tensor:
 
 
 def relu_slopes(bounds: Interval, slope: str) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns the upper line's slope and intercept and the lower line's slope of ReLUs with these inputs.
+    """Returns the upper line's slope and intercept and the lower line's slope for ReLUs whose inputs have these bounds.
 
     The upper slope carries gradients, the lower one does not, except where both are the same.
     """
+    # Clipped at 0, the same formulas give the identity for active ReLUs and 0 for inactive ones.
     lower, upper = tf.minimum(bounds.lower, 0.0), tf.maximum(bounds.upper, 0.0)
     upper = tf.maximum(upper, lower + _GUARD)
     above = upper / (upper - lower)
@@ -164,7 +176,7 @@ def _through_relu(
     coefficients: tf.Tensor, bounds: Interval, slope: str, alpha: tf.Tensor | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     above, intercept, below = (part[:, tf.newaxis] for part in relu_slopes(bounds, slope))
-    if alpha is not None:  # of decided ReLUs the line is known
+    if alpha is not None:  # a decided ReLU is linear, so its line is fixed
         decided = ((bounds.lower >= 0) | (bounds.upper <= 0))[:, tf.newaxis]
         below = tf.where(decided, tf.cast(bounds.lower >= 0, tf.float32)[:, tf.newaxis], alpha)
     batch, neurons = tf.shape(above)[0], math.prod(coefficients.shape[2:])
@@ -187,13 +199,14 @@ def along_lines(
 def by_lines(coefficients: tf.Tensor, above: tf.Tensor, intercept: tf.Tensor, below: tf.Tensor) -> Any:
     """Positive coefficients take the lower line `below * x`, negative ones the upper, `above * x + intercept`.
 
-    The gradient is written out, for what TensorFlow derives from minima and maxima passes ten times over memory.
+    The gradient is written by hand, because the one that TensorFlow derives from minima and maxima takes ten passes
+    over memory.
 
     Args:
         coefficients: `(batch, rows, neurons)`.
         above: `(batch, 1, neurons)`.
         intercept: As `above`.
-        below: As `above`, or with lines for each row.
+        below: As `above`, or `(batch, rows, neurons)` with lines of its own for each row.
 
     Returns:
         The coefficients of the ReLU's inputs, and the constants `(batch, rows)`.
@@ -217,7 +230,10 @@ def by_lines(coefficients: tf.Tensor, above: tf.Tensor, intercept: tf.Tensor, be
 def _through_max_pool(
     coefficients: tf.Tensor, rule: MaxPool, bounds: Interval, before: tuple[int, ...]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Below, the input of largest lower bound; above, that one if it is always the largest, else a constant."""
+    """Bounds a maximum from below by the input with the largest lower bound, from above by that input or a constant.
+
+    The input is an upper bound too if it is always the largest; otherwise the largest upper bound is.
+    """
     taps, channels = math.prod(rule.window), before[-1]
 
     def windows(x: tf.Tensor) -> tf.Tensor:
@@ -238,23 +254,27 @@ def _through_max_pool(
 
 
 def over_ball(coefficients: tf.Tensor, around: Ball) -> tf.Tensor:
-    """Smallest value of `coefficients` times the image over the ball: `(batch, rows)`."""
+    """Returns the smallest value of `coefficients` times the image over the ball: `(batch, rows)`.
+
+    In L2 and L1 the better of two bounds: over the enclosing box, and over the ball without the limits of [0, 1].
+    """
     box = over_box(coefficients, Interval(around.lower, around.upper))
-    if around.centre is None:
+    if around.center is None:
         return box
     axes = list(range(2, len(coefficients.shape)))
+    # Hoelder: the minimum over the ball is the value at the center minus the radius times the dual norm.
     if around.norm == "L2":
         dual = tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(coefficients), axis=axes), 1e-24))
     else:
         dual = tf.reduce_max(tf.abs(coefficients), axis=axes)
-    at_centre = tf.reduce_sum(coefficients * around.centre[:, tf.newaxis], axis=axes)
-    return tf.maximum(box, at_centre - around.radius * dual)
+    at_center = tf.reduce_sum(coefficients * around.center[:, tf.newaxis], axis=axes)
+    return tf.maximum(box, at_center - around.radius * dual)
 
 
 def over_box(coefficients: tf.Tensor, box: Interval) -> tf.Tensor:
-    """Smallest value of `coefficients` `(batch, rows, ...)` times what is in the box: `(batch, rows)`."""
+    """Returns the smallest value of `coefficients` `(batch, rows, ...)` times a point of the box: `(batch, rows)`."""
     neurons = math.prod(coefficients.shape[2:])
     flat = tf.reshape(coefficients, (tf.shape(coefficients)[0], -1, neurons))
-    centre, radius = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
-    centre, radius = (tf.reshape(part, (-1, neurons, 1)) for part in (centre, radius))
-    return (tf.matmul(flat, centre) - tf.matmul(tf.abs(flat), radius))[:, :, 0]
+    center, radius = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
+    center, radius = (tf.reshape(part, (-1, neurons, 1)) for part in (center, radius))
+    return (tf.matmul(flat, center) - tf.matmul(tf.abs(flat), radius))[:, :, 0]

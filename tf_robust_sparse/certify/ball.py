@@ -1,4 +1,4 @@
-"""What an image may be, and what a neuron may be: balls and intervals."""
+"""Sets of images and of neuron values: balls and intervals."""
 
 from typing import Any, NamedTuple
 
@@ -10,19 +10,19 @@ NORMS = ("Linf", "L2", "L1")
 
 
 class Ball(NamedTuple):
-    """What the image may be: `lower` and `upper` `(batch, ...)`, pixels; in another norm the centre and radius too.
+    """The images that a bound must hold for.
 
     Attributes:
-        lower: Smallest values.
-        upper: Largest values.
-        centre: The image, or `None` in l-infinity.
-        radius: Of the ball in `norm`.
+        lower: Smallest pixels, `(batch, ...)`.
+        upper: Largest pixels, `(batch, ...)`.
+        center: The image, or `None` in l-infinity, where `lower` and `upper` say everything.
+        radius: Radius of the ball in `norm`.
         norm: `"Linf"`, `"L2"` or `"L1"`.
     """
 
     lower: tf.Tensor
     upper: tf.Tensor
-    centre: tf.Tensor | None
+    center: tf.Tensor | None
     radius: Any
     norm: str
 
@@ -40,12 +40,12 @@ def ball(x: tf.Tensor, epsilon: Any, norm: str = "Linf", shape: Shape | None = N
     Args:
         x: `(batch, ...)`, float32.
         epsilon: Radius in pixels of [0, 1], a number or a scalar tensor.
-        norm: `"Linf"`, `"L2"` or `"L1"`; of the last two the part outside of [0, 1] is only cut off interval by
-            interval, which is sound.
-        shape: What the images must be of, see `data.checks.checked_images`.
+        norm: `"Linf"`, `"L2"` or `"L1"`. For L2 and L1 the limits of [0, 1] enter only through intervals, which is
+            sound but not tight.
+        shape: Expected shape of an image, see `data.checks.checked_images`.
 
     Raises:
-        ValueError: if the norm is unknown, the radius negative, or images are not what `checked_images` takes.
+        ValueError: if the norm is unknown, the radius negative, or `checked_images` refuses the images.
     """
     if norm not in NORMS:
         raise ValueError(f"`norm` must be one of {', '.join(NORMS)}. Received: norm={norm!r}")
@@ -57,5 +57,5 @@ def ball(x: tf.Tensor, epsilon: Any, norm: str = "Linf", shape: Shape | None = N
 
 
 def intersection(first: Interval, second: Interval) -> Interval:
-    """Returns what lies in both."""
+    """Returns the intersection of two intervals."""
     return Interval(tf.maximum(first.lower, second.lower), tf.minimum(first.upper, second.upper))

@@ -1,6 +1,6 @@
-"""A network as a graph of steps that bounds know how to pass: linear maps, ReLU, max-pooling and sums.
+"""A network as a graph of steps for which bounds have rules: linear maps, ReLU, max-pooling and sums.
 
-Each Keras layer becomes one step or, with an activation, two. What no rule is known for is refused by name.
+Each Keras layer becomes one step or, with an activation, two. A layer without a rule is refused by name.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Window(NamedTuple):
         apply: The map of images that need no padding.
         size: Height and width.
         strides: Vertical and horizontal.
-        before: Rows and columns of zeros that are put before the images.
+        before: Rows and columns of zeros above and to the left of the images.
     """
 
     apply: Map
@@ -43,10 +43,10 @@ class Linear(NamedTuple):
 
     Attributes:
         apply: From `(batch, ...)` to `(batch, ...)`, linear.
-        absolute: The same with the absolute values of its coefficients; `apply` itself if none is negative.
-        bias: Broadcasts to the output without its batch axis; `None` for none.
+        absolute: The map with the absolute values of the coefficients; `apply` itself if none is negative.
+        bias: Bias that broadcasts to the output without its batch axis, or `None`.
         is_dense: Whether it is a matrix product over vectors.
-        window: What it does by windows, or `None` if it is not known to.
+        window: The map as a map of windows, or `None` if it is not known to be one.
     """
 
     apply: Map
@@ -61,7 +61,7 @@ class ReLU(NamedTuple):
 
 
 class MaxPool(NamedTuple):
-    """Maxima over windows, without padding: the window's height and width, and the strides."""
+    """Maxima over windows without padding; `window` is their height and width."""
 
     window: tuple[int, int]
     strides: tuple[int, int]
@@ -76,7 +76,7 @@ class Input(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step: what it does, where its inputs come from, and the shape of its output without the batch."""
+    """One step: its rule, the names of its input steps, and the shape of its output without the batch axis."""
 
     name: str
     rule: Linear | ReLU | MaxPool | Sum | Input
@@ -87,7 +87,7 @@ class Step(NamedTuple):
 def bound_graph(network: keras.Model) -> list[Step]:
     """Returns the steps of a functional or sequential network of known image size, in order; the last gives logits.
 
-    Effective kernels are read once, differentiably; batch norm is taken with its moving statistics.
+    Effective kernels are read once and stay differentiable. Batch norm uses its moving statistics.
 
     Raises:
         ValueError: if a layer has no rule, is called twice or computes in another type, or the network does not end
@@ -99,11 +99,11 @@ def bound_graph(network: keras.Model) -> list[Step]:
     for node in layers.layer_graph(network):
         layer = node.layer
         if layer.name in outputs:
-            raise ValueError(f"The layer {layer.name} is called twice; bounds are known for layers called once")
-        if getattr(layer, "compute_dtype", "float32") != "float32":  # operations compute in what they get
+            raise ValueError(f"The layer {layer.name} is called twice; bounds need a layer of its own for each call")
+        if getattr(layer, "compute_dtype", "float32") != "float32":  # the operations here use the type of their inputs
             raise ValueError(
-                f"The layer {layer.name} computes in {layer.compute_dtype}, and bounds hold for float32; build the "
-                "network without mixed precision"
+                f"The layer {layer.name} computes in {layer.compute_dtype}, but bounds hold for float32 only; "
+                "build the network without mixed precision"
             )
         shape = _shape(layer)
         inputs = tuple(outputs[name] for name in node.inputs)
@@ -131,7 +131,7 @@ def _shape(layer: Any) -> tuple[int, ...]:
 
 
 def _rules(layer: Any) -> list[tuple[Any, str]]:
-    """Returns the steps of a layer, with what is added to their names."""
+    """Returns the rules of a layer's steps, each with the suffix of its name."""
     if isinstance(layer, keras.layers.InputLayer):
         return [(Input(), "")]
     known: Any = next(
@@ -139,8 +139,8 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
     )
     if type(layer).call is not known.call:
         raise ValueError(
-            f"The layer {layer.name} of type {type(layer).__name__} computes something else than {known.__name__}, "
-            "which bounds know no rule for"
+            f"The layer {layer.name} of type {type(layer).__name__} overrides call() of {known.__name__}, and bounds "
+            "have no rule for it; use layers of Keras or of this package"
         )
     if hasattr(layer, "compute_effective_kernel") or isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
         return [(_kernel_rule(layer), ""), *_activation(layer.name, layer.activation, "/activation")]
@@ -150,7 +150,7 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
         return [(_batch_norm(layer), "")]
     if isinstance(layer, keras.layers.ReLU):
         if layer.max_value is not None or layer.negative_slope or layer.threshold:
-            raise ValueError(f"The layer {layer.name} is no plain ReLU; bounds are known for max(x, 0)")
+            raise ValueError(f"Bounds have a rule for max(x, 0) only, and the layer {layer.name} is another ReLU")
         return [(ReLU(), "")]
     if isinstance(layer, keras.layers.Activation):
         return _activation(layer.name, layer.activation, "") or [(_identity(), "")]
@@ -167,13 +167,13 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
     if isinstance(layer, keras.layers.Normalization):
         mean, variance = (keras.ops.convert_to_numpy(v) for v in (layer.mean, layer.variance))
         if layer.invert:
-            raise ValueError(f"The layer {layer.name} inverts a normalisation, which bounds know no rule for")
+            raise ValueError(f"The layer {layer.name} is a Normalization with invert=True; bounds have no rule for it")
         axes = len(layer.output.shape) - 1
         mean, variance = (v.reshape(v.shape[v.ndim - axes :] if v.ndim > axes else v.shape) for v in (mean, variance))
         deviation = np.maximum(np.sqrt(variance), 1e-7)
         return [(_affine(1 / deviation, -mean / deviation), "")]
     raise ValueError(
-        f"Bounds know no rule for the layer {layer.name} of type {type(layer).__name__}; replace it by dense, Conv2D, "
+        f"Bounds have no rule for the layer {layer.name} of type {type(layer).__name__}; replace it by dense, Conv2D, "
         "batch norm, ReLU, pooling, padding, flatten, reshape, add or rescaling layers"
     )
 
@@ -184,7 +184,7 @@ def _activation(name: str, activation: Any, suffix: str) -> list[tuple[Any, str]
     if activation is keras.activations.relu:
         return [(ReLU(), suffix)]
     found = getattr(activation, "__name__", type(activation).__name__)
-    raise ValueError(f"Bounds know no rule for the activation {found} of {name}; they know relu and linear")
+    raise ValueError(f"Bounds have no rule for the activation {found} of {name}; use relu or linear")
 
 
 def _kernel_rule(layer: Any) -> Linear:
@@ -197,7 +197,7 @@ def _kernel_rule(layer: Any) -> Linear:
             raise ValueError(f"The dense layer {layer.name} acts on the last of several axes; put a Flatten before it")
         return Linear(lambda x: tf.matmul(x, kernel), lambda x: tf.matmul(x, size), bias, is_dense=True)
     if getattr(layer, "groups", 1) != 1 or getattr(layer, "data_format", "channels_last") != "channels_last":
-        raise ValueError(f"The convolution {layer.name} has groups or channels first, which bounds know no rule for")
+        raise ValueError(f"The convolution {layer.name} has groups or channels first; bounds have no rule for it")
     dilation = tuple(getattr(layer, "dilation_rate", (1, 1)))
 
     def convolution(weights: tf.Tensor) -> Map:
@@ -216,14 +216,14 @@ def _kernel_rule(layer: Any) -> Linear:
 
 
 def _before(layer: Any, window: Any) -> tuple[int, int]:
-    """Returns the rows and columns that padding "same" puts before the images; an odd one goes to the end."""
+    """Returns the rows and columns that padding "same" adds above and to the left; an odd one goes to the end."""
     sides = zip(layer.input.shape[1:3], layer.output.shape[1:3], window, layer.strides, strict=True)
     top, left = (max((count - 1) * stride + side - size, 0) // 2 for size, count, side, stride in sides)
     return top, left
 
 
 def _window(layer: Any) -> Window | None:
-    """Returns what zero padding or pooling does by windows."""
+    """Returns zero padding or average pooling as a map of windows."""
     if isinstance(layer, keras.layers.ZeroPadding2D):
         (top, _), (left, _) = layer.padding
         return Window(tf.identity, before=(top, left))
@@ -240,14 +240,16 @@ def _batch_norm(layer: Any) -> Linear:
     if layer.beta is not None:
         shift += tf.convert_to_tensor(layer.beta)
     if layer.axis not in (-1, len(layer.output.shape) - 1):
-        raise ValueError(f"The batch norm {layer.name} is over axis {layer.axis}; bounds are known for the last one")
+        raise ValueError(
+            f"The batch norm {layer.name} is over axis {layer.axis}; bounds have a rule for the last axis only"
+        )
     return _affine(scale, shift)
 
 
 def _affine(scale: Any, shift: Any) -> Linear:
     scale, shift = tf.cast(scale, tf.float32), tf.cast(shift, tf.float32)
     size = tf.abs(scale)
-    # What differs from position to position is no map by windows.
+    # A scale or shift that differs between positions is not a map of windows.
     alike = all(length == 1 for each in (scale, shift) for length in each.shape[:-1])
     return Linear(lambda x: x * scale, lambda x: x * size, shift, window=Window(lambda x: x * scale) if alike else None)
 
@@ -260,5 +262,5 @@ def _max_pool(layer: Any) -> MaxPool:
     if layer.padding != "valid":
         sizes = zip(layer.input.shape[1:3], layer.pool_size, layer.strides, strict=True)
         if any(size % stride or window != stride for size, window, stride in sizes):
-            raise ValueError(f'The max-pooling {layer.name} pads; bounds are known for padding="valid"')
+            raise ValueError(f'The max-pooling {layer.name} pads; bounds have a rule for padding="valid" only')
     return MaxPool(tuple(layer.pool_size), tuple(layer.strides))

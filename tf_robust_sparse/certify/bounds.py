@@ -1,6 +1,6 @@
 """Bounds of every neuron over a ball around the image, and of the margins between logits: IBP, CROWN-IBP, CROWN.
 
-All of it is differentiable with respect to kernels, scores, biases and batch norm, and runs under `tf.function`.
+All bounds are differentiable with respect to kernels, scores, biases and batch norm, and run under `tf.function`.
 """
 
 import math
@@ -29,11 +29,11 @@ from tf_robust_sparse.certify.windows import View, cut, sticks_out, through, vie
 from tf_robust_sparse.data.checks import checked_labels
 
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "zonotope")
-_SMALLEST_BETA = 1e-5
+_SMALLEST_BETA = 1e-5  # a smaller weight of the linear bounds is not worth their backward pass
 
 
 def specification(y: tf.Tensor, classes: int) -> tf.Tensor:
-    """Returns the rows `e_y - e_j` for all j other than y in rising order: `(batch, classes - 1, classes)`."""
+    """Returns the rows `e_y - e_j` for all j other than y in increasing order: `(batch, classes - 1, classes)`."""
     others = np.array([[j for j in range(classes) if j != label] for label in range(classes)], np.int32)
     own = tf.one_hot(y, classes)[:, tf.newaxis]
     return own - tf.one_hot(tf.gather(others, y), classes)
@@ -52,35 +52,40 @@ def margins(
     chunk: int = 4096,
     optimize_intermediate: bool = False,
 ) -> tf.Tensor:
-    """Returns lower bounds of the logit of the class minus that of every other, over the ball.
+    """Returns lower bounds of the logit of the class minus each other logit, over a ball around the image.
 
     An image is verified if all of them are positive.
 
+    ```python
+    lower = trs.certify.margins(network, x, y, epsilon=2 / 255, method="crown-ibp", tight=True)
+    verified = tf.reduce_all(lower > 1e-6, axis=1)
+    ```
+
     Args:
-        network: A functional or sequential network of layers that `bound_graph` knows, which ends in logits.
+        network: A functional or sequential network that ends in logits, of layers that `bound_graph` has rules for.
         x: `(batch, height, width, channels)`, in [0, 1].
         y: `(batch,)`, integer labels.
         epsilon: Radius in pixels of [0, 1].
         method: `"ibp"`: intervals, the last layer merged with the margins. `"crown-ibp"`: one backward pass of linear
             bounds through ReLUs bounded by intervals. `"crown"`: every ReLU bounded by a backward pass of its own.
-            `"alpha-crown"`: as `"crown"`, the lower lines of the last pass then moved by gradients, for each margin
-            its own; the bounds of neurons between stay those of `"crown"` unless `optimize_intermediate`.
-            `"zonotope"`: as `"crown"` with parallel lines, which equals symbolic intervals.
+            `"alpha-crown"`: `"crown"`, then the lower lines of the last pass are optimized by gradients, for each
+            margin separately; the bounds of hidden neurons stay those of `"crown"` unless `optimize_intermediate`.
+            `"zonotope"`: `"crown"` with parallel lines, which equals symbolic intervals.
         slope: Lower line of a ReLU that may be on or off: `"adaptive"`, `"zero-lb"`, `"one-lb"` or `"same-slope"`.
         norm: Norm of the ball.
-        tight: Whether bounds between are intersected with intervals, and the better of both is returned.
-        chunk: Rows that `"crown"` carries back at once, two for each neuron of each image, which bounds the memory; in
-            a batch of unknown size they count for each image.
-        optimize_intermediate: Of `"alpha-crown"`: whether the bounds of the neurons between are optimized too, each
-            undecided neuron with slopes of its own. Never looser, and slower: 20
-            backward passes with their gradients for each one of `"crown"`.
+        tight: Whether to intersect the bounds of hidden neurons with intervals, and to return the better of both
+            bounds.
+        chunk: Number of rows that `"crown"` carries back at once, two for each neuron of each image. It limits the
+            memory. In a batch of unknown size it counts for each image.
+        optimize_intermediate: For `"alpha-crown"`: whether to optimize the bounds of hidden neurons too, each undecided
+            neuron with slopes of its own. Never looser, but slower: 20 backward passes with gradients instead of each
+            pass of `"crown"`.
 
     Returns:
-        `(batch, classes - 1)`, float32, other classes in rising order.
+        `(batch, classes - 1)`, float32, the other classes in increasing order.
 
     Raises:
-        ValueError: if an argument is unknown, a layer has no rule, or images or labels are not what `data.checks`
-            takes.
+        ValueError: if an argument is unknown, a layer has no rule, or images or labels are malformed.
 
     Reference: [Gowal et al., 2018](https://arxiv.org/abs/1810.12715); [Zhang et al., 2018](https://arxiv.org/abs/1811.00866);
         [Zhang et al., 2019](https://arxiv.org/abs/1906.06316); moved slopes:
@@ -105,7 +110,7 @@ def margins(
         last = len(steps) - 1
         lower = lower_bounds_with_moved_slopes(steps, last, rows, intervals, around, slope)
         if optimize_intermediate:
-            # Tighter intervals may make single bounds looser, because the slopes begin elsewhere: the better of both.
+            # Tighter intervals change the initial slopes and may loosen single bounds, so take the better of both.
             intervals = crown_intervals(steps, around, intervals, slope, chunk, moved=True)
             lower = tf.maximum(lower, lower_bounds_with_moved_slopes(steps, last, rows, intervals, around, slope))
     else:
@@ -118,7 +123,7 @@ def mixed_margins(
 ) -> tf.Tensor:
     """Returns `beta` times the bounds of CROWN-IBP plus `1 - beta` times those of IBP, over an l-infinity ball.
 
-    Both come from one pass of intervals; without the backward pass where `beta` is below 1e-5.
+    Both come from one pass of intervals. If `beta` is below 1e-5, the backward pass is left out.
 
     Args:
         network, x, y, epsilon, slope: See `margins`.
@@ -149,11 +154,9 @@ def _labels(y: Any, x: Any, steps: list[Step]) -> Any:
 
 
 def check_choices(method: str, slope: str, norm: str, optimize_intermediate: bool = False) -> None:
-    """Raises a `ValueError` unless `margins` knows all of them."""
+    """Raises a `ValueError` unless `margins` knows all arguments."""
     if optimize_intermediate and method != "alpha-crown":
-        raise ValueError(
-            f'`optimize_intermediate` goes with method="alpha-crown", which moves slopes. Received: method={method!r}'
-        )
+        raise ValueError(f'`optimize_intermediate` requires method="alpha-crown". Received: method={method!r}')
     for name, value, known in (("method", method, METHODS), ("slope", slope, SLOPES), ("norm", norm, NORMS)):
         if value not in known:
             raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}")
@@ -162,8 +165,8 @@ def check_choices(method: str, slope: str, norm: str, optimize_intermediate: boo
 def interval_bounds(steps: list[Step], around: Ball, chunk: int = 4096) -> dict[str, Interval]:
     """Returns the interval of the output of every step: `(batch, ...)` each.
 
-    In l2 and l1 what depends on the images by linear steps alone is bounded by the ball itself, `chunk` rows at
-    once.
+    In L2 and L1 a step that depends linearly on the images is also bounded by the ball itself, `chunk` rows at once,
+    because a box around the ball is much larger.
     """
     found: dict[str, Interval] = {}
     of_images = set()  # steps that are linear in the images
@@ -185,9 +188,10 @@ def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
         lower, upper = inputs[0]
         if rule.absolute is rule.apply:  # no coefficient is negative
             return Interval(*(_shifted(rule.apply(side), rule.bias) for side in (lower, upper)))
-        centre, radius = rule.apply((upper + lower) / 2), rule.absolute((upper - lower) / 2)
-        centre = _shifted(centre, rule.bias)
-        return Interval(centre - radius, centre + radius)
+        # Center and radius: two products instead of the four of positive and negative coefficients.
+        center, radius = rule.apply((upper + lower) / 2), rule.absolute((upper - lower) / 2)
+        center = _shifted(center, rule.bias)
+        return Interval(center - radius, center + radius)
     if isinstance(rule, ReLU):
         return Interval(tf.nn.relu(inputs[0].lower), tf.nn.relu(inputs[0].upper))
     if isinstance(rule, MaxPool):
@@ -197,14 +201,17 @@ def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
 
 
 def _shifted(x: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-    """Adds a bias, where it can by the operation that TensorFlow computes together with the convolution before."""
+    """Adds a bias, if possible by `bias_add`, which TensorFlow fuses with the preceding convolution."""
     if bias is None:
         return x
     return tf.nn.bias_add(x, bias) if bias.shape == x.shape[-1:] else x + bias
 
 
 def interval_margins(steps: list[Step], intervals: dict[str, Interval], rows: tf.Tensor) -> tf.Tensor:
-    """Lower bounds of `rows` times the logits by intervals, the last layer multiplied with the rows first."""
+    """Returns lower bounds of `rows` times the logits by intervals.
+
+    The rows are multiplied into the last layer first, which is tighter than the difference of the logits' intervals.
+    """
     last = steps[-1]
     assert isinstance(last.rule, Linear)
     lower, upper = intervals[last.inputs[0]]
@@ -220,15 +227,15 @@ def crown_intervals(
     chunk: int,
     moved: bool = False,
 ) -> dict[str, Interval]:
-    """Returns intervals of the inputs of every ReLU and max-pooling by backward passes of their own.
+    """Returns intervals of the inputs of every ReLU and max-pooling, each by backward passes of its own.
 
     Args:
         steps: The network.
         around: The ball.
-        known: Intervals to intersect them with, or `None`.
+        known: Intervals to intersect with, or `None`.
         slope: Lower line of undecided ReLUs.
-        chunk: Rows that are carried back at once.
-        moved: Whether the lower slopes of each neuron's own pass are moved by gradients.
+        chunk: Number of rows that are carried back at once.
+        moved: Whether gradients optimize the lower slopes, for each neuron separately.
     """
     needed = {step.inputs[0] for step in steps if isinstance(step.rule, (ReLU, MaxPool))}
     found: dict[str, Interval] = {}
@@ -236,9 +243,10 @@ def crown_intervals(
         if step.name not in needed:
             continue
         first = isinstance(step.rule, Linear) and isinstance(step_named(steps, step.inputs[0]).rule, Input)
-        if first and around.norm == "Linf":  # of one linear map the interval is exact
+        if first and around.norm == "Linf":  # the interval of one linear map of a box is exact
             bounds = _interval(step, [Interval(around.lower, around.upper)], around)
         else:
+            # A ReLU needs no tighter interval if its input never changes sign; max-pooling does.
             feeds = [other.rule for other in steps if step.name in other.inputs]
             decided = known[step.name] if known and all(isinstance(rule, ReLU) for rule in feeds) else None
             bounds = _by_backward_passes(steps, number, found, around, slope, chunk, decided, moved)
@@ -258,17 +266,18 @@ def _by_backward_passes(
     known: Interval | None = None,
     moved: bool = False,
 ) -> Interval:
-    """Bounds the output of one step, some neurons at a time; with `known` intervals those that these leave undecided.
+    """Bounds the output of one step, some neurons at a time.
 
-    What is decided keeps its interval: the line of its ReLU does not depend on more.
+    With `known` intervals only the neurons that these leave undecided; the others keep their interval, because a
+    decided ReLU is linear whatever its bounds are.
     """
-    seen = None if moved else views(steps, number)  # slopes of each neuron's own are those of whole images
+    seen = None if moved else views(steps, number)  # slopes of its own for each neuron need whole images
     if seen is not None:
         return _by_windows(steps, number, intervals, around, slope, chunk, seen)
     shape = steps[number].shape
     neurons = math.prod(shape)
     batch = tf.shape(around.lower)[0]
-    count = max(1, min(chunk // (2 * _images(around)), neurons))  # each has two rows
+    count = max(1, min(chunk // (2 * _images(around)), neurons))  # each neuron has two rows
     chosen = tf.range(neurons)
     if known is not None:
         undecided = tf.reduce_any((known.lower < 0) & (known.upper > 0), axis=0)
@@ -277,7 +286,7 @@ def _by_backward_passes(
     @tf.autograph.experimental.do_not_convert
     def bound(part: tf.Tensor) -> tf.Tensor:
         rows = tf.reshape(tf.one_hot(part, neurons), (1, count, *shape))
-        rows = tf.concat([rows, -rows], 1)  # of all images alike, until a ReLU
+        rows = tf.concat([rows, -rows], 1)  # the same for all images, until a ReLU
         if moved:
             return lower_bounds_with_moved_slopes(steps, number, rows, intervals, around, slope)
         return linear_lower_bounds(steps, number, rows, intervals, around, slope)
@@ -289,7 +298,7 @@ def _by_backward_passes(
     lower, upper = (
         tf.reshape(side, (parts * count, batch))[: tf.shape(chosen)[0]] for side in (found[:, 0], -found[:, 1])
     )
-    if known is not None:  # scattered to their places
+    if known is not None:  # put them back to their places
         before = [tf.transpose(tf.reshape(side, (batch, neurons))) for side in known]
         lower, upper = (
             tf.tensor_scatter_nd_update(old, chosen[:, tf.newaxis], new)
@@ -299,7 +308,7 @@ def _by_backward_passes(
 
 
 def _images(around: Ball) -> int:
-    """Returns how many images there are, 1 if that is not known before they come."""
+    """Returns the number of images, or 1 if the batch size is unknown."""
     return around.lower.shape[0] or 1
 
 
@@ -312,18 +321,18 @@ def _by_windows(
     chunk: int,
     seen: dict[str, View],
 ) -> Interval:
-    """Bounds the output of one step of images by backward passes through the windows that its neurons see."""
+    """As `_by_backward_passes` for a convolutional step; coefficients cover only the window that a neuron sees."""
     shape, by_name = steps[number].shape, {step.name: step for step in steps}
     positions, channels = (shape[0], shape[1]), shape[2]
     batch, places = tf.shape(around.lower)[0], shape[0] * shape[1]
-    # As many positions as hold no more than `chunk` rows of whole images would.
+    # The number of positions at once that needs no more memory than `chunk` rows of whole images.
     most = max(math.prod(by_name[name].shape) for name in seen)
     largest = max(math.prod(view.size) * by_name[name].shape[-1] for name, view in seen.items())
     count = max(1, min(chunk * most // (2 * channels * largest * _images(around)), places))
     parts = -(-places // count)
 
     def windows(x: tf.Tensor, name: str) -> tf.Tensor:
-        """Cut for each part: `(parts, batch, count, height, width, channels)`."""
+        """Cuts the windows of each part: `(parts, batch, count, height, width, channels)`."""
         found = cut(x, seen[name], positions)
         found = tf.pad(found, [(0, 0), (0, parts * count - places), (0, 0), (0, 0), (0, 0)])
         split = tf.reshape(found, (-1, parts, count, *found.shape[2:]))
@@ -335,7 +344,8 @@ def _by_windows(
             before = step.inputs[0]
             lines[step.name] = tuple(windows(part, before) for part in relu_slopes(intervals[before], slope))
     (pixels,) = (name for name in seen if isinstance(by_name[name].rule, Input))
-    box = tuple(windows(part, pixels) for part in (around.lower, around.upper, around.centre) if part is not None)
+    box = tuple(windows(part, pixels) for part in (around.lower, around.upper, around.center) if part is not None)
+    # Zeros outside of a layer are padding, not neurons: coefficients there must not meet biases and lines.
     inside = {
         name: windows(tf.ones((1, *by_name[name].shape[:2], 1)), name)
         for name, view in seen.items()

@@ -1,4 +1,4 @@
-"""Certificates of many images, in a table that grows line by line and can be gone on with."""
+"""Certificates of many images, in a table that grows line by line and can be continued."""
 
 import math
 import os
@@ -46,16 +46,16 @@ def certify_images(
         smoothed: The classifier.
         x: `(images, height, width, channels)`, in [0, 1].
         y: `(images,)`, integer labels.
-        path: Tab-separated table, written line by line. Lines that it holds already, of the same settings, are not
-            certified again; the noise of an image depends on its index, so the result is the same.
-        n0, n, alpha: see `SmoothedClassifier.certify`.
+        path: Tab-separated table, written line by line. Images in an existing table of the same settings are not
+            certified again. The noise of an image depends on its index, so the result is the same.
+        n0, n, alpha: See `SmoothedClassifier.certify`.
         skip: Distance between the images, at least 1.
         max_examples: Largest number of images to certify.
         progress: Called with each line.
 
     Raises:
-        ValueError: if settings or pixels are out of range, or the table is damaged, of another network or of other
-            settings.
+        ValueError: if settings or pixels are out of range, or the table is damaged or belongs to another network or
+            other settings.
     """
     check_settings(n0, n, alpha)
     if skip < 1 or (max_examples is not None and max_examples < 1):
@@ -83,8 +83,8 @@ def certify_images(
                 table.append(user_path(path), _values(row))
         elif row.label != int(y[index]):
             raise ValueError(
-                f"{os.fspath(path) if path else ''} has label {row.label} for image {index}, the data {int(y[index])}: "
-                "it is of other data; pass another file"
+                f"{os.fspath(path) if path else ''} has label {row.label} for image {index}, but the data has "
+                f"{int(y[index])}: it belongs to other data; pass another file"
             )
         rows.append(row)
         progress(row)
@@ -92,7 +92,7 @@ def certify_images(
 
 
 def certified_accuracy(rows: Sequence[CertifiedImage], radii: Sequence[float]) -> list[float]:
-    """Returns the share of `rows` that are right and certified to each radius; radius 0 is the clean accuracy."""
+    """Returns the share of `rows` that are correct and certified to each radius; radius 0 gives the clean accuracy."""
     reached = np.array([row.radius if row.correct and row.prediction != ABSTAIN else -1.0 for row in rows])
     return [float((reached >= radius).mean()) for radius in radii]
 

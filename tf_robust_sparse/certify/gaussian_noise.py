@@ -1,14 +1,14 @@
 """Gaussian noise as a function of a key and a position, in a few vector instructions per number on a CPU.
 
 Randomized smoothing spends as much time on its noise as on a small network. TensorFlow's `stateless_normal` takes three
-times as long as what is here: its generator works number by number.
+times as long as this module, because its generator works number by number.
 """
 
 import math
 
 import tensorflow as tf
 
-from tf_robust_sparse.layers.fusion import compiles, fused
+from tf_robust_sparse.layers.fusion import compile_elementwise, compiles
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
@@ -27,9 +27,9 @@ def noisy_copies(x: tf.Tensor, number: int, key: tf.Tensor, block: tf.Tensor, de
 
     Args:
         x: `(height, width, channels)`, float32.
-        number: How many copies, at least 1.
-        key: `(2,)`, uint32: what selects the noise.
-        block: Scalar, int32: blocks of one key are independent of each other.
+        number: Number of copies, at least 1.
+        key: `(2,)`, uint32; selects the noise.
+        block: Scalar, int32; blocks of one key are independent.
         deviation: Standard deviation of the noise.
 
     Returns:
@@ -39,7 +39,7 @@ def noisy_copies(x: tf.Tensor, number: int, key: tf.Tensor, block: tf.Tensor, de
     [Box and Muller, 1958](https://doi.org/10.1214/aoms/1177706645). The radius has 31 bits, so values reach 6.6
     standard deviations.
     """
-    if not compiles():  # on GPUs the generator of TensorFlow is the faster one
+    if not compiles():  # on GPUs TensorFlow's generator is faster
         seed = tf.random.experimental.stateless_fold_in(tf.cast(key, tf.int64), tf.cast(block, tf.int64))
         return x + tf.random.stateless_normal((number, *x.shape), seed, stddev=deviation)
     shape = ((number + 1) // 2, *x.shape)
@@ -47,11 +47,11 @@ def noisy_copies(x: tf.Tensor, number: int, key: tf.Tensor, block: tf.Tensor, de
     return tf.concat(halves, 0)[:number]
 
 
-@fused
+@compile_elementwise
 def _noisy_halves(
     x: tf.Tensor, key: tf.Tensor, block: tf.Tensor, deviation: tf.Tensor, shape: tuple[int, ...]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    # Two results rather than one of twice the size: for a concatenation XLA would draw everything twice.
+    # Two results instead of one of twice the size: for a concatenation XLA would draw everything twice.
     counters = tf.bitcast(tf.range(math.prod(shape)), tf.uint32)
     first, second = gaussian_pairs(*threefry(key, counters, tf.fill(tf.shape(counters), block)))
     return x + deviation * tf.reshape(first, shape), x + deviation * tf.reshape(second, shape)
@@ -81,11 +81,11 @@ def threefry(key: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.
 def gaussian_pairs(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns two independent standard normal numbers for each pair of words of 32 random bits.
 
-    Box and Muller's radius comes from `a`, the angle from `b`. XLA's own logarithm, sine and cosine are not vectorized,
-    hence the polynomials; they are exact to a few units in the last place.
+    Box and Muller's radius comes from `a`, the angle from `b`. The polynomials replace XLA's logarithm, sine and
+    cosine, which are not vectorized. They are exact to a few units in the last place.
     """
     radius = tf.sqrt(-2.0 * _log_uniform(tf.bitcast(_right(a, 1), tf.int32)))
-    # 30 bits are an angle within an eighth of the circle to either side; the other two say which quarter it lies in.
+    # 30 bits give an angle within an eighth of the circle to either side; the other two bits give the quarter.
     angle = tf.cast(tf.bitwise.right_shift(tf.bitcast(_left(b, 2), tf.int32), 2), tf.float32) * (math.pi * 2.0**-31)
     square = angle * angle
     sine = angle + angle * square * _polynomial(_SINE, square)

@@ -1,7 +1,8 @@
 """Randomized smoothing: l2 certificates of any network, true with high probability.
 
-The smoothed classifier answers with the class that the network gives most often when Gaussian noise is added to the
-image. If its probability is at least p > 1/2, no perturbation shorter than `sigma * Phi^-1(p)` changes the answer.
+The smoothed classifier returns the class that the network gives most often when Gaussian noise is added to the image.
+If the probability of this class is at least p > 1/2, no perturbation shorter than `sigma * Phi^-1(p)` changes the
+answer.
 """
 
 import math
@@ -17,12 +18,12 @@ from tf_robust_sparse.layers import cached_for_inference, inference_forward
 
 ABSTAIN = -1
 MOST_ANSWERS = 10**9  # counted in 32 bits; at 1e9 the certified radius is 5.7 sigma at most, so more gain little
-# Noise of each purpose has a stream of its own: an estimate never sees what the class was selected by.
+# Each purpose has noise of its own: an estimate must not reuse the noise that selected the class.
 _SELECTION, _ESTIMATION, _PREDICTION, _MONITOR = range(4)
 
 
 class Certificate(NamedTuple):
-    """What is certified of one image: `prediction` is a class or `ABSTAIN`, `radius` an l2 distance in pixels."""
+    """The certificate of one image: `prediction` is a class or `ABSTAIN`, `radius` an l2 distance in pixels."""
 
     prediction: int
     radius: float
@@ -36,7 +37,7 @@ def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
 
 
 def certified_radius(successes: int, trials: int, alpha: float, sigma: float) -> float | None:
-    """Returns the radius that so many equal answers certify, or `None` if they certify nothing.
+    """Returns the radius that a number of equal answers certifies, or `None` if they certify nothing.
 
     Args:
         successes: How often the network gave the class, under noise that did not select it.
@@ -58,13 +59,18 @@ def prediction_p_value(first: int, second: int) -> float:
 
 
 class SmoothedClassifier:
-    """The classifier that asks a network many times under noise.
+    """The classifier that returns the most frequent answer of a network under Gaussian noise.
+
+    ```python
+    smoothed = trs.certify.SmoothedClassifier(network, sigma=0.25)
+    prediction, radius = smoothed.certify(image, n0=100, n=10_000, alpha=0.001)
+    ```
 
     Args:
         model: A Keras network or any callable from images to logits `(batch, classes)`.
         sigma: Standard deviation of the noise, in pixels of [0, 1]; images with noise are not clipped.
         batch_size: Noisy images in one forward pass.
-        seed: Integer; what is drawn depends on it, the number of the image and the purpose alone.
+        seed: Integer. The noise depends only on it, on the number of the image and on the purpose.
 
     Raises:
         ValueError: if `sigma` is not positive, or `batch_size` not a positive integer.
@@ -87,16 +93,16 @@ class SmoothedClassifier:
         self._counted: dict[tuple[int, ...], Callable[..., tf.Tensor]] = {}
 
     def votes(self, x: np.ndarray, count: int, image: int = 0, stream: int = _ESTIMATION) -> np.ndarray:
-        """Returns how often each class is the answer to `x` `(height, width, channels)` under noise: `(classes,)`.
+        """Returns how often the network gives each class for `x` under noise: `(classes,)`.
 
         Args:
-            x: Image, in [0, 1].
-            count: How often to ask, 1 to 1e9.
+            x: `(height, width, channels)`, in [0, 1].
+            count: Number of noisy copies, 1 to 1e9.
             image: Number of the image, which selects the noise.
-            stream: Purpose, which selects the noise too.
+            stream: The purpose, which selects the noise too.
 
         Raises:
-            ValueError: if `count` is out of range, or the network answers with NaN or without classes.
+            ValueError: if `count` is out of range, or the network returns NaN or no classes.
         """
         if not 1 <= count <= MOST_ANSWERS:
             raise ValueError(f"`count` is how often the network is asked, 1 to {MOST_ANSWERS}. Received: count={count}")
@@ -105,7 +111,7 @@ class SmoothedClassifier:
         found = self._function(x.shape)(x, tf.constant(count), tf.constant(key))
         votes = found.numpy()
         if votes.sum() != count:
-            raise ValueError("The network returns logits that are not finite under noise; it cannot be certified")
+            raise ValueError("The network returns logits that are not finite under noise, so it cannot be certified")
         return votes
 
     def certify(
@@ -115,8 +121,8 @@ class SmoothedClassifier:
 
         Args:
             x: `(height, width, channels)`, in [0, 1].
-            n0: Answers that select the class.
-            n: Fresh answers that estimate its probability.
+            n0: Number of answers that select the class.
+            n: Number of new answers that estimate its probability.
             alpha: Probability that the certificate is wrong, in (0, 1).
             image: Number of the image, which selects the noise.
 
@@ -132,7 +138,7 @@ class SmoothedClassifier:
         return Certificate(ABSTAIN, 0.0) if radius is None else Certificate(selected, radius)
 
     def predict(self, x: np.ndarray, n: int = 1000, alpha: float = 0.001, image: int = 0) -> int:
-        """Returns the class of one image, or `ABSTAIN` if `n` answers do not tell it with confidence `1 - alpha`.
+        """Returns the class of one image, or `ABSTAIN` if `n` answers do not decide it with confidence `1 - alpha`.
 
         Raises:
             ValueError: if `n` or `alpha` is out of range, or even `n` equal answers would not be enough.
@@ -145,7 +151,7 @@ class SmoothedClassifier:
         return int(first) if decided else ABSTAIN
 
     def monitor(self, x: np.ndarray, passes: int = 10, image: int = 0) -> tuple[int, float]:
-        """Returns a class and a radius from the mean probabilities of a few passes: an estimate, uncertified."""
+        """Returns a class and a radius from the mean probabilities of a few passes: an estimate, not a certificate."""
         seed = tf.constant([self.seed, image * 4 + _MONITOR], tf.int64)
         images = tf.constant(_one_image(x)[np.newaxis])
         classes, radii = SmoothingMonitor(self.sigma, passes).estimate(self.model, images, seed)
@@ -157,7 +163,7 @@ class SmoothedClassifier:
         return self._counted[shape]
 
     def _compiled(self, shape: tuple[int, ...]) -> Callable[..., tf.Tensor]:
-        """One compiled loop over batches of noise, traced once per shape of image."""
+        """Returns the compiled loop over batches of noise, traced once per shape of image."""
         signature = [tf.TensorSpec(shape), tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.uint32)]
         size = self.batch_size
         classes = self._forward(tf.zeros((1, *shape))).shape[-1]
@@ -168,6 +174,8 @@ class SmoothedClassifier:
 
                 def ask(batch: tf.Tensor, votes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                     logits = self._forward(noisy_copies(x, size, key, batch, self.sigma))
+                    # Surplus copies of the last batch do not count. Answers that are not finite do not count either,
+                    # and `votes` reports them by the missing counts.
                     asked = (tf.range(size) < count - batch * size) & tf.reduce_all(tf.math.is_finite(logits), axis=1)
                     answers = tf.one_hot(tf.argmax(logits, axis=1), classes, dtype=tf.int64)
                     return batch + 1, votes + tf.reduce_sum(answers * tf.cast(asked, tf.int64)[:, None], axis=0)
@@ -184,7 +192,7 @@ class SmoothedClassifier:
 
 
 class SmoothingMonitor:
-    """Tells of each image whether mean probabilities under noise give its class: a quick look, uncertified.
+    """A validation check: which images get their class by mean probabilities under noise. It certifies nothing.
 
     Args:
         sigma: Standard deviation of the noise, in pixels of [0, 1].
@@ -204,17 +212,17 @@ class SmoothingMonitor:
         self.sigma, self.passes, self.radius = float(sigma), int(passes), float(radius)
 
     def __call__(self, network: Any, x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Returns which of the images `x` count as `y`: `(batch,)`, boolean; a validation check.
+        """Returns whether each of the images `x` is classified as `y`: `(batch,)`, boolean.
 
         Args:
-            network: See `estimate`, as `x` and `seed`.
+            network, x, seed: See `estimate`.
             y: `(batch,)`, integer labels.
         """
         classes, radii = self.estimate(network, x, seed)
         return (classes == tf.cast(y, tf.int64)) & (radii >= self.radius)
 
     def estimate(self, network: Any, x: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns class and radius of each image from mean probabilities, `(batch,)` each: uncertified.
+        """Returns class and radius of each image from mean probabilities, `(batch,)` each; they certify nothing.
 
         Args:
             network: A Keras network or any callable from images to logits.
@@ -247,7 +255,7 @@ def check_settings(n0: int, n: int, alpha: float) -> None:
 
 
 def _check_decides(n: int, least: float, alpha: float) -> None:
-    """Raises a `ValueError` where even equal answers are too few to decide anything."""
+    """Raises a `ValueError` if `n` answers decide nothing even when all are equal."""
     if n < least:
         raise ValueError(
             f"With alpha={alpha}, `n` must be at least {math.ceil(least)}: fewer answers can only abstain, even if all "

@@ -1,4 +1,4 @@
-"""A tab-separated table with a line per image that grows line by line and can be gone on with."""
+"""A tab-separated table with a line per image that grows line by line and can be continued."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ Row = TypeVar("Row")
 
 
 def fingerprint(model: Any, x: np.ndarray) -> str:
-    """Returns what tells a network and its images from others: a hash of the weights, where it has any, and pixels."""
+    """Returns a hash that identifies a network and its images: of the weights, if there are any, and the pixels."""
     found = hashlib.sha256(np.ascontiguousarray(x).tobytes())
     for variable in getattr(model, "weights", ()) or getattr(model, "variables", ()) or ():
         value = np.asarray(variable)
@@ -23,30 +23,30 @@ def fingerprint(model: Any, x: np.ndarray) -> str:
 def begin(
     path: Path, settings: dict[str, Any], columns: Sequence[str], parse: Callable[[list[str]], Row | None]
 ) -> dict[int, Row]:
-    """Returns the rows of a table that was begun with the same settings, by image, or begins one.
+    """Returns the rows, by image, of a table that was begun with the same settings; begins one if there is none.
 
     Args:
         path: The file.
-        settings: What the rows depend on, ready for JSON; the first line of the file.
-        columns: Names, of which the first is the index of the image; the second line.
-        parse: From the words of a line to a row, or `None` if they are none.
+        settings: Settings that the rows depend on, ready for JSON; the first line of the file.
+        columns: Names of the columns, the second line. The first column is the index of the image.
+        parse: Function from the words of a line to a row, or to `None` if the line is damaged.
 
     Raises:
-        ValueError: if the file is of other settings, no such table, or a line of it is damaged.
+        ValueError: if the file has other settings, is not such a table, or has a damaged line.
     """
     head = f"# {json.dumps(settings)}\n" + "\t".join(columns) + "\n"
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise ValueError(f"{path} is no regular file; pass another file")
+    if path.exists() and not path.is_file():  # reading a pipe would wait forever
+        raise ValueError(f"{path} is not a regular file; pass another file")
     text = path.read_text(errors="replace") if path.exists() else ""
-    if head.startswith(text):  # none yet, or a kill in the middle of the first lines
+    if head.startswith(text):  # no file yet, or a kill in the middle of the first lines
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(head)
         return {}
     if not text.startswith(head):
         first = text.partition("\n")[0]
         raise ValueError(
-            f"{path} is of other settings, another network or other images, or no table of certificates; pass another "
-            f"file. Received: one that begins with {first[:200]!r}"
+            f"{path} is of other settings, another network or other images, or it is not a table of certificates; pass "
+            f"another file. Received: a file that begins with {first[:200]!r}"
         )
     lines = text[len(head) :].splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):  # a kill in the middle of a line

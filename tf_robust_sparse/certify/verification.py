@@ -17,7 +17,7 @@ from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.layers import cached_kernels
 from tf_robust_sparse.paths import user_path
 
-SAFETY = 1e-6  # what a margin must exceed, for float32 rounds
+SAFETY = 1e-6  # a margin must exceed this, because float32 rounds
 _COLUMNS = ("idx", "label", "predict", "verified", "margin", "time")
 
 
@@ -33,11 +33,16 @@ class VerifiedImage(NamedTuple):
 
 
 class Verifier:
-    """Tells of each image whether it is right and verified: every margin above 1e-6 over the ball.
+    """A validation check: which images are verified, that is, every margin is above 1e-6 over the ball.
+
+    ```python
+    checks = {"verified_accuracy": trs.certify.Verifier(epsilon=2 / 255, method="ibp")}
+    model = trs.RobustModel(network, objective, validation_checks=checks)
+    ```
 
     Args:
         epsilon: Radius in pixels of [0, 1], above 0 and, in l-infinity, below 1.
-        method: See `margins`, as `slope`, `norm`, `tight`, `chunk` and `optimize_intermediate`.
+        method, slope, norm, tight, chunk, optimize_intermediate: See `margins`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -66,7 +71,7 @@ class Verifier:
         """Returns the smallest lower bound of a margin of each image: `(batch,)`."""
         if self.method in ("ibp", "crown-ibp") or x.shape[0] is not None:
             return self._smallest_margin(network, x, y)
-        # In a batch of unknown size `chunk` counts for each image: one after the other.
+        # In a batch of unknown size `chunk` counts for each image, so bound one image after the other.
         return tf.map_fn(
             lambda one: self._smallest_margin(network, one[0][tf.newaxis], one[1][tf.newaxis])[0],
             (x, y),
@@ -80,16 +85,16 @@ class Verifier:
         return tf.reduce_min(margins(network, x, y, self.epsilon, self.method, **choices), axis=1)
 
     def __call__(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Any = None) -> tf.Tensor:
-        """Returns which of the images `x` are verified as `y`: `(batch,)`, boolean; a validation check.
+        """Returns whether each of the images `x` is verified as `y`: `(batch,)`, boolean.
 
         Args:
             network: See `margins`.
             x: `(batch, height, width, channels)`, in [0, 1].
             y: `(batch,)`, integer labels.
-            seed: Not used: bounds draw nothing.
+            seed: Not used, because bounds draw nothing.
         """
         del seed
-        # A margin above 0 everywhere is above 0 at the image itself, where it means the right answer.
+        # A margin that is positive over the ball is positive at the image, so the prediction is correct too.
         return self.smallest_margin(network, x, y) > SAFETY
 
 
@@ -111,24 +116,24 @@ def verify_images(
     max_examples: int | None = None,
     progress: Callable[[VerifiedImage], None] = lambda _: None,
 ) -> list[VerifiedImage]:
-    """Verifies every `skip`-th image: right, and every margin above 1e-6 over the whole ball.
+    """Verifies every `skip`-th image: the prediction is correct and every margin above 1e-6 over the whole ball.
 
     Args:
         network: See `margins`.
         x: `(images, height, width, channels)`, float32, in [0, 1].
         y: `(images,)`, integer labels.
         epsilon: Radius in pixels of [0, 1], above 0 and below 1.
-        method: See `margins`, as `slope`, `norm`, `tight`, `chunk` and `optimize_intermediate`.
-        path: Tab-separated table, written batch by batch; what it holds already, of the same settings, is not done
-            again.
-        batch_size: Images at once.
+        method, slope, norm, tight, chunk, optimize_intermediate: See `margins`.
+        path: Tab-separated table, written batch by batch. Images in an existing table of the same settings are not
+            verified again.
+        batch_size: Number of images at once.
         skip: Distance between the images, at least 1.
         max_examples: Largest number of images to verify.
         progress: Called with each line.
 
     Raises:
-        ValueError: if settings, pixels or labels are out of range, a layer has no rule, or the table is damaged, of
-            another network or of other settings.
+        ValueError: if settings, pixels or labels are out of range, a layer has no rule, or the table is damaged
+            or belongs to another network or other settings.
     """
     verifier = Verifier(
         epsilon,
@@ -143,18 +148,22 @@ def verify_images(
         raise ValueError(
             f"`skip` and `max_examples` are at least 1. Received: skip={skip}, max_examples={max_examples}"
         )
-    classes = bound_graph(network)[-1].shape[0]  # of a network that cannot be bounded no table is begun
+    classes = bound_graph(network)[-1].shape[0]  # refuses a network without rules before a table is begun
     x = checked_images(x, tuple(network.input_shape[1:]))
     y = checked_labels(y, len(x), classes, why=f", because the network has {classes} logits")
     settings = {
         **{"method": method, "epsilon": float(epsilon), "norm": norm, "slope": slope, "tight": tight},
         **{"images": len(x), "of": table.fingerprint(network, x)},
-        **({"optimize_intermediate": True} if optimize_intermediate else {}),  # tables of before go on
+        **(
+            {"optimize_intermediate": True} if optimize_intermediate else {}
+        ),  # absent by default, so that older tables can be continued
     }
     done = table.begin(user_path(path), settings, _COLUMNS, _parse) if path is not None else {}
     for image, row in done.items():
         if image >= len(y) or row.label != int(y[image]):
-            raise ValueError(f"{path} has label {row.label} for image {image}: it is of other data; pass another file")
+            raise ValueError(
+                f"{path} has label {row.label} for image {image}: it belongs to other data; pass another file"
+            )
 
     @tf.function(autograph=False)
     def bounded(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""Local robustness as a VNN-LIB property, which complete verifiers read beside the network as ONNX.
+"""Local robustness as a VNN-LIB property, which complete verifiers read together with the network as ONNX.
 
 Reference: the [VNN-LIB standard](https://www.vnnlib.org), as the verification competition VNN-COMP uses it.
 """
@@ -13,17 +13,17 @@ from tf_robust_sparse.data.checks import checked_images
 def vnnlib_property(x: np.ndarray, label: int, epsilon: float, classes: int, comment: str = "") -> str:
     """Returns the property that some image of the l-infinity ball around `x` is not given the class `label`.
 
-    It is what a verifier looks for: "unsat" means that the image is verified, "sat" comes with an adversarial example.
-    The input variables `X_i` are pixels in the order of `export_onnx`, channels first, the outputs `Y_j` logits. Their
-    bounds are float32 numbers, rounded outwards and written out in full: as real numbers and as float32 the box holds
-    the whole ball, as far as it lies in [0, 1], and every point that an attack in float32 finds in it.
+    A verifier searches for such an image: "unsat" means that the image is verified, "sat" comes with an adversarial
+    example. The input variables `X_i` are pixels in the order of `export_onnx`, channels first; the outputs `Y_j` are
+    logits. The bounds are float32 numbers, rounded outward and written with all digits. So the box contains the whole
+    ball within [0, 1], in real numbers and in float32, and every point that an attack in float32 finds in it.
 
     Args:
         x: `(height, width, channels)` or `(features,)`, float32, in [0, 1].
         label: The class.
         epsilon: Radius in pixels of [0, 1], above 0 and below 1.
         classes: Number of logits, above `label`.
-        comment: What the first lines say.
+        comment: Text of the first lines.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -49,7 +49,7 @@ def vnnlib_property(x: np.ndarray, label: int, epsilon: float, classes: int, com
 
 
 def _outward(pixels: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns float32 bounds outside of the ball in real numbers and of the ball as float32 computes it."""
+    """Returns float32 bounds that contain the ball of real numbers and the ball that float32 computes."""
     exact, small = pixels.astype(np.float64), np.float32(epsilon)
     sides = []
     for direction, real, rounded in (
@@ -65,6 +65,6 @@ def _outward(pixels: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray
 
 
 def _decimal(value: np.float32) -> str:
-    """Returns every digit of a number; the grammar knows no exponents."""
+    """Returns all digits of a number, because the grammar has no exponents."""
     text = format(Decimal(float(value)), "f")
     return text if "." in text else f"{text}.0"

@@ -1,8 +1,8 @@
-"""What a neuron of a convolution sees: windows of the layers before it, in place of whole images.
+"""Receptive fields: the windows of earlier layers that a neuron of a convolution depends on.
 
-The neuron at position `i` of a layer sees of an earlier one the entries from `i * stride - before` on, `size` of them,
-in height and width. A backward pass that is done for windows multiplies a few entries where one for images multiplies
-mostly zeros; the positions take the place of the images of a batch.
+The neuron at position `i` of a layer sees `size` entries of an earlier layer, from `i * stride - before` on, in height
+and width. A backward pass over windows multiplies few entries; one over whole images multiplies mostly zeros. The
+positions take the place of the images of a batch.
 """
 
 import math
@@ -17,12 +17,12 @@ _Pair = tuple[int, int]
 
 
 class View(NamedTuple):
-    """Which entries of a layer each position of the first one sees, in height and width.
+    """The entries of a layer that each position of a later layer sees, in height and width.
 
     Attributes:
-        strides: Distance of the windows of neighbours.
-        before: How far the first window begins before the layer; what lies outside is 0.
-        size: Of the window.
+        strides: Distance between the windows of neighboring positions.
+        before: Number of entries by which the first window begins before the layer; entries outside are 0.
+        size: Size of the window.
     """
 
     strides: _Pair
@@ -31,9 +31,9 @@ class View(NamedTuple):
 
 
 def views(steps: list[Step], number: int) -> dict[str, View] | None:
-    """Returns what the neurons of a step see of every step before it that they see at all.
+    """Returns the view of each earlier step that the neurons of a step depend on.
 
-    `None` if they see some of it not through windows, or if windows hold no fewer entries than the images.
+    Returns `None` if they see some step not through windows, or if windows have no advantage over whole images.
     """
     if len(steps[number].shape) != 3:
         return None
@@ -61,11 +61,11 @@ def views(steps: list[Step], number: int) -> dict[str, View] | None:
             if both is None:
                 return None
             found[name] = both
-    return seen if 2 * entries < images else None
+    return seen if 2 * entries < images else None  # cutting windows costs, so they must be less than half as large
 
 
 def through(view: View, window: Window) -> View:
-    """Returns what is seen of the input of a linear map of whose output `view` is seen."""
+    """Returns the view of the input of a linear map, given the view of its output."""
     return View(
         _pair(s * t for s, t in zip(view.strides, window.strides, strict=True)),
         _pair(b * t + o for b, t, o in zip(view.before, window.strides, window.before, strict=True)),
@@ -74,7 +74,7 @@ def through(view: View, window: Window) -> View:
 
 
 def union(first: View, second: View) -> View | None:
-    """Returns the smallest windows that hold both; `None` if they move at different strides."""
+    """Returns the smallest windows that contain both views; `None` if their strides differ."""
     if first.strides != second.strides:
         return None
     before = _pair(map(max, first.before, second.before))
@@ -83,7 +83,7 @@ def union(first: View, second: View) -> View | None:
 
 
 def widened(x: tf.Tensor, view: View, wanted: View) -> tf.Tensor:
-    """Puts zeros around windows `(..., height, width, channels)` so that they are those of `wanted`."""
+    """Pads windows `(..., height, width, channels)` of `view` with zeros to those of `wanted`."""
     if view == wanted:
         return x
     top, left = (w - v for w, v in zip(wanted.before, view.before, strict=True))
@@ -107,7 +107,7 @@ def cut(x: tf.Tensor, view: View, positions: _Pair) -> tf.Tensor:
 
 
 def sticks_out(view: View, positions: _Pair, shape: tuple[int, ...]) -> bool:
-    """Tells whether some window holds entries outside of the layer."""
+    """Returns whether some window contains entries outside of the layer."""
     sides = zip(view.strides, view.before, view.size, positions, shape[:2], strict=True)
     return any(b > 0 or (n - 1) * s - b + k > size for s, b, k, n, size in sides)
 

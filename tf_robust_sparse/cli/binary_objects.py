@@ -16,8 +16,6 @@ from tf_robust_sparse.cli.sections.data import Data
 
 FLAGS = flags.FLAGS
 
-_KEEPS_BEST = {"linf": trs.attacks.LinfBestPGD, "l2": trs.attacks.L2BestPGD}
-
 
 def describe(network: keras.Model) -> dict[str, Any]:
     """Returns the entries of `results.json` that say what the network is."""
@@ -254,7 +252,7 @@ def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
             TrainingAttack.read().build(), FLAGS.beta, FLAGS.trades_start, FLAGS.label_smoothing, clean_updates=2
         )
     if FLAGS.trainer == "adv_step_fast":
-        return trs.training.StoredAT(
+        return trs.training.ATTA(
             len(run.images.train_labels),
             FLAGS.epsilon,
             FLAGS.step_size,
@@ -264,15 +262,15 @@ def _objective(run: training_run.TrainingRun) -> trs.objectives.Objective:
             mix=FLAGS.mix,
             soft_targets=FLAGS.soft_targets,
         )
-    kind = (_KEEPS_BEST if FLAGS.attack_select == "best_visited" else ATTACKS)[FLAGS.norm]
-    attack = kind(FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps)
+    keep_best = FLAGS.attack_select == "best_visited"
+    attack = ATTACKS[FLAGS.norm](FLAGS.epsilon, FLAGS.step_size, FLAGS.num_steps, keep_best=keep_best)
     return trs.objectives.AT(attack, FLAGS.label_smoothing, batch_norm[FLAGS.attack_bn])
 
 
 def _validation_attack() -> trs.attacks.GradientAttack:
     epsilon = FLAGS.epsilon if FLAGS.val_epsilon is None else FLAGS.val_epsilon
     step_size = epsilon / 4 if FLAGS.val_step_size is None else FLAGS.val_step_size
-    return _KEEPS_BEST[FLAGS.norm](epsilon, step_size, FLAGS.val_num_steps)
+    return ATTACKS[FLAGS.norm](epsilon, step_size, FLAGS.val_num_steps, keep_best=True)
 
 
 def _optimizer(steps_per_epoch: int) -> keras.optimizers.Optimizer:

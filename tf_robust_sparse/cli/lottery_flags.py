@@ -204,10 +204,10 @@ def only_trials() -> list[int] | None:
     return numbers
 
 
-def plan() -> trs.training.Plan:
+def plan() -> trs.training.RoundPlan:
     """Returns the plan of the flags."""
     with _as_flag():
-        return trs.training.Plan(
+        return trs.training.RoundPlan(
             train_iters=FLAGS.train_iters,
             prune_iters=FLAGS.prune_iters,
             eval_every=FLAGS.eval_every,
@@ -319,7 +319,7 @@ def _is_small(images: trs.data.ImageDataset) -> bool:
 
 def split(
     images: trs.data.ImageDataset,
-) -> tuple[trs.training.Images, dict[str, trs.training.Images], trs.training.Images]:
+) -> tuple[trs.training.LabeledImages, dict[str, trs.training.LabeledImages], trs.training.LabeledImages]:
     """Returns the images to train on, those that are measured during training by name, and all test images."""
     available, number = len(images.train_labels), FLAGS.valid_size
     if number == FLAGS["valid_size"].default and number > available // 4:
@@ -329,12 +329,12 @@ def split(
     x, y = images.train_images, images.train_labels
     if not isinstance(x, np.ndarray) or not isinstance(images.test_images, np.ndarray):
         raise BadFlag(f"--data={FLAGS.data}: expected images that fit into memory. Received: image files")
-    train = trs.training.Images(x[number:], y[number:])
+    train = trs.training.LabeledImages(x[number:], y[number:])
     smoothing = FLAGS.label_smoothing if FLAGS.smooth_valid_labels else 0.0
     some = min(FLAGS.eval_subset or number, number)
-    valid = trs.training.Images(x[:some], y[:some], smoothing)
-    test = trs.training.Images(images.test_images, images.test_labels)
-    part = trs.training.Images(images.test_images[: FLAGS.eval_subset], images.test_labels[: FLAGS.eval_subset])
+    valid = trs.training.LabeledImages(x[:some], y[:some], smoothing)
+    test = trs.training.LabeledImages(images.test_images, images.test_labels)
+    part = trs.training.LabeledImages(images.test_images[: FLAGS.eval_subset], images.test_labels[: FLAGS.eval_subset])
     return train, {"valid": valid, "test": part}, test
 
 

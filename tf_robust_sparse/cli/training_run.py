@@ -119,7 +119,7 @@ def train(
     Returns:
         The state of the run: `epoch`, `best`, `seconds` and more.
     """
-    connections = trs.training.Connections(model.network, model.sparsifier)
+    connections = trs.training.ConnectivityLogger(model.network, model.sparsifier)
     checkpoints = trs.training.Checkpoints(
         run.directory / "checkpoints",
         _monitored(model),

@@ -2,7 +2,7 @@
 
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.corruption_accuracy import evaluate_corruptions
-from tf_robust_sparse.evaluation.efficiency import Efficiency, efficiency, gated_units
+from tf_robust_sparse.evaluation.efficiency import efficiency, gated_units
 from tf_robust_sparse.evaluation.feature_figures import (
     draw_channels,
     draw_distortion_maps,
@@ -15,7 +15,6 @@ from tf_robust_sparse.evaluation.feature_figures import (
 )
 from tf_robust_sparse.evaluation.figure_style import attack_name, check_matplotlib
 from tf_robust_sparse.evaluation.figures import draw_certified, draw_sweep
-from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_linf_pgd
 from tf_robust_sparse.evaluation.latency import median_durations, median_latency, onnx_runtime
 from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
@@ -32,20 +31,15 @@ from tf_robust_sparse.evaluation.pixel_range import with_pixel_range
 from tf_robust_sparse.evaluation.report_page import write_report
 from tf_robust_sparse.evaluation.robust_accuracy import evaluate_robustness, robust_accuracy
 from tf_robust_sparse.evaluation.robustness_suite import RobustnessSuite
-from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier, load_saved_model
+from tf_robust_sparse.evaluation.saved_model import load_saved_model
 from tf_robust_sparse.evaluation.security_curve import security_curve
 from tf_robust_sparse.evaluation.softmax_head import without_softmax
-from tf_robust_sparse.evaluation.transfer import Transfer, transfer_attack
-from tf_robust_sparse.evaluation.vulnerability import Vulnerability, VulnerabilityMonitor, vulnerability
+from tf_robust_sparse.evaluation.vulnerability import VulnerabilityMonitor, vulnerability
 
 __all__ = [
     "AutoAttack",
-    "Efficiency",
     "LossSurface",
     "RobustnessSuite",
-    "SavedModelClassifier",
-    "Transfer",
-    "Vulnerability",
     "VulnerabilityMonitor",
     "attack_name",
     "check_matplotlib",
@@ -68,7 +62,6 @@ __all__ = [
     "efficiency",
     "evaluate_corruptions",
     "evaluate_robustness",
-    "foolbox_check",
     "foolbox_linf_pgd",
     "gated_units",
     "load_saved_model",
@@ -81,7 +74,6 @@ __all__ = [
     "robust_accuracy",
     "robustbench_row",
     "security_curve",
-    "transfer_attack",
     "vulnerability",
     "with_pixel_range",
     "without_softmax",

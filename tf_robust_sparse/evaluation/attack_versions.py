@@ -1,4 +1,4 @@
-"""Which attacks the published versions of AutoAttack are made of."""
+"""The attacks of the published versions of AutoAttack."""
 
 from typing import Any
 
@@ -28,11 +28,11 @@ def named_attack(name: str, version: str, norm: str, epsilon: float, seed: int) 
     Reference: `AutoAttack.set_version` of [the authors' code](https://github.com/fra31/auto-attack).
     """
     if name not in ATTACKS:
-        raise ValueError(f"`attacks` are names among {', '.join(ATTACKS)}. Received: {name!r}")
+        raise ValueError(f"`attacks` are names among {', '.join(ATTACKS)}. Received: attack={name!r}")
     common: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "seed": seed}
     restarts = 5 if version == "plus" else 1
     if name.startswith("apgd"):
-        # The authors shrink the radius of L1 runs in `standard` only, with more restarts and fewer targets there.
+        # In the authors' code only `standard` shrinks the radius in L1, with more restarts and fewer targets.
         shrinks = norm == "L1" and version not in ("plus", "rand")
         common |= {"shrinking_radius": shrinks, "eot_samples": 20 if version == "rand" else 1}
         if name == "apgd-t":

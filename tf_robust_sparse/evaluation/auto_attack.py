@@ -1,4 +1,4 @@
-"""AutoAttack: the ensemble of parameter-free attacks by which robust networks are compared."""
+"""AutoAttack: the ensemble of parameter-free attacks that robust networks are compared by."""
 
 import functools
 import numbers
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import StagedAttack, fold_in, inference_forward
+from tf_robust_sparse.attacks import StagedAttack
 from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.attack_versions import VERSIONS, named_attack
@@ -22,33 +22,41 @@ from tf_robust_sparse.evaluation.examples import check_image_shape, collect_exam
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import padded_batches
 from tf_robust_sparse.layers import cached_for_inference
+from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.noise import fold_in
 from tf_robust_sparse.paths import user_path
 
 
 class AutoAttack:
-    """Robust accuracy of a network under an ensemble of attacks without parameters to tune.
+    """Measures robust accuracy under an ensemble of attacks without parameters to tune.
 
-    Each attack runs on the images that all before it have left standing; an image counts as robust if it is classified
-    correctly and no attack has changed that. Every image has its own seeds, so that the answer depends neither on the
+    Each attack runs on the images that the attacks before it did not break. An image counts as robust if it is
+    classified correctly and no attack changes that. Every image has its own seeds, so the result depends neither on the
     batch size nor on an interruption.
+
+    ```python
+    results = trs.evaluation.AutoAttack(network, "Linf", epsilon=8 / 255).run_standard_evaluation(x, y)
+    results["robust_accuracy"]
+    ```
 
     Args:
         model: Keras model, or any callable from images in [0, 1] to logits, such as `load_saved_model(path)`.
         norm: `"Linf"`, `"L2"` or `"L1"`.
         epsilon: Radius of the ball in the norm, in pixels of [0, 1], above 0.
-        version: `"standard"`, `"plus"` (more restarts and losses), `"rand"` (for randomised networks: gradients are
+        version: `"standard"`, `"plus"` (more restarts and losses), `"rand"` (for randomized networks: gradients are
             averaged over 20 passes), or `"custom"`.
         attacks: For `"custom"` the attacks to run, in order: names (`"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`, `"fab"`,
             `"fab-t"`, `"square"`, with the settings of the standard version), or attack objects of this norm.
         seed: Integer that fixes all random draws.
-        batch_size: Number of images attacked at a time; `None` for 250, or what a SavedModel was fixed to.
+        batch_size: Number of images attacked at a time; `None` for 250, or the fixed batch size of a SavedModel.
         log_path: File that log lines are appended to, or `None`.
-        state_path: JSON file by which an interrupted run goes on, or `None`; adversarial examples lie beside it.
+        state_path: JSON file from which an interrupted run continues, or `None`; an .npz file of the same name holds
+            the adversarial examples.
         verbose: Whether to print log lines and a progress bar.
-        data_format: `"channels_last"`, or `"channels_first"` if images and network have their channels first.
+        data_format: `"channels_last"`, or `"channels_first"` if images and network have channels first.
 
     Raises:
-        ValueError: if an argument is out of its range or arguments do not go together.
+        ValueError: if an argument is out of its range or arguments contradict each other.
 
     Reference: [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), section 4.
     """
@@ -71,7 +79,7 @@ class AutoAttack:
             raise ValueError(f"`version` is one of {', '.join(VERSIONS)}, custom. Received: version={version!r}")
         if (version == "custom") != bool(attacks):
             raise ValueError(
-                "`attacks` are given for version='custom' and for no other. "
+                "`attacks` belongs to version='custom': pass both or neither. "
                 f"Received: version={version!r}, attacks={list(attacks)!r}"
             )
         if data_format not in ("channels_last", "channels_first"):
@@ -92,10 +100,10 @@ class AutoAttack:
         ]
         for attack in self.attacks:
             if not isinstance(attack, StagedAttack) or attack.norm != norm:
-                raise ValueError(f"`attacks` are names or attacks of the {norm} norm. Received: {attack!r}")
+                raise ValueError(f"`attacks` must be names or attacks of the {norm} norm. Received: attack={attack!r}")
         names = [attack.name for attack in self.attacks]
         if len(set(names)) < len(names):
-            raise ValueError(f"`attacks` holds each attack once. Received: {names}")
+            raise ValueError(f"`attacks` must hold each attack once. Received: attacks={names}")
         self.log_path = None if log_path is None else user_path(log_path)
         self.state_path = None if state_path is None else user_path(state_path)
         self.verbose = bool(verbose)
@@ -105,7 +113,7 @@ class AutoAttack:
         self._forward = inference_forward(model)
 
     def check(self, x: Any, y: Any) -> None:
-        """Looks at images, network and state file as `run_standard_evaluation` will, and attacks nothing.
+        """Checks images, network and state file as `run_standard_evaluation` does, without an attack.
 
         Raises:
             ValueError: as `run_standard_evaluation` does before its first attack.
@@ -113,7 +121,7 @@ class AutoAttack:
         self._restore(self._prepare(x, y))
 
     def clean_accuracy(self, x: Any, y: Any) -> float:
-        """Share of the images classified correctly as they are."""
+        """Returns the share of clean images that are classified correctly."""
         return self._prepare(x, y).clean_accuracy
 
     def run_standard_evaluation(
@@ -124,16 +132,17 @@ class AutoAttack:
         Args:
             x: `(images, height, width, channels)`, floating, in [0, 1].
             y: `(images,)`, integer labels.
-            callback: Called with the name of the attack and the number of images that stand, after each batch.
+            callback: Called after each batch with the name of the attack and the number of robust images.
 
         Returns:
             Plain values and three arrays: `clean_accuracy`, `robust_accuracy`, `attacks` (in order, each with its
             settings, `robust_accuracy` after it, `broken`, `seconds`, `iterations_per_image`,
-            `gradient_passes_per_image`), `flags`, and `x_adv`, `y_adv`, `broken_by` (number of the attack, -1 robust,
-            -2 wrong from the start).
+            `gradient_passes_per_image`), `flags`, and `x_adv`, `y_adv`, `broken_by` (number of the attack, -1 for
+            robust images, -2 for images that were misclassified from the start).
 
         Raises:
-            ValueError: if images, labels or logits are malformed, or the state file is damaged or of another run.
+            ValueError: if images, labels or logits are malformed, or the state file is damaged or belongs to another
+                run.
         """
         run = self._prepare(x, y)
         self._restore(run)
@@ -162,11 +171,11 @@ class AutoAttack:
         """Runs every attack alone on all images.
 
         Args:
-            x, y: As for `run_standard_evaluation`.
-            callback: Called after each attack with its name and what is returned for it.
+            x, y: See `run_standard_evaluation`.
+            callback: Called after each attack with its name and its result.
 
         Returns:
-            By the name of the attack what `run_standard_evaluation` returns for it.
+            Name of the attack -> result of `run_standard_evaluation` for it.
         """
         results = {}
         for attack in self.attacks:
@@ -192,7 +201,7 @@ class AutoAttack:
         return results
 
     def _prepare(self, x: Any, y: Any) -> EnsembleRun:
-        """Checks everything that can be checked before any attack."""
+        """Checks all that can be checked before the first attack."""
         checked_images(x, (None, None, None))
         x, y, _ = collect_examples((x, y))
         check_image_shape(self.model, x)
@@ -204,20 +213,20 @@ class AutoAttack:
         check_finite(np.isfinite(logits).all(axis=-1), "the clean images")
         classes = logits.shape[-1]
         if classes < 2:
-            raise ValueError(f"The network returns one logit per class, at least two. Received: {classes} logit")
+            raise ValueError(f"The network must return one logit per class, at least two. Received: {classes} logit")
         checked_labels(y, classes=classes, why=f", because the network has {classes} logits")
         flags = safety.probabilities(logits)
         flags += safety.wrong_pixels(lambda images: self._logits(images, size), x, y, logits)
         targets = {attack.name: getattr(attack, "num_targets", 0) for attack in self.attacks}
         flags += safety.few_classes(classes, targets)
         flags += safety.version_of_another_norm(self.version, self.norm)
-        randomised = safety.randomised(lambda images: self._logits(images, size), x[:size])
+        randomized = safety.randomized(lambda images: self._logits(images, size), x[:size])
         if self.version != "rand":
-            flags += randomised
-        # Answers of a randomised network change with anything, so that this says nothing about its batches.
-        if not randomised and not isinstance(getattr(self.model, "input_shape", (None,))[0], int):
+            flags += randomized
+        # The logits of a randomized network always change, so this test would say nothing about its batches.
+        if not randomized and not isinstance(getattr(self.model, "input_shape", (None,))[0], int):
             flags += safety.depends_on_batch(lambda images: self._logits(images, len(images)), x[:size])
-        return EnsembleRun(self.model, self.attacks, x, y, logits, size, flags, bool(randomised))
+        return EnsembleRun(self.model, self.attacks, x, y, logits, size, flags, bool(randomized))
 
     def _attack(
         self,
@@ -232,12 +241,12 @@ class AutoAttack:
         iterations_before = run.iterations.get(attack.name, 0)
         passes_before = run.gradient_passes.get(attack.name, 0)
         forward = self._static_forward(run.classes)
-        compacted = CompactedAttack(attack, forward, self.model, run.classes, run.size, side_by_side=not run.randomised)
+        compacted = CompactedAttack(attack, forward, self.model, run.classes, run.size, side_by_side=not run.randomized)
         self.compiled[attack.name] = compacted
         rows = np.flatnonzero(run.robust)
         rows = rows[rows >= run.next_row]
         lowest = min([run.clean_accuracy, *run.after.values()])
-        with Progress(attack.name, len(rows), self.verbose, leaves=False) as bar:  # a line of the log tells the end
+        with Progress(attack.name, len(rows), self.verbose, leaves=False) as bar:  # a log line reports the end
             for first in range(0, len(rows), run.size):
                 part = rows[first : first + run.size]
                 broken, x_adv = compacted(run.x[part], run.y[part], self._seeds(attack, part))
@@ -274,13 +283,13 @@ class AutoAttack:
         )
 
     def _finish(self, run: EnsembleRun) -> dict[str, Any]:
-        """Counts once more, in one pass of another batch size, and says what was found."""
-        if not run.randomised:  # else the count is another one each time
+        """Counts again, in one pass with another batch size, and returns the results."""
+        if not run.randomized:  # otherwise each count differs
             fixed = isinstance(getattr(self.model, "input_shape", (None,))[0], int)
             size = run.size if fixed else max(run.size // 2, 1)
             again = self._logits(run.x_adv, size).argmax(-1) == run.y
             run.flags += safety.recounted(float(run.robust.mean()), float(again.mean()), size)
-        self._log(f"note: {safety.DYNAMIC_DEFENCE}")
+        self._log(f"note: {safety.DYNAMIC_DEFENSE}")
         length = perturbations(run.x_adv, run.x, self.norm)
         self._log(
             f"max {self.norm} perturbation: {length.max():.5f}, nan in tensor: {int(np.isnan(run.x_adv).sum())}, "
@@ -321,7 +330,7 @@ class AutoAttack:
         }
 
     def _seeds(self, attack: StagedAttack, rows: np.ndarray) -> Callable[[int], np.ndarray]:
-        """Seeds of the images in `rows` for one attack, by restart; whichever attacks run beside it."""
+        """Returns the seeds of the images in `rows` by restart; they do not depend on the other attacks."""
         of_attack = fold_in(attack.seed, zlib.crc32(attack.name.encode()))
         images = tf.constant(rows, tf.int64)
         return functools.cache(lambda restart: _seeds_of(of_attack, tf.constant(restart), images).numpy())
@@ -346,7 +355,7 @@ class AutoAttack:
         return logits
 
     def _logits(self, x: np.ndarray, size: int) -> np.ndarray:
-        """Logits of any number of images, in padded batches of one size."""
+        """Returns the logits of any number of images, in padded batches of one size."""
         if size not in self._logits_of:
             self._logits_of[size] = self._compiled_logits(x, size)
         compiled = self._logits_of[size]
@@ -376,5 +385,5 @@ class AutoAttack:
     autograph=False,
 )
 def _seeds_of(seed: tf.Tensor, restart: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-    """The seeds of images, by their numbers: `(images, 2)`, int64. Compiled: a loop over images is slow eagerly."""
+    """Returns the seeds of images, by their numbers: `(images, 2)`, int64. Compiled, because eager calls are slow."""
     return fold_in(fold_in(seed, restart), images)

@@ -1,4 +1,4 @@
-"""What a network says about the images as they are."""
+"""Predictions of a network for clean images, and checks of its logits."""
 
 import dataclasses
 import warnings
@@ -20,12 +20,12 @@ PROBABILITIES = (
 
 @dataclasses.dataclass(frozen=True)
 class CleanAnswers:
-    """Which images a network classifies correctly.
+    """The predictions of a network for clean images.
 
     Attributes:
-        correct: `(images,)`, bool.
+        correct: `(images,)`, bool: which images are classified correctly.
         num_classes: Number of logits.
-        flags: Reasons for doubt.
+        flags: Reasons to doubt the numbers.
     """
 
     correct: np.ndarray
@@ -34,7 +34,7 @@ class CleanAnswers:
 
     @property
     def accuracy(self) -> float:
-        """Share of the images classified correctly."""
+        """Share of the images that are classified correctly."""
         return float(self.correct.mean())
 
 
@@ -42,14 +42,14 @@ def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: in
     """Classifies the images, and checks the logits and the labels.
 
     Args:
-        forward: From images to float32 logits.
+        forward: Function from images to float32 logits.
         x: `(images, ...)`, float32.
         y: `(images,)`, int64.
         batch_size: Number of images in one call; the last batch is padded to it.
 
     Returns:
-        The answers, with flags: outputs that look like probabilities (also raised as a `UserWarning`), other logits
-        when asked again, an accuracy near chance, or a much better one on pixels from 0 to 255.
+        The predictions, with flags for outputs that look like probabilities (also a `UserWarning`), logits that differ
+        between two calls, an accuracy near chance, and a much better accuracy on pixels from 0 to 255.
 
     Raises:
         ValueError: if a logit is not finite, if there are fewer than two logits, or if a label has no logit.
@@ -63,7 +63,7 @@ def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: in
     if logits.min() >= 0 and logits.max() <= 1 and np.abs(sums - 1).max() < PROBABILITY_TOLERANCE:
         warnings.warn(f"Suspicious network: {PROBABILITIES}.", stacklevel=3)
         flags.append(safety.Flag("softmax", f"{PROBABILITIES[:1].upper()}{PROBABILITIES[1:]}."))
-    flags += safety.randomised(lambda images: padded_logits(step, images, batch_size), x[:batch_size], passes=2)
+    flags += safety.randomized(lambda images: padded_logits(step, images, batch_size), x[:batch_size], passes=2)
     flags += safety.wrong_pixels(lambda images: padded_logits(step, images, batch_size), x, y, logits)
     return CleanAnswers(logits.argmax(axis=-1) == y, logits.shape[-1], flags)
 
@@ -77,14 +77,14 @@ def padded_logits(forward: Forward, x: np.ndarray, batch_size: int) -> np.ndarra
 
 
 def checked_logits(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: int, where: str) -> np.ndarray:
-    """Logits of all images, checked against the labels.
+    """Returns the logits of all images, checked against the labels.
 
     Args:
-        forward: From `(batch_size, ...)` images to float32 logits.
+        forward: Function from `(batch_size, ...)` images to float32 logits.
         x: `(images, ...)`, float32.
         y: `(images,)`, int64.
         batch_size: Number of images in one call; the last batch is padded to it.
-        where: What these images are, for the message.
+        where: Name of these images for the message.
 
     Returns:
         `(images, classes)`, float32.
@@ -96,20 +96,20 @@ def checked_logits(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: i
     check_finite(np.isfinite(logits).all(axis=-1), where)
     num_classes = logits.shape[-1]
     if num_classes < 2:
-        raise ValueError(f"The network returns one logit per class, at least two. Received: {num_classes} logit")
+        raise ValueError(f"The network must return one logit per class, at least two. Received: {num_classes} logit")
     checked_labels(y, len(x), num_classes, why=f", because the network has {num_classes} logits")
     return logits
 
 
 def check_finite(finite: np.ndarray, where: str) -> None:
-    """Refuses logits that are NaN or infinite.
+    """Raises unless all logits are finite.
 
     Args:
-        finite: `(images,)`, bool, whether all logits of an image are finite.
-        where: The images these logits belong to, for the message.
+        finite: `(images,)`, bool: whether all logits of an image are finite.
+        where: Name of these images for the message.
 
     Raises:
-        ValueError: if one is not finite.
+        ValueError: if a logit is NaN or infinite.
     """
     if not finite.all():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Staged attacks on what still stands, in batches of a few fixed sizes."""
+"""Staged attacks on the images that are not broken yet, in batches of a few fixed sizes."""
 
 import os
 import threading
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import Run, StagedAttack
+from tf_robust_sparse.attacks import StagedAttack
+from tf_robust_sparse.attacks.staged_attack import AttackRun
 from tf_robust_sparse.layers import cached_for_inference
 from tf_robust_sparse.layers.forward import Forward
 
@@ -19,19 +20,20 @@ SMALLEST = 16
 class CompactedAttack:
     """A staged attack against one network, compiled once.
 
-    Whenever images have fallen, those left are moved to the smallest batch size that holds them, see `batch_sizes`; the
-    rows that fill it up repeat the first image. One trace serves all batch sizes, unless the model has one of its own.
+    Whenever images are broken, the others move to the smallest batch size that holds them, see `batch_sizes`. Rows that
+    fill up a batch repeat the first image. One trace serves all batch sizes, unless the model has a fixed one.
 
-    On CPUs of two cores or more the two halves of a batch run side by side, each in a thread of its own: while one does
-    what cannot be divided among the cores, the other one uses them. The answers are the same.
+    On CPUs with at least two cores the two halves of a batch run at the same time, each in its own thread: one half
+        uses
+    the cores while the other does work that cannot be divided. The results are the same.
 
     Args:
         attack: The attack.
-        forward: From images to float32 logits, of which the number of classes is known statically.
-        model: What `forward` calls; the kernels of a Keras model are cached for each stage.
+        forward: Function from images to float32 logits with a statically known number of classes.
+        model: The model that `forward` calls; the kernels of a Keras model are cached for each stage.
         num_classes: Number of logits.
         batch_size: The full batch size.
-        side_by_side: Whether halves may; not for a model with a random state of its own.
+        side_by_side: Whether halves may run at the same time; not for a model with a random state.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class CompactedAttack:
         }
 
     def traces(self) -> dict[str, int]:
-        """How often each compiled function was traced."""
+        """Returns how often each compiled function was traced."""
         return {name: function.traces() for name, function in self._functions.items()}
 
     def __call__(
@@ -72,10 +74,10 @@ class CompactedAttack:
         Args:
             x: `(images, height, width, channels)`, float32, in [0, 1].
             y: `(images,)`, int64.
-            seeds: From the number of a restart to the seeds of the images, `(images, 2)`, int64.
+            seeds: Function from the number of a restart to the seeds of the images, `(images, 2)`, int64.
 
         Returns:
-            Which images were broken, `(images,)` bool, and adversarial examples, the image itself where none was found.
+            Which images were broken, `(images,)` bool; and adversarial examples, or the clean image if none was found.
         """
         self._stop.clear()
         if self.halves == 1 or len(x) <= min(self.sizes[0], 2 * SMALLEST):
@@ -85,13 +87,13 @@ class CompactedAttack:
             try:
                 return self._attack(x[rows], y[rows], lambda restart: seeds(restart)[rows])
             except BaseException:
-                self._stop.set()  # the other half ends after its stage
+                self._stop.set()  # lets the other half end after its stage
                 raise
 
         with ThreadPoolExecutor(self.halves) as pool:
             try:
                 broken, x_adv = zip(*pool.map(half, np.array_split(np.arange(len(x)), self.halves)), strict=True)
-            except BaseException:  # an interruption reaches this thread alone
+            except BaseException:  # only this thread receives an interruption
                 self._stop.set()
                 raise
         return np.concatenate(broken), np.concatenate(x_adv)
@@ -109,9 +111,9 @@ class CompactedAttack:
                 x_adv[rows[row]] = example
         return broken, x_adv
 
-    def _run(self, x: np.ndarray, y: np.ndarray, seeds: np.ndarray, run: Run, first: bool) -> Any:
-        """Yields (row, adversarial example) of the images that one run breaks."""
-        rows = np.arange(len(x))  # which image stands in which row of the batch
+    def _run(self, x: np.ndarray, y: np.ndarray, seeds: np.ndarray, run: AttackRun, first: bool) -> Any:
+        """Yields (row, adversarial example) for the images that one run breaks."""
+        rows = np.arange(len(x))  # the image in each row of the batch
         size = self._size(len(rows))
         chosen = _padded(rows, size)
         images, labels = tf.constant(x[chosen]), tf.constant(y[chosen])
@@ -128,7 +130,7 @@ class CompactedAttack:
                     self._count(without_gradient=int(state["no_gradient"].numpy()[: len(rows)].sum()))
             self._count(starts=len(rows))
             done = 0
-            # Only the last phase has the radius that counts; before it nobody is dropped.
+            # Only the last phase has the final radius, so earlier phases drop no images.
             for end in self.attack.stages(iterations) if last_phase else [iterations]:
                 if self._stop.is_set():
                     return
@@ -162,9 +164,10 @@ class CompactedAttack:
 
 
 def batch_sizes(batch_size: int) -> list[int]:
-    """The full batch size and its eighths, then halves down to 16; in falling order, none below 16 but the full one.
+    """Returns the full batch size and its eighths, then halves down to 16, in decreasing order.
 
-    A few sizes, for libraries prepare a convolution anew for each.
+    There are only a few sizes, because libraries prepare convolutions for each one. No size is below 16, except a full
+    batch size below 16.
     """
     sizes = {batch_size, *(-(-batch_size * eighth // 8) for eighth in range(1, 8))}
     smallest = min(sizes)
@@ -179,7 +182,7 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 class _Compiled:
-    """A method of an attack, traced once for batches of any size, or of the one size that the model takes."""
+    """A method of an attack, traced once for batches of any size, or of the fixed size of the model."""
 
     def __init__(self, method: Callable[..., Any], forward: Forward, model: Any, batch_size: int | None) -> None:
         def call(*args: Any) -> Any:
@@ -194,7 +197,7 @@ class _Compiled:
     def __call__(self, *args: Any) -> Any:
         with self._creating:
             if self._function is None:
-                # What is not a scalar has a row for each image.
+                # All tensors except scalars have a row for each image.
                 specs = tf.nest.map_structure(
                     lambda each: tf.TensorSpec(
                         (self._batch_size, *each.shape[1:]) if each.shape.rank else (), each.dtype

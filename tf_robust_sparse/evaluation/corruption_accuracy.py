@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import inference_forward
 from tf_robust_sparse.data.corruptions import (
     COMPUTED_CORRUPTIONS,
     SEVERITIES,
@@ -32,6 +31,7 @@ from tf_robust_sparse.evaluation.examples import (
 )
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.layers import folded_kernels
+from tf_robust_sparse.layers.forward import inference_forward
 
 Examples = Iterator[tuple[str, int, np.ndarray, np.ndarray]]
 
@@ -49,9 +49,9 @@ def evaluate_corruptions(
 ) -> dict[str, Any]:
     """Measures the accuracy of a model on common corruptions of images.
 
-    Corrupted images come from the files of CIFAR-10-C, or are computed from a data set with the same formulas and
-    parameters, which were chosen for 32x32 images, and truncated to bytes as the files are. Only the files have frost:
-    means over the other fourteen do not compare with published ones.
+    Corrupted images come from the files of CIFAR-10-C. Or they are computed from a data set with the same formulas and
+    parameters, which were chosen for 32x32 images, and truncated to bytes like the files. Frost exists only as a file,
+    so means over the other fourteen corruptions do not compare with published means.
 
     Args:
         model: Keras model, or any callable from images to logits, such as `load_saved_model(path)`.
@@ -60,11 +60,11 @@ def evaluate_corruptions(
             `(batch,)`, integers.
         directory: Folder with the files; see `data.read_corruptions`. If a data set is given too, corruptions without
             a file are computed.
-        names: Which corruptions; `None` for all fifteen if there is a directory, and otherwise for all of
-            `data.COMPUTED_CORRUPTIONS`.
+        names: Names of corruptions; `None` for all fifteen with a directory, and for all of `data.COMPUTED_CORRUPTIONS`
+            without one.
         severities: Some of 1 to 5.
         max_examples: How many of the first images to use, of the data set and of each severity; `None` for all.
-        batch_size: Number of images classified at a time; `None` for that of the data set, or 128.
+        batch_size: Number of images classified at a time; `None` for the batch size of the data set, or 128.
         seed: Seed of computed noise.
         progress: Whether to show a bar on standard error.
 
@@ -85,7 +85,7 @@ def evaluate_corruptions(
     if dataset is None and directory is None:
         raise ValueError(
             "Corrupted images are computed from a data set or read from files; pass `dataset`, or `directory` with the "
-            "files of CIFAR-10-C. Received: neither"
+            "files of CIFAR-10-C. Received: dataset=None, directory=None"
         )
     begin = time.perf_counter()
     names = check_names(COMPUTED_CORRUPTIONS if names is None and directory is None else names)
@@ -95,7 +95,9 @@ def evaluate_corruptions(
     if dataset is not None:
         x_clean, y_clean, data_batch_size = collect_examples(dataset, max_examples)
     elif max_examples is not None and max_examples < 1:
-        raise ValueError(f"`max_examples` is at least 1; pass None for all examples. Received: {max_examples}")
+        raise ValueError(
+            f"`max_examples` is at least 1; pass None for all examples. Received: max_examples={max_examples}"
+        )
     corrupted = _corrupted(sources, severities, directory, x_clean, y_clean, max_examples, seed)
     first = next(corrupted)
     images = first[2].shape
@@ -136,7 +138,7 @@ def evaluate_corruptions(
 def _sources(
     names: list[str], severities: list[int], directory: str | os.PathLike | None, has_dataset: bool
 ) -> dict[str, str]:
-    """Where each corruption comes from, "files" or "computed"."""
+    """Returns the source of each corruption, "files" or "computed"."""
     if directory is None:
         check_computed(names)
         return dict.fromkeys(names, "computed")
@@ -154,7 +156,7 @@ def _corrupted(
     max_examples: int | None,
     seed: int,
 ) -> Examples:
-    """Every corruption and severity, with its images and labels: one at a time, for all together fill the memory."""
+    """Yields every corruption and severity with images and labels, one at a time to save memory."""
     from_files = [name for name, source in sources.items() if source == "files"]
     read: Examples = iter(())
     if from_files and directory is not None:
@@ -169,7 +171,7 @@ def _corrupted(
 
 
 def _compiled_forward(model: Callable[..., Any], shape: tuple[int, ...]) -> Callable[[np.ndarray], tf.Tensor]:
-    """The logits of one batch, traced once."""
+    """Returns a function from one batch to its logits, traced once."""
     forward = inference_forward(model)
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
@@ -181,9 +183,9 @@ def _compiled_forward(model: Callable[..., Any], shape: tuple[int, ...]) -> Call
 
 
 def _check_alike(shape: tuple[int, ...], first: tuple[int, ...]) -> None:
-    """Refuses clean and corrupted images of different numbers or sizes."""
+    """Raises unless clean and corrupted images have the same number and size."""
     if shape != first:
         raise ValueError(
-            "Files and data set hold the same images, each file as many; pass the test split that the files were made "
-            f"of. Received: {first[0]} images of {as_size(first[1:])}, and {shape[0]} of {as_size(shape[1:])}"
+            "Files and data set must hold the same images; pass the test split that the files were made from. "
+            f"Received: {first[0]} images of {as_size(first[1:])}, and {shape[0]} of {as_size(shape[1:])}"
         )

@@ -1,4 +1,4 @@
-"""What a network with so many units would cost, by the formulas that neural pruning was published with."""
+"""The costs of a network with given numbers of units, by the formulas of neural pruning's publication."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,14 +8,14 @@ class _Architecture(NamedTuple):
     """A chain of equal convolutions, some followed by a pooling of 2x2, and two dense layers.
 
     Attributes:
-        input_shape: Of the images it was published with.
-        channels: Of each convolution.
-        hidden: Units of the first dense layer.
+        input_shape: Shape of the images in the publication.
+        channels: Number of channels of each convolution.
+        hidden: Number of units of the first dense layer.
         kernel: Height and width of the kernels.
         padded: Whether convolutions keep the size of images.
         pooled: Numbers of the convolutions before a pooling, from 1.
-        batch_norm: Whether convolutions and the first dense layer have one.
-        last_activation: Whether tables count one for the logits.
+        batch_norm: Whether convolutions and the first dense layer have batch norm.
+        last_activation: Whether tables count an activation for the logits.
         repeats_in_table: How often tables count the dense layers.
     """
 
@@ -31,7 +31,7 @@ class _Architecture(NamedTuple):
 
 
 class _Convolution(NamedTuple):
-    """A convolution: number of positions of its output, of those after pooling (0 without), input channels."""
+    """A convolution: positions of its output, positions after pooling (0 without pooling), and input channels."""
 
     positions: int
     pooled_positions: int
@@ -49,17 +49,17 @@ _ARCHITECTURES = {
 
 
 class Efficiency(NamedTuple):
-    """Costs of a network with fewer units beside those of the whole one.
+    """Costs of a network with fewer units, compared with the whole network.
 
-    All are computed from the numbers of units alone, those of the inputs of the dense layer counted apart from the
-    channels they come from, as published; what `shrink` leaves is counted by `shrink`.
+    All costs depend only on the numbers of units. Inputs of the dense layer and the channels they come from count
+    separately, as published. For the real size of a smaller network see `shrink`.
 
     Attributes:
-        sparsity: Share of the units that is gone, in per cent.
-        flops: Additions and multiplications of one image; batch norm and gates not among them.
-        speed_up: Those of the whole network by these.
-        memory: Numbers of kernels and of the unrolled inputs of convolutions, in per cent of the whole network's.
-        memory_in_table: The same as published: the dense layers of VGG16 count 13 times.
+        sparsity: Share of the units that are removed, in percent.
+        flops: Additions and multiplications for one image, without batch norm and gates.
+        speed_up: Flops of the whole network divided by `flops`.
+        memory: Entries of kernels and of unrolled inputs of convolutions, in percent of the whole network.
+        memory_in_table: `memory` as in the published table, where the dense layers of VGG16 count 13 times.
     """
 
     sparsity: float
@@ -70,11 +70,11 @@ class Efficiency(NamedTuple):
 
 
 def gated_units(architecture: str, input_shape: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Returns how many units each gate of the whole network has, in forward order.
+    """Returns the number of units of each gate of the whole network, in forward order.
 
     Args:
         architecture: `"lenet_conv"` or `"vgg16_dropout"`.
-        input_shape: `(height, width, channels)` of the images; `None` for those it was published with.
+        input_shape: `(height, width, channels)` of the images; `None` for the shape in the publication.
 
     Raises:
         ValueError: if there is no such architecture, or the images are too small for it.
@@ -87,17 +87,17 @@ def gated_units(architecture: str, input_shape: Sequence[int] | None = None) -> 
 def efficiency(
     architecture: str, units: Sequence[int], num_classes: int = 10, input_shape: Sequence[int] | None = None
 ) -> Efficiency:
-    """Computes what a gated network with so many active units costs.
+    """Returns the costs of a gated network with given numbers of active units.
 
     Args:
         architecture: `"lenet_conv"` or `"vgg16_dropout"`.
-        units: Active units of each gate, in forward order.
+        units: Number of active units of each gate, in forward order.
         num_classes: Number of classes.
-        input_shape: `(height, width, channels)` of the images; `None` for those it was published with.
+        input_shape: `(height, width, channels)` of the images; `None` for the shape in the publication.
 
     Raises:
-        ValueError: if there is no such architecture, the images are too small for it, or the units are not some of
-            its units.
+        ValueError: if there is no such architecture, the images are too small for it, or there are more
+            units than the network has.
 
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), section 5, and its published code.
     """
@@ -129,7 +129,7 @@ def _architecture(name: str) -> _Architecture:
 
 
 def _sizes(found: _Architecture, input_shape: Sequence[int] | None) -> list[tuple[int, int]]:
-    """Heights and widths after each convolution, before its pooling; last what the dense layers see."""
+    """Returns heights and widths after each convolution, before its pooling; the last one is for the dense layers."""
     height, width = (found.input_shape if input_shape is None else input_shape)[:2]
     sizes = []
     for number in range(1, len(found.channels) + 1):
@@ -157,7 +157,7 @@ def _flops(
 ) -> int:
     total = 0
     for outputs, layer in zip(units, _convolutions(found, units, input_shape), strict=False):
-        # Bias and activation are among them.
+        # 2 * kernel * inputs operations per output, with the bias, and one for the activation.
         total += outputs * layer.positions * (2 * found.kernel**2 * layer.inputs + 1)
         total += 4 * outputs * layer.pooled_positions
     flat, last = units[-2:]

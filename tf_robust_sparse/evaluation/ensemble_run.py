@@ -1,4 +1,4 @@
-"""What is known of the images while an ensemble of attacks runs, and its file."""
+"""The state of the images while an ensemble of attacks runs, and its file."""
 
 import datetime
 import hashlib
@@ -19,31 +19,32 @@ from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.saving import replace_file
 
 SECONDS_BETWEEN_SAVES = 60.0
-# Between clean logits of one network, of the largest: more than rounding, float16 and TensorFloat-32 included.
+# Tolerance between clean logits of one network, relative to the largest; above rounding of float16 and TensorFloat-32.
 LOGIT_TOLERANCE = 1e-3
 ROUNDING = 1e-4  # by which float32 sums over the pixels may exceed the radius, in pixels of [0, 1]
 
 
 class EnsembleRun:
-    """One evaluation: its images, which of them stand, and what each attack has cost.
+    """One evaluation: its images, which of them are robust so far, and the cost of each attack.
 
     Args:
         model: The network under attack.
         attacks: The ensemble, in order.
         x: `(images, height, width, channels)`, float32, in [0, 1].
         y: `(images,)`, int64.
-        logits: Of the images as they are, `(images, classes)`.
-        size: Images in a batch.
-        flags: Reasons for doubt found so far.
-        randomised: Whether the network gives other logits when asked again.
+        logits: Logits of the clean images, `(images, classes)`.
+        size: Number of images in a batch.
+        flags: Reasons to doubt the numbers, so far.
+        randomized: Whether the logits differ from call to call.
 
     Attributes:
         robust: Which images no attack has broken, `(images,)` bool.
-        broken_by: Number of the attack, -1 robust, -2 wrong from the start.
-        x_adv, y_adv: Adversarial examples and what the network says of them; the image itself where there is none.
-        done: Names of the attacks that are finished.
-        next_row: First image that the present attack has not seen.
-        after, seconds, iterations, gradient_passes: By the name of an attack.
+        broken_by: Number of the attack, -1 for robust images, -2 for images misclassified from the start.
+        x_adv, y_adv: Adversarial examples and their predictions; the clean image if there is none.
+        done: Names of the finished attacks.
+        next_row: First image that the current attack has not processed.
+        after: Attack -> robust accuracy after it.
+        seconds, iterations, gradient_passes: Attack -> its cost.
     """
 
     def __init__(
@@ -55,10 +56,10 @@ class EnsembleRun:
         logits: np.ndarray,
         size: int,
         flags: list[safety.Flag],
-        randomised: bool,
+        randomized: bool,
     ) -> None:
         self.x, self.y, self.logits, self.size, self.flags = x, y, logits, size, flags
-        self.randomised = randomised
+        self.randomized = randomized
         self._model, self._attacks = model, attacks
         self.classes = logits.shape[-1]
         self.y_adv = logits.argmax(-1)
@@ -75,21 +76,21 @@ class EnsembleRun:
         self._saved = time.monotonic()
 
     def count(self, rows: np.ndarray, number: int, x_adv: np.ndarray, y_adv: np.ndarray) -> None:
-        """Counts images as broken by attack `number`."""
+        """Marks images as broken by attack `number`."""
         self.robust[rows] = False
         self.broken_by[rows] = number
         self.x_adv[rows], self.y_adv[rows] = x_adv, y_adv
 
     def save_is_due(self) -> bool:
-        """Tells whether the last time is a minute ago."""
+        """Returns whether the last save is at least a minute ago."""
         return time.monotonic() - self._saved >= SECONDS_BETWEEN_SAVES
 
     def save(self, path: Path, version: str) -> None:
-        """Writes the state, the adversarial examples first: what the JSON file counts is in the other one.
+        """Writes the adversarial examples, and then the state that refers to them.
 
         Args:
-            path: The JSON file; the examples and the clean logits go into an .npz file beside it.
-            version: Of the ensemble.
+            path: The JSON file; the examples and the clean logits go into an .npz file of the same name.
+            version: Version of the ensemble.
         """
         fallen = np.flatnonzero(self.broken_by >= 0)
         of_fallen = {"x_adv": self.x_adv[fallen], "y_adv": self.y_adv[fallen], "by": self.broken_by[fallen]}
@@ -117,15 +118,15 @@ class EnsembleRun:
         self._saved = time.monotonic()
 
     def restore(self, path: Path, version: str, logits_of: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Takes up the state of an interrupted run.
+        """Restores the state of an interrupted run.
 
         Args:
             path: The JSON file.
-            version: Of the ensemble.
-            logits_of: From images to the logits of the network under attack.
+            version: Version of the ensemble.
+            logits_of: Function from images to the logits of the network under attack.
 
         Raises:
-            ValueError: if the files are damaged or were changed, or are of another run.
+            ValueError: if the files are damaged or changed, or belong to another run.
         """
         try:
             state = json.loads(path.read_text())
@@ -145,8 +146,8 @@ class EnsembleRun:
         ) as error:
             reason = str(error) if "digest" in str(error) else type(error).__name__
             raise ValueError(
-                f"The state file {path} or {examples_path(path).name} beside it is of an older version or damaged; "
-                f"delete both to start anew: {reason}"
+                f"The state file {path} or its {examples_path(path).name} is of an older version or damaged; "
+                f"delete both to start again: {reason}"
             ) from error
         tolerance = self._difference_allowed(logits, logits_of)
         if found != self._fingerprint(version) or len(robust) != len(self.x) or tolerance is None:
@@ -174,19 +175,19 @@ class EnsembleRun:
         logits_of: Callable[[np.ndarray], np.ndarray],
         tolerance: float,
     ) -> None:
-        """Makes sure that restored examples lie where they may and are misclassified, and that they are all there.
+        """Checks that restored examples are complete, in the ball and in [0, 1], and misclassified.
 
         Args:
             path: The JSON file, for the message.
             robust: Which images no attack has broken, `(images,)` bool.
             rows, x_adv, by: The broken images, their examples and the numbers of the attacks, `(broken, ...)`.
-            logits_of: From images to the logits of the network under attack.
-            tolerance: By how much logits of one network may differ.
+            logits_of: Function from images to the logits of the network under attack.
+            tolerance: Largest difference between logits of one network.
 
         Raises:
-            ValueError: if not.
+            ValueError: if a check fails.
         """
-        complaint = f"The state file {path} holds %s; delete it and {examples_path(path).name} to start anew."
+        complaint = f"The state file {path} holds %s; delete it and {examples_path(path).name} to start again."
         if not np.array_equal(rows, np.flatnonzero(self.robust & ~robust)) or (robust & ~self.robust).any():
             raise ValueError(complaint % "robust_flags that its adversarial examples do not explain")
         if not len(rows):
@@ -198,7 +199,7 @@ class EnsembleRun:
         in_range = np.isfinite(x_adv).all() and x_adv.min() >= 0 and x_adv.max() <= 1
         if not in_range or not (away <= radii * (1 + ROUNDING) + ROUNDING * (self._attacks[0].norm != "Linf")).all():
             raise ValueError(complaint % "adversarial examples outside the ball or outside [0, 1]")
-        if self.randomised:
+        if self.randomized:
             return
         logits, place = logits_of(x_adv), np.arange(len(rows))
         own = logits[place, self.y[rows]].copy()
@@ -207,7 +208,7 @@ class EnsembleRun:
             raise ValueError(complaint % "adversarial examples that the network classifies correctly")
 
     def _difference_allowed(self, logits: np.ndarray, logits_of: Callable[[np.ndarray], np.ndarray]) -> float | None:
-        """How far logits may be apart, or `None` if clean ones differ by more than rounding or randomness does."""
+        """Returns the tolerance for logits, or `None` if clean logits differ by more than rounding or randomness."""
         if logits.shape != self.logits.shape or not np.isfinite(logits).all():
             return None
         difference = np.abs(logits - self.logits).max()
@@ -218,7 +219,7 @@ class EnsembleRun:
         return drawn if difference <= drawn else None
 
     def _fingerprint(self, version: str) -> str:
-        """Identifies data, weights and settings; of what is no Keras model the clean logits are compared instead."""
+        """Returns a hash of data, weights and settings; without Keras weights, clean logits identify the model."""
         digest = hashlib.sha256()
         for array in (self.x, self.y):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -231,18 +232,18 @@ class EnsembleRun:
 
 
 def perturbations(x_adv: np.ndarray, x: np.ndarray, norm: str) -> np.ndarray:
-    """Returns how far each of `(images, ...)` examples is from its image in a norm, `(images,)`."""
+    """Returns the distance of each of `(images, ...)` examples from its image in a norm, `(images,)`."""
     delta = np.abs(x_adv - x).reshape(len(x), -1)
     return {"Linf": delta.max(1), "L2": np.sqrt((delta**2).sum(1)), "L1": delta.sum(1)}[norm]
 
 
 def _digest(state: dict[str, Any], examples: bytes) -> str:
-    """Of the whole content of both files."""
+    """Returns a hash of the whole content of both files."""
     digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
     digest.update(examples)
     return digest.hexdigest()
 
 
 def examples_path(path: Path) -> Path:
-    """Returns where the examples and logits lie that belong to a state file."""
+    """Returns the path of the examples and logits that belong to a state file."""
     return path.with_name(path.name + ".npz")

@@ -1,4 +1,4 @@
-"""Figures of how attacks move hidden features, of gates and of loss surfaces; matplotlib is needed by them only."""
+"""Figures of hidden features under attack, of gates and of loss surfaces; they need matplotlib."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,14 @@ _DISTORTION = "mean |change| of a feature"
 
 
 def draw_distortions(series: Mapping[str, np.ndarray], title: str, path: str | os.PathLike) -> None:
-    """Draws how many features of a layer move how far, one panel a network; a PDF lies beside.
+    """Draws a histogram of how far the features of a layer move, with one panel for each network.
 
     Features that never move have a bar of their own, left of zero, in another color.
 
     Args:
-        series: Network -> distortion of each feature, of any shape, as of `Vulnerability.per_feature`.
-        title: Which layer, under which attack.
-        path: The file, whole or not at all.
+        series: Network -> distortion of each feature, of any shape, as in `Vulnerability.per_feature`.
+        title: The layer and the attack.
+        path: Where to write.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -61,18 +61,20 @@ def draw_distortions(series: Mapping[str, np.ndarray], title: str, path: str | o
 
 
 def draw_distortion_maps(series: Mapping[str, np.ndarray], title: str, path: str | os.PathLike) -> None:
-    """Draws the distortion of each position of each channel on one scale, one block a network; dead channels are blank.
+    """Draws the distortion at each position of each channel, on one scale, with one block for each network.
+
+    Dead channels are blank.
 
     Args:
-        series: Network -> `(height, width, channels)`, as of `Vulnerability.per_feature`.
-        title: Which layer, under which attack.
-        path: The file, whole or not at all; a PDF lies beside.
+        series: Network -> `(height, width, channels)`, as in `Vulnerability.per_feature`.
+        title: The layer and the attack.
+        path: Where to write; a PDF of the same name is written too.
 
     Raises:
         ValueError: if matplotlib is missing, or the layer has no positions.
     """
     if any(values.ndim != 3 for values in series.values()):
-        raise ValueError("Maps are drawn of channels with positions, (height, width, channels). Received: units")
+        raise ValueError("Maps need features of shape (height, width, channels). Received: features of a dense layer")
     rows = {name: -(-values.shape[-1] // _COLUMNS) for name, values in series.items()}
     highest = max(float(values.max()) for values in series.values())
     blocks = len(series)
@@ -98,12 +100,12 @@ def draw_distortion_maps(series: Mapping[str, np.ndarray], title: str, path: str
 
 
 def draw_layer_distortions(series: Mapping[str, Mapping[str, float]], path: str | os.PathLike, title: str = "") -> None:
-    """Draws the vulnerability of each layer, bars side by side for networks of the same layers.
+    """Draws the vulnerability of each layer, with bars side by side for networks with the same layers.
 
     Args:
-        series: Network -> layer -> mean distortion, as of `Vulnerability.per_layer`.
-        path: The file, whole or not at all; a PDF lies beside.
-        title: Under which attack.
+        series: Network -> layer -> mean distortion, as in `Vulnerability.per_layer`.
+        path: Where to write; a PDF of the same name is written too.
+        title: The attack.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -125,12 +127,12 @@ def draw_layer_distortions(series: Mapping[str, Mapping[str, float]], path: str 
 def draw_channels(
     series: Mapping[str, Mapping[str, np.ndarray]], layer: str, path: str | os.PathLike, attack: str = ""
 ) -> None:
-    """Draws the vulnerability of each channel of a layer, sorted, one line a network.
+    """Draws the vulnerability of each channel of a layer, sorted, with one line for each network.
 
     Args:
-        series: Network -> layer -> distortions `(channels,)`, as of `Vulnerability.per_channel`.
+        series: Network -> layer -> distortions `(channels,)`, as in `Vulnerability.per_channel`.
         layer: The layer.
-        path: The file, whole or not at all; a PDF lies beside.
+        path: Where to write; a PDF of the same name is written too.
         attack: Name and radius of the attack.
 
     Raises:
@@ -148,11 +150,11 @@ def draw_channels(
 
 
 def draw_loss_surfaces(series: Mapping[str, LossSurface], path: str | os.PathLike, image: int | None = None) -> None:
-    """Draws loss surfaces in three dimensions on one scale, one panel a network.
+    """Draws loss surfaces in three dimensions on one scale, with one panel for each network.
 
     Args:
         series: Network -> surface.
-        path: The file, whole or not at all; a PDF lies beside.
+        path: Where to write; a PDF of the same name is written too.
         image: Number of the image; `None` for the mean over the images.
 
     Raises:
@@ -167,8 +169,8 @@ def draw_loss_surfaces(series: Mapping[str, LossSurface], path: str | os.PathLik
             axes.plot_surface(along, across, heights[name], cmap="viridis", vmin=lowest, vmax=highest)
             axes.set_zlim(lowest, max(highest, lowest + 1e-6))
             axes.set_title(name)
-            axes.set_box_aspect(None, zoom=0.72)  # labels of three dimensions lie outside of the box
-            for of, label in (("x", "along gradient sign"), ("y", "along random signs"), ("z", "cross-entropy")):
+            axes.set_box_aspect(None, zoom=0.72)  # labels of 3D axes are outside of the box
+            for of, label in (("x", "along gradient sign"), ("y", "along random signs"), ("z", "cross entropy")):
                 getattr(axes, f"set_{of}label")(label, fontsize=SMALL, labelpad=0)
                 axes.tick_params(axis=of, pad=-1)
                 axes.locator_params(axis=of, nbins=4)
@@ -177,13 +179,13 @@ def draw_loss_surfaces(series: Mapping[str, LossSurface], path: str | os.PathLik
 
 
 def draw_features(clean: np.ndarray, attacked: np.ndarray, title: str, path: str | os.PathLike, most: int = 12) -> None:
-    """Draws the channels that an image excites most, of the image and of its attacked version.
+    """Draws the channels with the largest features of an image, for the image and its attacked version.
 
     Args:
         clean: `(height, width, channels)`, features of the image.
-        attacked: As `clean`, of the attacked image.
-        title: Which layer and network, under which attack.
-        path: The file, whole or not at all; a PDF lies beside.
+        attacked: As `clean`, for the attacked image.
+        title: The layer, the network and the attack.
+        path: Where to write; a PDF of the same name is written too.
         most: Largest number of channels.
 
     Raises:
@@ -210,14 +212,14 @@ def draw_strength(
     path: str | os.PathLike,
     labels: Mapping[str, str] | None = None,
 ) -> None:
-    """Draws accuracy under attacks of growing strength, one panel a kind of strength, one line a network.
+    """Draws accuracy under attacks of growing strength, with a panel for each kind of strength and a line per network.
 
-    Accuracy that does not fall with more steps, or stays above 0 in a large ball, points at masked gradients.
+    Accuracy that does not fall with more steps, or stays above 0 in a large ball, is a sign of masked gradients.
 
     Args:
         series: Network -> kind, such as `"steps"` -> pairs of strength and accuracy in [0, 1].
-        path: The file, whole or not at all; a PDF lies beside.
-        labels: Kind -> label of its axis, which names the attack and what stays fixed; `None` for the kind.
+        path: Where to write; a PDF of the same name is written too.
+        labels: Kind -> label of its axis, which names the attack and its fixed settings; `None` for the kind.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -242,13 +244,13 @@ def draw_gates(
     epochs: Mapping[str, Sequence[int]],
     path: str | os.PathLike,
 ) -> None:
-    """Draws histograms of the mean gates of each layer, and how many units were open after each epoch.
+    """Draws histograms of the mean gates of each layer, and the number of open units after each epoch.
 
     Args:
         means: Layer -> mean gates `(units,)`, in (0, 1).
         threshold: Gates whose mean is at most this are closed.
         epochs: Layer -> open units after each epoch; may be empty.
-        path: The file, whole or not at all; a PDF lies beside.
+        path: Where to write; a PDF of the same name is written too.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -260,7 +262,7 @@ def draw_gates(
         parts: Any = figure.subfigures(2, 1, height_ratios=(1.6 * lines + 0.3, 2.2)) if epochs else (figure,)
         grid = panels(parts[0], len(means), 3, sharex=True)
         for number, (axes, (name, values)) in enumerate(zip(grid, means.items(), strict=True)):
-            # Gates outside of the axis count at its ends, so that the bars hold all of them.
+            # Gates outside of the axis count at its ends, so that the bars contain all of them.
             axes.stairs(np.histogram(np.clip(values, edges[0], 1), edges)[0], edges, fill=True, label="gates")
             axes.axvline(threshold, color="tab:red", lw=1, label="threshold")
             axes.set_title(f"{name}: {(values > threshold).sum()} of {len(values)} open")
@@ -283,5 +285,5 @@ def draw_gates(
 
 
 def _width(columns: int) -> float:
-    """Returns the width of a figure of so many panels in a row, of at most three."""
+    """Returns the width of a figure with this number of panels in a row, at most three."""
     return COLUMN if columns == 1 else PAGE * min(columns, 3) / 3

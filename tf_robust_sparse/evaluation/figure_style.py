@@ -1,7 +1,7 @@
-"""The style that all figures share: sizes, fonts, words, and the files that a figure is written to.
+"""The common style of all figures: sizes, fonts, labels, and files.
 
-Figures are drawn at the size at which a paper prints them, `COLUMN` or `PAGE` inches wide, in 7 and 8 points.
-Accuracies are in percent. matplotlib is optional, and imported inside functions only.
+Figures have the size that a paper prints them in, `COLUMN` or `PAGE` inches wide, with letters of 7 and 8 points.
+Accuracies are in percent. matplotlib is optional and imported only inside functions.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from tf_robust_sparse.evaluation.leaderboard import radius
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import replace_file
 
-COLUMN, PAGE = 3.5, 7.2  # inches: one column, and the whole width, of a page of two columns
+COLUMN, PAGE = 3.5, 7.2  # inches: one column, and the whole width of a page with two columns
 SMALL = 7  # points: ticks, legends and labels inside axes; everything else has 8
 PIXELS_PER_INCH = 200
 NEEDS_MATPLOTLIB = "figures need matplotlib: python -m pip install 'tf_robust_sparse[report]', or matplotlib itself"
@@ -35,13 +35,13 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": False,
     "grid.alpha": 0.3,
     "pdf.fonttype": 42,  # TrueType: publishers refuse the bitmap fonts of type 3
-    "svg.hashsalt": "tf_robust_sparse",  # the same figure is the same file
+    "svg.hashsalt": "tf_robust_sparse",  # makes files reproducible
 }
 _WITHOUT_DATE: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 def check_matplotlib() -> None:
-    """Raises a `ValueError` that says how to install matplotlib, if it is missing."""
+    """Raises a `ValueError` with the way to install matplotlib, if it is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(f"{NEEDS_MATPLOTLIB}. Received: an environment without it")
 
@@ -56,8 +56,8 @@ def new_figure(path: str | os.PathLike | Sequence[Path], width: float, height: f
     ```
 
     Args:
-        path: A file, which is written with a PDF of the same name beside it; or all files to write. A suffix says
-            the format, PNG where there is none.
+        path: A file, which is written together with a PDF of the same name; or a list of all files to write. The suffix
+            is the format, PNG without a suffix.
         width: In inches, as `COLUMN` or `PAGE`.
         height: In inches.
 
@@ -76,22 +76,22 @@ def new_figure(path: str | os.PathLike | Sequence[Path], width: float, height: f
 
 
 def figure_files(path: str | os.PathLike) -> list[Path]:
-    """Returns the files that a figure at `path` is written to: itself, and a PDF beside it."""
+    """Returns the files of a figure at `path`: the path itself, and a PDF of the same name."""
     path = user_path(path)
     return list(dict.fromkeys((path, path.with_suffix(".pdf"))))
 
 
 def save_figure(figure: Any, paths: Sequence[Path]) -> None:
-    """Writes a figure to files in the formats of their suffixes, each whole or not at all."""
+    """Writes a figure to files in the formats of their suffixes; a failure leaves no partial file."""
     for path in paths:
         form = path.suffix[1:] or "png"
         with replace_file(path) as temporary:
             figure.savefig(temporary, dpi=PIXELS_PER_INCH, format=form, metadata=_WITHOUT_DATE.get(form))
-        figure.set_layout_engine("none")  # the next file has the layout of the first, which takes as long as drawing
+        figure.set_layout_engine("none")  # reuse the layout, which takes as long as drawing
 
 
 def panels(figure: Any, number: int, columns: int, **options: Any) -> list[Any]:
-    """Returns `number` axes of one size, side by side in rows of up to `columns`; `options` as of `Figure.subplots`."""
+    """Returns `number` axes of one size, in rows of up to `columns`; for `options` see `Figure.subplots`."""
     columns = min(number, columns)
     grid = figure.subplots(-(-number // columns), columns, squeeze=False, **options).ravel()
     for above, axes in zip(grid[number - columns :], grid[number:], strict=False):
@@ -116,19 +116,19 @@ def accuracy_label(of: str = "", attack: str = "") -> str:
 
 
 def attack_name(attack: Mapping[str, Any]) -> str:
-    """Returns what a figure calls an attack, such as `PGD-20, Linf, ε = 8/255`.
+    """Returns the name of an attack in figures, such as `PGD-20, Linf, ε = 8/255`.
 
     Args:
         attack: What `describe()` of a gradient attack returns: `attack`, `norm`, `epsilon` and `num_steps`.
     """
     norm = {"linf": "Linf", "l2": "L2"}.get(attack["norm"], attack["norm"])
-    name = attack["attack"].removeprefix(norm).removeprefix("Best")  # which is PGD that keeps its best point
+    name = attack["attack"].removeprefix(norm).removeprefix("Best")  # older files call PGD with keep_best so
     steps = f"-{attack['num_steps']}" if attack["num_steps"] > 1 else ""
     return f"{name}{steps}, {norm}, ε = {radius(norm, attack['epsilon'])}"
 
 
 def whole_ticks(axis: Any, most: int = 8) -> None:
-    """Puts ticks of an axis, such as `axes.xaxis`, at whole numbers only: epochs, rounds and steps have no halves."""
+    """Puts the ticks of an axis, such as `axes.xaxis`, only at whole numbers, for epochs, rounds and steps."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(most, integer=True))
@@ -141,7 +141,7 @@ def log_scale(axes: Any, name: str) -> None:
     axes.set(**{f"{name}scale": "log"})
     axis = axes.xaxis if name == "x" else axes.yaxis
     low, high = sorted(axis.get_view_interval())
-    subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)  # over many decades, 2 and 5 would lie over each other
+    subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)  # over many decades, labels at 2 and 5 would overlap
     axis.set_major_locator(LogLocator(subs=subs))
     if low >= 1e-3:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -149,7 +149,7 @@ def log_scale(axes: Any, name: str) -> None:
 
 
 def log_counts(axes: Any) -> None:
-    """Makes the vertical axis, of counts, logarithmic above 1 and linear below, so that it shows 0 too."""
+    """Makes the vertical axis of counts logarithmic above 1 and linear below, so that it shows 0."""
     axes.set_yscale("symlog", linthresh=1)
     high = max(axes.get_ylim()[1], 1.0)
     decades = int(np.log10(high)) + 1
@@ -159,7 +159,7 @@ def log_counts(axes: Any) -> None:
 
 
 def legend_below(figure: Any, grid: Sequence[Any]) -> None:
-    """Puts one legend for all panels of `grid` below them, where it covers nothing; equal names appear once."""
+    """Puts one legend for all panels of `grid` below them; equal names appear once."""
     entries = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
         inches = figure.bbox.width / figure.dpi

@@ -1,4 +1,4 @@
-"""Figures of evaluations: accuracy over a radius or a setting, and adversarial examples; matplotlib is needed."""
+"""Figures of evaluations: accuracy over a radius or a setting, and adversarial examples; they need matplotlib."""
 
 import os
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ _RADIUS = "radius ε (pixels of [0, 1])"
 
 
 def draw_curve(points: Sequence[dict[str, float]], title: str, path: str | os.PathLike) -> None:
-    """Draws a security curve into a file, and a PDF beside it.
+    """Draws a security curve.
 
     Args:
         points: As `security_curve` returns them: `epsilon` and `robust_accuracy`.
         title: The attack and its norm.
-        path: The file, whole or not at all.
+        path: Where to write.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -41,14 +41,14 @@ def draw_curve(points: Sequence[dict[str, float]], title: str, path: str | os.Pa
 def draw_examples(
     x: np.ndarray, x_adv: np.ndarray, y: np.ndarray, y_adv: np.ndarray, path: str | os.PathLike, scale: float
 ) -> None:
-    """Draws images, adversarial examples and their differences into a file and a PDF beside it, one row per image.
+    """Draws images, adversarial examples and their differences, with one row per image.
 
     Args:
         x: `(images, height, width, 1 or 3)`, float, in [0, 1].
         x_adv: As `x`.
         y: `(images,)`, integer labels.
         y_adv: `(images,)`, what the network says to `x_adv`.
-        path: The file, whole or not at all.
+        path: Where to write.
         scale: The difference that is drawn in full black or white; no difference is gray.
 
     Raises:
@@ -68,12 +68,12 @@ def draw_examples(
 
 
 def draw_certified(points: Sequence[dict[str, float]], sigma: float, path: str | os.PathLike) -> None:
-    """Draws certified accuracy over the l2 radius into a file, and a PDF beside it.
+    """Draws certified accuracy over the l2 radius.
 
     Args:
         points: By rising radius, `radius` and the `accuracy` that holds up to it.
         sigma: Standard deviation of the noise.
-        path: The file, whole or not at all.
+        path: Where to write.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -91,13 +91,13 @@ def draw_certified(points: Sequence[dict[str, float]], sigma: float, path: str |
 def draw_sweep(
     series: dict[str, Sequence[dict[str, float]]], label: str, path: str | os.PathLike, attack: str = ""
 ) -> None:
-    """Draws accuracies against a setting that was varied, with standard deviations over seeds, and a PDF beside.
+    """Draws accuracies over a varied setting, with standard deviations over seeds.
 
     Args:
         series: By name, points with `value`, `robust_accuracy` and `clean_accuracy`, means over seeds, and
             `robust_deviation`.
         label: What was varied; the axis is logarithmic if all values are positive.
-        path: The file, whole or not at all.
+        path: Where to write.
         attack: Name and radius of the attack of robust accuracy, where all points have the same.
 
     Raises:
@@ -106,7 +106,7 @@ def draw_sweep(
     with new_figure(path, COLUMN, 2.9) as figure:
         axes = figure.add_subplot()
         for number, (name, points) in enumerate(series.items()):
-            points = sorted(points, key=lambda point: point["value"])  # a line that turns back reads as two
+            points = sorted(points, key=lambda point: point["value"])  # a line that turns back looks like two lines
             values = [point["value"] for point in points]
             means, deviations = (
                 percent([point[f"robust_{of}"] for point in points]) for of in ("accuracy", "deviation")

@@ -1,4 +1,4 @@
-"""On which images Foolbox and our own attack disagree."""
+"""A comparison of our attacks with Foolbox, image by image."""
 
 import time
 from collections.abc import Callable
@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.attacks import GradientAttack, inference_forward
+from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.evaluation.foolbox_eval import foolbox_survives
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import attack_survivors
+from tf_robust_sparse.layers.forward import inference_forward
 
 
 def foolbox_check(
@@ -25,16 +26,16 @@ def foolbox_check(
     """Repeats an attack with Foolbox, and compares image by image.
 
     Foolbox runs PGD with the radius, steps and restarts of `attack`, and DeepFool in the same norm once. Two correct
-    implementations draw other starting points, so a few images on the edge may differ either way. DeepFool looks for
-    the closest adversarial example and stops there; that it breaks fewer images is expected.
+    implementations draw different starting points, so a few images near the boundary may differ. DeepFool stops at the
+    closest adversarial example that it finds, so it is expected to break fewer images.
 
     Args:
         model: Keras model, or any callable from images to logits.
         attack: Our attack, of norm `"linf"` or `"l2"`.
         x: `(images, ...)`, float32, in `[0, 1]`.
         y: `(images,)`, int64.
-        correct: `(images,)`, bool: which images are classified correctly as they are.
-        standing: `(images,)`, bool: which of them withstand our attack.
+        correct: `(images,)`, bool: which clean images are classified correctly.
+        standing: `(images,)`, bool: which images withstand our attack.
         batch_size: Number of images attacked at a time.
         progress: Whether to show bars on standard error.
 
@@ -49,7 +50,7 @@ def foolbox_check(
     [Moosavi-Dezfooli et al., 2016](https://arxiv.org/abs/1511.04599).
     """
     if attack.norm not in ("linf", "l2"):
-        raise ValueError(f"`attack` is of the norm linf or l2. Received: {attack!r}")
+        raise ValueError(f"`attack` must have the norm linf or l2. Received: attack={attack!r}")
     forward = inference_forward(model)
     found = {}
     for name, restarts in (("pgd", attack.restarts), ("deepfool", 1)):

@@ -1,4 +1,4 @@
-"""Robust accuracy under Foolbox's projected gradient attack, as a second opinion on ours."""
+"""Robust accuracy under Foolbox's projected gradient attack, as a check of ours."""
 
 import os
 import time
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import GradientAttack, LinfPGD, cross_entropy, inference_forward
+from tf_robust_sparse.attacks import GradientAttack, LinfPGD, cross_entropy
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.clean import clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.robust_accuracy import masked_gradients
 from tf_robust_sparse.evaluation.survivors import attack_survivors
-from tf_robust_sparse.layers.forward import Forward
+from tf_robust_sparse.layers.forward import Forward, inference_forward
 
 
 def foolbox_linf_pgd(
@@ -32,11 +32,12 @@ def foolbox_linf_pgd(
 ) -> dict[str, Any]:
     """Measures robust accuracy with `foolbox.attacks.LinfPGD`.
 
-    Uniform random start in the ball, cross entropy, sign steps, last iterate, misclassification. An image counts
-    against the model if it is misclassified as it is, or after any restart; broken images are not attacked again.
+    The attack starts at a uniform point of the ball, climbs the cross entropy by sign steps, and returns the last
+    iterate. An image counts against the model if it is misclassified without an attack or after any restart. Broken
+    images are not attacked again.
 
-    Foolbox draws from TensorFlow's global generator, so this function calls `tf.random.set_seed(seed + restart)` before
-    each restart, which reseeds the whole program.
+    Foolbox uses TensorFlow's global generator. So this function calls `tf.random.set_seed(seed + restart)` before each
+    restart, which reseeds the whole program.
 
     Args:
         model: Keras model, or any callable from images to logits, such as `load_saved_model(path)`.
@@ -47,20 +48,20 @@ def foolbox_linf_pgd(
         restarts: Number of restarts, at least 1.
         step_size: Length of a step in pixels of `[0, 1]`; `None` for `2.5 * epsilon / num_steps`.
         seed: Integer.
-        max_examples: How many of the first images to use; `None` for all.
-        batch_size: Number of images attacked at a time; `None` for that of the data set.
+        max_examples: Number of images to use, from the first on; `None` for all.
+        batch_size: Number of images attacked at a time; `None` for the batch size of the data set.
         progress: Whether to show a bar on standard error.
 
     Returns:
         Plain values, ready for a results file: `attack`, `epsilon`, `step_size`, `num_steps`, `restarts`, `seed`,
         `images`, `clean_accuracy`, `clean_errors`, `robust_accuracy`, `robust_accuracy_after_restart`, `seconds`,
         `images_per_second`, `flags` and `flag_names`
-        (reasons for doubt). Accuracies are in `[0, 1]`.
+        (reasons to doubt the numbers). Accuracies are in `[0, 1]`.
 
     Raises:
         ValueError: if an argument, the data or the logits are malformed.
 
-    Reference: [Rauber et al., 2017](https://arxiv.org/abs/1707.04131); the protocol is that of
+    Reference: [Rauber et al., 2017](https://arxiv.org/abs/1707.04131); the protocol is from
     [Ozdenizci and Legenstein, 2021](https://proceedings.mlr.press/v139/ozdenizci21a.html).
     """
     checked = LinfPGD(epsilon, step_size, num_steps, restarts=restarts, seed=seed)
@@ -97,11 +98,11 @@ def foolbox_linf_pgd(
 def foolbox_survives(
     forward: Forward, settings: GradientAttack, x: np.ndarray, y: np.ndarray, batch_size: int, deepfool: bool = False
 ) -> Callable[[np.ndarray, int], np.ndarray]:
-    """A function from rows of the data set and a restart to whether these images survive an attack of Foolbox.
+    """Returns a function from rows of the data set and a restart to whether these images survive an attack of Foolbox.
 
     Args:
-        forward: From images to float32 logits.
-        settings: Attack of ours that says norm (`"linf"` or `"l2"`), radius, length and number of steps, and seed.
+        forward: Function from images to float32 logits.
+        settings: Our attack with the norm (`"linf"` or `"l2"`), radius, length and number of steps, and seed.
         x: `(images, ...)`, float32, in `[0, 1]`.
         y: `(images,)`, int64.
         batch_size: Number of rows in each call.
@@ -110,7 +111,7 @@ def foolbox_survives(
     Returns:
         `survives(rows, restart)`, from `(batch_size,)` indices to `(batch_size,)` bool.
     """
-    # Importing Foolbox imports GitPython, which fails without a git executable unless told to be quiet.
+    # Importing Foolbox imports GitPython, which fails without a git executable unless this is set.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import foolbox
 

@@ -1,4 +1,4 @@
-"""How long networks take for a batch, measured side by side."""
+"""Latencies of networks, measured in turns."""
 
 import functools
 import statistics
@@ -18,15 +18,15 @@ from tf_robust_sparse.saving import export_onnx
 def median_latency(
     networks: Mapping[str, keras.Model], batch_size: int, seconds: float = 1.0, rounds: int = 5
 ) -> dict[str, float]:
-    """Measures how long one batch of random pixels takes each network, compiled, in inference mode.
+    """Measures the time of one batch of random pixels for each network, compiled, in inference mode.
 
-    The networks take turns, so that what else the machine does meets all of them.
+    The networks take turns, so that other work of the machine disturbs all of them alike.
 
     Args:
         networks: Name -> functional or sequential model of known image size.
         batch_size: Number of images, positive.
-        seconds: How long each network runs, compilation and warming up apart.
-        rounds: How many turns that time is split into.
+        seconds: Time of each network, without compilation and warm-up.
+        rounds: Number of turns that this time is divided into.
 
     Returns:
         Name -> median over all calls, in seconds.
@@ -48,12 +48,12 @@ def median_latency(
 
 
 def median_durations(calls: Mapping[str, Callable[[], Any]], seconds: float = 1.0, rounds: int = 5) -> dict[str, float]:
-    """Measures how long functions take, which take turns.
+    """Measures the times of functions, which take turns.
 
     Args:
         calls: Name -> function of no arguments.
-        seconds: How long each of them runs, warming up apart.
-        rounds: How many turns that time is split into.
+        seconds: Time of each function, without warm-up.
+        rounds: Number of turns that this time is divided into.
 
     Returns:
         Name -> median over all calls, in seconds.
@@ -81,13 +81,13 @@ def onnx_runtime(network: keras.Model, x: np.ndarray, threads: int) -> Callable[
     """Returns a function that computes the logits of `x` in ONNX Runtime.
 
     Args:
-        network: A network that `saving.export_onnx` takes.
-        x: `(batch, ...)`, float32, as for the network.
+        network: A network that `saving.export_onnx` supports.
+        x: `(batch, ...)`, float32, inputs of the network.
         threads: Number of threads.
 
     Raises:
         ImportError: if ONNX or ONNX Runtime is not installed.
-        ValueError: naming a layer, if there is no operator for it.
+        ValueError: if there is no operator for a layer; names the layer.
     """
     import onnx
     import onnxruntime

@@ -7,18 +7,18 @@ UNRELIABLE = ("randomised", "batch_dependent", "softmax", "masked_gradients", "z
 
 
 def robustbench_row(results: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
-    """One entry of RobustBench's `model_info/<dataset>/<norm>/<model>.json`.
+    """Returns one entry of RobustBench's `model_info/<dataset>/<norm>/<model>.json`.
 
     Args:
-        results: Of an evaluation with AutoAttack: `norm`, `epsilon`, `images`, `clean_accuracy`, `robust_accuracy`,
-            `attacks["autoattack"]["robust_accuracy"]` and `flag_names`.
-        description: What the numbers do not say: `dataset`, `architecture`, and, where known, `link`, `name`,
+        results: Results of an evaluation with AutoAttack: `norm`, `epsilon`, `images`, `clean_accuracy`,
+            `robust_accuracy`, `attacks["autoattack"]["robust_accuracy"]` and `flag_names`.
+        description: Facts about the network: `dataset`, `architecture`, and, if known, `link`, `name`,
             `authors`, `venue`, `additional_data`.
 
     Returns:
-        The entry: accuracies as text in per cent, `reported` being the worst case over all attacks of this evaluation;
-        `unreliable` if a flag says so; a `footnote` where fewer images were used than the leaderboard asks for, or
-        another version than the standard one. What is not known is an empty string.
+        The entry. Accuracies are text in percent; `reported` is the worst case over all attacks of this evaluation.
+        `unreliable` follows from the flags. There is a `footnote` if fewer images were used than the leaderboard asks
+        for, or another version than the standard one. Unknown facts are empty strings.
 
     Raises:
         ValueError: if AutoAttack was not run.
@@ -50,17 +50,17 @@ def robustbench_row(results: dict[str, Any], description: dict[str, Any]) -> dic
 
 
 def pruning_benchmark_row(results: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
-    """One network for the Adversarial Pruning Benchmark: the arguments of its model key, and the results it asks for.
+    """Returns one network's entry for the Adversarial Pruning Benchmark: its model key and its results.
 
     Args:
-        results: As for `robustbench_row`.
-        description: `dataset`, `architecture`, and where known `method` and `connectivity` (in (0, 1]).
+        results: See `robustbench_row`.
+        description: `dataset`, `architecture`, and, if known, `method` and `connectivity` (in (0, 1]).
 
     Returns:
-        `model_key` with `ap_method`, `architecture`, `dataset`, `structure` and `sparsity_rate` (per cent of the
-        weights that are gone, as text); `epsilon` and `norm` used; `clean_accuracy` and `robust_accuracy_aa` in per
-        cent, as text. The benchmark's other attack, HO-FMN, is not part of this package: `robust_accuracy_hofmn` is
-        `None` and has to be measured with the benchmark's code.
+        `model_key` with `ap_method`, `architecture`, `dataset`, `structure` and `sparsity_rate` (percentage of
+        removed weights, as text); `epsilon` and `norm` used; `clean_accuracy` and `robust_accuracy_aa` in
+        percent, as text. This package does not contain the benchmark's other attack, HO-FMN: `robust_accuracy_hofmn` is
+        `None`; measure it with the benchmark's code.
 
     Raises:
         ValueError: if AutoAttack was not run.
@@ -86,7 +86,7 @@ def pruning_benchmark_row(results: dict[str, Any], description: dict[str, Any]) 
 
 
 def radius(norm: str, epsilon: float) -> str:
-    """A radius as text: `8/255` for an Linf radius of whole levels that is not short as `0.2` is, else digits."""
+    """Returns a radius as text: `8/255` for an Linf radius of whole levels, unless decimals are short, as in `0.2`."""
     levels = round(255 * epsilon)
     whole = norm.lower() == "linf" and levels > 0 and abs(levels / 255 - epsilon) < 1e-9
     whole = whole and float(f"{epsilon:.3g}") != epsilon
@@ -98,7 +98,7 @@ def _auto_attack(results: dict[str, Any]) -> dict[str, Any]:
         return results["attacks"]["autoattack"]
     except KeyError:
         raise ValueError(
-            f"Leaderboards ask for AutoAttack; run it too. Received: the attacks {', '.join(results['attacks'])}"
+            f"Leaderboards need AutoAttack; run it too. Received: the attacks {', '.join(results['attacks'])}"
         ) from None
 
 

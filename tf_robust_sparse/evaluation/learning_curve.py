@@ -1,4 +1,4 @@
-"""The course of a training as a figure: losses and accuracies by epoch."""
+"""A figure of losses and accuracies by epoch."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from tf_robust_sparse.evaluation.figure_style import (
     whole_ticks,
 )
 
-# Which images, by the beginning of what is logged of them -> their color.
+# Prefix of logged names -> images, and their color.
 _IMAGES = {"": ("training", "tab:blue"), "val_": ("held-out", "tab:orange"), "test_": ("test", "tab:green")}
 
 
@@ -25,14 +25,14 @@ def draw_learning_curve(
     attack: Mapping[str, Any] | None = None,
     trained_on_attacked: bool = False,
 ) -> None:
-    """Draws losses, accuracies, and accuracies under attack by epoch; of training, held-out and test images.
+    """Draws losses, accuracies, and accuracies under attack by epoch, for training, held-out and test images.
 
     Args:
-        history: A row for each epoch, as of `history.json`: `epoch`, and `loss`, `accuracy` and `robust_accuracy`, of
-            held-out images with `val_` and of test images with `test_` before them, as far as they were measured.
-        path: The file, and a PDF beside it.
-        attack: What `describe()` of the attack of `robust_accuracy` returns; named in the figure.
-        trained_on_attacked: Whether `accuracy` of training images is that under the attack of training.
+        history: A row for each epoch, as in `history.json`: `epoch`, and, if measured, `loss`, `accuracy` and
+            `robust_accuracy`, with the prefix `val_` for held-out images and `test_` for test images.
+        path: Where to write; a PDF of the same name is written too.
+        attack: `describe()` of the attack of `robust_accuracy`; the figure names it.
+        trained_on_attacked: Whether `accuracy` of training images is measured under the attack of training.
 
     Raises:
         ValueError: if there is no epoch, or matplotlib is missing.

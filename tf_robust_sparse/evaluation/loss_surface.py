@@ -7,18 +7,21 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.attacks import cross_entropy, fold_in, inference_forward
+from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation.examples import check_image_shape
 from tf_robust_sparse.evaluation.progress import Progress
+from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.noise import fold_in
 
 
 class LossSurface(NamedTuple):
-    """What `loss_surface` computed.
+    """The result of `loss_surface`.
 
     Attributes:
-        offsets: `(points,)`, float32, from `-epsilon` to `epsilon`: how far the images are moved along a direction.
-        losses: `(images, points, points)`, float32, cross-entropies; first along the gradient's sign.
+        offsets: `(points,)`, float32, from `-epsilon` to `epsilon`: offsets along a direction.
+        losses: `(images, points, points)`, float32, cross entropies; the first axis of points is along the gradient's
+            sign, the second along the random direction.
     """
 
     offsets: np.ndarray
@@ -35,18 +38,18 @@ def loss_surface(
     batch_size: int = 256,
     progress: bool = False,
 ) -> LossSurface:
-    """Computes the cross-entropy at `clip(x + a * sign(gradient) + b * r, 0, 1)`, `r` random of +1 and -1.
+    """Computes the cross entropy at `clip(x + a * sign(gradient) + b * r, 0, 1)`, `r` random of +1 and -1.
 
-    A surface that falls off sharply beside the image, or is rough where others are smooth, hints at gradients that lead
-    an attack astray.
+    A surface that falls off sharply near the image, or is rough where others are smooth, is a sign of gradients that
+    mislead an attack.
 
     Args:
         network: A Keras model from `(batch, ...)` images to logits.
         x: `(images, ...)`, floating, in [0, 1].
         y: `(images,)`, integer labels.
         epsilon: Largest offset, in pixels of [0, 1], positive.
-        points: Offsets along each direction, odd, so that the image itself is among them.
-        seed: Of the random directions, one for each image.
+        points: Number of offsets along each direction; odd, so that 0 is among them.
+        seed: Seed of the random directions, one for each image.
         batch_size: Number of images at a time.
         progress: Whether to show a bar on standard error.
 
@@ -57,7 +60,7 @@ def loss_surface(
     """
     x = checked_images(x)
     if not 0 < epsilon <= 1:
-        raise ValueError(f"`epsilon` is in pixels of [0, 1] and above 0. Received: epsilon={epsilon!r}")
+        raise ValueError(f"`epsilon` is an offset in pixels of [0, 1], above 0. Received: epsilon={epsilon!r}")
     if points < 3 or points % 2 == 0:
         raise ValueError(f"`points` must be odd and at least 3. Received: points={points!r}")
     check_image_shape(network, x)

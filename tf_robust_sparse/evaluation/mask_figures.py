@@ -1,4 +1,4 @@
-"""Figures of masks: how much of each layer stays, and which connections; matplotlib is needed."""
+"""Figures of masks: how much of each layer is kept, and which connections; they need matplotlib."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,19 @@ from tf_robust_sparse.evaluation.figure_style import (
     whole_ticks,
 )
 
-# A dot of a mask is two pixels wide at least: PAGE inches have 1440 pixels, and labels and legends take their part.
+# A dot of a mask is at least two pixels wide: PAGE inches have 1440 pixels, some of them for labels and legends.
 DOTS = 600
 
 
 def draw_kept_per_layer(
     rows: Sequence[dict[str, Any]], title: str, path: str | os.PathLike, planned: Mapping[str, float] | None = None
 ) -> None:
-    """Draws what part of the weights, channels and filters of each layer stays, and how many; a PDF lies beside.
+    """Draws the share of weights, channels and filters of each layer that are kept, and the number of weights.
 
     Args:
         rows: As `sparsity.mask_statistics` returns them.
         title: Which network.
-        path: The file, whole or not at all.
+        path: Where to write.
         planned: The fractions that were planned, by the name of the layer.
 
     Raises:
@@ -50,7 +50,7 @@ def draw_kept_per_layer(
             axes.plot(
                 share, places, marker, color=color, linestyle="none", label=f"{part} with a weight", clip_on=False
             )
-        # In a column of their own, counts lie over neither bars nor markers.
+        # Counts have a column of their own, so that they cover neither bars nor markers.
         for place, row in zip(places, rows, strict=True):
             count = f"{row['nonzero']:,} of {row['entries']:,}"
             axes.annotate(
@@ -70,11 +70,11 @@ def draw_kept_per_layer(
 
 
 def draw_kept_weights(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most: int = 9) -> None:
-    """Draws histograms of the weights that a mask keeps, beside those that magnitude pruning would keep.
+    """Draws histograms of the weights that a mask keeps, and of those that magnitude pruning would keep.
 
     Args:
         rows: As `sparsity.kept_weights` returns them; of many layers some are drawn, spread over the depth.
-        path: The file, whole or not at all; a PDF lies beside.
+        path: Where to write; a PDF of the same name is written too.
         most: Largest number of layers to draw.
 
     Raises:
@@ -93,11 +93,11 @@ def draw_kept_weights(rows: Sequence[dict[str, Any]], path: str | os.PathLike, m
 
 
 def draw_structure(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most: int = 6) -> None:
-    """Draws how connections are spread over filters, channels and kernels, beside random masks.
+    """Draws how connections are spread over filters, channels and kernels, in comparison with random masks.
 
     Args:
         rows: As `sparsity.mask_structure` returns them.
-        path: The file, whole or not at all; a PDF lies beside.
+        path: Where to write; a PDF of the same name is written too.
         most: Layers that are drawn, spread evenly from first to last.
 
     Raises:
@@ -123,14 +123,14 @@ def draw_structure(rows: Sequence[dict[str, Any]], path: str | os.PathLike, most
 
 
 def draw_channels_between(row: dict[str, Any], names: tuple[str, str], path: str | os.PathLike) -> None:
-    """Draws which channels between two layers are in use, outputs of the first above inputs of the second.
+    """Draws which channels between two layers are in use: outputs of the first layer above inputs of the second.
 
     Of more than 600 channels, neighbors share a bar, and the title says how many.
 
     Args:
         row: As `sparsity.channels_between` returns it.
         names: Of the two layers.
-        path: The file, whole or not at all; a PDF lies beside.
+        path: Where to write; a PDF of the same name is written too.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -144,7 +144,7 @@ def draw_channels_between(row: dict[str, Any], names: tuple[str, str], path: str
             edges = np.append(starts, len(counts)) - 0.5
             axes.stairs(np.add.reduceat(counts, starts), edges, fill=True, color="tab:blue")
             empty = np.flatnonzero(counts == 0)
-            if len(empty):  # below the axis, so that a mark does not lie over the bars beside it
+            if len(empty):  # below the axis, so that marks do not cover bars
                 axes.plot(
                     empty,
                     np.full(len(empty), -0.04),
@@ -165,7 +165,7 @@ def draw_channels_between(row: dict[str, Any], names: tuple[str, str], path: str
 
 
 def draw_layout(mask: np.ndarray, title: str, path: str | os.PathLike) -> None:
-    """Draws the connections of a mask: kernels side by side, bars beside rows and columns in use; a PDF lies beside.
+    """Draws the connections of a mask: kernels side by side, and bars that mark the rows and columns in use.
 
     Where the mask has more entries than the figure has room for, a dot stands for a whole kernel, or for a block of
     them: it is darker the more connections it holds, none is lost, and the title says so.
@@ -173,7 +173,7 @@ def draw_layout(mask: np.ndarray, title: str, path: str | os.PathLike) -> None:
     Args:
         mask: `(height, width, channels, filters)` or `(inputs, outputs)`, boolean.
         title: Whose mask it is.
-        path: The file, whole or not at all.
+        path: Where to write.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -193,13 +193,13 @@ def draw_layout(mask: np.ndarray, title: str, path: str | os.PathLike) -> None:
 
         grid = figure.add_gridspec(2, 3, width_ratios=(40, 1, 1), height_ratios=(40, 1), hspace=0.01, wspace=0.01)
         axes = figure.add_subplot(grid[0, 0])
-        # Below one there is white alone, so that a single connection among many shows too.
+        # Only 0 is white, so that a single connection among many is visible.
         colors = ListedColormap(colormaps["Greys"](np.linspace(0.5, 1, 256))).with_extremes(under="white")
         image = axes.imshow(
             unrolled, cmap=colors, vmin=0.5, vmax=max(unrolled.max(), 1), aspect="auto", interpolation="none"
         )
         axes.set(title=head, ylabel=f"{filters} output channels", xticks=[], yticks=[])
-        # A row and a column are left free around the dots, because the frame would cover those at the edge.
+        # Leave a row and a column free around the dots, because the frame would cover dots at the edge.
         axes.set(xlim=(-1.5, unrolled.shape[1] + 0.5), ylim=(unrolled.shape[0] + 0.5, -1.5))
         used = unrolled > 0
         for place, line in (((0, 1), used.any(1, keepdims=True)), ((1, 0), used.any(0, keepdims=True))):
@@ -215,7 +215,7 @@ def draw_layout(mask: np.ndarray, title: str, path: str | os.PathLike) -> None:
 
 
 def _dots(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns connections per dot `(rows, columns)`, and how many entries of the mask a dot is high and wide."""
+    """Returns the connections per dot, `(rows, columns)`, and the height and width of a dot in entries of the mask."""
     height, width, channels, filters = mask.shape
     if max(filters * height, channels * width) <= DOTS:
         return mask.transpose(3, 0, 2, 1).reshape(filters * height, channels * width).astype(int), (1, 1)
@@ -227,5 +227,5 @@ def _dots(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def _spread(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Returns at most so many rows, evenly from the first to the last."""
+    """Returns at most `most` rows, evenly spaced from the first to the last."""
     return [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]

@@ -13,18 +13,18 @@ from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier
 
 
 def with_pixel_range(model: Callable[..., Any], pixel_range: float) -> Callable[..., Any]:
-    """Makes a network that expects pixels in [0, `pixel_range`] one that takes them in [0, 1].
+    """Turns a network that expects pixels in [0, `pixel_range`] into one that takes pixels in [0, 1].
 
     Attacks and radii are in pixels of [0, 1]. Many networks divide bytes by 255 themselves, in a layer `Rescaling`.
 
     Args:
-        model: Keras model, what `load_saved_model` returned, or any other callable from images to logits. It is not
+        model: Keras model, result of `load_saved_model`, or any other callable from images to logits. It is not
             changed.
         pixel_range: The largest pixel that it expects, above 0; usually 255.
 
     Returns:
-        Callable from `(batch, ...)` images in [0, 1] to what `model` says of `pixel_range` times these; of a Keras
-        model a Keras model, which shares its weights.
+        Callable from `(batch, ...)` images in [0, 1] to the logits of `model` for `pixel_range` times these images. For
+        a Keras model it is a Keras model that shares its weights.
 
     Raises:
         ValueError: if `pixel_range` is not a positive number.
@@ -32,7 +32,7 @@ def with_pixel_range(model: Callable[..., Any], pixel_range: float) -> Callable[
     is_number = isinstance(pixel_range, numbers.Real) and not isinstance(pixel_range, bool)
     if not is_number or not 0 < pixel_range < math.inf:
         raise ValueError(
-            "`pixel_range` is the largest pixel that the network expects, 1 or 255. "
+            "`pixel_range` is the largest pixel that the network expects, usually 1 or 255. "
             f"Received: pixel_range={pixel_range!r}"
         )
     if pixel_range == 1:

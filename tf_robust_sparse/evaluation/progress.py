@@ -1,4 +1,4 @@
-"""How far a long count of images is: a bar on a terminal, a line now and then in a log file."""
+"""Progress of a long count of images: a bar on a terminal, or a line every 30 seconds in a log file."""
 
 import datetime
 import sys
@@ -11,13 +11,13 @@ _SECONDS = 30.0  # between two lines of a log file
 
 
 class Progress:
-    """Counts images on standard error, as a context manager; the clock starts where it is entered.
+    """A context manager that counts images on standard error; entering it starts the clock.
 
     Args:
-        title: What is being done.
-        total: Number of images to count, or `None` if it is not known.
+        title: Name of the work.
+        total: Number of images to count, or `None` if it is unknown.
         shown: Whether to print anything.
-        leaves: Whether what was counted stays to be read; not where the caller tells the result anyway.
+        leaves: Whether the final count stays visible; `False` if the caller reports the result.
     """
 
     def __init__(self, title: str, total: int | None, shown: bool, leaves: bool = True) -> None:
@@ -27,7 +27,7 @@ class Progress:
         self._robust: float | None = None
 
     def __enter__(self) -> "Progress":
-        self._begun = self._told = time.perf_counter()
+        self._begun = self._last_line = time.perf_counter()
         return self
 
     def __exit__(
@@ -36,37 +36,37 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif self._shown and self._leaves and self._done:
-            self._tell()
+            self._print_line()
 
     def advance(self, images: int, robust: float | None = None) -> None:
-        """Counts images on, and shows the robust accuracy so far, in [0, 1]."""
+        """Counts more images, and shows the robust accuracy so far, in [0, 1]."""
         self._done += images
         self._robust = robust
         if not self._shown:
             return
         if sys.stderr.isatty():
             self._draw(images)
-        elif time.perf_counter() - self._told >= _SECONDS:
-            self._tell()
+        elif time.perf_counter() - self._last_line >= _SECONDS:
+            self._print_line()
 
     def skip(self, images: int) -> None:
-        """Takes images out of the total that need no work; they would spoil the rate."""
+        """Removes images that need no work from the total, because they would falsify the rate."""
         if self._total is not None:
             self._total -= images
 
     def _draw(self, images: int) -> None:
-        if self._bar is None:  # not before, so that an error before the first image leaves no empty bar
+        if self._bar is None:  # created late, so that an early error leaves no empty bar
             self._bar = tqdm.tqdm(total=self._total, desc=self._title, unit=" images", leave=self._leaves, smoothing=0)
-            # From here the rate is counted; work that was done before it belongs to it.
+            # The bar counts time from its creation; add the time of the work before.
             self._bar.start_t -= time.perf_counter() - self._begun
         self._bar.total = self._total
         if self._robust is not None:
             self._bar.set_postfix(robust=f"{self._robust:.2%}", refresh=False)
         self._bar.update(images)
 
-    def _tell(self) -> None:
+    def _print_line(self) -> None:
         now = time.perf_counter()
-        seconds, self._told = max(now - self._begun, 1e-3), now
+        seconds, self._last_line = max(now - self._begun, 1e-3), now
         rate = self._done / seconds
         words = [f"{self._done}{'' if self._total is None else f'/{self._total}'} images"]
         words.append(f"{rate:.3g} images/s" if rate >= 1 else f"{1 / rate:.3g} s/image")

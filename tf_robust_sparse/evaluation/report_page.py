@@ -18,17 +18,17 @@ EXAMPLES = 6
 def write_report(
     path: str | os.PathLike, results: dict[str, Any], examples: dict[str, np.ndarray] | None = None
 ) -> list[Path]:
-    """Writes a Markdown page, and its figures as PNG and PDF files beside it.
+    """Writes a Markdown page, and its figures as PNG and PDF files in the same directory.
 
     Args:
         path: The page; the figures are called `<its name>_curve.png` and `<its name>_examples.png`.
-        results: As `RobustnessSuite.results` returns them; where known with `title`, `norm`, `epsilon`, `data` (`name`,
-            `origin`) and `versions`, and where measured `security_curve`, `corruptions` and `foolbox_check`.
-        examples: What AutoAttack found: `x` and `x_adv`, `(images, height, width, channels)`, in [0, 1]; `y`, `y_adv`
-            and `broken_by`, `(images,)`; `None` without AutoAttack.
+        results: Result of `RobustnessSuite.results`; if known, with `title`, `norm`, `epsilon`, `data` (`name`,
+            `origin`) and `versions`; if measured, with `security_curve`, `corruptions` and `foolbox_check`.
+        examples: Adversarial examples of AutoAttack: `x` and `x_adv`, `(images, height, width, channels)`, in [0, 1];
+            `y`, `y_adv` and `broken_by`, `(images,)`; `None` without AutoAttack.
 
     Returns:
-        What was written, the page first.
+        The files that were written, the page first.
 
     Raises:
         ValueError: if matplotlib is missing.
@@ -90,7 +90,7 @@ def _of_data(results: dict[str, Any]) -> str:
 
 
 def _ball(results: dict[str, Any]) -> str:
-    """The ball around each image, if there is one for all attacks."""
+    """Returns the ball around each image in words, if all attacks have the same one."""
     known = [results] if "norm" in results else results["attacks"].values()
     balls = {(each["norm"], each["epsilon"]) for each in known if "norm" in each}
     named = {f", {norm[:1].upper()}{norm[1:]} ball of radius {radius(norm, epsilon)}" for norm, epsilon in balls}

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import GradientAttack, fold_in, inference_forward, log_odds
+from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.attacks.gradient_attack import input_gradient
+from tf_robust_sparse.attacks.losses import log_odds
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import attack_survivors, padded_batches
 from tf_robust_sparse.layers import cached_for_inference
+from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.noise import fold_in
 
 Attacks = GradientAttack | Sequence[GradientAttack] | Mapping[str, GradientAttack]
 
@@ -28,15 +31,20 @@ def robust_accuracy(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> float:
-    """Share of the images that are classified correctly, and stay so under every restart of an attack.
+    """Returns the share of images that are classified correctly under every restart of an attack.
+
+    ```python
+    attack = trs.attacks.LinfPGD(epsilon=8 / 255, num_steps=50, restarts=10)
+    trs.evaluation.robust_accuracy(network, (x, y), attack)
+    ```
 
     Args:
         network: Keras model, or any callable from images to logits.
         dataset: Batched `tf.data.Dataset` of `(x, y)`, or a tuple of arrays; images in `[0, 1]`, integer labels.
         attack: Untargeted attack; `None` for the clean accuracy.
-        restarts: Number of restarts; `None` for those of the attack.
-        max_examples: How many of the first images to use; `None` for all.
-        batch_size: Number of images attacked at a time; `None` for that of the data set.
+        restarts: Number of restarts; `None` for the setting of the attack.
+        max_examples: Number of images to use, from the first on; `None` for all.
+        batch_size: Number of images attacked at a time; `None` for the batch size of the data set.
         progress: Whether to show a bar on standard error.
 
     Returns:
@@ -61,32 +69,32 @@ def evaluate_robustness(
 ) -> dict[str, Any]:
     """Measures the clean accuracy of a model, and its accuracy under each of several attacks.
 
-    An image counts against the model if it is misclassified as it is, or after any restart of the attack. The restarts
-    of an attack run from outside, so that each attacks only the images that are still standing. Each image has its own
-    starting points, drawn from the seed of the attack, the restart and the place of the image in the data set; they do
-    not depend on the batch size, nor on which other images are left. So more restarts never give a higher accuracy.
+    An image counts against the model if it is misclassified without an attack or after any restart. Each restart
+    attacks only the images that are not broken yet. The starting points of an image depend on the seed of the attack,
+    the restart and the index of the image in the data set, but neither on the batch size nor on the other images. So
+    more restarts never give a higher accuracy.
 
     Args:
         model: Keras model, or any callable from images to logits, such as `load_saved_model(path)`.
         dataset: Batched `tf.data.Dataset` of `(x, y)`, or a tuple of arrays; images `(batch, ...)`, floating, in
             `[0, 1]`; labels `(batch,)`, integers.
-        attacks: Untargeted attack, a sequence of them, or a mapping from names to them. Without a mapping an attack is
-            named as in `LinfPGD-50x10`, by its steps and restarts.
-        max_examples: How many of the first images to use; `None` for all.
-        batch_size: Number of images attacked at a time; `None` for that of the data set.
+        attacks: Untargeted attack, a sequence of attacks, or a mapping from names to attacks. Without a mapping the
+            name consists of class, steps and restarts, such as `LinfPGD-50x10`.
+        max_examples: Number of images to use, from the first on; `None` for all.
+        batch_size: Number of images attacked at a time; `None` for the batch size of the data set.
         progress: Whether to show a bar on standard error.
 
     Returns:
         Plain values, ready for a results file: `images`, `clean_accuracy`, `clean_errors`, `robust_accuracy` (under all
-        attacks together, so at most the lowest), `seconds`, `images_per_second`, `flags` and `flag_names` (reasons for
-        doubt), and `attacks`, a dictionary from the name of each attack to what defines it with its
+        attacks together), `seconds`, `images_per_second`, `flags` and `flag_names` (reasons for
+        doubt), and `attacks`, a dictionary from the name of each attack to its settings with
         `robust_accuracy`, `robust_accuracy_after_restart`, `seconds` and `images_per_second`. Accuracies are in
         `[0, 1]`; seconds include tracing; `images_per_second` is the number of images in the data set divided by the
         seconds.
 
     Raises:
-        ValueError: if the data set is empty, an image or a label out of range, a logit not finite, the model made for
-            other images, or an attack targeted.
+        ValueError: if the data set is empty, an image or a label out of range, a logit not finite, or an attack
+            targeted, or if the model takes other images.
     """
     named = _named(attacks)
     begin = time.perf_counter()
@@ -102,7 +110,7 @@ def evaluate_robustness(
     results = {}
     for name, attack in named.items():
         attack_begin = time.perf_counter()
-        standing, history = standing_under(model, attack, x, y, clean.correct, batch_size, name, progress)
+        standing, history = robust_mask(model, attack, x, y, clean.correct, batch_size, name, progress)
         standing_under_all = standing_under_all & standing
         results[name] = {
             **attack.describe(),
@@ -130,15 +138,15 @@ def masked_gradients(
     attack: str,
     loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = log_odds,
 ) -> list[safety.Flag]:
-    """Flags images whose gradient is exactly zero, on which an attack that follows gradients cannot succeed.
+    """Flags images whose gradient is exactly zero, because an attack that follows gradients cannot break them.
 
     Args:
         model: Keras model, or any callable from images to logits.
         x: `(images, ...)`, float32, in `[0, 1]`.
         y: `(images,)`, int64.
-        correct: `(images,)`, bool: which images are attacked; of these up to a thousand are looked at.
+        correct: `(images,)`, bool: which images are attacked; at most a thousand of them are checked.
         batch_size: Number of images in one call.
-        attack: Who meets these gradients, for the sentence.
+        attack: Name of the attack, for the sentence.
         loss_fn: The loss that the attack climbs.
     """
     rows = np.flatnonzero(correct)[:1000]
@@ -153,10 +161,10 @@ def without_gradient(
     batch_size: int,
     loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = log_odds,
 ) -> np.ndarray:
-    """Which images have a gradient of exactly zero, `(images,)`, bool; for the arguments see `masked_gradients`."""
+    """Returns which images have a gradient of exactly zero, `(images,)`, bool; see `masked_gradients`."""
     forward = inference_forward(model)
 
-    # Compiled: eagerly the gradients of the kernels would be computed too.
+    # Compiled, because eager mode would compute the gradients of the kernels too.
     @tf.function(
         input_signature=[
             tf.TensorSpec((batch_size, *x.shape[1:]), tf.float32),
@@ -174,7 +182,7 @@ def without_gradient(
     return np.concatenate(found) if found else np.zeros(0, bool)
 
 
-def standing_under(
+def robust_mask(
     model: Callable[..., Any],
     attack: GradientAttack,
     x: np.ndarray,
@@ -184,7 +192,7 @@ def standing_under(
     title: str,
     progress: bool,
 ) -> tuple[np.ndarray, list[float]]:
-    """Which images withstand every restart of one attack.
+    """Returns which images withstand every restart of one attack.
 
     Args:
         model: Keras model, or any callable from images to logits.
@@ -193,11 +201,11 @@ def standing_under(
         y: `(images,)`, int64.
         correct: `(images,)`, bool: which images to attack.
         batch_size: Number of images attacked at a time.
-        title: What the progress bar is called.
-        progress: Whether to show it.
+        title: Title of the progress bar.
+        progress: Whether to show the progress bar.
 
     Returns:
-        `(images,)` bool, and the share of all images that stand after each restart.
+        `(images,)` bool; and the share of all images that are robust after each restart.
 
     Raises:
         ValueError: if a logit of an attacked image is not finite.
@@ -210,9 +218,9 @@ def standing_under(
 def _compiled_attack(
     model: Callable[..., Any], attack: GradientAttack, x: np.ndarray, y: np.ndarray, batch_size: int
 ) -> Callable[[np.ndarray, int], np.ndarray]:
-    """A function from rows of the data set and a restart to whether these images survive, traced once."""
+    """Returns a function from rows of the data set and a restart to whether these images survive; traced once."""
     forward = inference_forward(model)
-    # Restarts are counted outside, and every image brings its own seed.
+    # The caller loops over restarts, and each image has its own seed.
     single = type(attack).from_config({**attack.get_config(), "restarts": 1})
 
     @tf.function(
@@ -239,7 +247,7 @@ def _compiled_attack(
 
 
 def _named(attacks: Attacks) -> dict[str, GradientAttack]:
-    """The attacks by name, checked."""
+    """Returns the attacks by name; raises unless all are untargeted attacks."""
     if isinstance(attacks, GradientAttack):
         attacks = [attacks]
     if isinstance(attacks, Mapping):
@@ -252,13 +260,13 @@ def _named(attacks: Attacks) -> dict[str, GradientAttack]:
     for attack in named.values():
         if not isinstance(attack, GradientAttack) or attack.targeted:
             raise ValueError(
-                "`attacks` are untargeted attack objects; pass for example attacks.LinfPGD(epsilon=8 / 255, "
-                f"num_steps=50, restarts=10). Received: {attack!r}"
+                "`attacks` must be untargeted attack objects; pass, for example, attacks.LinfPGD(epsilon=8 / 255, "
+                f"num_steps=50, restarts=10). Received: attack={attack!r}"
             )
     return named
 
 
 def _speed(images: int, begin: float) -> dict[str, float]:
-    """Seconds since `begin` on the performance counter, and images in a second."""
+    """Returns the seconds since `begin` on the performance counter, and images per second."""
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "images_per_second": images / seconds}

@@ -1,4 +1,4 @@
-"""Several attacks on the same images, and the images that withstand them all."""
+"""Several attacks on the same images, and which images withstand all of them."""
 
 import itertools
 import time
@@ -7,37 +7,40 @@ from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.attacks import GradientAttack, StagedAttack, cross_entropy, inference_forward, log_odds
+from tf_robust_sparse.attacks import GradientAttack, StagedAttack, cross_entropy
+from tf_robust_sparse.attacks.losses import log_odds
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.clean import clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
-from tf_robust_sparse.evaluation.robust_accuracy import masked_gradients, standing_under
+from tf_robust_sparse.evaluation.robust_accuracy import masked_gradients, robust_mask
 from tf_robust_sparse.evaluation.transfer import transfer_attack
+from tf_robust_sparse.layers.forward import inference_forward
 
 BY_STRENGTH = ("clean", "fgsm", "pgd", "autoattack")
 
 
 class RobustnessSuite:
-    """Runs one attack after the other, and keeps per image which of them it withstands.
+    """Runs several attacks, and records for each image which of them it withstands.
 
-    Each attack runs alone on all images that are classified correctly, so that its number compares with published ones;
-    its restarts run on what still stands. An image is robust only if it withstands every attack that was run.
+    Each attack runs alone on all images that are classified correctly, so that its accuracy compares with published
+    ones. Restarts of an attack run on the images that it has not broken yet. An image is robust only if it withstands
+    every attack that was run.
 
     Args:
         model: Keras model, or any callable from images to logits, such as `load_saved_model(path)`.
         dataset: Batched `tf.data.Dataset` of `(x, y)`, or a tuple of arrays; images `(batch, height, width, channels)`,
             floating, in `[0, 1]`; labels `(batch,)`, integers.
-        batch_size: Number of images attacked at a time; `None` for that of the data set.
+        batch_size: Number of images attacked at a time; `None` for the batch size of the data set.
         progress: Whether to show bars on standard error.
 
     Attributes:
         x: `(images, height, width, channels)`, float32.
         y: `(images,)`, int64.
-        correct: `(images,)`, bool: which images are classified correctly as they are.
-        standing: By the name of an attack `(images,)` bool, which images withstand it.
-        attacks: By the name of an attack plain values for a results file.
+        correct: `(images,)`, bool: which clean images are classified correctly.
+        standing: Attack -> `(images,)`, bool: which images withstand it.
+        attacks: Attack -> plain values for a results file.
 
     Raises:
         ValueError: if the data or the logits are malformed, or the model takes other images.
@@ -65,7 +68,7 @@ class RobustnessSuite:
         """Runs an attack of this package that follows gradients, such as `LinfPGD`."""
         begin = time.perf_counter()
         self._look_at_gradients(self.model, "The attack that follows gradients", log_odds)
-        standing, history = standing_under(
+        standing, history = robust_mask(
             self.model, attack, self.x, self.y, self.correct, self.batch_size, name, self.progress
         )
         self._white_box.append(history[-1])
@@ -86,7 +89,7 @@ class RobustnessSuite:
         """Runs AutoAttack, or one of its attacks alone.
 
         Returns:
-            What `run_standard_evaluation` returns, with the adversarial examples.
+            The result of `run_standard_evaluation`, with the adversarial examples.
         """
         begin = time.perf_counter()
         result = attack.run_standard_evaluation(self.x, self.y)
@@ -99,9 +102,9 @@ class RobustnessSuite:
         """Runs every attack of AutoAttack alone on all images, and records it as `name: attack`.
 
         Args:
-            name: What to call the ensemble.
+            name: Name of the ensemble.
             attack: The ensemble.
-            after_each: Called when an attack is recorded.
+            after_each: Called after each attack is recorded.
         """
         parts = {each.name: each for each in attack.attacks}
 
@@ -118,7 +121,7 @@ class RobustnessSuite:
         uses_gradients = [each.uses_gradients for each in attacks]
         black_box_numbers = [number for number, uses in enumerate(uses_gradients) if not uses]
         if any(uses_gradients):
-            # Without the black-box attacks of the ensemble; those it compares itself.
+            # Without the black-box attacks of the ensemble, because the ensemble itself compares those.
             self._white_box.append(float(np.isin(result["broken_by"], [-1, *black_box_numbers]).mean()))
         else:
             self._black_box[name] = result["robust_accuracy"]
@@ -140,7 +143,7 @@ class RobustnessSuite:
         )
 
     def transfer(self, name: str, source: Callable[..., Any], attack: GradientAttack) -> None:
-        """Tries on the model what `attack` finds on `source`; see `transfer_attack`."""
+        """Tests the model on adversarial examples for `source`; see `transfer_attack`."""
         begin = time.perf_counter()
         self._look_at_gradients(source, "The network that examples are transferred from", log_odds)
         found = transfer_attack(
@@ -162,20 +165,20 @@ class RobustnessSuite:
         )
 
     def foolbox_check(self, name: str, attack: GradientAttack) -> dict[str, dict[str, Any]]:
-        """Compares attack `name`, which has run with these settings, with Foolbox; see `foolbox_check`."""
+        """Compares attack `name`, after it has run with these settings, with Foolbox; see `foolbox_check`."""
         self._look_at_gradients(self.model, "Foolbox", cross_entropy)
         return foolbox_check(
             self.model, attack, self.x, self.y, self.correct, self.standing[name], self.batch_size, self.progress
         )
 
     def _look_at_gradients(self, model: Callable[..., Any], whose: str, loss_fn: Callable[..., Any]) -> None:
-        """Looks for gradients of exactly zero, once for each attacker."""
+        """Checks for gradients of exactly zero, once for each attacker."""
         if whose not in self._looked_at_gradients:
             self._looked_at_gradients.add(whose)
             self._flags += masked_gradients(model, self.x, self.y, self.correct, self.batch_size, whose, loss_fn)
 
     def flags(self) -> list[safety.Flag]:
-        """Reasons to doubt the numbers, each once: of the network, of black-box attacks, and of the order."""
+        """Returns reasons to doubt the numbers, each once."""
         found = list(self._flags)
         if self._white_box:
             for name, accuracy in self._black_box.items():
@@ -186,12 +189,12 @@ class RobustnessSuite:
         return list(dict.fromkeys(found))
 
     def results(self) -> dict[str, Any]:
-        """What was found, as plain values for a results file.
+        """Returns the results as plain values for a results file.
 
         Returns:
             `images`, `batch_size`, `clean_accuracy`, `robust_accuracy` (under all attacks together), `attacks` (in the
-            order in which they ran: what defines them, `robust_accuracy` alone, `worst_case_accuracy` under this and
-            all before it, `broken`, `broken_by_no_other`, `seconds`, `iterations_per_image` and
+            order in which they ran: their settings, `robust_accuracy` alone, `worst_case_accuracy` under this attack
+            and all before it, `broken`, `broken_by_no_other`, `seconds`, `iterations_per_image` and
             `gradient_passes_per_image` of this model), `flags` (sentences) and `flag_names`.
         """
         broken = {name: self.correct & ~standing for name, standing in self.standing.items()}
@@ -217,17 +220,17 @@ class RobustnessSuite:
 
     def _record(self, name: str, standing: np.ndarray, record: dict[str, Any]) -> None:
         if name in self.attacks:
-            raise ValueError(f"Each attack has a name of its own. Received: {name!r} twice")
+            raise ValueError(f"Each attack needs a name of its own. Received: name={name!r} twice")
         self.standing[name] = standing
         self.attacks[name] = {**record, "robust_accuracy": float(standing.mean())}
 
 
 def out_of_order(accuracies: dict[str, float], order: Sequence[str] = BY_STRENGTH) -> list[safety.Flag]:
-    """Flags that a stronger attack leaves a higher accuracy than a weaker one, by more than 0.2 points.
+    """Flags a stronger attack that leaves a higher accuracy than a weaker one, by more than 0.2 points.
 
     Args:
-        accuracies: By the name of an attack the accuracy under it alone, in [0, 1].
-        order: Names from weak to strong; those without an accuracy are left out.
+        accuracies: Attack -> accuracy under it alone, in [0, 1].
+        order: Names from weak to strong; names without an accuracy are left out.
     """
     present = [name for name in order if name in accuracies]
     return [

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-TOLERANCE = 1e-4  # between normalised logits of the same images
-IMPROVEMENT = 0.002  # of accuracy, two tenths of a point: noise of a black-box attack
-PROBED = 256  # images that are also tried times 255
-MUCH_BETTER = 0.1  # of accuracy
-SOME_IMAGES = 50  # with fewer an accuracy says little
-DYNAMIC_DEFENCE = (
-    "a network that adapts its weights or its input when it is asked cannot be told from others here; attack such a "
-    "defence with an attack made for it"
+TOLERANCE = 1e-4  # between normalized logits of the same images
+IMPROVEMENT = 0.002  # difference of accuracies that is only noise of a black-box attack
+PROBED = 256  # number of images that are also tried times 255
+MUCH_BETTER = 0.1  # difference of accuracies
+SOME_IMAGES = 50  # the accuracy on fewer images says little
+DYNAMIC_DEFENSE = (
+    "networks that adapt weights or inputs at test time cannot be recognized here; evaluate such a defense with an "
+    "attack made for it"
 )
 
 
@@ -29,13 +29,13 @@ def as_results(flags: Sequence[Flag]) -> dict[str, list[str]]:
     return {"flags": [flag.sentence for flag in once], "flag_names": [flag.name for flag in once]}
 
 
-def randomised(logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray, passes: int = 5) -> list[Flag]:
-    """Flags a network that answers differently when asked again.
+def randomized(logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray, passes: int = 5) -> list[Flag]:
+    """Flags a network whose logits differ from call to call.
 
     Args:
-        logits: From a batch of images to logits.
+        logits: Function from a batch of images to logits.
         x: One batch of images.
-        passes: How often to ask.
+        passes: Number of calls.
     """
     answers = [logits(x) for _ in range(passes)]
     largest = max(_difference(answers[0], other) for other in answers[1:])
@@ -52,10 +52,10 @@ def randomised(logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray, passes
 
 
 def depends_on_batch(logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> list[Flag]:
-    """Flags a network whose answer for an image depends on the images beside it, as batch norm in training mode does.
+    """Flags a network whose logits of an image depend on the other images of the batch, for example by batch norm.
 
     Args:
-        logits: From a batch of images of any size to logits.
+        logits: Function from a batch of images of any size to logits.
         x: One batch of images.
     """
     half = len(x) // 2
@@ -68,22 +68,22 @@ def depends_on_batch(logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray) 
     return [
         Flag(
             "batch_dependent",
-            f"Logits of an image change with the images beside it (difference {difference:.2g}): batch norm may run in "
-            "training mode, and what an attack finds in one batch need not hold in another.",
+            f"Logits of an image change with the rest of the batch (difference {difference:.2g}): batch norm may "
+            "run in training mode, and adversarial examples from one batch may not hold in another.",
         )
     ]
 
 
 def probabilities(logits: np.ndarray) -> list[Flag]:
-    """Flags outputs that are a softmax already."""
+    """Flags outputs that are probabilities already."""
     sums = logits.sum(-1)
     if logits.max() >= 1 + 1e-5 or logits.min() <= -1e-5 or np.abs(sums - 1).max() >= 1e-5:
         return []
     return [
         Flag(
             "softmax",
-            "The outputs are probabilities, and gradients vanish in a softmax: pass the network without its last "
-            "activation, as evaluation.without_softmax makes it of a Keras model.",
+            "The outputs are probabilities, and gradients vanish in a softmax: pass "
+            "evaluation.without_softmax(network).",
         )
     ]
 
@@ -91,10 +91,10 @@ def probabilities(logits: np.ndarray) -> list[Flag]:
 def wrong_pixels(
     logits: Callable[[np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray, of_images: np.ndarray
 ) -> list[Flag]:
-    """Flags a network that seems to expect other pixels than [0, 1]: all attacks would count its clean errors.
+    """Flags a network that seems to expect other pixels than [0, 1], because its clean errors would count as broken.
 
     Args:
-        logits: From images of any number to logits, which need not be finite here.
+        logits: Function from any number of images to logits, which may be infinite here.
         x: `(images, ...)`, in [0, 1].
         y: `(images,)`, labels.
         of_images: The logits of `x`.
@@ -109,8 +109,8 @@ def wrong_pixels(
             Flag(
                 "pixel_range",
                 f"The clean accuracy is {100 * of_the_same:.2f} %, and {100 * of_bytes_accuracy:.2f} % on the same "
-                "images times 255: the network expects pixels from 0 to 255; pass --pixel_range=255, or the network "
-                "as evaluation.with_pixel_range(network, 255) makes it.",
+                "images times 255: the network expects pixels from 0 to 255; pass --pixel_range=255, or "
+                "evaluation.with_pixel_range(network, 255).",
             )
         ]
     noise = 2 * (chance * (1 - chance) / len(y)) ** 0.5
@@ -130,13 +130,13 @@ def few_classes(num_classes: int, num_targets: Mapping[str, int]) -> list[Flag]:
 
     Args:
         num_classes: Number of logits.
-        num_targets: By the name of an attack at how many classes it is to aim; counts for targeted ones.
+        num_targets: Attack -> number of classes to aim at, for targeted attacks.
     """
     instead = []
     if "apgd-dlr" in num_targets and num_classes == 2:
-        instead.append("apgd-dlr climbs the cross-entropy")
+        instead.append("apgd-dlr climbs the cross entropy")
     if "apgd-t" in num_targets and num_classes < 4:
-        instead.append("apgd-t climbs the cross-entropy of its target")
+        instead.append("apgd-t climbs the cross entropy of its target")
     sentences = [f"the DLR losses do not exist: {', '.join(instead)}"] if instead else []
     too_many = [
         f"{name} has {n} targets" for name, n in num_targets.items() if name.endswith("-t") and n >= num_classes
@@ -147,7 +147,7 @@ def few_classes(num_classes: int, num_targets: Mapping[str, int]) -> list[Flag]:
 
 
 def version_of_another_norm(version: str, norm: str) -> list[Flag]:
-    """Flags the version `plus` in l1, for which it is not made."""
+    """Flags the version `plus` in L1, because it is made for Linf and L2."""
     if (version, norm) != ("plus", "L1"):
         return []
     return [
@@ -159,7 +159,7 @@ def version_of_another_norm(version: str, norm: str) -> list[Flag]:
 
 
 def zero_gradients(attack: str, count: int, images: int) -> list[Flag]:
-    """Flags that gradients were exactly zero where an attack began."""
+    """Flags gradients that were exactly zero where an attack began."""
     if not count:
         return []
     return [
@@ -172,10 +172,10 @@ def zero_gradients(attack: str, count: int, images: int) -> list[Flag]:
 
 
 def black_box_better(attack: str, before: float, after: float) -> list[Flag]:
-    """Flags that an attack without gradients broke more than those with gradients had left.
+    """Flags an attack without gradients that breaks images which attacks with gradients left robust.
 
     Args:
-        attack: Its name.
+        attack: Name of the attack.
         before: Lowest robust accuracy before it, in [0, 1].
         after: Robust accuracy after it.
     """
@@ -192,7 +192,7 @@ def black_box_better(attack: str, before: float, after: float) -> list[Flag]:
 
 
 def recounted(expected: float, found: float, batch_size: int) -> list[Flag]:
-    """Flags that the adversarial examples do not count the same in another batch size."""
+    """Flags a robust accuracy that differs in another batch size."""
     if expected == found:
         return []
     return [
@@ -205,9 +205,9 @@ def recounted(expected: float, found: float, batch_size: int) -> list[Flag]:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest Euclidean distance between the normalised logits of an image."""
+    """Returns the largest Euclidean distance between the normalized logits of an image."""
 
-    def normalised(logits: np.ndarray) -> np.ndarray:
+    def normalized(logits: np.ndarray) -> np.ndarray:
         return logits / (np.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10)
 
-    return float(np.linalg.norm(normalised(a) - normalised(b), axis=-1).max())
+    return float(np.linalg.norm(normalized(a) - normalized(b), axis=-1).max())

@@ -7,29 +7,30 @@ from typing import Any
 import tensorflow as tf
 
 from tf_robust_sparse import saving
-from tf_robust_sparse.attacks import inference_forward
+from tf_robust_sparse.layers.forward import inference_forward
 from tf_robust_sparse.paths import user_path
 
 
 class SavedModelClassifier:
     """A loaded SavedModel, called with images and returning logits.
 
-    It holds the loaded object: `tf.saved_model.load(path).serve` alone fails at its first call, because the variables
-    are gone by then.
+    It keeps the loaded object: `tf.saved_model.load(path).serve` alone fails at its first call, because the variables
+        have
+    been deleted by then.
 
     Args:
-        loaded: What `tf.saved_model.load` returned.
-        path: Directory it came from, for messages.
+        loaded: Result of `tf.saved_model.load`.
+        path: Its directory, for messages.
 
     Attributes:
         path: As given.
-        input_shape: `(batch, ...)` with `None` for what may vary, or `None` where the SavedModel does not say.
-        num_classes: Number of logits, or `None` where the SavedModel does not say.
-        variables: Its weights, in order; empty where they are constants of the graph.
-        pixel_range: By what images are multiplied before it sees them, 1 at first; see `with_pixel_range`.
+        input_shape: `(batch, ...)` with `None` for variable sizes, or `None` if the SavedModel does not say.
+        num_classes: Number of logits, or `None` if the SavedModel does not say.
+        variables: Its weights, in order; empty if they are constants of the graph.
+        pixel_range: Factor that images are multiplied by, 1 by default; see `with_pixel_range`.
 
     Raises:
-        ValueError: if there is nothing in it to call with one tensor of images.
+        ValueError: if it cannot be called with one tensor of images.
     """
 
     def __init__(self, loaded: Any, path: str | Path) -> None:
@@ -45,8 +46,8 @@ class SavedModelClassifier:
         self._dtype = tf.float32 if images is None else images.dtype
         if not self._dtype.is_floating:
             raise ValueError(
-                "The SavedModel takes floating images in [0, 1], for an attack needs their gradient; export it without "
-                f"the step that decodes {self._dtype.name} images. Received: {self.path}"
+                "The SavedModel must take floating images in [0, 1], because an attack needs their gradient; export it "
+                f"without the step that decodes {self._dtype.name} images. Received: {self.path}"
             )
         if callable(getattr(loaded, "serve", None)):
             self._forward = inference_forward(loaded.serve)
@@ -62,7 +63,7 @@ class SavedModelClassifier:
             )
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """Logits of images.
+        """Returns the logits of images.
 
         Args:
             x: `(batch, ...)`, floating, in `[0, 1]`.
@@ -81,10 +82,10 @@ class SavedModelClassifier:
         return self._forward(x if self.pixel_range == 1 else x * tf.cast(self.pixel_range, x.dtype))
 
     def without_softmax(self) -> "SavedModelClassifier":
-        """Returns the same network up to what its last operation, a softmax, is applied to.
+        """Returns the same network without the softmax at its end.
 
         Raises:
-            ValueError: if it does not end in a softmax, or in one that cannot be reached.
+            ValueError: if it does not end in a softmax, or if the softmax is inside a function of its own.
         """
         signature = getattr(self._loaded, "signatures", {}).get("serving_default")
         programs = [*getattr(getattr(self._loaded, "serve", None), "concrete_functions", ()), signature]
@@ -111,9 +112,9 @@ class SavedModelClassifier:
 
 
 def _up_to(program: Any, tensor: tf.Tensor) -> Any:
-    """The part of a concrete function of one argument that computes `tensor`, as a function of its own."""
+    """Returns the part of a concrete function of one argument that computes `tensor`, as a function."""
     definition, name = program.graph.as_graph_def(), tensor.name
-    places = [each.name for each in program.inputs]  # the argument, then what the function has captured
+    places = [each.name for each in program.inputs]  # the argument, then the captured tensors
 
     @tf.function(autograph=False)
     def function(x: tf.Tensor) -> tf.Tensor:
@@ -124,15 +125,15 @@ def _up_to(program: Any, tensor: tf.Tensor) -> Any:
 
 
 def load_saved_model(path: str | Path) -> SavedModelClassifier:
-    """Loads a SavedModel directory, exported by `keras.Model.export` or by anything else.
+    """Loads a SavedModel directory, from `keras.Model.export` or any other program.
 
-    A SavedModel is a program: load only what you trust.
+    A SavedModel is a program: load only files that you trust.
 
     Args:
         path: Directory that holds `saved_model.pb`.
 
     Returns:
-        Callable from `(batch, ...)` images in `[0, 1]` to `(batch, classes)` float32 logits. It uses `serve` where
+        Callable from `(batch, ...)` images in `[0, 1]` to `(batch, classes)` float32 logits. It uses `serve` if
         there is one, else the signature `serving_default`, else the loaded object itself.
 
     Raises:
@@ -154,7 +155,7 @@ def load_saved_model(path: str | Path) -> SavedModelClassifier:
         )
     try:
         loaded = tf.saved_model.load(str(path))
-    # TensorFlow raises a different error for each damaged file: of protobuf, of the operating system, its own.
+    # Damaged files raise many types: errors of protobuf, of the operating system, and of TensorFlow.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"The SavedModel at {path} is damaged, export or copy it again: {reason}") from error
@@ -162,7 +163,7 @@ def load_saved_model(path: str | Path) -> SavedModelClassifier:
 
 
 def _only(specs: Any, path: str, what: str) -> Any:
-    """The one tensor specification among a signature's inputs or outputs."""
+    """Returns the only tensor specification of a signature's inputs or outputs."""
     if len(specs) != 1:
         raise ValueError(
             f"The SavedModel has one {what} tensor; export a model from images to logits. "
@@ -172,5 +173,5 @@ def _only(specs: Any, path: str, what: str) -> Any:
 
 
 def _shape(spec: Any) -> tuple[int | None, ...] | None:
-    """Static shape of a tensor specification, or `None` where not even the rank is known."""
+    """Returns the static shape of a tensor specification, or `None` if the rank is unknown."""
     return None if spec is None or spec.shape.rank in (None, 0) else tuple(spec.shape)

@@ -1,4 +1,4 @@
-"""The bookkeeping of repeated attacks: who still stands, and who is attacked next."""
+"""The bookkeeping of repeated attacks: which images are not broken yet, and which are attacked next."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,19 +12,19 @@ Survives = Callable[[np.ndarray, int], np.ndarray]
 def attack_survivors(
     standing: np.ndarray, restarts: int, batch_size: int, survives: Survives, progress: Progress
 ) -> tuple[np.ndarray, list[float]]:
-    """Attacks again and again, each time only the images that no attack has broken yet.
+    """Attacks repeatedly, each time only the images that no round has broken yet.
 
     Args:
         standing: `(images,)`, bool: which images are classified correctly so far. Not changed.
         restarts: Number of rounds.
-        batch_size: Number of images attacked at a time. The last batch of a round is padded to it, so a compiled attack
+        batch_size: Number of images attacked at a time. The last batch of a round is padded, so that a compiled attack
             is traced once.
         survives: `survives(rows, restart)`, from `(batch_size,)` indices of images to `(batch_size,)` bool: which of
-            them are still classified correctly.
-        progress: Counts attacked images; of `images * restarts` those that have fallen are taken out.
+            these images are still classified correctly.
+        progress: Counts attacked images; its total is `images * restarts`, minus the broken images.
 
     Returns:
-        Which images stand after all rounds, `(images,)` bool; and the share of all images that stand after each round.
+        Which images survive all rounds, `(images,)` bool; and the share of all images that survive after each round.
     """
     standing = standing.copy()
     history = []
@@ -47,7 +47,7 @@ def padded_batches(rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarr
         batch_size: Size of each batch.
 
     Yields:
-        `(batch_size,)` indices, of which the last batch repeats its first one to fill up; and how many of them count.
+        `(batch_size,)` indices and how many of them count; the last batch repeats its first index to fill up.
     """
     for first in range(0, len(rows), batch_size):
         part = rows[first : first + batch_size]

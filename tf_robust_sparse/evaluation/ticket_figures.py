@@ -1,4 +1,4 @@
-"""Figures of lottery tickets; matplotlib is needed."""
+"""Figures of lottery tickets; they need matplotlib."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ NAMES = {"reinit_orig": "original", "reinit_rand": "random", "reinit_none": "con
 _LINES = {"reinit_orig": "-", "reinit_rand": ":", "reinit_none": "--", "no_pruning": "-"}
 _DENSE = 0
 _WIDE = 2.5  # the published width of densities
-_DRAWN = 20_000  # weights of a layer that a density is estimated from, at most
+_DRAWN = 20_000  # largest number of weights that a density is estimated from
 _REMAINING = "weights remaining (%)"
 _TICKS = 12  # labels of sparsity that fit on a panel
 
@@ -48,9 +48,9 @@ def draw_curves(
     window: tuple[float, float] | None = None,
     last_step: float | None = None,
 ) -> None:
-    """Draws a test measure over training steps: original tickets, and beside them random and continued ones.
+    """Draws a test measure over training steps, for original tickets and for random and continued ones.
 
-    There is one panel for the first strategy alone, and one for each other strategy beside the first.
+    There is one panel for the first strategy alone, and one for each other strategy together with the first.
 
     Args:
         runs: Strategy -> round -> trials.
@@ -81,7 +81,7 @@ def draw_curves(
                     axes.plot(steps, mean, _LINES[strategy], color=colors[number])
                     axes.fill_between(steps, mean - sd, mean + sd, color=colors[number], alpha=0.15, lw=0)
                     labels[number] = f"{_remaining(trials[0])} %" if number else "dense"
-                    within = mean[steps > 0] if len(steps) > 1 else mean  # before any step a network knows nothing
+                    within = mean[steps > 0] if len(steps) > 1 else mean  # an untrained network would stretch the axis
                     lowest, highest = min(lowest, within.min()), max(highest, within.max())
             axes.set(title=" and ".join(NAMES[strategy] for strategy in strategies), xlabel="training step")
             whole_ticks(axes.xaxis, 5)
@@ -94,7 +94,7 @@ def draw_curves(
 
 
 def draw_early_stopping(runs: Runs, attack: str, paths: Sequence[Path], of: str = "valid") -> None:
-    """Draws, over the weights that remain, the step of least validation loss and both accuracies there.
+    """Draws the step of smallest validation loss and both accuracies there, over the remaining weights.
 
     Args:
         runs: Strategy -> round -> trials.
@@ -112,7 +112,7 @@ def draw_early_stopping(runs: Runs, attack: str, paths: Sequence[Path], of: str 
 
 
 def draw_over_sparsity(runs: Runs, step: int, attack: str, paths: Sequence[Path]) -> None:
-    """Draws test loss and both test accuracies at a step over the weights that remain."""
+    """Draws test loss and both test accuracies at a step, over the remaining weights."""
     measures: Measures = {
         f"test loss at step {step}": lambda each: at_step(each.curves["test"], "loss", step),
         accuracy_label("test"): lambda each: 100 * at_step(each.curves["test"], "acc", step),
@@ -124,7 +124,7 @@ def draw_over_sparsity(runs: Runs, step: int, attack: str, paths: Sequence[Path]
 def draw_densities(
     rounds: Mapping[int, Sequence[Round]], numbers: Sequence[int], paths: Sequence[Path], width: float = 0.3
 ) -> None:
-    """Draws, for the first trial, how the initial values of surviving weights are distributed, layer by layer.
+    """Draws the distribution of initial values of surviving weights in the first trial, layer by layer.
 
     Args:
         rounds: Round -> trials.
@@ -155,7 +155,7 @@ def draw_densities(
 
 
 def draw_layers(rounds: Mapping[int, Sequence[Round]], paths: Sequence[Path]) -> None:
-    """Draws what part of each layer remains in the first trial of every round."""
+    """Draws the share of each layer that remains in the first trial, round by round."""
     first = [rounds[number][0] for number in sorted(rounds)]
     numbers = [each.number for each in first]
     with new_figure(paths, PAGE / 2, 2.8) as figure:
@@ -170,7 +170,7 @@ def draw_layers(rounds: Mapping[int, Sequence[Round]], paths: Sequence[Path]) ->
 
 
 def draw_pixels(rounds: Mapping[int, Sequence[Round]], numbers: Sequence[int], paths: Sequence[Path]) -> bool:
-    """Draws how many weights leave each input pixel, in the mean over trials; returns whether there are pixels."""
+    """Draws the number of weights at each input pixel, averaged over trials; returns whether there are pixels."""
     shown = [number for number in numbers if number in rounds]
     found = {number: [input_pixels(each) for each in rounds[number]] for number in shown}
     maps = {number: [each for each in found[number] if each is not None] for number in shown}
@@ -181,7 +181,7 @@ def draw_pixels(rounds: Mapping[int, Sequence[Round]], numbers: Sequence[int], p
             image = axes.imshow(np.mean(maps[number], axis=0), cmap="viridis", vmin=0)
             axes.set_title(f"{_remaining(rounds[number][0])} % remain")
             axes.set_axis_off()
-            figure.colorbar(image, ax=axes, shrink=0.8)  # each has its own scale: the dense round would hide the rest
+            figure.colorbar(image, ax=axes, shrink=0.8)  # own scales, because the dense round would hide the rest
         figure.suptitle("weights per input pixel, mean over trials")
     return True
 
@@ -189,13 +189,13 @@ def draw_pixels(rounds: Mapping[int, Sequence[Round]], numbers: Sequence[int], p
 def draw_training(
     kinds: Mapping[str, tuple[str, Mapping[int, Sequence[Round]]]], attacks: Mapping[str, str], paths: Sequence[Path]
 ) -> None:
-    """Draws, over the weights that remain, what networks of each kind of training do, and how their masks overlap.
+    """Draws accuracies of networks from each kind of training, and overlaps of their masks, over the remaining weights.
 
-    Accuracies are those measured at the end on all test images, so that every kind is seen under both attacks. Overlaps
-    are between trials, beside that of random masks with as many entries.
+    Accuracies are the final ones on all test images, so that every kind is measured under both attacks. Overlaps are
+    between trials, in comparison with random masks of the same size.
 
     Args:
-        kinds: Name of the training -> attack that it was measured with, and round -> trials.
+        kinds: Name of the training -> the attack of its measurements, and round -> trials.
         attacks: `"fgsm"` and `"pgd"` -> name and radius.
         paths: Files.
     """
@@ -221,7 +221,7 @@ def draw_training(
         legend_below(figure, grid)
 
 
-Measures = Mapping[str, Callable[[Round], float]]  # label of the vertical axis -> what is read from a round
+Measures = Mapping[str, Callable[[Round], float]]  # label of the vertical axis -> function of a round
 
 
 def _draw_over_sparsity(runs: Runs, measures: Measures, paths: Sequence[Path]) -> None:
@@ -240,7 +240,7 @@ def _draw_over_sparsity(runs: Runs, measures: Measures, paths: Sequence[Path]) -
 
 
 def _remaining(found: Round) -> str:
-    """Returns the label of a round without the zero in front that sorts directories."""
+    """Returns the label of a round without the leading zero, which sorts directories."""
     return f"{float(found.label):.1f}"
 
 
@@ -252,7 +252,7 @@ def _line(axes: Any, places: Sequence[int], found: Sequence[Spread], line: str, 
 
 
 def _sparsity_axis(axes: Any, labels: Sequence[str]) -> None:
-    """Labels the places of rounds by what remains; of many rounds every second, third, ..."""
+    """Labels rounds by the remaining weights; if there are many rounds, only every second, third, ..."""
     places = range(0, len(labels), -(-len(labels) // _TICKS))
     axes.set_xticks(places, [labels[place] for place in places], rotation=90)
     axes.set_xlabel(_REMAINING)
@@ -260,7 +260,7 @@ def _sparsity_axis(axes: Any, labels: Sequence[str]) -> None:
 
 
 def _legend_of_curves(figure: Any, colors: Mapping[str, Any], strategies: Sequence[str]) -> None:
-    """Says which color stands for which sparsity, and which line for which strategy."""
+    """Adds a legend of colors for sparsities and lines for strategies."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]

@@ -17,7 +17,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a LaTeX tabular; it needs no package."""
+    """Returns a LaTeX tabular that needs no package."""
     lines = [r"\begin{tabular}{" + "l" * len(header) + "}", r"\hline"]
     lines += [" & ".join(map(_escaped, header)) + r" \\", r"\hline"]
     lines += [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
@@ -32,7 +32,7 @@ def comma_separated(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def write_table(stem: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Writes `<stem>.md`, `<stem>.csv` and, as LaTeX, `<stem>.txt`; directories are made."""
+    """Writes `<stem>.md`, `<stem>.csv` and, as LaTeX, `<stem>.txt`; creates directories."""
     for suffix, form in ((".md", markdown), (".csv", comma_separated), (".txt", latex)):
         with replace_file(stem.with_name(stem.name + suffix)) as path:
             path.write_text(form(header, rows))

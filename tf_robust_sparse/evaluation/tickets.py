@@ -1,4 +1,4 @@
-"""What rounds of pruning have recorded: curves by trial and round, their means, and the masks they found."""
+"""The records of rounds of pruning: curves by trial and round, their means, and the masks."""
 
 import csv
 import itertools
@@ -12,11 +12,11 @@ import numpy as np
 
 from tf_robust_sparse.saving.round_files import is_done, read_arrays, round_directory
 
-Curve = dict[str, np.ndarray]  # column -> values, by rising step
+Curve = dict[str, np.ndarray]  # column -> values, by increasing step
 
 
 class Round(NamedTuple):
-    """A finished round of a trial: how sparse it was, its curves by set of images, and where its arrays lie."""
+    """A finished round of a trial: its sparsity, its curves by set of images, and the path of its arrays."""
 
     trial: int
     number: int
@@ -30,14 +30,14 @@ class Round(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation (of the population) over so many trials."""
+    """Mean and population standard deviation over a number of trials."""
 
     mean: float
     sd: float
     number: int
 
     def percent(self) -> str:
-        """Returns `98.20 ± 0.11 (5)`, or a dash if there is nothing."""
+        """Returns `98.20 ± 0.11 (5)`, or a dash without trials."""
         return f"{100 * self.mean:.2f} ± {100 * self.sd:.2f} ({self.number})" if self.number else "-"
 
 
@@ -60,12 +60,14 @@ def read_rounds(directory: Path) -> dict[int, list[Round]]:
                 break
             found.setdefault(number, []).append(_read(place, trial, number))
     if not found:
-        raise FileNotFoundError(f"{directory}: expected an experiment with finished rounds. Received: none")
+        raise FileNotFoundError(
+            f"{directory} must hold an experiment with finished rounds. Received: no finished round"
+        )
     return found
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Returns mean and standard deviation of the values, without those that are NaN."""
+    """Returns mean and standard deviation of the values that are not NaN."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return Spread(math.nan, math.nan, 0)
@@ -73,18 +75,18 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def at_step(curve: Curve, column: str, step: int) -> float:
-    """Returns the value at `step`, or where it was measured last before; the first value if that is later."""
+    """Returns the value at `step` or the last measurement before it; else the first value."""
     place = int(np.searchsorted(curve["batch"], step, side="right")) - 1
     return float(curve[column][max(place, 0)])
 
 
 def early_stop(found: Round) -> int:
-    """Returns the place in the curves where the validation loss is least."""
+    """Returns the index in the curves of the smallest validation loss."""
     return int(np.argmin(found.curves["valid"]["loss"]))
 
 
 def final_accuracy(found: Round, attack: str | None = None, own: str | None = None) -> float:
-    """Returns the accuracy at the end, on all test images if that was measured; NaN if the attack was not.
+    """Returns the final accuracy, on all test images if measured; NaN if the attack was not measured.
 
     Args:
         found: A round.
@@ -101,14 +103,14 @@ def final_accuracy(found: Round, attack: str | None = None, own: str | None = No
 
 
 def over_trials(rounds: Sequence[Round], of: str, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns steps, and mean and standard deviation over trials at each that all of them have."""
+    """Returns the steps that all trials have, and mean and standard deviation over trials at each."""
     steps = sorted(set.intersection(*(set(each.curves[of]["batch"].tolist()) for each in rounds)))
     values = np.array([[at_step(each.curves[of], column, step) for step in steps] for each in rounds])
     return np.array(steps), values.mean(axis=0), values.std(axis=0)
 
 
 def overlap(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
-    """Returns the Jaccard index of two masks: entries that both keep, of those that either keeps."""
+    """Returns the Jaccard index of two masks: entries that both keep, divided by entries that either keeps."""
     both = sum(int(np.count_nonzero((first[name] != 0) & (second[name] != 0))) for name in first)
     either = sum(int(np.count_nonzero((first[name] != 0) | (second[name] != 0))) for name in first)
     return both / either if either else 1.0
@@ -125,13 +127,13 @@ def mask_overlaps(one: Sequence[Round], other: Sequence[Round] | None = None) ->
 
 
 def surviving_weights(found: Round) -> dict[str, np.ndarray]:
-    """Returns by layer the initial values of the weights that the mask of a round keeps."""
+    """Returns, by layer, the initial values of the weights that the mask of a round keeps."""
     masks, kernels = read_arrays(found.place / "masks"), read_arrays(found.place / "init_kernels")
     return {name: kernels[name][mask != 0] for name, mask in masks.items()}
 
 
 def input_pixels(found: Round) -> np.ndarray | None:
-    """Returns for each input the number of weights of the first layer that leave it; `None` if that is no image."""
+    """Returns the number of weights of the first layer for each input; `None` if the input is not an image."""
     first = next(iter(found.layers))
     mask = read_arrays(found.place / "masks")[first]
     side = math.isqrt(mask.shape[0])
@@ -149,13 +151,13 @@ def _read(place: Path, trial: int, number: int) -> Round:
         return Round(trial, number, *own, curves, final, place)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{place}: expected the record of a finished round, summary.json and CSV files. "
+            f"{place} must hold the record of a finished round, summary.json and CSV files. "
             f"Received: {type(error).__name__}: {error}"
         ) from error
 
 
 def _numbers(measures: dict[str, float | None]) -> dict[str, float]:
-    """Returns NaN for what JSON holds as null."""
+    """Returns NaN for null in JSON."""
     return {name: math.nan if value is None else float(value) for name, value in measures.items()}
 
 

@@ -1,4 +1,4 @@
-"""Adversarial examples found on one network, tried on another."""
+"""Adversarial examples for one network, tested on another."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,24 +6,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import GradientAttack, fold_in, inference_forward
+from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import attack_survivors
 from tf_robust_sparse.layers import cached_for_inference
+from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.noise import fold_in
 
 
 class Transfer(NamedTuple):
-    """What a transfer attack found.
+    """The result of a transfer attack.
 
     Attributes:
         standing: `(images,)`, bool: which images the target classifies correctly under every restart.
-        history: Share of all images that stand after each restart.
-        source_clean_accuracy: Accuracy of the source on the images as they are, in [0, 1].
+        history: Share of all images that are robust after each restart.
+        source_clean_accuracy: Accuracy of the source on the clean images, in [0, 1].
         source_fooled: Share of the attacked images on which the source was wrong after at least one restart, in [0, 1].
-            If it is small, the attack failed at its source, and says little about the target.
+            If it is small, the attack failed on its source, and the result says little about the target.
     """
 
     standing: np.ndarray
@@ -42,14 +44,14 @@ def transfer_attack(
     batch_size: int,
     progress: bool = True,
 ) -> Transfer:
-    """Attacks `source`, and asks `target` about the examples: a black-box attack, without a gradient of the target.
+    """Attacks `source`, and tests `target` on the examples: a black-box attack without gradients of the target.
 
-    Each restart attacks the images that still stand on the target. Starting points are those of `evaluate_robustness`:
-    with the target as its own source the answer is that of the white-box attack.
+    Each restart attacks the images that the target still classifies correctly. Starting points are those of
+    `evaluate_robustness`, so with the target as its own source this is the white-box attack.
 
     Args:
         target: Keras model, or any callable from images to logits.
-        source: Another one for the same images and classes.
+        source: Another network for the same images and classes.
         attack: Untargeted attack.
         x: `(images, ...)`, float32, in `[0, 1]`.
         y: `(images,)`, int64.
@@ -58,7 +60,7 @@ def transfer_attack(
         progress: Whether to show a bar on standard error.
 
     Returns:
-        Which images stand, and how good the attack was on its source.
+        Which images the target still classifies correctly, and how good the attack was on its source.
 
     Raises:
         ValueError: if the source takes other images or has too few classes, or a logit is not finite.

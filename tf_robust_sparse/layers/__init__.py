@@ -8,7 +8,7 @@ from tf_robust_sparse.layers.classifier import check_classifier
 from tf_robust_sparse.layers.dropout import Dropout
 from tf_robust_sparse.layers.features import FeatureRecorder, distortions, feature_names, with_features
 from tf_robust_sparse.layers.forward import inference_forward
-from tf_robust_sparse.layers.fusion import fused
+from tf_robust_sparse.layers.fusion import compile_elementwise
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation, KernelLayer
 from tf_robust_sparse.layers.kernel_seam import (
     all_layers,
@@ -28,7 +28,7 @@ from tf_robust_sparse.layers.normalization import BatchNormalization, Normalizat
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
 from tf_robust_sparse.layers.pooling import MaxPooling2D
 from tf_robust_sparse.layers.rewiring import RewiringConv2D, RewiringDense
-from tf_robust_sparse.layers.selection import largest_mask, select
+from tf_robust_sparse.layers.selection import fast_where, largest_mask
 from tf_robust_sparse.layers.signed import SignedConv2D, SignedDense
 from tf_robust_sparse.layers.subnet import SubnetConv2D, SubnetDense
 from tf_robust_sparse.layers.topology import layer_graph
@@ -75,12 +75,13 @@ __all__ = [
     "cached_for_inference",
     "cached_kernels",
     "check_classifier",
+    "compile_elementwise",
     "convolve",
     "distortions",
+    "fast_where",
     "feature_names",
     "fold_in",
     "folded_kernels",
-    "fused",
     "gates",
     "inference_forward",
     "inference_logits",
@@ -92,7 +93,6 @@ __all__ = [
     "multiply",
     "pass_number",
     "prior_divergence",
-    "select",
     "training_noise",
     "unfolded_kernels",
     "use_unbiased_variance",
@@ -102,8 +102,10 @@ __all__ = [
 __getattr__ = renamed(
     __name__,
     {
+        "fused": "compile_elementwise",
         "graph": "layer_graph",
         "inference_kernels": "folded_kernels",
+        "select": "fast_where",
         "settled_for_inference": "cached_for_inference",
         "settled_kernels": "cached_kernels",
     },

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_robust_sparse.layers.fusion import fused
+from tf_robust_sparse.layers.fusion import compile_elementwise
 
 
 class Normalized(NamedTuple):
@@ -76,11 +76,11 @@ def normalize_over_replicas(
     return Normalized(tf.reshape(y, tf.shape(x)), *(tf.stop_gradient(each) for each in moments))
 
 
-@fused
+@compile_elementwise
 def _affine(x: tf.Tensor, factor: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     return x * factor + shift
 
 
-@fused
+@compile_elementwise
 def _through_moments(of_x: tf.Tensor, x: tf.Tensor, slope: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     return of_x - slope * x + shift

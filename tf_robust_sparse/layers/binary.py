@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
-from tf_robust_sparse.layers.selection import select
+from tf_robust_sparse.layers.selection import fast_where
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
@@ -67,7 +67,7 @@ class BinaryKernel:
 
 
 def _signs(positive: tf.Tensor) -> tf.Tensor:
-    return select(positive, tf.ones(tf.shape(positive)), -1.0)
+    return fast_where(positive, tf.ones(tf.shape(positive)), -1.0)
 
 
 @custom_gradient
@@ -78,7 +78,7 @@ def _rounded(kernel: tf.Tensor) -> Any:
 @custom_gradient
 def _drawn(kernel: tf.Tensor, positive: tf.Tensor) -> Any:
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
-        return select(tf.abs(kernel) < 1, 0.5 * upstream, 0), None
+        return fast_where(tf.abs(kernel) < 1, 0.5 * upstream, 0), None
 
     return _signs(positive), gradient
 

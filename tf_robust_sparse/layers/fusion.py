@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that computes the same as `function` and, on machines without GPUs, in one pass.
 
     Each new combination of shapes is compiled once, in a few hundredths of a second. Rounding may differ in the last
@@ -32,7 +32,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiles() -> bool:
-    """Returns whether `fused` uses XLA: on machines without GPUs whose TensorFlow includes it."""
+    """Returns whether `compile_elementwise` uses XLA: on machines without GPUs whose TensorFlow includes it."""
     return not tf.config.list_logical_devices("GPU") and _xla_works()
 
 

@@ -5,12 +5,12 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
-from tf_robust_sparse.layers.selection import select
+from tf_robust_sparse.layers.selection import fast_where
 
 
 @custom_gradient
 def _straight_through(mask, kernel):
-    return select(mask, kernel, 0), lambda upstream: (None, upstream)
+    return fast_where(mask, kernel, 0), lambda upstream: (None, upstream)
 
 
 class MaskedKernel:
@@ -52,7 +52,7 @@ class MaskedKernel:
         The gradient is masked, too, or reaches every entry of the kernel if the layer is `straight_through`.
         """
         mask, kernel = tf.convert_to_tensor(self.kernel_mask), tf.convert_to_tensor(self.kernel)
-        return _straight_through(mask, kernel) if self.straight_through else select(mask, kernel, 0)
+        return _straight_through(mask, kernel) if self.straight_through else fast_where(mask, kernel, 0)
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.layers.fusion import compiles, fused
+from tf_robust_sparse.layers.fusion import compile_elementwise, compiles
 from tf_robust_sparse.layers.gradients import custom_gradient
 
 
@@ -115,4 +115,4 @@ def _gradient(window: tuple[int, int]) -> Callable[[tf.Tensor, tf.Tensor, tf.Ten
         routed = tf.reshape(routed, (-1, rows * high, columns * wide, channels))
         return tf.pad(routed, [(0, 0), (0, height - rows * high), (0, width - columns * wide), (0, 0)])
 
-    return fused(gradient)
+    return compile_elementwise(gradient)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
-from tf_robust_sparse.layers.selection import select
+from tf_robust_sparse.layers.selection import fast_where
 
 
 class RewiringKernel:
@@ -100,11 +100,11 @@ class RewiringKernel:
 
 @custom_gradient
 def _signed(theta: tf.Tensor, positive: tf.Tensor) -> Any:
-    kernel = select(theta > 0, select(positive, theta, -theta), 0)
+    kernel = fast_where(theta > 0, fast_where(positive, theta, -theta), 0)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
         # The kernel shows its signs and zeros, so no mask has to be kept for the backward pass.
-        return select(kernel > 0, upstream, select(kernel < 0, -upstream, 0)), None
+        return fast_where(kernel > 0, upstream, fast_where(kernel < 0, -upstream, 0)), None
 
     return kernel, gradient
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 _DIGITS = 1 << 16  # number of values of half of the 32 bits
 
 
-def select(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor | float) -> tf.Tensor:
+def fast_where(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor | float) -> tf.Tensor:
     """`tf.where` for operands of one shape, ten times as fast on CPUs: that one broadcasts even where it need not.
 
     Args:
@@ -70,7 +70,7 @@ def _largest(flat: tf.Tensor, k: tf.Tensor, last_wins: bool) -> tf.Tensor:
     wanted = tf.maximum(k, 1)
     upper_value, rest = _counted_from_top(upper, wanted)
     # Entries with another upper half get a digit out of range, which is not counted.
-    lower = select(upper == upper_value, tf.bitwise.bitwise_and(keys, _DIGITS - 1), _DIGITS)
+    lower = fast_where(upper == upper_value, tf.bitwise.bitwise_and(keys, _DIGITS - 1), _DIGITS)
     lower_value, rest = _counted_from_top(lower, rest)
     threshold = tf.bitwise.left_shift(upper_value - _DIGITS // 2, 16) + lower_value
     above, equal = keys > threshold, keys == threshold
@@ -102,7 +102,7 @@ def _ordered_bits(values: tf.Tensor) -> tf.Tensor:
     # Positive floats are ordered like their bits. Negative ones are ordered the other way: flip all bits but the sign.
     bits = tf.bitcast(values, tf.int32)
     keys = tf.bitwise.bitwise_xor(bits, tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, 31), 0x7FFFFFFF))
-    return select(keys != -1, keys, 0)  # -0.0 equals 0.0
+    return fast_where(keys != -1, keys, 0)  # -0.0 equals 0.0
 
 
 def _counted_from_top(digits: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

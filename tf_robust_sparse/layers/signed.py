@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
-from tf_robust_sparse.layers.selection import select
+from tf_robust_sparse.layers.selection import fast_where
 from tf_robust_sparse.layers.subnet import SubnetKernel
 
 
@@ -78,7 +78,7 @@ def _gated_signs(positive: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor, magnit
     def gradient(upstream: tf.Tensor) -> tuple[None, tf.Tensor, None, None]:
         return None, tf.sign(scores) * signed * upstream, None, None
 
-    return select(mask, signed, 0), gradient
+    return fast_where(mask, signed, 0), gradient
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
-from tf_robust_sparse.layers.selection import largest_mask, select
+from tf_robust_sparse.layers.selection import fast_where, largest_mask
 
 
 def kept_entries(entries: int, keep_fraction: float) -> int:
@@ -102,9 +102,9 @@ class SubnetKernel:
 @custom_gradient
 def _gated(kernel: tf.Tensor, scores: tf.Tensor, mask: tf.Tensor) -> Any:
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, None]:
-        return select(mask, upstream, 0), tf.sign(scores) * kernel * upstream, None
+        return fast_where(mask, upstream, 0), tf.sign(scores) * kernel * upstream, None
 
-    return select(mask, kernel, 0), gradient
+    return fast_where(mask, kernel, 0), gradient
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")

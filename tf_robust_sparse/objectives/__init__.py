@@ -15,7 +15,6 @@ from tf_robust_sparse.objectives.epsilon_schedules import (
 from tf_robust_sparse.objectives.grad_align import GradAlign
 from tf_robust_sparse.objectives.kl_penalty import KLPenalty
 from tf_robust_sparse.objectives.l1_penalty import L1Penalty
-from tf_robust_sparse.objectives.label_smoothing import smoothed_cross_entropy, smoothed_labels
 from tf_robust_sparse.objectives.mart import MART
 from tf_robust_sparse.objectives.mat import MAT
 from tf_robust_sparse.objectives.mixtrain import MixTrain
@@ -56,6 +55,4 @@ __all__ = [
     "TabledEpsilon",
     "VulnerabilitySuppression",
     "kl_divergence",
-    "smoothed_cross_entropy",
-    "smoothed_labels",
 ]

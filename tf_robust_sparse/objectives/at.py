@@ -16,12 +16,17 @@ BATCH_NORM_MODES = ("inference", "training")
 class AT(AttackObjective):
     """Adversarial training, `CE(f(x_adv), y)`, on attacked images only.
 
+    ```python
+    attack = trs.attacks.LinfPGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+    model = trs.RobustModel(network, trs.objectives.AT(attack))
+    ```
+
     Args:
         attack: Untargeted attack; its own `random_start` decides where it starts.
-        label_smoothing: Share `s` of the loss that is the mean cross-entropy of all classes, in [0, 1):
+        label_smoothing: Share `s` of the loss that is the mean cross entropy of all classes, in [0, 1):
             `(1 - s) * CE + s * mean(-log p)`. The attack climbs the same loss.
-        batch_norm: `"inference"`, or `"training"`: the attack normalises by the batch, as the original of binary
-            sub-networks does, and so moves the statistics in each of its steps; on one replica alone.
+        batch_norm: `"inference"`, or `"training"`: during the attack too, batch norm normalizes by the batch and
+            updates its moving statistics in each step, as the code of binary sub-networks does. On one replica only.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack or another argument is out of its range.
@@ -39,16 +44,16 @@ class AT(AttackObjective):
         self.batch_norm = batch_norm
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
-        """Images that raise the loss: `(batch, ...)`, float32."""
+        """Returns images that raise the loss: `(batch, ...)`, float32."""
         if self.batch_norm == "inference":
             return self.attack(network, x, y, loss_fn=self._loss, seed=seed)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            raise ValueError('batch_norm="training" attacks on one replica; pass batch_norm="inference" for several')
+            raise ValueError('`batch_norm="training"` works on one replica only; pass batch_norm="inference"')
         with layers.unfolded_kernels(network):
             return self.attack(lambda x: network(x, training=True), x, y, loss_fn=self._loss, seed=seed)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)` and twice the logits on the attacked images, the only ones there are."""
+        """Returns losses `(batch,)` and, twice, the logits of the attacked images, because there are no others."""
         del x
         logits = attacked_logits(network, x_adv)
         return Losses(self._loss(y, logits), logits, logits)
@@ -57,6 +62,6 @@ class AT(AttackObjective):
         return smoothed_cross_entropy(y, logits, self.label_smoothing)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         more = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         return {**super().describe(), **more, **({"batch_norm": "training"} if self.batch_norm == "training" else {})}

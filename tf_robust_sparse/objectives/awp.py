@@ -112,9 +112,9 @@ class AWP(ObjectiveAround):
         return [self._move(*each) for each in zip(weights, gradients, signs, strict=True)]
 
     def _move(self, weight: tf.Tensor, gradient: tf.Tensor, sign_is_fixed: bool) -> tf.Tensor:
-        gradient = layers.select(weight != 0, gradient, 0)
+        gradient = layers.fast_where(weight != 0, gradient, 0)
         move = self.gamma * tf.norm(weight) * gradient / (tf.norm(gradient) + _TINY)
-        return layers.select((weight + move) * weight < 0, -weight, move) if sign_is_fixed else move
+        return layers.fast_where((weight + move) * weight < 0, -weight, move) if sign_is_fixed else move
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

@@ -20,14 +20,14 @@ from tf_robust_sparse.objectives.objective import (
 class CleanAndAdversarial(AttackObjective):
     """`(1 - weight) * CE(f(x), y) + weight * CE(f(x_adv), y)` of every image.
 
-    Both terms have the same, possibly smoothed, labels. The attacked images count as constants: no gradient flows
+    Both terms have the same, possibly smoothed, labels. No gradient flows
     through the attack. Clean and attacked images pass through the network as two batches, clean first, or as one.
 
     Args:
         attack: Untargeted attack; its own `random_start` decides where it starts.
         weight: Share of the attacked images in the loss, in [0, 1].
         label_smoothing: Share of each label that is spread evenly over all classes, in [0, 1).
-        joint: Whether both pass as one batch, over which batch norm takes its statistics.
+        joint: Whether both pass as one batch; batch norm then takes its statistics over both.
 
     Raises:
         ValueError: if `attack` is not an untargeted attack, or a number is out of its range.
@@ -49,11 +49,11 @@ class CleanAndAdversarial(AttackObjective):
         self.joint = bool(joint)
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
-        """Images that raise the cross entropy: `(batch, ...)`, float32."""
+        """Returns images that raise the cross entropy: `(batch, ...)`, float32."""
         return self.attack(network, x, y, seed=seed)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)`, clean logits and the logits of the attacked images, `(batch, classes)` each."""
+        """Returns losses `(batch,)`, clean logits and logits of the attacked images, `(batch, classes)` each."""
         if self.joint:
             logits, logits_adv = joint_training_logits(network, x, x_adv)
         else:
@@ -65,6 +65,6 @@ class CleanAndAdversarial(AttackObjective):
         return Losses((1 - weight) * clean + weight * attacked, logits, logits_adv)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         settings = {"weight": self.adversarial_weight, "label_smoothing": self.label_smoothing, "joint": self.joint}
         return {**super().describe(), **settings}

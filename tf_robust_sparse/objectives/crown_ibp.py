@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import certify
 from tf_robust_sparse.attacks import cross_entropy
+from tf_robust_sparse.certify.bounds import check_choices, mixed_margins
 from tf_robust_sparse.objectives.epsilon_schedules import EpsilonSchedule
 from tf_robust_sparse.objectives.objective import Losses, Objective, Seed, bounded_logits, robust_cross_entropy
 
@@ -15,13 +16,13 @@ from tf_robust_sparse.objectives.objective import Losses, Objective, Seed, bound
 class CrownIBP(Objective):
     """`kappa * CE(f(x), y) + (1 - kappa) * CE(-L, y)` with `L = beta * L_crown + (1 - beta) * L_ibp`.
 
-    `L` are lower bounds of the margins over the ball of the present radius. With the radius from 0 to `epsilon`, `beta`
-    goes from 1 to `final_beta` and `kappa` from 1 to `final_kappa`, both in a straight line: linear bounds are tight
-    where intervals are loose, and in the end intervals are what the network is verified by. Where `beta` is below 1e-5
-    the backward pass of linear bounds is left out.
+    `L` are lower bounds of the margins over the ball of the current radius. While the radius grows from 0 to `epsilon`,
+    `beta` goes linearly from 1 to `final_beta` and `kappa` from 1 to `final_kappa`. Linear bounds come first because
+    they are tight on networks where intervals are loose; intervals come last because they verify the network. If `beta`
+    is below 1e-5, the backward pass of linear bounds is left out.
 
-    Batch norm is bounded by its moving statistics, which therefore stand still; begin with a trained network, or use
-    one without.
+    Bounds use the moving statistics of batch norm, which this training does not update. Begin with a trained network,
+    or use a network without batch norm.
 
     Args:
         epsilon: Radius of the l-infinity ball in pixels of [0, 1], or a schedule of it.
@@ -45,7 +46,7 @@ class CrownIBP(Objective):
         for name, value in (("final_beta", final_beta), ("final_kappa", final_kappa)):
             if not (0 <= value <= 1 if value is not None else name == "final_kappa"):
                 raise ValueError(f"`{name}` is a weight in [0, 1]. Received: {name}={value!r}")
-        certify.check_choices("crown-ibp", slope, "Linf")
+        check_choices("crown-ibp", slope, "Linf")
         self.schedule = epsilon if isinstance(epsilon, EpsilonSchedule) else EpsilonSchedule(epsilon)
         self.final_beta = float(final_beta)
         self.final_kappa = None if final_kappa is None else float(final_kappa)
@@ -53,16 +54,16 @@ class CrownIBP(Objective):
         self._epsilon: float | tf.Tensor = self.schedule.epsilon
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
-        """The objective with the radius of this step."""
+        """Returns the objective with the radius of this step."""
         del seed
         now = copy.copy(self)
         now._epsilon = self.schedule(step)
         return now
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)` and clean logits `(batch, classes)`, at the last radius unless `at_step` said otherwise."""
+        """Returns losses `(batch,)` and clean logits `(batch, classes)`, by default at the final radius."""
         logits = bounded_logits(network, x_adv)
-        share = self._epsilon / self.schedule.epsilon  # of the way of the radius
+        share = self._epsilon / self.schedule.epsilon  # of the final radius
         lower = self._lower_bounds(network, x, y, share)
         losses = robust_cross_entropy(lower)
         if self.final_kappa is not None:
@@ -72,21 +73,21 @@ class CrownIBP(Objective):
 
     def _lower_bounds(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, share: Any) -> tf.Tensor:
         beta = 1 - share * (1 - self.final_beta)
-        return certify.mixed_margins(network, x, y, self._epsilon, beta, slope=self.slope)
+        return mixed_margins(network, x, y, self._epsilon, beta, slope=self.slope)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         settings = {"final_beta": self.final_beta, "final_kappa": self.final_kappa, "slope": self.slope}
         return {**super().describe(), "epsilon": self.schedule.describe(), **settings}
 
 
 class IBP(CrownIBP):
-    """`kappa * CE(f(x), y) + (1 - kappa) * CE(-L, y)` where intervals alone give the margins' lower bounds `L`.
+    """`kappa * CE(f(x), y) + (1 - kappa) * CE(-L, y)` with lower bounds `L` of the margins by intervals alone.
 
     Args:
         epsilon: Radius of the l-infinity ball in pixels of [0, 1], or a schedule of it.
-        final_kappa: Weight of the clean loss at the last radius, in [0, 1]; it begins at 1 where the radius is 0.
-            `None` leaves the clean loss out.
+        final_kappa: Weight of the clean loss at the last radius, in [0, 1]; it is 1 when the radius is 0. `None` leaves
+            the clean loss out.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -102,5 +103,5 @@ class IBP(CrownIBP):
         return certify.margins(network, x, y, self._epsilon, "ibp")
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         return {"objective": "IBP", "epsilon": self.schedule.describe(), "final_kappa": self.final_kappa}

@@ -4,9 +4,9 @@ import tensorflow as tf
 
 
 def kl_divergence(logits_p: tf.Tensor, logits_q: tf.Tensor) -> tf.Tensor:
-    """`KL(softmax(logits_p) || softmax(logits_q))` of each example, differentiable in both.
+    """Returns `KL(softmax(logits_p) || softmax(logits_q))` of each example, differentiable in both.
 
-    Computed from log-probabilities in float32, so that extreme logits give no NaN.
+    It is computed from log-probabilities in float32, so that extreme logits give no NaN.
 
     Args:
         logits_p: `(batch, classes)`, any floating type.

@@ -1,4 +1,4 @@
-"""How the radius that a network is certified or attacked in changes while it trains, as functions of the step."""
+"""Schedules of the radius of attacks and certificates in training, as functions of the step."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.schedules import linear, per_epoch, progress
 
-_POWER = 4  # of the smooth beginning
+_POWER = 4  # exponent of the smooth beginning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EpsilonSchedule:
         """Returns the radius at a step: scalar, float32.
 
         Args:
-            step: Number of updates before, scalar, integer.
+            step: Number of updates so far, scalar, integer.
         """
         del step
         return tf.constant(self.epsilon, tf.float32)
@@ -45,7 +45,7 @@ class EpsilonSchedule:
 
 @dataclasses.dataclass(frozen=True)
 class LinearEpsilon(EpsilonSchedule):
-    """From `start` at step `begin_step` in a straight line to `epsilon` at step `end_step`.
+    """A radius that grows linearly from `start` at step `begin_step` to `epsilon` at step `end_step`.
 
     Args:
         epsilon: See `EpsilonSchedule`.
@@ -75,13 +75,13 @@ class LinearEpsilon(EpsilonSchedule):
         return linear(self._share(progress(step, self.begin_step, self.end_step)), self.start, self.epsilon)
 
     def _share(self, position: tf.Tensor) -> tf.Tensor:
-        """The part of the way that is done, by the part of the time."""
+        """Returns the share of the increase that is reached after a share of the time."""
         return position
 
 
 @dataclasses.dataclass(frozen=True)
 class SmoothedEpsilon(LinearEpsilon):
-    """As `LinearEpsilon`, with a quartic beginning up to the part `middle` of the time, of equal slope where they meet.
+    """As `LinearEpsilon`, but quartic during the first share `middle` of the time; the slopes agree where they meet.
 
     Args:
         epsilon, begin_step, end_step, start: See `LinearEpsilon`.
@@ -93,7 +93,7 @@ class SmoothedEpsilon(LinearEpsilon):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.middle < 1:
-            raise ValueError(f"`middle` is a part of the time, in (0, 1); pass 0.25. Received: middle={self.middle}")
+            raise ValueError(f"`middle` is a share of the time, in (0, 1); pass 0.25. Received: middle={self.middle}")
 
     def _share(self, position: tf.Tensor) -> tf.Tensor:
         at_middle = self.middle / ((1 - self.middle) * _POWER + self.middle)
@@ -104,11 +104,11 @@ class SmoothedEpsilon(LinearEpsilon):
 
 @dataclasses.dataclass(frozen=True)
 class EpochwiseEpsilon(EpsilonSchedule):
-    """From `start` in the first epoch in equal increments to `epsilon` in epoch `epochs`, counted from 0.
+    """A radius that grows by equal increments from `start` in epoch 0 to `epsilon` in epoch `epochs`.
 
     Args:
         epsilon: See `EpsilonSchedule`.
-        epochs: Epochs until then; 0 for `epsilon` at once.
+        epochs: Number of epochs until `epsilon`; 0 for `epsilon` at once.
         steps_per_epoch: At least 1.
         start: In [0, epsilon].
 
@@ -128,7 +128,7 @@ class EpochwiseEpsilon(EpsilonSchedule):
             )
 
     def epoch(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the epoch that a step lies in, counted from 0: scalar, int32."""
+        """Returns the epoch of a step, counted from 0: scalar, int32."""
         return tf.cast(step, tf.int32) // self.steps_per_epoch
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
@@ -140,7 +140,7 @@ class EpochwiseEpsilon(EpsilonSchedule):
 
 @dataclasses.dataclass(frozen=True)
 class TabledEpsilon(EpsilonSchedule):
-    """A radius of its own in each epoch; after the last of them it stays. Its `epsilon` is the largest.
+    """A given radius for each epoch; later epochs keep the last one. `epsilon` is the largest.
 
     Args:
         radii: One per epoch, in pixels of [0, 1], each in [0, 1] and not all 0.

@@ -5,8 +5,8 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import cross_entropy, fold_in
-from tf_robust_sparse.layers.noise import uniform_like
+from tf_robust_sparse.attacks import cross_entropy
+from tf_robust_sparse.layers.noise import fold_in, uniform_like
 from tf_robust_sparse.layers.normalization import kept_statistics
 from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround, Seed
 from tf_robust_sparse.objectives.terms import report_term

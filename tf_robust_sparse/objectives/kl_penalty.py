@@ -13,11 +13,12 @@ class KLPenalty(ObjectiveAround):
     """`objective + strength * KL(posterior || prior)`, summed over all layers that have a `kl_divergence`.
 
     Args:
-        objective: What is minimized beside it.
-        strength: At least 0; `1 / number of training images` makes the loss a bound of the evidence.
+        objective: The objective that this one adds to.
+        strength: At least 0; `1 / number of training images` makes the loss a bound on the evidence.
 
     Raises:
-        ValueError: if `objective` is none, or `strength` is negative; when used, if the network has no such layer.
+        ValueError: if `objective` is not an objective, or `strength` is negative; when used, if the network has no such
+            layer.
 
     Reference: [Blundell et al., 2015](https://arxiv.org/abs/1505.05424), section 3.
     """
@@ -33,10 +34,10 @@ class KLPenalty(ObjectiveAround):
             self.attack = objective.attack
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)`, the divergence added to each, and the logits of the objective."""
+        """Returns losses `(batch,)` with the divergence added to each, and the logits of the objective."""
         per_example, logits, logits_adv = Losses(*self.objective.loss(network, x, y, x_adv))
         return Losses(per_example + self.strength * layers.prior_divergence(network), logits, logits_adv)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         return {**super().describe(), "strength": self.strength, "penalised": self.objective.describe()}

@@ -12,14 +12,14 @@ from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAr
 class L1Penalty(ObjectiveAround):
     """`objective + strength * sum(abs(effective kernel))` over all kernels.
 
-    Of the effective kernel: an entry that is pruned neither counts nor moves.
+    The penalty is on the effective kernel, so a pruned entry neither counts nor gets a gradient.
 
     Args:
-        objective: What is minimized beside the penalty.
+        objective: The objective that the penalty is added to.
         strength: At least 0.
 
     Raises:
-        ValueError: if `objective` is none, or `strength` is negative.
+        ValueError: if `objective` is not an objective, or `strength` is negative.
     """
 
     def __init__(self, objective: Objective, strength: float) -> None:
@@ -33,17 +33,17 @@ class L1Penalty(ObjectiveAround):
             self.attack = objective.attack
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)`, the penalty added to each, and the logits of the objective."""
+        """Returns losses `(batch,)` with the penalty added to each, and the logits of the objective."""
         per_example, logits, logits_adv = Losses(*self.objective.loss(network, x, y, x_adv))
         penalty = self.penalty(network)
-        if penalty.shape.rank:  # of several networks side by side: each pays for its own part of the batch
+        if penalty.shape.rank:  # several networks in a stack: each has its own part of the batch
             penalty = tf.repeat(penalty, tf.shape(per_example)[0] // penalty.shape[0])
         return Losses(per_example + penalty, logits, logits_adv)
 
     def penalty(self, network: keras.Model) -> tf.Tensor:
-        """The penalty: a scalar, or one number for each of the networks of a stack."""
+        """Returns the penalty: a scalar, or one number for each network of a stack."""
         return self.strength * tf.add_n([layers.kernel_l1(layer) for layer in layers.kernel_layers(network)])
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         return {**super().describe(), "strength": self.strength, "penalised": self.objective.describe()}

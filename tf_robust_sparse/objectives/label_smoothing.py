@@ -1,4 +1,4 @@
-"""Labels that leave some probability to the other classes."""
+"""Label smoothing: labels that give some probability to the other classes."""
 
 import tensorflow as tf
 
@@ -6,10 +6,10 @@ from tf_robust_sparse.attacks import cross_entropy
 
 
 def smoothed_cross_entropy(y: tf.Tensor, logits: tf.Tensor, label_smoothing: float | tf.Tensor) -> tf.Tensor:
-    """Cross entropy of each example to `(1 - s) * one_hot(y) + s / classes`.
+    """Returns the cross entropy of each example to `(1 - s) * one_hot(y) + s / classes`.
 
-    Of ten classes and `s = 0.1` the true one has probability 0.91 and each other one 0.01. The least loss is the
-    entropy of such a label, 0.5002 nats.
+    With ten classes and `s = 0.1` the true class has probability 0.91 and each other class 0.01. The smallest loss is
+    the entropy of such a label, 0.5002 nats.
 
     Args:
         y: `(batch,)`, integer labels.
@@ -34,7 +34,7 @@ def smoothed_labels(y: tf.Tensor, classes: int | tf.Tensor, label_smoothing: flo
 
 
 def checked_smoothing(label_smoothing: float) -> float:
-    """`label_smoothing` as a float, refused unless in [0, 1)."""
+    """Returns `label_smoothing` as a float; raises a `ValueError` unless it is in [0, 1)."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             "`label_smoothing` is the share of a label that is spread over all classes, in [0, 1); pass 0 for hard "

@@ -1,4 +1,4 @@
-"""What layers of the user add to the loss: regularizers of weights and of activities, and `add_loss`."""
+"""Losses that the layers of a user's network add: weight and activity regularizers, and `add_loss`."""
 
 import contextlib
 import functools
@@ -10,21 +10,21 @@ import tensorflow as tf
 
 
 class LayerLosses:
-    """Adds up what `network.losses` holds after each training forward pass of a step.
+    """Sums `network.losses` after each training forward pass of a step.
 
-    An attack asks the same layers again and again; what they add then is dropped with the next forward pass, as Keras
-    does. So the losses are read after each pass that counts: each of `training_logits`, or, of an objective that calls
-    the network by itself, the last one.
+    An attack calls the same layers many times, and Keras drops the losses of a call at the next one. So the losses are
+    read after each pass that counts: each call of `training_logits`, or the last pass of an objective that calls the
+    network directly.
     """
 
     def __init__(self, network: keras.Model) -> None:
         self._network = network
-        self._before = network.losses  # of an attack, maybe, whose loop is over
+        self._before = network.losses  # may stem from an attack whose loop has ended
         self._added: list[tf.Tensor] = []
         self._passes = 0
 
     def read(self) -> None:
-        """Takes in what the pass that has just ended added; the regularizers of weights count once a step."""
+        """Adds the losses of the pass that has just ended; weight regularizers count once a step."""
         self._passes += 1
         added = self._network.losses
         added = added[: len(added) - len(self._regularized())]
@@ -32,14 +32,14 @@ class LayerLosses:
 
     @functools.cached_property
     def total(self) -> tf.Tensor | None:
-        """The sum of everything, a float32 scalar; `None` if no layer adds anything. To be read before weights move."""
+        """The sum of all losses, float32, or `None` if no layer adds any. Read it before the weights change."""
         if not self._passes:
             self.read()
         losses = [*self._added, *(weight.regularizer(weight) for weight in self._regularized())]
         return tf.add_n([tf.reduce_sum(tf.cast(loss, tf.float32)) for loss in losses]) if losses else None
 
     def onto(self, per_example: tf.Tensor) -> tf.Tensor:
-        """The losses `(batch,)` of the examples with the sum on each, which then is part of their mean."""
+        """Returns the losses `(batch,)` of the examples plus the sum, so that their mean contains the sum once."""
         return per_example if self.total is None else per_example + self.total
 
     def _regularized(self) -> list[keras.Variable]:
@@ -56,7 +56,7 @@ _collector = _Collector()
 
 @contextlib.contextmanager
 def collected_layer_losses(network: keras.Model) -> Iterator[LayerLosses]:
-    """Collects what the layers of `network` add in the training forward passes inside the block."""
+    """Collects the losses that the layers of `network` add in training forward passes inside the block."""
     before, _collector.active = _collector.active, LayerLosses(network)
     try:
         yield _collector.active
@@ -65,6 +65,6 @@ def collected_layer_losses(network: keras.Model) -> Iterator[LayerLosses]:
 
 
 def training_pass_ended() -> None:
-    """Says that a forward pass which counts for the loss has ended."""
+    """Records the end of a forward pass that counts for the loss."""
     if _collector.active is not None:
         _collector.active.read()

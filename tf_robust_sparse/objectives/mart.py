@@ -1,4 +1,4 @@
-"""MART: adversarial training that minds the examples it already gets wrong."""
+"""MART: adversarial training with more weight on misclassified examples."""
 
 from typing import Any
 
@@ -19,13 +19,18 @@ WEIGHT_OFFSET = 1.0000001
 class MART(AttackObjective):
     """Boosted cross entropy on the attacked image, plus a divergence weighted by how wrong the clean prediction is.
 
+    ```python
+    attack = trs.attacks.LinfPGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+    model = trs.RobustModel(network, trs.objectives.MART(attack, beta=6.0))
+    ```
+
     With clean probabilities `p`, adversarial probabilities `q` and `k` the most likely wrong class under `q`, the loss
     is `-log q_y - log(1.0001 - q_k + 1e-12) + beta * KL(p || q) * (1.0000001 - p_y)`. The gradient flows through both
     predictions. Clean and attacked images pass through the network as two batches, clean first.
 
     Args:
-        attack: Untargeted attack on the cross entropy. It starts at `x + 0.001 * N(0, 1)` whatever its own
-            `random_start`.
+        attack: Untargeted attack on the cross entropy. It starts at `x + 0.001 * N(0, 1)`; its own `random_start` is
+            not used.
         beta: Weight of the divergence, at least 0.
 
     Raises:
@@ -39,11 +44,11 @@ class MART(AttackObjective):
         self.beta = checked_beta(beta)
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
-        """Images that raise the cross entropy: `(batch, ...)`, float32."""
+        """Returns images that raise the cross entropy: `(batch, ...)`, float32."""
         return self.attack(network, x, y, seed=seed, start="gaussian")
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)`, clean logits and the logits of the attacked images, `(batch, classes)` each."""
+        """Returns losses `(batch,)`, clean logits and logits of the attacked images, `(batch, classes)` each."""
         logits = training_logits(network, x)
         logits_adv = attacked_logits(network, x_adv)
         boosted = cross_entropy(y, logits_adv) + margin_loss(y, logits_adv)
@@ -52,12 +57,12 @@ class MART(AttackObjective):
         return Losses(boosted + self.beta * robust, logits, logits_adv)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         return {**super().describe(), "beta": self.beta}
 
 
 def margin_loss(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """`-log(1.0001 - q_k + 1e-12)` with `k` the most likely class other than `y`.
+    """Returns `-log(1.0001 - q_k + 1e-12)` with `k` the most likely class other than `y`.
 
     Args:
         y: `(batch,)`, integer labels.

@@ -1,4 +1,4 @@
-"""Certified training on a few images of each batch, mixed with training on all of them: MixTrain."""
+"""MixTrain: certified training on a few images of each batch, mixed with natural training on all of them."""
 
 import copy
 from typing import Any, Self
@@ -7,27 +7,29 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import certify
-from tf_robust_sparse.attacks import cross_entropy, fold_in
+from tf_robust_sparse.attacks import cross_entropy
+from tf_robust_sparse.layers.noise import fold_in
 from tf_robust_sparse.objectives.epsilon_schedules import EpochwiseEpsilon
 from tf_robust_sparse.objectives.objective import Losses, Objective, Seed, bounded_logits, robust_cross_entropy
 
-_GROWTH, _EVERY, _LARGEST = 2.5, 5, 50.0  # of the weight: factor, epochs between two of them, bound
+_GROWTH, _EVERY, _LARGEST = 2.5, 5, 50.0  # of the weight: factor, epochs between increases, limit
 
 
 class MixTrain(Objective):
     """`CE(f(x), y) + w * mean CE(U, y)` over `num_images` images drawn from the batch, in most of the steps.
 
     `U` are upper bounds of the margins of the other classes over the ball, by symbolic intervals, and 0 for the class
-    itself. Each step draws anew, with replacement, and with probability `1 - probability` draws none. The radius
-    follows `epsilon`; from its last epoch on the weight `w` grows every five epochs by a factor of 2.5, up to 50.
+    itself. Each step draws images with replacement; with probability `1 - probability` it draws none. The radius
+    follows `epsilon`. From its last epoch on the weight `w` grows every five epochs by a factor of 2.5, up to 50.
 
-    Batch norm is bounded by its moving statistics, which therefore stand still.
+    Bounds use the moving statistics of batch norm, which this training does not update.
 
     Args:
         epsilon: Schedule of the radius of the l-infinity ball, in pixels of [0, 1].
-        num_images: Images bounded in a step, at least 1: 1 for large networks and 5 for small ones, as published.
-        weight: `w` until the radius has its last value, at least 0.
-        probability: That a step bounds any, in [0, 1]; at 0 this is natural training.
+        num_images: Number of images bounded in a step, at least 1; published are 1 for large networks and 5 for small
+            ones.
+        weight: `w` until the radius reaches its last value, at least 0.
+        probability: Probability that a step bounds any image, in [0, 1]; 0 is natural training.
         chunk: See `certify.margins`.
 
     Raises:
@@ -66,7 +68,7 @@ class MixTrain(Objective):
         self._seed: Seed = 0
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
-        """The objective with the radius, the weight and the draws of this step."""
+        """Returns the objective with the radius, the weight and the random draws of this step."""
         now = copy.copy(self)
         now._step, now._seed = step, seed
         return now
@@ -77,7 +79,7 @@ class MixTrain(Objective):
         return tf.minimum(self.weight * _GROWTH ** tf.cast(since // _EVERY, tf.float32), _LARGEST)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)` and clean logits `(batch, classes)`; the loss of the bounds is the same for every image."""
+        """Returns losses `(batch,)` and clean logits `(batch, classes)`; all images share the loss of the bounds."""
         logits = bounded_logits(network, x_adv)
         losses = cross_entropy(y, logits)
         if self.probability == 0:
@@ -95,13 +97,13 @@ class MixTrain(Objective):
         return tf.reduce_mean(robust_cross_entropy(lower))
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         settings = {"num_images": self.num_images, "weight": self.weight, "probability": self.probability}
         return {**super().describe(), "epsilon": self.schedule.describe(), **settings}
 
 
 def _of_this_replica(seed: Seed) -> tf.Tensor:
-    """A seed of its own for each replica, for each has other images to draw from."""
+    """Returns a different seed on each replica, because each one draws from other images."""
     context = tf.distribute.get_replica_context()
     number = 0 if context is None else context.replica_id_in_sync_group
     return fold_in(0 if seed is None else seed, number)

@@ -1,4 +1,4 @@
-"""Natural training: the cross entropy on the images as they are."""
+"""Natural training: the cross entropy on clean images."""
 
 from typing import Any
 
@@ -23,11 +23,11 @@ class Natural(Objective):
         self.label_smoothing = checked_smoothing(label_smoothing)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)` and clean logits `(batch, classes)`."""
+        """Returns losses `(batch,)` and clean logits `(batch, classes)`."""
         del x_adv
         logits = training_logits(network, x)
         return Losses(smoothed_cross_entropy(y, logits, self.label_smoothing), logits)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         return {**super().describe(), **({"label_smoothing": self.label_smoothing} if self.label_smoothing else {})}

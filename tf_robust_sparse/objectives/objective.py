@@ -1,4 +1,4 @@
-"""What training minimizes, as two methods."""
+"""The interface of objectives: which images to train on, and the loss on them."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ Seed: TypeAlias = int | tf.Tensor | None
 
 
 class Losses(NamedTuple):
-    """What an objective returns for a batch.
+    """The result of an objective for a batch.
 
     Attributes:
-        per_example: `(batch,)`, float32: what training minimizes the mean of.
-        logits: `(batch, classes)`, float32: what training accuracy is measured on.
-        logits_adv: `(batch, classes)`, float32, of the attacked images; `None` if the objective does not compute them.
-            An objective that passes only attacked images through the network returns the same tensor twice.
+        per_example: `(batch,)`, float32. Training minimizes their mean.
+        logits: `(batch, classes)`, float32. Training accuracy is measured on them.
+        logits_adv: `(batch, classes)`, float32, logits of the attacked images; `None` if the objective does not
+            compute them. An objective that sees only attacked images returns the same tensor twice.
     """
 
     per_example: tf.Tensor
@@ -30,16 +30,15 @@ class Losses(NamedTuple):
 
 
 class Objective:
-    """What training minimizes.
+    """Base class of what training minimizes.
 
-    A training step asks for the objective `at_step`, calls its `perturb`, which leaves the network as it is, and then
-    its loss under a gradient tape. This base class perturbs nothing.
+    A training step takes the objective `at_step`, calls its `perturb`, which does not change the network, and then its
+    `loss` under a gradient tape. A subclass writes `loss`, and `perturb` if it attacks; this class perturbs nothing.
 
     Attributes:
-        adversarial_weight: Share of the cross entropy of attacked images in the loss, in [0, 1]; for records of what
-            training minimizes.
+        adversarial_weight: Share of the cross entropy of attacked images in the loss, in [0, 1]; only for records.
         label_smoothing: Share of each label that is spread evenly over all classes.
-        terms: Names of what the loss reports of itself, see `terms.report_term`.
+        terms: Names of the terms that `loss` reports, see `terms.report_term`.
     """
 
     adversarial_weight: float = 0.0
@@ -47,24 +46,24 @@ class Objective:
     terms: tuple[str, ...] = ()
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
-        """The objective as it is at a step, for those that change while training goes on; the others are themselves.
+        """Returns the objective with its schedules evaluated at `step`; without schedules, the objective itself.
 
         Args:
-            step: Number of updates before, scalar, integer.
-            seed: As of `perturb`, for draws of the loss.
+            step: Number of updates so far, scalar, integer.
+            seed: See `perturb`; for random draws of the loss.
         """
         del step, seed
         return self
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
-        """The images to train on, found with the network in inference mode.
+        """Returns the images to train on, found with the network in inference mode.
 
         Args:
             network: Network that returns logits.
             x: `(batch, ...)`, floating, in `[0, 1]`.
             y: `(batch,)`, integer labels.
-            seed: Integer, or integers of shape `(2,)`, another one in each step; `None` for the attack's own, which is
-                the same in each step.
+            seed: Integer, or integers of shape `(2,)`, different in each step; `None` for the seed of the attack, which
+                is the same in each step.
 
         Returns:
             `(batch, ...)`, in the order of `x`.
@@ -73,13 +72,13 @@ class Objective:
         return x
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """The loss of each example, with the network in training mode.
+        """Returns the loss of each example, with the network in training mode.
 
         Args:
             network: Network that returns logits.
             x: `(batch, ...)`, floating, in `[0, 1]`.
             y: `(batch,)`, integer labels.
-            x_adv: `(batch, ...)`, what `perturb` returned.
+            x_adv: `(batch, ...)`, the result of `perturb`.
 
         Returns:
             The losses and logits, in the order of `y`.
@@ -100,7 +99,7 @@ class Objective:
         return []
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         return {"objective": type(self).__name__}
 
 
@@ -117,7 +116,7 @@ class AttackObjective(Objective):
     def __init__(self, attack: GradientAttack) -> None:
         if not isinstance(attack, GradientAttack):
             raise ValueError(
-                "`attack` is an attack object; pass for example attacks.LinfPGD(epsilon=8 / 255, step_size=2 / 255, "
+                "`attack` must be an attack object; pass attacks.LinfPGD(epsilon=8 / 255, step_size=2 / 255, "
                 f"num_steps=10). Received: attack={attack!r}"
             )
         if attack.targeted:
@@ -128,13 +127,13 @@ class AttackObjective(Objective):
         self.attack = attack
 
     def at_radius(self, epsilon: tf.Tensor) -> Self:
-        """This objective with its attack in a ball of another radius, see `GradientAttack.at_radius`."""
+        """Returns this objective with its attack in a ball of another radius, see `GradientAttack.at_radius`."""
         now = copy.copy(self)
         now.attack = self.attack.at_radius(epsilon)
         return now
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         return {**super().describe(), "attack": self.attack.describe()}
 
 
@@ -142,10 +141,10 @@ class ObjectiveAround(Objective):
     """An objective that changes the loss of another one.
 
     Args:
-        objective: The other one.
+        objective: The other objective.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if `objective` is not an objective.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -155,13 +154,13 @@ class ObjectiveAround(Objective):
         self.terms = objective.terms
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
-        """With the other objective as it is at that step."""
+        """Returns this objective around the other one at that step."""
         now = copy.copy(self)
         now.objective = self.objective.at_step(step, seed)
         return now
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
-        """What the other objective's `perturb` returns."""
+        """Returns the result of the other objective's `perturb`."""
         return self.objective.perturb(network, x, y, seed=seed)
 
     def weight_offsets(self, network: keras.Model, loss: Callable[[], tf.Tensor]) -> Sequence[tuple[Any, tf.Tensor]]:
@@ -170,27 +169,27 @@ class ObjectiveAround(Objective):
 
 
 def innermost(objective: Objective) -> Objective:
-    """The objective that others are around."""
+    """Returns the objective inside all `ObjectiveAround`s."""
     while isinstance(objective, ObjectiveAround):
         objective = objective.objective
     return objective
 
 
 def training_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
-    """Logits with batch norm and dropout in training mode: `(batch, classes)`, float32 also in mixed precision."""
+    """Returns logits in training mode: `(batch, classes)`, float32 also in mixed precision."""
     logits = tf.cast(network(x, training=True), tf.float32)
     training_pass_ended()
     return logits
 
 
 def attacked_logits(network: keras.Model, x_adv: tf.Tensor) -> tf.Tensor:
-    """As `training_logits`, of attacked images after the clean ones: gates and dropout may draw anew."""
+    """As `training_logits`, for attacked images after the clean ones: gates and dropout may draw again."""
     with layers.pass_number(1):
         return training_logits(network, x_adv)
 
 
 def joint_training_logits(network: keras.Model, x: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """As `training_logits` of both batches in one forward pass: batch norm takes its statistics over both."""
+    """As `training_logits`, for both batches in one forward pass: batch norm takes its statistics over both."""
     both = tf.concat([x, x_adv], axis=0)
     with layers.joined_parts(2):
         logits, logits_adv = tf.split(training_logits(network, both), 2)
@@ -200,15 +199,15 @@ def joint_training_logits(network: keras.Model, x: tf.Tensor, x_adv: tf.Tensor) 
 
 
 def bounded_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
-    """Logits as bounds see the network, in inference mode: `(batch, classes)`, float32."""
+    """Returns logits in inference mode, as bounds see the network: `(batch, classes)`, float32."""
     return tf.cast(network(x, training=False), tf.float32)
 
 
 def robust_cross_entropy(lower: tf.Tensor) -> tf.Tensor:
-    """The largest cross-entropy that lower bounds of the margins allow.
+    """Returns the largest cross entropy that lower bounds of the margins allow.
 
     Args:
-        lower: `(batch, classes - 1)`, of the logit of the class minus that of every other.
+        lower: `(batch, classes - 1)`, lower bounds of the logit of the class minus each other logit.
 
     Returns:
         `(batch,)`: `log(1 + sum exp(-lower))`.

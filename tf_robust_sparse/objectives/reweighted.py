@@ -1,4 +1,4 @@
-"""Examples weighed by how sure the network is of them."""
+"""Weights of examples by the confidence of the network."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ REWEIGHTINGS = (
 
 
 class Reweighted(ObjectiveAround):
-    """Another objective whose examples have weights: `sum(w * loss) / sum(w)` over the global batch.
+    """Another objective with weighted examples: `sum(w * loss) / sum(w)` over the global batch.
 
     `w` is the probability of the true class on the attacked images (`"prob"`) or on the clean ones (`"nat_prob"`), the
-    probability of the likeliest class (`"max_prob"`, `"nat_max_prob"`), or 1 minus that (`"comp_..."`). No gradient
+    probability of the most likely class (`"max_prob"`, `"nat_max_prob"`), or 1 minus that (`"comp_..."`). No gradient
     flows through the weights. While `active` is `False` all weights are 1; a callback switches it on after some epochs.
 
     Args:
-        objective: `TRADES`, or an objective that is the cross-entropy of the attacked images, such as `AT`.
+        objective: `TRADES`, or an objective that is the cross entropy of the attacked images, such as `AT`.
         mode: One of `REWEIGHTINGS`.
 
     Raises:
         ValueError: if an argument is of the wrong kind.
 
-    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code of binary sub-networks.
     """
 
     def __init__(self, objective: Objective, mode: str) -> None:
@@ -41,7 +41,7 @@ class Reweighted(ObjectiveAround):
         self.active = keras.Variable(True, dtype="bool", trainable=False, aggregation="only_first_replica")
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)`, scaled so that their mean is the weighted mean, and the logits of the other objective."""
+        """Returns losses `(batch,)`, scaled so that their mean is the weighted one, and the logits of the objective."""
         clean = None
         if isinstance(self.objective, TRADES):
             clean, attacked = training_logits(network, x), training_logits(network, x_adv)
@@ -55,7 +55,7 @@ class Reweighted(ObjectiveAround):
         return Losses(losses * weights, logits, attacked)
 
     def weights(self, y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Weights `(batch,)` of mean 1 over the global batch."""
+        """Returns weights `(batch,)` of mean 1 over the global batch."""
         probabilities = tf.nn.softmax(logits)
         of_true = tf.gather(probabilities, y, batch_dims=1)
         weights = tf.reduce_max(probabilities, -1) if "max" in self.mode else of_true
@@ -69,5 +69,5 @@ class Reweighted(ObjectiveAround):
         return weights * number / tf.maximum(total, 1e-12)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         return {**super().describe(), "mode": self.mode, "of": self.objective.describe()}

@@ -1,4 +1,4 @@
-"""What objectives tell of the terms of their loss, for the log of a training step."""
+"""Terms of a loss that objectives report for the log of a training step."""
 
 import contextlib
 import threading
@@ -17,7 +17,7 @@ _collector = _Collector()
 
 @contextlib.contextmanager
 def collected_terms() -> Iterator[dict[str, tf.Tensor]]:
-    """Collects the terms that objectives report inside the block: name -> numbers of the examples, or one number."""
+    """Collects the terms that objectives report inside the block: name -> one number per example, or one number."""
     before, _collector.found = _collector.found, {}
     try:
         yield _collector.found
@@ -26,7 +26,7 @@ def collected_terms() -> Iterator[dict[str, tf.Tensor]]:
 
 
 def report_term(name: str, value: tf.Tensor) -> None:
-    """Tells the value of a term, if somebody collects them.
+    """Reports the value of a term, if anything collects them.
 
     Args:
         name: One of the `terms` of the objective.

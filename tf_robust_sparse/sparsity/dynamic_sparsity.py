@@ -198,6 +198,6 @@ def _moved(
     # Noise breaks ties between equal weights, such as connections that have just grown, which are 0. Entries at -1 rank
     # below all others: `sizes` and `scores` are not negative but for the tiny noise.
     sizes = tf.abs(weight) + 1e-5 * tf.random.stateless_normal(tf.shape(weight), seed)
-    stay = layers.largest_mask(layers.select(mask, sizes, -1.0), kept)
-    moved = stay | layers.largest_mask(layers.select(stay, -tf.ones_like(scores), scores), grown)
+    stay = layers.largest_mask(layers.fast_where(mask, sizes, -1.0), kept)
+    moved = stay | layers.largest_mask(layers.fast_where(stay, -tf.ones_like(scores), scores), grown)
     return moved, tf.math.count_nonzero(moved & ~mask)

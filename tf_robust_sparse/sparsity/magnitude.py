@@ -43,7 +43,7 @@ class MagnitudePruning(MaskSparsifier):
 
     def scores(self, kernel: Prunable) -> tf.Tensor:
         """Returns a score for each entry, or each part, of a kernel; the largest stay, pruned ones score lowest."""
-        return layers.select(tf.convert_to_tensor(kernel.mask), tf.abs(tf.convert_to_tensor(kernel.weight)), 0)
+        return layers.fast_where(tf.convert_to_tensor(kernel.mask), tf.abs(tf.convert_to_tensor(kernel.weight)), 0)
 
     def spread(self, kernel: Prunable, mask: tf.Tensor) -> tf.Tensor:
         """Expands a mask of the scores to the mask of the kernel."""

@@ -152,7 +152,7 @@ class MaskSparsifier(Sparsifier):
         return [
             gradient
             if gradient is None or id(weight) not in masks
-            else layers.select(tf.convert_to_tensor(masks[id(weight)]), tf.convert_to_tensor(gradient), 0)
+            else layers.fast_where(tf.convert_to_tensor(masks[id(weight)]), tf.convert_to_tensor(gradient), 0)
             for gradient, weight in zip(gradients, weights, strict=True)
         ]
 
@@ -196,12 +196,12 @@ class MaskSparsifier(Sparsifier):
 
     def _masked_weights(self, masks: Sequence[tf.Tensor]) -> Iterator[tuple[Any, tf.Tensor]]:
         for kernel, mask in zip(self.kernels, masks, strict=True):
-            yield kernel.weight, layers.select(mask, tf.convert_to_tensor(kernel.weight), 0)
+            yield kernel.weight, layers.fast_where(mask, tf.convert_to_tensor(kernel.weight), 0)
 
     def _masked_slots(self, masks: Sequence[tf.Tensor], optimizer: Any) -> Iterator[tuple[Any, tf.Tensor]]:
         for kernel, mask in zip(self.kernels, masks, strict=True):
             for slot in slots(optimizer, kernel.weight):
-                yield slot, layers.select(mask, tf.convert_to_tensor(slot), 0)
+                yield slot, layers.fast_where(mask, tf.convert_to_tensor(slot), 0)
 
 
 def _reasons(skipped: Sequence[Skipped]) -> str:

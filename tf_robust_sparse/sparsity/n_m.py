@@ -110,7 +110,10 @@ class NM(MaskSparsifier):
         if not self.fixed:
             assign_everywhere(
                 [
-                    (kernel.weight, layers.select(*map(tf.convert_to_tensor, (kernel.mask, kernel.weight, waiting))))
+                    (
+                        kernel.weight,
+                        layers.fast_where(*map(tf.convert_to_tensor, (kernel.mask, kernel.weight, waiting))),
+                    )
                     for kernel, waiting in zip(self.kernels, self.waiting, strict=True)
                 ]
             )
@@ -151,7 +154,7 @@ class NM(MaskSparsifier):
     def _part(self, masks: Sequence[tf.Tensor]) -> None:
         """Splits dense kernels into the part in the model and the masked-out part in the sparsifier."""
         waiting = [
-            (kept, layers.select(mask, tf.zeros_like(kernel.weight), tf.convert_to_tensor(kernel.weight)))
+            (kept, layers.fast_where(mask, tf.zeros_like(kernel.weight), tf.convert_to_tensor(kernel.weight)))
             for kept, kernel, mask in zip(self.waiting, self.kernels, masks, strict=True)
         ]
         assign_everywhere([*waiting, *self._new_masks(masks)])

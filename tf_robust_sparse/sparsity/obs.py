@@ -157,7 +157,7 @@ class OBS(MaskSparsifier):
         if not np.isfinite(moments).all():
             raise ValueError(f"The inputs of {kernel.name} on `images` must be finite. Received: infinities or NaN")
         view = kernel_view(kernel)
-        present = layers.select(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight), 0)
+        present = layers.fast_where(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight), 0)
         matrix = view.to_matrices(present)
         flat = np.asarray(tf.reshape(matrix, (-1, view.shape[2])), np.float64)
         pruned, mask = prune_columns(flat, moments, count, self.n_m)

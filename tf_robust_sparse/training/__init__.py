@@ -1,43 +1,48 @@
-"""The one training step, and what happens beside it."""
+"""Training: the one training step, models that change parts of it, optimizers, schedules and callbacks."""
 
+from tf_robust_sparse.deprecation import renamed
 from tf_robust_sparse.training.averages import EMA, SWA, Average
 from tf_robust_sparse.training.by_epoch import (
     POLICIES,
-    RADIUS_COURSES,
     SCHEDULES,
     epoch_rates,
     gradual_rates,
     policy_rates,
     radius_course,
 )
-from tf_robust_sparse.training.callbacks import Checkpoints, Connections, ReferenceSelection, StopOnNaN, TestMeasures
+from tf_robust_sparse.training.callbacks import (
+    Checkpoints,
+    ConnectivityLogger,
+    ReferenceSelection,
+    StopOnNaN,
+    TestMeasures,
+)
 from tf_robust_sparse.training.free_model import FreeAT, FreeRobustModel
 from tf_robust_sparse.training.gradual_pruning import GradualPruning, Reweighting
-from tf_robust_sparse.training.learning_rate import COURSES, Course, PerEpoch, sgdw, tenfold_drops
-from tf_robust_sparse.training.mask_changes import MaskChanges, save_masks
+from tf_robust_sparse.training.learning_rate import COURSES, Course, PerEpoch, sgdw
+from tf_robust_sparse.training.mask_changes import MaskChanges
 from tf_robust_sparse.training.neural_pruning import NeuralPruningModel
-from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledRMSprop, CoupledSGD, FusedAdam, GatedAdam, coupled
+from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledSGD, FusedAdam, GatedAdam, coupled
 from tf_robust_sparse.training.phases import Phase, PhaseCheck
 from tf_robust_sparse.training.robust_model import RobustModel
-from tf_robust_sparse.training.round_plan import STRATEGIES, Images, Plan
+from tf_robust_sparse.training.round_plan import STRATEGIES, LabeledImages, RoundPlan
 from tf_robust_sparse.training.rounds import Rounds
-from tf_robust_sparse.training.stored_model import MIXES, StoredAT, StoredRobustModel
-from tf_robust_sparse.training.trials import Measure, State, Trials
+from tf_robust_sparse.training.stacked_model import StackedRobustModel
+from tf_robust_sparse.training.stored_model import ATTA, MIXES, StoredRobustModel
 
 __all__ = [
+    "ATTA",
     "COURSES",
     "EMA",
     "MIXES",
     "POLICIES",
-    "RADIUS_COURSES",
     "SCHEDULES",
     "STRATEGIES",
     "SWA",
     "Average",
     "Checkpoints",
-    "Connections",
+    "ConnectivityLogger",
     "CoupledAdam",
-    "CoupledRMSprop",
     "CoupledSGD",
     "Course",
     "FreeAT",
@@ -45,30 +50,36 @@ __all__ = [
     "FusedAdam",
     "GatedAdam",
     "GradualPruning",
-    "Images",
+    "LabeledImages",
     "MaskChanges",
-    "Measure",
     "NeuralPruningModel",
     "PerEpoch",
     "Phase",
     "PhaseCheck",
-    "Plan",
     "ReferenceSelection",
     "Reweighting",
     "RobustModel",
+    "RoundPlan",
     "Rounds",
-    "State",
+    "StackedRobustModel",
     "StopOnNaN",
-    "StoredAT",
     "StoredRobustModel",
     "TestMeasures",
-    "Trials",
     "coupled",
     "epoch_rates",
     "gradual_rates",
     "policy_rates",
     "radius_course",
-    "save_masks",
     "sgdw",
-    "tenfold_drops",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Connections": "ConnectivityLogger",
+        "Images": "LabeledImages",
+        "Plan": "RoundPlan",
+        "StoredAT": "ATTA",
+        "Trials": "StackedRobustModel",
+    },
+)

@@ -36,7 +36,7 @@ class Average:
     An entry that is not connected has the average 0, as many are connected as in the network itself. An entry that has
     just been connected counts from its first step on: the average is divided by what it would be of ones.
 
-    Averages are variables of the `RobustModel`, so that checkpoints hold them beside the weights.
+    Averages are variables of the `RobustModel`, so that checkpoints hold them in addition to the weights.
     """
 
     def __init__(self) -> None:
@@ -97,8 +97,8 @@ class Average:
             new = decay * average + (1 - decay) * value
             if left is not None:
                 lives = value != 0
-                new = layers.select(lives, new, 0)
-                left.assign(layers.select(lives, decay * left, tf.ones_like(value)))
+                new = layers.fast_where(lives, new, 0)
+                left.assign(layers.fast_where(lives, decay * left, tf.ones_like(value)))
             average.assign(new)
 
     def values(self) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Learning rates, kept fractions and radii of attacks by epoch, as published configurations describe them."""
+"""Learning rates, kept fractions and attack radii for each epoch, as published configurations describe them."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def epoch_rates(
     """Returns the learning rate of each epoch.
 
     - `"cosine"`: `initial * (1 + cos(pi * e / epochs)) / 2` in epoch `e` from 0.
-    - `"cosine_ref"`: the same with `e - 1`, as HYDRA's code computes it: the peak is in the second epoch.
+    - `"cosine_ref"`: the same with `e - 1`, as in HYDRA's code; the peak is in the second epoch.
     - `"step"`: a tenth from 3/4 of the epochs, a hundredth from 9/10.
     - `"constant"`.
 
@@ -25,13 +25,13 @@ def epoch_rates(
         schedule: One of the above.
         initial: Highest learning rate, positive.
         epochs: Number of epochs, at least 1.
-        warmup_epochs: Epochs before them, at least 0, which are added.
-        warmup_rate: Learning rate in those; `None` for `initial`.
+        warmup_epochs: Number of additional epochs before them, at least 0.
+        warmup_rate: Learning rate of the warm-up; `None` for `initial`.
 
     Raises:
         ValueError: if an argument is out of its range.
 
-    Reference: [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), the published code.
+    Reference: [Sehwag et al., 2020](https://arxiv.org/abs/2002.10509), the published code of binary sub-networks.
     """
     _check_name("schedule", schedule, SCHEDULES)
     if not initial > 0 or epochs < 1 or warmup_epochs < 0 or (warmup_rate is not None and not warmup_rate > 0):
@@ -50,27 +50,27 @@ def policy_rates(
 ) -> list[float]:
     """Returns the learning rate of each epoch.
 
-    In the warm-up, epoch e has `initial * (e + 1) / warmup`. After it, the rate is that of the shape which the policy
-    is named after, of the epochs since the beginning of the stage; a `"cosine_lr"` takes a stage to fall.
+    In the warm-up, epoch e has `initial * (e + 1) / warmup`. After it, the rate follows the shape in the name of the
+    policy, as a function of the epochs since the beginning of the stage. `"cosine_lr"` falls within a stage.
 
     Args:
         policy: One of `POLICIES`.
         initial: Learning rate at the beginning, positive.
-        epochs: Number of epochs, those of the warm-up included.
-        warmup: Epochs of the warm-up, below `epochs`.
-        stages: How often the schedule is gone through.
+        epochs: Number of epochs, including the warm-up.
+        warmup: Number of epochs of the warm-up, below `epochs`.
+        stages: Number of repetitions of the schedule.
         settings: `alpha`, `interval` (30), `gamma` (0.1), `milestones`, `slope`, `power`, `min_jump`, `jump_interval`,
             and `lowest` and `highest` after the warm-up; see `tf_robust_sparse.schedules.course`.
 
     Raises:
         ValueError: if an argument is out of its range, or a rate is not positive.
 
-    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code of binary sub-networks.
     """
     _check_name("policy", policy, POLICIES)
     if not 0 <= warmup < epochs or stages < 1:
         raise ValueError(
-            "A schedule needs more epochs than those of the warm-up, and at least one stage. "
+            "`epochs` must be larger than `warmup`, and `stages` at least 1. "
             f"Received: epochs={epochs}, warmup={warmup}, stages={stages}"
         )
     length = (epochs - warmup) / stages
@@ -78,25 +78,28 @@ def policy_rates(
     rates = [initial * (epoch + 1) / warmup for epoch in range(warmup)]
     rates += [rate((epoch - warmup) % length) for epoch in range(warmup, epochs)]
     if min(rates) <= 0:
-        raise ValueError(f"The learning rate falls to {min(rates):g} in epoch {rates.index(min(rates)) + 1}")
+        raise ValueError(
+            f"Learning rates must be positive; change the settings of {policy}. "
+            f"Received: {min(rates):g} in epoch {rates.index(min(rates)) + 1}"
+        )
     return rates
 
 
 def gradual_rates(final: float, epochs: int, stages: int = 1, warmup: int = 0) -> list[float]:
-    """Returns the fraction that is kept in each epoch: `final ** ((i + 1) / stages)` in stage i, from 0.
+    """Returns the fraction kept in each epoch: `final ** ((i + 1) / stages)` in stage i, from 0.
 
     The warm-up belongs to the first stage.
 
     Args:
         final: Fraction kept at the end, in (0, 1].
-        epochs: Number of epochs, those of the warm-up included.
+        epochs: Number of epochs, including the warm-up.
         stages: Number of stages, at least 1.
-        warmup: Epochs before the stages begin to count.
+        warmup: Number of epochs before the first stage begins.
 
     Raises:
         ValueError: if an argument is out of its range.
 
-    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code of binary sub-networks.
     """
     if not 0 < final <= 1 or stages < 1 or not 0 <= warmup < epochs or stages > epochs - warmup:
         raise ValueError(
@@ -120,31 +123,31 @@ def radius_course(
 ) -> list[float]:
     """Returns the radius of each epoch x = 0, 1, ..., in the unit of `start`.
 
-    Before `warmup` the radius is `start * x / warmup`. From then on it is that of the shape which the course is named
-    after, also of x; `"constant_int"` is `"constant"` and rounded, in the warm-up too.
+    Before `warmup` the radius is `start * x / warmup`. Then it follows the shape in the name of the course, also as a
+    function of x. `"constant_int"` is `"constant"` rounded to integers, in the warm-up too.
 
-    With `segments` s_0 < s_1 < ... what the course does from s_0 to s_1 is gone through in each of [s_i, s_(i+1)),
-    stretched to its length, times the ratio of the segment. Before s_0 the radius is that at s_0; after the last one
-    it is that just before s_1, times the last ratio.
+    With `segments` s_0 < s_1 < ... the course from s_0 to s_1 repeats in each segment [s_i, s_(i+1)), stretched to its
+    length and multiplied by its ratio. Before s_0 the radius is the one at s_0. After the last segment it is the one
+    just before s_1, times the last ratio.
 
     Args:
         course: One of `RADIUS_COURSES`.
         start: Radius at the beginning, positive.
         epochs: Number of epochs, at least 1.
-        warmup: Epochs of the warm-up, at least 0.
-        segments: Epochs at which segments begin and end, two or more, or none.
-        segment_ratios: Factor of each segment, and one for what follows; by default 1.
+        warmup: Number of epochs of the warm-up, at least 0.
+        segments: Epochs at which segments begin and end: two or more, or none.
+        segment_ratios: Factor of each segment and one for the epochs after them; 1 by default.
         settings: `slope`, `power`, `interval` (1), `min_jump`, `jump_interval`, `alpha`, `circle`, and `lowest` and
             `highest` after the warm-up; see `tf_robust_sparse.schedules.course`.
 
     Raises:
         ValueError: if an argument is out of its range, or a radius is negative.
 
-    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code of binary sub-networks.
     """
     _check_name("course", course, RADIUS_COURSES)
     if epochs < 1 or warmup < 0:
-        raise ValueError(f"`epochs` is positive, `warmup` not negative. Received: epochs={epochs}, warmup={warmup}")
+        raise ValueError(f"`epochs` is at least 1 and `warmup` at least 0. Received: epochs={epochs}, warmup={warmup}")
     points = sorted(segments)
     ratios = list(segment_ratios) or [1.0] * len(points)
     if len(set(points)) != len(segments) or len(points) == 1 or len(ratios) < len(points):
@@ -171,7 +174,10 @@ def radius_course(
 
     radii = [radius_at(epoch) for epoch in range(epochs)]
     if min(radii) < 0:
-        raise ValueError(f"The radius falls to {min(radii):g} in epoch {radii.index(min(radii)) + 1}")
+        raise ValueError(
+            f"Radii must be at least 0; change the settings of {course}. "
+            f"Received: {min(radii):g} in epoch {radii.index(min(radii)) + 1}"
+        )
     return radii
 
 

@@ -1,4 +1,4 @@
-"""What happens beside the steps: stop on NaN, record every epoch, write checkpoints."""
+"""Callbacks: stop on NaN, record every epoch, write checkpoints."""
 
 import csv
 import json
@@ -25,24 +25,24 @@ class StopOnNaN(keras.callbacks.Callback):
     """
 
     def on_train_batch_end(self, batch, logs=None):
-        """Looks at the running loss."""
+        """Checks the running loss."""
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"The training loss became {loss} in epoch {self._epoch + 1}, batch {batch + 1}. Try a smaller "
-                "learning rate, a smaller beta or weight decay, and check that images lie in [0, 1]; the last "
-                "checkpoint is unharmed, so --resume goes on from there with other flags."
+                "learning rate, a smaller beta or weight decay, and check that images are in [0, 1]. The last "
+                "checkpoint is intact: --resume continues from it with other flags."
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Notes the epoch."""
+        """Remembers the epoch."""
         self._epoch = epoch
 
 
-class Connections(keras.callbacks.Callback):
+class ConnectivityLogger(keras.callbacks.Callback):
     """Adds connectivity to the logs of each epoch and keeps the statistics of every kernel.
 
-    Must stand before the callbacks that record.
+    Put it before the callbacks that record.
     """
 
     def __init__(self, network: keras.Model, sparsifier: Sparsifier | None) -> None:
@@ -52,7 +52,7 @@ class Connections(keras.callbacks.Callback):
         self.latest: dict[str, Any] = {}
 
     def on_epoch_end(self, epoch, logs=None):
-        """Counts."""
+        """Counts the connections."""
         self.latest = statistics.summary(self._network)
         logs["connectivity"] = self.latest["connectivity"]
         logs["nonzero"] = self.latest["nonzero"]
@@ -66,18 +66,20 @@ class Connections(keras.callbacks.Callback):
 class Checkpoints(keras.callbacks.Callback):
     """Writes the state of training after every epoch, and copies of the best ones.
 
-    In `directory`: `last.weights.h5`, from which training resumes bit by bit; a file per entry of `best`; and
-    `history.csv`, `history.json` and `connections.jsonl`, written anew from the state each time, so that a resumed run
-    leaves no doubled lines.
+    Files in `directory`: `last.weights.h5`, from which training resumes bit by bit; a file for each entry of `best`;
+        and
+    `history.csv`, `history.json` and `connections.jsonl`. The last three are rewritten from the state each time, so
+    that a resumed run has no duplicate lines.
 
     Args:
-        directory: Where to write; made if it is missing.
-        best: File stem -> name of the logged quantity of which the highest value is kept.
+        directory: Where to write; created if missing.
+        best: File stem -> name of a logged quantity; the state with its highest value is kept.
         config: Plain dict stored with the state.
         connections: The callback that counts connections, or `None`.
-        sparsifier: Its `check` runs before anything is written.
+        sparsifier: Sparsifier whose `check` runs before anything is written, or `None`.
         writes: Whether this process writes; only one of several workers does.
-        every: Also keep the state of every so many epochs, `epoch_<n>.weights.h5`, or `None`.
+        every: Also keep the state after each multiple of this number of epochs, as `epoch_<n>.weights.h5`; `None` for
+            never.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Checkpoints(keras.callbacks.Callback):
         directory: Path,
         best: dict[str, str],
         config: dict[str, Any],
-        connections: Connections | None = None,
+        connections: ConnectivityLogger | None = None,
         sparsifier: Sparsifier | None = None,
         writes: bool = True,
         every: int | None = None,
@@ -111,7 +113,7 @@ class Checkpoints(keras.callbacks.Callback):
         """Loads `last.weights.h5` into `model` and returns the number of finished epochs.
 
         Raises:
-            ValueError: if the file is damaged, of another network, or of a run with another `config`.
+            ValueError: if the file is damaged or belongs to another network or to a run with another `config`.
         """
         path = self.directory / "last.weights.h5"
         written = saving.read_metadata(path)["config"]
@@ -123,7 +125,7 @@ class Checkpoints(keras.callbacks.Callback):
                 )
         self.state = saving.load_checkpoint(path, model)["state"]
         if self._writes and self.state["epoch"]:
-            self._write_history()  # of the last epoch it may be missing: the state is written first
+            self._write_history()  # the last epoch may be missing, because the state is written first
         return self.state["epoch"]
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -131,11 +133,11 @@ class Checkpoints(keras.callbacks.Callback):
         self._begin = self._trained = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        """Notes when the last training step ended; what follows is validation."""
+        """Remembers when the last training step ended; validation follows."""
         self._trained = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the best states first, then the last one: a kill in between repeats this epoch."""
+        """Writes the best states first, then the last one, so that a kill in between repeats this epoch."""
         self.state["seconds"] += time.perf_counter() - self._begin
         self.state["training_seconds"] += self._trained - self._begin
         logs = {name: float(value) for name, value in (logs or {}).items()}
@@ -160,7 +162,7 @@ class Checkpoints(keras.callbacks.Callback):
             self._write_history()
 
     def write(self, stem: str) -> None:
-        """Writes the present state to `<stem>.weights.h5`, if this process is the one that writes."""
+        """Writes the current state to `<stem>.weights.h5`, if this process is the one that writes."""
         if self._writes:
             self.directory.mkdir(parents=True, exist_ok=True)
         metadata = {"state": self.state, "config": self.config}
@@ -179,9 +181,9 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 class ReferenceSelection(keras.callbacks.Callback):
-    """Selects as the original does: by clean accuracy on the test images after the first update of each epoch.
+    """Selects like the published code: by clean accuracy on the test images after the first update of each epoch.
 
-    Kept for comparison with published numbers only: it looks at the test images.
+    Use it only to compare with published numbers, because it selects on the test images.
 
     Args:
         checkpoints: The callback whose `reference.weights.h5` is written when the accuracy rises.
@@ -199,7 +201,7 @@ class ReferenceSelection(keras.callbacks.Callback):
         self._count_correct = correct_counter(self.model.network)
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Notes the epoch."""
+        """Remembers the epoch."""
         self._epoch = epoch
         self._to_measure = True
 
@@ -216,28 +218,28 @@ class ReferenceSelection(keras.callbacks.Callback):
 
 
 class TestMeasures(keras.callbacks.Callback):
-    """Adds what `RobustModel.evaluate` measures on test images to the logs of each epoch, as `test_loss` and so on.
+    """Adds the results of `RobustModel.evaluate` on test images to the logs of each epoch, as `test_loss` and so on.
 
-    Must stand before the callbacks that record. Nothing is chosen by these numbers.
+    Put it before the callbacks that record. Nothing is selected by these numbers.
 
     Args:
         images: `tf.data.Dataset` of (x, y) batches.
     """
 
-    __test__ = False  # for pytest, which takes the name for that of a test
+    __test__ = False  # pytest would take the class for a test
 
     def __init__(self, images: tf.data.Dataset) -> None:
         super().__init__()
         self._images = images
 
     def on_epoch_end(self, epoch, logs=None):
-        """Measures."""
+        """Evaluates the test images."""
         found = self.model.evaluate(self._images, verbose=0, return_dict=True)
         logs.update({f"test_{name}": value for name, value in found.items()})
 
 
 def correct_counter(network: keras.Model) -> Callable[[Any, Any], tf.Tensor]:
-    """Returns the compiled function from a batch (x, y) to how many images `network` classifies correctly."""
+    """Returns a compiled function from a batch (x, y) to the number of images that `network` classifies correctly."""
 
     @tf.function(reduce_retracing=True, autograph=False)
     def count_correct(x, y):

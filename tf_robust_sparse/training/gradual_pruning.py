@@ -1,4 +1,4 @@
-"""What changes between the epochs of a binary sub-network: how much is kept, and which examples count."""
+"""Callbacks for binary sub-networks: how much is kept in each epoch, and when weights of examples apply."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,16 +14,15 @@ from tf_robust_sparse.training.mask_changes import save_masks
 class GradualPruning(keras.callbacks.Callback):
     """Keeps less in each stage: sets the fractions of all subnet kernels at the beginning of an epoch.
 
-    A change makes the training step be traced anew, once per stage, and forgets the best epochs so far, which kept
-    more. What is set depends on the epoch alone, so that a resumed run goes on as it would have.
+    A change retraces the training step, once per stage, and forgets the best epochs so far, because they kept more. The
+    fractions depend only on the epoch, so a resumed run continues like an uninterrupted one.
 
     Args:
         rates: The fraction of all entries that is kept, for each epoch; see `gradual_rates`.
-        fractions: From that fraction to those of the layers, by name; such as
+        fractions: Function from that fraction to the fractions of the layers, by name, such as
             `lambda rate: keep_fractions(network, rate, "adaptive", exponent=0.1)`.
         checkpoints: The callback whose best epochs are forgotten, or `None`.
-        masks: Directory that the masks of each new stage are written to as it begins, `epoch_<n>.npz`, or `None`; see
-            `save_masks`.
+        masks: Directory for the masks at the beginning of each stage, `epoch_<n>.npz`, or `None`; see `save_masks`.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class GradualPruning(keras.callbacks.Callback):
         self._set: float | None = None
 
     def on_train_begin(self, logs=None):
-        """Forgets what was set for another model."""
+        """Forgets the fraction that was set for another model."""
         self._set = None
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -61,11 +60,11 @@ class GradualPruning(keras.callbacks.Callback):
 
 
 class Reweighting(keras.callbacks.Callback):
-    """Switches the weights of a `Reweighted` objective on after some epochs.
+    """Switches on the weights of a `Reweighted` objective after some epochs.
 
     Args:
         objective: The objective.
-        warmup: Epochs without weights.
+        warmup: Number of epochs without weights.
     """
 
     def __init__(self, objective: Any, warmup: int = 0) -> None:
@@ -74,5 +73,5 @@ class Reweighting(keras.callbacks.Callback):
         self._warmup = warmup
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Switches."""
+        """Switches the weights on or off."""
         self._objective.active.assign(epoch >= self._warmup)

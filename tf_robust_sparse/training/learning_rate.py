@@ -12,12 +12,12 @@ from tf_robust_sparse.schedules import cosine, per_epoch, progress
 def tenfold_drops(initial: float, total_steps: int) -> keras.optimizers.schedules.PiecewiseConstantDecay:
     """Returns `initial`, a tenth of it after half of the steps, a hundredth after three quarters.
 
-    The boundaries are `int(0.5 * total_steps)` and `int(0.75 * total_steps)`; at the boundary step itself the value
-    before it still holds.
+    The boundaries are `int(0.5 * total_steps)` and `int(0.75 * total_steps)`; the boundary step
+    itself still has the earlier value.
 
     Args:
         initial: Learning rate of the first step, positive.
-        total_steps: Number of optimisation steps of the whole run.
+        total_steps: Number of optimization steps of the whole run.
 
     Raises:
         ValueError: if an argument is not positive.
@@ -93,7 +93,7 @@ def sgdw(
     warmup: float = 0.0,
     nesterov: bool = False,
 ) -> keras.optimizers.SGD:
-    """Returns SGD with momentum and decoupled weight decay, both falling tenfold at half and three quarters.
+    """Returns SGD with momentum and decoupled weight decay; rate and decay drop tenfold at half and three quarters.
 
     One step is `v <- momentum * v - eta * g; theta <- theta - wd * theta + v`, where `wd` follows the same schedule as
     `eta`. Keras multiplies its `weight_decay` by the learning rate, so it is given the constant ratio
@@ -104,7 +104,7 @@ def sgdw(
         weight_decay: Initial `wd`, at least 0, as a fraction of a weight per step (not multiplied by `eta`).
         total_steps: Steps of the whole run, for the schedule; `None` keeps both constant.
         momentum: In [0, 1).
-        decay_bias_and_bn: Whether biases and batch norm parameters decay too, as in the original.
+        decay_bias_and_bn: Whether biases and batch norm parameters decay too, as in the code of connectivity sampling.
         course: `"drops"` as above, `"constant"`, or a course of `Course`, which the weight decay follows too.
         warmup: Share of the steps in which the rate of `Course` rises.
         nesterov: Whether the momentum is Nesterov's.
@@ -131,18 +131,18 @@ def sgdw(
     decay = weight_decay / learning_rate if weight_decay else None
     optimizer = keras.optimizers.SGD(schedule, momentum=momentum, nesterov=nesterov, weight_decay=decay)
     if weight_decay and not decay_bias_and_bn:
-        # A pattern is searched in names such as "classifier/bias" or, on this backend, "classifier/bias:0".
+        # Keras searches the pattern in names such as "classifier/bias" or, on this backend, "classifier/bias:0".
         optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|gamma|beta)(:\d+)?$"])
     return optimizer
 
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class PerEpoch(keras.optimizers.schedules.LearningRateSchedule):
-    """One learning rate per epoch; the last one also holds after the last epoch.
+    """One learning rate per epoch; epochs after the last one keep its rate.
 
     Args:
         rates: Learning rates, such as `epoch_rates` returns.
-        steps_per_epoch: Optimisation steps of an epoch, at least 1.
+        steps_per_epoch: Optimization steps of an epoch, at least 1.
 
     Raises:
         ValueError: if there is no rate or no step.
@@ -159,7 +159,7 @@ class PerEpoch(keras.optimizers.schedules.LearningRateSchedule):
         self.steps_per_epoch = int(steps_per_epoch)
 
     def __call__(self, step):
-        """Returns the learning rate of an optimisation step, counted from 0."""
+        """Returns the learning rate of an optimization step, counted from 0."""
         return per_epoch(step, self.rates, self.steps_per_epoch)
 
     def get_config(self):

@@ -1,4 +1,4 @@
-"""What a network of chosen connections changed when its accuracy fell and recovered, for those who ask why."""
+"""A record of the connections that changed when held-out accuracy fell and recovered."""
 
 import csv
 import math
@@ -15,25 +15,25 @@ from tf_robust_sparse.saving import replace_file
 
 
 class MaskChanges(keras.callbacks.Callback):
-    """Writes what changed when held-out accuracy falls in one epoch and recovers in the next, and at the end.
+    """Writes which connections changed when held-out accuracy falls in one epoch and recovers in the next.
 
-    Keeps masks and statistics of batch norm of the last three epochs, in memory; a resumed run begins anew. When the
-    accuracy of the middle one is lower than that of both others by more than `threshold`, and after the last epoch of
-    `fit`, these files appear in `directory/epochs_<first>_<last>`:
+    The callback keeps masks and batch norm statistics of the last three epochs in memory; a resumed run starts with
+    none. It writes if the accuracy of the middle epoch is lower than that of both others by more than `threshold`, and
+    after the last epoch of `fit`. The files are in `directory/epochs_<first>_<last>`:
 
-    - `layers.csv`: of each layer the entries, how many came or went in either step and in total, and their share;
-    - `entries.csv`: each of these entries, its place in the kernel and whether it was connected in each epoch;
+    - `layers.csv`: for each layer its entries, how many changed in each step and in total, and their share;
+    - `entries.csv`: each changed entry, its place in the kernel and whether it was connected in each epoch;
     - `batch_norm.csv`: mean and variance of each channel in each epoch.
 
     Args:
         directory: Where to write.
-        threshold: How much the accuracy must fall and recover, a share in [0, 1].
+        threshold: By how much the accuracy must fall and recover, in [0, 1].
         monitor: Name of the logged accuracy.
 
     Raises:
         ValueError: if `threshold` is out of its range.
 
-    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code.
+    Reference: [Liu et al., 2022](https://arxiv.org/abs/2202.01341), the published code of binary sub-networks.
     """
 
     def __init__(self, directory: Path, threshold: float = 0.05, monitor: str = "val_robust_accuracy") -> None:
@@ -46,7 +46,7 @@ class MaskChanges(keras.callbacks.Callback):
         self._recent: list[dict[str, Any]] = []
 
     def on_epoch_end(self, epoch, logs=None):
-        """Keeps the epoch, and writes if the one before was a dip."""
+        """Keeps the epoch, and writes if the previous one was a dip."""
         value = (logs or {}).get(self.monitor, math.nan)  # without held-out images there is no dip
         statistics = {
             layer.name: {"mean": np.array(layer.moving_mean), "variance": np.array(layer.moving_variance)}
@@ -107,7 +107,7 @@ def save_masks(network: keras.Model, path: Path) -> None:
 
 
 def _four(place: np.ndarray) -> list[int]:
-    """Row, column, channel and filter of an entry; row and column of a dense kernel are 0."""
+    """Returns row, column, channel and filter of an entry; row and column of a dense kernel are 0."""
     return [0] * (4 - len(place)) + place.tolist()
 
 

@@ -1,4 +1,4 @@
-"""Doubts about the robust accuracy that validation reports."""
+"""A warning about robust accuracy that masked gradients make too high."""
 
 import warnings
 from typing import Any
@@ -11,13 +11,13 @@ from tf_robust_sparse.evaluation.robust_accuracy import without_gradient
 from tf_robust_sparse.layers import cached_for_inference
 
 IMAGES = 32
-FEW = 0.1  # a share in [0, 1]: so many images may meet dead units only while a network is young
+FEW = 0.1  # share of images that may meet only dead units in a network that has not trained for long
 
 
 def warn_of_masked_gradients(network: keras.Model, validation: Any) -> None:
     """Warns if the pixels of many validation images have gradients of exactly zero, which no attack can follow.
 
-    Of the first images those that are classified correctly are looked at.
+    Checks the correctly classified ones among the first images.
 
     Args:
         network: The network that was trained.
@@ -36,7 +36,7 @@ def warn_of_masked_gradients(network: keras.Model, validation: Any) -> None:
     if count > FEW * images:
         warnings.warn(
             f"The pixels of {count} of {images} validation images have gradients of exactly zero: the validation "
-            "attack sees nothing there, and `val_robust_accuracy` is too high. Evaluate with AutoAttack, whose Square "
-            "needs no gradients.",
+            "attack cannot follow them, and `val_robust_accuracy` is too high. Evaluate with AutoAttack, because its "
+            "Square Attack needs no gradients.",
             stacklevel=3,
         )

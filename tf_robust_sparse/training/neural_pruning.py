@@ -1,4 +1,4 @@
-"""Training of gates and weights at once, each for a loss of its own."""
+"""Joint training of gates and weights, each with a loss of its own."""
 
 from typing import Any
 
@@ -13,19 +13,18 @@ from tf_robust_sparse.training.step_data import Step
 
 
 class NeuralPruningModel(RobustModel):
-    """Trains the weights of a network with gates under `objective`, and its gates for what withstands the attack.
+    """Trains the weights of a network under `objective`, and its gates on the attacked images.
 
-    Gates follow the gradient of the cross-entropy of the attacked images and of the divergence from their prior, all
-    other weights that of `objective`, both taken at the same point. Where nothing is attacked, gates follow the
-    objective too. The forward passes are shared. Compile with a `GatedAdam` for two learning
-    rates.
+    Gates follow the gradient of the cross entropy of the attacked images plus the divergence from their prior. All
+    other weights follow the gradient of `objective`, at the same point and from the same forward passes. Without
+    attacked images the gates follow the objective too. Compile with a `GatedAdam` for two learning rates.
 
     Args:
         network: `keras.Model` from images in [0, 1] to logits, with `BetaBernoulliDropout` layers.
         objective: An `Objective` of `tf_robust_sparse.objectives`.
-        divergence_weight: Weight of the divergence of the gates, summed over all of them, beside the mean loss of an
-            image: the published `beta / number of training images`.
-        **kwargs: As of `RobustModel`.
+        divergence_weight: Weight of the divergence, summed over all gates, relative to the mean loss of an image; the
+            published `beta / number of training images`.
+        **kwargs: See `RobustModel`.
 
     Raises:
         ValueError: if the network has no gates, or an argument is of the wrong kind or range.
@@ -50,12 +49,12 @@ class NeuralPruningModel(RobustModel):
         self.divergence_weight = float(divergence_weight)
 
     def _objective_losses(self, step: Step) -> Losses:
-        """Returns the losses with the divergence, which moves no weight."""
+        """Returns the losses plus the divergence, without its gradient: it is only logged."""
         losses = super()._objective_losses(step)
         return losses._replace(per_example=losses.per_example + tf.stop_gradient(self._divergence()))
 
     def _targets(self, step: Step, losses: Losses) -> list[tuple[tf.Tensor, list[Any]]]:
-        """Returns the objective for the weights; for the gates the attacked images and the divergence."""
+        """Returns the loss for the weights, and the loss for the gates, each with its variables."""
         gated = {id(variable) for layer in layers.gates(self.network) for variable in layer.trainable_variables}
         weights = self.network.trainable_variables
         y = step.part.counted(step.part.y)

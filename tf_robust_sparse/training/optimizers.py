@@ -1,8 +1,8 @@
-"""Optimizers as PyTorch has them: weight decay in the gradient (L2), and the same places of epsilon.
+"""Optimizers that compute as PyTorch's do: weight decay in the gradient (L2), and epsilon at the same places.
 
 Keras decouples weight decay from the gradient, adds Adam's epsilon to the uncorrected denominator, adds RMSprop's below
-the root, and keeps learning rates in RMSprop's momentum. Where gradients are small, as under weak weight decay alone,
-epsilon decides how far a weight moves.
+the root, and keeps learning rates in RMSprop's momentum. If gradients are small, for example with weak weight decay
+alone, epsilon decides how far a weight moves.
 """
 
 import math
@@ -17,7 +17,7 @@ from tf_robust_sparse.sparsity import slots
 
 
 def _weight_name(variable: Any) -> str:
-    """Returns the last part of the name of a variable of Keras, or of the one of TensorFlow inside it."""
+    """Returns the last part of the name of a Keras variable, or of the TensorFlow variable inside it."""
     path = getattr(variable, "path", None) or variable.name.partition(":")[0]
     return path.rpartition("/")[2]
 
@@ -33,7 +33,7 @@ class _DecayInGradient:
         self.decay_batch_norm = bool(decay_batch_norm)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Updates one variable, whose gradient decays it too."""
+        """Updates one variable, with weight decay in its gradient."""
         if self.l2 and (self.decay_batch_norm or _weight_name(variable) not in ("gamma", "beta")):
             gradient = gradient + keras.ops.cast(self.l2, gradient.dtype) * keras.ops.convert_to_tensor(variable)
         super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
@@ -46,7 +46,7 @@ class _DecayInGradient:
 
 @keras.saving.register_keras_serializable(package="tf_robust_sparse")
 class CoupledSGD(_DecayInGradient, keras.optimizers.SGD):
-    """`keras.optimizers.SGD` on `gradient + l2 * weight`; every weight that trains decays, biases too.
+    """`keras.optimizers.SGD` on `gradient + l2 * weight`; all trainable weights decay, biases too.
 
     Args:
         l2: Strength of the decay, at least 0.
@@ -56,7 +56,7 @@ class CoupledSGD(_DecayInGradient, keras.optimizers.SGD):
 
 
 class _Adam(keras.optimizers.Adam):
-    """Adam whose epsilon is added to the bias-corrected root of the second moment, if `corrected_epsilon` says so."""
+    """Adam that adds epsilon to the bias-corrected root of the second moment, if `corrected_epsilon`."""
 
     corrected_epsilon: bool
 
@@ -77,13 +77,13 @@ class _Adam(keras.optimizers.Adam):
         self.assign_sub(variable, rate * correction * momentum / (keras.ops.sqrt(velocity) + epsilon))
 
     def _correction(self, beta: float, dtype: str) -> Any:
-        """Returns `1 - beta**step`; expm1 keeps the digits that this difference loses in float32 at the first steps."""
+        """Returns `1 - beta**step`, by expm1, because the difference loses digits in float32 in the first steps."""
         step = keras.ops.cast(self.iterations + 1, dtype)
         return -keras.ops.expm1(step * math.log(beta)) if beta else keras.ops.ones_like(step)
 
 
 class _PyTorchRMSprop(keras.optimizers.RMSprop):
-    """RMSprop whose epsilon is added to the root, and whose momentum holds no learning rates."""
+    """RMSprop that adds epsilon to the root, and whose momentum contains no learning rates."""
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable."""
@@ -113,8 +113,8 @@ class CoupledAdam(_DecayInGradient, _Adam):
         beta_1: Decay of the first moment, in [0, 1).
         beta_2: Decay of the second moment, in [0, 1).
         epsilon: Added to the root of the second moment.
-        corrected_epsilon: Whether that root is bias-corrected before, as in PyTorch, or not, as in TensorFlow.
-        **kwargs: `l2` and `decay_batch_norm` as of `CoupledSGD`, the rest as of `keras.optimizers.Adam`.
+        corrected_epsilon: Whether the root is bias-corrected first, as in PyTorch, or not, as in TensorFlow.
+        **kwargs: `l2` and `decay_batch_norm`, see `CoupledSGD`, and the arguments of `keras.optimizers.Adam`.
 
     Reference: [Kingma and Ba, 2015](https://arxiv.org/abs/1412.6980), algorithm 1.
     """
@@ -140,14 +140,14 @@ class CoupledAdam(_DecayInGradient, _Adam):
 class CoupledRMSprop(_DecayInGradient, _PyTorchRMSprop):
     """RMSprop of PyTorch on `gradient + l2 * weight`: `weight -= rate * gradient / (sqrt(v) + epsilon)`.
 
-    Momentum sums these steps without the rate, which multiplies their sum.
+    Momentum sums the steps without the learning rate; the rate multiplies the sum.
 
     Args:
         learning_rate: Number or schedule.
         rho: Decay of the second moment, in [0, 1); PyTorch's alpha.
         momentum: In [0, 1).
         epsilon: Added to the root of the second moment; Keras adds it to the moment.
-        **kwargs: `l2` and `decay_batch_norm` as of `CoupledSGD`, the rest as of `keras.optimizers.RMSprop`.
+        **kwargs: `l2` and `decay_batch_norm`, see `CoupledSGD`, and the arguments of `keras.optimizers.RMSprop`.
     """
 
     def __init__(
@@ -165,15 +165,15 @@ class CoupledRMSprop(_DecayInGradient, _PyTorchRMSprop):
 class GatedAdam(CoupledAdam):
     """Two Adams in one: gates learn at one rate, all other weights at another and with decay.
 
-    Both follow the learning rate of the optimizer, times a factor of their own. As both have the same moments' decay
-    and count the same steps, the numbers are those of two optimizers.
+    Each follows the learning rate of the optimizer times a factor of its own. Both have the same decay of moments and
+    count the same steps, so the numbers are those of two optimizers.
 
     Args:
         learning_rate: Number or schedule.
-        gate_rate: Factor of the learning rate of gates, at least 0.
-        weight_rate: The same for all other weights.
+        gate_rate: Factor of the learning rate for gates, at least 0.
+        weight_rate: Factor of the learning rate for all other weights, at least 0.
         l2: Strength of the decay of the weights, at least 0.
-        *args, **kwargs: As of `CoupledAdam`, with TensorFlow's epsilon unless told otherwise, as published.
+        *args, **kwargs: See `CoupledAdam`; `corrected_epsilon` is `False` by default, as in the published code.
 
     Raises:
         ValueError: if a factor or the decay is negative.
@@ -212,7 +212,7 @@ def coupled(
         name: `"sgd"`, `"adam"` or `"rmsprop"`.
         learning_rate: Number or schedule.
         weight_decay: Strength of the decay, at least 0.
-        momentum: Of SGD and RMSprop, in [0, 1).
+        momentum: Momentum of SGD and RMSprop, in [0, 1).
 
     Raises:
         ValueError: if the name is unknown or a value out of range.
@@ -227,11 +227,11 @@ def coupled(
 class FusedAdam(keras.optimizers.Adam):
     """`keras.optimizers.Adam` whose update of a variable is one operation instead of a dozen.
 
-    The numbers are those of Keras up to rounding. On small networks, whose step is short, the difference shows. For one
-    device: replicas take `keras.optimizers.Adam`.
+    It computes the same as Keras up to rounding, and saves time on small networks, whose steps are short. Only for one
+    device; with replicas use `keras.optimizers.Adam`.
 
     Args:
-        *args, **kwargs: As in Keras, but for `amsgrad`.
+        *args, **kwargs: As in Keras, except `amsgrad`.
 
     Raises:
         ValueError: with `amsgrad=True`.
@@ -240,10 +240,10 @@ class FusedAdam(keras.optimizers.Adam):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.amsgrad:
-            raise ValueError("`amsgrad` is not part of the fused operation; use keras.optimizers.Adam. Received: True")
+            raise ValueError("`amsgrad` is not supported; use keras.optimizers.Adam. Received: amsgrad=True")
 
     def build(self, variables: Any) -> None:
-        """Makes the moments of every variable."""
+        """Creates the moments of every variable."""
         super().build(variables)
         memory = {}
         for variable in variables:

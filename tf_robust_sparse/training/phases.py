@@ -1,4 +1,4 @@
-"""The phases of pruning by learnt scores: which weights each of them trains, and that it leaves the rest alone."""
+"""The phases of pruning by learned scores: which weights each phase trains, and a check that the others stay."""
 
 import hashlib
 import weakref
@@ -13,24 +13,24 @@ from tf_robust_sparse.sparsity.prunable import report_frozen
 
 TRAINS = {"pretrain": "kernels", "prune": "scores", "finetune": "kernels"}
 FREEZE_BATCH_NORM = (False, True, "affine")
-# Of layers without a kernel: the variables that a phase has frozen, to be told from those that the user froze.
+# Layers without a kernel -> the variables that a phase has frozen, as opposed to those that the user froze.
 _held: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
 
 
 class Phase:
     """Decides which weights of a network with subnet kernels train.
 
-    - pretrain: kernels and biases; with a `keep_fraction` below 1 the mask of the present scores holds.
-    - prune: scores, from a trained network; kernels and biases stand still, and so do layers of other kinds.
-    - finetune: kernels and biases; the scores, and with them the mask, stand still.
+    - pretrain: kernels and biases; with a `keep_fraction` below 1 under the mask of the current scores.
+    - prune: scores of a trained network; kernels, biases and layers of other kinds are frozen.
+    - finetune: kernels and biases; the scores, and with them the mask, are frozen.
 
     Batch norm trains in all of them, unless it is frozen in the prune phase. A frozen weight gets no gradient, no decay
-    and no momentum: the optimizer does not know it.
+    and no momentum, because the optimizer does not have it.
 
     Args:
         name: `"pretrain"`, `"prune"` or `"finetune"`.
         freeze_batch_norm: In the prune phase: `False` trains it, `True` runs it in inference mode with everything
-            frozen, `"affine"` freezes scale and shift and lets the statistics follow, as the original does.
+            frozen, `"affine"` freezes scale and shift but updates the statistics, as HYDRA's code does.
 
     Raises:
         ValueError: if an argument is unknown, or batch norm is to be frozen in another phase.
@@ -48,7 +48,7 @@ class Phase:
             )
         if freeze_batch_norm and name != "prune":
             raise ValueError(
-                "`freeze_batch_norm` is for the prune phase, the others train batch norm. "
+                "`freeze_batch_norm` is for the prune phase only; the other phases train batch norm. "
                 f"Received: name={name!r}, freeze_batch_norm={freeze_batch_norm!r}"
             )
         self.name = name
@@ -65,12 +65,12 @@ class Phase:
         return self.name != "pretrain"
 
     def begin(self, network: keras.Model) -> None:
-        """Sets which weights of `network` train; comes before the model that trains it is compiled.
+        """Sets which weights of `network` train. Call it before you compile the model that trains it.
 
-        Frozen layers stay as they are, and are named in the log.
+        Layers that the user froze stay frozen, and are named in the log.
 
         Raises:
-            ValueError: if the network has no subnet kernel, or prunable kernels of another form.
+            ValueError: if the network has no subnet kernel, or prunable kernels of another parametrization.
         """
         kernels = [layer for layer in layers.kernel_layers(network) if not layer.frozen]
         report_frozen(network)
@@ -82,8 +82,8 @@ class Phase:
             of_kernel = self.trains == "kernels"
             if of_kernel and isinstance(layer, SignedKernel):
                 raise ValueError(
-                    f"The kernel of {layer.name} is frozen for good, so that the phase {self.name} has nothing to "
-                    'train there; copy the network to one of kernel="subnet". Received: '
+                    f"The kernel of {layer.name} is always frozen, so the phase {self.name} has nothing to train; "
+                    'copy the network to one with kernel="subnet". Received: '
                     f"{type(layer).__name__}"
                 )
             for variable in layer.variables:
@@ -98,7 +98,7 @@ class Phase:
                     variable.trainable = not self.freeze_batch_norm
 
     def _hold_others(self, network: keras.Model) -> None:
-        """Freezes what trains in layers that are no kernels and no batch norm, or lets go what a phase before froze."""
+        """Freezes layers that are neither kernels nor batch norm, or unfreezes what an earlier phase froze."""
         for layer in layers.all_layers(network):
             if isinstance(layer, (layers.KernelLayer, keras.layers.BatchNormalization)):
                 continue
@@ -117,13 +117,13 @@ class Phase:
 class PhaseCheck(keras.callbacks.Callback):
     """Checks after each epoch that exactly the weights that a phase trains have changed, bit by bit.
 
-    Stands before the callback that writes checkpoints.
+    Put it before the callback that writes checkpoints.
 
     Args:
         network: The network under training, after `Phase.begin`.
 
     Raises:
-        RuntimeError: at the end of an epoch, naming the weights, if a frozen one has changed or none that trains has.
+        RuntimeError: at the end of an epoch, if a frozen weight has changed, naming it, or if no weight has changed.
     """
 
     def __init__(self, network: keras.Model) -> None:
@@ -139,7 +139,7 @@ class PhaseCheck(keras.callbacks.Callback):
         }
 
     def on_epoch_end(self, epoch, logs=None):
-        """Compares."""
+        """Compares the digests."""
         changed = {
             variable.path
             for variable in self._network.variables
@@ -161,7 +161,7 @@ def batch_norm_layers(network: keras.Model) -> list[Any]:
 
 
 def _moving_statistics(network: keras.Model) -> list[Any]:
-    """The variables that change without being trained: statistics of batch norm that is not frozen."""
+    """Returns the variables that change without training: statistics of batch norm that is not frozen."""
     return [
         variable
         for layer in batch_norm_layers(network)

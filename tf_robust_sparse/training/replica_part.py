@@ -1,4 +1,4 @@
-"""A replica's part of a batch, which may be smaller than the others' or empty where images run out."""
+"""A replica's part of a batch, which may be smaller than the others' parts, or empty."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ import tensorflow as tf
 
 
 class ReplicaPart(NamedTuple):
-    """What a replica computes on.
+    """The part of a batch that a replica computes on.
 
     Attributes:
         x: `(batch, ...)`, at least one image.
         y: `(batch,)`, int64.
-        number: How many of them count, or `None` for all.
-        total: Images of all replicas together, a float32 scalar; `None` if there is one replica.
+        number: Number of examples that count, or `None` for all.
+        total: Number of images on all replicas together, a float32 scalar; `None` for one replica.
     """
 
     x: tf.Tensor
@@ -22,15 +22,15 @@ class ReplicaPart(NamedTuple):
     total: tf.Tensor | None = None
 
     def counted(self, values: tf.Tensor | None) -> tf.Tensor | None:
-        """The rows of `values` `(batch, ...)` that count."""
+        """Returns the rows of `values` `(batch, ...)` that count."""
         return values if values is None or self.number is None else values[: self.number]
 
 
 def replica_part(x: tf.Tensor, y: tf.Tensor) -> ReplicaPart:
-    """Returns the part of this replica; an empty one gets the first image of the first replica, which does not count.
+    """Returns the part of this replica; an empty part gets the first image of the first replica, which does not count.
 
-    No convolution takes an empty batch, and batch norm should see an image rather than zeros. One sum over the replicas
-    carries that image and the number of all.
+    Convolutions refuse empty batches, and batch norm should see an image rather than zeros. One sum over the replicas
+    carries this image and the number of all images.
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
@@ -50,7 +50,7 @@ def replica_part(x: tf.Tensor, y: tf.Tensor) -> ReplicaPart:
 
 
 def summed_over_replicas(gradients: Sequence[Any], sources: Sequence[Any]) -> list[tf.Tensor]:
-    """Returns dense gradients, summed over the replicas; of sources that do not reach the loss they are 0."""
+    """Returns dense gradients, summed over the replicas; they are 0 for sources that the loss does not depend on."""
     dense = [
         tf.zeros(source.shape) if gradient is None else tf.convert_to_tensor(gradient)
         for gradient, source in zip(gradients, sources, strict=True)

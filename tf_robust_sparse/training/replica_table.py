@@ -1,4 +1,4 @@
-"""A table with a row per training example, of which every replica holds the rows of its own examples."""
+"""A table with a row per training example; every replica holds the rows of its own examples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,22 +9,20 @@ import tensorflow as tf
 
 
 class ReplicaTable:
-    """A row for each of `number` examples; replica r of R holds those of the examples r, r + R, r + 2 R, ...
+    """A row for each of `number` examples; replica r of R holds the rows of the examples r, r + R, r + 2 R, ...
 
-    So each of several replicas takes a part of the memory, and none needs to hear of what the others write. A batch
-    must bring each replica its own examples: `data.train_dataset(with_index=True, parts=R)`.
+    So each replica needs a part of the memory, and no replica needs the writes of another. A batch must bring each
+    replica its own examples: `data.train_dataset(with_index=True, parts=R)`.
 
-    In a checkpoint the rows are in the order of the examples, whatever the number of replicas. To collect them is a
-    matter of all workers.
+    In a checkpoint the rows are in the order of the examples, whatever the number of replicas. All workers must take
+    part in collecting them. Create the table in the scope of the strategy that trains.
 
     Args:
-        path: Its name in a checkpoint.
+        path: Name of the table in a checkpoint.
         number: Number of rows.
         row_shape: Shape of a row.
         dtype: Type of the entries.
-        rows: From the first and the last place, of which the last is left out, to these rows at the beginning.
-
-    Must be made in the scope of the strategy that trains.
+        rows: Function from `first` and `last` to the initial rows `first, ..., last - 1`.
     """
 
     def __init__(
@@ -50,7 +48,7 @@ class ReplicaTable:
             synchronization="on_read" if self._replicas > 1 else "auto",  # each replica has values of its own
             name=path,
         )
-        step = 1024 * self._replicas  # some thousand rows at a time, for drawn as float32 all would take twice as much
+        step = 1024 * self._replicas  # in parts, because all rows drawn as float32 would need twice the memory
         for first in range(0, number, step):
             self._write_all(first, rows(first, min(first + step, number)))
 
@@ -58,10 +56,10 @@ class ReplicaTable:
         """Returns the rows of examples of this replica: `(batch, *row_shape)`.
 
         Args:
-            index: `(batch,)`, integers, places of examples.
+            index: `(batch,)`, integers, indices of examples.
 
         Raises:
-            tf.errors.InvalidArgumentError: when it runs, if another replica holds a row.
+            tf.errors.InvalidArgumentError: at run time, if another replica holds a row.
         """
         return tf.raw_ops.ResourceGather(
             resource=self._part.value.handle, indices=self._places(index), dtype=tf.as_dtype(self.dtype)
@@ -74,7 +72,7 @@ class ReplicaTable:
         )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All rows in the order of the examples, collected from all replicas."""
+        """Returns all rows in the order of the examples, collected from all replicas."""
         parts = self._strategy.gather(self._strategy.run(lambda: tf.identity(self._part.value)), axis=0).numpy()
         parts = parts.reshape(self._replicas, -1, *self.shape[1:])
         found = parts.swapaxes(0, 1).reshape(-1, *self.shape[1:])[: self.shape[0]]

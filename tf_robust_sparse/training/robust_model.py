@@ -1,4 +1,4 @@
-"""Training of a network, as a Keras model around it."""
+"""A Keras model that trains a network."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in
+from tf_robust_sparse.attacks import GradientAttack, cross_entropy
 from tf_robust_sparse.data.checks import checked_images, checked_in_graph, checked_labels, failures_in_one_line
 from tf_robust_sparse.evaluation.softmax_head import ends_in_softmax
+from tf_robust_sparse.layers.noise import fold_in
 from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.sparsity.integers import check_seed
@@ -20,34 +21,44 @@ from tf_robust_sparse.training.masked_gradients import warn_of_masked_gradients
 from tf_robust_sparse.training.step_data import at_least_one, images_and_labels
 from tf_robust_sparse.training.training_step import TrainingStep
 
-_VALIDATION = 1 << 30  # seeds of validation attacks stand apart from those of attacks in training
+_VALIDATION = 1 << 30  # keeps seeds of validation attacks apart from those of attacks in training
 
 
 class RobustModel(TrainingStep):
-    """Trains `network` under `objective`, with connections decided by `sparsifier`.
+    """Trains `network` under `objective`; `sparsifier` decides its connections.
 
-    Used like any Keras model: `compile`, `fit`, `evaluate`, `predict`. The network itself stays an ordinary Keras
-    model, which is what is saved and exported.
+    Use it like any Keras model: `compile`, `fit`, `evaluate`, `predict`. The network stays an ordinary Keras model;
+        save
+    and export the network, not this model.
 
-    One step: effective kernels are computed once; adversarial inputs are found with batch norm in inference mode,
-    folded into the kernels; the objective's loss is taken with batch norm in training mode, averaged over the global
-    batch; the optimizer updates; the sparsifier rewires. All random draws are functions of `seed` and the number of
-    the step, so that a resumed run repeats what the uninterrupted one did.
+    ```python
+    attack = trs.attacks.LinfPGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+    sparsifier = trs.sparsity.MagnitudePruning(connectivity=0.1)
+    model = trs.RobustModel(network, trs.objectives.TRADES(attack), sparsifier, validation_attack=attack)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
+    model.fit(x, y, batch_size=128, epochs=10, validation_data=(x_val, y_val))
+    ```
+
+    A step computes effective kernels once. It finds adversarial inputs with batch norm in inference mode, folded into
+    the kernels. It takes the loss with batch norm in training mode, averaged over the global batch. Then the optimizer
+    updates the weights and the sparsifier the connections. All random draws are functions of `seed` and the number of
+    the step, so a resumed run repeats the uninterrupted one.
 
     Args:
         network: `keras.Model` from images `(batch, height, width, channels)` in [0, 1] to logits `(batch, classes)`.
         objective: An `Objective` of `tf_robust_sparse.objectives`.
         sparsifier: A `Sparsifier` of `tf_robust_sparse.sparsity`, or `None`.
-        validation_attack: An attack of `tf_robust_sparse.attacks`; with it `evaluate` and the validation of `fit` also
+        validation_attack: An attack of `tf_robust_sparse.attacks`; `evaluate` and the validation of `fit` then also
             report `robust_accuracy`.
         seed: Integer in [0, 2**31).
-        validation_checks: Name -> function of `(network, x, y, seed)` that tells of each image whether it counts, such
-            as `{"verified_accuracy": certify.Verifier(2 / 255)}`; `evaluate` and the validation of `fit` report their
-            shares too.
-        shared_noise: Whether gates and dropout of this package draw the same for an image and the attacked one.
-        log_terms: Whether training also logs what its loss is made of: the cross-entropy of clean and of attacked
-            images, `clean_loss` and `adversarial_loss`, the accuracy on the latter, `adversarial_accuracy`, as far as
-            the objective computes logits of both, and its own `terms`, such as `vulnerability`.
+        validation_checks: Name -> function of `(network, x, y, seed)` that returns whether each image passes, such as
+            `{"verified_accuracy": certify.Verifier(2 / 255)}`; `evaluate` and the validation of `fit` report the
+            shares of images that pass.
+        shared_noise: Whether gates and dropout of this package use the same random draws for an image and its attacked
+            version.
+        log_terms: Whether training also logs the parts of its loss: `clean_loss` and `adversarial_loss`, the cross
+            entropy of clean and of attacked images; `adversarial_accuracy`, if the objective computes both logits; and
+            the `terms` of the objective, such as `vulnerability`.
         average: An average of the weights, such as `EMA(0.995)`, or `None`. With it `evaluate` and the validation of
             `fit` judge the averaged network; `model.average.load()` gives the network the averages for good.
 
@@ -71,14 +82,14 @@ class RobustModel(TrainingStep):
         layers.check_classifier(network)
         if ends_in_softmax(network):
             raise ValueError(
-                "`network` must return logits, of which the loss takes the softmax; pass "
+                "`network` must return logits, because the loss takes the softmax; pass "
                 f"evaluation.without_softmax(network). Received: {network.name}, which ends in a softmax"
             )
         _check_kind("objective", objective, Objective, "an objective, such as tf_robust_sparse.objectives.Natural()")
         if sparsifier is not None:
             _check_kind("sparsifier", sparsifier, Sparsifier, "a sparsifier of tf_robust_sparse.sparsity, or None")
             sparsifier.attach(network)
-            self._masks = sparsifier.masks  # a part of checkpoints
+            self._masks = sparsifier.masks  # so that checkpoints contain them
         if validation_attack is not None:
             _check_kind("validation_attack", validation_attack, GradientAttack, "an attack, or None")
         if average is not None:
@@ -101,7 +112,7 @@ class RobustModel(TrainingStep):
         self._watcher = sparsifier if sparsifier is not None and sparsifier.watches_validation else None
         if self._watcher is not None and validation_attack is None:
             raise ValueError(
-                f"{type(sparsifier).__name__} watches robust accuracy in validation; pass validation_attack. "
+                f"{type(sparsifier).__name__} needs robust accuracy in validation; pass validation_attack. "
                 "Received: validation_attack=None"
             )
         self._robust_loss = keras.metrics.Mean(name="robust_loss") if self._watcher else None
@@ -111,7 +122,7 @@ class RobustModel(TrainingStep):
         self.build(network.input_shape)
 
     def build(self, input_shape):
-        """Nothing to create: the network is built."""
+        """Does nothing, because the network is built."""
         self.built = True
 
     def call(self, inputs, training=None):
@@ -124,14 +135,14 @@ class RobustModel(TrainingStep):
         Args:
             optimizer: A Keras optimizer.
             loss: `None` or `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. The objective decides what
-                training minimizes; this loss can only be the cross-entropy that validation reports.
-            metrics: As in Keras, computed on the logits that the objective names and the labels.
-            **kwargs: As in Keras. `jit_compile` defaults to `False`, for the draws of a sparsifier have dynamic sizes
-                and XLA is slower for convolutions on CPUs.
+                training minimizes; this loss is only the cross entropy that validation reports.
+            metrics: As in Keras, computed on the logits that the objective returns and the labels.
+            **kwargs: As in Keras. `jit_compile` defaults to `False`, because random draws of a sparsifier have dynamic
+                sizes, and XLA is slower for convolutions on CPUs.
 
         Raises:
-            ValueError: if the loss is another one, the optimizer does not get along with the sparsifier, or XLA is to
-                compile draws of dynamic size.
+            ValueError: if the loss is another one, the sparsifier refuses the optimizer, or XLA is to compile draws of
+                dynamic size.
         """
         if loss is not None and not _is_cross_entropy_of_logits(loss):
             raise ValueError(
@@ -141,8 +152,8 @@ class RobustModel(TrainingStep):
         kwargs.setdefault("jit_compile", False)
         if kwargs["jit_compile"] is True and self.sparsifier is not None and not self.sparsifier.compiles_with_xla:
             raise ValueError(
-                f"{type(self.sparsifier).__name__} draws numbers of connections that XLA cannot compile; leave "
-                "jit_compile out. Received: jit_compile=True"
+                f"{type(self.sparsifier).__name__} draws numbers of connections that XLA cannot compile; leave out "
+                "jit_compile. Received: jit_compile=True"
             )
         super().compile(optimizer, loss=None, metrics=metrics, **kwargs)
         if self.sparsifier is not None:
@@ -155,12 +166,12 @@ class RobustModel(TrainingStep):
         self.reset_metrics()
 
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """Trains as `keras.Model.fit` does, after a look at the images and labels.
+        """Trains as `keras.Model.fit` does, and checks images and labels first.
 
-        Of arrays everything is looked at before training, of a data set its types and shapes, and each batch when it
-        comes, before a weight moves; so do `train_on_batch` and `test_on_batch`. Of validation data the first batch is
-        looked at before training too. Labels may be integers of any width, `(n,)` or `(n, 1)`. After training with a
-        `validation_attack` a warning tells of gradients that are zero where this attack would follow them.
+        Arrays are checked completely before training. A data set is checked for types and shapes before training, and
+        each batch when it comes, before a weight changes. `train_on_batch` and `test_on_batch` check too. The first
+        batch of validation data is checked before training. Labels may be integers of any width, `(n,)` or `(n, 1)`.
+        After training with a `validation_attack`, a warning says if gradients of many images are zero.
 
         Raises:
             ValueError: if images leave [0, 1], labels are out of range, shapes do not fit the network, there are
@@ -168,7 +179,9 @@ class RobustModel(TrainingStep):
         """
         for name in ("sample_weight", "class_weight"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"A RobustModel trains without weights of samples or classes. Received: {name}")
+                raise ValueError(
+                    f"RobustModel trains without `{name}`; leave it out. Received: a {type(kwargs[name]).__name__}"
+                )
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # a tf.data pipeline shuffles itself; Keras warns otherwise
         x, y, size = self._checked_data(x, y, batch_size)
@@ -182,14 +195,14 @@ class RobustModel(TrainingStep):
         if self._watcher is not None:
             if validation is None:
                 raise ValueError(
-                    f"{type(self._watcher).__name__} watches robust accuracy in validation; pass validation_data. "
+                    f"{type(self._watcher).__name__} needs robust accuracy in validation; pass validation_data. "
                     "Received: validation_data=None"
                 )
             freq = kwargs.get("validation_freq", 1)
             epochs = range(kwargs.get("initial_epoch", 0) + 1, kwargs.get("epochs", 1) + 1)
             if any(epoch % freq if isinstance(freq, int) else epoch not in freq for epoch in epochs):
                 raise ValueError(
-                    f"{type(self._watcher).__name__} watches robust accuracy in every epoch; leave validation_freq "
+                    f"{type(self._watcher).__name__} needs robust accuracy in every epoch; leave validation_freq "
                     f"out. Received: validation_freq={freq}"
                 )
             ended = keras.callbacks.LambdaCallback(on_epoch_end=self._watcher.end_epoch)
@@ -201,7 +214,7 @@ class RobustModel(TrainingStep):
             kwargs["validation_data"] = self._checked_data(validation[0], validation[1])[:2]
         elif isinstance(validation, tf.data.Dataset):
             self._checked_data(validation)
-            for batch in validation.take(1):  # it is read after an epoch only, and again after each
+            for batch in validation.take(1):  # Keras reads it only after each epoch
                 self._batch(batch)
         with failures_in_one_line():
             history = super().fit(x, y, batch_size, **kwargs)
@@ -210,12 +223,12 @@ class RobustModel(TrainingStep):
         return history
 
     def evaluate(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """Evaluates as `keras.Model.evaluate` does, after a look at the images and labels; see `fit`.
+        """Evaluates as `keras.Model.evaluate` does, and checks images and labels first; see `fit`.
 
         Raises:
             ValueError: as `fit`.
         """
-        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has looked at its validation data
+        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
             x, y, _ = self._checked_data(x, y, batch_size)
         with failures_in_one_line(), self._evaluated_weights():
             return super().evaluate(x, y, batch_size, **kwargs)
@@ -238,7 +251,7 @@ class RobustModel(TrainingStep):
         return super().test_on_batch(*self._checked_data(x, y)[:2], *args, **kwargs)
 
     def test_step(self, data):
-        """Reports loss and metrics on clean images, accuracy under the validation attack, and the checks' shares."""
+        """Reports loss and metrics of clean images, accuracy under the validation attack, and shares of the checks."""
         x, y = self._batch(data)
         (some_x, some_y), number = at_least_one(x, y), tf.shape(y)[0]
         seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
@@ -265,12 +278,12 @@ class RobustModel(TrainingStep):
             return layers.inference_logits(self.network, some_x)[: tf.shape(x)[0]]
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Returns the results of all replicas, of those metrics that the present phase has updated.
+        """Returns the results, over all replicas, of the metrics that the current phase has updated.
 
-        `fit` and `evaluate` report them instead of the logs of one replica if both have the same names.
+        `fit` and `evaluate` report them instead of the logs of one replica, if both have the same names.
         """
         results = super().get_metrics_result()
-        if tf.inside_function():  # of a step, which drops the others itself
+        if tf.inside_function():  # in a step, which drops the others itself
             return results
         sometimes = [*self._terms, *self._checked, self._robust_accuracy, self._robust_loss]
         idle = [
@@ -279,21 +292,21 @@ class RobustModel(TrainingStep):
         return {name: value for name, value in results.items() if name not in idle}
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Refuses: the wrapper trains, the network is what is saved.
+        """Raises, because the network is what you save.
 
         Raises:
-            ValueError: always, naming what to call instead.
+            ValueError: always, naming the functions to call instead.
         """
         raise ValueError(
-            "A RobustModel is not saved; save its network with tf_robust_sparse.save_network(model.network, path), or "
-            "a state to resume from with tf_robust_sparse.saving.save_checkpoint."
+            "A RobustModel cannot be saved; save its network with tf_robust_sparse.save_network(model.network, path), "
+            "or a state to resume from with tf_robust_sparse.saving.save_checkpoint."
         )
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Does nothing: `compile` has built everything.
+        """Does nothing, because `compile` has built everything.
 
-        The only private method of Keras that is overridden. Keras' own averages the first batch over the replicas,
-        which fails on several workers (keras-team/keras issue 20585) and for replicas with unequal parts.
+        This is the only private method of Keras that is overridden. Keras' own averages the first batch over the
+        replicas, which fails on several workers (keras-team/keras issue 20585) and for replicas with unequal parts.
         """
 
     def _update_metrics(self, per_example, x, y, logits):
@@ -301,9 +314,10 @@ class RobustModel(TrainingStep):
         return {name: self._spread(value) for name, value in self.compute_metrics(x, y, logits).items()}
 
     def _spread(self, value):
-        """Returns a number of the logs as Keras takes it: with several workers it averages over the first axis.
+        """Returns a number for the logs in the form that Keras expects.
 
-        Scalars have none (keras-team/keras issue 20585).
+        With several workers Keras averages logs over the first axis, which scalars do not have (keras-team/keras issue
+        20585).
         """
         return tf.reshape(value, (1,)) if self._spans_workers else value
 
@@ -324,24 +338,24 @@ class RobustModel(TrainingStep):
         self.compute_metrics(logits, y, logits)
 
     def _batch(self, data):
-        """Returns the images, float32, and labels, int64, of a step, which fails if they are out of range."""
+        """Returns images, float32, and labels, int64; the step fails if they are out of range."""
         return checked_in_graph(*images_and_labels(data), self.network.input_shape[1:], self.network.output_shape[-1])
 
     def _checked_data(self, x: Any, y: Any = None, batch_size: int | None = None) -> tuple[Any, Any, int | None]:
-        """Returns data for Keras, after a look at what can be looked at, and the size of a batch if that is known."""
+        """Checks what can be checked now; returns the data for Keras, and the size of a batch if it is known."""
         if y is not None:
             x = checked_images(x, self.network.input_shape[1:])
             classes = self.network.output_shape[-1]
             y = checked_labels(y, len(x), classes, why=f", because the network has {classes} logits")
             return x, y, min(batch_size or 32, len(x))  # 32 is the default of Keras
-        if isinstance(x, tf.data.Dataset):  # no batch is taken: it may be readable once
+        if isinstance(x, tf.data.Dataset):  # takes no batch, because the data set may be readable only once
             return x, None, self._checked_spec(x.element_spec)
         if x is None or isinstance(x, (np.ndarray, tf.Tensor, tuple, list, dict, str)):
-            images_and_labels(x)  # what Keras would take for images without labels
-        return x, None, None  # batches that come one by one are looked at in the step
+            images_and_labels(x)  # Keras would take it for images without labels
+        return x, None, None  # the step checks batches that come one by one
 
     def _checked_spec(self, spec: Any) -> int | None:
-        """Traces the check of a step, and returns the size of a batch if all have the same."""
+        """Traces the check of a step, and returns the size of a batch if all batches have the same size."""
         images_and_labels(spec)
         tf.function(lambda *batch: self._batch(batch), autograph=False).get_concrete_function(*spec)
         return spec[0].shape[0]

@@ -1,4 +1,4 @@
-"""What rounds of train, prune and rewind are made of."""
+"""Settings and data of rounds of train, prune and rewind."""
 
 import dataclasses
 import math
@@ -10,8 +10,8 @@ STRATEGIES = ("no_pruning", "reinit_rand", "reinit_orig", "reinit_none")
 TRAINED = "trained"
 
 
-class Images(NamedTuple):
-    """Images to train on or to measure: x `(n, height, width, channels)`, y `(n,)`, smoothing of the labels."""
+class LabeledImages(NamedTuple):
+    """Images `x` `(n, height, width, channels)` with labels `y` `(n,)`, and the label smoothing of their losses."""
 
     x: np.ndarray
     y: np.ndarray
@@ -19,18 +19,19 @@ class Images(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What rounds are made of.
+class RoundPlan:
+    """Settings of the rounds of train, prune and rewind.
 
     Args:
-        train_iters: Optimisation steps of a round, at least 1.
-        prune_iters: Number of prunings; there is one round more. With `"no_pruning"` there is one round.
-        eval_every: Steps between two measurements; the first comes before any step, the last after all.
-        batch_size: Images per step and trial.
-        strategy: Where round k >= 1 begins: `"reinit_orig"` at the weights that round 0 began with, `"reinit_rand"` at
-            new ones, `"reinit_none"` where round k - 1 ended.
-        rewind_step: With `"reinit_orig"`: begin where round 0 was after that many steps, or `"trained"` for its end.
-        seed: From it, the trial, the round and the purpose every draw is derived.
+        train_iters: Number of optimization steps of a round, at least 1.
+        prune_iters: Number of prunings; there is one more round than prunings, and one round with `"no_pruning"`.
+        eval_every: Number of steps between two measurements; the first is before any step, the last after all steps.
+        batch_size: Number of images per step and trial.
+        strategy: Where round k >= 1 begins: `"reinit_orig"` at the initial weights of round 0, `"reinit_rand"` at new
+            weights, `"reinit_none"` at the final weights of round k - 1.
+        rewind_step: With `"reinit_orig"`: begin at the weights of round 0 after this number of steps, or `"trained"`
+            for its final weights.
+        seed: Seed of all random draws, together with the trial, the round and the purpose.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -59,18 +60,18 @@ class Plan:
             )
         if rewind != 0 and self.strategy != "reinit_orig":
             raise ValueError(
-                f"`rewind_step` belongs to the strategy reinit_orig. Received: rewind_step={rewind!r} with "
-                f"strategy={self.strategy!r}"
+                '`rewind_step` requires strategy="reinit_orig". '
+                f"Received: rewind_step={rewind!r}, strategy={self.strategy!r}"
             )
 
     @property
     def rounds(self) -> int:
-        """How many networks a trial trains."""
+        """Number of networks that a trial trains."""
         return 1 if self.strategy == "no_pruning" else self.prune_iters + 1
 
     @property
     def steps_per_call(self) -> int:
-        """Steps that are run at once: the most that end wherever something is measured or kept."""
+        """Number of steps per call: the largest that divides all steps where something is measured or kept."""
         rewind = self.rewind_step if isinstance(self.rewind_step, int) else 0
         return math.gcd(self.train_iters, min(self.eval_every, self.train_iters), rewind)
 
@@ -80,5 +81,5 @@ class Plan:
         return int(words[0]) >> 1
 
     def is_measured(self, step: int) -> bool:
-        """Returns whether networks are measured after so many steps."""
+        """Returns whether networks are measured after this number of steps."""
         return step % self.eval_every == 0 or step == self.train_iters

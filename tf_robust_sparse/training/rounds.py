@@ -1,9 +1,9 @@
-"""Rounds of train, prune and rewind above `fit`: lottery tickets.
+"""Rounds of train, prune and rewind, which find lottery tickets.
 
-A round trains networks with the masks that earlier rounds left, from the weights that the strategy says, and prunes
-what it trained. Each trial writes each round into a directory of its own, `trial_00/prune_iter_00/`, from which the
-next round begins; nothing else passes from round to round, so that a run that goes on tomorrow is the run that was not
-interrupted. Within a round a checkpoint is written now and then, with the record so far.
+A round trains networks under the masks of earlier rounds, from the weights that the strategy chooses, and then prunes
+them. Each trial writes each round into a directory of its own, `trial_00/prune_iter_00/`. The next round begins from
+this directory alone, so an interrupted run continues like an uninterrupted one. Within a round, checkpoints with the
+record so far are written from time to time.
 
 Reference: [Frankle and Carbin, 2019](https://arxiv.org/abs/1803.03635); rewinding to an early step:
 [Frankle et al., 2020](https://arxiv.org/abs/1912.05671).
@@ -39,69 +39,69 @@ from tf_robust_sparse.saving.round_files import (
 )
 from tf_robust_sparse.sparsity import masked_kernels
 from tf_robust_sparse.sparsity.iterative_magnitude import PruningRule
-from tf_robust_sparse.training.round_plan import TRAINED, Images, Plan
-from tf_robust_sparse.training.trials import Measure, State, Trials
+from tf_robust_sparse.training.round_plan import TRAINED, LabeledImages, RoundPlan
+from tf_robust_sparse.training.stacked_model import NetworkMeasures, NetworkState, StackedRobustModel
 
 COLUMNS = ("batch", "loss", "acc", "adv_acc")
-_INIT, _SHUFFLE, _ATTACK, _EVALUATION = range(4)  # what a stream of seeds is for
-_MORE = {"train": ("lr",), "test": ("loss_nat", "loss_adv")}  # other sets have the columns of the test set
+_INIT, _SHUFFLE, _ATTACK, _EVALUATION = range(4)  # purposes of streams of seeds
+_MORE = {"train": ("lr",), "test": ("loss_nat", "loss_adv")}  # all other sets have the columns of "test"
 
 
 class Rounds:
-    """Runs the rounds of some trials, which are trained together.
+    """Runs the rounds of several trials, which train together.
 
     Args:
-        model: A compiled `Trials` of as many members as trials, with `steps_per_execution=plan.steps_per_call`, or
-            what divides it and is slower.
-        build: Function from a seed to a freshly initialised network, as the members of the model are.
-        rule: From kernels and masks of a trained network to the next masks.
+        model: A compiled `StackedRobustModel` of as many members as trials, with
+            `steps_per_execution=plan.steps_per_call`, or a divisor of it, which is slower.
+        build: Function from a seed to a newly initialized network, like the members of the model.
+        rule: Function from kernels and masks of a trained network to the next masks.
         train: Images to train on.
-        held_out: Name -> images, measured at every `eval_every` steps: `"valid"`, `"test"`, and others but `"train"`.
-        plan: What to do.
+        held_out: Name -> images, measured every `eval_every` steps: `"valid"`, `"test"`, and others except `"train"`.
+        plan: Settings of the rounds.
         directory: Where trials are written.
-        trials: Their numbers, one per member. What one of them has finished already is not written again.
-        final: More measurements of each trained network: name -> (images, attack).
-        checkpoint_seconds: Least time between two checkpoints within a round.
-        say: What a line of progress is given to.
+        trials: Numbers of the trials, one per member. Finished rounds are not written again.
+        final: Further measurements of each trained network: name -> (images, attack).
+        checkpoint_seconds: Smallest time between two checkpoints within a round.
+        say: Function that receives lines of progress.
 
     Raises:
-        ValueError: if the model has another number of members, is not compiled, or would do more steps than are
-            counted, or if sets of images are missing or misnamed.
+        ValueError: if the model has another number of members, is not compiled, or runs too many steps at once, or if
+            sets of images are missing or misnamed.
     """
 
     def __init__(
         self,
-        model: Trials,
+        model: StackedRobustModel,
         build: Callable[[int], keras.Model],
         rule: PruningRule,
-        train: Images,
-        held_out: Mapping[str, Images],
-        plan: Plan,
+        train: LabeledImages,
+        held_out: Mapping[str, LabeledImages],
+        plan: RoundPlan,
         directory: Path,
         trials: Sequence[int] = (0,),
-        final: Mapping[str, tuple[Images, GradientAttack]] | None = None,
+        final: Mapping[str, tuple[LabeledImages, GradientAttack]] | None = None,
         checkpoint_seconds: float = 60.0,
         say: Callable[[str], None] = print,
     ) -> None:
         if model.members != len(trials):
             raise ValueError(
-                f"The model trains {model.members} networks together; pass as many trials. Received: {list(trials)}"
+                f"`model` trains {model.members} networks at once; pass as many trials. Received: trials={list(trials)}"
             )
         if not model.compiled:
             raise ValueError(
                 "`model` must be compiled; call model.compile(optimizer, steps_per_execution=plan.steps_per_call). "
-                "Received: one that is not"
+                "Received: a model that is not compiled"
             )
         if plan.steps_per_call % model.steps_per_execution:
             raise ValueError(
-                f"`model` must do at most as many steps at once as lie between two measurements; compile it with "
-                f"steps_per_execution={plan.steps_per_call}, plan.steps_per_call, or what divides it. "
+                f"`model` must not run past a measurement in one call; compile it with "
+                f"steps_per_execution={plan.steps_per_call}, which is plan.steps_per_call, or a divisor of it. "
                 f"Received: steps_per_execution={model.steps_per_execution}"
             )
         if not {"valid", "test"} <= set(held_out) or "train" in held_out:
             raise ValueError(
-                '`held_out` maps "valid" and "test" to images, and further names but "train", which stands for '
-                f"those that are trained on. Received: {', '.join(map(repr, held_out)) or 'nothing'}"
+                '`held_out` maps "valid", "test" and further names to images; "train" is reserved for the training '
+                f"images. Received: {', '.join(map(repr, held_out)) or 'nothing'}"
             )
         self.model = model
         self.plan = plan
@@ -119,7 +119,7 @@ class Rounds:
         """Runs every round that is not finished.
 
         Raises:
-            ValueError: if the directory holds rounds of another plan; more prunings are the same plan.
+            ValueError: if the directory holds rounds of another plan; only `prune_iters` may differ.
             FloatingPointError: if a loss is not finite.
         """
         complete(self.directory)
@@ -145,12 +145,12 @@ class Rounds:
         for name, value in _recorded(self.plan).items():
             if before is not None and before.get(name) != value:
                 raise ValueError(
-                    f"`directory` must be new or hold rounds of the same plan; pass another one, or "
-                    f"{name}={before.get(name)!r} as {place} was made with. Received: {name}={value!r}"
+                    f"`directory` must be new or hold rounds of the same plan; pass another directory, or "
+                    f"{name}={before.get(name)!r}, which {place} was made with. Received: {name}={value!r}"
                 )
 
     def _open(self, number: int) -> list[tuple[int, int]]:
-        """Returns member and trial wherever the round is not finished."""
+        """Returns (member, trial) of all trials that have not finished the round."""
         pairs = enumerate(self.trials)
         return [(member, trial) for member, trial in pairs if not is_done(self.place(trial, number))]
 
@@ -211,7 +211,7 @@ class Rounds:
                 f"under attack {100 * last['adv_acc']:.2f} %, {record.seconds:.0f} s"
             )
 
-    def _initial_state(self, trial: int, number: int) -> State:
+    def _initial_state(self, trial: int, number: int) -> NetworkState:
         """Returns the variables that a round begins with."""
         strategy, rewind = self.plan.strategy, self.plan.rewind_step
         if number == 0 or strategy == "reinit_rand":
@@ -221,7 +221,7 @@ class Rounds:
         return read_state(self.place(trial, 0), {0: "init", TRAINED: "post"}.get(rewind, "rewind"))
 
     def _masks(self, trial: int, number: int) -> dict[str, np.ndarray]:
-        """Returns the masks of a round: what the rule leaves of those of the round before.
+        """Returns the masks of a round: those that the rule made at the end of the previous round.
 
         Raises:
             RuntimeError: if the rule brings an entry back.
@@ -263,7 +263,7 @@ class _Record(keras.callbacks.Callback):
         self._begun = self._said = self._written = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Measures if it is time to."""
+        """Measures, reports and writes a checkpoint, each when it is due."""
         plan = self.rounds.plan
         self.step = (epoch + 1) * plan.steps_per_call
         if self.number == 0 and self.step == plan.rewind_step:
@@ -290,7 +290,7 @@ class _Record(keras.callbacks.Callback):
             self._written = now
 
     def measure(self) -> None:
-        """Adds a row to every record."""
+        """Adds a row to the record of every trial."""
         rounds, model = self.rounds, self.rounds.model
         trained = model.training_record()
         now = time.perf_counter()
@@ -300,7 +300,7 @@ class _Record(keras.callbacks.Callback):
             if self.step and not math.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss of trial {rounds.trials[member]} is {loss} in round {self.number} before step "
-                    f"{self.step}; a lower learning rate may help"
+                    f"{self.step}; try a lower learning rate"
                 )
             row = dict(zip(COLUMNS, (self.step, loss, accuracy, attacked), strict=True))
             self.rows[member]["train"].append({**row, "lr": rate})
@@ -310,7 +310,7 @@ class _Record(keras.callbacks.Callback):
                 self.rows[member][name].append(_row(self.step, found))
 
     def write(self) -> None:
-        """Writes the record of every trial so far as CSV files."""
+        """Writes the record of every trial as CSV files."""
         for member, trial in self.open:
             for name, lines in self.rows[member].items():
                 with (
@@ -322,23 +322,23 @@ class _Record(keras.callbacks.Callback):
                     writer.writerows(lines)
 
 
-def network_state(network: keras.Model) -> State:
+def network_state(network: keras.Model) -> NetworkState:
     """Returns the variables of a network, without its masks."""
     kernels = masked_kernels.get_kernels(network)
-    return State(kernels, {v.path: np.array(v) for v in masked_kernels.other_variables(network)})
+    return NetworkState(kernels, {v.path: np.array(v) for v in masked_kernels.other_variables(network)})
 
 
-def read_state(place: Path, name: str) -> State:
+def read_state(place: Path, name: str) -> NetworkState:
     """Returns the variables that a round wrote: `"init"`, `"post"` or `"rewind"`."""
     path = place / f"{name}_others.npz"
     others = npz.read_arrays(path) if path.is_file() else {}
-    return State(read_arrays(place / f"{name}_kernels"), others)
+    return NetworkState(read_arrays(place / f"{name}_kernels"), others)
 
 
 def summary(
     rows: Mapping[str, list[dict[str, float]]], masks: Mapping[str, np.ndarray], seconds: float, final: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns what matters of a round: its sparsity, its end, and where the validation loss was least."""
+    """Returns the summary of a round: its sparsity, its final row, and the row of the smallest validation loss."""
     left, entries = masked_kernels.remaining(masks)
     least = min(range(len(rows["valid"])), key=lambda place: rows["valid"][place]["loss"])
     return {
@@ -356,22 +356,22 @@ def summary(
     }
 
 
-def _row(step: int, found: Measure) -> dict[str, float]:
+def _row(step: int, found: NetworkMeasures) -> dict[str, float]:
     row = dict(zip(COLUMNS, (step, found.loss, found.accuracy, found.adversarial_accuracy), strict=True))
     return {**row, "loss_nat": found.clean_loss, "loss_adv": found.adversarial_loss}
 
 
-def _on_device(images: Images) -> Images:
-    return Images(tf.constant(images.x), tf.constant(images.y, tf.int64), images.label_smoothing)
+def _on_device(images: LabeledImages) -> LabeledImages:
+    return LabeledImages(tf.constant(images.x), tf.constant(images.y, tf.int64), images.label_smoothing)
 
 
-def _write_state(place: Path, name: str, state: State) -> None:
+def _write_state(place: Path, name: str, state: NetworkState) -> None:
     write_arrays(place / f"{name}_kernels", state.kernels, np.float32)
     if state.others:
         with saving.replace_file(place / f"{name}_others.npz") as path:
             np.savez(path, **state.others)  # type: ignore[arg-type]
 
 
-def _recorded(plan: Plan) -> dict[str, Any]:
-    """Returns what makes a plan another one; the number of prunings does not."""
+def _recorded(plan: RoundPlan) -> dict[str, Any]:
+    """Returns the settings that identify a plan; the number of prunings does not."""
     return {name: value for name, value in dataclasses.asdict(plan).items() if name != "prune_iters"}

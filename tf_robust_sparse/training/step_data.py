@@ -1,4 +1,4 @@
-"""The batches that a training step takes."""
+"""The data of a training step."""
 
 from typing import Any, NamedTuple
 
@@ -9,14 +9,14 @@ from tf_robust_sparse.training.replica_part import ReplicaPart
 
 
 class Step(NamedTuple):
-    """What a training step works on.
+    """The data that a training step works on.
 
     Attributes:
         part: Images and labels of this replica.
-        seed: Of all that is drawn in this step.
-        objective: The objective as it is at this step.
+        seed: Seed of all random draws in this step.
+        objective: The objective at this step.
         x_adv: `(batch, ...)`, the attacked images; `None` before the attack.
-        kept: What a subclass carries from one part of the step to another.
+        kept: Data that a subclass passes from one part of the step to another.
     """
 
     part: ReplicaPart
@@ -27,10 +27,10 @@ class Step(NamedTuple):
 
 
 def images_and_labels(data: Any) -> tuple[Any, Any]:
-    """Returns the two parts of a batch.
+    """Returns images and labels of a batch.
 
     Raises:
-        ValueError: if there are others.
+        ValueError: if the batch is not a pair.
     """
     if not isinstance(data, (tuple, list)) or len(data) not in (2, 3) or (len(data) == 3 and data[2] is not None):
         raise ValueError(
@@ -41,7 +41,7 @@ def images_and_labels(data: Any) -> tuple[Any, Any]:
 
 
 def at_least_one(*parts: Any) -> list[Any]:
-    """Puts a row of zeros into an empty batch, a replica's part of a last batch: no convolution takes an empty one."""
+    """Puts a row of zeros into an empty part of a last batch, because convolutions refuse empty batches."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return list(parts)
     return [tf.cond(tf.shape(part)[0] > 0, lambda p=part: p, lambda p=part: _one_row(p)) for part in parts]

@@ -1,4 +1,4 @@
-"""Fast adversarial training: one step per batch on perturbations that are kept for every image over the epochs."""
+"""ATTA, fast adversarial training: one attack step per batch, on perturbations that persist over the epochs."""
 
 import copy
 import math
@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.attacks import GradientAttack, cross_entropy, fold_in, uniform_like
+from tf_robust_sparse.attacks import GradientAttack, cross_entropy
+from tf_robust_sparse.layers.noise import fold_in, uniform_like
 from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.objectives.objective import ObjectiveAround, innermost, training_logits
 from tf_robust_sparse.sparsity import Sparsifier
@@ -22,33 +23,38 @@ from tf_robust_sparse.training.robust_model import RobustModel
 from tf_robust_sparse.training.step_data import Step
 
 MIXES = ("cutmix", "acutmix")
-_FILL = 0.5  # what images are padded with
+_FILL = 0.5  # value of padding
 _LARGE, _BLOCK = 160, 8  # images taller than this keep one value per block of this side
-_CROP, _START, _MIX = 0xC20, 0x5A7, 0x317  # streams of draws
-_REMEMBERED, _OF_LABEL = 0.9, 0.1  # of soft targets: what stays in a step, and the share of the label
+_CROP, _START, _MIX = 0xC20, 0x5A7, 0x317  # streams of random draws
+_REMEMBERED, _OF_LABEL = 0.9, 0.1  # soft targets: decay of the mean, and share of the label
 
 
-class StoredAT(Objective):
-    """The cross-entropy of images with a perturbation that is kept for each of them; see `StoredRobustModel`.
+class ATTA(Objective):
+    """The cross entropy of images with a stored perturbation for each of them; see `StoredRobustModel`.
+
+    ```python
+    objective = trs.training.ATTA(num_examples=50_000, epsilon=8 / 255, step_size=4 / 255)
+    model = trs.training.StoredRobustModel(network, objective)
+    ```
 
     Args:
-        num_examples: Number of training images; their indices are below it.
+        num_examples: Number of training images.
         epsilon: Radius of the l-infinity ball in pixels of [0, 1], in (0, 1].
         step_size: Length of the one step, positive.
         flip: Whether images are mirrored.
-        carry: Whether perturbations are kept; else each batch starts at random.
-        batch_norm: `"training"`, as published: the step of the attack normalises by the batch and moves the
+        carry: Whether perturbations persist; else each batch starts at random.
+        batch_norm: `"training"`, as published: in the attack too, batch norm normalizes by the batch and updates its
             statistics; or `"inference"`.
-        mix: `"cutmix"`: each image gets a box of another one of the batch, and its label a share of the other's as
-            large as the box; `"acutmix"`: the same box for the whole batch; or `None`.
-        soft_targets: Whether training aims at a tenth of the label and nine tenths of what the network said to the
-            image before: a mean in which a step counts a tenth, from the label on. Not together with `mix`.
+        mix: `"cutmix"`: each image gets a box of another image of the batch, and its label the share of the box of the
+            other label; `"acutmix"`: the same box for the whole batch; or `None`.
+        soft_targets: Whether targets are 0.1 times the label plus 0.9 times the moving average of predictions
+            for the image, which starts at the label and has decay 0.9. Not together with `mix`.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
-    targets: tf.Tensor | None = None  # of the batch, `(batch, classes)`, where they are not the labels
+    targets: tf.Tensor | None = None  # of the batch, `(batch, classes)`, if they differ from the labels
 
     def __init__(
         self,
@@ -65,14 +71,14 @@ class StoredAT(Objective):
             raise ValueError(f"`num_examples` must be a positive integer. Received: num_examples={num_examples!r}")
         if not 0 < epsilon <= 1 or not 0 < step_size < math.inf:
             raise ValueError(
-                "`epsilon` is a radius in pixels of [0, 1] and `step_size` positive; pass for example 8 / 255 and "
+                "`epsilon` is a radius in pixels of [0, 1] and `step_size` positive; pass, for example, 8 / 255 and "
                 f"4 / 255. Received: epsilon={epsilon!r}, step_size={step_size!r}"
             )
         if batch_norm not in ("training", "inference"):
             raise ValueError(f'`batch_norm` must be "training" or "inference". Received: batch_norm={batch_norm!r}')
         if mix not in (None, *MIXES) or (mix and soft_targets):
             raise ValueError(
-                f"`mix` must be None or one of {', '.join(MIXES)}, and None with `soft_targets`, which are of whole "
+                f"`mix` must be None or one of {', '.join(MIXES)}, and None with `soft_targets`, which are for whole "
                 f"images. Received: mix={mix!r}, soft_targets={soft_targets}"
             )
         self.num_examples = int(num_examples)
@@ -85,30 +91,30 @@ class StoredAT(Objective):
         self.soft_targets = bool(soft_targets)
 
     def at_radius(self, epsilon: tf.Tensor) -> Self:
-        """This objective in a ball of another radius, scalar, float32, with a step in proportion."""
+        """Returns this objective in a ball of another radius, scalar, float32, with a step in proportion."""
         now = copy.copy(self)
         now.epsilon, now.step_size = epsilon, self.step_size / self.epsilon * epsilon
         return now
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Losses `(batch,)` and logits `(batch, classes)` of the perturbed images."""
+        """Returns losses `(batch,)` and logits `(batch, classes)` of the perturbed images."""
         logits = training_logits(network, x_adv)
         losses = _cross_entropy(y if self.targets is None else self.targets, logits)
         return Losses(losses, logits, logits)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that defines the objective, as plain values for a results file."""
+        """Returns everything that defines the objective, as plain values for a results file."""
         names = ("epsilon", "step_size", "flip", "carry", "batch_norm")
         more = {name: getattr(self, name) for name in ("mix", "soft_targets") if getattr(self, name)}
         return {**super().describe(), **{name: getattr(self, name) for name in names}, **more}
 
 
 class _Kept(NamedTuple):
-    """What a step carries from the crops of its images to where their perturbations are written back."""
+    """The data that a step needs to write perturbations back."""
 
     index: tf.Tensor
-    stored: tf.Tensor  # in the padded frames
-    own: tf.Tensor  # in the crops, before boxes were exchanged
+    stored: tf.Tensor  # perturbations in the padded frames
+    own: tf.Tensor  # perturbations in the crops, before boxes are exchanged
     start: tf.Tensor
     labels: tf.Tensor
     offsets: tf.Tensor
@@ -118,30 +124,30 @@ class _Kept(NamedTuple):
 
 
 class StoredRobustModel(RobustModel):
-    """Trains `network` on images attacked by one step from where the attack of the epoch before ended.
+    """Trains `network` on images attacked by one step, from the perturbation that the last epoch ended with.
 
-    Batches are `(x, y, index)`, see `data.train_dataset(with_index=True)`, with images that are not augmented: each is
-    padded by 4 pixels of 0.5, cropped at an offset of 0 to 7 either way and mirrored here, and the part of its own
-    perturbation at the same place comes with it. One gradient step moves that part, which is written back. So an epoch
-    costs two passes per image, and attacks grow as strong as ones of many steps over the epochs. Boxes of other images
-    bring their perturbations along and take them back; where two images had the same pixel, both keep the mean.
+    Batches are `(x, y, index)`, see `data.train_dataset(with_index=True)`, with images that are not augmented. This
+    model pads each image by 4 pixels of 0.5, crops it at an offset of 0 to 7 in each direction and mirrors it, and
+    takes the same crop of its perturbation. One gradient step moves the perturbation, and the result is written back.
+    So an epoch costs two passes per image, and over the epochs the attacks become as strong as attacks of many steps.
+    Boxes of other images bring their perturbations along and take them back. If two images share a pixel, both keep the
+    mean.
 
-    Perturbations are float16, `(num_examples, height + 8, width + 8, channels)` (480 MB for CIFAR's 50,000 images),
-    with one value per 8x8 block for images taller than 160 pixels. They are part of a checkpoint. Each of R replicas
-    holds those of every R-th image and must get these: pass `parts=R` to `train_dataset`. Batches are composed
-    otherwise for another R, so that a run that goes on with another number of replicas goes on well, but not as it
-    would have.
+    Perturbations are float16, `(num_examples, height + 8, width + 8, channels)` (480 MB for CIFAR's 50,000 images), or
+    one value per 8x8 block for images taller than 160 pixels. They are part of a checkpoint. Each of R replicas holds
+    those of every R-th image and must get these images: pass `parts=R` to `train_dataset`. The batches depend on R, so
+    a run that continues with another number of replicas is not bit-exact.
 
     Args:
-        network: As for `RobustModel`.
-        objective: `StoredAT`, or one that wraps it such as `Reweighted` or `ScheduledRadius`.
-        sparsifier, validation_attack, seed, validation_checks: As for `RobustModel`.
+        network: See `RobustModel`.
+        objective: `ATTA`, or one that wraps it such as `Reweighted` or `ScheduledRadius`.
+        sparsifier, validation_attack, seed, validation_checks: See `RobustModel`.
 
     Attributes:
-        tables: What is kept per example, by name; arrays in the order of the examples for `numpy.asarray`.
+        tables: Stored data per example, by name; `numpy.asarray` gives them in the order of the examples.
 
     Raises:
-        ValueError: as for `RobustModel`, or if the objective is another one.
+        ValueError: as for `RobustModel`, or if `objective` is of another kind.
 
     Reference: [Zheng et al., 2020](https://arxiv.org/abs/1912.11969), section 3.3 (perturbations carried over epochs);
         [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 4.3; [Yun et al.,
@@ -157,12 +163,12 @@ class StoredRobustModel(RobustModel):
         seed: int = 0,
         validation_checks: Mapping[str, Callable[..., tf.Tensor]] | None = None,
     ) -> None:
-        if not isinstance(innermost(objective), StoredAT):
-            raise ValueError(f"`objective` must be a StoredAT, or wrap one. Received: objective={objective!r}")
+        if not isinstance(innermost(objective), ATTA):
+            raise ValueError(f"`objective` must be ATTA, or wrap it. Received: objective={objective!r}")
         super().__init__(network, objective, sparsifier, validation_attack, seed, validation_checks)
 
     def build(self, input_shape):
-        """Creates the tables, the perturbations uniform in the ball."""
+        """Creates the tables; perturbations start uniform in the ball."""
         height, width, channels = input_shape[1:]
         settings: Any = innermost(self.objective)
         self._block = _BLOCK if height > _LARGE else 1
@@ -188,7 +194,7 @@ class StoredRobustModel(RobustModel):
         super().build(input_shape)
 
     def _begin_step(self, data: Any) -> Step:
-        """Crops, mirrors and mixes the images, and so the perturbations that are kept of them."""
+        """Crops, mirrors and mixes the images together with their stored perturbations."""
         x, y, index = data
         (x, y), seed = self._batch((x, y)), self._step_seed()
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
@@ -208,7 +214,7 @@ class StoredRobustModel(RobustModel):
         return Step(ReplicaPart(x, y), seed, objective, kept=kept)
 
     def _attacked(self, step: Step) -> Step:
-        """Returns the step with images moved by one step from where their perturbations are."""
+        """Returns the step with images attacked by one step from their stored perturbations."""
         settings: Any = innermost(step.objective)
         kept, (x, y) = step.kept, step.part[:2]
         delta, logits = self._stepped(settings, x, kept.labels, kept.start)
@@ -217,7 +223,7 @@ class StoredRobustModel(RobustModel):
         return step._replace(x_adv=x + delta, objective=objective, kept=kept._replace(delta=delta))
 
     def _end_step(self, step: Step) -> None:
-        """Writes the perturbations back to where they belong."""
+        """Writes the perturbations back to their places."""
         settings: Any = innermost(step.objective)
         if settings.carry:
             kept: _Kept = step.kept
@@ -225,9 +231,9 @@ class StoredRobustModel(RobustModel):
             self._keep(kept.index, crop_and_mix.put_back(kept.stored, part, kept.offsets, kept.mirrored))
 
     def _stepped(
-        self, settings: StoredAT, x: tf.Tensor, labels: tf.Tensor, delta: tf.Tensor
+        self, settings: ATTA, x: tf.Tensor, labels: tf.Tensor, delta: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step of the attack from `x + delta`, which need not be in [0, 1], and the logits there."""
+        """Returns the perturbation after one step from `x + delta`, which may leave [0, 1], and the logits there."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(delta)
             if settings.batch_norm == "training":
@@ -241,16 +247,16 @@ class StoredRobustModel(RobustModel):
         return tf.clip_by_value(x + delta, 0.0, 1.0) - x, logits
 
     def _soft_targets(self, index: tf.Tensor, y: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
-        """Moves the means of these images on, and returns what training aims at: `(batch, classes)`."""
+        """Updates the moving averages of these images, and returns the targets: `(batch, classes)`."""
         labels = tf.one_hot(y, probabilities.shape[-1])
         means = self.tables["soft_targets"].read(index)
-        means = tf.where(tf.reduce_any(means > 0, -1, keepdims=True), means, labels)  # of images that are new
+        means = tf.where(tf.reduce_any(means > 0, -1, keepdims=True), means, labels)  # new images start at the label
         means = _REMEMBERED * means + (1 - _REMEMBERED) * probabilities
         self.tables["soft_targets"].write(index, means)
         return _OF_LABEL * labels + (1 - _OF_LABEL) * means
 
     def _stored(self, index: tf.Tensor, padded: tf.Tensor, seed: tf.Tensor, epsilon: Any) -> tf.Tensor:
-        """The perturbations of these images in the padded frame, float32."""
+        """Returns the perturbations of these images in the padded frame, float32."""
         if "perturbations" not in self.tables:
             return uniform_like(padded, seed, -epsilon, epsilon)
         rows = tf.cast(self.tables["perturbations"].read(index), tf.float32)
@@ -259,7 +265,7 @@ class StoredRobustModel(RobustModel):
         return tf.ensure_shape(rows, padded.shape)
 
     def _keep(self, index: tf.Tensor, rows: tf.Tensor) -> None:
-        """Writes perturbations back: blocks averaged, rounded to float16, never beyond the ball."""
+        """Writes perturbations back: blocks averaged, clipped to the ball, as float16."""
         if self._block > 1:
             rows = crop_and_mix.block_means(rows, self._block)
         self.tables["perturbations"].write(index, tf.clip_by_value(rows, -self._largest, self._largest))
@@ -270,7 +276,7 @@ class StoredRobustModel(RobustModel):
 
 
 def _largest_scheduled(objective: Any) -> float:
-    """The largest radius of schedules around an objective, 0 without any."""
+    """Returns the largest radius of schedules around an objective, 0 without schedules."""
     largest = 0.0
     while isinstance(objective, ObjectiveAround):
         schedule = getattr(objective, "schedule", None)
@@ -280,7 +286,7 @@ def _largest_scheduled(objective: Any) -> float:
 
 
 def _aiming_at(objective: Any, targets: tf.Tensor) -> Any:
-    """The objective, or one that others wrap, with other targets than the labels: `(batch, classes)`."""
+    """Returns the objective with new targets `(batch, classes)` for the innermost objective."""
     now = copy.copy(objective)
     if isinstance(now, ObjectiveAround):
         now.objective = _aiming_at(now.objective, targets)
@@ -290,13 +296,13 @@ def _aiming_at(objective: Any, targets: tf.Tensor) -> Any:
 
 
 def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Losses `(batch,)` for integer labels `(batch,)` or shares of the classes `(batch, classes)`."""
+    """Returns losses `(batch,)` for integer labels `(batch,)` or probabilities of the classes `(batch, classes)`."""
     if labels.shape.rank == 1:
         return cross_entropy(labels, logits)
     return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
 
 
 def _float16_below(value: float) -> float:
-    """The largest float16 that is not above `value`, as float32."""
+    """Returns the largest float16 that is not above `value`, as float."""
     rounded = np.float16(value)
     return float(rounded if float(rounded) <= value else np.nextafter(rounded, np.float16(0)))

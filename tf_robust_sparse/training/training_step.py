@@ -1,4 +1,4 @@
-"""The one training step of the toolkit, with the places where kinds of training differ."""
+"""The training step of the package, in parts that kinds of training override."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,8 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.attacks import cross_entropy, fold_in
+from tf_robust_sparse.attacks import cross_entropy
+from tf_robust_sparse.layers.noise import fold_in
 from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.objectives.layer_losses import collected_layer_losses
 from tf_robust_sparse.objectives.terms import collected_terms
@@ -18,15 +19,15 @@ from tf_robust_sparse.training.replica_part import replica_part, summed_over_rep
 from tf_robust_sparse.training.step_data import Step
 from tf_robust_sparse.training.weight_offsets import moved_weights
 
-_DRAWS = 1 << 29  # seeds of what layers draw in training stand apart from those of attacks
+_DRAWS = 1 << 29  # keeps seeds of layers in training apart from seeds of attacks
 
 
 class TrainingStep(keras.Model):
-    """The training step of `RobustModel`, which its subclasses change in parts.
+    """The training step of `RobustModel`; its subclasses override parts of it.
 
-    A step begins with the images (`_begin_step`). Each of its updates attacks them (`_attacked`), takes the losses
-    (`_objective_losses`), says which weights follow which loss (`_targets`), moves the weights and prepares the next
-    update of the same images (`_end_update`). `_end_step` keeps what later steps need.
+    A step begins with the images (`_begin_step`). Each update attacks them (`_attacked`), computes the losses
+    (`_objective_losses`), assigns weights to losses (`_targets`), updates the weights, and prepares the next update of
+    the same images (`_end_update`). `_end_step` stores what later steps need.
     """
 
     network: keras.Model
@@ -52,13 +53,13 @@ class TrainingStep(keras.Model):
         return self._training_logs(self._record_step(losses.per_example, x, y, losses.logits, losses.logits_adv), terms)
 
     def _begin_step(self, data: Any) -> Step:
-        """Returns what the step works on."""
+        """Returns the data of the step."""
         seed = self._step_seed()
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
         return Step(replica_part(*self._batch(data)), seed, objective)
 
     def _update_once(self, step: Step) -> tuple[Step, Losses, dict[str, tf.Tensor]]:
-        """Attacks, differentiates and updates; the losses include what layers add."""
+        """Attacks, differentiates and updates; the losses include those that layers add."""
         with tf.GradientTape(persistent=self._several_targets) as tape, layers.cached_kernels(self.network):
             with tape.stop_recording():
                 step = self._attacked(step)
@@ -85,12 +86,12 @@ class TrainingStep(keras.Model):
         for loss, variables in others:
             by_weight |= {id(v): each for v, each in zip(variables, tape.gradient(loss, variables), strict=True)}
         del tape
-        losses = losses._replace(per_example=added.onto(losses.per_example))  # before weights move
+        losses = losses._replace(per_example=added.onto(losses.per_example))  # before the weights change
         self._update([by_weight[id(weight)] for weight in weights], weights, dense[: len(sources)], sources)
         return self._end_update(step, dense[len(sources) :]), losses, terms
 
     def _attacked(self, step: Step) -> Step:
-        """Returns the step with its `x_adv`; nothing is recorded."""
+        """Returns the step with its `x_adv`; the tape does not record this."""
         with self._folded_kernels():
             x_adv = step.objective.perturb(self.network, step.part.x, step.part.y, seed=step.seed)
         return step._replace(x_adv=x_adv)
@@ -105,49 +106,49 @@ class TrainingStep(keras.Model):
         return step.objective.weight_offsets(self.network, loss)
 
     def _objective_losses(self, step: Step) -> Losses:
-        """Returns what the objective does, of the images that count."""
+        """Returns the losses of the objective for the images that count."""
         found = step.objective.loss(self.network, step.part.x, step.part.y, step.x_adv)
         if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
             raise ValueError(
-                "The `loss` of an objective returns Losses(per_example, logits, logits_adv), the last of which may be "
-                f"left out. Received from {type(step.objective).__name__}: {type(found).__name__}"
+                "The `loss` of an objective must return Losses(per_example, logits, logits_adv=None). "
+                f"Received: {type(found).__name__} from {type(step.objective).__name__}"
             )
         found = Losses(*found)
         if found.per_example.shape.rank != 1:
             raise ValueError(
-                "The first part of what the `loss` of an objective returns is the loss of each image, of shape "
-                f"(batch,), without a mean or sum over them. Received from {type(step.objective).__name__}: a tensor "
-                f"of shape {tuple(found.per_example.shape)}"
+                "The `loss` of an objective must first return one loss per image, of shape (batch,), without mean or "
+                f"sum. Received: shape {tuple(found.per_example.shape)} from {type(step.objective).__name__}"
             )
         losses = Losses(*(step.part.counted(each) for each in found))
         if self._watcher is not None and found.logits_adv is None:
             raise ValueError(
-                f"{type(self._watcher).__name__} watches accuracy under attack in training, of which "
-                f"{type(step.objective).__name__} computes no logits; train with AT, TRADES or MART"
+                f"{type(self._watcher).__name__} needs accuracy under attack in training, but "
+                f"{type(step.objective).__name__} computes no logits of attacked images; use AT, TRADES or MART"
             )
         return losses._replace(logits_adv=losses.logits) if found.logits_adv is found.logits else losses
 
     def _targets(self, step: Step, losses: Losses) -> list[tuple[tf.Tensor, list[Any]]]:
-        """Returns losses `(batch,)` and the weights that follow each; a sparsifier follows the first."""
+        """Returns losses `(batch,)`, each with the weights that it trains; a sparsifier uses the first loss."""
         del step
         return [(losses.per_example, self.network.trainable_variables)]
 
     def _end_update(self, step: Step, image_gradient: list[tf.Tensor]) -> Step:
-        """Returns what the next update of the same batch works on; has the gradient if `_follows_images`."""
+        """Returns the data of the next update of the same batch; gets the gradient if `_follows_images`."""
         del image_gradient
         return step
 
     def _end_step(self, step: Step) -> None:
-        """Keeps what a later step needs."""
+        """Stores what a later step needs; nothing by default."""
 
     def _dense_sources(self):
-        """Returns what else the loss is differentiated by, for the sparsifier; called while the tape records."""
+        """Returns other tensors whose gradients the sparsifier needs; called while the tape records."""
         needed = self.sparsifier is not None and self.sparsifier.needs_dense_gradients
         return self.sparsifier.gradient_sources() if needed else []
 
     def _update(self, gradients, weights, dense, sources):
-        """Has the optimizer and the sparsifier change the weights; `dense` are the gradients of `sources`."""
-        # Steps are counted, and connections move, after the check of the images only, as weights do by themselves.
+        """Lets the optimizer and the sparsifier change the weights; `dense` are the gradients of `sources`."""
+        # Counting steps and moving connections must wait for the check of the images. Updates of weights wait anyway,
+        # because gradients depend on it.
         with tf.control_dependencies([each for each in [*gradients, *dense] if each is not None][-1:]):
             if self.sparsifier is None:
                 self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
@@ -160,7 +161,7 @@ class TrainingStep(keras.Model):
                 self.average.after_update(tf.convert_to_tensor(self.optimizer.iterations))
 
     def _training_logs(self, logs, terms=None):
-        """Drops what is measured in validation only, and adds the terms that there are."""
+        """Drops quantities of validation, and adds the terms of the loss."""
         dropped = ["robust_accuracy", "robust_loss", *self.validation_checks, *(term.name for term in self._terms)]
         logs = {name: value for name, value in logs.items() if name not in dropped}
         for metric in self._terms:
@@ -170,7 +171,7 @@ class TrainingStep(keras.Model):
         return logs
 
     def _terms_of(self, y, logits, logits_adv):
-        """Returns what can be told from logits of both kinds of images, for each of them."""
+        """Returns losses and accuracies of clean and attacked images, `(batch,)` each, as far as there are logits."""
         if not self._terms or logits_adv is None:
             return {}
         right = tf.cast(tf.argmax(logits_adv, axis=-1) == tf.cast(y, tf.int64), tf.float32)
@@ -184,27 +185,27 @@ class TrainingStep(keras.Model):
         return layers.training_noise(self.network, fold_in(seed, _DRAWS), shared=self.shared_noise)
 
     def _step_seed(self):
-        """Returns the seed of all that is drawn in this step."""
+        """Returns the seed of all random draws in this step."""
         return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
 
     def _layer_losses(self):
         return collected_layer_losses(self.network)
 
     def _scaled_loss(self, per_example, added, images=None):
-        """Returns what the optimizer descends: the mean loss, and what layers add, as much on all replicas together."""
+        """Returns the loss to descend: the mean loss, and once over all replicas the losses that layers add."""
         loss = self._mean_loss(per_example, images)
         if added.total is not None:
             loss += added.total / tf.distribute.get_strategy().num_replicas_in_sync
         return self.optimizer.scale_loss(loss)
 
     def _mean_loss(self, per_example, images=None):
-        """Returns the loss of the batch, divided by the global one: the optimizer sums gradients over replicas.
+        """Returns the sum of losses over the global batch size, because the optimizer sums gradients over replicas.
 
-        `images` are those of all replicas, or `None` if each has as many.
+        `images` is the number of images on all replicas, or `None` if all replicas have equal parts.
         """
         return tf.nn.compute_average_loss(per_example) if images is None else tf.reduce_sum(per_example) / images
 
     def _record_step(self, per_example, x, y, logits, logits_adv):
         """Returns the logs of a training step."""
-        del logits_adv  # of interest to what records both accuracies
+        del logits_adv  # used by subclasses
         return self._update_metrics(per_example, x, y, logits)

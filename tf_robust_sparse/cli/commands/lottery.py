@@ -73,7 +73,7 @@ def main() -> None:
         parts = []
     if FLAGS.only_trials:
         lottery_processes.end_with_parent()
-    models: dict[int, trs.training.Trials] = {}
+    models: dict[int, trs.training.StackedRobustModel] = {}
     for trials in [group for part in parts for group in unfinished(directory, part)]:
         if len(trials) not in models:
             with strategy.scope():
@@ -95,12 +95,12 @@ def unfinished(directory: Path, trials: list[int]) -> list[list[int]]:
 
 
 def run_trials(
-    trained: trs.training.Trials,
+    trained: trs.training.StackedRobustModel,
     trials: list[int],
     images: trs.data.ImageDataset,
-    train: trs.training.Images,
-    held_out: dict[str, trs.training.Images],
-    test: trs.training.Images,
+    train: trs.training.LabeledImages,
+    held_out: dict[str, trs.training.LabeledImages],
+    test: trs.training.LabeledImages,
     directory: Path,
 ) -> None:
     """Runs the rounds of trials that are trained together."""
@@ -124,11 +124,11 @@ def run_trials(
     rounds.run()
 
 
-def model(images: trs.data.ImageDataset, members: int) -> trs.training.Trials:
+def model(images: trs.data.ImageDataset, members: int) -> trs.training.StackedRobustModel:
     """Returns what is trained, for so many trials at once, compiled."""
     network = trs.models.stack([lottery_flags.network(images, seed) for seed in range(members)])
     attack = lottery_flags.attack()
-    found = trs.training.Trials(network, lottery_flags.objective(attack), attack)
+    found = trs.training.StackedRobustModel(network, lottery_flags.objective(attack), attack)
     found.compile(
         lottery_flags.optimizer(), steps_per_execution=lottery_flags.plan().steps_per_call, jit_compile=FLAGS.jit
     )
@@ -211,8 +211,8 @@ def revision() -> str | None:
 
 def describe(
     images: trs.data.ImageDataset,
-    train: trs.training.Images,
-    held_out: dict[str, trs.training.Images],
+    train: trs.training.LabeledImages,
+    held_out: dict[str, trs.training.LabeledImages],
     parts: list[list[int]],
     directory: Path,
 ) -> None:

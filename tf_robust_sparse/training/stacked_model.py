@@ -1,4 +1,4 @@
-"""Training of several networks side by side with a record of each: what rounds of pruning train with."""
+"""Training of several networks side by side, with a record of each; rounds of pruning use it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,27 +8,29 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.attacks import GradientAttack, fold_in
+from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.data.checks import checked_images
 from tf_robust_sparse.data.source import check_examples
+from tf_robust_sparse.layers.noise import fold_in
 from tf_robust_sparse.models import members_of
-from tf_robust_sparse.objectives import Objective, smoothed_cross_entropy
+from tf_robust_sparse.objectives import Objective
+from tf_robust_sparse.objectives.label_smoothing import smoothed_cross_entropy
 from tf_robust_sparse.sparsity import masked_kernels, slots
 from tf_robust_sparse.sparsity.prunable import report_frozen
 from tf_robust_sparse.training.robust_model import RobustModel
 
-_CHUNK = 500  # images that each member is measured on at once
+_CHUNK = 500  # number of images that each member is measured on at once
 
 
-class State(NamedTuple):
-    """The variables of one member: kernels by layer name, and by path whatever else the network has."""
+class NetworkState(NamedTuple):
+    """The variables of one network: kernels by the name of the layer, and all others by path."""
 
     kernels: dict[str, np.ndarray]
     others: dict[str, np.ndarray]
 
 
-class Measure(NamedTuple):
-    """What a member does on a set of images: mean losses in nats, fractions of images that are classified correctly."""
+class NetworkMeasures(NamedTuple):
+    """Measurements of one network on a set of images: mean losses in nats, and accuracies."""
 
     loss: float
     accuracy: float
@@ -37,19 +39,20 @@ class Measure(NamedTuple):
     adversarial_loss: float
 
 
-class Trials(RobustModel):
-    """A `RobustModel` of one network or of a stack of them, which keeps a record of each.
+class StackedRobustModel(RobustModel):
+    """A `RobustModel` of one network or of a stack of networks, with a record of each.
 
-    Each member of a stack (`models.stack`) minimizes its own mean loss, draws its attack noise from its own seed, and
-    so does what it would do alone, up to the rounding of batched products.
+    Each member of a stack (`models.stack`) minimizes its own mean loss and draws its attack noise from its own seed. So
+    it trains as it would alone, up to the rounding of batched products.
 
-    Images are held in memory: `train_on` them, and `fit` batches of their places (`data.stacked_batches`).
+    Images are in memory: pass them to `train_on`, and batches of their indices (`data.stacked_batches`) to `fit`.
 
     Args:
         network: A network with masked kernels, or a stack.
-        objective: What training minimizes. It is recorded as
-            `(1 - adversarial_weight) * CE(clean) + adversarial_weight * CE(attacked)`, with the penalty it may have.
-        attack: What `measure` attacks with.
+        objective: What training minimizes. The recorded loss is
+            `(1 - adversarial_weight) * CE(clean) + adversarial_weight * CE(attacked)`, plus the penalty if there is
+            one.
+        attack: The attack of `measure`.
 
     Raises:
         ValueError: as for `RobustModel`, or if the network has no masked kernels.
@@ -65,37 +68,39 @@ class Trials(RobustModel):
         self._seeds = tf.Variable(
             tf.zeros(self.members, tf.int32), aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, trainable=False
         )
-        # Of each member: images, their loss, how many are right, how many are right under attack.
+        # For each member: number of images, sum of losses, number correct, number correct under attack.
         self._sums = tf.Variable(
             tf.zeros((4, self.members)),
             aggregation=tf.VariableAggregation.SUM,
             synchronization=tf.VariableSynchronization.ON_READ,
             trainable=False,
         )
-        # Each beside its attack, which so lives on: the id of one that is gone may become another's.
+        # Holds each attack too, because the id of a deleted object may be reused.
         self._measures: dict[int, tuple[GradientAttack, Callable[..., tf.Tensor]]] = {}
 
     def train_on(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Sets the examples whose places `fit` is given.
+        """Sets the examples that `fit` gets the indices of.
 
         Args:
             images: `(n, height, width, channels)`, uint8, or floats in [0, 1].
             labels: `(n,)`, integers.
 
         Raises:
-            ValueError: if they do not fit this description or the network.
+            ValueError: if they are malformed or do not fit the network.
         """
         if not isinstance(images, np.ndarray):
             raise ValueError("`images` must be in memory; pass an array. Received: image files")
-        where = "Trials.train_on"
+        where = "StackedRobustModel.train_on"
         images, labels = check_examples(images, labels, num_classes=self.network.output_shape[-1], where=where)
         checked_images(images, self.network.input_shape[1:], where, bytes_too=True)
         with tf.device("CPU:0"):
             self._examples = (tf.constant(images), tf.constant(labels))
-        self.train_function = None  # one that is traced already has the examples of before
+        self.train_function = None  # a traced function holds the old examples
 
-    def begin(self, states: Sequence[State], masks: Sequence[dict[str, np.ndarray]], seeds: Sequence[int]) -> None:
-        """Sets variables and masks of every member, and an optimizer that remembers nothing."""
+    def begin(
+        self, states: Sequence[NetworkState], masks: Sequence[dict[str, np.ndarray]], seeds: Sequence[int]
+    ) -> None:
+        """Sets variables and masks of every member, and resets the optimizer."""
         self._assign_states(states)
         masked_kernels.set_masks(self.network, self._together(masks))
         for variable in self.optimizer.variables:
@@ -104,15 +109,15 @@ class Trials(RobustModel):
         self.set_seeds(seeds)
 
     def set_seeds(self, seeds: Sequence[int]) -> None:
-        """Sets the integers, one per member, that the draws of training are functions of; forgets the record."""
+        """Sets the seeds of training, one integer per member, and resets the record."""
         self._seeds.assign(np.asarray(seeds, np.int32))
         self._sums.assign(tf.zeros((4, self.members)))
 
-    def states(self) -> list[State]:
+    def states(self) -> list[NetworkState]:
         """Returns the variables of every member."""
         kernels = self._apart(masked_kernels.get_kernels(self.network))
         others = {v.path: np.array(v) for v in masked_kernels.other_variables(self.network)}
-        return [State(each, dict(others)) for each in kernels]
+        return [NetworkState(each, dict(others)) for each in kernels]
 
     def masks(self) -> list[dict[str, np.ndarray]]:
         """Returns the masks of every member."""
@@ -121,16 +126,16 @@ class Trials(RobustModel):
     def mask_slots(self) -> None:
         """Sets the optimizer's memory of pruned entries to zero.
 
-        From fresh it never is anything else: their gradients are zero. A memory that was loaded may be.
+        A new optimizer never remembers anything for them, because their gradients are zero. A loaded one may.
         """
         for kernel in masked_kernels.find(self.network):
             for slot in slots(self.optimizer, kernel.weight):
-                slot.assign(layers.select(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(slot), 0))
+                slot.assign(layers.fast_where(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(slot), 0))
 
     def training_record(self) -> list[tuple[float, float, float]]:
-        """Returns loss, accuracy and accuracy under attack of every member since the last call, and begins anew.
+        """Returns loss, accuracy and accuracy under attack of every member since the last call, and resets them.
 
-        The last is NaN if the objective attacks nothing. All are NaN if there was no step.
+        Accuracy under attack is NaN if the objective attacks nothing. All are NaN if there was no step.
         """
         number, *sums = np.array(self._sums, np.float64)
         self._sums.assign(tf.zeros((4, self.members)))
@@ -146,16 +151,16 @@ class Trials(RobustModel):
         number: int = 0,
         label_smoothing: float = 0.0,
         attack: GradientAttack | None = None,
-    ) -> list[Measure]:
-        """Measures every member on the same images, each attacked for itself.
+    ) -> list[NetworkMeasures]:
+        """Measures every member on the same images, with an attack on each member.
 
         Args:
             x: `(n, height, width, channels)`, uint8 or floats in [0, 1].
             y: `(n,)`, int64.
-            seeds: One integer per member, of the noise of its attack.
-            number: Another one, such as that of the training step.
-            label_smoothing: Of the labels in the losses; accuracies are measured on the labels themselves.
-            attack: By default the one given to the constructor.
+            seeds: One integer per member, the seed of its attack.
+            number: Another integer for the seed, such as the number of the training step.
+            label_smoothing: Smoothing of the labels in the losses.
+            attack: Attack; `None` for the one given to the constructor.
         """
         attack = self.attack if attack is None else attack
         if id(attack) not in self._measures:
@@ -168,12 +173,12 @@ class Trials(RobustModel):
         weight = self.objective.adversarial_weight
         loss = (1 - weight) * clean + weight * attacked + self._penalty()
         columns = (loss, right, right_attacked, clean, attacked)
-        return [Measure(*(float(value) for value in each)) for each in zip(*columns, strict=True)]
+        return [NetworkMeasures(*(float(value) for value in each)) for each in zip(*columns, strict=True)]
 
     def _compiled_measure(self, attack: GradientAttack) -> Callable[..., tf.Tensor]:
         members = self.members
         by_prediction = attack.label == "predicted"
-        if by_prediction:  # which are known here already
+        if by_prediction:  # known here already, so the attack need not compute them again
             attack = type(attack).from_config({**attack.get_config(), "label": "true"})
 
         def of_each(values: tf.Tensor) -> tf.Tensor:
@@ -201,7 +206,7 @@ class Trials(RobustModel):
         return measure
 
     def train_step(self, data):
-        """Does one optimisation step of every member, on the examples at the places `data` `(members * batch,)`."""
+        """Does one optimization step of every member, on the examples with the indices `data` `(members * batch,)`."""
         images, labels = (tf.gather(each, data) for each in self._examples)
         return super().train_step((_pixels(images), labels))
 
@@ -209,14 +214,14 @@ class Trials(RobustModel):
         return data  # `train_on` has checked all of them
 
     def _checked_data(self, x: Any, y: Any = None, batch_size: int | None = None) -> tuple[Any, Any, int | None]:
-        """Checks that batches hold places of examples."""
+        """Checks that batches hold indices of examples."""
         if self._examples is None:
-            raise ValueError("Trials are fitted on batches of the places of examples; call `train_on` first.")
+            raise ValueError("`fit` takes batches of indices of examples; call `train_on` first.")
         spec = getattr(x, "element_spec", None)
         if not isinstance(spec, tf.TensorSpec) or not spec.dtype.is_integer or spec.shape.rank != 1:
             raise ValueError(
-                "Trials are fitted on a tf.data.Dataset of integers of shape (members * batch,), such as "
-                f"data.stacked_batches. Received: elements {spec}"
+                "`fit` takes a tf.data.Dataset of indices, integers of shape (members * batch,), such as "
+                f"data.stacked_batches makes. Received: elements {spec}"
             )
         return x, None, spec.shape[0]
 
@@ -231,7 +236,9 @@ class Trials(RobustModel):
         return tf.stack([seeds, tf.fill((self.members,), step)], axis=1)
 
     def _mean_loss(self, per_example, images=None):
-        return self.members * super()._mean_loss(per_example, images)  # of each, over its own part of the batch
+        return self.members * super()._mean_loss(
+            per_example, images
+        )  # each member has the mean over its own part of the batch
 
     def _record_step(self, per_example, x, y, logits, logits_adv):
         right = tf.cast(tf.argmax(logits, axis=-1) == y, tf.float32)
@@ -243,7 +250,7 @@ class Trials(RobustModel):
         self._sums.assign_add(tf.reduce_sum(tf.reshape(rows, (4, self.members, -1)), axis=2))
         return {"loss": tf.reduce_mean(per_example)}
 
-    def _assign_states(self, states: Sequence[State]) -> None:
+    def _assign_states(self, states: Sequence[NetworkState]) -> None:
         masked_kernels.set_kernels(self.network, self._together([state.kernels for state in states]))
         others = masked_kernels.other_variables(self.network)
         for state in states:  # a stack has no others
@@ -252,7 +259,7 @@ class Trials(RobustModel):
 
     def _together(self, parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         if len(parts) != self.members:
-            raise ValueError(f"There is one state for each of the {self.members} members. Received: {len(parts)}")
+            raise ValueError(f"Pass one state for each of the {self.members} members. Received: {len(parts)} states")
         if self.members == 1:
             return parts[0]
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}

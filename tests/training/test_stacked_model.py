@@ -10,8 +10,11 @@ from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import attacks, layers, models, objectives
 from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.data import stacked_batches
+from tf_robust_sparse.layers.noise import fold_in
+from tf_robust_sparse.objectives import label_smoothing
 from tf_robust_sparse.sparsity import masked_kernels, slots
-from tf_robust_sparse.training import FusedAdam, State, Trials
+from tf_robust_sparse.training import FusedAdam, StackedRobustModel
+from tf_robust_sparse.training.stacked_model import NetworkState
 
 X, Y = tiny_images(80)
 ATTACK = attacks.LinfPGD(0.3, 0.1, 3, label="predicted")
@@ -23,7 +26,9 @@ def dense(seed):
 
 
 def compiled(network, objective=None, optimizer=None):
-    model = Trials(network, objective or objectives.CleanAndAdversarial(ATTACK, label_smoothing=0.1), ATTACK)
+    model = StackedRobustModel(
+        network, objective or objectives.CleanAndAdversarial(ATTACK, label_smoothing=0.1), ATTACK
+    )
     model.compile(optimizer or FusedAdam(1.2e-3), steps_per_execution=5)
     return model
 
@@ -41,7 +46,7 @@ def fitted(model, states, masks, seeds, steps=50):
 
 
 def state_of(network):
-    return State(masked_kernels.get_kernels(network), {})
+    return NetworkState(masked_kernels.get_kernels(network), {})
 
 
 @pytest.mark.parametrize("adversarial", [pytest.param(False, marks=pytest.mark.full), True])
@@ -117,7 +122,7 @@ def test_what_is_measured_is_what_the_network_does():
     by_truth = model.measure(tf.constant(X), tf.constant(Y), [5], attack=attacks.LinfPGD(0.3, 0.1, 3))[0]
     assert by_truth.adversarial_loss > by_truth.clean_loss
     smooth = model.measure(tf.constant(X), tf.constant(Y), [5], label_smoothing=0.1)[0]
-    expected = np.mean(objectives.smoothed_cross_entropy(Y, network(X), 0.1))
+    expected = np.mean(label_smoothing.smoothed_cross_entropy(Y, network(X), 0.1))
     assert smooth.clean_loss == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -135,12 +140,12 @@ def test_an_attack_that_was_measured_with_lives_on_so_that_no_other_gets_its_pla
 def test_accuracy_under_attack_is_that_of_the_attack_called_by_hand(label):
     attack = attacks.LinfPGD(0.3, 0.1, 2, label=label)
     network, (x, y) = dense(1), tiny_images(700)
-    model = Trials(network, objectives.CleanAndAdversarial(attack), attack)
+    model = StackedRobustModel(network, objectives.CleanAndAdversarial(attack), attack)
     model.compile(FusedAdam())
     right = 0
     for first in (0, 500):  # five hundred at a time
         part = slice(first, first + 500)
-        x_adv = attack(network, x[part], y[part], seed=attacks.fold_in(tf.constant([5, 3]), first))
+        x_adv = attack(network, x[part], y[part], seed=fold_in(tf.constant([5, 3]), first))
         right += int((np.argmax(network(x_adv), 1) == y[part]).sum())
     found = model.measure(tf.constant(x), tf.constant(y), [5], 3)[0]
     assert found.adversarial_accuracy == pytest.approx(right / 700, abs=2 / 700)
@@ -175,7 +180,7 @@ def test_replicas_train_one_network_as_one_device_does():
         with strategy.scope():
             network = tiny_network("masked")
             model = compiled(network, optimizer=keras.optimizers.Adam(1e-3))
-        state = State(masked_kernels.get_kernels(tiny_network("masked")), {})
+        state = NetworkState(masked_kernels.get_kernels(tiny_network("masked")), {})
         others = {v.path: np.array(v) for v in model._others()}
         fitted(model, [state._replace(others=others)], [half_masks(network)], [7], steps=5)
         return model.states()[0], model.training_record()[0], model.measure(tf.constant(X), tf.constant(Y), [1])[0]
