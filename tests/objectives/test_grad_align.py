@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.networks import tiny_images
 from tf_robust_sparse import attacks, objectives
-from tf_robust_sparse.layers import noise
+from tf_robust_sparse.layers.noise import fold_in, uniform_like
 from tf_robust_sparse.objectives import grad_align
 
 X, Y = map(tf.constant, tiny_images(16))
@@ -36,7 +36,7 @@ def test_the_penalty_is_added_and_differentiates_as_finite_differences_do():
     np.testing.assert_allclose(align.loss(network, X, Y, X).per_example, plain + value, atol=1e-5)
     direction = np.random.default_rng(0).normal(size=hidden.kernel.shape).astype(np.float32)
     slope = float(tf.reduce_sum(tape.gradient(value, hidden.kernel.value) * direction))
-    noise = noise.uniform_like(X, noise.fold_in(tf.constant([1, 2]), 0x6A), -0.1, 0.1)
+    noise = uniform_like(X, fold_in(tf.constant([1, 2]), 0x6A), -0.1, 0.1)
     first, before, ends = np.reshape(grad_align._image_gradient(network, X, Y), (16, -1)), np.array(hidden.kernel), []
     for step in (1e-3, -1e-3):
         hidden.kernel.assign(before + step * direction)
