@@ -144,7 +144,7 @@ class Attacks(Settings):
         with about("transfer_from"):
             one = np.asarray(images.test_images[:1], np.float32)
             check_image_shape(model, one)
-            classes = trs.attacks.inference_forward(model)(tf.constant(one)).shape[-1]
+            classes = trs.layers.inference_forward(model)(tf.constant(one)).shape[-1]
             if classes != images.num_classes:
                 raise ValueError(f"expected one logit per class, {images.num_classes}. Received: {classes}")
         return model
