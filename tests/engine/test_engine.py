@@ -11,6 +11,7 @@ from tf_robust_sparse import layers, models
 from tf_robust_sparse.engine import library
 from tf_robust_sparse.engine.engine import Engine
 from tf_robust_sparse.engine.plan import make_plan
+from tf_robust_sparse.evaluation import AutoAttack
 from tf_robust_sparse.layers.engine_costs import Costs, costs
 from tf_robust_sparse.layers.engine_seam import network_nodes, weights_of
 
@@ -264,3 +265,20 @@ def test_the_engine_is_used_where_it_is_estimated_to_be_faster():
     network = models.build("dense_300_100", seed=0)
     tiny = costs(network_nodes(network), {layer.name: 1.0 for layer in network.layers})
     assert not tiny.is_faster(64, 16, 2, repeated=True)
+
+
+def test_an_attack_gives_the_same_verdicts_with_and_without_the_engine(monkeypatch):
+    monkeypatch.setattr(Costs, "is_faster", lambda *given: True)
+    image = keras.Input((6, 6, 1))
+    x = keras.layers.Conv2D(8, 3, 2, activation="relu")(image)
+    network = keras.Model(image, keras.layers.Dense(4)(keras.layers.Flatten()(x)))
+    sparse_weights(network, 0.5, np.random.default_rng(0))
+    pixels = np.random.default_rng(1).random((40, 6, 6, 1), np.float32)
+    labels = network.predict(pixels, verbose=0).argmax(1)
+    verdicts = []
+    for setting in ("1", "0"):
+        monkeypatch.setenv("TRS_ENGINE", setting)
+        attack = AutoAttack(network, epsilon=0.04, version="custom", attacks=["apgd-ce"], batch_size=40, verbose=False)
+        verdicts.append(attack.run_standard_evaluation(pixels, labels)["broken_by"])
+    assert 0 < np.mean(verdicts[0] == -1) < 1
+    np.testing.assert_array_equal(*verdicts)

@@ -14,7 +14,7 @@ from tf_robust_sparse.engine.library import FOLDER
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc compiles with sanitizers")
 def test_nothing_is_read_or_written_outside_of_a_plan(tmp_path):
     program, source = tmp_path / "driver", FOLDER.parents[1] / "tests" / "engine" / "driver.c"
-    options = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    options = ("-O0", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     built = subprocess.run(
         ["gcc", *options, f"-I{FOLDER}", "-o", str(program), str(source)], capture_output=True, text=True, check=False
     )
