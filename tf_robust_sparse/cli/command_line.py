@@ -289,6 +289,18 @@ def _with_underscores(argv: Iterable[str]) -> list[str]:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    try:
+        return parse(argv)
+    except BadFlag as error:
+        _fail(str(error), 2)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Reads a command line, whose first word is the name of the program.
+
+    Raises:
+        BadFlag: if flags are unknown or have values that they do not take.
+    """
     _direct.clear()
     for word in _with_underscores(argv[1:]):
         name = word.lstrip("-").partition("=")[0]
@@ -300,17 +312,18 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         close = str(error).partition("Did you mean:")[2].strip(" ?")
         hint = f", such as {close}" if close else ""
-        _fail(f"--{error.flagname}: expected a flag that --help lists{hint}. Received: an unknown one", 2)
+        raise BadFlag(
+            f"--{error.flagname}: expected a flag that --help lists{hint}. Received: an unknown one"
+        ) from None
     except (flags.Error, ValueError) as error:
-        _fail(str(error).removeprefix("flag "), 2)
+        raise BadFlag(str(error).removeprefix("flag ")) from error
     if rest[1:]:
-        _fail(
-            f"unexpected arguments: {' '.join(rest[1:])}; flags begin with -- and take their value after = or a space",
-            2,
+        raise BadFlag(
+            f"unexpected arguments: {' '.join(rest[1:])}; flags begin with -- and take their value after = or a space"
         )
     for name in names():
         if FLAGS[name].present and FLAGS[name].value == "" != FLAGS[name].default:
-            _fail(f"--{name}=: expected a value, or no such flag. Received: an empty word", 2)
+            raise BadFlag(f"--{name}=: expected a value, or no such flag. Received: an empty word")
     return rest
 
 

@@ -1,7 +1,7 @@
 """Reads command lines of one command inside another one, whose own flags stand aside meanwhile."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from absl import flags
@@ -9,8 +9,8 @@ from absl import flags
 from tf_robust_sparse.cli import command_line, settings
 
 FLAGS = flags.FLAGS
-_TABLES: tuple[dict, ...] = (
-    *(command_line._sections, command_line._aliases, command_line._bare),
+_TABLES: tuple[dict | set, ...] = (
+    *(command_line._sections, command_line._aliases, command_line._bare, command_line._direct),
     *(settings._defined, settings._groups),
 )
 
@@ -34,7 +34,18 @@ def flags_of(command: ModuleType) -> Iterator[None]:
             flags.DEFINE_flag(flag)
         _empty()
         for table, kept in zip(_TABLES, tables, strict=True):
-            table |= kept
+            table.update(kept)
+
+
+def parse(arguments: Sequence[str]) -> None:
+    """Reads a command line of the command whose flags these are, as if it were the first.
+
+    Raises:
+        BadFlag: as the command itself refuses it.
+    """
+    for name in command_line.names():
+        FLAGS[name].unparse()
+    command_line.parse(["", *arguments])
 
 
 def _empty() -> None:

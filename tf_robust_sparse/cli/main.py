@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tf_robust_sparse.cli import command_line, recipes
+from tf_robust_sparse.cli import command_line, processes, recipes
 
 COMMANDS = {  # words after `trs` -> module in `commands`, script in `run_scripts`
     "train": ("train", "run_connectivity_sampling"),
@@ -34,6 +34,7 @@ COMMANDS = {  # words after `trs` -> module in `commands`, script in `run_script
 
 def main() -> None:
     """Runs the subcommand that the command line names."""
+    processes.end_with_parent()
     words = sys.argv[1:]
     if not words or words[0] in command_line.HELP_WORDS:
         print(help_text())

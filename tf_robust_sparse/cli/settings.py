@@ -81,7 +81,7 @@ def setting(
         lower: Least number.
         upper: Largest number.
         excluded: A bound that is itself not allowed.
-        choices: All values of a word.
+        choices: All values of a word, or of each word of a list.
         aliases: Other names of the flag.
         short_name: One letter for it.
         bare: The choice that the flag means where it stands without a value.
@@ -241,10 +241,31 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+class _Words(flags.ListParser):
+    """Parses `fgsm,pgd`, some words of a few."""
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        super().__init__()
+        self.choices = choices
+
+    def __str__(self) -> str:
+        return f"Some of {', '.join(self.choices)}"
+
+    def parse(self, argument: Any) -> list[str]:
+        """Returns the words."""
+        found = super().parse(argument)
+        if not found or not set(found) <= set(self.choices):
+            raise ValueError(f"expected {str(self).lower()}")
+        return found
+
+
 def _define(name: str, hint: Any, default: Any, rules: Rules) -> None:
     kind = _without_none(hint)
     given: Mapping[str, Any] = {"short_name": rules.short_name}
-    if rules.choices is not None:
+    if rules.choices is not None and kind == list[str]:
+        parser = _Words(rules.choices)
+        flags.DEFINE(parser, name, default, f"{rules.help} {parser}.", serializer=flags.CsvListSerializer(","))
+    elif rules.choices is not None:
         flags.DEFINE_enum(name, default, list(rules.choices), rules.help, **given)
     elif kind is bool:
         flags.DEFINE_bool(name, default, rules.help, **given)

@@ -9,19 +9,23 @@ set, attack and way of training, and writes the tables.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import shlex
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, lottery_flags
+from tf_robust_sparse.cli import command_line, embedded, processes, settings
+from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.cli.commands import lottery
 from tf_robust_sparse.cli.main import process
-from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.lottery import ATTACKS, DATASETS, Experiment, Images, Variants, place_flags
+from tf_robust_sparse.cli.sections.rounds import Rounds
+from tf_robust_sparse.cli.settings import Settings, setting
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = "finished rounds are kept; the same command goes on"
@@ -30,13 +34,13 @@ _SET_HERE = (
     *("base_dir", "resume", "force", "only_trials"),
 )
 _WITHOUT = {  # what leaves out a flag of --options that the strategy has no use for
-    "no_pruning": ("--prune_iters=0", "--rewind_step=0"),
-    "reinit_rand": ("--rewind_step=0",),
-    "reinit_none": ("--rewind_step=0",),
+    "no_pruning": {"prune_iters": 0, "rewind_step": "0"},
+    "reinit_rand": {"rewind_step": "0"},
+    "reinit_none": {"rewind_step": "0"},
 }
 
 
-class Experiment(NamedTuple):
+class Run(NamedTuple):
     """One run: its data set, its strategy, and its arguments of run_lottery_tickets.py."""
 
     dataset: str
@@ -44,128 +48,122 @@ class Experiment(NamedTuple):
     arguments: tuple[str, ...]
 
 
+@dataclasses.dataclass
+class Grid(Settings):
+    """Which experiments are run."""
+
+    title = "Grid"
+
+    datasets: list[str] = setting(["digits", "fashion"], "Values of --dataset.")
+    experiments: list[str] = setting(
+        ["reinit_orig", "reinit_rand", "reinit_none"], "Values of --experiment.", choices=trs.training.STRATEGIES
+    )
+    attacks: list[str] = setting(["fgsm", "pgd"], "Values of --attack.", choices=ATTACKS)
+    training: list[str] = setting(
+        ["natural", "adversarial"], "Without --adv_train, and with it.", choices=("natural", "adversarial")
+    )
+    l1_regs: list[str] = setting(["0.0"], "Values of --l1_reg.")
+    data_dirs: list[str] = setting([], "Folder of each data set, in their order; by default the usual places.")
+    options: str = setting(
+        "", "Further flags of run_lottery_tickets.py, the same for every run that has a use for them."
+    )
+    base_dir: str = setting("./output", "Folder of all experiments.")
+    analysis: bool = setting(True, "Draw figures and tables of each data set when its runs are finished.")
+
+    def check(self) -> None:
+        """Checks what does not depend on a run."""
+        for word in shlex.split(self.options):
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            if name in _SET_HERE or name.removeprefix("no") in _SET_HERE:
+                raise BadFlag(f"--options: the grid sets --{name} itself; leave out {word}")
+        if self.data_dirs and len(self.data_dirs) != len(self.datasets):
+            raise BadFlag(
+                f"--data_dirs={','.join(self.data_dirs)}: expected one for each of --datasets={','.join(self.datasets)}"
+            )
+        if self.analysis:
+            with command_line.about("analysis"):
+                trs.evaluation.check_matplotlib()
+
+    def runs(self) -> list[Run]:
+        """Returns all runs."""
+        found = []
+        for place, dataset in enumerate(self.datasets):
+            data_dir = [f"--data_dir={self.data_dirs[place]}"] if self.data_dirs else []
+            for strategy, l1, attack, training in itertools.product(
+                self.experiments, self.l1_regs, self.attacks, self.training
+            ):
+                chosen = [f"--dataset={dataset}", f"--experiment={strategy}", f"--attack={attack}", f"--l1_reg={l1}"]
+                chosen += [f"--{'' if training == 'adversarial' else 'no'}adv_train", *data_dir]
+                chosen += [*shlex.split(self.options), "--resume", f"--base_dir={self.base_dir}"]
+                found.append(Run(dataset, strategy, tuple(chosen)))
+        return found
+
+
 def define() -> None:
     """Defines the flags."""
-    with command_line.section("Grid"):
-        flags.DEFINE_list("datasets", ["digits", "fashion"], "Values of --dataset.")
-        flags.DEFINE_list("experiments", ["reinit_orig", "reinit_rand", "reinit_none"], "Values of --experiment.")
-        flags.DEFINE_list("attacks", ["fgsm", "pgd"], "Values of --attack.")
-        flags.DEFINE_list("training", ["natural", "adversarial"], "Without --adv_train, and with it.")
-        flags.DEFINE_list("l1_regs", ["0.0"], "Values of --l1_reg.")
-        flags.DEFINE_list("data_dirs", [], "Folder of each data set, in their order; by default the usual places.")
-        flags.DEFINE_string(
-            "options", "", "Further flags of run_lottery_tickets.py, the same for every run that has a use for them."
-        )
-        flags.DEFINE_string("base_dir", "./output", "Folder of all experiments.")
-        flags.DEFINE_bool("analysis", True, "Draw figures and tables of each data set when its runs are finished.")
+    Grid.define()
 
 
 def main() -> None:
-    """Checks everything, runs what is missing and analyses what there is."""
-    options = shlex.split(FLAGS.options)
-    for word in options:
-        name = word.lstrip("-").partition("=")[0].replace("-", "_")
-        if name in _SET_HERE or name.removeprefix("no") in _SET_HERE:
-            raise command_line.BadFlag(f"--options: expected no --{name}, which the grid sets. Received: {word}")
-    _check("experiments", trs.training.STRATEGIES)
-    _check("attacks", ("fgsm", "pgd"))
-    _check("training", ("natural", "adversarial"))
-    if FLAGS.data_dirs and len(FLAGS.data_dirs) != len(FLAGS.datasets):
-        raise command_line.BadFlag(
-            f"--data_dirs: expected one for each of --datasets={','.join(FLAGS.datasets)}. "
-            f"Received: {','.join(FLAGS.data_dirs)}"
-        )
-    if FLAGS.analysis:
-        with command_line.about("analysis"):
-            trs.evaluation.check_matplotlib()
-    analysed = FLAGS.analysis
-    runs, figures, tables = check(combinations(options))
+    """Checks everything, runs what is missing and analyzes what there is."""
+    settings.check()
+    grid = Grid.read()
+    with contextlib.suppress(RuntimeError):  # where devices are in use already
+        tf.config.set_visible_devices([], "GPU")  # which are for the runs
+    runs, analyses = check(grid.runs())
     for arguments in runs:
-        _run("run_lottery_tickets", arguments)
-    if analysed:
-        for arguments in [*figures, *tables]:
-            _run("run_lottery_analysis", arguments)
+        start("run_lottery_tickets", arguments)
+    for arguments in analyses if grid.analysis else ():
+        start("run_lottery_analysis", arguments)
 
 
-def combinations(options: Sequence[str]) -> list[Experiment]:
-    """Returns the experiments of the grid."""
-    found = []
-    for place, dataset in enumerate(FLAGS.datasets):
-        data_dir = [f"--data_dir={FLAGS.data_dirs[place]}"] if FLAGS.data_dirs else []
-        for strategy, l1, attack, training in itertools.product(
-            FLAGS.experiments, FLAGS.l1_regs, FLAGS.attacks, FLAGS.training
-        ):
-            chosen = [f"--dataset={dataset}", f"--experiment={strategy}", f"--attack={attack}", f"--l1_reg={l1}"]
-            chosen += [f"--{'' if training == 'adversarial' else 'no'}adv_train", *data_dir, *options, "--resume"]
-            found.append(Experiment(dataset, strategy, (*chosen, f"--base_dir={FLAGS.base_dir}")))
-    return found
-
-
-def check(experiments: Sequence[Experiment]) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
-    """Reads the flags of every experiment as its run will, and the images of every data set.
-
-    The flags of the grid are not to be read after this.
+def check(experiments: Iterable[Run]) -> tuple[list[list[str]], list[list[str]]]:
+    """Reads the flags of every run as it will itself, and the images of every data set.
 
     Returns:
-        The arguments of all runs, those of the analyses that draw figures, and those of the analyses that write tables.
+        The arguments of all runs, and those of the analyses, which draw figures first and then write tables.
 
     Raises:
         BadFlag: as run_lottery_tickets.py does.
         BadInput: if a data set cannot be read.
     """
-    delattr(FLAGS, "base_dir")
-    lottery_flags.define()
-    with contextlib.suppress(RuntimeError):  # where devices are in use already
-        tf.config.set_visible_devices([], "GPU")  # which are for the runs
     runs: list[list[str]] = []
     figures: list[list[str]] = []
     tables: dict[tuple[float, str | None], list[str]] = {}
     read = set()
-    for dataset, strategy, arguments in experiments:
-        _parse(arguments)
-        lottery_flags.translate_dataset()
-        analysis = lottery_flags.place_flags()
-        dropped = [word for word in _WITHOUT.get(strategy, ()) if _is_used(word)]
-        _parse([*arguments, *dropped])
-        lottery_flags.check()
-        if dataset not in read:  # what the images decide is the same for all of its experiments
-            images = Data.read().load()
-            lottery_flags.split(images)
-            lottery_flags.rule(lottery_flags.network(images, 0))
-            lottery_flags.parts(images)
-            read.add(dataset)
-        runs.append([*arguments, *dropped])
-        if strategy != "no_pruning" and analysis not in figures:
-            figures.append(analysis)
-        if strategy == "reinit_orig":
-            other = None if FLAGS.data in lottery_flags.DATASETS.values() else dataset  # those have their tables anyway
-            tables.setdefault((FLAGS.l1_reg, other), [*analysis, "--table"])
-    return runs, figures, list(tables.values())
+    with embedded.flags_of(lottery):
+        for dataset, strategy, arguments in experiments:
+            embedded.parse(arguments)
+            Experiment.settle()
+            analysis = place_flags()
+            without = _WITHOUT.get(strategy, {}).items()
+            dropped = [
+                f"--{name}={value}" for name, value in without if FLAGS[name].present and FLAGS[name].value != value
+            ]
+            embedded.parse([*arguments, *dropped])
+            settings.check()
+            if dataset not in read:  # what the images decide is the same for all of its experiments
+                images, rounds = Images.read().load(), Rounds.read()
+                rounds.split(images)
+                Variants.read().rule(Experiment.read().network(images, 0))
+                rounds.parts(images)
+                read.add(dataset)
+            runs.append([*arguments, *dropped])
+            if strategy != "no_pruning" and analysis not in figures:
+                figures.append(analysis)
+            if strategy == "reinit_orig":  # the tables of published data sets come together
+                other = None if Images.read().data in DATASETS.values() else dataset
+                tables.setdefault((Experiment.read().l1_reg, other), [*analysis, "--table"])
+    return runs, [*figures, *tables.values()]
 
 
-def _parse(arguments: Sequence[str]) -> None:
-    for name in command_line.names():
-        if name != "traceback":
-            FLAGS[name].unparse()
-    command_line._parse(["run_lottery_tickets.py", *arguments])
+def start(script: str, arguments: list[str]) -> None:
+    """Runs a script.
 
-
-def _is_used(word: str) -> bool:
-    """Tells whether a flag was given another value than `word` gives it."""
-    name, _, value = word.lstrip("-").partition("=")
-    return FLAGS[name].present > 0 and str(FLAGS[name].value) != value
-
-
-def _run(script: str, arguments: list[str]) -> None:
+    Raises:
+        BadInput: if it fails.
+    """
     print("\n" + shlex.join(["python", f"run_scripts/{script}.py", *arguments]), flush=True)
-    done = subprocess.run(process(script, *arguments), check=False)
-    if done.returncode < 0 or done.returncode == 130:
-        raise KeyboardInterrupt
-    if done.returncode:
-        raise command_line.BadInput(f"{script}: expected a run that ends well. Received: exit code {done.returncode}")
-
-
-def _check(name: str, known: tuple[str, ...]) -> None:
-    strange = [value for value in FLAGS[name].value if value not in known]
-    if strange or not FLAGS[name].value:
-        raise command_line.BadFlag(f"--{name}: expected some of {', '.join(known)}. Received: {FLAGS[name].value}")
+    (code,) = processes.run([process(script, *arguments)], one_thread=False)
+    if code:
+        raise command_line.BadInput(f"{script} failed with exit code {code}; see its message above")

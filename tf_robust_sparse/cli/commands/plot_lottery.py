@@ -10,19 +10,16 @@ writes tables of digits, fashion, sample and what --dataset says, natural and ad
 `<base_dir>/tables/`, as Markdown, CSV and LaTeX, and a figure of accuracies and overlaps of masks by kind of training.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from absl import flags
-
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, lottery_flags
-from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli import command_line, settings
+from tf_robust_sparse.cli.sections.lottery import ATTACKS, DATASETS, Attack, Experiment, Images, Variants
+from tf_robust_sparse.cli.settings import Settings, setting
 from tf_robust_sparse.evaluation import ticket_figures, ticket_tables, tickets
-
-FLAGS = flags.FLAGS
-
 
 STRATEGIES = ("reinit_orig", "reinit_rand", "reinit_none")
 _DENSITIES = ("100.0", "51.3", "16.9", "03.6")
@@ -33,114 +30,114 @@ _WINDOWS = {
     ("digits", "pgd"): (25.0, 65.0),
     ("fashion", "pgd"): (0.0, 40.0),
 }
+_Trained = dict[tuple[str, bool], dict[int, list[tickets.Round]]]  # by attack and adv_train
+
+
+@dataclasses.dataclass
+class Analysis(Settings):
+    """What is shown of the experiments."""
+
+    title = "Analysis"
+
+    table: bool = setting(False, "Write the tables of all data sets instead of figures.")
+    step: int = setting(30_000, "Training step of tables and comparisons; the last one if there are fewer.", lower=1)
+    labels: list[str] = setting(["100.0", "51.3", "16.9", "08.7", "03.6", "01.8"], "Weights remaining in %, to show.")
+    formats: list[str] = setting(["svg", "png", "pdf"], "Formats of figures.", choices=("svg", "png", "pdf"))
+    density_width: float = setting(0.3, "Largest initial weight of the densities; published: 2.5.", excluded=0)
+    early_stop_set: str = setting("valid", "What early-stopping accuracies are read from.", choices=("valid", "test"))
+
+    def check(self) -> None:
+        """Checks that figures can be drawn, and what they show."""
+        with command_line.about("formats"):
+            trs.evaluation.check_matplotlib()
+        self.shown()
+
+    def shown(self) -> list[str]:
+        """Returns --labels as rounds are labeled: `8.7` as `08.7`.
+
+        Raises:
+            BadFlag: if they are not percentages.
+        """
+        found = []
+        for word in self.labels:
+            try:
+                value = float(word)
+            except ValueError:
+                value = -1.0
+            if not 0 <= value <= 100:
+                raise command_line.BadFlag(
+                    f"--labels={word}: expected percentages of weights that remain, such as 100.0,51.3,08.7"
+                )
+            found.append(f"{value:04.1f}")
+        return found
+
+    def paths(self, directory: Path, name: str) -> list[Path]:
+        """Returns the files of a figure, one for each format."""
+        return [directory / f"{name}.{form}" for form in self.formats]
 
 
 def define() -> None:
     """Defines the flags."""
-    Data.define()
-    FLAGS.set_default("data", "mnist")
-    FLAGS.set_default("seed", 1234)
-    lottery_flags.define_experiment()
-    lottery_flags.define_attack()
-    lottery_flags.define_variants()
-    with command_line.section("Analysis"):
-        flags.DEFINE_bool("table", False, "Write the tables of all data sets instead of figures.")
-        flags.DEFINE_integer(
-            "step", 30000, "Training step of tables and comparisons; the last one if there are fewer.", 1
-        )
-        flags.DEFINE_list(
-            "labels", ["100.0", "51.3", "16.9", "08.7", "03.6", "01.8"], "Weights remaining in %, to show."
-        )
-        flags.DEFINE_list("formats", ["svg", "png", "pdf"], "Formats of figures.")
-        command_line.define_number(
-            "density_width", 0.3, "Largest initial weight of the densities; published: 2.5.", excluded=0
-        )
-        flags.DEFINE_enum("early_stop_set", "valid", ["valid", "test"], "What early-stopping accuracies are read from.")
+    for group in (Images, Experiment, Attack, Variants, Analysis):
+        group.define()
 
 
 def main() -> None:
     """Draws, or writes tables."""
-    lottery_flags.translate_dataset()
-    lottery_flags.rewind_step()
-    lottery_flags.percents()
-    shown_labels()
-    with command_line.about("formats"):
-        trs.evaluation.check_matplotlib()
-    strange = [form for form in FLAGS.formats if form not in ("svg", "png", "pdf")]
-    if strange:
-        raise command_line.BadFlag(f"--formats: expected some of svg, png, pdf. Received: {','.join(strange)}")
-    if FLAGS.table:
+    settings.check()
+    if Analysis.read().table:
         tables()
     else:
         figures()
 
 
-def shown_labels() -> list[str]:
-    """Returns --labels as rounds are labelled: `8.7` as `08.7`.
-
-    Raises:
-        BadFlag: if they are not percentages.
-    """
-    found = []
-    for word in FLAGS.labels:
-        try:
-            value = float(word)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value <= 100:
-            raise command_line.BadFlag(
-                f"--labels: expected percentages of weights that remain, such as 100.0,51.3,08.7. Received: {word}"
-            )
-        found.append(f"{value:04.1f}")
-    return found
-
-
 def figures() -> None:
     """Draws the experiments of the flags, all strategies that there are."""
+    experiment, analysis = Experiment.read(), Analysis.read()
     runs = {}
     for strategy in STRATEGIES:
         try:
-            runs[strategy] = tickets.read_rounds(lottery_flags.directory(strategy))
+            runs[strategy] = tickets.read_rounds(experiment.directory(strategy))
         except FileNotFoundError as error:
             print(f"Warning: without {strategy}: {error}")
     if not runs:
         raise command_line.BadInput(
-            f"--base_dir={FLAGS.base_dir}: expected finished rounds of {', '.join(STRATEGIES)}; run "
-            "run_lottery_tickets.py with the same flags. Received: none of them"
+            f"--base_dir={experiment.base_dir}: expected finished rounds of {', '.join(STRATEGIES)}; run "
+            "run_lottery_tickets.py with the same flags first"
         )
-    directory = lottery_flags.directory("analysis")
-    if FLAGS.force and directory.exists():
+    directory = experiment.directory("analysis")
+    if experiment.force and directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
-
-    def paths(name: str) -> list[Path]:
-        return [directory / f"{name}.{form}" for form in FLAGS.formats]
-
-    numbers = _numbers(runs, shown_labels())
-    last = min(FLAGS.step, max(_last_step(rounds) for rounds in runs.values()))
-    window = _WINDOWS.get((lottery_flags.dataset_name(), FLAGS.attack)) if FLAGS.adv_train else None
-    windows = {"acc": window if FLAGS.attack == "fgsm" else None, "adv_acc": window, "loss": (0.0, 1.5)}
-    attack = _attack_name(FLAGS.attack)
+    numbers = _numbers(runs, analysis.shown())
+    step = min(analysis.step, max(_last_step(rounds) for rounds in runs.values()))
+    adversarial = experiment.adv_train
+    window = _WINDOWS.get((Images.read().published_name, experiment.attack)) if adversarial else None
+    windows = {"acc": window if experiment.attack == "fgsm" else None, "adv_acc": window, "loss": (0.0, 1.5)}
+    attack = _attack_name(experiment.attack)
     for column, shown in windows.items():
-        ticket_figures.draw_curves(runs, numbers, column, attack, paths(f"test_{column}"), shown, last)
-    ticket_figures.draw_early_stopping(runs, attack, paths("test_early_stop_iteration"), FLAGS.early_stop_set)
-    ticket_figures.draw_over_sparsity(runs, last, attack, paths("test_over_sparsity"))
+        paths = analysis.paths(directory, f"test_{column}")
+        ticket_figures.draw_curves(runs, numbers, column, attack, paths, shown, step)
+    paths = analysis.paths(directory, "test_early_stop_iteration")
+    ticket_figures.draw_early_stopping(runs, attack, paths, analysis.early_stop_set)
+    ticket_figures.draw_over_sparsity(runs, step, attack, analysis.paths(directory, "test_over_sparsity"))
     for strategy, rounds in runs.items():
         of_densities = _numbers({strategy: rounds}, _DENSITIES)
-        ticket_figures.draw_densities(rounds, of_densities, paths(f"dists_{strategy}"), FLAGS.density_width)
+        paths = analysis.paths(directory, f"dists_{strategy}")
+        ticket_figures.draw_densities(rounds, of_densities, paths, analysis.density_width)
     first = next(iter(runs))
-    ticket_figures.draw_layers(runs[first], paths("layers"))
-    ticket_figures.draw_pixels(runs[first], numbers, paths("pixels"))
-    header, rows = comparison(runs, last)
+    ticket_figures.draw_layers(runs[first], analysis.paths(directory, "layers"))
+    ticket_figures.draw_pixels(runs[first], numbers, analysis.paths(directory, "pixels"))
+    header, rows = comparison(runs, step, experiment.attack.upper())
     ticket_tables.write_table(directory / "comparison", header, rows)
     print(ticket_tables.markdown(header, rows))
     print(f"Figures and tables  {directory}")
 
 
-def comparison(runs: ticket_figures.Runs, step: int) -> tuple[list[str], list[list[str]]]:
+def comparison(runs: ticket_figures.Runs, step: int, attack: str) -> tuple[list[str], list[list[str]]]:
     """Returns the table that compares strategies: accuracies at a step and where the validation loss is least."""
-    header = ["remain %", "strategy", "accuracy %", f"under {FLAGS.attack.upper()} %", "early stop", "accuracy % there"]
-    header += [f"under {FLAGS.attack.upper()} % there", "overlap of masks"]
+    header = ["remain %", "strategy", "accuracy %", f"under {attack} %", "early stop", "accuracy % there"]
+    header += [f"under {attack} % there", "overlap of masks"]
     rows = []
     for number in sorted({number for rounds in runs.values() for number in rounds}):
         for strategy, rounds in runs.items():
@@ -161,68 +158,65 @@ def comparison(runs: ticket_figures.Runs, step: int) -> tuple[list[str], list[li
 
 def tables() -> None:
     """Writes one table per data set that has experiments, that of the flags included, and says which are missing."""
-    place = Path(FLAGS.base_dir).expanduser()
+    experiment, analysis, chosen = Experiment.read(), Analysis.read(), Images.read()
+    place = experiment.folder / "tables"
     written = 0
-    for data in dict.fromkeys([*lottery_flags.DATASETS.values(), FLAGS.data]):
-        FLAGS["data"].value = data
-        dataset, stem = lottery_flags.dataset_name(), lottery_flags.table_name()
-        found = {}
-        for attack in lottery_flags.ATTACKS:
+    for data in dict.fromkeys([*DATASETS.values(), chosen.data]):
+        images = dataclasses.replace(chosen, data=data)
+        found: _Trained = {}
+        for attack in ATTACKS:
             for adversarial in (False, True):
+                other = dataclasses.replace(experiment, attack=attack, adv_train=adversarial)
                 try:
-                    directory = lottery_flags.directory("reinit_orig", attack, adversarial)
-                    found[attack, adversarial] = tickets.read_rounds(directory)
+                    found[attack, adversarial] = tickets.read_rounds(other.directory("reinit_orig", images))
                 except FileNotFoundError as error:
-                    if (place / dataset).is_dir():
+                    if (experiment.folder / images.published_name).is_dir():
                         print(f"Warning: {error}")
         if not found:
             continue
         written += 1
-        numbers = _numbers({str(key): rounds for key, rounds in found.items()}, shown_labels())
-        for name, (header, rows) in {
-            stem: table(found, numbers),
-            f"{stem}_tickets": last(found, numbers),
-        }.items():
-            ticket_tables.write_table(place / "tables" / name, header, rows)
-            print(f"\n{name}\n\n{ticket_tables.markdown(header, rows)}")
+        name = experiment.table_name(images)
+        numbers = _numbers({str(key): rounds for key, rounds in found.items()}, analysis.shown())
+        for part, (header, rows) in (
+            (name, table(found, numbers, analysis.step)),
+            (f"{name}_tickets", last(found, numbers)),
+        ):
+            ticket_tables.write_table(place / part, header, rows)
+            print(f"\n{part}\n\n{ticket_tables.markdown(header, rows)}")
         ticket_figures.draw_training(
             {_training(*key): (key[0], rounds) for key, rounds in _of_each_training(found).items()},
-            {name: _attack_name(name) for name in lottery_flags.ATTACKS},
-            [place / "tables" / f"{stem}_training.{form}" for form in FLAGS.formats],
+            {name: _attack_name(name) for name in ATTACKS},
+            analysis.paths(place, f"{name}_training"),
         )
     if not written:
         raise command_line.BadInput(
-            f"--base_dir={FLAGS.base_dir}: expected experiments of reinit_orig. Received: a folder without any"
+            f"--base_dir={experiment.base_dir}: expected experiments of reinit_orig; run run_lottery_tickets.py first"
         )
-    print(f"Tables              {place / 'tables'}")
+    print(f"Tables              {place}")
 
 
-def table(
-    found: dict[tuple[str, bool], dict[int, list[tickets.Round]]], numbers: list[int]
-) -> tuple[list[str], list[list[str]]]:
+def table(found: _Trained, numbers: list[int], step: int) -> tuple[list[str], list[list[str]]]:
     """Returns the published table: by attack, natural and attacked accuracy of natural / adversarial training."""
     header = ["remain %"]
-    for attack in lottery_flags.ATTACKS:
+    for attack in ATTACKS:
         header += [f"{attack.upper()} natural", f"{attack.upper()} attack"]
     rows = []
     for number in numbers:
         row = [next(rounds[number][0].label for rounds in found.values() if number in rounds)]
-        for attack in lottery_flags.ATTACKS:
+        for attack in ATTACKS:
             for column in ("acc", "adv_acc"):
                 cells = []
                 for adversarial in (False, True):
                     trials = found.get((attack, adversarial), {}).get(number, [])
-                    values = [tickets.at_step(each.curves["test"], column, FLAGS.step) for each in trials]
+                    values = [tickets.at_step(each.curves["test"], column, step) for each in trials]
                     cells.append(tickets.spread(values).percent())
                 row.append(" / ".join(cells))
         rows.append(row)
     return header, rows
 
 
-def last(
-    found: dict[tuple[str, bool], dict[int, list[tickets.Round]]], numbers: list[int]
-) -> tuple[list[str], list[list[str]]]:
-    """Returns a table of what was measured at the end on all test images, PGD beside FGSM, and how masks overlap."""
+def last(found: _Trained, numbers: list[int]) -> tuple[list[str], list[list[str]]]:
+    """Returns a table of what was measured at the end on all test images, PGD next to FGSM, and how masks overlap."""
     header = ["remain %", "training", "accuracy %", "FGSM %", "PGD %", "overlap of trials", "with natural training"]
     rows = []
     for number in numbers:
@@ -232,7 +226,7 @@ def last(
             trials = rounds[number]
             measures = [
                 tickets.spread(tickets.final_accuracy(each, under, attack) for each in trials).percent()
-                for under in (None, *lottery_flags.ATTACKS)
+                for under in (None, *ATTACKS)
             ]
             natural = found.get((attack, False), {}).get(number)
             shared = tickets.mask_overlaps(trials)
@@ -249,19 +243,17 @@ def last(
     return header, rows
 
 
-def _of_each_training(
-    found: dict[tuple[str, bool], dict[int, list[tickets.Round]]],
-) -> dict[tuple[str, bool], dict[int, list[tickets.Round]]]:
+def _of_each_training(found: _Trained) -> _Trained:
     """Returns one experiment of each way of training.
 
     Natural training is the same whatever it is measured with; the runs measured with FGSM know PGD too.
     """
-    measured = next((attack for attack in lottery_flags.ATTACKS if (attack, False) in found), None)
+    measured = next((attack for attack in ATTACKS if (attack, False) in found), None)
     return {key: rounds for key, rounds in found.items() if key[1] or key[0] == measured}
 
 
 def _attack_name(attack: str) -> str:
-    return trs.evaluation.attack_name(lottery_flags.attack(attack).describe())
+    return trs.evaluation.attack_name(Attack.read().build(attack).describe())
 
 
 def _training(attack: str, adversarial: bool) -> str:

@@ -4,32 +4,37 @@
         --vary=k --values=0.1,0.05,0.01 --seeds=0,1,2 --name=HYDRA --output_dir=runs/sweep
 
 Each run gets a directory of its own under the output directory; finished ones are not run again, so that the same
-command goes on with an interrupted sweep. Writes `sweep.json`, `sweep.md` (means and standard deviations over seeds)
-and, where matplotlib is installed, `sweep.png` and `sweep.pdf`. --beside=OTHER,ANOTHER puts finished sweeps into the
-same table and figure. The flags of every run are parsed before the first.
+command goes on with an interrupted sweep. --processes=N trains N runs at a time, each with one thread and with a log
+next to its directory. A run that fails is named at the end and keeps none of the others from being shown. Writes
+`sweep.json`, `sweep.md` (means and standard deviations over seeds) and, where matplotlib is installed, `sweep.png` and
+`sweep.pdf`. --beside=OTHER,ANOTHER puts finished sweeps into the same table and figure. The flags of every run are
+checked before the first.
 """
 
+import contextlib
+import dataclasses
+import io
+import itertools
 import json
 import shlex
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse import saving
-from tf_robust_sparse.cli import command_line, run_directory, run_lock
-from tf_robust_sparse.cli.embedded import flags_of
+from tf_robust_sparse.cli import command_line, embedded, processes, run_directory, run_lock, settings
+from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.main import command, process
+from tf_robust_sparse.cli.settings import Settings, setting
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = "finished runs are kept; the same command goes on"
 _TRAINING = ("run_connectivity_sampling", "run_hydra", "run_binary_subnetworks")
-# Where a script of several phases leaves the network that counts.
-_FINAL = ("", "finetune")
+_FINAL = ("finetune", "")  # where a script of several phases, and one of one, leaves the network that counts
 # What the sweep sets for each run, and what to use in its place.
 _SET_HERE = {
     "seed": "--seeds=0,1,2 of the sweep trains every value with each seed",
@@ -37,93 +42,234 @@ _SET_HERE = {
     "resume": "the sweep goes on with interrupted runs by itself",
     "overwrite": "the sweep goes on with interrupted runs by itself",
 }
+_KEPT = ("clean_accuracy", "robust_accuracy", "connectivity", "nonzero", "prunable", "epochs", "seconds", "attack")
+
+
+class Run(NamedTuple):
+    """One value with one seed.
+
+    Attributes:
+        value: As it is given.
+        seed: An integer.
+        name: For messages.
+        place: Its directory.
+        arguments: All of its flags, but for those that say how to begin.
+    """
+
+    value: str
+    seed: int
+    name: str
+    place: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        """The file of its output, if runs are trained side by side."""
+        return self.place.with_name(f"{self.place.name}.log")
+
+    def final(self) -> Path | None:
+        """Returns the directory of the network that counts; `None` if the run is not finished."""
+        return next((self.place / part for part in _FINAL if (self.place / part / "results.json").is_file()), None)
+
+    def beginning(self) -> list[str]:
+        """Returns the flag by which it begins, or goes on."""
+        names = {_flag(word) for word in self.arguments}
+        if not self.place.exists():
+            return []
+        # A phase that begins with another network starts again; everything else goes on.
+        return ["--overwrite" if {"source_net", "exp_mode"} <= names else "--resume"]
+
+    def results(self) -> dict[str, Any] | None:
+        """Returns what is kept of its results; `None` if it is not finished."""
+        final = self.final()
+        if final is None:
+            return None
+        found = json.loads((final / "results.json").read_text())
+        return {"seed": self.seed, "directory": str(final), **{name: found[name] for name in _KEPT if name in found}}
+
+
+@dataclasses.dataclass
+class Sweep(Settings):
+    """Which runs there are, and how they are called and trained."""
+
+    title = "Sweep"
+
+    command: str | None = setting(None, f"A training script and its flags: {' or '.join(_TRAINING)}, --data=... .")
+    vary: str = setting("k", "Flag of that script that is varied.")
+    values: list[str] | None = setting(None, "Its values, numbers or fractions such as 2/255.")
+    seeds: list[str] = setting(["0"], "Seeds of each.")
+    processes: int | None = setting(
+        None, "Train so many runs at a time, each with one thread and a log; by default one with all threads.", lower=1
+    )
+    name: str | None = setting(None, "What to call the sweep in the table; by default the script.")
+    beside: list[str] = setting([], "Directories of finished sweeps to show with this one.")
+    output_dir: str | None = setting(None, "Where to write.")
+
+    def check(self) -> None:
+        """Checks what does not depend on the flags of the script."""
+        script, arguments = self.words()
+        if script not in _TRAINING:
+            raise BadFlag(f"--command={self.command}: expected {' or '.join(_TRAINING)} and its flags")
+        if self.vary in _SET_HERE:
+            raise BadFlag(f"--vary={self.vary}: expected another flag; {_SET_HERE[self.vary]}")
+        for word in arguments:
+            if _flag(word) in {*_SET_HERE, self.vary}:
+                raise BadFlag(f"--command: the sweep sets --{_flag(word)} itself; leave out {word}")
+        _numbers("values", self.values, fraction)
+        _numbers("seeds", self.seeds, int)
+        if not self.output_dir:
+            raise BadFlag("--output_dir is missing; pass a directory for the sweep")
+        run_directory.check_directory("output_dir", self.directory)
+        there = _read(self.directory)["command"] if (self.directory / "sweep.json").is_file() else self.command
+        if there != self.command:
+            raise BadFlag(
+                f"--output_dir={self.directory} holds the sweep of another command, {there}; pass that one, or a new "
+                "directory"
+            )
+
+    def words(self) -> tuple[str, list[str]]:
+        """Returns the script and its flags."""
+        words = shlex.split(self.command or "")
+        return (Path(words[0]).stem if words else ""), words[1:]
+
+    @property
+    def directory(self) -> Path:
+        """Where the sweep is written."""
+        return Path(self.output_dir or "").expanduser()
+
+    def runs(self) -> list[Run]:
+        """Returns the runs, those of a value one after the other."""
+        found = []
+        for value, seed in itertools.product(map(str.strip, self.values or []), map(int, self.seeds)):
+            place = self.directory / f"{self.vary}_{value.replace('/', '-')}" / f"seed_{seed}"
+            own = (f"--{self.vary}={value}", f"--seed={seed}", f"--output_dir={place}")
+            found.append(Run(value, seed, f"{self.vary}={value}, seed {seed}", place, (*self.words()[1], *own)))
+        return found
 
 
 def define() -> None:
     """Defines the flags."""
-    with command_line.section("Sweep"):
-        flags.DEFINE_string("command", None, f"A training script and its flags: {' or '.join(_TRAINING)}, --data=... .")
-        flags.DEFINE_string("vary", "k", "Flag of that script that is varied.")
-        flags.DEFINE_list("values", None, "Its values, numbers or fractions such as 2/255.")
-        flags.DEFINE_list("seeds", ["0"], "Seeds of each.")
-        flags.DEFINE_string("name", None, "What to call the sweep in the table; by default the script.")
-        flags.DEFINE_list("beside", [], "Directories of finished sweeps to show beside this one.")
-        flags.DEFINE_string("output_dir", None, "Where to write.")
+    Sweep.define()
 
 
 def main() -> None:
     """Runs what is missing, gathers, shows."""
-    script, arguments = _command()
-    values, seeds = _numbers("values", _fraction), _numbers("seeds", int)
-    others = [_finished(Path(path).expanduser()) for path in FLAGS.beside]
-    directory = _directory()
-    _check_runs(script, arguments)
+    settings.check()
+    sweep = Sweep.read()
+    script, _ = sweep.words()
+    others = [finished(Path(path).expanduser()) for path in sweep.beside]
+    directory, runs = sweep.directory, sweep.runs()
+    check_runs(sweep, runs)
     run_lock.take(directory, f"--output_dir={directory}")
-    record = {"name": FLAGS.name or script, "command": FLAGS.command, "vary": FLAGS.vary, "points": []}
+    record = {"name": sweep.name or script, "command": sweep.command, "vary": sweep.vary, "points": []}
     if not (directory / "sweep.json").is_file():  # whose runs these are, should it be interrupted
         run_directory.write_json(directory / "sweep.json", record)
-    points = []
-    for text, value in zip(FLAGS.values, values, strict=True):
-        runs = [_run(script, arguments, text.strip(), seed, directory) for seed in seeds]
-        points.append(_mean(value, runs))
-    record["points"] = points
-    run_directory.write_json(directory / "sweep.json", {**record, "versions": run_directory.versions()})
-    sweeps = _told_apart([record, *others], [directory, *(Path(path) for path in FLAGS.beside)])
-    table = _table(sweeps)
+    failed = train(script, [run for run in runs if run.final() is None], sweep.processes)
+    points = [_point(list(group)) for _, group in itertools.groupby(runs, lambda run: run.value)]
+    record["points"] = [point for point in points if point is not None]
+    if record["points"]:
+        run_directory.write_json(directory / "sweep.json", {**record, "versions": run_directory.versions()})
+        show([record, *others], [directory, *map(Path, sweep.beside)])
+    if failed:
+        raise BadInput(
+            f"{len(failed)} of {len(runs)} runs failed, {'; '.join(failed)}; the others are kept, and the same "
+            "command goes on with these"
+        )
+
+
+def check_runs(sweep: Sweep, runs: Sequence[Run]) -> None:
+    """Reads and checks the flags of every run as it will itself.
+
+    Raises:
+        BadFlag: naming the run.
+    """
+    (script, arguments), vary = sweep.words(), sweep.vary
+    with (
+        embedded.flags_of(command(script)),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):  # notes, which each run prints itself
+        with _from("--command"):
+            embedded.parse(arguments)
+        if vary not in FLAGS:
+            raise BadFlag(f"--vary={vary}: expected a flag that {script} --help lists")
+        for word in arguments:
+            if command_line.name_of(_flag(word)) in {*_SET_HERE, command_line.name_of(vary)}:
+                raise BadFlag(f"--command: the sweep sets {word} itself; leave it out")
+        for run in runs:
+            with _from(run.name):
+                embedded.parse([*run.arguments, *run.beginning()])
+                settings.check()
+
+
+@contextlib.contextmanager
+def _from(source: str) -> Iterator[None]:
+    try:
+        yield
+    except BadFlag as error:
+        raise BadFlag(f"{source}: {error}") from error
+
+
+def train(script: str, runs: Sequence[Run], at_once: int | None) -> list[str]:
+    """Runs what is not finished, and returns which failed, and why."""
+    failed = {}
+
+    def begins(number: int) -> None:
+        run = runs[number]
+        print(f"{run.name} begins, its output is in {run.log}" if at_once else f"\n{run.name}", flush=True)
+
+    def ends(number: int, code: int) -> None:
+        run = runs[number]
+        if code or run.final() is None:
+            failed[number] = f"{run.name}: {_last_line(run.log) if at_once else f'exit code {code}'}"
+            print(f"Failed: {failed[number]}", flush=True)
+        elif at_once:
+            print(f"{run.name} is finished", flush=True)
+
+    processes.run(
+        [process(script, *run.arguments, *run.beginning()) for run in runs],
+        at_once or 1,
+        [run.log for run in runs] if at_once else None,
+        one_thread=at_once is not None,
+        begins=begins,
+        ends=ends,
+    )
+    return [failed[number] for number in sorted(failed)]
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"no output, see {log}")
+
+
+def show(sweeps: Sequence[dict[str, Any]], directories: Sequence[Path]) -> None:
+    """Writes table and figure of sweeps into the directory of the first, and prints the table."""
+    directory, vary = directories[0], sweeps[0]["vary"]
+    shown = _told_apart(sweeps, directories)
+    table = _table(shown, vary)
     with saving.replace_file(directory / "sweep.md") as path:
         path.write_text(table + "\n")
     print(f"\n{table}\n")
     try:
-        series = {sweep["name"]: sweep["points"] for sweep in sweeps}
-        trs.evaluation.draw_sweep(series, _axis(), directory / "sweep.png", _attack(sweeps))
+        series = {sweep["name"]: sweep["points"] for sweep in shown}
+        trs.evaluation.draw_sweep(series, _axis(vary), directory / "sweep.png", _attack(shown))
     except ValueError as error:  # without matplotlib there is no figure
         print(f"Note: {error}")
     print(f"Records             {directory}: sweep.json, sweep.md, and a directory for each run")
 
 
-def _command() -> tuple[str, list[str]]:
-    words = shlex.split(FLAGS.command or "")
-    script = Path(words[0]).stem if words else ""
-    if script not in _TRAINING:
-        raise command_line.BadFlag(
-            f"--command: expected {' or '.join(_TRAINING)} and its flags. Received: {FLAGS.command!r}"
-        )
-    if FLAGS.vary in _SET_HERE:
-        raise command_line.BadFlag(f"--vary={FLAGS.vary}: expected another flag; {_SET_HERE[FLAGS.vary]}")
-    for word in words[1:]:
-        name = _flag(word)
-        if name in {*_SET_HERE, FLAGS.vary}:
-            raise command_line.BadFlag(f"--command: expected no --{name}, which the sweep sets. Received: {word}")
-    return script, words[1:]
+def fraction(word: str) -> float:
+    """Returns the number that a word such as 2/255 stands for."""
+    return command_line._Fraction(-float("inf"), float("inf"), None).parse(word)
 
 
-def _check_runs(script: str, arguments: list[str]) -> None:
-    """Parses the flags of every run as the script will.
-
-    Raises:
-        BadFlag: naming the flag of the sweep that they come from.
-    """
-    values, seeds, vary = FLAGS["values"].value, FLAGS["seeds"].value, FLAGS.vary
-    with flags_of(command(script)):
-        _parse(f"--command={script}", arguments)
-        if vary not in FLAGS:
-            raise command_line.BadFlag(f"--vary={vary}: expected a flag that {script} --help lists")
-        for word in arguments:
-            if command_line.name_of(_flag(word)) in {*_SET_HERE, command_line.name_of(vary)}:
-                raise command_line.BadFlag(f"--command: expected no {word}, because the sweep sets it; leave it out")
-        for value in values:
-            _parse(f"--values={value}", [*arguments, f"--{vary}={value.strip()}"])
-        for seed in seeds:
-            _parse(f"--seeds={seed}", [*arguments, f"--seed={seed}"])
-
-
-def _parse(source: str, arguments: list[str]) -> None:
+def _numbers(name: str, words: Sequence[str] | None, kind: Callable[[str], Any]) -> list[Any]:
     try:
-        rest = FLAGS(command_line.words(["", *arguments]))[1:]
-    except (flags.Error, ValueError) as error:
-        raise command_line.BadFlag(f"{source}: {str(error).removeprefix('flag ')}") from error
-    if rest:
-        raise command_line.BadFlag(f"{source}: expected flags, which begin with --. Received: {' '.join(rest)}")
+        found = [kind(word) for word in words or []]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) != len(found):
+        raise BadFlag(f"--{name}={','.join(words or [])}: expected different numbers, such as 0.1,0.05")
+    return found
 
 
 def _flag(word: str) -> str:
@@ -131,78 +277,21 @@ def _flag(word: str) -> str:
     return word.lstrip("-").partition("=")[0].replace("-", "_") if word.startswith("-") else ""
 
 
-def _fraction(word: str) -> float:
-    return command_line._Fraction(-float("inf"), float("inf"), None).parse(word)
-
-
-def _numbers(name: str, kind: Callable[[str], Any]) -> list[Any]:
-    words = FLAGS[name].value
-    try:
-        found = [kind(word) for word in words or []]
-    except ValueError:
-        found = []
-    if not found or len(set(found)) != len(found):
-        raise command_line.BadFlag(f"--{name}: expected different numbers, as 0.1,0.05. Received: {words}")
-    return found
-
-
-def _directory() -> Path:
-    if not FLAGS.output_dir:
-        raise command_line.BadFlag("--output_dir: expected a directory for the sweep. Received: no such flag")
-    directory = Path(FLAGS.output_dir).expanduser()
-    run_directory.check_directory("output_dir", directory)
-    record = directory / "sweep.json"
-    if record.is_file() and (before := _read(directory)["command"]) != FLAGS.command:
-        raise command_line.BadFlag(
-            f"--output_dir={directory}: expected a new directory, or the command of the sweep that it holds, {before}. "
-            f"Received: {FLAGS.command}"
-        )
-    return directory
-
-
-def _run(script: str, arguments: list[str], value: str, seed: int, directory: Path) -> dict[str, Any]:
-    """Runs one of them if it is not finished, and returns its results."""
-    place = directory / f"{FLAGS.vary}_{value.replace('/', '-')}" / f"seed_{seed}"
-    final = _final(place)
-    if final is None:
-        print(f"\n{FLAGS.vary}={value}, seed {seed}", flush=True)
-        own = [f"--{FLAGS.vary}={value}", f"--seed={seed}", f"--output_dir={place}"]
-        if place.exists():
-            # A phase that begins with another network begins anew; everything else goes on.
-            begins = any(_flag(word) == "source_net" for word in arguments)
-            alone = any(_flag(word) == "exp_mode" for word in arguments)
-            own.append("--overwrite" if begins and alone else "--resume")
-        done = subprocess.run(process(script, *arguments, *own), check=False)
-        if done.returncode < 0 or done.returncode == 130:
-            raise KeyboardInterrupt
-        final = _final(place)
-        if done.returncode or final is None:
-            raise command_line.BadInput(
-                f"--command: expected a run that ends well. Received: one that failed in {place}"
-            )
-    results = json.loads((final / "results.json").read_text())
-    kept = ("clean_accuracy", "robust_accuracy", "connectivity", "nonzero", "prunable", "epochs", "seconds", "attack")
-    return {"seed": seed, "directory": str(final), **{name: results[name] for name in kept if name in results}}
-
-
-def _final(place: Path) -> Path | None:
-    for part in reversed(_FINAL):
-        if (place / part / "results.json").is_file():
-            return place / part
-    return None
-
-
-def _mean(value: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    point: dict[str, Any] = {"value": value}
+def _point(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Returns means and deviations over the runs of a value that are finished; `None` if there are none."""
+    finished = [results for run in runs if (results := run.results()) is not None]
+    if not finished:
+        return None
+    point: dict[str, Any] = {"value": fraction(runs[0].value)}
     for name in ("clean", "robust"):
-        found = [run[f"{name}_accuracy"] for run in runs]
+        found = [results[f"{name}_accuracy"] for results in finished]
         point[f"{name}_accuracy"] = float(np.mean(found))
         point[f"{name}_deviation"] = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
-    point["connectivity"] = float(np.mean([run["connectivity"] for run in runs]))
-    return {**point, "runs": runs}
+    point["connectivity"] = float(np.mean([results["connectivity"] for results in finished]))
+    return {**point, "runs": finished}
 
 
-def _told_apart(sweeps: list[dict[str, Any]], directories: list[Path]) -> list[dict[str, Any]]:
+def _told_apart(sweeps: Sequence[dict[str, Any]], directories: Sequence[Path]) -> list[dict[str, Any]]:
     """Returns the sweeps under different names: one whose name is taken adds its directory, and if need be a number."""
     found: dict[str, dict[str, Any]] = {}
     for sweep, directory in zip(sweeps, directories, strict=True):
@@ -214,9 +303,9 @@ def _told_apart(sweeps: list[dict[str, Any]], directories: list[Path]) -> list[d
     return list(found.values())
 
 
-def _table(sweeps: list[dict[str, Any]]) -> str:
+def _table(sweeps: list[dict[str, Any]], vary: str) -> str:
     """Returns a Markdown table, one line per value and sweep."""
-    lines = [f"| {FLAGS.vary} | method | clean % | robust % | connected % | seeds |", "|---|---|---|---|---|---|"]
+    lines = [f"| {vary} | method | clean % | robust % | connected % | seeds |", "|---|---|---|---|---|---|"]
     values = sorted({point["value"] for sweep in sweeps for point in sweep["points"]}, reverse=True)
     for value in values:
         for sweep in sweeps:
@@ -232,11 +321,15 @@ def _table(sweeps: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _axis() -> str:
+def _axis(vary: str) -> str:
     """Returns what a figure calls the flag that is varied."""
-    name = command_line.name_of(FLAGS.vary)
-    words = {"k": "connectivity", "epsilon": "radius ε (pixels of [0, 1])", "prune_rate": "connectivity"}
-    return words.get(name, name.replace("_", " "))
+    words = {
+        "k": "connectivity",
+        "pc": "connectivity",
+        "epsilon": "radius ε (pixels of [0, 1])",
+        "prune_rate": "connectivity",
+    }
+    return words.get(vary, vary.replace("_", " "))
 
 
 def _attack(sweeps: list[dict[str, Any]]) -> str:
@@ -246,10 +339,15 @@ def _attack(sweeps: list[dict[str, Any]]) -> str:
     return names.pop() if len(names) == 1 and all("attack" in run for run in runs) else ""
 
 
-def _finished(directory: Path) -> dict[str, Any]:
+def finished(directory: Path) -> dict[str, Any]:
+    """Returns the record of a sweep in another directory.
+
+    Raises:
+        BadInput: if there is none, or none of its runs has finished.
+    """
     sweep = _read(directory)
     if not sweep["points"]:
-        raise command_line.BadInput(f"{directory}: expected a finished sweep. Received: one that was interrupted")
+        raise BadInput(f"{directory}: expected a finished sweep, and this one was interrupted; finish it first")
     return sweep
 
 
@@ -258,7 +356,6 @@ def _read(directory: Path) -> dict[str, Any]:
         found = json.loads((directory / "sweep.json").read_text())
         return {name: found[name] for name in ("name", "command", "vary", "points")}
     except (OSError, ValueError, KeyError) as error:
-        raise command_line.BadInput(
-            f"{directory}: expected the directory of a finished sweep, with sweep.json. Received: "
-            f"{type(error).__name__}: {error}"
+        raise BadInput(
+            f"{directory}: expected the directory of a finished sweep, with sweep.json; {type(error).__name__}: {error}"
         ) from error
