@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from tests.cli.conftest import EVALUATE, ROOT, TRAIN
-from tf_robust_sparse.cli import command_words, hydra_originals, hydra_settings, lottery_flags, recipes, settings
+from tf_robust_sparse.cli import command_words, hydra_originals, hydra_settings, recipes, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections import method, sparsity
 from tf_robust_sparse.cli.sections.attacks import TestAttack
 from tf_robust_sparse.cli.sections.data import TrainingImages
+from tf_robust_sparse.cli.sections.lottery import Experiment
 
 TRAINED = [
     name for name, recipe in recipes.recipes().items() if recipe.command == "train" and not name.startswith("modern_")
@@ -252,18 +253,18 @@ def test_the_flagfile_of_hydra_on_the_sample_parses(parse):
 @pytest.mark.parametrize("name", LOTTERY)
 def test_flagfiles_of_lottery_tickets_parse(name, parse):
     flags = parse("run_lottery_tickets", f"--flagfile=flags/{name}.flags", "--adv_train")
-    lottery_flags.check()
+    settings.check()
     assert name == f"lottery_{flags.dataset}_{flags.experiment.removeprefix('reinit_')}_{flags.attack}"
     assert flags.data == {"digits": "mnist", "fashion": "fashion_mnist"}[flags.dataset]
     assert (flags.trials, flags.train_iters, flags.prune_iters, flags.batch_size) == (5, 50_000, 20, 60)
     assert (flags.learning_rate, flags.l1_reg, flags.eval_every, flags.seed) == (0.0012, 0.0, 500, 1234)
     place = f"output/{flags.dataset}/dense-300-100/{flags.experiment}/{flags.attack}/lr-0.0012_l1-0.0_advtrain-true"
-    assert str(lottery_flags.directory()) == place
+    assert str(Experiment.read().directory(flags.experiment)) == place
 
 
 def test_the_flagfile_of_lottery_tickets_on_the_sample_parses(parse):
     flags = parse("run_lottery_tickets", "--flagfile=flags/lottery_sample.flags")
-    lottery_flags.check()
+    settings.check()
     assert (flags.data, flags.attack, flags.adv_train, flags.trials) == ("fashion_mnist_sample", "fgsm", True, 3)
 
 
@@ -276,7 +277,7 @@ def test_flagfiles_of_grids_parse(name, parse):
     assert number == GRIDS[name]
     options = flags.options.split()
     parse("run_lottery_tickets", *options)
-    lottery_flags.check()
+    settings.check()
 
 
 def test_the_evaluation_of_the_quick_start_finds_what_it_wrote(parse):

@@ -59,10 +59,9 @@ def main() -> None:
     if side_by_side:
         train_side_by_side(parts)
     else:
-        with strategy.scope():
-            build = functools.cache(functools.partial(model, images))
-            for trials in (group for part in parts for group in unfinished(directory, part)):
-                train(build(len(trials)), trials, images, split, directory)
+        build = functools.cache(functools.partial(model, images, strategy))
+        for trials in (group for part in parts for group in unfinished(directory, part)):
+            train(build(len(trials)), trials, images, split, directory)
     if not rounds.only_trials:
         finish(directory, len(split.held_out["test"].y), len(split.test.y))
 
@@ -91,7 +90,11 @@ def train_side_by_side(parts: list[list[int]]) -> None:
 
 
 def train(
-    trained: trs.training.StackedRobustModel, trials: list[int], images: trs.data.ImageDataset, split: Split, directory: Path
+    trained: trs.training.StackedRobustModel,
+    trials: list[int],
+    images: trs.data.ImageDataset,
+    split: Split,
+    directory: Path,
 ) -> None:
     """Runs the rounds of trials that are trained together."""
     experiment, rounds = Experiment.read(), Rounds.read()
@@ -114,13 +117,16 @@ def train(
     ).run()
 
 
-def model(images: trs.data.ImageDataset, members: int) -> trs.training.StackedRobustModel:
+def model(
+    images: trs.data.ImageDataset, strategy: tf.distribute.Strategy, members: int
+) -> trs.training.StackedRobustModel:
     """Returns what is trained, for so many trials at once, compiled."""
     experiment, rounds = Experiment.read(), Rounds.read()
-    network = trs.models.stack([experiment.network(images, seed) for seed in range(members)])
     attack = experiment.build_attack()
-    found = trs.training.StackedRobustModel(network, experiment.objective(attack), attack)
-    found.compile(experiment.optimizer(), steps_per_execution=rounds.plan().steps_per_call, jit_compile=rounds.jit)
+    with strategy.scope():
+        network = trs.models.stack([experiment.network(images, seed) for seed in range(members)])
+        found = trs.training.StackedRobustModel(network, experiment.objective(attack), attack)
+        found.compile(experiment.optimizer(), steps_per_execution=rounds.plan().steps_per_call, jit_compile=rounds.jit)
     return found
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import shlex
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from absl import flags
@@ -33,7 +33,7 @@ _SET_HERE = (
     *("dataset", "data", "data_dir", "experiment", "attack", "adv_train", "l1_reg", "l1"),
     *("base_dir", "resume", "force", "only_trials"),
 )
-_WITHOUT = {  # what leaves out a flag of --options that the strategy has no use for
+_WITHOUT: dict[str, dict[str, Any]] = {  # what leaves out a flag of --options that the strategy has no use for
     "no_pruning": {"prune_iters": 0, "rewind_step": "0"},
     "reinit_rand": {"rewind_step": "0"},
     "reinit_none": {"rewind_step": "0"},

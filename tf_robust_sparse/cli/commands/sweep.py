@@ -161,7 +161,7 @@ def main() -> None:
     directory, runs = sweep.directory, sweep.runs()
     check_runs(sweep, runs)
     run_lock.take(directory, f"--output_dir={directory}")
-    record = {"name": sweep.name or script, "command": sweep.command, "vary": sweep.vary, "points": []}
+    record: dict[str, Any] = {"name": sweep.name or script, "command": sweep.command, "vary": sweep.vary, "points": []}
     if not (directory / "sweep.json").is_file():  # whose runs these are, should it be interrupted
         run_directory.write_json(directory / "sweep.json", record)
     failed = train(script, [run for run in runs if run.final() is None], sweep.processes)
