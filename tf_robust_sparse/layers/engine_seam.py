@@ -168,8 +168,9 @@ class NetworkEngine:
 def threads() -> int:
     """Returns the number of threads, TensorFlow's own for one operation."""
     chosen = tf.config.threading.get_intra_op_parallelism_threads()
-    if chosen:
-        return chosen
+    named = os.environ.get("TF_NUM_INTRAOP_THREADS", "")  # which TensorFlow follows where nothing is chosen
+    if chosen or (named.isdecimal() and int(named)):
+        return chosen or int(named)
     allowed = getattr(os, "sched_getaffinity", None)  # Linux alone tells which cores this process may use
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 

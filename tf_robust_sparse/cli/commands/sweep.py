@@ -17,7 +17,7 @@ import io
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +26,27 @@ from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse import saving
-from tf_robust_sparse.cli import command_line, embedded, processes, run_directory, run_lock, settings
+from tf_robust_sparse.cli import (
+    binary_originals,
+    command_line,
+    embedded,
+    hydra_originals,
+    processes,
+    run_directory,
+    run_lock,
+    settings,
+)
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.main import command, process
 from tf_robust_sparse.cli.settings import Settings, setting
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = "finished runs are kept; the same command goes on"
-_TRAINING = ("run_connectivity_sampling", "run_hydra", "run_binary_subnetworks")
+_TRAINING: Mapping[str, Callable[[], object]] = {  # script -> what takes the words of published command lines
+    "run_connectivity_sampling": lambda: None,
+    "run_hydra": hydra_originals.translate,
+    "run_binary_subnetworks": binary_originals.translate,
+}
 _FINAL = ("finetune", "")  # where a script of several phases, and one of one, leaves the network that counts
 # What the sweep sets for each run, and what to use in its place.
 _SET_HERE = {
@@ -198,6 +211,7 @@ def check_runs(sweep: Sweep, runs: Sequence[Run]) -> None:
         for run in runs:
             with _from(run.name):
                 embedded.parse([*run.arguments, *run.beginning()])
+                _TRAINING[script]()
                 settings.check()
 
 
