@@ -151,6 +151,7 @@ def test_bad_input(tmp_path):
     refused("--command: --trainer=free", command="run_hydra --trainer=free", vary="k")
     refused("--command: unexpected arguments: base", command="run_hydra base", vary="k")
     refused("seed -1: --seed=-1", seeds="0,-1")
+    refused("k=0.1, seed 0: --exp_mode=prune", command="run_hydra --exp_mode=prune", vary="k")
     refused("--seeds", "different numbers", seeds="0,0")
     refused("--output_dir", "a directory for the sweep", output_dir="")
     refused("a finished sweep", beside=str(tmp_path))
