@@ -89,8 +89,8 @@ def check(directory: Path, resume: bool = False) -> bool:
 
 def _in_the_users_words(directory: Path) -> str:
     """Returns the directory of a run as the command line says it."""
-    for name in _PLACES:
-        if name in FLAGS and FLAGS[name].present and FLAGS[name].value:
+    for name in set(_PLACES).intersection(command_line.names()):
+        if FLAGS[name].present and FLAGS[name].value:
             said = f"--{name}={FLAGS[name].value}"
             return said if Path(FLAGS[name].value).expanduser() == directory else f"{said}: {directory}"
     return f"{directory}, where a run with these flags is without --output_dir"
