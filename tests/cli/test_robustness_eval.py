@@ -1,6 +1,5 @@
 """The robustness evaluation from end to end on a few images, and its bad input."""
 
-import contextlib
 import importlib.util
 import json
 
@@ -12,6 +11,7 @@ import tf_robust_sparse as trs
 from tests.cli.conftest import ROBUSTNESS, ROOT, TRAIN, run_script
 from tests.cli.drill import survive
 from tests.cli.test_bad_input import assert_explained
+from tests.networks import fit_last_layer
 from tf_robust_sparse.cli import settings
 from tf_robust_sparse.cli.sections.leaderboard import connectivity
 from tf_robust_sparse.evaluation import attack_versions
@@ -30,12 +30,13 @@ SHORT_VERSION = ("apgd-ce", "square")
 
 @pytest.fixture(scope="module")
 def natural(tmp_path_factory):
-    """The directory of a run without adversarial training, which its flags name; not to be changed."""
+    """The directory of a network without adversarial training, which the flags of its run name; not to be changed."""
+    network = trs.models.small_cnn(input_shape=(28, 28, 1), kernel="subnet", connectivity=0.3, seed=0)
+    fit_last_layer(network, trs.data.load("fashion_mnist_sample").take(4000, 1))
     place = tmp_path_factory.mktemp("natural")
-    short = ("--train_examples=2048", "--test_examples=16", "--epochs=3", "--batch_size=64", "--augmentation=none")
-    with contextlib.chdir(place):
-        run_script(TRAIN, *NATURAL, *short, "--pgd_iters=1", "--pgd_restarts=1").expect()
-    (directory,) = (place / "saved_models").iterdir()
+    directory = place / "saved_models" / "fashion_mnist_sample_small_cnn_natural_sparse0.3"
+    trs.save_network(network, directory)
+    trs.export_network(network, directory / "serve")
     return directory
 
 
