@@ -62,25 +62,16 @@ def test_three_phases_leave_three_networks(everything):
         assert found["nonzero"] == sum(layer.kept for layer in trs.sparsity.subnet_layers(network))
         assert found["phase"]["phase"] == name and found["source"].endswith("pretrain" if name == "prune" else "prune")
         assert found["objective"]["objective"] == "TRADES" and found["epochs"] == (1 if name == "prune" else 2)
-    for one, two, three in zip(
-        trs.layers.kernel_layers(pretrained),
-        trs.layers.kernel_layers(pruned),
-        trs.layers.kernel_layers(finetuned),
-        strict=True,
-    ):
+    layers = (trs.layers.kernel_layers(network) for network in (pretrained, pruned, finetuned))
+    for one, two, three in zip(*layers, strict=True):
         np.testing.assert_array_equal(one.kernel, two.kernel)  # the prune phase learns scores alone
         np.testing.assert_array_equal(two.scores, three.scores)  # the finetune phase keeps them
         mask = two.compute_kernel_mask().numpy()
         assert (np.asarray(three.kernel)[mask] != np.asarray(two.kernel)[mask]).any()
     assert done.out.count("Clean accuracy") == 3
-
-
-def test_what_is_exported_computes_the_same(everything):
-    directory, _ = everything
-    network = trs.load_network(directory / "finetune")
-    x = np.random.default_rng(0).random((4, 28, 28, 1)).astype("float32")
+    x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
     exported = trs.evaluation.load_saved_model(directory / "finetune/serve")
-    np.testing.assert_allclose(exported(x), network(x), atol=1e-5)
+    np.testing.assert_allclose(exported(x), finetuned(x), atol=1e-5)
 
 
 def test_an_unfinished_run_goes_on_from_a_dense_network(everything, tmp_path):
@@ -194,7 +185,6 @@ BAD = [
     ("resume with a source", ["--exp_mode=prune", "--resume", "--source_net=x"], "--source_net=x", "not both"),
     ("a source of nothing", ["--exp_mode=pretrain", "--source_net=x"], "--source_net=x", "--exp_mode=prune, finetune"),
     ("a missing source", ["--exp_mode=prune", "--source_net=no"], "--source_net=no", "the path does not exist"),
-    ("k of 0", ["--k=0"], "--k=0", "in (0, 1]"),
     (
         "two initialisations",
         ["--scaled_score_init", "--scores_init_type=default"],
@@ -202,13 +192,10 @@ BAD = [
         "both",
     ),
     ("frozen batch norm", ["--exp_mode=pretrain", "--freeze_bn=yes"], "--freeze_bn=yes", "--exp_mode=prune"),
-    ("a start of no attack", ["--trainer=base", "--trades_start=uniform"], "--trades_start=uniform", "--trainer=adv"),
     ("snip elsewhere", ["--exp_mode=prune", "--source_net=x", "--snip_init"], "--snip_init", "--exp_mode=pretrain"),
     ("free training in l2", ["--trainer=freeadv", "--norm=l2"], "--trainer=freeadv", "--norm=linf"),
     ("labels of nothing", ["--trainer=freeadv", "--pseudo_labels=x"], "--pseudo_labels=x", "--trainer=freeadv"),
     ("batches of two sizes on a CPU", ["--nodrop_last"], "--nodrop_last", "TF_ENABLE_ONEDNN_OPTS=0"),
-    ("batches of two sizes", ["--trainer=freeadv", "--nodrop_last"], "--nodrop_last", "--trainer=freeadv"),
-    ("labels that are not there", ["--pseudo_labels=no.npz"], "--pseudo_labels=no.npz", "a file"),
 ]
 
 
@@ -332,12 +319,9 @@ SPARSE = ("--exp_mode=pretrain", "--layer_type=subnet")
     [
         (["--exp_mode=pretrain", "--k=0.2", "--scale_rand_init"], "k scale_rand_init"),
         ([*FINETUNE, "--allocation=erk", "--scores_init_type=default"], "allocation scores_init_type"),
-        (["--layer_type=subnet"], "layer_type"),
-        (["--exp_mode=pretrain", "--scaled_score_init"], "scaled_score_init"),
-        ([*PRUNE, "--init_type=pytorch"], "init_type"),
+        ([*PRUNE, "--init_type=pytorch", "--layer_type=subnet"], "init_type layer_type"),
         (["--optimizer=adam", "--momentum=0.5", "--warmup_lr=0.5"], "momentum warmup_lr"),
         (["--trainer=base", "--beta=3", "--num_steps=3", "--n_repeats=3"], "beta num_steps n_repeats"),
-        (["--noise_std=0.5"], "noise_std"),
         (
             ["--trainer=ibp", "--epsilon=.1", "--const_init", "--starting_epsilon=.01", "--epsilon_schedule=smoothed"],
             "const_init starting_epsilon epsilon_schedule",
@@ -345,7 +329,6 @@ SPARSE = ("--exp_mode=pretrain", "--layer_type=subnet")
         (["--k=0.2", "--allocation=erk", "--scores_init_type=default", "--momentum=0.5", "--beta=3"], ""),
         ([*SPARSE, "--k=0.2", "--allocation=erk", "--scale_rand_init"], ""),
         ([*FINETUNE, "--scaled_score_init", "--k=0.2", "--allocation=erk"], ""),
-        (["--trainer=smooth", "--noise_std=0.5", "--warmup_epochs=1", "--warmup_lr=0.5"], ""),
         (["--trainer=ibp", "--epsilon=.1", "--starting_epsilon=.01", "--schedule_length=2"], ""),
     ],
 )

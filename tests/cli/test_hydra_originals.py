@@ -111,7 +111,6 @@ def test_what_is_not_given_is_as_there_and_ours_on_our_command_lines(meaning, mo
         ("vgg16_bn", "signed_const", "signed_const"),
         ("resnet18", "kaiming_normal", "pytorch"),
         ("wrn_28_4", "kaiming_normal", "kaiming_normal_fan_out_wrn"),
-        ("cifar_model_large", "kaiming_normal", "kaiming_normal_fan_out"),
         ("mnist_model", "kaiming_normal", "pytorch"),
         ("ResNet50", "kaiming_normal", "kaiming_normal_fan_out"),
     ],
@@ -127,7 +126,7 @@ def test_networks_begin_as_there(arch, there, ours, meaning):
     assert prune.init_type is None  # nothing is drawn
 
 
-def test_a_configuration_lies_between_command_line_and_defaults(configs, meaning):
+def test_a_configuration_lies_between_command_line_and_defaults(configs, meaning, capsys):
     file = {
         **{"model": "vgg16", "data": "cifar10", "norm": "linf", "optimizer": "adam", "learning_rate": 0.001},
         **{"batch_size": 64, "epsilon": 0.007, "schedule_length": 60, "exp_mode": "pretrain", "layer_type": "subnet"},
@@ -146,30 +145,15 @@ def test_a_configuration_lies_between_command_line_and_defaults(configs, meaning
     flags = meaning(configs, "--trainer=adv", "--val_method=adv")  # to which the settings of bounds mean nothing
     assert (flags.schedule_length, flags.epsilon) == (0, 0.007)
     assert not any("schedule_length" in line for line in run_directory.recorded_flags())
-
-
-def test_a_schedule_longer_than_its_phase_is_told_of(configs, meaning, capsys):
-    prune = ("--exp-mode=prune", "--source-net=x", "--epochs=20", "--trainer=crown-ibp", "--val_method=ibp")
-    meaning(configs, *prune)
+    prune = ("--exp-mode=prune", "--source-net=x", "--epochs=20")
+    meaning(configs, *crown, *prune)  # a schedule longer than its phase
     assert "Note: --schedule_length=60: expected a prune phase of at least 60 epochs" in capsys.readouterr().out
 
 
 def test_the_sub_network_command_only_prunes(configs, meaning, capsys):
     """That of its README, which leaves --exp-mode out."""
-    words = (
-        "--arch",
-        "wrn_28_4",
-        configs,
-        "--trainer",
-        "adv",
-        "--val-method",
-        "adv",
-        "--k",
-        "0.5",
-        "--source-net",
-        "x",
-    )
-    flags = meaning(*words)
+    adv = ("--trainer", "adv", "--val-method", "adv")
+    flags = meaning("--arch", "wrn_28_4", configs, *adv, "--k", "0.5", "--source-net", "x")
     assert (flags.exp_mode, Phases.read().names, flags.k, flags.epochs) == ("prune", ("prune",), 0.5, 100)
     assert "without --exp_mode is the prune phase" in capsys.readouterr().out
 
@@ -204,27 +188,22 @@ def test_semisup_batches_hold_as_many_labeled_images_as_there(given, configs, me
     assert flags.semisup_fraction == (1.0 if given == "--configs" else 0.25)
 
 
-def test_free_training_stretches_its_rates_over_all_epochs_as_there(meaning):
+def test_rates_are_as_there(meaning):
+    """Free training stretches them over all epochs; a warm-up before steps is as fast as the rest."""
     words = ("--arch=ResNet50", "--dataset=imagenet", "--exp-mode=pretrain", "--trainer=freeadv", "--epochs=90")
     assert meaning(*words).undivided_schedule
     expected = trs.training.epoch_rates("cosine_ref", 0.1, 90)[:23]
     assert plan("pretrain").rates == expected and expected[-1] > 0.08
     assert meaning("--data=imagenet", "--model=resnet50_imagenet", "--trainer=freeadv", "--epochs=90")
     assert plan("pretrain").rates == trs.training.epoch_rates("cosine", 0.1, 23)
-
-
-def test_a_warm_up_before_steps_is_as_fast_as_the_rest_as_there(meaning):
     meaning(*PRETRAIN, "--lr-schedule=step", "--epochs=10", "--warmup-epochs=2", "--warmup-lr=0.01")
     assert plan("pretrain").rates == pytest.approx([0.1] * 10 + [0.01, 0.001])
 
 
-def test_batch_norm_is_frozen_by_a_flag_without_value(meaning):
-    for words in (("--freeze-bn", "--k", "0.1"), ("--k=0.1", "--freeze-bn")):
-        flags = meaning("--exp-mode=prune", "--source-net=x", *words)
-        assert (flags.freeze_bn, flags.k) == ("affine", 0.1)
-
-
 def test_what_is_accepted_silently_there(meaning, capsys):
+    for words in (("--freeze-bn", "--k", "0.1"), ("--k=0.1", "--freeze-bn")):
+        flags = meaning("--exp-mode=prune", "--source-net=x", *PRETRAIN[:4], *words)
+        assert (flags.freeze_bn, flags.k) == ("affine", 0.1)
     flags = meaning(*PRETRAIN, "--k=1.0", "--beta=6", "--schedule_length=3", "--mixtraink=5", "--freeze_bn=affine")
     assert (flags.schedule_length, flags.mixtraink, flags.freeze_bn) == (0, 1, "no")
     assert meaning(*PRETRAIN, "--semisup-data=tinyimages", "--semisup-fraction=0.5").pseudo_labels is None
@@ -306,7 +285,7 @@ def test_messages_name_the_flag_that_says_where(meaning, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, said in (
         (["--exp-name=one", "--arch=cifar_model"], "--exp_name=one: trained_models/one/pretrain/1--k"),
-        (["--output_dir=here"], "--output_dir=here: expected"),
+        (["--output_dir=here"], "--output_dir=here holds other files"),
         ([], "saved_models/cifar10_vgg16_hydra_adv0.1/pretrain, where a run with these flags is"),
     ):
         meaning("--exp-mode=pretrain", *words)

@@ -21,9 +21,7 @@ class Checkpoint(Settings):
 
     dataset: str | None = like(hydra_originals.Names, "dataset")
     arch: str = setting(
-        "vgg16_bn",
-        "Of a PyTorch checkpoint: its network.",
-        choices=(*hydra_originals.NETWORKS, *trs.models.NETWORKS),
+        "vgg16_bn", "Of a PyTorch checkpoint: its network.", choices=(*hydra_originals.NETWORKS, *trs.models.NETWORKS)
     )
     layer_type: str = setting(
         "dense", "Of a PyTorch checkpoint: subnet where it has scores.", choices=("dense", "subnet")

@@ -108,18 +108,17 @@ class Names(Settings):
     )
     no_cuda: bool = setting(False, "Use no GPU.", recorded=False)
     normalize: bool = setting(False, "Not taken, because networks and attacks are in pixels of [0, 1].", recorded=False)
-    clip_min: str | None = setting(None, "Lowest value of a pixel, 0.", recorded=False)
-    clip_max: str | None = setting(None, "Highest value of a pixel, 1.", recorded=False)
-    start_epoch: str | None = setting(None, "First epoch, 0.", recorded=False)
+    clip_min: float | None = setting(None, "Lowest value of a pixel, 0.", recorded=False)
+    clip_max: float | None = setting(None, "Highest value of a pixel, 1.", recorded=False)
+    start_epoch: int | None = setting(None, "First epoch, 0.", recorded=False)
 
     def check(self) -> None:
         """Checks what is taken with one value alone, and whether a radius grows in time."""
         if self.normalize:
             raise BadFlag("--normalize is not taken, because networks and attacks are in pixels of [0, 1]; drop it")
         for name, (value, why) in _FIXED.items():
-            text = getattr(self, name)
-            if text is not None and not _is(text, value):
-                raise BadFlag(f"--{name}={text}: expected {why}")
+            if getattr(self, name) not in (None, value):
+                raise BadFlag(f"--{name}={getattr(self, name):g}: expected {why}")
         labels = TrainingImages.read().pseudo_labels
         if self.is_semisup is False and labels:
             raise BadFlag(f"--nois_semisup takes no pseudo-labeled images; drop it, or --pseudo_labels={labels}")
@@ -242,13 +241,6 @@ def _set(name: str, value: Any) -> None:
         flag.using_default_value = False
 
 
-def _is(text: str, value: float) -> bool:
-    try:
-        return float(text) == value
-    except ValueError:
-        return False
-
-
 def _translate_initialization() -> None:
     begins = FLAGS.arch in NETWORKS and not FLAGS.source_net and FLAGS.exp_mode in ("pretrain", "all")
     if not begins:
@@ -280,7 +272,7 @@ def _translate_semisup() -> None:
     if not found:
         raise BadFlag(
             f"--semisup_data={FLAGS.pseudo_labels}: expected tinyimages with {places[0]}, or in its place the file of "
-            "pseudo-labeled images. Received: no such file"
+            "pseudo-labeled images; there is no such file"
         )
     FLAGS.pseudo_labels = str(found[0])
     if not FLAGS["rst_frac"].present:

@@ -210,10 +210,7 @@ class Optimizer(Settings):
     title = "Training"
 
     optimizer: str = setting(
-        "sgd",
-        "Optimizer; weight decay is in its gradient.",
-        choices=("sgd", "adam", "rmsprop"),
-        identity=True,
+        "sgd", "Optimizer; weight decay is in its gradient.", choices=("sgd", "adam", "rmsprop"), identity=True
     )
     learning_rate: float = setting(0.1, "Highest learning rate.", excluded=0, aliases=("lr",))
     lr_schedule: str = setting("cosine", "Course of the learning rate over the epochs.", choices=trs.training.SCHEDULES)

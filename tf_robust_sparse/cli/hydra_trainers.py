@@ -95,11 +95,7 @@ class Trainer(Settings):
         ),
     )
     n_repeats: int = setting(
-        4,
-        "How often freeadv uses a batch; epochs are divided by it.",
-        lower=1,
-        identity=True,
-        only_for=_of("freeadv"),
+        4, "How often freeadv uses a batch; epochs are divided by it.", lower=1, identity=True, only_for=_of("freeadv")
     )
 
     def check(self) -> None:

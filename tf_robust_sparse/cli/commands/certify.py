@@ -99,11 +99,7 @@ class Certificates(Settings):
         only_for=_of("smoothing"),
     )
     alpha: float = setting(
-        0.001,
-        "Probability that a certificate is wrong, below 1.",
-        upper=1,
-        excluded=0,
-        only_for=_of("smoothing"),
+        0.001, "Probability that a certificate is wrong, below 1.", upper=1, excluded=0, only_for=_of("smoothing")
     )
     skip: int = setting(1, "Certify every skip-th test image.", lower=1)
     max_examples: int | None = setting(None, "Certify at most so many images; -1 for all.", lower=-1, aliases=("max",))
