@@ -255,6 +255,7 @@ BAD = [
     ("a state without AutoAttack", ["--attacks=pgd", "--state_file=s.json"], "--state_file=s.json", "autoattack"),
     ("steps of no attack", ["--attacks=clean", "--pgd_iters=7"], "--pgd_iters", "pgd or transfer, or --epsilons"),
     ("other images of no row", ["--noadditional_data"], "--noadditional_data", "belongs to --robustbench_file"),
+    ("a title of nothing", ["--title=A"], "--title=A", "belongs to --robustbench_file or --report"),
     ("padding", ["--padding_mode=symmetric"], "--padding_mode", "read from its file"),
     ("scores of no checkpoint", ["--k=0.1"], "--k=0.1", "a PyTorch checkpoint"),
     ("alone with a state", ["--individual", "--state_file=s.json"], "--state_file=s.json", "drop it or --individual"),

@@ -24,7 +24,7 @@ _WIDTH = 110
 _sections: dict[str, list[str]] = {}  # title -> names of its flags, in the order of their definition
 _aliases: dict[str, str] = {}
 _bare: dict[str, str] = {}  # name -> value of the flag where it stands without one
-_direct: set[str] = set()
+_direct: dict[str, str] = {}  # name of a flag on the command line itself -> the word that stands there
 cleanups = contextlib.ExitStack()  # closed when the work of a script ends, however it ends
 
 
@@ -57,6 +57,12 @@ def names() -> list[str]:
 def is_direct(name: str) -> bool:
     """Returns whether a flag stands on the command line itself, and not only in a flagfile."""
     return FLAGS[name].present and name in _direct
+
+
+def as_said(name: str) -> str:
+    """Returns a flag's name as the command line has it, which may be another name of the flag."""
+    word = _direct.get(name, name)
+    return word if word in _aliases else name
 
 
 def name_of(alias: str) -> str:
@@ -306,7 +312,7 @@ def parse(argv: list[str]) -> list[str]:
         name = word.lstrip("-").partition("=")[0]
         found = name if name in FLAGS else name.removeprefix("no")
         if word.startswith("-") and found in FLAGS:
-            _direct.add(FLAGS[found].name)
+            _direct[name_of(FLAGS[found].name)] = found
     try:
         rest = FLAGS(words(argv))
     except flags.UnrecognizedFlagError as error:

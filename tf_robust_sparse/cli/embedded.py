@@ -11,7 +11,7 @@ from tf_robust_sparse.cli import command_line, settings
 FLAGS = flags.FLAGS
 _TABLES: tuple[dict | set, ...] = (
     *(command_line._sections, command_line._aliases, command_line._bare, command_line._direct),
-    *(settings._defined, settings._groups),
+    *(settings._defined, settings._groups, settings._needed),
 )
 
 

@@ -119,7 +119,7 @@ def ignored(section: str, meanings: Mapping[str, str]) -> type["Settings"]:
 
 _defined: dict[str, Rules] = {}  # name of a flag -> its rules, of the running command
 _groups: dict[type["Settings"], None] = {}  # that the running command has, in order
-_needed: list[str] = []  # flags that the running command cannot do without
+_needed: dict[str, None] = {}  # flags that the running command cannot do without
 
 
 @dataclasses.dataclass
@@ -142,7 +142,7 @@ class Settings:
         """
         hints = typing.get_type_hints(cls)
         _groups[cls] = None
-        _needed.extend(needed)
+        _needed.update(dict.fromkeys(needed))
         with command_line.section(cls.title):
             for field in dataclasses.fields(cls):
                 if field.name in without:
@@ -234,7 +234,8 @@ def forget() -> None:
 
 
 def _said(flag: flags.Flag) -> str:
-    return flag.serialize() if flag.value is not None else f"--{flag.name}"
+    text = flag.serialize() if flag.value is not None else f"--{flag.name}"
+    return text.replace(flag.name, command_line.as_said(flag.name), 1)
 
 
 def _default(field: dataclasses.Field) -> Any:
