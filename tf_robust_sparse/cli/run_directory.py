@@ -1,5 +1,6 @@
 """The directory of one run: who may write there, `run.flags`, `results.json`."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import itertools
@@ -151,7 +152,9 @@ def recorded(directory: Path) -> dict[str, Any]:
         if name not in known and name.startswith("no") and not equals:
             name, equals, value = name[2:], "=", "false"
         if line.startswith("--") and name in known:
-            found[name] = FLAGS[name].parser.parse(value if equals else "true")
+            # Another command's flag of the same name may take other values.
+            with contextlib.suppress(ValueError):
+                found[name] = FLAGS[name].parser.parse(value if equals else "true")
     return found
 
 
