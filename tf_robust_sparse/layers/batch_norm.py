@@ -23,10 +23,30 @@ class Normalized(NamedTuple):
     entries: tf.Tensor
 
 
+def normalize(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float) -> Normalized:
+    """Returns `scale * (x - mean) / sqrt(variance + epsilon) + offset`, with moments of the images at hand.
+
+    TensorFlow's fused operation takes a third of the time of the separate ones that Keras calls, with its gradient.
+
+    Args:
+        x: `(..., channels)`, float32.
+        scale: `(channels,)`.
+        offset: `(channels,)`.
+        epsilon: Positive.
+    """
+    flat = tf.reshape(x, (1, 1, -1, x.shape[-1]))
+    y, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=flat, scale=scale, offset=offset, mean=(), variance=(), epsilon=epsilon, is_training=True
+    )
+    entries = tf.cast(tf.shape(flat)[2], tf.float32)
+    variance = unbiased * (tf.maximum(entries - 1, 1) / entries)
+    return Normalized(tf.reshape(y, tf.shape(x)), tf.stop_gradient(mean), tf.stop_gradient(variance), entries)
+
+
 def normalize_over_replicas(
     x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, near: tf.Tensor, epsilon: float
 ) -> Normalized:
-    """Returns `scale * (x - mean) / sqrt(variance + epsilon) + offset`, with moments of the images of all replicas.
+    """Returns what `normalize` does, with moments of the images of all replicas.
 
     One sum over the replicas carries both moments, and one both sums that the gradient needs. Gradients reach `x`,
     `scale` and `offset`, those of the latter two from the images of this replica.

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse.layers import kernel_seam
-from tf_robust_sparse.layers.batch_norm import normalize_over_replicas
+from tf_robust_sparse.layers.batch_norm import normalize, normalize_over_replicas
 from tf_robust_sparse.layers.kernel_seam import all_layers
 
 
@@ -71,9 +71,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return inputs
         if not (training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
         over_replicas = self.synchronized and self._several_replicas
-        if over_replicas and self.folds_into_last_axis and not self.renorm and mask is None:
-            return self._call_over_replicas(inputs)
+        if self.folds_into_last_axis and not self.renorm and mask is None and dtype == "float32":
+            return self._call_in_few_passes(tf.cast(inputs, dtype), over_replicas)
         if not self.unbiased:
             return super().call(inputs, training=training, mask=mask)
         before = tf.convert_to_tensor(self.moving_variance)
@@ -92,18 +93,20 @@ class BatchNormalization(keras.layers.BatchNormalization):
         context = tf.distribute.get_replica_context()
         return context is not None and context.num_replicas_in_sync > 1
 
-    def _call_over_replicas(self, inputs):
+    def _call_in_few_passes(self, x, over_replicas):
         mean, variance = (tf.convert_to_tensor(each) for each in (self.moving_mean, self.moving_variance))
-        x = tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         scale = tf.convert_to_tensor(self.gamma) if self.scale else tf.ones_like(mean)
         offset = tf.convert_to_tensor(self.beta) if self.center else tf.zeros_like(mean)
-        found = normalize_over_replicas(x, scale, offset, mean, self.epsilon)
+        if over_replicas:
+            found = normalize_over_replicas(x, scale, offset, mean, self.epsilon)
+        else:
+            found = normalize(x, scale, offset, self.epsilon)
         seen = found.variance
-        if self.unbiased:
+        if self.unbiased:  # a single entry has no variance, hence the maximum
             seen *= found.entries / tf.maximum(found.entries - 1, 1)
         self.moving_mean.assign(mean * self.momentum + found.mean * (1 - self.momentum))
         self.moving_variance.assign(variance * self.momentum + seen * (1 - self.momentum))
-        return tf.ensure_shape(tf.cast(found.y, self.compute_dtype), inputs.shape)
+        return tf.ensure_shape(tf.cast(found.y, self.compute_dtype), x.shape)
 
 
 @contextlib.contextmanager
