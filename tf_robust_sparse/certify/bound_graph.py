@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_layer import KernelLayer
 
 _WITHOUT_NEGATIVE_COEFFICIENTS = (
     keras.layers.Flatten,
@@ -142,7 +143,7 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
             f"The layer {layer.name} of type {type(layer).__name__} overrides call() of {known.__name__}, and bounds "
             "have no rule for it; use layers of Keras or of this package"
         )
-    if hasattr(layer, "compute_effective_kernel") or isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
+    if isinstance(layer, (KernelLayer, keras.layers.Dense, keras.layers.Conv2D)):
         return [(_kernel_rule(layer), ""), *_activation(layer.name, layer.activation, "/activation")]
     if isinstance(layer, layers.BetaBernoulliDropout | layers.BayesianScale):
         return [(_affine(*layer.inference_scale_and_shift()), "")]
@@ -188,7 +189,7 @@ def _activation(name: str, activation: Any, suffix: str) -> list[tuple[Any, str]
 
 
 def _kernel_rule(layer: Any) -> Linear:
-    kernel = layer.effective_kernel if hasattr(layer, "compute_effective_kernel") else layer.kernel
+    kernel = layer.effective_kernel if isinstance(layer, KernelLayer) else layer.kernel
     kernel = tf.cast(tf.convert_to_tensor(kernel), tf.float32)
     size = tf.abs(kernel)
     bias = None if layer.bias is None else tf.cast(tf.convert_to_tensor(layer.bias), tf.float32)

@@ -22,6 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_robust_sparse.layers.kernel_layer import KernelLayer
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import layer_values, sparse_coding
 from tf_robust_sparse.saving.atomic import replace_file
@@ -239,7 +240,7 @@ def _layers(network: keras.Model, prefix: str = "") -> Iterator[tuple[str, Any]]
 def _arrays(network: keras.Model) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yields the name, type and value of each array that is stored."""
     for place, layer in _layers(network):
-        if hasattr(layer, "compute_effective_kernel"):
+        if isinstance(layer, KernelLayer):
             # Adding 0 turns -0 into 0, because rewired kernels cannot hold -0.
             kernel = np.asarray(keras.ops.convert_to_numpy(layer.effective_kernel)) + np.float32(0)
             if not np.isfinite(kernel).all():
@@ -301,7 +302,7 @@ class _KernelOf:
 def _variables(network: keras.Model) -> Iterator[tuple[str, Any]]:
     """Yields the name and variable of each array, in the order of `_arrays`."""
     for place, layer in _layers(network):
-        if hasattr(layer, "compute_effective_kernel"):
+        if isinstance(layer, KernelLayer):
             yield f"{place}/{_KERNEL}", _KernelOf(layer)
             if layer.bias is not None:
                 yield f"{place}/bias", layer.bias

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_layer import KernelLayer
 
 _HOW = "pass a network of the same architecture, number of classes and image size"
 
@@ -43,7 +44,7 @@ def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True)
 
 def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
     """Returns pairs of a variable and its new value."""
-    if not hasattr(layer, "compute_effective_kernel"):
+    if not isinstance(layer, KernelLayer):
         pairs = list(zip(layer.weights, source.weights, strict=False))
         if len(layer.weights) != len(source.weights):
             raise ValueError(
@@ -62,7 +63,7 @@ def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
                 f"The layer {layer.name} has no kernel to copy to; build the network with plain, masked or subnet "
                 f"kernels. Received: {type(layer).__name__}"
             )
-        elif not hasattr(source, "compute_effective_kernel") and not hasattr(source, "kernel"):
+        elif not isinstance(source, KernelLayer) and not hasattr(source, "kernel"):
             raise ValueError(f"The source's layer {layer.name} has no kernel; {_HOW}")
         else:
             pairs = [(layer.kernel, _whole_kernel(source))]

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from tf_robust_sparse.layers.kernel_layer import KernelLayer
+
 BATCH_NORM_ROLES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
@@ -18,7 +20,7 @@ def assign(layer: Any, values: dict[str, np.ndarray]) -> None:
         values: Arrays by role, in the shapes of `layer`: `theta` and `sign`, or `kernel`, optionally `scores`; `bias`;
             `gamma`, `beta`, `moving_mean`, `moving_variance`.
     """
-    if hasattr(layer, "compute_effective_kernel"):
+    if isinstance(layer, KernelLayer):
         _assign_kernel(layer, values)
     for role in ("bias", *BATCH_NORM_ROLES):
         if role in values:

@@ -24,6 +24,7 @@ import numpy as np
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.data.readers import npz
+from tf_robust_sparse.layers.kernel_layer import KernelLayer
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import layer_values
 
@@ -202,16 +203,16 @@ def _layers_with_weights(network: keras.Model) -> list[Any]:
     return [
         layer
         for layer in dict.fromkeys(node.layer for node in layers.layer_graph(network))
-        if hasattr(layer, "compute_effective_kernel") or _is_batch_norm(layer)
+        if isinstance(layer, KernelLayer) or _is_batch_norm(layer)
     ]
 
 
 def _is_conv(layer: Any) -> bool:
-    return hasattr(layer, "compute_effective_kernel") and len(layer.effective_kernel.shape) == 4
+    return isinstance(layer, KernelLayer) and len(layer.effective_kernel.shape) == 4
 
 
 def _is_dense(layer: Any) -> bool:
-    return hasattr(layer, "compute_effective_kernel") and len(layer.effective_kernel.shape) == 2
+    return isinstance(layer, KernelLayer) and len(layer.effective_kernel.shape) == 2
 
 
 def _is_batch_norm(layer: Any) -> bool:

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_layer import KernelLayer
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import layer_values, variable_pickle
 
@@ -101,7 +102,7 @@ def _layout(network: keras.Model, is_sparse: bool) -> list[_Slot]:
     """Returns the entries of the list of `network`."""
     slots = []
     for layer in _layers_in_list_order(network):
-        if hasattr(layer, "compute_effective_kernel"):
+        if isinstance(layer, KernelLayer):
             shape = tuple(layer.effective_kernel.shape)
             slots += [_Slot(layer, role, shape) for role in (("theta", "sign") if is_sparse else ("kernel",))]
             if layer.bias is not None:
@@ -120,7 +121,7 @@ def _layers_in_list_order(network: keras.Model) -> list[Any]:
     norms = {}
     ordered = []
     nodes = layers.layer_graph(network)
-    kernels = {node.layer.name for node in nodes if hasattr(node.layer, "compute_effective_kernel")}
+    kernels = {node.layer.name for node in nodes if isinstance(node.layer, KernelLayer)}
     for node in nodes:
         if isinstance(node.layer, keras.layers.BatchNormalization) and node.inputs and node.inputs[0] in kernels:
             norms[node.inputs[0]] = node.layer

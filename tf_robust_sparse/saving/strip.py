@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from tf_robust_sparse.layers.cloning import cloned, copy_of, set_weights
+from tf_robust_sparse.layers.kernel_layer import KernelLayer
 
 
 def strip(network: keras.Model) -> keras.Model:
@@ -56,7 +57,7 @@ def _copy_weights(network: keras.Model, stripped: keras.Model) -> None:
         plain = stripped.get_layer(layer.name)
         if isinstance(layer, keras.Model):
             _copy_weights(layer, plain)
-        elif hasattr(layer, "compute_effective_kernel"):
+        elif isinstance(layer, KernelLayer):
             bias = [] if layer.bias is None else [layer.bias]
             plain.set_weights([keras.ops.convert_to_numpy(value) for value in (layer.effective_kernel, *bias)])
         elif plain.weights:
