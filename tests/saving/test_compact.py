@@ -168,7 +168,7 @@ def test_foreign_and_newer_files(file, tmp_path):
     with pytest.raises(ValueError, match=r"no compact network.*save_compact.*PK"):
         saving.load_compact(path)
     sealed(path, *parts(file), version=2)
-    with pytest.raises(ValueError, match=r"of version 2, this package reads up to 1"):
+    with pytest.raises(ValueError, match=r"has version 2, this package reads up to 1"):
         saving.load_compact(path)
     with pytest.raises(ValueError, match="There is no compact network at"):
         saving.load_compact(tmp_path / "none.trs")

@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_assigned(tmp_path):
     refused(without, r"no module block2.layer.1.conv2 for group2_block2_conv2")
     refused(state | {"extra.weight": np.zeros(3)}, "has no layer for extra")
     refused(state | {"fc.weight": np.zeros((9, 128))}, r"fc has kernel of shape \(128, 9\), classifier of \(128, 7\)")
-    refused(state | {"fc.weight": np.full((7, 128), np.nan)}, "not finite")
+    refused(state | {"fc.weight": np.full((7, 128), np.nan)}, "infinities or NaN")
     refused({key: value for key, value in state.items() if key != "fc.bias"}, "only classifier has a bias")
     refused({key: value for key, value in state.items() if key != "bn1.running_var"}, "bn1.running_var is missing")
     path.write_bytes(b"PK\x03\x04 damaged")

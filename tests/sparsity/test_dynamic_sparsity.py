@@ -129,7 +129,7 @@ def test_counts_add_up():
     ("arguments", "message"),
     [
         ({"connectivity": 0}, "connectivity=0"),
-        ({"interval": 0}, "`interval` is a number of steps, at least 1. Received: interval=0"),
+        ({"interval": 0}, "`interval` must be a number of steps, at least 1. Received: interval=0"),
         ({"drop_fraction": 1.5}, r"\[0, 1\]. Received: drop_fraction=1.5"),
         ({"start": "zeros"}, "one of random, magnitude. Received: start='zeros'"),
         ({"seed": -1}, "seed=-1"),

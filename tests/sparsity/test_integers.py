@@ -37,5 +37,5 @@ def test_integers_of_numpy_are_taken(kind, name):
 
 
 def test_a_size_that_is_no_integer_is_named():
-    with pytest.raises(ValueError, match=r"`min_size` is a number of entries, at least 0. Received: min_size=2.5"):
+    with pytest.raises(ValueError, match=r"`min_size` must be a number of entries, at least 0. Received: min_size=2.5"):
         trs.sparsify(trs.models.small_cnn(input_shape=(12, 12, 1)), 0.1, min_size=2.5)
