@@ -1,37 +1,24 @@
-"""What the flags of neural pruning stand for: networks, attacks, models, and what is measured of a finished one."""
+"""Neural pruning: the models that are trained, and what is measured of a finished network."""
 
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import neural_flags, run_directory, training_run
+from tf_robust_sparse.cli import run_directory, training_run
 from tf_robust_sparse.cli.command_line import about
-
-FLAGS = flags.FLAGS
+from tf_robust_sparse.cli.neural_settings import Attack, Network, Optimizer, Training
+from tf_robust_sparse.cli.sections import method
+from tf_robust_sparse.cli.sections.data import Data
 
 
 def network(run: training_run.TrainingRun) -> keras.Model:
     """Builds the network, with the weights of the run it begins with."""
-    settings: dict[str, Any] = (
-        {"input_norm": FLAGS.input_norm} if neural_flags.chosen().builder.startswith("vgg") else {}
-    )
-    with about("model", "data"):
-        built = trs.models.build(
-            neural_flags.chosen().builder,
-            num_classes=run.images.num_classes,
-            input_shape=run.images.train_images.shape[1:],
-            kernel=neural_flags.chosen().kernel,
-            seed=FLAGS.seed + (1 << 20) * FLAGS.train_source,  # the source is independent of what it attacks
-            synchronized_batch_norm=run.strategy.num_replicas_in_sync > 1,
-            gates=FLAGS.mode == "bbd",
-            threshold=FLAGS.thres,
-            **settings,
-        )
-    begins_with = neural_flags.start()
+    settings = Network.read()
+    built = settings.build(run.images, run.strategy.num_replicas_in_sync > 1)
+    begins_with = settings.start()
     if begins_with is not None and not run.resuming:
         with about("init_from"):
             base = trs.load_network(begins_with)
@@ -44,7 +31,7 @@ def check_start(base: keras.Model, built: keras.Model, where: Path) -> None:
     """Checks that a network can begin with what another one has learnt, and lets it standardize images as that does.
 
     Raises:
-        ValueError: if its images are normalised in another way, or it has gates and the new one has not.
+        ValueError: if its images are normalized in another way, or it has gates and the new one has not.
     """
     norms = [
         [layer.name for layer in each.layers if layer.name in ("normalization", "standardization")] or ["none"]
@@ -63,63 +50,22 @@ def check_start(base: keras.Model, built: keras.Model, where: Path) -> None:
         raise ValueError("The run to begin with has gates, which --mode=base would drop; pass --mode=bbd, or its base")
 
 
-def attack(steps: int | None = None, seed: int = 0) -> trs.attacks.GradientAttack:
-    """Returns the attack, of `steps` steps or else of --num_steps."""
-    if FLAGS.attack == "fgsm":
-        return trs.attacks.LinfFGSM(FLAGS.epsilon, seed=seed)
-    return trs.attacks.LinfPGD(FLAGS.epsilon, FLAGS.step_size, steps or FLAGS.num_steps, seed=seed)
-
-
-def evaluation_attack() -> trs.attacks.GradientAttack:
-    """Returns the attack of --eval_mode=attack."""
-    return attack(FLAGS.eval_steps, FLAGS.seed)
-
-
 def model(run: training_run.TrainingRun, built: keras.Model) -> trs.RobustModel:
     """Returns the compiled model that trains `built`."""
-    images = len(run.images.train_labels)
-    found: trs.objectives.Objective = trs.objectives.Natural()
-    if FLAGS.adv_train:
-        found = (
-            trs.objectives.TRADES(attack(), FLAGS.trades_beta)
-            if FLAGS.robust_loss == "trades"
-            else trs.objectives.CleanAndAdversarial(
-                attack(), FLAGS.adv_weight / (1 + FLAGS.adv_weight), joint=FLAGS.joint_bn
-            )
-        )
-        if FLAGS.vulnerability and FLAGS.lambda_weight:
-            found = trs.objectives.VulnerabilitySuppression(
-                found, FLAGS.lambda_weight, neural_flags.chosen().features, FLAGS.vulnerability_type
-            )
-    if neural_flags.chosen().kernel == "bayesian":
-        found = trs.objectives.KLPenalty(found, 1 / (images * FLAGS.kl_weight))
-    settings: dict[str, Any] = {"seed": FLAGS.seed, "shared_noise": FLAGS.vs_shared_noise, "log_terms": True}
-    if FLAGS.adv_train and run.validation is not None:
-        settings["validation_attack"] = attack()
-        settings["validation_checks"] = {
-            "vulnerability": trs.evaluation.VulnerabilityMonitor(attack(), neural_flags.chosen().features)
-        }
-    if FLAGS.mode == "base":
-        wrapped = trs.RobustModel(built, found, **settings)
+    network, training, images = Network.read(), Training.read(), len(run.images.train_labels)
+    objective = training.objective(network.kind, images)
+    settings: dict[str, Any] = {"seed": Data.read().seed, "shared_noise": training.vs_shared_noise, "log_terms": True}
+    if training.adv_train and run.validation is not None:
+        attack = Attack.read()
+        monitor = trs.evaluation.VulnerabilityMonitor(attack.build(), network.kind.features)
+        settings |= {"validation_attack": attack.build(), "validation_checks": {"vulnerability": monitor}}
+    if network.is_gated:
+        beta = training.beta_weight if training.adv_train else 1.0
+        wrapped = trs.training.NeuralPruningModel(built, objective, beta / images, **settings)
     else:
-        beta = FLAGS.beta_weight if FLAGS.adv_train else 1.0
-        wrapped = trs.training.NeuralPruningModel(built, found, beta / images, **settings)
-    own = optimizer(run)
-    wrapped.compile(keras.optimizers.LossScaleOptimizer(own) if FLAGS.mixed_precision else own, metrics=["accuracy"])
+        wrapped = trs.RobustModel(built, objective, **settings)
+    wrapped.compile(method.scaled(Optimizer.read().build(network, run.total_steps)), metrics=["accuracy"])
     return wrapped
-
-
-def optimizer(run: training_run.TrainingRun) -> keras.optimizers.Optimizer:
-    """Returns Adam with the published rates; of gates and weights with a rate for each."""
-    rate = FLAGS.base_lr if FLAGS.mode == "base" else FLAGS.init_lr
-    schedule: Any = rate
-    if FLAGS.lr_schedule == "drops":
-        boundaries = [int(run.total_steps * share) for share in neural_flags.chosen().drops]
-        schedule = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, [rate, rate / 10, rate / 100])
-    decay = 0.0 if neural_flags.chosen().kernel == "bayesian" else FLAGS.weight_decay
-    if FLAGS.mode == "base":
-        return trs.training.CoupledAdam(schedule, l2=decay, corrected_epsilon=False)  # as TensorFlow's
-    return trs.training.GatedAdam(schedule, gate_rate=1.0, weight_rate=FLAGS.weight_rate, l2=decay)
 
 
 class PruningRecord(keras.callbacks.Callback):
@@ -139,7 +85,7 @@ class PruningRecord(keras.callbacks.Callback):
         logs.update(active)
         if gates:
             logs["zero_units"] = 100 - 100 * sum(active.values()) / sum(layer.a_raw.shape[0] for layer in gates)
-        if gates or neural_flags.chosen().kernel == "bayesian":
+        if gates or Network.read().kind.is_bayesian:
             logs["divergence"] = float(trs.layers.prior_divergence(self._network))
         optimizer = self.model.optimizer
         rate, inner = float(optimizer.learning_rate), getattr(optimizer, "inner_optimizer", optimizer)
@@ -149,10 +95,9 @@ class PruningRecord(keras.callbacks.Callback):
 
 
 def measure(found: keras.Model, images: trs.data.ImageDataset) -> dict[str, Any]:
-    """Returns what is measured of a finished network beside accuracies, as entries of `results.json`."""
-    chosen_attack = evaluation_attack()
+    """Returns what is measured of a finished network besides accuracies, as entries of `results.json`."""
     return {
-        "white_box": attacked(found, images, chosen_attack),
+        "white_box": attacked(found, images, Attack.read().for_evaluation()),
         "efficiency": efficiency(found),
     }
 
@@ -166,7 +111,7 @@ def attacked(
     """Returns accuracy and vulnerability under an attack of the network itself, or of another one."""
     x, y = _tested(images)
     moved = trs.evaluation.vulnerability(
-        found, x, y, chosen_attack, neural_flags.chosen().features, source=source, progress=True
+        found, x, y, chosen_attack, Network.read().kind.features, source=source, progress=True
     )
     return {
         "attack": chosen_attack.describe(),
@@ -183,7 +128,7 @@ def attacked(
 def loss_surface(found: keras.Model, images: trs.data.ImageDataset) -> trs.evaluation.LossSurface:
     """Returns the loss around the first 100 test images, up to --epsilon."""
     x, y = (part[:100] for part in _tested(images))
-    return trs.evaluation.loss_surface(found, x, y, FLAGS.epsilon, seed=FLAGS.seed, progress=True)
+    return trs.evaluation.loss_surface(found, x, y, Attack.read().epsilon, seed=Data.read().seed, progress=True)
 
 
 def _tested(images: trs.data.ImageDataset) -> tuple[np.ndarray, np.ndarray]:
@@ -194,12 +139,13 @@ def _tested(images: trs.data.ImageDataset) -> tuple[np.ndarray, np.ndarray]:
 
 def efficiency(found: keras.Model) -> dict[str, Any]:
     """Returns the published figures of cost; of a network that draws its weights, twice the memory by definition."""
-    if neural_flags.chosen().kernel == "bayesian":
+    kind = Network.read().kind
+    if kind.is_bayesian:
         return {"memory": 200.0, "speed_up": 0.5, "sparsity": 0.0}
     shape = found.input_shape[1:]
-    whole = trs.evaluation.gated_units(neural_flags.chosen().builder, shape)
+    whole = trs.evaluation.gated_units(kind.builder, shape)
     active = [int(layer.active_units()) for layer in trs.layers.gates(found)] or list(whole)
-    cost = trs.evaluation.efficiency(neural_flags.chosen().builder, active, found.output_shape[-1], shape)
+    cost = trs.evaluation.efficiency(kind.builder, active, found.output_shape[-1], shape)
     return {"active_units": active, "units": list(whole), **cost._asdict()}
 
 

@@ -219,7 +219,8 @@ def meaningless() -> dict[str, OnlyFor]:
 def _check_meaning() -> None:
     for name, only_for in meaningless().items():
         flag = FLAGS[name]
-        if not flag.present or flag.value == flag.default:  # records of earlier versions hold defaults too
+        is_given = flag.present or not flag.using_default_value  # by its name or an alias, or by a file of settings
+        if not is_given or flag.value == flag.default:  # records of earlier versions hold defaults too
             continue
         if only_for.refuse:
             raise BadFlag(f"{_said(flag)} belongs to {only_for.owners}; leave it out")

@@ -29,14 +29,14 @@ def read(path: Path, flag: str) -> dict[str, Any]:
     Raises:
         BadInput: if the file cannot be read or holds no settings.
     """
-    what = f"--{flag}={path}: expected a YAML file of settings"
+    what = f"--{flag}={path}: expected a YAML file of settings;"
     try:
         text = _text(path)
         found = yaml.load(text, Loader=_Loader)
     except Exception as error:  # a date such as 2020-99-99 is a ValueError, other values fail in other ways
-        raise BadInput(f"{what}. Received: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise BadInput(f"{what} {' '.join(str(error).split()) or type(error).__name__}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise BadInput(f"{what}. Received: {type(found).__name__}")
+        raise BadInput(f"{what} it holds a {type(found).__name__}")
     return {name.replace("-", "_"): value for name, value in found.items()}
 
 

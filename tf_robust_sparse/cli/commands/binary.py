@@ -21,13 +21,14 @@ Leaves what every training run leaves, `network.trs`, the network in about a bit
 from pathlib import Path
 
 import tensorflow as tf
-from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
-    binary_flags,
-    binary_objects,
+    binary_attacks,
+    binary_network,
     binary_originals,
+    binary_training,
+    binary_weights,
     command_line,
     devices,
     report,
@@ -35,19 +36,33 @@ from tf_robust_sparse.cli import (
     settings,
     training_run,
 )
-from tf_robust_sparse.cli.sections.attacks import TestAttack
+from tf_robust_sparse.cli.binary_network import Trainer
+from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack
 from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import Output, Run
 
-FLAGS = flags.FLAGS
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
 COMPACT = f"network{trs.saving.COMPACT_SUFFIX}"
 
 
 def define() -> None:
     """Defines the flags."""
-    Data.define()
-    binary_flags.define()
+    Data.define(batch_size=256)
+    binary_network.Network.define()
+    binary_network.Drawing.define()
+    binary_network.Pruning.define()
+    binary_training.TrainingImages.define(without=("data_fraction", "semisup_fraction"), aliases=False)
+    Trainer.define()
+    binary_training.Loss.define()
+    binary_training.Watch.define()
+    binary_training.Optimizer.define()
+    TrainingAttack.define()
+    binary_attacks.Attack.define()
+    binary_attacks.ValidationAttack.define()
+    binary_attacks.Augmentation.define()
+    binary_attacks.Ensemble.define()
+    Machines.define()
     TestAttack.define()
     Output.define()
     Run.define()
@@ -58,30 +73,29 @@ def main() -> None:
     """Trains, or takes over a network."""
     devices.choose("multigpu", replicas=True)
     binary_originals.translate()
-    binary_originals.forget()
     settings.check()
-    binary_flags.check()
-    directory = run_directory.chosen(Path("saved_models") / binary_flags.run_name())
-    if FLAGS.load_model:
-        if FLAGS.pretrained:
+    directory = run_directory.chosen(Path("saved_models") / binary_training.run_name())
+    if Run.read().load_model:
+        if Trainer.read().pretrained:
             take_over(directory)
         else:
-            training_run.evaluate_again(directory, binary_flags.OF_NETWORK)
-        if FLAGS.autoattack != "none":
-            attack(directory)
+            training_run.evaluate_again(directory, binary_network.OF_NETWORK)
+        ensemble = binary_attacks.Ensemble.read()
+        if ensemble.version is not None:
+            attack(directory, ensemble)
         return
     run = training_run.prepare(directory, files={COMPACT: trs.saving.save_compact})
     if run is None:
         return
-    command_line.say_deviations("RobustBinarySubNet", binary_flags.deviations())
+    command_line.say_deviations("RobustBinarySubNet", binary_training.deviations())
     with run.strategy.scope():
-        network = binary_objects.network(run)
-        model = binary_objects.model(run, network)
-    state = training_run.train(run, model, binary_flags.config(), binary_objects.callbacks(run, model))
-    binary_objects.end(model)
+        network = binary_weights.network(run)
+        model = binary_training.model(run, network)
+    state = training_run.train(run, model, binary_training.config(), binary_training.callbacks(run, model))
+    binary_training.end(model)
     if training_run.is_chief():
-        binary_objects.draw_curve(state["history"], directory / "learning_curve.png")
-    training_run.finish(run, model, state, binary_objects.describe(network))
+        binary_training.draw_curve(state["history"], directory / "learning_curve.png")
+    training_run.finish(run, model, state, binary_network.describe(network))
     if training_run.is_chief():
         print(f"Compact network     {directory / COMPACT}, {(directory / COMPACT).stat().st_size} bytes")
 
@@ -89,18 +103,18 @@ def main() -> None:
 def take_over(directory: Path) -> None:
     """Makes a directory like that of a run of a network that is trained already."""
     run_directory.check(directory)
-    binary_objects.adopt_flags()
+    binary_weights.adopt_flags()
     images = Data.read().load()
-    network = binary_objects.built(images)
-    binary_objects.load_pretrained(network, images)
+    network = binary_network.built(images)
+    binary_weights.load_pretrained(network, images)
     run_directory.begin(directory)
     report.save(network, directory)
     trs.saving.save_compact(network, directory / COMPACT)
     results = {
         **report.evaluate(network, images, attacked=False),
-        **binary_objects.describe(network),
-        "pretrained": FLAGS.pretrained,
-        "model": FLAGS.model,
+        **binary_network.describe(network),
+        "pretrained": Trainer.read().pretrained,
+        "model": binary_network.Network.read().model,
         "data": {"name": images.name, "origin": images.origin},
         "versions": run_directory.versions(),
     }
@@ -108,37 +122,29 @@ def take_over(directory: Path) -> None:
     report.show(results, directory)
 
 
-def attack(directory: Path) -> None:
+def attack(directory: Path, ensemble: binary_attacks.Ensemble) -> None:
     """Runs AutoAttack on the network of a directory, and keeps its log and results in a folder of their own."""
-    images = Data.read().load()
+    data = Data.read()
+    images = data.load()
     with command_line.about("output_dir"):
         network = trs.load_network(directory)
     folder = run_directory.numbered(directory / "autoattack")
-    version, attacks = binary_flags.autoattack()
     # Each attack is compiled once, which TensorFlow takes for tracing again and again.
     tf.get_logger().setLevel("ERROR")
     with command_line.about("output_dir", "data"):
-        suite = trs.evaluation.RobustnessSuite(network, Data.read().test_batches(images), FLAGS.batch_size)
-    ensemble = trs.evaluation.AutoAttack(
-        network,
-        {"linf": "Linf", "l2": "L2"}[FLAGS.norm],
-        TestAttack.read().epsilon,
-        version or "standard",
-        attacks,
-        seed=FLAGS.seed,
-        batch_size=FLAGS.batch_size,
-        log_path=folder / "aa-log.txt",
-    )
-    suite.auto_attack("autoattack", ensemble)
+        suite = trs.evaluation.RobustnessSuite(network, data.test_batches(images), data.batch_size)
+    auto_attack = ensemble.build(network, folder / "aa-log.txt")
+    suite.auto_attack("autoattack", auto_attack)
     results = {
         **suite.results(),
         "data": {"name": images.name, "origin": images.origin},
         "versions": run_directory.versions(),
     }
     run_directory.write_json(folder / "results.json", results)
-    ball = f"epsilon {trs.evaluation.radius(ensemble.norm, ensemble.epsilon)}"
+    ball = f"epsilon {trs.evaluation.radius(auto_attack.norm, auto_attack.epsilon)}"
     print(
-        f"AutoAttack          {100 * results['robust_accuracy']:6.2f} %   {version}, {ball}, {results['images']} images"
+        f"AutoAttack          {100 * results['robust_accuracy']:6.2f} %   {ensemble.version}, {ball}, "
+        f"{results['images']} images"
     )
     for warning in results["flags"]:
         print(f"Warning: {warning}")

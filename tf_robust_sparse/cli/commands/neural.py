@@ -27,15 +27,16 @@ import tf_robust_sparse as trs
 from tf_robust_sparse.cli import (
     command_line,
     devices,
-    neural_flags,
     neural_objects,
+    neural_settings,
     report,
     run_directory,
     settings,
     training_run,
 )
+from tf_robust_sparse.cli.neural_settings import Evaluation, Network
 from tf_robust_sparse.cli.sections.attacks import TestAttack
-from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.run import Output, Run
 
 FLAGS = flags.FLAGS
@@ -44,42 +45,30 @@ IF_INTERRUPTED = training_run.IF_INTERRUPTED
 
 def define() -> None:
     """Defines the flags."""
-    Data.define()
-    neural_flags.define()
-    TestAttack.define()
+    Data.define(batch_size=64)
+    Network.define()
+    TrainingImages.define_shared(validation_examples=0)
+    neural_settings.Training.define()
+    neural_settings.Optimizer.define()
+    neural_settings.Attack.define()
+    neural_settings.Augmentation.define()
+    neural_settings.Machines.define()
+    TestAttack.define(pgd_iters=40, pgd_restarts=1)
     Output.define()
-    Run.define(save_every=20)
-    with command_line.section("Evaluation"):
-        flags.DEFINE_enum("eval_mode", "train", ["train", "test", "attack"], "Train, or evaluate the finished run.")
-        flags.DEFINE_bool("white_box", True, "Attack the network itself; with --nowhite_box another one.")
-        flags.DEFINE_string(
-            "source",
-            None,
-            "Run attacked with --nowhite_box; by default the one trained with --train_source --adv_train.",
-        )
-        flags.DEFINE_enum("attack_source", "base", neural_flags.MODES, "Mode of that run.")
-        flags.DEFINE_bool(
-            "draw_loss", False, "With --eval_mode=attack: draw the loss around the first 100 test images."
-        )
-        command_line.define_aliases({"directory": "output_dir", "save_freq": "save_every"})
-    neural_flags.set_defaults()
+    Run.define(save_every=20, select="last")
+    Evaluation.define()
+    command_line.define_aliases({"directory": "output_dir", "save_freq": "save_every"})
 
 
 def main() -> None:
     """Trains or evaluates."""
-    neural_flags.check()
     settings.check()
-    if FLAGS.draw_loss and FLAGS.eval_mode != "attack":
-        raise command_line.BadFlag(f"--draw_loss: expected --eval_mode=attack. Received: --eval_mode={FLAGS.eval_mode}")
-    if FLAGS.draw_loss:
-        with command_line.about("draw_loss"):
-            trs.evaluation.check_matplotlib()
-    command_line.note_unused(neural_flags.MEANINGFUL)
     devices.choose("gpuid")
-    directory = run_directory.chosen(neural_flags.directory())
-    if FLAGS.eval_mode != "train":
-        evaluate(directory)
-    elif FLAGS.load_model:
+    directory = run_directory.chosen(neural_settings.directory())
+    evaluation = Evaluation.read()
+    if evaluation.eval_mode != "train":
+        evaluate(directory, evaluation)
+    elif Run.read().load_model:
         training_run.evaluate_again(directory)
     else:
         train(directory)
@@ -87,29 +76,29 @@ def main() -> None:
 
 def train(directory: Path) -> None:
     """Trains, selects, saves and evaluates."""
-    begins_with = neural_flags.start()
+    begins_with = Network.read().start()
     run = training_run.prepare(directory)
     if run is None:
         return
-    command_line.say_deviations("ANP_VS", neural_flags.deviations())
+    command_line.say_deviations("ANP_VS", neural_settings.deviations())
     with run.strategy.scope():
         network = neural_objects.network(run)
         model = neural_objects.model(run, network)
     callbacks = (neural_objects.PruningRecord(network),)
-    state = training_run.train(run, model, neural_flags.config(), callbacks)
-    more = {"mode": FLAGS.mode, "init_from": str(begins_with) if begins_with else None}
+    state = training_run.train(run, model, more=callbacks)
+    more = {"mode": Network.read().mode, "init_from": str(begins_with) if begins_with else None}
     training_run.finish(run, model, state, more, neural_objects.measure)
 
 
-def evaluate(directory: Path) -> None:
+def evaluate(directory: Path, settings: Evaluation) -> None:
     """Measures a finished run again and writes down what it finds."""
     network = loaded(directory, "output_dir")
     check_network(directory)
     images = Data.read().load()
-    if FLAGS["thres"].present:
+    if FLAGS["thres"].present:  # otherwise that of the run counts
         for gate in trs.layers.gates(network):
             gate.threshold = FLAGS.thres
-    if FLAGS.eval_mode == "test":
+    if settings.eval_mode == "test":
         cost = neural_objects.efficiency(network)
         if trs.layers.gates(network):
             cost["materialised"] = neural_objects.materialised(network)
@@ -118,16 +107,14 @@ def evaluate(directory: Path) -> None:
         print(f"Clean accuracy      {100 * clean['clean_accuracy']:6.2f} %")
         show_cost(cost)
         return
-    source = None
-    if not FLAGS.white_box:
-        default = neural_flags.directory(FLAGS.attack_source, source=True)
-        source = loaded(Path(FLAGS.source).expanduser() if FLAGS.source else default, "source")
-    found = neural_objects.attacked(network, images, neural_objects.evaluation_attack(), source)
-    neural_objects.record(directory, "white_box.json" if FLAGS.white_box else "black_box.json", found)
+    source = None if settings.white_box else loaded(settings.source_directory(), "source")
+    attack = neural_settings.Attack.read().for_evaluation()
+    found = neural_objects.attacked(network, images, attack, source)
+    neural_objects.record(directory, "white_box.json" if settings.white_box else "black_box.json", found)
     print(f"Clean accuracy      {100 * found['clean_accuracy']:6.2f} %   on {found['images']} test images")
     print(f"Robust accuracy     {100 * found['robust_accuracy']:6.2f} %   {report.words(found['attack'])}")
     print(f"Vulnerability       {found['vulnerability']:8.4f}   largest {found['largest_vulnerability']:.4f}")
-    if FLAGS.draw_loss:
+    if settings.draw_loss:
         surface = neural_objects.loss_surface(network, images)
         trs.evaluation.draw_loss_surfaces({directory.name: surface}, directory / "loss_surface.png")
         print(f"Loss surface        {directory / 'loss_surface.png'}")
@@ -154,18 +141,17 @@ def check_network(directory: Path) -> None:
         BadFlag: if it is another one's.
     """
     record = directory / "results.json"
-    model = json.loads(record.read_text()).get("model", FLAGS.model) if record.is_file() else FLAGS.model
-    if model != FLAGS.model:
-        raise command_line.BadFlag(
-            f"--net={FLAGS.model}: expected --net={model}, which {directory} holds. Received: another"
-        )
+    given = Network.read().model
+    model = json.loads(record.read_text()).get("model", given) if record.is_file() else given
+    if model != given:
+        raise command_line.BadFlag(f"--net={given} is not the network in {directory}; pass --net={model}")
 
 
 def loaded(directory: Path, flag: str) -> keras.Model:
     """Returns the network of a finished run."""
     if not (directory / "network.keras").is_file():
         raise command_line.BadFlag(
-            f"--{flag}: expected the directory of a finished run. Received: {directory}, which holds no network.keras"
+            f"--{flag}: {directory} holds no network.keras; pass the directory of a finished run"
         )
     with command_line.about(flag):
         return trs.load_network(directory)

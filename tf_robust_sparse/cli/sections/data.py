@@ -262,10 +262,15 @@ class Augmentation(Settings):
                 f"--augmentation=resized_crop needs --data={' or '.join(trs.data.IN_FILES)}; for --data={data.data} "
                 "pass --augmentation=crop"
             )
-        if self.flip and self.augmentation == "none":
+        if self.flip and not self.can_flip:
             raise BadFlag("--flip needs an --augmentation that moves images; pass --augmentation=shift, or drop --flip")
         if data.is_in_files and TrainingImages.read().pseudo_labels:
             raise BadFlag(f"--pseudo_labels needs data in memory; --data={data.data} is read from files, drop it")
+
+    @property
+    def can_flip(self) -> bool:
+        """Whether training mirrors images where it is asked to."""
+        return self.augmentation != "none"
 
     @property
     def kind(self) -> str | None:
