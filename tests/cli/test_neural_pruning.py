@@ -334,7 +334,7 @@ def test_what_does_not_go_together(words, message, parse):
         ),
         (
             ["--adv_train", "--attack=fgsm", "--step_size=0.1", "--pgd_steps=3", "--kl_weight=3"],
-            "step_size num_steps kl_weight",
+            "step_size pgd_steps kl_weight",
         ),
         (["--mode=bbd", "--adv_train", "--init_lr=0.2", "--novs_shared_noise"], ""),
     ],
