@@ -182,7 +182,7 @@ def finish(
     if is_chief():
         stem = FLAGS.select if FLAGS.select in state["best"] else "last"
         trs.saving.load_checkpoint(_checkpoint(run.directory, stem), model)
-        if model.average is not None and Averages.read().weights == "averaged":
+        if model.average is not None and Averages.read().export_weights == "averaged":
             model.average.load()
         for name, write in run.files.items():
             write(model.network, run.directory / name)
@@ -198,7 +198,7 @@ def finish(
             "model": FLAGS.model,
             "objective": model.objective.describe(),
             "sparsifier": model.sparsifier.describe() if model.sparsifier else None,
-            **({"average": model.average.describe(), "weights": Averages.read().weights} if model.average else {}),
+            **({"average": model.average.describe(), "weights": Averages.read().export_weights} if model.average else {}),
             **report.robust_overfitting(state["history"]),
             **(more or {}),
             "versions": run_directory.versions(),

@@ -37,7 +37,7 @@ class Averages(Settings):
         identity=True,
         only_for=_only,
     )
-    weights: str = setting(
+    export_weights: str = setting(
         "averaged", "Which weights the saved network has.", choices=("averaged", "raw"), only_for=_only
     )
 
