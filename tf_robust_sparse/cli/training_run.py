@@ -198,7 +198,11 @@ def finish(
             "model": FLAGS.model,
             "objective": model.objective.describe(),
             "sparsifier": model.sparsifier.describe() if model.sparsifier else None,
-            **({"average": model.average.describe(), "weights": Averages.read().export_weights} if model.average else {}),
+            **(
+                {"average": model.average.describe(), "weights": Averages.read().export_weights}
+                if model.average
+                else {}
+            ),
             **report.robust_overfitting(state["history"]),
             **(more or {}),
             "versions": run_directory.versions(),
