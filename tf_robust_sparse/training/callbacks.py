@@ -118,9 +118,9 @@ class Checkpoints(keras.callbacks.Callback):
         path = self.directory / "last.weights.h5"
         written = saving.read_metadata(path)["config"]
         for name, value in self.config.items():
-            if written.get(name) != value:
+            if written.get(name, value) != value:  # earlier versions knew fewer settings
                 raise ValueError(
-                    f"The run in {self.directory} was begun with {name}={written.get(name)!r}, which --resume cannot "
+                    f"The run in {self.directory} was begun with {name}={written[name]!r}, which --resume cannot "
                     f"change; pass the flags of its run.flags. Received: {name}={value!r}"
                 )
         self.state = saving.load_checkpoint(path, model)["state"]
