@@ -58,7 +58,7 @@ def _copy_weights(network: keras.Model, stripped: keras.Model) -> None:
         if isinstance(layer, keras.Model):
             _copy_weights(layer, plain)
         elif isinstance(layer, KernelLayer):
-            bias = [] if layer.bias is None else [layer.bias]
+            bias: list[Any] = [] if layer.bias is None else [layer.bias]
             plain.set_weights([keras.ops.convert_to_numpy(value) for value in (layer.effective_kernel, *bias)])
         elif plain.weights:
             set_weights(plain, layer.get_weights())
