@@ -13,7 +13,7 @@ import keras
 import pytest
 from absl import flags, logging
 
-from tf_robust_sparse.cli import command_line, settings
+from tf_robust_sparse.cli import command_line, report, settings
 from tf_robust_sparse.cli.main import command
 from tf_robust_sparse.evaluation import figure_style
 
@@ -108,6 +108,18 @@ def _drawn_once(monkeypatch):
             path.write_bytes(_drawn[kind])
 
     monkeypatch.setattr(figure_style, "save_figure", save)
+
+
+@pytest.fixture(autouse=True)
+def _without_curves(request, monkeypatch):
+    """Runs draw no learning curve, which takes as long as some of them train; `with_curves` lets them."""
+    if "with_curves" not in request.fixturenames:
+        monkeypatch.setattr(report, "draw_curve", lambda *given: None)
+
+
+@pytest.fixture
+def with_curves():
+    """Runs draw their learning curves."""
 
 
 @pytest.fixture

@@ -78,16 +78,18 @@ RECIPE = (
 )
 
 
-def test_the_modern_recipe_goes_on_bit_by_bit_and_keeps_its_connections(tmp_path, monkeypatch):
-    run_script(TRAIN, *RECIPE, f"--output_dir={tmp_path / 'whole'}").expect()
-    interrupt_after_first_epoch(monkeypatch, tmp_path / "parts", RECIPE)
-    run_script(TRAIN, *RECIPE, f"--output_dir={tmp_path / 'parts'}", "--resume").expect()
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
-    found = results(tmp_path / "parts")
+def test_the_modern_recipe_goes_on_bit_by_bit_and_keeps_its_connections(tmp_path, monkeypatch, with_curves):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_script(TRAIN, *RECIPE, f"--output_dir={whole}").expect()
+    interrupt_after_first_epoch(monkeypatch, parts, RECIPE)
+    run_script(TRAIN, *RECIPE, f"--output_dir={parts}", "--resume").expect()
+    assert_same_weights(whole, parts)
+    found = results(parts)
     assert found["nonzero"] == 16_624 and found["average"]["average"] == "EMA" and found["weights"] == "averaged"
-    history = json.loads((tmp_path / "parts/checkpoints/history.json").read_text())
+    history = json.loads((parts / "checkpoints/history.json").read_text())
     robust = [epoch["val_robust_accuracy"] for epoch in history]
     assert found["best_minus_last"] == pytest.approx(max(robust) - robust[-1])
+    assert (parts / "learning_curve.png").is_file()
     done = run_script(TRAIN, *TINY, "--average_decay=0.5", f"--output_dir={tmp_path / 'new'}").expect(2)
     assert done.err == "error: --average_decay=0.5 belongs to --average=ema or swa; leave it out\n"
 

@@ -32,7 +32,9 @@ def test_the_attack_is_that_of_the_radius_of_the_step(make):
 
     for step, part in ((0, 0.0), (3, 0.0), (4, 0.5), (8, 1.0), (15, 1.0)):  # after the last epoch the last radius
         inner = make()
-        inner.attack = type(inner.attack)(inner.attack.epsilon * part, inner.attack.step_size * part, 3)
+        config = inner.attack.get_config()
+        scaled = {name: part * config[name] for name in ("epsilon", "step_size")}
+        inner.attack = inner.attack.from_config(config | scaled)
         # A sign may turn where a gradient is 0.
         difference = np.abs(found(tf.constant(step)) - inner.perturb(network, X, Y, seed=(1, 2)))
         assert (difference > 1e-6).mean() < 0.002
