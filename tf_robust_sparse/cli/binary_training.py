@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -214,17 +213,6 @@ def callbacks(run: training_run.TrainingRun, model: trs.RobustModel) -> tuple[ke
     if watch.debug and training_run.is_chief():
         found.append(trs.training.MaskChanges(run.directory / "changes", watch.explode_th / 100))
     return tuple(found)
-
-
-def draw_curve(history: list[dict[str, float]], path: Path) -> None:
-    """Draws losses and accuracies by epoch, if matplotlib is there."""
-    try:
-        trs.evaluation.check_matplotlib()
-    except ValueError as error:
-        print(f"Note: no learning curve is drawn, because {error}")
-        return
-    attacked = Trainer.read().trainer != "adv_trades"
-    trs.evaluation.draw_learning_curve(history, path, ValidationAttack.read().build().describe(), attacked)
 
 
 def end(model: trs.RobustModel) -> None:

@@ -102,13 +102,18 @@ def _records(directory: Path) -> list[str]:
     return [name for name in ("results.json", "run.flags", "checkpoints/") if (directory / name).exists()]
 
 
-def draw_curve(history: list[dict[str, Any]], path: Path, attack: trs.attacks.GradientAttack | None) -> None:
+def draw_curve(
+    history: list[dict[str, Any]],
+    path: Path,
+    attack: trs.attacks.GradientAttack | None,
+    trains_on_attacked: bool = False,
+) -> None:
     """Draws losses and accuracies by epoch, if matplotlib is installed; `attack` is that on held-out images."""
     try:
         trs.evaluation.check_matplotlib()
     except ValueError:
         return
-    trs.evaluation.draw_learning_curve(history, path, attack.describe() if attack else None)
+    trs.evaluation.draw_learning_curve(history, path, attack.describe() if attack else None, trains_on_attacked)
 
 
 def robust_overfitting(history: list[dict[str, Any]]) -> dict[str, float]:

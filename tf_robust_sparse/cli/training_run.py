@@ -174,10 +174,12 @@ def finish(
     state: dict[str, Any],
     more: dict[str, Any] | None = None,
     measure: Callable[[keras.Model, trs.data.ImageDataset], dict[str, Any]] = lambda *_: {},
+    trains_on_attacked: bool = False,
 ) -> None:
     """Selects an epoch, saves its network, evaluates it on the test images and, last of all, writes `results.json`.
 
-    `more` are further entries of it, `measure` returns some from the network and the images.
+    `more` are further entries of it, `measure` returns some from the network and the images. `trains_on_attacked` says
+    whether the training accuracy is that of attacked images, for the learning curve.
     """
     if is_chief():
         stem = FLAGS.select if FLAGS.select in state["best"] else "last"
@@ -207,7 +209,8 @@ def finish(
             **(more or {}),
             "versions": run_directory.versions(),
         }
-        report.draw_curve(state["history"], run.directory / "learning_curve.png", model.validation_attack)
+        curve = run.directory / "learning_curve.png"
+        report.draw_curve(state["history"], curve, model.validation_attack, trains_on_attacked)
         run_directory.write_json(run.directory / "results.json", results)
         report.show(results, run.directory)
         if stem != FLAGS.select:

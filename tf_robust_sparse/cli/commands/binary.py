@@ -93,9 +93,8 @@ def main() -> None:
         model = binary_training.model(run, network)
     state = training_run.train(run, model, binary_training.config(), binary_training.callbacks(run, model))
     binary_training.end(model)
-    if training_run.is_chief():
-        binary_training.draw_curve(state["history"], directory / "learning_curve.png")
-    training_run.finish(run, model, state, binary_network.describe(network))
+    attacked = binary_network.Trainer.read().trainer != "adv_trades"
+    training_run.finish(run, model, state, binary_network.describe(network), trains_on_attacked=attacked)
     if training_run.is_chief():
         print(f"Compact network     {directory / COMPACT}, {(directory / COMPACT).stat().st_size} bytes")
 
