@@ -1,8 +1,9 @@
 """Old names warn, name the new one, and work."""
 
 import pytest
+import tensorflow as tf
 
-from tf_robust_sparse import deprecation
+from tf_robust_sparse import attacks, deprecation
 
 
 def test_old_names_of_a_module():
@@ -45,3 +46,13 @@ def test_old_names_of_methods_are_called_and_overridden():
                 return 2
 
     assert Sub().center() == 2
+
+
+def test_an_adopted_method_reaches_the_one_before_it():
+    class Doubled(attacks.LinfPGD):
+        def normalise(self, gradient):
+            return 2 * super().normalise(gradient)
+
+    with pytest.warns(DeprecationWarning, match="normalize"):
+        found = Doubled(0.1).normalize(tf.constant([3.0, -1.0]))
+    assert found.numpy().tolist() == [2.0, -2.0]
