@@ -13,9 +13,8 @@ from tf_robust_sparse.attacks import (
     LinfPGD,
     Square,
     cross_entropy,
-    margin,
 )
-from tf_robust_sparse.attacks.losses import log_odds
+from tf_robust_sparse.attacks.losses import log_odds, margin
 from tf_robust_sparse.evaluation import evaluate_robustness
 from tf_robust_sparse.layers import fusion
 
