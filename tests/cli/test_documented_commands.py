@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from tests.cli.conftest import ROOT, forget_flags
+from tests.cli.conftest import ROOT
 from tests.test_docs import PAGES
 from tf_robust_sparse.cli import settings
 from tf_robust_sparse.cli.main import COMMANDS
@@ -49,4 +49,3 @@ def test_commands_take_what_pages_show(page, parse, monkeypatch, tmp_path):
             settings.check()
         except (SystemExit, ValueError) as error:
             pytest.fail(f"{page}: {script} {' '.join(words)}: {error}")
-    forget_flags()

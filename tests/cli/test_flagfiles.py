@@ -49,6 +49,16 @@ def test_recipes_are_as_many_as_were_published():
     assert len(recipes.show([]).splitlines()) == sum(published.values())
 
 
+def test_attacks_of_one_step_keep_their_noise(parse):
+    for objective in ("at", "mat"):
+        parse(TRAIN, "--train_attack=n_fgsm", f"--objective={objective}")
+        settings.check()
+    for objective in ("trades", "mart", "natural"):
+        parse(TRAIN, "--train_attack=n_fgsm", f"--objective={objective}")
+        with pytest.raises(BadFlag, match=f"begins with its own noise.*Received: --objective={objective}"):
+            settings.check()
+
+
 def test_recipes_are_flagfiles_in_a_clone_and_elsewhere(tmp_path, monkeypatch):
     name = "binary/best_settings_rn34_cifar10_bn.flags"  # a file that names a recipe next to it
     inside = list(command_words.expanded([f"--flagfile=flags/{name}"]))

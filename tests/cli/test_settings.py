@@ -5,8 +5,7 @@ import types
 
 import pytest
 
-from tf_robust_sparse.cli import command_line, settings
-from tf_robust_sparse.cli.embedded import flags_of
+from tf_robust_sparse.cli import command_line, embedded, settings
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
 
 FAST = OnlyFor("--kind=fast", lambda flags: flags.kind == "fast")
@@ -43,13 +42,10 @@ class Example(Settings):
 def parsed():
     """Returns a function that parses words in a command of these settings alone."""
     command = types.SimpleNamespace(define=Example.define)
-    with flags_of(command):
+    with embedded.flags_of(command):
 
         def parse(*words):
-            settings.FLAGS.unparse_flags()
-            for name in command_line.names():
-                settings.FLAGS[name].unparse()
-            command_line.parse(["example", *words])
+            embedded.parse(words)
             settings.check()
             return Example.read()
 

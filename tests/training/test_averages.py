@@ -73,8 +73,6 @@ def test_averages_have_the_connections_of_the_network(name):
 
 def test_an_entry_that_was_born_late_counts_from_its_first_step_on():
     network = tiny_network("masked")
-    average = trs.training.EMA(0.995)
-    average.attach(network, trs.sparsity.SET(0.5, drop_fraction=0.0))  # it holds no kernels, so nothing is born
     layer = network.get_layer("conv2")
     sparsifier = trs.sparsity.SET(0.5, drop_fraction=0.0)
     sparsifier.attach(network)

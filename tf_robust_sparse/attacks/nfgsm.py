@@ -20,6 +20,8 @@ class NFGSM(LinfPGD):
 
         objective = trs.objectives.AT(trs.attacks.NFGSM(8 / 255))
 
+    Objectives that say where their attack starts (TRADES, MART) leave the noise out; train with AT.
+
     Args:
         epsilon: Radius in pixels of `[0, 1]`, at most 1.
         noise: Radius of the noise, in units of `epsilon`, at least 0; published: 2, and 3 for SVHN.

@@ -1,6 +1,5 @@
 """Adversarial weight perturbation: the loss at the worst weights nearby."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -57,7 +56,7 @@ class AWP(ObjectiveAround):
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
         """Returns the objective with its schedules evaluated at `step`."""
-        now = copy.copy(super().at_step(step, seed))
+        now = super().at_step(step, seed)
         now._begun = step >= self.start_step if self.start_step else None
         return now
 

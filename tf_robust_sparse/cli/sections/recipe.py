@@ -2,10 +2,14 @@
 
 import dataclasses
 
+from absl import flags
+
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.attacks import TrainingAttack
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+
+FLAGS = flags.FLAGS
 
 
 @dataclasses.dataclass
@@ -97,8 +101,13 @@ class OneStep(Settings):
     grad_align: float = setting(0.0, "Strength of gradient alignment; published with one step: 0.2.", identity=True)
 
     def check(self) -> None:
-        """Checks the norm."""
-        norm = TrainingAttack.read().norm
+        """Checks the norm, and that the objective starts the attack where the attack says."""
+        norm, objective = TrainingAttack.read().norm, FLAGS.objective
+        if self.train_attack != "pgd" and objective not in ("at", "mat"):
+            raise BadFlag(
+                f"--train_attack={self.train_attack} begins with its own noise, which --objective=at and mat use; the "
+                f"others do not. Received: --objective={objective}"
+            )
         if norm != "linf" and (self.train_attack != "pgd" or self.grad_align):
             name = f"grad_align={self.grad_align:g}" if self.grad_align else f"train_attack={self.train_attack}"
             raise BadFlag(f"--{name} needs --norm=linf. Received: --norm={norm}")
