@@ -1,4 +1,4 @@
-"""Finds a robust network of signs inside a random one: scores are learnt, the weights never change."""
+"""Finds a robust network of signs inside a random one: scores are learned, the weights never change."""
 
 from tf_robust_sparse.cli import command_line
 from tf_robust_sparse.cli.commands import binary

@@ -1,4 +1,4 @@
-"""Prunes a network by scores learnt under a robust objective: pretrain, prune, finetune (HYDRA)."""
+"""Prunes a network by scores learned under a robust objective: pretrain, prune, finetune (HYDRA)."""
 
 from tf_robust_sparse.cli import command_line
 from tf_robust_sparse.cli.commands import hydra

@@ -56,7 +56,7 @@ class TrainingImages(data.TrainingImages):
 
 @dataclasses.dataclass
 class Loss(Settings):
-    """What training minimizes, beside what the trainer says."""
+    """What training minimizes, in addition to what the trainer says."""
 
     title = "Training"
 
@@ -231,7 +231,7 @@ def run_name() -> str:
 
 
 def config() -> dict[str, Any]:
-    """Returns what --resume cannot change, beside the settings that say so."""
+    """Returns what --resume cannot change, in addition to the settings that say so."""
     # Runs from before --drop_last, which left that batch out, have no entry.
     return {"drop_last": None if TrainingImages.read().drop_last else False}
 

@@ -208,7 +208,7 @@ def define(command: ModuleType) -> None:
     """Defines the flags of a command, and those of every command."""
     command.define()
     with section("Errors"):
-        flags.DEFINE_bool("traceback", False, "Show where an error arose, beside the line that explains it.")
+        flags.DEFINE_bool("traceback", False, "Show where an error arose, in addition to the line that explains it.")
 
 
 def help_text(command: ModuleType, full: bool = True) -> str:
@@ -380,7 +380,7 @@ def _out_of_memory(error: MemoryError) -> str:
 
 
 def _is_of_tensorflow(error: Exception) -> bool:
-    """Tells whether an operation failed: memory that ran out, a file that cannot be decoded."""
+    """Returns whether an operation failed: memory that ran out, a file that cannot be decoded."""
     return isinstance(error, tf.errors.OpError)
 
 

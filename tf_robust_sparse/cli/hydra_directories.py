@@ -73,7 +73,7 @@ class Place(Settings):
         return folder / f"{max(found, default=0) + 1}--{settings}"
 
     def point_at(self, finished: Path) -> None:
-        """Lets `latest_exp` beside a finished run of --exp_name name that run."""
+        """Lets `latest_exp` next to a finished run of --exp_name name that run."""
         if not self.exp_name:
             return
         link = finished.parent / LATEST

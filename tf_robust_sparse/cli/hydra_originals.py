@@ -49,7 +49,7 @@ NETWORKS = {  # --arch -> --model and the initializations
 }
 MODELS = {arch: model for arch, (model, _) in NETWORKS.items()}
 DATA = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "SVHN": "svhn", "MNIST": "mnist"}
-# Their flag -> ours, beside aliases, and the words that differ.
+# Their flag -> ours, in addition to aliases, and the words that differ.
 NAMES = {"arch": "model", "dataset": "data", "distance": "norm"}
 ALIASES = {"num_classes": "n_classes", "semisup_data": "pseudo_labels", "evaluate": "load_model"}
 WORDS = {

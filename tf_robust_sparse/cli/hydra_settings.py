@@ -328,7 +328,7 @@ def check_radii() -> None:
 
 
 def config(network: keras.Model) -> dict[str, Any]:
-    """Returns what --resume cannot change beside the flags: the fraction of each kernel, the schedules of phases."""
+    """Returns what else --resume cannot change: the fraction of each kernel, the schedules of phases."""
     phases = Phases.read()
     return {
         "keep_fractions": {layer.name: layer.keep_fraction for layer in trs.sparsity.scored_layers(network)},

@@ -307,7 +307,7 @@ class Validation(Settings):
 
 
 def measure(network: keras.Model, images: trs.data.ImageDataset) -> dict[str, Any]:
-    """Returns what is measured on the test images beside accuracies, as entries of `results.json`.
+    """Returns what is measured on the test images in addition to accuracies, as entries of `results.json`.
 
     Of networks that are trained by bounds, and of those that --load_model compares by bounds, that is the share of
     images verified by each kind of bounds.

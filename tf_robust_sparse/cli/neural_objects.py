@@ -28,7 +28,7 @@ def network(run: training_run.TrainingRun) -> keras.Model:
 
 
 def check_start(base: keras.Model, built: keras.Model, where: Path) -> None:
-    """Checks that a network can begin with what another one has learnt, and lets it standardize images as that does.
+    """Checks that a network can begin with what another one has learned, and lets it standardize images as that does.
 
     Raises:
         ValueError: if its images are normalized in another way, or it has gates and the new one has not.
@@ -166,5 +166,5 @@ def materialised(found: keras.Model) -> dict[str, Any]:
 
 
 def record(directory: Path, name: str, results: dict[str, Any]) -> None:
-    """Writes what an evaluation found beside the run."""
+    """Writes what an evaluation found next to the run."""
     run_directory.write_json(directory / name, {**results, "versions": run_directory.versions()})

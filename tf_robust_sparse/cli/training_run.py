@@ -63,7 +63,7 @@ def prepare(
         directory: Where the run is written.
         epochs: Its length; `None` for --epochs.
         before: A run of the same process, of which data and devices are taken over.
-        files: Name -> writer of files that the script leaves, beside `network.keras` and `serve/`.
+        files: Name -> writer of files that the script leaves, in addition to `network.keras` and `serve/`.
 
     Returns:
         The run, or `None` if it is finished already.
@@ -112,7 +112,7 @@ def train(
     Args:
         run: What `prepare` returned.
         model: What is trained, compiled.
-        config: Settings that --resume cannot change, beside the usual flags.
+        config: Settings that --resume cannot change, in addition to the usual flags.
         more: Callbacks that come before a checkpoint is written.
         first_validation: First epoch, counted from 0, after which the held-out images are looked at.
 

@@ -18,8 +18,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` that does nothing while `folded_kernels` holds it in the preceding kernel.
 
     Weights are those of the Keras layer, results too, in training up to rounding. On several replicas, the moving
-    statistics are averaged over the replicas even if the layer is not synchronized; those of the Keras layer drift apart. A synchronized layer needs one
-    exchange between replicas in a forward pass and one in its gradient; the Keras layer needs several.
+    statistics are averaged over the replicas even if the layer is not synchronized; those of the Keras layer drift
+    apart. A synchronized layer needs one exchange between replicas in a forward pass and one in its gradient; the Keras
+    layer needs several.
 
     Args:
         unbiased: Whether the moving variance averages the unbiased variance of batches, which is `n / (n - 1)` times

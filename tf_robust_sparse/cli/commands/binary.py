@@ -1,4 +1,4 @@
-"""Finds a robust network of signs inside a random one: scores are learnt, the weights never change.
+"""Finds a robust network of signs inside a random one: scores are learned, the weights never change.
 
     python run_scripts/run_binary_subnetworks.py --data=cifar10 --data_dir=DIR --model=resnet34 --prune_rate=0.01 \\
         --pr_scale=0.1 --score_init_scale=0.01 --fan_scaled_score_mode=none --init=binary --end_with_bn

@@ -206,9 +206,9 @@ class Files(Settings):
         None, "Directory of a run, SavedModel from pixels to logits, network.keras, or PyTorch checkpoint of --arch."
     )
     results_file: str | None = setting(
-        None, "Where to write; by default certified.json, of bounds certified_METHOD.json, beside the network."
+        None, "Where to write; by default certified.json, of bounds certified_METHOD.json, next to the network."
     )
-    outfile: str | None = setting(None, "Table with a line per image; by default beside the results, as .tsv.")
+    outfile: str | None = setting(None, "Table with a line per image; by default next to the results, as .tsv.")
 
     @property
     def network(self) -> Path:

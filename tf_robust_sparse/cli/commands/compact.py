@@ -2,7 +2,7 @@
 
     python run_scripts/run_compact.py --network=saved_models/run
 
-writes `network.trs` beside `network.keras`, reads it back, compares the logits, and prints what every layer takes
+writes `network.trs` next to `network.keras`, reads it back, compares the logits, and prints what every layer takes
 beside dense float32, gzip and the entropy bound; the same table goes to `compact.json`.
 
     python run_scripts/run_compact.py --network=network.trs --output_dir=runs/unpacked
@@ -45,7 +45,7 @@ class Place(Target):
     """Where to pack and unpack to."""
 
     output_dir: str | None = like(
-        Output, "output_dir", help="Where to write; by default beside the network. Needed to unpack."
+        Output, "output_dir", help="Where to write; by default next to the network. Needed to unpack."
     )
 
 

@@ -30,7 +30,7 @@ class Program(Source):
     """The network, and what is made of it."""
 
     precision: str = setting("float32", "Weights in network.c and network.so.", choices=("float32", "float16", "int8"))
-    benchmark: bool = setting(False, "Measure latency beside TensorFlow, LiteRT and ONNX Runtime.")
+    benchmark: bool = setting(False, "Measure latency next to TensorFlow, LiteRT and ONNX Runtime.")
 
 
 def define() -> None:

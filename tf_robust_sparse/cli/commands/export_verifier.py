@@ -62,7 +62,9 @@ class Files(Output):
 
     title = "Files"
 
-    output_dir: str | None = like(Output, "output_dir", help="Where to write; by default verifier/ beside the network.")
+    output_dir: str | None = like(
+        Output, "output_dir", help="Where to write; by default verifier/ next to the network."
+    )
     overwrite: bool = like(Output, "overwrite", help="Replace the directory that an earlier export wrote.")
     network: str = setting(None, "Directory of a run, or network.keras.")
 

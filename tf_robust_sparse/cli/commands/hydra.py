@@ -1,4 +1,4 @@
-"""Prunes a network by scores learnt under a robust objective: pretrain, prune, finetune (HYDRA).
+"""Prunes a network by scores learned under a robust objective: pretrain, prune, finetune (HYDRA).
 
     python run_scripts/run_hydra.py --data=cifar10 --data_dir=DIR --model=vgg16 --trainer=adv --k=0.1
 

@@ -12,7 +12,7 @@ train a network and then, from its weights, gates and weights under attack. Fini
                                                                                     # trained with --train_source
 
 A run leaves what every training run leaves: `network.keras`, `serve/`, `run.flags`, `results.json` and `checkpoints/`;
-an evaluation leaves `cost.json`, `white_box.json` or `black_box.json` beside them, with --draw_loss also
+an evaluation leaves `cost.json`, `white_box.json` or `black_box.json` next to them, with --draw_loss also
 `loss_surface.png`. `run_vulnerability_plots.py` draws several runs side by side.
 """
 

@@ -27,7 +27,7 @@ class Masks(Source):
     """The network, and what is drawn of it."""
 
     before: str | None = setting(None, "The network that it was pruned from; as --network.")
-    output_dir: str | None = like(Output, "output_dir", help="Where to write; by default figures/ beside the network.")
+    output_dir: str | None = like(Output, "output_dir", help="Where to write; by default figures/ next to the network.")
     layers: list[str] = setting([], "Layers whose masks are drawn entry by entry, separated by commas.")
     pairs: list[str] = setting(
         [], "Pairs of layers, first:second, of which the second takes the outputs of the first: their channels."

@@ -1,4 +1,4 @@
-"""What a row of a leaderboard says beside numbers."""
+"""What a row of a leaderboard says in addition to numbers."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ class Leaderboard(Settings):
 
     robustbench_file: str | None = setting(
         None,
-        "Where to write a row for RobustBench; that of the pruning benchmark lies beside it.",
+        "Where to write a row for RobustBench; that of the pruning benchmark lies next to it.",
         only_for=with_attacks("autoattack"),
     )
     paper_title: str | None = setting(
@@ -58,7 +58,7 @@ class Leaderboard(Settings):
         return [path, path.parent / f"{path.stem}.pruning_benchmark.json"]
 
     def description(self, model: Callable[..., Any], path: Path, data: str) -> dict[str, Any]:
-        """Returns what a leaderboard asks for beside numbers; what is not known is left empty."""
+        """Returns what a leaderboard asks for in addition to numbers; what is not known is left empty."""
         is_told = settings.is_given("model") or not Classifier.read().is_named
         additional = method.Objective.read().objective == "rst"
         return {

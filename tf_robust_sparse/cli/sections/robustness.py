@@ -197,7 +197,7 @@ class Results(Settings):
 
     title = "Files"
 
-    results_file: str | None = setting(None, "Where to write the numbers, as JSON; by default beside the network.")
+    results_file: str | None = setting(None, "Where to write the numbers, as JSON; by default next to the network.")
 
     def path(self, name: str) -> Path | None:
         """Returns the file that a setting names, if it does."""
@@ -238,7 +238,7 @@ class Files(Results):
     save_adversarials: str | None = setting(
         None, "Where to write the examples that AutoAttack found, an .npz file.", only_for=_auto_attack
     )
-    report: str | None = setting(None, "Where to write a page with tables, a .md file; its figures lie beside it.")
+    report: str | None = setting(None, "Where to write a page with tables, a .md file; its figures lie next to it.")
 
     def check(self) -> None:
         """Checks places, what the report needs, and what AutoAttack's attacks alone do not have."""
