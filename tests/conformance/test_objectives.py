@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tests.conformance.cases import OBJECTIVES
 from tests.networks import tiny_images, tiny_network
-from tf_robust_sparse import layers
+from tf_robust_sparse import attacks, layers, objectives
+from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround, innermost
 
 X, Y = tiny_images(9)
 
@@ -30,7 +31,7 @@ def shallow_network():
 
 # Other sides of a class that has a row by default.
 MORE = {
-    "AT, as the original of binary sub-networks",
+    "AT, as the code of binary sub-networks",
     "CleanAndAdversarial, predicted labels",
     "Reweighted, TRADES",
     "ScheduledRadius, TRADES in l2",
@@ -63,8 +64,7 @@ def test_a_finite_loss_for_every_example_of_batches_of_any_size(name):
     for a, b in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(first, same)
-    inner = getattr(objective, "objective", objective)
-    assert (first != other).any() == (hasattr(inner, "attack") or hasattr(inner, "noise_std"))
+    assert (first != other).any() == (type(innermost(objective)).perturb is not Objective.perturb)
     for count in (9, 4, 2):
         x_adv = perturb(X[:count], Y[:count], [0, 1])
         per_example, logits, gradients = loss_and_gradients(X[:count], Y[:count], x_adv)
@@ -81,3 +81,28 @@ def test_the_description_is_plain(name):
     description = OBJECTIVES[name]().describe()
     assert json.loads(json.dumps(description)) == description
     assert description["objective"] == name.partition(",")[0]
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if isinstance(OBJECTIVES[name](), ObjectiveAround)])
+def test_a_wrapper_shows_what_is_inside(name):
+    """At every depth, and at the radius of the step."""
+    wrapper = OBJECTIVES[name]()
+    objective = objectives.L1Penalty(wrapper, 0.5)
+    inner = innermost(objective)
+    assert objective.attack is inner.attack and set(inner.terms) <= set(objective.terms)
+    assert objective.adversarial_weight == inner.adversarial_weight
+    assert objective.label_smoothing == inner.label_smoothing
+    assert float(objective.at_radius(tf.constant(0.25)).attack.epsilon) == 0.25
+    network = shallow_network()
+    alone, once = wrapper.penalty(network), objective.penalty(network)
+    twice = objectives.L1Penalty(objective, 1.0).penalty(network)
+    np.testing.assert_allclose(twice - alone, 3 * (once - alone), rtol=1e-5)
+
+
+def test_an_objective_without_an_attack_has_honest_defaults():
+    plain = objectives.KLPenalty(objectives.Natural(label_smoothing=0.1), 0.0)
+    assert plain.attack is None and plain.label_smoothing == 0.1 and plain.adversarial_weight == 0
+    with pytest.raises(ValueError, match="AT or TRADES"):
+        plain.at_radius(tf.constant(0.1))
+    with pytest.raises(ValueError, match="l-infinity ball"):
+        objectives.GradAlign(objectives.AT(attacks.L2PGD(0.5, 0.2, 2)))

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.kernel_seam import effective_kernel, moved_kernels
 from tf_robust_sparse.layers.normalization import kept_statistics
-from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Objective, ObjectiveAround, Seed
+from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround, Seed
 
 _TINY = 1e-20  # as in the published code
 
@@ -48,10 +48,6 @@ class AWP(ObjectiveAround):
             raise ValueError(f"`start_step` is a number of training steps. Received: start_step={start_step!r}")
         self.gamma = float(gamma)
         self.start_step = start_step
-        self.adversarial_weight = objective.adversarial_weight
-        self.label_smoothing = objective.label_smoothing
-        if isinstance(objective, AttackObjective):
-            self.attack = objective.attack
         self._begun: tf.Tensor | None = None
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
@@ -59,10 +55,6 @@ class AWP(ObjectiveAround):
         now = super().at_step(step, seed)
         now._begun = step >= self.start_step if self.start_step else None
         return now
-
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """What the other objective returns."""
-        return self.objective.loss(network, x, y, x_adv)
 
     def weight_offsets(self, network: keras.Model, loss: Callable[[], tf.Tensor]) -> Sequence[tuple[Any, tf.Tensor]]:
         """Kernel layers and variables with the moves that raise the loss most."""

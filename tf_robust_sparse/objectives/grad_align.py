@@ -36,19 +36,15 @@ class GradAlign(ObjectiveAround):
 
     def __init__(self, objective: Objective, strength: float = 0.2, seed: int = 0) -> None:
         super().__init__(objective)
-        attack = getattr(objective, "attack", None)
-        if attack is None or attack.norm != "linf":
+        if objective.attack is None or objective.attack.norm != "linf":
             raise ValueError(
                 "`objective` must have an attack in the l-infinity ball, such as AT(LinfFGSM(8 / 255)). "
                 f"Received: objective={objective!r}"
             )
         if not 0 <= strength < float("inf"):
             raise ValueError(f"`strength` must be at least 0, such as 0.2. Received: strength={strength!r}")
-        self.attack = attack
         self.strength = float(strength)
         self.terms = (*objective.terms, "alignment")
-        self.adversarial_weight = objective.adversarial_weight
-        self.label_smoothing = objective.label_smoothing
         self._seed: Seed = [seed, 0]
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:

@@ -28,15 +28,18 @@ class KLPenalty(ObjectiveAround):
         if not 0 <= strength < float("inf"):
             raise ValueError(f"`strength` of the divergence must be at least 0. Received: strength={strength!r}")
         self.strength = float(strength)
-        self.adversarial_weight = objective.adversarial_weight
-        self.label_smoothing = objective.label_smoothing
-        if hasattr(objective, "attack"):
-            self.attack = objective.attack
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Returns losses `(batch,)` with the divergence added to each, and the logits of the objective."""
         per_example, logits, logits_adv = Losses(*self.objective.loss(network, x, y, x_adv))
-        return Losses(per_example + self.strength * layers.prior_divergence(network), logits, logits_adv)
+        return Losses(per_example + self._own_penalty(network), logits, logits_adv)
+
+    def penalty(self, network: keras.Model) -> tf.Tensor:
+        """Returns this penalty plus that of the objective."""
+        return super().penalty(network) + self._own_penalty(network)
+
+    def _own_penalty(self, network: keras.Model) -> tf.Tensor:
+        return self.strength * layers.prior_divergence(network)
 
     def describe(self) -> dict[str, Any]:
         """Returns everything that defines the objective, as plain values for a results file."""

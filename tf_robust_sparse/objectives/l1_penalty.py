@@ -27,21 +27,20 @@ class L1Penalty(ObjectiveAround):
         if not 0 <= strength < float("inf"):
             raise ValueError(f"`strength` of the penalty must be at least 0. Received: strength={strength!r}")
         self.strength = float(strength)
-        self.adversarial_weight = objective.adversarial_weight
-        self.label_smoothing = objective.label_smoothing
-        if hasattr(objective, "attack"):
-            self.attack = objective.attack
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Returns losses `(batch,)` with the penalty added to each, and the logits of the objective."""
         per_example, logits, logits_adv = Losses(*self.objective.loss(network, x, y, x_adv))
-        penalty = self.penalty(network)
+        penalty = self._own_penalty(network)
         if penalty.shape.rank:  # several networks in a stack: each has its own part of the batch
             penalty = tf.repeat(penalty, tf.shape(per_example)[0] // penalty.shape[0])
         return Losses(per_example + penalty, logits, logits_adv)
 
     def penalty(self, network: keras.Model) -> tf.Tensor:
-        """Returns the penalty: a scalar, or one number for each network of a stack."""
+        """Returns this penalty plus that of the objective: a scalar, or one number for each network of a stack."""
+        return super().penalty(network) + self._own_penalty(network)
+
+    def _own_penalty(self, network: keras.Model) -> tf.Tensor:
         return self.strength * tf.add_n([layers.kernel_l1(layer) for layer in layers.kernel_layers(network)])
 
     def describe(self) -> dict[str, Any]:

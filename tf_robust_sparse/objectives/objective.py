@@ -36,11 +36,13 @@ class Objective:
     `loss` under a gradient tape. A subclass writes `loss`, and `perturb` if it attacks; this class perturbs nothing.
 
     Attributes:
+        attack: Attack that `perturb` runs; `None` if it runs none, or one that is not a `GradientAttack`.
         adversarial_weight: Share of the cross entropy of attacked images in the loss, in [0, 1]; only for records.
         label_smoothing: Share of each label that is spread evenly over all classes.
         terms: Names of the terms that `loss` reports, see `terms.report_term`.
     """
 
+    attack: GradientAttack | None = None
     adversarial_weight: float = 0.0
     label_smoothing: float = 0.0
     terms: tuple[str, ...] = ()
@@ -54,6 +56,18 @@ class Objective:
         """
         del step, seed
         return self
+
+    def at_radius(self, epsilon: tf.Tensor) -> Self:
+        """Returns the objective with its attack in a ball of another radius, and steps in proportion to it.
+
+        Args:
+            epsilon: The radius, scalar, float32.
+
+        Raises:
+            ValueError: if the objective does not attack in a ball.
+        """
+        del epsilon
+        raise ValueError(f"`objective` must attack in a ball, as AT or TRADES do. Received: objective={self!r}")
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """Returns the images to train on, found with the network in inference mode.
@@ -98,6 +112,14 @@ class Objective:
         del network, loss
         return []
 
+    def penalty(self, network: keras.Model) -> tf.Tensor:
+        """Returns the part of the loss that depends on the weights alone, see `L1Penalty`: a scalar, 0 without one.
+
+        For a stack of networks it is one number for each of them.
+        """
+        del network
+        return tf.zeros(())
+
     def describe(self) -> dict[str, Any]:
         """Returns everything that defines the objective, as plain values for a results file."""
         return {"objective": type(self).__name__}
@@ -112,6 +134,8 @@ class AttackObjective(Objective):
     Raises:
         ValueError: if `attack` is not an untargeted attack.
     """
+
+    attack: GradientAttack
 
     def __init__(self, attack: GradientAttack) -> None:
         if not isinstance(attack, GradientAttack):
@@ -137,8 +161,18 @@ class AttackObjective(Objective):
         return {**super().describe(), "attack": self.attack.describe()}
 
 
+class _Forwarded:
+    """An attribute of the objective inside; a subclass may set its own."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, around: Any, owner: type | None = None) -> Any:
+        return self if around is None else getattr(around.objective, self._name)
+
+
 class ObjectiveAround(Objective):
-    """An objective that changes the loss of another one.
+    """An objective that changes the loss of another one, and is like it in everything else.
 
     Args:
         objective: The other objective.
@@ -147,25 +181,45 @@ class ObjectiveAround(Objective):
         ValueError: if `objective` is not an objective.
     """
 
+    attack: Any = _Forwarded()
+    adversarial_weight: Any = _Forwarded()
+    label_smoothing: Any = _Forwarded()
+    terms: Any = _Forwarded()
+
     def __init__(self, objective: Objective) -> None:
         if not isinstance(objective, Objective):
             raise ValueError(f"`objective` must be an objective, such as Natural(). Received: objective={objective!r}")
         self.objective = objective
-        self.terms = objective.terms
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
         """Returns this objective around the other one at that step."""
+        return self.around(self.objective.at_step(step, seed))
+
+    def at_radius(self, epsilon: tf.Tensor) -> Self:
+        """Returns this objective around the other one with that radius."""
+        return self.around(self.objective.at_radius(epsilon))
+
+    def around(self, objective: Objective) -> Self:
+        """Returns this objective with another one inside."""
         now = copy.copy(self)
-        now.objective = self.objective.at_step(step, seed)
+        now.objective = objective
         return now
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """Returns the result of the other objective's `perturb`."""
         return self.objective.perturb(network, x, y, seed=seed)
 
+    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
+        """Returns what the other objective's `loss` returns."""
+        return Losses(*self.objective.loss(network, x, y, x_adv))
+
     def weight_offsets(self, network: keras.Model, loss: Callable[[], tf.Tensor]) -> Sequence[tuple[Any, tf.Tensor]]:
         """What the other objective's `weight_offsets` returns."""
         return self.objective.weight_offsets(network, loss)
+
+    def penalty(self, network: keras.Model) -> tf.Tensor:
+        """Returns the other objective's `penalty`."""
+        return self.objective.penalty(network)
 
 
 def innermost(objective: Objective) -> Objective:

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse.objectives.epsilon_schedules import EpsilonSchedule
-from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround, Seed
+from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround, Seed
 
 
 class ScheduledRadius(ObjectiveAround):
@@ -27,25 +27,21 @@ class ScheduledRadius(ObjectiveAround):
 
     def __init__(self, objective: Objective, schedule: EpsilonSchedule) -> None:
         super().__init__(objective)
-        if not hasattr(objective, "at_radius") or not isinstance(schedule, EpsilonSchedule):
+        if not isinstance(schedule, EpsilonSchedule):
             raise ValueError(
-                "`objective` must attack in a ball, as AT or TRADES do, and `schedule` be an EpsilonSchedule. "
-                f"Received: objective={objective!r}, schedule={schedule!r}"
+                "`schedule` must be an EpsilonSchedule, such as LinearEpsilon(8 / 255, begin_step=0, end_step=1000). "
+                f"Received: schedule={schedule!r}"
             )
+        objective.at_radius(tf.constant(schedule.epsilon))  # raises unless it attacks in a ball
         self.schedule = schedule
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Any:
         """Returns the other objective with the radius of that step."""
-        inner: Any = self.objective
-        return inner.at_radius(self.schedule(step)).at_step(step, seed)
+        return self.objective.at_radius(self.schedule(step)).at_step(step, seed)
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """Returns the result of the other objective's `perturb` at the first step."""
         return self.at_step(tf.constant(0)).perturb(network, x, y, seed=seed)
-
-    def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
-        """Returns losses `(batch,)` and logits `(batch, classes)` of the other objective."""
-        return Losses(*self.objective.loss(network, x, y, x_adv))
 
     def describe(self) -> dict[str, Any]:
         """Returns everything that defines the objective, as plain values for a results file."""

@@ -171,7 +171,7 @@ class StackedRobustModel(RobustModel):
         sums = np.array(measured(x, y, seed, tf.constant(label_smoothing, tf.float32)), np.float64)
         clean, attacked, right, right_attacked = sums / len(y)
         weight = self.objective.adversarial_weight
-        loss = (1 - weight) * clean + weight * attacked + self._penalty()
+        loss = (1 - weight) * clean + weight * attacked + np.array(self.objective.penalty(self.network))
         columns = (loss, right, right_attacked, clean, attacked)
         return [NetworkMeasures(*(float(value) for value in each)) for each in zip(*columns, strict=True)]
 
@@ -224,9 +224,6 @@ class StackedRobustModel(RobustModel):
                 f"data.stacked_batches makes. Received: elements {spec}"
             )
         return x, None, spec.shape[0]
-
-    def _penalty(self) -> Any:
-        return np.array(self.objective.penalty(self.network)) if hasattr(self.objective, "penalty") else 0.0
 
     def _step_seed(self):
         step = tf.cast(self.optimizer.iterations, tf.int32)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy
 from tf_robust_sparse.layers.noise import fold_in, uniform_like
-from tf_robust_sparse.objectives import Losses, Objective
+from tf_robust_sparse.objectives import Losses, Objective, ScheduledRadius
 from tf_robust_sparse.objectives.objective import ObjectiveAround, innermost, training_logits
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.training import crop_and_mix
@@ -279,19 +279,18 @@ def _largest_scheduled(objective: Any) -> float:
     """Returns the largest radius of schedules around an objective, 0 without schedules."""
     largest = 0.0
     while isinstance(objective, ObjectiveAround):
-        schedule = getattr(objective, "schedule", None)
-        largest = max(largest, schedule.epsilon if schedule else 0.0)
+        if isinstance(objective, ScheduledRadius):
+            largest = max(largest, objective.schedule.epsilon)
         objective = objective.objective
     return largest
 
 
 def _aiming_at(objective: Any, targets: tf.Tensor) -> Any:
     """Returns the objective with new targets `(batch, classes)` for the innermost objective."""
+    if isinstance(objective, ObjectiveAround):
+        return objective.around(_aiming_at(objective.objective, targets))
     now = copy.copy(objective)
-    if isinstance(now, ObjectiveAround):
-        now.objective = _aiming_at(now.objective, targets)
-    else:
-        now.targets = targets
+    now.targets = targets
     return now
 
 
