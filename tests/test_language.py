@@ -7,17 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Folders and files that are checked.
-CHECKED = [
-    *("README.md", "CONTRIBUTING.md", "benchmarks", "docs/README.md", "docs/any_model.md", "docs/data.md"),
-    *("docs/adding_a_sparsifier.md", "docs/adding_an_objective.md", "docs/coming_from_tfmot.md", "docs/glossary.md"),
-    *("docs/files.md", "docs/resuming.md", "docs/several_machines.md", "docs/shrinking.md"),
-    *("tf_robust_sparse/paths.py", "tf_robust_sparse/schedules.py"),
-    *("tf_robust_sparse/data", "tf_robust_sparse/layers", "tf_robust_sparse/models", "tf_robust_sparse/runtime"),
-    *("tf_robust_sparse/saving", "tf_robust_sparse/sparsity", "tf_robust_sparse/attacks", "tf_robust_sparse/certify"),
-    *("tf_robust_sparse/evaluation", "tf_robust_sparse/objectives", "tf_robust_sparse/training", "docs/evaluation.md"),
-    *("docs/certificates.md", "docs/binary_subnetworks.md", "docs/neural_pruning.md", "docs/lottery_tickets.md"),
-    *("docs/hydra.md",),
-]
+CHECKED = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "benchmarks", "run_scripts", "tf_robust_sparse"]
 # Pattern -> what to write.
 PATTERNS = {
     r"Received: (?:it|other ones|another one|both|none)\b": "the received value",
@@ -34,9 +24,11 @@ PATTERNS = {
     r"\bkernel forms?\b|\bkernel_form\b": "parametrization",
 }
 # Names of flags and keys in results files never change.
-KEYS = re.compile(r'["`](?:randomised|penalised)["`]')
-# Lines that serve old names by `tf_robust_sparse.deprecation`.
-ALIAS = re.compile(r'^\s+"\w+": "[\w.]+",$|renamed_|adopt_old_methods')
+KEYS = re.compile(r'["`](?:randomised|penalised|materialised)["`]|--beside\b|\bbeside: list|\bsweep\.beside\b')
+# Lines that serve or list old names, see `tf_robust_sparse.deprecation`.
+ALIAS = re.compile(
+    r'^\s+"\w+": "[\w.]+",$|renamed_|adopt_old_methods|for `normalise`|overridden `normalise`|`layers\.settled_kernels`'
+)
 
 
 def files():

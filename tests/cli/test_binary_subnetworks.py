@@ -410,7 +410,7 @@ def test_its_fast_recipe_of_imagenet_parts_images_before_it_crops_them(parse, co
     changes |= {"eval_attack": "{name: PGD, step_size: 0.00196078, threshold: 2, iter_num: 10}"}
     flags = meaning(parse, f"--config={config(**changes)}", "--prune-rate=0.01", "--end-with-bn", "--debug")
     assert (flags.data, flags.augmentation) == ("imagenet100", "resized_crop")
-    assert "--label_smoothing=0.1 means nothing here" in capsys.readouterr().out
+    assert "--label_smoothing=0.1 has no effect here" in capsys.readouterr().out
     make_imagenet(tmp_path / "imagenet", classes=("n1", "n2"), train=3)
     few = ("--data=imagenet", f"--data_dir={tmp_path}", "--image_size=32", "--batch_size=4", "--validation_examples=1")
     meaning(parse, *few, "--trainer=adv_step_fast", "--model=resnet18_p1", "--nodrop_last")
@@ -429,7 +429,7 @@ def test_what_changes_nothing_is_said(parse, capsys):
         "--label_smoothing=0.1 means nothing",
     ):
         assert words in said
-    assert "trades_attack means nothing here, it belongs to --trainer=adv_trades" in said
+    assert "trades_attack has no effect here; it belongs to --trainer=adv_trades" in said
 
 
 def test_an_attack_on_the_command_line_wins_over_a_flagfile(parse, tmp_path):
@@ -494,7 +494,7 @@ LOTTERY = "--trainer=adv_step_lottery_finetune"
         (["--trainer=adv_step_fast", "--augmentation=shift"], "--augmentation=shift does not go with"),
         (["--nocarry"], "--nocarry belongs to --trainer=adv_step_fast"),
         (["--debug", "--conv_type=DenseConv"], "--debug belongs to --conv_type=SubnetConv"),
-        (["--autoattack=standart"], "standart is no attack; pass"),
+        (["--autoattack=standart"], "standart is not an attack; pass"),
         (["--eps_schedule=name=linear"], "start"),
         (["--eps_schedule=start_v=3"], "'name' is missing"),
         (["--eps_schedule=name=linear,start_v=3,slop=3"], "'slop' is missing or unknown"),

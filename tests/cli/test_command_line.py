@@ -225,6 +225,6 @@ def test_flagfiles_that_lead_nowhere(tmp_path):
     done = run_script(TRAIN, f"--flagfile={file}").expect(2)
     assert "--flagfile=no.flags: expected a file of flags" in done.err and f"{file} names it" in done.err
     file.write_text(f"--flagfile={file}\n")
-    assert "leads to itself" in run_script(TRAIN, f"--flagfile={file}").expect(2).err
+    assert "includes itself" in run_script(TRAIN, f"--flagfile={file}").expect(2).err
     file.write_bytes(b"\xff\xfe")
     assert "no text" in run_script(TRAIN, f"--flagfile={file}").expect(2).err

@@ -344,7 +344,7 @@ def test_flags_of_other_objectives_are_taken_as_there(parse, capsys):
     parse(TRAIN, *RESNET50, "--objective", "at", "--beta", "3", "--rst_frac", "0.3")
     settings.check()
     notes = capsys.readouterr().out.splitlines()
-    assert sorted(notes)[0] == "Note: --beta=3.0 means nothing here, it belongs to --objective=trades or mart or rst"
+    assert sorted(notes)[0] == "Note: --beta=3.0 has no effect here; it belongs to --objective=trades or mart or rst"
     assert len(notes) == 2 and {"beta", "rst_frac"} <= set(settings.meaningless())
 
 

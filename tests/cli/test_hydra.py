@@ -150,7 +150,7 @@ def test_least_weight_magnitude_is_a_finetune_phase(everything, tmp_path):
         *(*FEW, "--exp-mode=finetune", "--k=0.2", "--epochs=1", "--lr=0.01", "--scaled-score-init", "--trainer=base"),
         *(f"--source-net={directory / 'pretrain'}", f"--output_dir={tmp_path / 'lwm'}", "--n_repeats=3"),
     ).expect()
-    assert "Note: --n_repeats=3 means nothing here, it belongs to --trainer=freeadv" in done.out
+    assert "Note: --n_repeats=3 has no effect here; it belongs to --trainer=freeadv" in done.out
     dense, network = trs.load_network(directory / "pretrain"), trs.load_network(tmp_path / "lwm")
     for plain, layer in zip(trs.layers.kernel_layers(dense), trs.sparsity.subnet_layers(network), strict=True):
         magnitude = np.abs(np.asarray(plain.kernel))

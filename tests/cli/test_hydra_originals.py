@@ -335,7 +335,7 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(finetune, tmp_path, configs):
     assert "231 images to train on, 25 to select by" in done.out
     assert (
         done.out.count("Unlike HYDRA: ") == 1 + training_run.odd_batches_may_crash()
-        and "Note: --gpu=0 means nothing here" in done.out
+        and "Note: --gpu=0 has no effect here" in done.out
     )
     assert f"1 epochs of {4 - training_run.odd_batches_may_crash()} steps" in done.out
     latest = tmp_path / "run/prune/latest_exp"

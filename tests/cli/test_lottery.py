@@ -77,7 +77,7 @@ def test_devices_are_those_of_the_published_scripts(parse, monkeypatch, capsys):
     monkeypatch.setattr(devices.tf.config, "set_visible_devices", lambda gpus, kind: chosen.append(gpus))
     monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda kind: [])
     devices.choose("devices", fewer=True)
-    assert "--devices=0,1,2,3 means nothing here" in capsys.readouterr().out
+    assert "--devices=0,1,2,3 has no effect here" in capsys.readouterr().out
     assert not any("devices" in line for line in run_directory.recorded_flags())
     monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda kind: ["a", "b"])
     devices.choose("devices", fewer=True)

@@ -68,7 +68,7 @@ def test_what_a_field_says_of_resuming_and_recording(parsed):
 
 def test_flags_without_meaning_are_noted_or_refused(parsed, capsys):
     parsed("--speed=3")
-    assert capsys.readouterr().out == "Note: --speed=3.0 means nothing here, it belongs to --kind=fast\n"
+    assert capsys.readouterr().out == "Note: --speed=3.0 has no effect here; it belongs to --kind=fast\n"
     parsed("--gear=1")  # its default, as records of earlier versions hold it
     parsed("--kind=fast", "--gear=2", "--speed=3")
     assert capsys.readouterr().out == ""

@@ -87,7 +87,7 @@ class Attack(attacks.TradesStart):
                 f"--strategy={strategy}"
             )
         if self.mix and self.soft_targets:
-            raise BadFlag(f"--soft_targets are of whole images and --mix={self.mix} mixes them; drop one of them")
+            raise BadFlag(f"--soft_targets needs whole images and --mix={self.mix} mixes them; drop one of them")
         if self.eps_schedule is not None:
             self.radii(data.TrainingImages.read().epochs)
 
@@ -167,8 +167,8 @@ class ValidationAttack(Settings):
     title = "Training attack"
 
     val_epsilon: float | None = setting(None, "Radius of the attack on held-out images; by default --epsilon.")
-    val_step_size: float | None = setting(None, "Its step; by default a quarter of the radius.")
-    val_num_steps: int = setting(10, "Its steps.", lower=1)
+    val_step_size: float | None = setting(None, "Length of its step; by default a quarter of the radius.")
+    val_num_steps: int = setting(10, "Number of its steps.", lower=1)
 
     def build(self) -> trs.attacks.GradientAttack:
         """Returns the attack."""
@@ -224,8 +224,8 @@ class Ensemble(Settings):
         unknown = [name for name in self.attacks if name not in ATTACKS]
         if unknown:
             raise BadFlag(
-                f"--autoattack={self.autoattack}: {unknown[0]} is no attack; pass {', '.join(VERSIONS)}, none, or some "
-                f"of {', '.join(ATTACKS)}"
+                f"--autoattack={self.autoattack}: {unknown[0]} is not an attack; pass {', '.join(VERSIONS)}, none, or "
+                f"some of {', '.join(ATTACKS)}"
             )
 
     @property

@@ -35,11 +35,9 @@ class Trainer(Settings):
     title = "Training"
 
     trainer: str = setting(
-        "adv_step", "How it is trained; default is adv_step.", choices=("default", *TRAINERS), identity=True
+        "adv_step", "Way of training; default means adv_step.", choices=("default", *TRAINERS), identity=True
     )
-    freeze_weights: bool = setting(
-        True, "Train scores alone; always so, except for the lottery trainers.", identity=True
-    )
+    freeze_weights: bool = setting(True, "Train only the scores; the lottery trainers train weights.", identity=True)
     pretrained: str | None = setting(
         None, "Directory of a run, .keras, .trs or PyTorch checkpoint to begin with, or to evaluate."
     )
@@ -176,7 +174,7 @@ class Drawing(Settings):
     )
     score_init_scale: float = setting(1.0, "Largest absolute score at the start.", excluded=0, identity=True)
     fan_scaled_score_mode: str = setting(
-        "all", "Whose scores are divided by the fan's root.", choices=trs.sparsity.FAN_SCALED, identity=True
+        "all", "Layers whose scores are divided by the root of the fan.", choices=trs.sparsity.FAN_SCALED, identity=True
     )
 
 

@@ -60,7 +60,7 @@ _OTHER_NAMES = {"lr": "learning_rate", "num_classes": "n_classes"}
 class Original(Settings):
     """What the published code calls by other names; recorded by ours."""
 
-    title = "As RobustBinarySubNet says it"
+    title = "Flags of RobustBinarySubNet"
 
     config: str | None = setting(None, "YAML file of RobustBinarySubNet; flags win over what it says.")
     model_type: str | None = setting(
@@ -85,7 +85,7 @@ def define() -> None:
     """Defines the other names and spellings."""
     Original.define()
     command_line.define_aliases(_ALIASES)
-    with command_line.section("Of RobustBinarySubNet, and without use here"):
+    with command_line.section("Flags of RobustBinarySubNet that have no use here"):
         for name, reason in _HARMLESS.items():
             flags.DEFINE_string(name, None, f"Changes nothing, because {reason}.")
         for name, (_, instead) in _REFUSED.items():
@@ -116,7 +116,7 @@ def translate() -> None:
         found = _parsed(name, text) if text is not None else attacks[name]
         # TRADES attacks by its own, the other one is on held-out images then.
         if found is not None and name == "trades_attack" and FLAGS.trainer != "adv_trades":
-            print(f"Note: trades_attack means nothing here, it belongs to --trainer=adv_trades, not {FLAGS.trainer}")
+            print(f"Note: trades_attack has no effect here; it belongs to --trainer=adv_trades, not {FLAGS.trainer}")
         elif found is not None:
             _set_attack(name, found, on_command_line=text is not None)
     if FLAGS.log_dir and not original.model_name:

@@ -63,17 +63,22 @@ class Loss(Settings):
     beta: float = setting(6.0, "Weight of the robust term of adv_trades.", only_for=trained_by("adv_trades"))
     label_smoothing: float = setting(
         0.0,
-        "Share of the loss that is that of all classes; not of adv_step_fast.",
+        "Share of the loss that is the mean over all classes; not with adv_step_fast.",
         upper=1,
         excluded=1,
         identity=True,
         only_for=trained_by(*(name for name in TRAINERS if name != FAST)),
     )
     reweight: str | None = setting(
-        None, "What examples are weighed by.", choices=trs.objectives.REWEIGHTINGS, identity=True
+        None,
+        "Weights of the examples; by default all weigh the same.",
+        choices=trs.objectives.REWEIGHTINGS,
+        identity=True,
     )
     warmup_rw: int = setting(
-        0, "Epochs without these weights.", only_for=OnlyFor("--reweight=NAME", lambda flags: bool(flags.reweight))
+        0,
+        "Epochs before the weights of --reweight take effect.",
+        only_for=OnlyFor("--reweight=NAME", lambda flags: bool(flags.reweight)),
     )
 
     def check(self) -> None:

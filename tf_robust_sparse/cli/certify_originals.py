@@ -21,13 +21,13 @@ class Checkpoint(Settings):
 
     dataset: str | None = like(hydra_originals.Names, "dataset")
     arch: str = setting(
-        "vgg16_bn", "Of a PyTorch checkpoint: its network.", choices=(*hydra_originals.NETWORKS, *trs.models.NETWORKS)
+        "vgg16_bn", "For a PyTorch checkpoint: its network.", choices=(*hydra_originals.NETWORKS, *trs.models.NETWORKS)
     )
     layer_type: str = setting(
-        "dense", "Of a PyTorch checkpoint: subnet where it has scores.", choices=("dense", "subnet")
+        "dense", "For a PyTorch checkpoint: subnet if it has scores.", choices=("dense", "subnet")
     )
     k: float | None = setting(
-        None, "Of a PyTorch checkpoint with scores: the fraction that they keep.", upper=1, excluded=0
+        None, "For a PyTorch checkpoint with scores: the fraction that they keep.", upper=1, excluded=0
     )
     gpu: str | None = setting(None, "Number of the GPU to use.")
     normalize: bool = like(hydra_originals.Names, "normalize")

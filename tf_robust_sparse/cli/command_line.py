@@ -275,7 +275,7 @@ def words(argv: list[str]) -> list[str]:
         run = place.parent if place.suffix else place
         run = run.parent if run.name == "checkpoints" else run
         raise BadFlag(
-            f"--resume={path}: expected --resume --output_dir={run}, the directory of a run. Received: a path"
+            f"--resume={path}: --resume takes no path; pass --resume --output_dir={run}, the directory of the run"
         )
     return found
 
@@ -318,9 +318,7 @@ def parse(argv: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         close = str(error).partition("Did you mean:")[2].strip(" ?")
         hint = f", such as {close}" if close else ""
-        raise BadFlag(
-            f"--{error.flagname}: expected a flag that --help lists{hint}. Received: an unknown one"
-        ) from None
+        raise BadFlag(f"--{error.flagname} is not a flag of this command; --help lists them{hint}") from None
     except (flags.Error, ValueError) as error:
         raise BadFlag(str(error).removeprefix("flag ")) from error
     if rest[1:]:
@@ -329,7 +327,7 @@ def parse(argv: list[str]) -> list[str]:
         )
     for name in names():
         if FLAGS[name].present and FLAGS[name].value == "" != FLAGS[name].default:
-            raise BadFlag(f"--{name}=: expected a value, or no such flag. Received: an empty word")
+            raise BadFlag(f"--{name}= has no value; pass one, or leave out the flag")
     return rest
 
 
@@ -341,7 +339,7 @@ def note_unused(meaningful: Mapping[str, tuple[str, Callable[[], bool]]]) -> Non
     """
     for name, (owners, means_something) in meaningful.items():
         if FLAGS[name].present and FLAGS[name].value != FLAGS[name].default and not means_something():
-            print(f"Note: --{name}={FLAGS[name].value} means nothing here, it belongs to {owners}")
+            print(f"Note: --{name}={FLAGS[name].value} has no effect here; it belongs to {owners}")
 
 
 def say_deviations(original: str, deviations: Iterable[str]) -> None:

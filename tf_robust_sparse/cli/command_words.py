@@ -31,7 +31,7 @@ def expanded(words: Sequence[str], naming: Path | None = None, opened: tuple[Pat
         text = value if equals else next(rest, "")
         path = _found(text, naming)
         if path in opened:
-            raise ValueError(f"--flagfile={text}: {_WHAT}. Received: one that leads to itself, through {naming}")
+            raise ValueError(f"--flagfile={text}: {_WHAT}. Received: a file that includes itself, through {naming}")
         yield from expanded(_lines(text, path, naming), path, (*opened, path))
 
 
@@ -54,7 +54,7 @@ def _lines(text: str, path: Path, naming: Path | None) -> Sequence[str]:
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"--flagfile={text}: {_WHAT}. Received: a file that is no text, {error}") from error
+        raise ValueError(f"--flagfile={text}: {_WHAT}. Received: a file that is not text, {error}") from error
     except OSError as error:
         raise ValueError(f"--flagfile={text}: {_WHAT}. Received: {error.strerror}{where}") from error
     return [line for line in lines if line and not line.startswith(("#", "//"))]

@@ -35,7 +35,7 @@ def choose(name: str, replicas: bool = False, fewer: bool = False, quiet: bool =
     if not gpus and quiet:
         return
     if not gpus:
-        print(f"Note: --{name}={text} means nothing here, because this machine has no GPU")
+        print(f"Note: --{name}={text} has no effect here, because this machine has no GPU")
         return
     there = [number for number in numbers if number < len(gpus)]
     if not there or (len(there) < len(numbers) and not fewer):

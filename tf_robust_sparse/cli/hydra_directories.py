@@ -22,13 +22,11 @@ LATEST = "latest_exp"
 class Place(Settings):
     """Where HYDRA's code writes."""
 
-    title = "As HYDRA says it"
+    title = "Flags of HYDRA's code"
 
-    result_dir: str | None = setting(
-        None, "With --exp_name: folder of that folder; by default ./trained_models.", recorded=False
-    )
+    result_dir: str | None = setting(None, "Parent folder of --exp_name; by default ./trained_models.", recorded=False)
     exp_name: str | None = setting(
-        None, "Folder of a directory for each phase, with numbered runs in it.", recorded=False
+        None, "Name of a folder with a directory per phase, each of which holds numbered runs.", recorded=False
     )
 
     def check(self) -> None:

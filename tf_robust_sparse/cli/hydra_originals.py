@@ -72,7 +72,7 @@ MOVED_DATA = ("cifar10", "cifar100", "svhn", "imagenet")
 _PSEUDO_LABELS = ("tiny_images/ti_top_50000_pred_v3.1.pickle", "tiny_images/ti_500K_pseudo_labeled.pickle")
 # Taken without effect: name -> what it says there.
 IGNORED = {
-    "print_freq": "Batches between two lines; here there is a line for each epoch",
+    "print_freq": "Batches between two lines; here there is one line per epoch",
     "test_batch_size": "Images per step of an evaluation; --batch_size here",
     "mean": "Mean that freeadv takes off pixels",
     "std": "Deviation that freeadv divides pixels by",
@@ -101,7 +101,7 @@ class Names(Settings):
     )
     distance: str | None = setting(None, "--norm.", choices=WORDS["distance"], recorded=False)
     is_semisup: bool | None = setting(
-        None, "Beside each batch as many pseudo-labeled images, those of --semisup_data.", recorded=False
+        None, "Add as many pseudo-labeled images (--semisup_data) to each batch.", recorded=False
     )
     gpu: str | None = setting(
         None, "Numbers of the GPUs to use, separated by commas; more than one are replicas.", recorded=False

@@ -41,17 +41,23 @@ class Phases(Settings):
         "--exp_mode=all in place of the pretrain phase.",
     )
     prune_epochs: int | None = setting(
-        None, "Epochs of the prune phase; by default 20, of that phase alone --epochs.", lower=1
+        None, "Epochs of the prune phase; by default 20, or --epochs if the phase runs alone.", lower=1
     )
     finetune_epochs: int | None = setting(None, "Epochs of the finetune phase; by default --epochs.", lower=1)
     prune_lr: float | None = setting(
-        None, "Learning rate of the prune phase; by default 0.1, of that phase alone --learning_rate.", excluded=0
+        None,
+        "Learning rate of the prune phase; by default 0.1, or --learning_rate if the phase runs alone.",
+        excluded=0,
     )
     finetune_lr: float | None = setting(
-        None, "Learning rate of the finetune phase; by default 0.01, of that phase alone --learning_rate.", excluded=0
+        None,
+        "Learning rate of the finetune phase; by default 0.01, or --learning_rate if the phase runs alone.",
+        excluded=0,
     )
     prune_schedule_length: int | None = setting(
-        None, "--schedule_length of the prune phase; by default 0, of that phase alone the same.", only_for=OF_BOUNDS
+        None,
+        "--schedule_length of the prune phase; by default 0, or --schedule_length if the phase runs alone.",
+        only_for=OF_BOUNDS,
     )
     finetune_schedule_length: int | None = setting(
         None, "--schedule_length of the finetune phase, likewise.", only_for=OF_BOUNDS
@@ -142,14 +148,14 @@ class Scores(Settings):
     )
     layer_type: str = setting(
         "dense",
-        "Kernels of the pretrain phase; subnet ones, of which k stay, with --k below 1 in it.",
+        "Kernels of the pretrain phase: dense, or subnet, which keep the fraction --k from the start.",
         choices=("dense", "subnet"),
         identity=True,
         only_for=OnlyFor("--exp_mode=pretrain", lambda flags: flags.exp_mode == "pretrain"),
     )
     scaled_score_init: bool = setting(
         False,
-        "Begin with scores that rank as magnitudes do: in prune the proposed way, in finetune least weight magnitude.",
+        "Begin with scores proportional to the weights: HYDRA in the prune phase, magnitude pruning in finetune.",
         identity=True,
         only_for=OnlyFor(f"--exp_mode=prune or finetune, or {_sparse}", _prunes),
     )
@@ -174,7 +180,7 @@ class Scores(Settings):
     )
     freeze_bn: str = setting(
         "no",
-        "In prune: train batch norm, freeze it, or, as --freeze_bn alone, all but its statistics.",
+        "In prune: train batch norm (no), freeze it (yes), or freeze all but its statistics (affine, or no value).",
         choices=("no", "yes", "affine"),
         bare="affine",
         identity=True,
@@ -214,7 +220,7 @@ class Optimizer(Settings):
     )
     learning_rate: float = setting(0.1, "Highest learning rate.", excluded=0, aliases=("lr",))
     lr_schedule: str = setting("cosine", "Course of the learning rate over the epochs.", choices=trs.training.SCHEDULES)
-    warmup_epochs: int = setting(0, "Epochs before these, at --warmup_lr.")
+    warmup_epochs: int = setting(0, "Extra epochs at --warmup_lr, before --epochs begin.")
     warmup_lr: float = setting(
         0.1,
         "Learning rate of the warm-up.",

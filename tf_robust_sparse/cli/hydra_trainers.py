@@ -179,13 +179,13 @@ class Bounds(Settings):
     )
     mixtraink: int = setting(
         1,
-        "Images of a batch that mixtrain bounds: 1 of large networks, 5 of small.",
+        "Images per batch that mixtrain bounds: 1 for large networks, 5 for small ones.",
         lower=1,
         identity=True,
         only_for=_of("mixtrain", refuse=True),
     )
     interval_weight: float = setting(
-        0.1, "Weight of the bounds of mixtrain at first.", identity=True, only_for=_of("mixtrain", refuse=True)
+        0.1, "Initial weight of the bounds of mixtrain.", identity=True, only_for=_of("mixtrain", refuse=True)
     )
     bound_chunk: int = setting(
         4096,
@@ -245,7 +245,7 @@ class Validation(Settings):
     )
     const_init: bool = setting(
         False,
-        "The attack on held-out images starts at the image, not beside it.",
+        "The attack on held-out images starts at the image, not at a random point near it.",
         only_for=OnlyFor("--val_method=adv", lambda _: Validation.read().attacks),
     )
 

@@ -78,7 +78,7 @@ def recognize(path: Path, flag: str, taken: Iterable[Kind] = Kind) -> Kind:
     return found
 
 
-def beside(path: Path, name: str) -> Path:
+def next_to(path: Path, name: str) -> Path:
     """Returns where a file of this name goes that tells of the network at `path`: into its run, or next to it.
 
     Published weights lie side by side, so that the file takes over the beginning of their name.
@@ -156,7 +156,7 @@ def _load_hdf5(path: Path, build: Callable[[Kind], keras.Model] | None) -> keras
         with h5py.File(path) as file:
             is_whole, is_checkpoint = "model_config" in file.attrs, "sha256" in file.attrs
     except OSError as error:
-        raise ValueError(f"{path} is damaged or no HDF5 file: {error}") from error
+        raise ValueError(f"{path} is damaged or not an HDF5 file: {error}") from error
     if is_whole:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     run = path.parents[1] if path.parent.name == "checkpoints" else path.parent

@@ -39,7 +39,7 @@ def check_start(base: keras.Model, built: keras.Model, where: Path) -> None:
     ]
     if norms[0] != norms[1]:
         raise ValueError(
-            f"The run to begin with has the input layer {norms[0][0]}, this one {norms[1][0]}; pass --input_norm "
+            f"The source run has the input layer {norms[0][0]}, this one {norms[1][0]}; pass --input_norm "
             "as for that run"
         )
     for layer in built.layers:
@@ -47,7 +47,7 @@ def check_start(base: keras.Model, built: keras.Model, where: Path) -> None:
             print(f"Note: images are standardized with epsilon={base.get_layer(layer.name).epsilon:g}, as of {where}")
             layer.epsilon = base.get_layer(layer.name).epsilon
     if trs.layers.gates(base) and not trs.layers.gates(built):
-        raise ValueError("The run to begin with has gates, which --mode=base would drop; pass --mode=bbd, or its base")
+        raise ValueError("The source run has gates, which --mode=base would drop; pass --mode=bbd, or its base")
 
 
 def model(run: training_run.TrainingRun, built: keras.Model) -> trs.RobustModel:
@@ -149,7 +149,7 @@ def efficiency(found: keras.Model) -> dict[str, Any]:
     return {"active_units": active, "units": list(whole), **cost._asdict()}
 
 
-def materialised(found: keras.Model) -> dict[str, Any]:
+def without_gates(found: keras.Model) -> dict[str, Any]:
     """Returns what is left when closed gates and all that only they read are taken out, and how fast that is.
 
     Shares are in per cent of the network without its gates; latencies are medians in ms.

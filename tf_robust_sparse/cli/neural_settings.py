@@ -81,9 +81,11 @@ class Network(Settings):
         aliases=("net",),
         identity=True,
     )
-    mode: str = setting("base", "The network alone, or with gates on a trained one.", choices=MODES, identity=True)
+    mode: str = setting(
+        "base", "Train the plain network (base), or add gates to a trained one (bbd).", choices=MODES, identity=True
+    )
     init_from: str | None = setting(
-        None, "Run whose weights are the start; by default of --mode=bbd the base run of the same network and data."
+        None, "Run whose weights training starts from; with --mode=bbd by default the base run of the same network."
     )
     thres: float = setting(
         1e-3, "Gates whose mean is at most this are closed.", upper=1, excluded=1, identity=True, only_for=_GATED
@@ -166,7 +168,7 @@ class Training(Settings):
         False, "The independent network that black-box attacks are computed on.", identity=True
     )
     robust_loss: str = setting(
-        "at", "Of --adv_train: clean and attacked images, or TRADES.", choices=("at", "trades"), identity=True
+        "at", "With --adv_train: clean and attacked images, or TRADES.", choices=("at", "trades"), identity=True
     )
     adv_weight: float = setting(
         2.0,
@@ -182,7 +184,7 @@ class Training(Settings):
     )
     vulnerability: bool = setting(
         True,
-        "Of --adv_train: also suppress the vulnerability of hidden features.",
+        "With --adv_train: also suppress the vulnerability of hidden features.",
         identity=True,
         only_for=_UNDER_ATTACK,
     )
@@ -194,7 +196,7 @@ class Training(Settings):
         1.0, "Weight of the divergence of the gates, divided by the number of images.", identity=True
     )
     kl_weight: float = setting(
-        100.0, "What the divergence of drawn weights is divided by.", excluded=0, identity=True, only_for=_DRAWN
+        100.0, "Divisor of the divergence of drawn weights.", excluded=0, identity=True, only_for=_DRAWN
     )
     joint_bn: bool = setting(
         True, "Clean and attacked images pass as one batch.", identity=True, only_for=_robust_loss("at")
@@ -235,7 +237,7 @@ class Optimizer(Settings):
 
     init_lr: float = setting(
         1e-2,
-        "Learning rate of the gates; --weight_rate says that of the weights.",
+        "Learning rate of the gates; --weight_rate sets that of the weights.",
         excluded=0,
         identity=True,
         only_for=_GATED,
@@ -276,15 +278,15 @@ class Optimizer(Settings):
 class Attack(attacks.TrainingAttack):
     """The attack of training and of --eval_mode=attack."""
 
-    attack: str = setting("pgd", "In training and in --eval_mode=attack.", choices=("pgd", "fgsm"))
+    attack: str = setting("pgd", "Attack of training and of --eval_mode=attack.", choices=("pgd", "fgsm"))
     attack_ord: str = setting("inf", "Norm of the attack.", choices=("inf",))
-    norm: str = setting("linf", "The same by its name in the other commands.", choices=("linf",))
+    norm: str = setting("linf", "Norm of the attack, by its name in the other commands.", choices=("linf",))
     epsilon: float = like(attacks.TrainingAttack, "epsilon", default=0.03, aliases=("eps",))
     step_size: float = like(attacks.TrainingAttack, "step_size", default=0.007, excluded=0.0, aliases=(), only_for=_PGD)
     num_steps: int = setting(
         40, "Steps, in training and in --eval_mode=attack.", lower=1, aliases=("pgd_steps",), only_for=_PGD
     )
-    eval_steps: int | None = setting(None, "Steps in --eval_mode=attack, if they are others.", lower=1, only_for=_PGD)
+    eval_steps: int | None = setting(None, "Steps in --eval_mode=attack, if not --num_steps.", lower=1, only_for=_PGD)
 
     def build(self, steps: int | None = None, seed: int = 0) -> trs.attacks.GradientAttack:
         """Returns the attack, of `steps` steps or else of --num_steps."""

@@ -41,7 +41,7 @@ def take(directory: Path, what: str) -> None:
     _take(directory / NAME, what)
 
 
-def take_beside(file: Path, what: str) -> None:
+def take_next_to(file: Path, what: str) -> None:
     """Takes the lock of one file, that lines are added to, say; as `take` does otherwise."""
     _take(file.with_name(f".{file.name}{NAME}"), what)
 

@@ -224,7 +224,7 @@ def _check_meaning() -> None:
             continue
         if only_for.refuse:
             raise BadFlag(f"{_said(flag)} belongs to {only_for.owners}; leave it out")
-        print(f"Note: {_said(flag)} means nothing here, it belongs to {only_for.owners}")
+        print(f"Note: {_said(flag)} has no effect here; it belongs to {only_for.owners}")
 
 
 def forget() -> None:

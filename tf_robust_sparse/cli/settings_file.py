@@ -43,7 +43,7 @@ def read(path: Path, flag: str) -> dict[str, Any]:
 def _text(path: Path) -> str:
     """Returns the text of a file, after a look at what it would build."""
     if (path.exists() and not path.is_file()) or path.stat().st_size > _LONGEST:
-        raise ValueError(f"no regular file of at most {_LONGEST} bytes")
+        raise ValueError(f"not a regular file of at most {_LONGEST} bytes")
     text, depth = path.read_text(), 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):

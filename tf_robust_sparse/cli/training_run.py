@@ -57,7 +57,7 @@ def prepare(
     before: TrainingRun | None = None,
     files: Mapping[str, Writer] | None = None,
 ) -> TrainingRun | None:
-    """Reads the data and counts the steps; of a finished run writes what is missing, and nothing else.
+    """Reads the data and counts the steps; of a finished run only writes the files that are not there.
 
     Args:
         directory: Where the run is written.

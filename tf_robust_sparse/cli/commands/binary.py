@@ -3,7 +3,7 @@
     python run_scripts/run_binary_subnetworks.py --data=cifar10 --data_dir=DIR --model=resnet34 --prune_rate=0.01 \\
         --pr_scale=0.1 --score_init_scale=0.01 --fan_scaled_score_mode=none --init=binary --end_with_bn
 
-or with a configuration of the original as it is, on top of which flags count:
+or with an unchanged configuration file of RobustBinarySubNet; flags override its values:
 
     python run_scripts/run_binary_subnetworks.py --config=resnet34-binary-weights.yaml --data_dir=DIR --prune_rate=0.01
 
@@ -15,7 +15,7 @@ the directory, or with --pretrained=FILE on another one or a published checkpoin
 evaluation is kept in a folder of its own, `autoattack/<number>`: `aa-log.txt` and `results.json`.
 
 Leaves what every training run leaves, `network.trs`, the network in about a bit and a position per weight, and
-`learning_curve.png`. What a run does unlike the published code is printed at its start.
+`learning_curve.png`. Differences from the published code are printed at the start.
 """
 
 from pathlib import Path

@@ -55,12 +55,12 @@ class Certificates(Settings):
 
     method: str = setting("smoothing", "How certificates are found.", choices=("smoothing", *_BOUNDS))
     epsilon: float | None = setting(
-        None, "Of bounds: radius in pixels of [0, 1], such as 2/255.", excluded=0, only_for=_of(*_BOUNDS)
+        None, "For bounds: radius in pixels of [0, 1], such as 2/255.", excluded=0, only_for=_of(*_BOUNDS)
     )
-    norm: str = setting("Linf", "Of bounds: norm of the ball.", choices=("Linf", "L2", "L1"), only_for=_of(*_BOUNDS))
+    norm: str = setting("Linf", "For bounds: norm of the ball.", choices=("Linf", "L2", "L1"), only_for=_of(*_BOUNDS))
     slope: str = setting(
         "adaptive",
-        "Of CROWN: lower line of undecided ReLUs.",
+        "For CROWN: lower line of undecided ReLUs.",
         choices=("adaptive", "zero-lb", "one-lb", "same-slope"),
         only_for=_of(*_BY_LINES),
     )
@@ -70,10 +70,10 @@ class Certificates(Settings):
         only_for=_of("alpha-crown"),
     )
     tight: bool = setting(
-        True, "Of CROWN: intersect with intervals, and take the better of both.", only_for=_of(*_BY_LINES)
+        True, "For CROWN: intersect with intervals, and take the better of both.", only_for=_of(*_BY_LINES)
     )
     chunk: int = setting(
-        4096, "Of CROWN: rows carried back at once; fewer take less memory.", lower=1, only_for=_of(*_BOUNDS)
+        4096, "For CROWN: rows carried back at once; fewer take less memory.", lower=1, only_for=_of(*_BOUNDS)
     )
     sigma: float = setting(
         0.25,
@@ -102,7 +102,9 @@ class Certificates(Settings):
         0.001, "Probability that a certificate is wrong, below 1.", upper=1, excluded=0, only_for=_of("smoothing")
     )
     skip: int = setting(1, "Certify every skip-th test image.", lower=1)
-    max_examples: int | None = setting(None, "Certify at most so many images; -1 for all.", lower=-1, aliases=("max",))
+    max_examples: int | None = setting(
+        None, "Certify at most this many images; -1 for all.", lower=-1, aliases=("max",)
+    )
     radii: list[float] | None = setting(
         None, "Radii of the accuracies that are printed, such as 0.25,0.5.", only_for=_of("smoothing")
     )
@@ -221,8 +223,8 @@ class Files(Settings):
         Raises:
             BadFlag: if nothing can be written there.
         """
-        beside = networks.beside(self.network, f"certified{'' if method == 'smoothing' else f'_{method}'}.json")
-        results = Path(self.results_file or beside).expanduser()
+        default = networks.next_to(self.network, f"certified{'' if method == 'smoothing' else f'_{method}'}.json")
+        results = Path(self.results_file or default).expanduser()
         table = Path(self.outfile).expanduser() if self.outfile else results.with_suffix(".tsv")
         run_directory.check_file("results_file", results)
         run_directory.check_file("outfile", table)
@@ -248,7 +250,7 @@ def main() -> None:
         *(files.network, "saved_model_or_network", lambda _: build(data.load()), ("arch",)), layers=not smooths
     )
     results_file, table = files.outputs(how.method)
-    run_lock.take_beside(table, f"--outfile={table}")
+    run_lock.take_next_to(table, f"--outfile={table}")
     images = data.load()
     x, y = np.asarray(images.test_images), images.test_labels
     x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x

@@ -2,8 +2,8 @@
 
     python run_scripts/run_compact.py --network=saved_models/run
 
-writes `network.trs` next to `network.keras`, reads it back, compares the logits, and prints what every layer takes
-beside dense float32, gzip and the entropy bound; the same table goes to `compact.json`.
+writes `network.trs` next to `network.keras`, reads it back, compares the logits, and prints the size of every layer
+next to dense float32, gzip and the entropy bound; the same table goes to `compact.json`.
 
     python run_scripts/run_compact.py --network=network.trs --output_dir=runs/unpacked
 
@@ -36,7 +36,7 @@ class Packing(Source):
         help="The network to pack, the directory of a run, a .keras or .h5 file; or a .trs to unpack.",
     )
     values: str = setting(
-        "float32", "Numbers of kernels that are not of one magnitude.", choices=trs.saving.COMPACT_VALUES
+        "float32", "Type of the weights, unless all of a kernel have one magnitude.", choices=trs.saving.COMPACT_VALUES
     )
 
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 def pack(network: keras.Model, source: Packing) -> None:
     """Writes the file and the table, after a look at what comes back."""
-    directory = run_directory.chosen(networks.beside(source.path, "compact.json").parent)
+    directory = run_directory.chosen(networks.next_to(source.path, "compact.json").parent)
     run_directory.check_directory("output_dir", directory)
     with command_line.about("network", "values"):
         before = _logits(network)

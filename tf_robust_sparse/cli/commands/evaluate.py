@@ -4,7 +4,7 @@
         --epsilon=0.1 --attacks=clean,fgsm,pgd,autoattack --test_examples=200
 
 Without --network or --saved_model the run is found by the flags it was trained with: --data, --model, --objective,
---sparse_train, --connectivity. Writes the numbers as JSON, after each attack what is there so far.
+--sparse_train, --connectivity. Writes the numbers as JSON after each attack.
 """
 
 import functools
@@ -44,11 +44,11 @@ def main() -> None:
     leaderboard = Leaderboard.read()
     path = classifier.find()
     results_file = files.place(
-        networks.beside(path, "robustness.json"), {**files.written(), "robustbench_file": leaderboard.files}
+        networks.next_to(path, "robustness.json"), {**files.written(), "robustbench_file": leaderboard.files}
     )
     state = files.path("state_file")
     if state:
-        run_lock.take_beside(state, f"--state_file={files.state_file}")
+        run_lock.take_next_to(state, f"--state_file={files.state_file}")
     load = functools.cache(data.load)
     model = classifier.load(path, load)
     images = load()

@@ -36,7 +36,7 @@ class Properties(Settings):
     epsilon: float = setting(None, "Radius in pixels of [0, 1], such as 2/255.", excluded=0)
     images: list[float] | None = setting(None, "Indices of test images, such as 0,7,12; by default all from the first.")
     skip: int | None = setting(None, "Take every skip-th test image.", lower=1)
-    max_examples: int | None = setting(None, "Look at most at so many images.", lower=1)
+    max_examples: int | None = setting(None, "Use at most this many images.", lower=1)
     timeout: int = setting(300, "Seconds that a verifier may spend on an image.", lower=1)
 
     def check(self) -> None:
@@ -76,8 +76,8 @@ class Files(Output):
             BadFlag: if something is there that --overwrite does not replace.
         """
         given = Path(self.network).expanduser()
-        beside = given if given.is_dir() else given.parent
-        directory = Path(self.output_dir).expanduser() if self.output_dir else beside / "verifier"
+        place = given if given.is_dir() else given.parent
+        directory = Path(self.output_dir).expanduser() if self.output_dir else place / "verifier"
         run_directory.check_directory("output_dir", directory)
         if directory.exists() and any(directory.iterdir()):
             if not all((directory / name).is_file() for name in ("instances.csv", "export.json")):

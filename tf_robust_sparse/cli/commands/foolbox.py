@@ -38,7 +38,7 @@ def main() -> None:
     settings.check()
     data, classifier, attack = Data.read(), Classifier.read(), TestAttack.read()
     path = classifier.find()
-    file = Results.read().place(networks.beside(path, "foolbox.json"))
+    file = Results.read().place(networks.next_to(path, "foolbox.json"))
     load = functools.cache(data.load)
     model = classifier.load(path, load)
     images = load()

@@ -50,8 +50,8 @@ class Weights(Settings):
         """Checks the file, and that scores are of a checkpoint."""
         if self.k is not None and (self.kind is not Kind.PYTORCH or sparsity.chosen() != "none"):
             raise BadFlag(
-                f"--k={self.k:g} is of a PyTorch checkpoint, without --sparse_train or --sparsifier; leave it out with "
-                f"--weights={self.weights}"
+                f"--k={self.k:g} applies to a PyTorch checkpoint, without --sparse_train or --sparsifier; leave it out "
+                f"with --weights={self.weights}"
             )
         networks.recognize(self.path, "weights", [each for each in Kind if each.holds_weights_alone])
 

@@ -105,7 +105,7 @@ def define() -> None:
 
 
 def main() -> None:
-    """Checks everything, runs what is missing and analyzes what there is."""
+    """Checks everything, runs unfinished experiments and analyzes all."""
     settings.check()
     grid = Grid.read()
     with contextlib.suppress(RuntimeError):  # where devices are in use already

@@ -101,7 +101,7 @@ def evaluate(directory: Path, settings: Evaluation) -> None:
     if settings.eval_mode == "test":
         cost = neural_objects.efficiency(network)
         if trs.layers.gates(network):
-            cost["materialised"] = neural_objects.materialised(network)
+            cost["materialised"] = neural_objects.without_gates(network)
         clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), Data.read().test_batches(images), [])
         neural_objects.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
         print(f"Clean accuracy      {100 * clean['clean_accuracy']:6.2f} %")
@@ -121,7 +121,7 @@ def evaluate(directory: Path, settings: Evaluation) -> None:
 
 
 def show_cost(cost: dict[str, Any]) -> None:
-    """Prints what `neural_objects.efficiency` and `neural_objects.materialised` found."""
+    """Prints what `neural_objects.efficiency` and `neural_objects.without_gates` found."""
     left = cost.get("materialised")
     for name, value in cost.items():
         if name != "materialised":

@@ -230,14 +230,14 @@ def last(found: _Trained, numbers: list[int]) -> tuple[list[str], list[list[str]
             ]
             natural = found.get((attack, False), {}).get(number)
             shared = tickets.mask_overlaps(trials)
-            beside = tickets.mask_overlaps(trials, natural) if adversarial and natural else None
+            overlap = tickets.mask_overlaps(trials, natural) if adversarial and natural else None
             rows.append(
                 [
                     trials[0].label,
                     _training(attack, adversarial),
                     *measures,
                     f"{shared.mean:.3f}" if shared.number else "-",
-                    f"{beside.mean:.3f}" if beside and beside.number else "-",
+                    f"{overlap.mean:.3f}" if overlap and overlap.number else "-",
                 ]
             )
     return header, rows

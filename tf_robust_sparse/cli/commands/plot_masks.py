@@ -2,12 +2,12 @@
 
     python run_scripts/run_mask_plots.py --network=runs/pruned --output_dir=figures
 
-Writes `kept_per_layer.png`, `kept_weights.png` (the weights that stay beside those that magnitude pruning would keep,
-by value), `structure.png` (how they are spread over channels, filters and kernels, beside random masks) and the numbers
-behind them, `masks.json`; with --layers also the mask of each named layer, entry by entry, and with --pairs which
-channels between two layers are in use, such as --pairs=stage3_block6_conv1:stage3_block6_conv2. Of a network
-whose dropped weights are gone, --before names the one that it was pruned from; without it the second figure is left
-out.
+Writes `kept_per_layer.png`, `kept_weights.png` (the weights that stay and those that magnitude pruning would keep,
+by value), `structure.png` (how they are spread over channels, filters and kernels, compared with random masks) and the
+numbers behind them, `masks.json`; with --layers also the mask of each named layer, entry by entry, and with --pairs
+which channels between two layers are in use, such as --pairs=stage3_block6_conv1:stage3_block6_conv2. If the network
+no longer has the weights that were dropped, --before names the one that it was pruned from; without it the second
+figure is left out.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def main() -> None:
     before = networks.load(given.before, "before", layers=True) if given.before else None
     with command_line.about("output_dir"):
         trs.evaluation.check_matplotlib()
-    directory = run_directory.chosen(networks.beside(given.path, "figures"))
+    directory = run_directory.chosen(networks.next_to(given.path, "figures"))
     run_directory.check_directory("output_dir", directory)
     rows = trs.sparsity.mask_statistics(network)
     planned = {layer.name: layer.keep_fraction for layer in trs.sparsity.scored_layers(network)}
@@ -88,13 +88,13 @@ def main() -> None:
     for names, found in between.items():
         print(
             f"{names}: {found['empty_in_both']} channels are empty in both "
-            f"({found['random_empty_in_both']:.1f} by chance), {found['without_output']} are of no output alone, "
-            f"{found['without_input']} of no input alone"
+            f"({found['random_empty_in_both']:.1f} by chance), {found['without_output']} lack outputs alone, "
+            f"{found['without_input']} lack inputs alone"
         )
     if record["relative_cost"]:
         cost = {name: f"{100 * share:.1f} %" for name, share in record["relative_cost"].items()}
         print(
-            f"Signs in place of numbers would take {cost['forward']} of a forward pass, {cost['backward']} of a "
+            f"Signs instead of float weights would cost {cost['forward']} of a forward pass, {cost['backward']} of a "
             f"backward pass, {cost['total']} of both"
         )
     print(f"Figures and numbers {directory}")

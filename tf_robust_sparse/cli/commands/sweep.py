@@ -112,7 +112,9 @@ class Sweep(Settings):
     values: list[str] | None = setting(None, "Its values, numbers or fractions such as 2/255.")
     seeds: list[str] = setting(["0"], "Seeds of each.")
     processes: int | None = setting(
-        None, "Train so many runs at a time, each with one thread and a log; by default one with all threads.", lower=1
+        None,
+        "Number of runs to train at a time, each with one thread and a log; by default one, with all threads.",
+        lower=1,
     )
     name: str | None = setting(None, "What to call the sweep in the table; by default the script.")
     beside: list[str] = setting([], "Directories of finished sweeps to show with this one.")
@@ -166,7 +168,7 @@ def define() -> None:
 
 
 def main() -> None:
-    """Runs what is missing, gathers, shows."""
+    """Runs the unfinished runs, gathers, shows."""
     settings.check()
     sweep = Sweep.read()
     script, _ = sweep.words()

@@ -50,11 +50,9 @@ class TestAttack(Settings):
     __test__: ClassVar[bool] = False  # of pytest, which takes the name for a test's
     title = "Test attack"
 
-    pgd_epsilon: float | None = setting(
-        None, "Its radius, in pixels of [0, 1]; by default that of training, or else 8/255."
-    )
-    pgd_iters: int = setting(50, "Its steps, each 2.5 * epsilon / steps long.", lower=1)
-    pgd_restarts: int = setting(10, "Its random starts; an image is robust if it withstands all.", lower=1)
+    pgd_epsilon: float | None = setting(None, "Radius in pixels of [0, 1]; by default that of training, or else 8/255.")
+    pgd_iters: int = setting(50, "Steps, each 2.5 * epsilon / steps long.", lower=1)
+    pgd_restarts: int = setting(10, "Random starts; an image is robust if it withstands all.", lower=1)
 
     def check(self) -> None:
         """Checks the radius."""

@@ -32,13 +32,13 @@ class Data(Settings):
         identity=True,
     )
     data_dir: str | None = setting(
-        None, "Folder that holds the official files of the data set, or a folder of its name with them."
+        None, "Folder with the official files of the data set, or with a folder of its name that holds them."
     )
     image_size: int | None = setting(
         None, "Height and width to resize a folder of images to, or to crop ImageNet to.", lower=1
     )
     test_examples: int | None = setting(None, "Use only the first N test images.", lower=1)
-    n_classes: int | None = setting(None, "Not needed, because the data tell it; checked if given.", lower=2)
+    n_classes: int | None = setting(None, "Number of classes; read from the data, and checked if given.", lower=2)
     batch_size: int = setting(
         128, "Images per step, over all replicas.", lower=1, aliases=("batch", "b"), identity=True
     )

@@ -74,7 +74,7 @@ class Leaderboard(Settings):
 
 
 def connectivity(model: Callable[..., Any], path: Path) -> float | None:
-    """Returns the share of connections, of a Keras model or as the run beside the SavedModel recorded it."""
+    """Returns the share of connections, of a Keras model or as recorded by the run next to the SavedModel."""
     if isinstance(model, keras.Model):
         kernels = trs.sparsity.statistics.kernel_statistics(model)
         return trs.sparsity.statistics.connectivity(model) if kernels else None

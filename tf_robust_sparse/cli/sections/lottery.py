@@ -54,15 +54,15 @@ class Experiment(Settings):
 
     title = "Experiment"
 
-    dataset: str | None = setting("digits", "Images, or --data.", choices=(*DATASETS, *trs.data.DATASETS))
+    dataset: str | None = setting("digits", "Data set; the same as --data.", choices=(*DATASETS, *trs.data.DATASETS))
     model: str = setting(
         DENSE,
-        "Network; the others are trained one by one.",
+        "Network; only trials of dense-300-100 are trained together.",
         choices=(DENSE, *trs.models.NETWORKS),
         identity=True,
     )
     attack: str = setting(
-        "fgsm", "What is measured; with --adv_train also what is trained against.", choices=ATTACKS, identity=True
+        "fgsm", "Attack to measure; with --adv_train also the attack of training.", choices=ATTACKS, identity=True
     )
     adv_train: bool = setting(
         False, "Train on clean and attacked images, half and half; else on clean ones.", identity=True

@@ -22,7 +22,7 @@ class Machines(Settings):
     strategy: str = setting("none", "tf.distribute strategy.", choices=("none", "mirrored", "multi_worker"))
     num_replicas: int | None = setting(
         None,
-        "Replicas of --strategy=mirrored; on a CPU, parts of it.",
+        "Replicas of --strategy=mirrored; a CPU is divided among them.",
         lower=1,
         only_for=OnlyFor("--strategy=mirrored", lambda flags: flags.strategy == "mirrored", refuse=True),
     )

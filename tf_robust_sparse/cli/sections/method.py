@@ -167,13 +167,13 @@ class Optimizer(Settings):
     decay_bias_and_bn: bool = setting(True, "Let biases and batch norm parameters decay too.")
     lr_course: str = setting(
         "drops",
-        "How the learning rate goes: tenfold drops, constant, or a rise in the warm-up and a fall after it.",
+        "Course of the learning rate: tenfold drops, constant, or a warm-up and a decline after it.",
         choices=trs.training.COURSES,
         identity=True,
     )
     lr_warmup: float = setting(
         0.0,
-        "Share of all steps in which it rises; one-cycle recipes: 0.025, N-FGSM: 0.4.",
+        "Share of all steps in which the learning rate rises; one-cycle recipes: 0.025, N-FGSM: 0.4.",
         upper=1,
         excluded=1,
         identity=True,

@@ -21,13 +21,13 @@ class Averages(Settings):
 
     average: str = setting(
         "none",
-        "Average weights over steps (ema) or over the last epochs (swa), connections kept; validation judges it.",
+        "Average weights over steps (ema) or over the last epochs (swa); the average is what validation measures.",
         choices=("none", "ema", "swa"),
         identity=True,
     )
     average_decay: float | None = setting(
         None,
-        "Share of the average that a step of ema leaves, by default 0.995, or an epoch of swa, by default all equally.",
+        "Decay of the average: per step of ema, by default 0.995; per epoch of swa, by default a plain mean.",
         upper=1,
         excluded=1,
         identity=True,
@@ -35,7 +35,7 @@ class Averages(Settings):
     )
     average_from: float | None = setting(
         None,
-        "Where it begins, as a fraction of all steps or epochs; by default 0.025 for ema and 2/3 for swa.",
+        "When averaging begins, as a fraction of all steps or epochs; by default 0.025 for ema and 2/3 for swa.",
         upper=1,
         excluded=1,
         identity=True,
@@ -66,7 +66,7 @@ class WeightPerturbation(Settings):
 
     awp_gamma: float = setting(
         0.0,
-        "Length of the move as a share of each kernel's; published: 0.01 with at, 0.005 with trades.",
+        "Length of the move, as a share of the length of each kernel; published: 0.01 with at, 0.005 with trades.",
         identity=True,
     )
     awp_start_epoch: int = setting(

@@ -54,7 +54,7 @@ class Attacks(Settings):
     norm: str = setting("Linf", "Norm of the ball around each image.", choices=EPSILONS)
     epsilon: float | None = setting(
         None,
-        "Its radius, in pixels of [0, 1]; by default 8/255, 0.5 for L2, 12 for L1.",
+        "Radius in pixels of [0, 1]; by default 8/255, 0.5 for L2, 12 for L1.",
         excluded=0,
         aliases=("pgd_epsilon",),
     )
@@ -70,12 +70,12 @@ class Attacks(Settings):
     )
     individual: bool = setting(
         False,
-        "Run every attack of AutoAttack alone on all images, not one after the other on what stands.",
+        "Run every attack of AutoAttack on all images, not only on those that withstood the ones before.",
         only_for=with_attacks("autoattack"),
     )
     transfer_from: str | None = setting(
         None,
-        "The network that the attack transfer finds its examples on: as --network, but no weights alone.",
+        "Network on which the transfer attack finds its examples: as --network, but not a file of weights alone.",
         only_for=with_attacks("transfer"),
     )
     corruptions_dir: str | None = setting(
@@ -188,7 +188,9 @@ def check_sequence(flag: str, value: str | None) -> None:
         BadFlag: if it is.
     """
     if value and Attacks.read().individual:
-        raise BadFlag(f"--{flag}={value} is of AutoAttack's attacks one after the other; drop it or --individual")
+        raise BadFlag(
+            f"--{flag}={value} needs AutoAttack's attacks to run one after the other; drop it or --individual"
+        )
 
 
 @dataclasses.dataclass
@@ -232,7 +234,7 @@ class Files(Results):
     _auto_attack = with_attacks("autoattack")
 
     state_file: str | None = setting(
-        None, "File by which an interrupted AutoAttack goes on where it was.", only_for=_auto_attack
+        None, "File from which an interrupted AutoAttack continues.", only_for=_auto_attack
     )
     log_file: str | None = setting(None, "File that AutoAttack appends its log to.", only_for=_auto_attack)
     save_adversarials: str | None = setting(

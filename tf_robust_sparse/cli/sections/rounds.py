@@ -40,11 +40,11 @@ class Rounds(Settings):
     )
     trials: int = setting(10, "Independent repetitions.", lower=1)
     train_iters: int = setting(50_000, "Optimization steps per round.", lower=1, identity=True)
-    prune_iters: int = setting(20, "Prunings; there is one round more.")
+    prune_iters: int = setting(20, "Number of prunings, one less than rounds.")
     eval_every: int = setting(500, "Steps between two measurements.", lower=1, identity=True)
     valid_size: int = setting(
         10_000,
-        "First training images, held out; 10000 is a fifth of fewer than 40000 images.",
+        "Number of training images held out, the first ones; of fewer than 40000 images by default a fifth.",
         lower=1,
         identity=True,
     )

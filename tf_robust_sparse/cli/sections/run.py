@@ -16,10 +16,10 @@ class Output(Settings):
     title = "Output"
 
     output_dir: str | None = setting(
-        None, "Where to write; by default saved_models/ and a name made of the flags.", recorded=False
+        None, "Where to write; by default a directory in saved_models/ that is named by the flags.", recorded=False
     )
     overwrite: bool = setting(
-        False, "Start from scratch in a directory that holds a run, removing what that wrote.", recorded=False
+        False, "Start from scratch in a directory that holds a run, and remove that run's files.", recorded=False
     )
 
 
@@ -35,7 +35,7 @@ class Run(Settings):
         "best_robust", f"{_SELECT}{_REFERENCE}", choices=("best_robust", "best_clean", "last", "reference")
     )
     save_every: int = setting(
-        -1, "Keep the checkpoint of every so many epochs too; -1 those of the last and best epochs alone.", lower=-1
+        -1, "Also keep a checkpoint every N epochs; -1 keeps only those of the last and the best epoch.", lower=-1
     )
     tensorboard: bool = setting(False, "Also write TensorBoard logs; needs the extra tensorboard.")
 

@@ -51,7 +51,7 @@ class Classifier(Settings):
     saved_model: str | None = setting(None, "The same, for the directory of a SavedModel.")
     k: float | None = setting(
         None,
-        "Of a PyTorch checkpoint with importance scores: the fraction of each kernel that they keep.",
+        "For a PyTorch checkpoint with importance scores: the fraction of each kernel that they keep.",
         upper=1,
         excluded=0,
         only_for=OnlyFor(
@@ -79,7 +79,7 @@ class Classifier(Settings):
         named = self.network or self.saved_model
         if settings.is_given("padding_mode") and self.kind not in (Kind.HDF5, Kind.PYTORCH, Kind.PUBLISHED):
             raise BadFlag(
-                f"--padding_mode={method.Network.read().padding_mode} is of files of weights alone; the network"
+                f"--padding_mode={method.Network.read().padding_mode} applies to files of weights alone; the network"
                 f"{f' in {named}' if named else ''} is read from its file and pads as it was trained, so leave it out"
             )
 

@@ -110,7 +110,7 @@ class ConnectivitySampling(Settings):
     l1: float = setting(0.0, "Strength of the L1 prior, in units of the learning rate.", only_for=_only)
     dormant_policy: str = setting(
         "freeze",
-        "Dormant entries rest, or drift as in DEEP R's code.",
+        "Whether dormant entries stay at zero, or drift as in DEEP R's code.",
         choices=("freeze", "reference"),
         identity=True,
         only_for=_only,
@@ -146,16 +146,16 @@ class Pruning(Settings):
         only_for=_only,
     )
     pruning_begin: float = setting(
-        0.0, "Where pruning begins, as a fraction of all steps.", upper=1, excluded=1, identity=True, only_for=_only
+        0.0, "When pruning begins, as a fraction of all steps.", upper=1, excluded=1, identity=True, only_for=_only
     )
     pruning_end: float = setting(
-        0.5, "Where pruning ends, as a fraction of all steps.", upper=1, excluded=0, identity=True, only_for=_only
+        0.5, "When pruning ends, as a fraction of all steps.", upper=1, excluded=0, identity=True, only_for=_only
     )
     pruning_frequency: int = setting(100, "Steps between two prunings.", lower=1, identity=True, only_for=_only)
     allocation: str | None = setting(
         None,
         "Connections of each kernel: the same fraction (uniform), the largest of all kernels (global), Erdos-Renyi "
-        "kernels (erk), or igq; which of them a sparsifier takes, and its default, the message for another one tells.",
+        "kernels (erk), or igq; the choice and the default depend on --sparsifier.",
         choices=dict.fromkeys(name for kind in SPARSIFIERS.values() for name in kind.allocations),
         identity=True,
         only_for=_of(*(name for name, kind in SPARSIFIERS.items() if len(kind.allocations) > 1)),
@@ -231,14 +231,14 @@ class Moving(Settings):
 
     move_interval: int | None = setting(
         None,
-        "Steps between two updates of the connections: 100, of flying_bird 900 and later 1,200.",
+        "Steps between two updates of the connections; by default 100, for flying_bird 900 and later 1,200.",
         lower=1,
         identity=True,
         only_for=_of(*_MOVING),
     )
     drop_fraction: float | None = setting(
         None,
-        "Share of the connections that move at first: 0.3, of flying_bird 0.5.",
+        "Share of the connections that move at first; by default 0.3, for flying_bird 0.5.",
         upper=1,
         identity=True,
         only_for=_of(*_MOVING),
@@ -252,14 +252,14 @@ class Moving(Settings):
     )
     adapt_from: float = setting(
         0.5,
-        "From where on the number of connections follows robust overfitting, as a fraction of all epochs.",
+        "When the number of connections begins to follow robust overfitting, as a fraction of all epochs.",
         upper=1,
         identity=True,
         only_for=_of("flying_bird_plus"),
     )
     move_end: float = setting(
         0.75,
-        "Where connections come to rest, as a fraction of all steps.",
+        "When connections stop moving, as a fraction of all steps.",
         upper=1,
         excluded=0,
         identity=True,
@@ -276,12 +276,14 @@ class Groups(Settings):
 
     n_m: str = setting(
         "2:4",
-        "Of every M consecutive inputs an output reads the N of largest weight.",
+        "Keep the N largest of every M consecutive weights of an output.",
         identity=True,
         only_for=_only,
     )
-    n_m_decay: float = setting(2e-4, "How fast weights that are off shrink (SR-STE).", identity=True, only_for=_only)
-    n_m_fixed: bool = setting(False, "Keep the connections of the start.", identity=True, only_for=_only)
+    n_m_decay: float = setting(
+        2e-4, "How fast the weights that are turned off shrink (SR-STE).", identity=True, only_for=_only
+    )
+    n_m_fixed: bool = setting(False, "Keep the initial connections.", identity=True, only_for=_only)
 
     @classmethod
     def settle(cls) -> None:
