@@ -30,7 +30,7 @@ ARGUMENTS = [
     ("a word without a flag", ["resnet18"], "resnet18", "unexpected arguments"),
     ("no such flagfile", ["--flagfile=flags/no.flags"], "--flagfile=flags/no.flags", "a file of flags"),
     ("a flagfile that is a directory", ["--flagfile=flags"], "--flagfile=flags", "a file of flags"),
-    ("an empty place", ["--output_dir=x", "--output_dir="], "--output_dir=", "an empty word"),
+    ("an empty place", ["--output_dir=x", "--output_dir="], "--output_dir=", "has no value"),
     ("a checkpoint to resume", ["--output_dir=x", "--resume", "x/checkpoints/last.h5"], "--resume", "--output_dir=x,"),
     ("a place to write to", [f"--output_dir={UNWRITABLE}"], f"--output_dir={UNWRITABLE}", "a place to write to"),
     ("rst without labels", ["--objective=rst"], "--objective=rst", "--pseudo_labels=FILE"),

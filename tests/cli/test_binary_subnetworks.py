@@ -426,7 +426,7 @@ def test_what_changes_nothing_is_said(parse, capsys):
     for words in (
         "--workers=20 changes nothing",
         "--print_freq=10 changes nothing",
-        "--label_smoothing=0.1 means nothing",
+        "--label_smoothing=0.1 has no effect",
     ):
         assert words in said
     assert "trades_attack has no effect here; it belongs to --trainer=adv_trades" in said
@@ -490,7 +490,7 @@ LOTTERY = "--trainer=adv_step_lottery_finetune"
         (["--strategy=mirrored", "--nodrop_last"], "--nodrop_last needs one device"),
         (["--strategy=mirrored", "--attack_bn=train"], "--attack_bn=train needs one device"),
         (["--trainer=adv_step_fast", "--norm=l2"], "needs --norm=linf"),
-        (["--trainer=adv_step_fast", "--mix=cutmix", "--soft_targets"], "of whole images"),
+        (["--trainer=adv_step_fast", "--mix=cutmix", "--soft_targets"], "needs whole images"),
         (["--trainer=adv_step_fast", "--augmentation=shift"], "--augmentation=shift does not go with"),
         (["--nocarry"], "--nocarry belongs to --trainer=adv_step_fast"),
         (["--debug", "--conv_type=DenseConv"], "--debug belongs to --conv_type=SubnetConv"),

@@ -227,4 +227,4 @@ def test_flagfiles_that_lead_nowhere(tmp_path):
     file.write_text(f"--flagfile={file}\n")
     assert "includes itself" in run_script(TRAIN, f"--flagfile={file}").expect(2).err
     file.write_bytes(b"\xff\xfe")
-    assert "no text" in run_script(TRAIN, f"--flagfile={file}").expect(2).err
+    assert "not text" in run_script(TRAIN, f"--flagfile={file}").expect(2).err

@@ -76,5 +76,5 @@ def test_anything_else_is_explained(finished, tmp_path):
         networks.load(tmp_path / "a.npz", "network")
     with pytest.raises(BadInput, match="cannot be read as a checkpoint"):
         networks.load(tmp_path / "a.npz", "network", lambda _: pytest.fail("the file is looked at first"))
-    with pytest.raises(BadInput, match="no HDF5 file"):
+    with pytest.raises(BadInput, match="not an HDF5 file"):
         networks.load(tmp_path / "a.h5", "network")
