@@ -8,6 +8,7 @@ from tests.attacks.toy import toy_images, toy_labels, toy_network
 from tf_robust_sparse.attacks import APGD
 from tf_robust_sparse.attacks.checkpoints import checkpoints, windows
 from tf_robust_sparse.attacks.projections import distance, linf_bounds
+from tf_robust_sparse.evaluation import AutoAttack
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def reduced_after_first_window(start, history):
     Scripted(attack, start, history)
     number = len(history)
     x, y = tf.fill((number, 2, 2, 1), 0.5), tf.zeros(number, tf.int64)
-    state = attack.start(lambda x: x, x, y, tf.zeros((number, 2), tf.int64), tf.constant(0), tf.constant(0.1))
+    state = attack.start(lambda x: x, x, y, tf.zeros((number, 2), tf.int64), y, tf.constant(0.1))
     radius = tf.constant(0.1)
     bounds = linf_bounds(x, radius)
     for _ in range(22):
@@ -162,7 +163,7 @@ def test_the_first_phase_of_an_l1_run_is_as_sparse_as_its_start(correct):
     seeds = tf.zeros((4, 2), tf.int64)
     for shrinking, radius in ((True, 1.5), (False, 0.5)):
         attack = APGD(0.5, "L1", num_steps=10, shrinking_radius=shrinking)
-        state = attack.start(toy_network(), x, y, seeds, tf.constant(0), tf.constant(radius))
+        state = attack.start(toy_network(), x, y, seeds, y, tf.constant(radius))
         changed = np.count_nonzero(np.array(state["x_current"] != x), axis=(1, 2, 3))
         pixels = np.full(4, x[0].numpy().size)
         np.testing.assert_allclose(state["fraction"], changed / pixels / 1.5 if shrinking else 0.2, rtol=1e-5)
@@ -194,3 +195,36 @@ def test_the_radius_of_l1_runs_shrinks():
 def test_settings_out_of_range_are_named(settings, name):
     with pytest.raises(ValueError, match=f"`{name}`"):
         APGD(**{"epsilon": 0.1, **settings})
+
+
+def test_malt_aims_at_the_nearest_boundaries_first(correct):
+    """Of a linear network the order is that of exact distances; three such targets find what nine by logits find."""
+    weights = np.random.default_rng(0).normal(size=(12, 6)).astype("float32") * np.float32([1, 5, 1, 1, 0.2, 1])
+    x = np.random.default_rng(1).uniform(size=(20, 2, 2, 3)).astype("float32")
+
+    def linear(images):
+        return tf.matmul(tf.reshape(images, (-1, 12)), weights)
+
+    logits = linear(x).numpy()
+    y = logits.argmax(-1)
+    attack = APGD(0.01, loss="targeted-dlr", target_order="malt", num_targets=3, num_steps=50)
+    order = np.array(attack.classes_by_rank(linear, tf.constant(x), tf.constant(y)))
+    gaps = logits[np.arange(20), y][:, None] - logits
+    steepness = np.abs(weights[:, y].T[:, :, None] - weights[None]).sum(1)
+    away = np.where(np.arange(6) == y[:, None], -1, gaps / np.maximum(steepness, 1e-9))
+    np.testing.assert_array_equal(order, np.argsort(away, axis=1))
+    assert (order[:, 1:] != np.argsort(-logits, axis=1)[:, 1:]).any()
+    standing = [
+        AutoAttack(toy_network(), "Linf", 0.01, "custom", [each], verbose=False).run_standard_evaluation(
+            correct[0][:200].numpy(), correct[1][:200].numpy()
+        )["robust_accuracy"]
+        for each in (attack, APGD(0.01, loss="targeted-dlr", num_steps=50))
+    ]
+    assert standing[0] <= standing[1] + 0.002
+
+
+def test_the_order_of_targets_is_checked():
+    with pytest.raises(ValueError, match=r'`target_order` is one of logits, malt, and "logits" unless loss'):
+        APGD(0.1, target_order="malt")
+    attack = APGD(0.1, loss="targeted-dlr", target_order="malt", num_targets=200)
+    assert len(attack.runs(1000)) == 100 and attack.get_config()["target_order"] == "malt"

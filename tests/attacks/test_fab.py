@@ -90,11 +90,12 @@ def toward_each_class(attack, linear, name):
     seeds, radius = tf.zeros((len(y), 2), tf.int64), tf.constant(attack.epsilon)
 
     @tf.function(autograph=False)
-    def toward(rank):
-        state = attack.start(network, x, y, seeds, rank, radius)
+    def toward(target):
+        state = attack.start(network, x, y, seeds, target, radius)
         return attack.advance(network, x, y, state, tf.constant(100), radius)[name]
 
-    return [toward(tf.constant(run.rank)).numpy() for run in attack.runs(10)]
+    ranks = attack.classes_by_rank(network, x, y)
+    return [toward(tf.cast(ranks[:, run.rank - 1], tf.int64)).numpy() for run in attack.runs(10)]
 
 
 @pytest.mark.full

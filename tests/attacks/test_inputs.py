@@ -17,6 +17,7 @@ CALLS = {
     "APGD": lambda x, y: attacks.APGD(0.1, num_steps=2)(NETWORK, x, y),
     "Square": lambda x, y: attacks.Square(0.1, num_queries=1)(NETWORK, x, y),
     "FAB": lambda x, y: attacks.FAB(0.1, num_steps=1)(NETWORK, x, y),
+    "FMN": lambda x, y: attacks.FMN(num_steps=2)(NETWORK, x, y),
     "margins": lambda x, y: certify.margins(NETWORK, x, y, 0.1),
     "verify_images": lambda x, y: certify.verify_images(NETWORK, x, y, 0.1),
 }

@@ -38,7 +38,7 @@ def runner(attack, network, shape):
 
     @tf.function(input_signature=[images, labels, tf.TensorSpec((None, 2), tf.int64)], autograph=False)
     def start(x, y, seeds):
-        return attack.start(forward, x, y, seeds, tf.constant(0), epsilon)
+        return attack.start(forward, x, y, seeds, y, epsilon)
 
     outputs = start.get_concrete_function().structured_outputs
     state_specs = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in outputs.items()}

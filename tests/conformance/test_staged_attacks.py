@@ -91,7 +91,8 @@ def test_stages_cut_a_run_without_changing_it(name, network, labels):
     if len(run.epsilons) > 1:
         return
     radius = tf.constant(run.epsilons[0])
-    state = attack.start(forward, x, y, seeds, tf.constant(run.rank), radius)
+    target = tf.cast(attack.classes_by_rank(forward, x, y)[:, run.rank - 1], tf.int64) if run.rank else y
+    state = attack.start(forward, x, y, seeds, target, radius)
     for end in (2, 3, run.iterations[0]):
         state = attack.advance(forward, x, y, state, tf.constant(end), radius)
     np.testing.assert_array_equal(state["found"], whole["found"])

@@ -18,13 +18,15 @@ from tf_robust_sparse.attacks.projections import (
     per_example,
     pixel_range,
 )
-from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, class_of_rank, while_state
+from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, while_state
+from tf_robust_sparse.attacks.target_order import CANDIDATES, by_distance
 from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import normal_like, uniform_like
 
 Around = tuple[tf.Tensor, tf.Tensor]  # the ball: its bounds for Linf, else its center and radius
 LOSSES = ("ce", "dlr", "targeted-dlr")
+TARGET_ORDERS = ("logits", "malt")
 MOMENTUM = 0.75
 
 
@@ -54,12 +56,15 @@ class APGD(StagedAttack):
         shrinking_radius: Whether L1 runs go through the radii `3, 2, 1` times epsilon; `None` for `True` in L1
             and `False` elsewhere.
         seed: Integer, the seed of the starting points when a call passes none.
+        target_order: Order of the targets: `"logits"`, or `"malt"`, by the distance to their boundary if the network
+            were linear, among the 100 largest logits. Three targets by distance find as much as nine by logits.
 
     Raises:
         ValueError: if an argument is out of its range.
 
     Reference: [Croce and Hein, 2020](https://arxiv.org/abs/2003.01690), algorithm 1;
-        [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 3, for L1.
+        [Croce and Hein, 2021](https://arxiv.org/abs/2103.01208), section 3, for L1;
+        [Melamed et al., 2024](https://arxiv.org/abs/2407.02240) for the order of targets.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class APGD(StagedAttack):
         random_start: bool = True,
         shrinking_radius: bool | None = None,
         seed: int = 0,
+        target_order: str = "logits",
     ) -> None:
         super().__init__(epsilon, norm, seed)
         if loss not in LOSSES:
@@ -90,7 +96,13 @@ class APGD(StagedAttack):
             raise ValueError(f"`rho` is a share of the steps, in [0, 1]. Received: rho={rho!r}")
         if shrinking_radius and norm != "L1":
             raise ValueError(f'`shrinking_radius` is for norm="L1". Received: norm={norm!r}')
+        if target_order not in TARGET_ORDERS or (target_order != "logits" and loss != "targeted-dlr"):
+            raise ValueError(
+                f'`target_order` is one of {", ".join(TARGET_ORDERS)}, and "logits" unless loss="targeted-dlr". '
+                f"Received: target_order={target_order!r}, loss={loss!r}"
+            )
         self.loss = loss
+        self.target_order = target_order
         self.num_steps = int(num_steps)
         self.restarts = int(restarts)
         self.num_targets = int(num_targets)
@@ -108,9 +120,18 @@ class APGD(StagedAttack):
         """Returns one run per restart, or per target and restart."""
         ranks = [0]
         if self.loss == "targeted-dlr":
-            ranks = [*range(2, 2 + min(self.num_targets, num_classes - 1))]
+            most = num_classes - 1 if self.target_order == "logits" else min(num_classes - 1, CANDIDATES)
+            ranks = [*range(2, 2 + min(self.num_targets, most))]
         radii, lengths = self._phases()
         return [AttackRun(restart, rank, radii, lengths) for rank in ranks for restart in range(self.restarts)]
+
+    def classes_by_rank(self, forward, x, y):
+        """See `StagedAttack`."""
+        return (
+            by_distance(forward, x, y, self.norm)
+            if self.target_order == "malt"
+            else super().classes_by_rank(forward, x, y)
+        )
 
     def stages(self, iterations: int) -> list[int]:
         """Returns 10, because most images fall in the first ten iterations, and then the checkpoints."""
@@ -121,10 +142,9 @@ class APGD(StagedAttack):
         """Returns the number of gradients that are averaged."""
         return self.eot_samples
 
-    def start(self, forward, x, y, seeds, rank, epsilon):
+    def start(self, forward, x, y, seeds, target, epsilon):
         """See `StagedAttack`."""
         x_start = self._random_point(x, seeds, epsilon) if self.random_start else x
-        target = class_of_rank(forward(x), rank) if self.loss == "targeted-dlr" else y
         if self.shrinking_radius:  # the start counts as the best point of an earlier phase
             return self._continued(forward, x, y, x_start, target, epsilon, tf.constant(0))
         # Used in L1 only: the first steps change a fifth of the pixels.
@@ -367,4 +387,5 @@ class APGD(StagedAttack):
             "rho": self.rho,
             "random_start": self.random_start,
             "shrinking_radius": self.shrinking_radius,
+            **({} if self.target_order == "logits" else {"target_order": self.target_order}),
         }

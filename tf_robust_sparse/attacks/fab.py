@@ -6,13 +6,13 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.projections import distance, moves_to_hyperplane, norm_of, per_example, pixel_range
-from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, class_of_rank, while_state
+from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, while_state
 from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import normal_like, uniform_like
 
 FAR = 1e30  # longer than any distance, and finite: tf.debugging.enable_check_numerics stops at infinities
-_DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
+DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 
 class FAB(StagedAttack):
@@ -89,22 +89,22 @@ class FAB(StagedAttack):
         """Returns 10, because the first steps break most images that break at all, then 30 and the end."""
         return sorted({min(end, iterations) for end in (10, 30, iterations)})
 
-    def start(self, forward, x, y, seeds, rank, epsilon):
+    def start(self, forward, x, y, seeds, target, epsilon):
         """See `StagedAttack`; starts at the image."""
         return {
             "iteration": tf.constant(0),
-            "target": class_of_rank(forward(x), rank) if self.targeted else y,
+            "target": target,
             "x_current": x,
             "distance": tf.fill(tf.shape(y), FAR),
             "found": tf.zeros_like(y, tf.bool),
             "x_found": x,
         }
 
-    def start_again(self, forward, x, y, seeds, rank, epsilon):
+    def start_again(self, forward, x, y, seeds, target, epsilon):
         """See `StagedAttack`; starts at a random point at distance `epsilon / 2`."""
         noise = uniform_like(x, seeds, -1.0, 1.0) if self.norm == "Linf" else normal_like(x, seeds)
         noise /= per_example(distance(noise, tf.zeros_like(x), self.norm), x) + 1e-12
-        state = self.start(forward, x, y, seeds, rank, epsilon)
+        state = self.start(forward, x, y, seeds, target, epsilon)
         return state | {"x_current": pixel_range(x + 0.5 * epsilon * noise)}
 
     def advance(self, forward, x, y, state, until, epsilon):
@@ -150,27 +150,7 @@ class FAB(StagedAttack):
             columns = [] if self.targeted else tf.unstack(gaps, axis=1)
         if self.targeted:
             return gap, tape.gradient(gap, x)
-        return self._nearest(tape, columns, x, y)
-
-    def _nearest(
-        self, tape: tf.GradientTape, gaps: list[tf.Tensor], x: tf.Tensor, y: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns gap and gradient of the nearest boundary by linear approximation.
-
-        Takes one gradient at a time, so that memory holds two instead of one for each class.
-        """
-        shortest = tf.fill(tf.shape(y), FAR)
-        gap, normal = tf.zeros_like(shortest), tf.zeros_like(x)
-        for number, one in enumerate(gaps):
-            gradient = tape.gradient(one, x)
-            # The distance to a hyperplane is the gap divided by the dual norm of the normal.
-            length = distance(gradient, tf.zeros_like(x), _DUAL[self.norm])
-            away = tf.where(tf.equal(y, number), FAR, tf.abs(one) / (1e-12 + length))
-            nearer = away < shortest
-            shortest = tf.where(nearer, away, shortest)
-            gap = tf.where(nearer, one, gap)
-            normal = fast_where(nearer, gradient, normal)
-        return gap, normal
+        return nearest_boundary(tape, columns, x, self.norm, y)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor, as plain values."""
@@ -184,3 +164,33 @@ class FAB(StagedAttack):
             "eta": self.eta,
             "beta": self.beta,
         }
+
+
+def nearest_boundary(
+    tape: tf.GradientTape, gaps: list[tf.Tensor], x: tf.Tensor, norm: str, own: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns gap and gradient of the boundary that is nearest by linear approximation.
+
+    Takes one gradient at a time, so that memory holds two instead of one for each class.
+
+    Args:
+        tape: Persistent; has recorded the gaps as functions of `x`.
+        gaps: `(batch,)` each, the logit of a class minus that of the true class.
+        x: `(batch, ...)`, float32.
+        norm: Norm in which distances to boundaries are measured.
+        own: `(batch,)`, integers: number of the gap that does not count, that of the true class; `None` if there is
+            none.
+    """
+    shortest = tf.fill(tf.shape(gaps[0]), FAR)
+    gap, normal = tf.zeros_like(shortest), tf.zeros_like(x)
+    for number, one in enumerate(gaps):
+        gradient = tape.gradient(one, x)
+        # The distance to a hyperplane is the gap divided by the dual norm of the normal.
+        length = distance(gradient, tf.zeros_like(x), DUAL[norm])
+        away = tf.abs(one) / (1e-12 + length)
+        away = away if own is None else tf.where(tf.equal(own, number), FAR, away)
+        nearer = away < shortest
+        shortest = tf.where(nearer, away, shortest)
+        gap = tf.where(nearer, one, gap)
+        normal = fast_where(nearer, gradient, normal)
+    return gap, normal

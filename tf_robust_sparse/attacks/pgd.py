@@ -5,7 +5,15 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import GradientAttack
-from tf_robust_sparse.attacks.projections import between, l2_ball, l2_norm, linf_ball, linf_bounds, pixel_range
+from tf_robust_sparse.attacks.projections import (
+    between,
+    l2_ball,
+    l2_norm,
+    linf_ball,
+    linf_bounds,
+    normalized,
+    pixel_range,
+)
 from tf_robust_sparse.layers.noise import fold_in, normal_like, uniform_like
 
 
@@ -69,10 +77,7 @@ class L2PGD(GradientAttack):
 
     def normalize(self, gradient: tf.Tensor) -> tf.Tensor:
         """Divides each example's gradient by its length; zero stays zero."""
-        # Divide by the largest entry first, because the square of a tiny gradient is zero in float32.
-        largest = tf.reduce_max(tf.abs(gradient), axis=list(range(1, gradient.shape.rank)), keepdims=True)
-        scaled = tf.math.divide_no_nan(gradient, largest)
-        return tf.math.divide_no_nan(scaled, l2_norm(scaled))
+        return normalized(gradient)
 
     def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """See `projections.l2_ball`."""

@@ -126,6 +126,35 @@ def _l1_projected(x_adv: tf.Tensor, x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tens
     return pixel_range(x + tf.sign(delta) * tf.minimum(tf.maximum(size - shrink[:, tf.newaxis], 0.0), room))
 
 
+def l0_ball(x_adv: tf.Tensor, x: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Undoes all but the largest changes of each example, then clips to [0, 1].
+
+    Args:
+        x_adv: `(batch, ...)`, float32.
+        x: `(batch, ...)`, float32, in `[0, 1]`.
+        count: `(batch,)`, float32, how many entries may differ; of equal changes the first ones stay.
+
+    Returns:
+        `(batch, ...)`, with at most `count` entries of each example changed.
+    """
+    size = tf.reshape(tf.abs(x_adv - x), (tf.shape(x)[0], -1))
+    kept = tf.reshape(_first_largest(size, tf.cast(count, tf.int32)), tf.shape(x))
+    return pixel_range(tf.where(kept, x_adv, x))
+
+
+@compile_elementwise
+def _first_largest(size: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    bits = tf.bitcast(size, tf.int32)
+
+    def enough(least: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.cast(bits >= least[:, tf.newaxis], tf.int32), axis=1) >= count
+
+    least = _largest_where(enough, count)[:, tf.newaxis]
+    larger, equal = bits > least, bits == least
+    left = count - tf.reduce_sum(tf.cast(larger, tf.int32), axis=1)
+    return larger | (equal & (tf.cumsum(tf.cast(equal, tf.int32), axis=1) <= left[:, tf.newaxis]))
+
+
 def hyperplane(x: tf.Tensor, normal: tf.Tensor, offset: tf.Tensor, norm: str) -> tf.Tensor:
     """Returns the point of [0, 1]^n on the hyperplane `<normal, v> = offset` that is nearest to `x` in a norm.
 
@@ -293,6 +322,14 @@ def l2_norm(x: tf.Tensor) -> tf.Tensor:
     """Returns the Euclidean length of each example, broadcastable to it: `(batch, ...)` to `(batch, 1, ..., 1)`."""
     x = tf.convert_to_tensor(x)
     return tf.sqrt(tf.reduce_sum(tf.square(x), axis=list(range(1, x.shape.rank)), keepdims=True))
+
+
+def normalized(gradient: tf.Tensor) -> tf.Tensor:
+    """Divides each example `(batch, ...)` by its Euclidean length; zero stays zero."""
+    # Divide by the largest entry first, because the square of a tiny gradient is zero in float32.
+    largest = tf.reduce_max(tf.abs(gradient), axis=list(range(1, gradient.shape.rank)), keepdims=True)
+    scaled = tf.math.divide_no_nan(gradient, largest)
+    return tf.math.divide_no_nan(scaled, l2_norm(scaled))
 
 
 def count_changed(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

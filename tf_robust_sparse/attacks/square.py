@@ -137,7 +137,7 @@ class Square(StagedAttack):
         return min(side, height, width)
 
     def start(
-        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, rank: tf.Tensor, epsilon: tf.Tensor
+        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, target: tf.Tensor, epsilon: tf.Tensor
     ) -> State:
         """Starts at vertical stripes at the border of the Linf ball, or at tiles of random sign in the other balls."""
         _, height, width, channels = x.shape

@@ -31,7 +31,7 @@ class AttackRun(NamedTuple):
 
     Attributes:
         restart: Number of the run among those with the same target, from 0.
-        rank: Rank of the target class among the logits of the clean image, 2 for the runner-up; 0 for no target.
+        rank: Place of the target class in `classes_by_rank`, 2 for the first one aimed at; 0 for no target.
         epsilons: Radius of each phase; a phase starts from the best point of the one before.
         iterations: Number of iterations of each phase.
     """
@@ -78,8 +78,16 @@ class StagedAttack:
         """Returns the runs against a network of `num_classes` classes, in order."""
         raise NotImplementedError
 
+    def classes_by_rank(self, forward: Forward, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """Returns the classes in the order in which runs aim at them, `(batch, ranks)`, int64.
+
+        The first column is the predicted class, at which no run aims. By default the order is that of the logits of the
+        clean image.
+        """
+        return tf.argsort(forward(x), axis=-1, direction="DESCENDING", stable=True)
+
     def start(
-        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, rank: tf.Tensor, epsilon: tf.Tensor
+        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, target: tf.Tensor, epsilon: tf.Tensor
     ) -> State:
         """Returns the state before the first iteration of a run.
 
@@ -88,16 +96,16 @@ class StagedAttack:
             x: `(batch, height, width, channels)`, float32, in [0, 1].
             y: `(batch,)`, int64 labels.
             seeds: `(batch, 2)`, int64, one seed per image.
-            rank: Scalar int32, as in `AttackRun`.
+            target: `(batch,)`, int64, the class to reach; that of the image itself in a run without target.
             epsilon: Scalar float32, the radius of the first phase.
         """
         raise NotImplementedError
 
     def start_again(
-        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, rank: tf.Tensor, epsilon: tf.Tensor
+        self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, target: tf.Tensor, epsilon: tf.Tensor
     ) -> State:
         """Returns the same as `start`, for a run whose `restart` is not 0."""
-        return self.start(forward, x, y, seeds, rank, epsilon)
+        return self.start(forward, x, y, seeds, target, epsilon)
 
     def advance(
         self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State, until: tf.Tensor, epsilon: tf.Tensor
@@ -143,15 +151,29 @@ class StagedAttack:
             seeds = fold_in(seeds, tf.range(tf.shape(x)[0], dtype=tf.int64))
         broken = tf.argmax(logits, axis=-1) != y
         x_adv = x
-        for run in self.runs(logits.shape[-1]):
-            state = self.run(forward, x, y, fold_in(seeds, run.restart), run)
+        runs = self.runs(logits.shape[-1])
+        ranks = self.classes_by_rank(forward, x, y) if any(run.rank for run in runs) else None
+        for run in runs:
+            state = self.run(forward, x, y, fold_in(seeds, run.restart), run, ranks)
             better = state["found"] & ~broken
             x_adv = fast_where(better, state["x_found"], x_adv)
             broken |= state["found"]
         return tf.stop_gradient(x_adv)
 
-    def run(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor, run: AttackRun) -> State:
-        """Returns the state after a whole run on all images."""
+    def run(
+        self,
+        forward: Forward,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        seeds: tf.Tensor,
+        run: AttackRun,
+        ranks: tf.Tensor | None = None,
+    ) -> State:
+        """Returns the state after a whole run on all images; `ranks` are `classes_by_rank`, if they are known."""
+        target = y
+        if run.rank:
+            ranks = self.classes_by_rank(forward, x, y) if ranks is None else ranks
+            target = tf.cast(ranks[:, run.rank - 1], tf.int64)
         state: State = {}
         for phase, (epsilon, iterations) in enumerate(zip(run.epsilons, run.iterations, strict=True)):
             radius = tf.constant(epsilon, tf.float32)
@@ -159,7 +181,7 @@ class StagedAttack:
                 state = self.next_phase(forward, x, y, state, radius)
             else:
                 start = self.start_again if run.restart else self.start
-                state = start(forward, x, y, seeds, tf.constant(run.rank), radius)
+                state = start(forward, x, y, seeds, target, radius)
             state = self.advance(forward, x, y, state, tf.constant(iterations), radius)
         return state
 
@@ -179,12 +201,6 @@ class StagedAttack:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
-
-
-def class_of_rank(logits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
-    """Returns the class with the `rank`-th largest logit, 1 for the predicted class: `(batch,)`, int64."""
-    order = tf.argsort(logits, axis=-1, direction="DESCENDING", stable=True)
-    return tf.cast(tf.gather(order, tf.maximum(rank, 1) - 1, axis=1), tf.int64)
 
 
 def while_state(until: tf.Tensor, step: Callable[[State], State], state: State, go_on: Any = None) -> State:

@@ -27,6 +27,7 @@ from tf_robust_sparse.evaluation.mask_figures import (
     draw_layout,
     draw_structure,
 )
+from tf_robust_sparse.evaluation.minimum_norms import minimum_norms
 from tf_robust_sparse.evaluation.pixel_range import with_pixel_range
 from tf_robust_sparse.evaluation.report_page import write_report
 from tf_robust_sparse.evaluation.robust_accuracy import evaluate_robustness, robust_accuracy
@@ -68,6 +69,7 @@ __all__ = [
     "loss_surface",
     "median_durations",
     "median_latency",
+    "minimum_norms",
     "onnx_runtime",
     "pruning_benchmark_row",
     "radius",

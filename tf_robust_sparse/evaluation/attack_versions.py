@@ -8,6 +8,7 @@ VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
+    "malt": ("apgd-ce", "apgd-t"),  # not of AutoAttack's authors: three targets, nearest first, for many classes
 }
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 
@@ -36,6 +37,8 @@ def named_attack(name: str, version: str, norm: str, epsilon: float, seed: int) 
         shrinks = norm == "L1" and version not in ("plus", "rand")
         common |= {"shrinking_radius": shrinks, "eot_samples": 20 if version == "rand" else 1}
         if name == "apgd-t":
+            if version == "malt":
+                return APGD(**common, loss="targeted-dlr", num_targets=3, target_order="malt")
             return APGD(**common, loss="targeted-dlr", num_targets=5 if shrinks else 9)
         return APGD(**common, loss=name.removeprefix("apgd-"), restarts=5 if shrinks else restarts)
     if name.startswith("fab"):

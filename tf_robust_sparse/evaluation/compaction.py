@@ -59,7 +59,7 @@ class CompactedAttack:
         self._stop = threading.Event()
         self._functions = {
             name: _Compiled(getattr(attack, name), forward, model, batch_size if fixed else None)
-            for name in ("start", "start_again", "next_phase", "advance")
+            for name in ("classes_by_rank", "start", "start_again", "next_phase", "advance")
         }
 
     def traces(self) -> dict[str, int]:
@@ -102,16 +102,26 @@ class CompactedAttack:
         self, x: np.ndarray, y: np.ndarray, seeds: Callable[[int], np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         broken, x_adv = np.zeros(len(x), bool), x.copy()
+        ranks = self._classes_by_rank(x, y) if any(run.rank for run in self.runs) else None
         for number, run in enumerate(self.runs):
             rows = np.flatnonzero(~broken)
             if not len(rows) or self._stop.is_set():
                 break
-            for row, example in self._run(x[rows], y[rows], seeds(run.restart)[rows], run, first=number == 0):
+            targets = y[rows] if ranks is None or not run.rank else ranks[rows, run.rank - 1]
+            found = self._run(x[rows], y[rows], targets, seeds(run.restart)[rows], run, first=number == 0)
+            for row, example in found:
                 broken[rows[row]] = True
                 x_adv[rows[row]] = example
         return broken, x_adv
 
-    def _run(self, x: np.ndarray, y: np.ndarray, seeds: np.ndarray, run: AttackRun, first: bool) -> Any:
+    def _classes_by_rank(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        chosen = _padded(np.arange(len(x)), self._size(len(x)))
+        ranks = self._functions["classes_by_rank"](tf.constant(x[chosen]), tf.constant(y[chosen]))
+        return ranks.numpy()[: len(x)].astype(np.int64)
+
+    def _run(
+        self, x: np.ndarray, y: np.ndarray, targets: np.ndarray, seeds: np.ndarray, run: AttackRun, first: bool
+    ) -> Any:
         """Yields (row, adversarial example) for the images that one run breaks."""
         rows = np.arange(len(x))  # the image in each row of the batch
         size = self._size(len(rows))
@@ -125,7 +135,7 @@ class CompactedAttack:
                 state = self._functions["next_phase"](images, labels, state, epsilon)
             else:
                 start = self._functions["start_again" if run.restart else "start"]
-                state = start(images, labels, tf.constant(seeds[chosen]), tf.constant(run.rank), epsilon)
+                state = start(images, labels, tf.constant(seeds[chosen]), tf.constant(targets[chosen]), epsilon)
                 if first and "no_gradient" in state:
                     self._count(without_gradient=int(state["no_gradient"].numpy()[: len(rows)].sum()))
             self._count(starts=len(rows))
