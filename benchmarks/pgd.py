@@ -1,15 +1,17 @@
-"""Times PGD-50 of this package against Foolbox's, on the same network and images, in one run.
+"""Times PGD-50, or FMN, of this package against Foolbox's, on the same network and images, in one run.
 
     python -m benchmarks.pgd --models=small_cnn --images=250
+    python -m benchmarks.pgd --models=small_cnn --attack=fmn --steps=100
 
 Contenders, in turn, `--rounds` times over:
 
-- ours: `LinfPGD` as `evaluate_robustness` runs it, compiled, kernels cached once per batch;
+- ours: the attack as evaluations run it, compiled, kernels cached once per batch;
 - eager, compiled: Foolbox on the same network, called as it is, and behind a `tf.function`;
 - exported eager, exported compiled: Foolbox on the plain Keras network that is exported, of the same function: what a
   user of the exported network attacks, without our layers and their gradients.
 
-All attack all images, at full length. Printed are median times after a first call that is not timed, and ratios.
+All attack all images, at full length. Printed are median times after a first call that is not timed, and ratios; for
+FMN also the median distance that each finds.
 """
 
 import json
@@ -29,7 +31,8 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["small_cnn", "lenet5_caffe"], "Architectures of the package, or .keras files of ours.")
 flags.DEFINE_integer("images", 250, "Images in the batch, of the sample in the package.", 1)
-flags.DEFINE_integer("steps", 50, "Steps of PGD.", 1)
+flags.DEFINE_enum("attack", "pgd", ["pgd", "fmn"], "Which attack, in Linf.")
+flags.DEFINE_integer("steps", 50, "Steps of the attack.", 1)
 flags.DEFINE_integer("rounds", 5, "How often the contenders run in turn.", 1)
 flags.DEFINE_float("connectivity", 0.1, "Connectivity of the networks; 1 for dense ones.", 0, 1)
 flags.DEFINE_string("results_file", None, "Where to write everything as JSON.")
@@ -50,8 +53,7 @@ def main(argv: list[str]) -> None:
     for name in FLAGS.models:
         seconds: dict[str, list[float]] = {}
         contenders = prepare(build(name), x, y)
-        for contender in contenders.values():
-            contender()
+        medians = {who: median_distance(contender(), x) for who, contender in contenders.items()}
         for _ in range(FLAGS.rounds):
             for who, contender in contenders.items():
                 begin = time.perf_counter()
@@ -59,14 +61,18 @@ def main(argv: list[str]) -> None:
                 seconds.setdefault(who, []).append(time.perf_counter() - begin)
         record[name] = seconds
         ours = statistics.median(seconds["ours"])
-        print(f"\n{name}, {len(x)} images, PGD-{FLAGS.steps}")
+        print(f"\n{name}, {len(x)} images, {FLAGS.attack.upper()}-{FLAGS.steps}")
         for who, found in seconds.items():
-            print(
-                f"{who:17s} {statistics.median(found):7.3f} s   {statistics.median(found) / ours:5.2f} x ours",
-                flush=True,
-            )
+            distance = f"   median distance {medians[who]:.5f}" if FLAGS.attack == "fmn" else ""
+            ratio = statistics.median(found) / ours
+            print(f"{who:17s} {statistics.median(found):7.3f} s   {ratio:5.2f} x ours{distance}", flush=True)
     if FLAGS.results_file:
         Path(FLAGS.results_file).write_text(json.dumps(record, indent=1))
+
+
+def median_distance(x_adv: np.ndarray, x: np.ndarray) -> float:
+    """Returns the median l-infinity distance of adversarial examples from their images."""
+    return float(np.median(np.abs(x_adv - x).max(axis=(1, 2, 3))))
 
 
 def build(name: str) -> Any:
@@ -90,8 +96,12 @@ def prepare(network: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[]
 
     import tf_robust_sparse as trs
 
-    attack = trs.attacks.LinfPGD(EPSILON, num_steps=FLAGS.steps)
-    theirs = foolbox.attacks.LinfPGD(abs_stepsize=attack.step_size, steps=FLAGS.steps, random_start=True)
+    if FLAGS.attack == "fmn":
+        attack: Any = trs.attacks.FMN("Linf", FLAGS.steps)
+        theirs: Any = foolbox.attacks.LInfFMNAttack(steps=FLAGS.steps)
+    else:
+        attack = trs.attacks.LinfPGD(EPSILON, num_steps=FLAGS.steps)
+        theirs = foolbox.attacks.LinfPGD(abs_stepsize=attack.step_size, steps=FLAGS.steps, random_start=True)
     images, labels = tf.constant(x), tf.constant(y)
     forward = trs.layers.inference_forward(network)
 
@@ -108,7 +118,8 @@ def prepare(network: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[]
     def foolbox_on(function: Callable[..., Any]) -> Callable[[], Any]:
         model = foolbox.models.TensorFlowModel(function, bounds=(0, 1), device="/CPU:0")
         criterion = foolbox.criteria.Misclassification(eagerpy.astensor(labels))
-        return lambda: theirs.run(model, eagerpy.astensor(images), criterion, epsilon=EPSILON)
+        radius = {} if FLAGS.attack == "fmn" else {"epsilon": EPSILON}
+        return lambda: theirs.run(model, eagerpy.astensor(images), criterion, **radius).raw.numpy()
 
     return {
         "ours": lambda: ours(images, labels).numpy(),

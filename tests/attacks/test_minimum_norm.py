@@ -1,18 +1,22 @@
 """Attacks that look for the nearest adversarial example, against exact distances and against Foolbox."""
 
 import copy
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks import public_networks
 from tests.attacks.networks import batch, small_network
 from tests.attacks.toy import toy_images, toy_labels, toy_network
+from tf_robust_sparse import data
 from tf_robust_sparse.attacks import DDN, FMN, HOFMN, DeepFool, SigmaZero
 from tf_robust_sparse.attacks.ho_fmn import SEARCH_SPACE
 from tf_robust_sparse.attacks.minimum_norm import cosine
 from tf_robust_sparse.attacks.projections import l0_ball
-from tf_robust_sparse.evaluation import minimum_norms
+from tf_robust_sparse.evaluation import AutoAttack, minimum_norms
 from tf_robust_sparse.evaluation.minimum_norms import nearest_examples
 
 DUAL = {"Linf": 1, "L2": 2, "L1": np.inf}
@@ -146,3 +150,20 @@ def test_bad_arguments_are_named():
             make()
         assert said in str(error.value)
     assert copy.copy(FMN()).describe()["attack"] == "FMN"
+
+
+@pytest.mark.reference_data
+@pytest.mark.skipif("TRS_DATA_DIR" not in os.environ, reason="TRS_DATA_DIR names no folder of reference data")
+def test_a_public_network_is_broken_as_near_as_by_foolbox_and_never_below_autoattack():
+    fb = pytest.importorskip("foolbox")
+    folder = Path(os.environ["TRS_DATA_DIR"])
+    network = public_networks.read(folder / "robust-weights/cifar_cnn_a_adv.npz", (32, 32, 3))
+    images = data.load("cifar10", folder / "cifar10").take(1, 100)
+    x, y = images.test_images.astype("float32") / 255, images.test_labels.astype("int64")
+    found = minimum_norms(network, (x, y), FMN("Linf"), batch_size=100, progress=False)
+    model = fb.TensorFlowModel(network, bounds=(0, 1))
+    _, clipped, _ = fb.attacks.LInfFMNAttack(steps=100)(model, tf.constant(x), tf.constant(y), epsilons=None)
+    assert found["median_distance"] <= 1.03 * np.median(np.abs(np.array(clipped) - x).max((1, 2, 3)))
+    curve = np.mean(np.array(found["distances"], float) > 2 / 255)
+    auto_attack = AutoAttack(network, "Linf", 2 / 255, verbose=False).run_standard_evaluation(x, y)
+    assert curve >= auto_attack["robust_accuracy"]

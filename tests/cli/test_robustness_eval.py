@@ -49,7 +49,8 @@ def everything(natural, tmp_path_factory):
         done = run_script(
             ROBUSTNESS,
             *(*QUICK, f"--network={natural / 'network.keras'}", f"--transfer_from={natural / 'serve'}"),
-            *("--attacks=clean,fgsm,pgd,autoattack,square,transfer,corruptions", "--pgd_restarts=2"),
+            *("--attacks=clean,fgsm,pgd,autoattack,square,transfer,corruptions,fmn,hofmn", "--min_norm_steps=20"),
+            "--pgd_restarts=2",
             *("--epsilons=0.3,0.01", "--foolbox_check", "--title=A network", "--model=small_cnn"),
             *(f"--results_file={folder / 'r.json'}", f"--save_adversarials={folder / 'a.npz'}"),
             *(f"--report={folder / 'page.md'}", f"--robustbench_file={folder / 'row.json'}"),
@@ -65,7 +66,7 @@ def results(everything):
 
 def test_accuracies_are_in_order(results):
     attacks = results["attacks"]
-    assert list(attacks) == ["fgsm", "pgd", "autoattack", "square", "transfer"]
+    assert list(attacks) == ["fgsm", "pgd", "autoattack", "square", "transfer", "fmn", "hofmn"]
     alone = [results["clean_accuracy"], *(attacks[name]["robust_accuracy"] for name in ("fgsm", "pgd", "autoattack"))]
     assert alone == sorted(alone, reverse=True) and alone[0] > 0.5 > alone[-1]
     worst = [each["worst_case_accuracy"] for each in attacks.values()]
@@ -85,6 +86,9 @@ def test_results_hold_what_a_reader_needs(results):
         assert (each["gradient_passes_per_image"] == 0) == black_box
     assert results["attacks"]["pgd"]["num_steps"] == 50 and results["attacks"]["pgd"]["restarts"] == 2
     assert results["attacks"]["square"]["num_queries"] == 5000
+    fmn = results["attacks"]["fmn"]
+    assert (fmn["num_steps"], len(fmn["distances"])) == (20, 16) and 0 < fmn["median_distance"] < 0.3
+    assert {*results["attacks"]["hofmn"]["parameters"]} == {"lr", "momentum", "weight_decay", "dampening"}
     assert results["attacks"]["transfer"]["source_fooled"] > 0.5
     assert 0 < results["corruptions"]["mean_corruption_accuracy"] <= 1
     assert [point["epsilon"] for point in results["security_curve"]["points"]] == [0, 0.01, 0.3]
@@ -243,14 +247,14 @@ def test_a_softmax_is_taken_off_a_model_of_keras(tmp_path):
 
 
 BAD = [
-    ("unknown attack", ["--attacks=clean,deepfool"], "--attacks=clean,deepfool", "not deepfool"),
+    ("unknown attack", ["--attacks=clean,boundary"], "--attacks=clean,boundary", "not boundary"),
     ("no attack", ["--attacks="], "--attacks=", "expected some of"),
     ("an attack twice", ["--attacks=pgd,pgd"], "--attacks=pgd,pgd", "pgd 2 times"),
     ("transfer from nowhere", ["--attacks=transfer"], "--attacks=transfer", "--transfer_from=PATH"),
     ("transfer from a missing one", ["--attacks=transfer", "--transfer_from=no"], "--transfer_from=no", "not exist"),
     ("epsilon in levels", ["--epsilon=8"], "--epsilon=8", "8/255"),
     ("radii in levels", ["--epsilons=2,8"], "--epsilons=8", "8/255"),
-    ("PGD in L1", ["--norm=L1", "--attacks=pgd"], "--norm=L1", "Linf or L2 with pgd"),
+    ("PGD in L1", ["--norm=L1", "--attacks=pgd"], "--norm=L1", "Linf or L2 with --attacks=pgd"),
     ("a curve in L1", ["--norm=L1", "--epsilons=1"], "--norm=L1", "Linf or L2 with --epsilons"),
     ("a state without AutoAttack", ["--attacks=pgd", "--state_file=s.json"], "--state_file=s.json", "autoattack"),
     ("steps of no attack", ["--attacks=clean", "--pgd_iters=7"], "--pgd_iters", "pgd or transfer, or --epsilons"),

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tests.evaluation.figure_checks import faults, keep_figures
 from tf_robust_sparse import evaluation
 from tf_robust_sparse.evaluation import figure_style
-from tf_robust_sparse.evaluation.figures import draw_curve, draw_examples
+from tf_robust_sparse.evaluation.figures import draw_curves, draw_examples
 
 ATTACK = "PGD-20, Linf, ε = 8/255"
 LAYERS = ("conv1", *(f"stage{s}_block{b}_conv{c}" for s in (1, 2, 3, 4) for b in (1, 2) for c in (1, 2)), "classifier")
@@ -52,7 +52,7 @@ def test_the_check_of_figures_finds_each_kind_of_fault(drawn):
 def test_a_figure_is_written_as_png_and_as_pdf_and_is_the_same_file_each_time(tmp_path):
     points = [{"epsilon": 0.0, "robust_accuracy": 0.9}, {"epsilon": 0.1, "robust_accuracy": 0.3}]
     for name in ("a.png", "b.png"):
-        draw_curve(points, ATTACK, tmp_path / name)
+        draw_curves({ATTACK: points}, "Linf", tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "a.png", "b.pdf", "b.png"]
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     pdf = (tmp_path / "a.pdf").read_bytes()
@@ -68,7 +68,7 @@ def test_attacks_have_one_name_in_all_figures():
 
 def test_accuracies_are_percent(drawn, tmp_path):
     points = [{"epsilon": i / 100, "robust_accuracy": 0.9 - i / 10} for i in range(5)]
-    draw_curve(points, "PGD-50, Linf, 5 restarts", tmp_path / "x.png")
+    draw_curves({"PGD-50, 5 restarts": points, "FMN-100": points}, "Linf", tmp_path / "x.png")
     certified = [{"radius": 0.0, "accuracy": 0.8}, {"radius": 0.25, "accuracy": 0.5}, {"radius": 1, "accuracy": 0.1}]
     evaluation.draw_certified(certified, 0.25, tmp_path / "x.png")
     series = {

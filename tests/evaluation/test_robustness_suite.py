@@ -248,6 +248,8 @@ def test_pruning_benchmark_row():
         "sparsity_rate": "99",
     }
     assert row["epsilon"] == "0.031" and row["robust_accuracy_aa"] == "40.12" and row["robust_accuracy_hofmn"] is None
+    with_both = {**MEASURED, "attacks": {**MEASURED["attacks"], "hofmn": {"robust_accuracy": 0.4321}}}
+    assert pruning_benchmark_row(with_both, DESCRIPTION)["robust_accuracy_hofmn"] == "43.21"
 
 
 @pytest.mark.parametrize(

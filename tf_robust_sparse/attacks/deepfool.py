@@ -47,7 +47,7 @@ class DeepFool(MinimumNormAttack):
         check_integer("num_candidates", num_candidates, 1, "pass, for example, num_candidates=9")
         if not 0 <= overshoot < float("inf"):
             raise ValueError(f"`overshoot` is a share of the perturbation, at least 0. Received: overshoot={overshoot}")
-        self.num_candidates = int(num_candidates)
+        self.num_candidates = self.gradients_per_step = int(num_candidates)
         self.overshoot = float(overshoot)
 
     def _start(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor) -> State:

@@ -49,6 +49,7 @@ class MinimumNormAttack:
     """
 
     norms: tuple[str, ...] = ("Linf", "L2", "L1", "L0")
+    gradients_per_step = 1
 
     def __init__(self, norm: str, num_steps: int, seed: int = 0) -> None:
         if norm not in self.norms:
@@ -134,7 +135,7 @@ class MinimumNormAttack:
 
     def describe(self) -> dict[str, Any]:
         """Returns everything that defines the attack, as plain values for a results file."""
-        return {"attack": type(self).__name__, **self.get_config()}
+        return {"attack": type(self).__name__, "norm": self.norm, **self.get_config()}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())

@@ -16,14 +16,16 @@ from tf_robust_sparse.evaluation.figure_style import (
 )
 
 _RADIUS = "radius ε (pixels of [0, 1])"
+MARKED = 20  # curves of more points have no markers
 
 
-def draw_curve(points: Sequence[dict[str, float]], title: str, path: str | os.PathLike) -> None:
-    """Draws a security curve.
+def draw_curves(curves: dict[str, Sequence[dict[str, float]]], norm: str, path: str | os.PathLike) -> None:
+    """Draws security curves.
 
     Args:
-        points: As `security_curve` returns them: `epsilon` and `robust_accuracy`.
-        title: The attack and its norm.
+        curves: By name of the attack, points as `security_curve` and `minimum_norms` return them: `epsilon` and
+            `robust_accuracy`.
+        norm: Norm of the radius.
         path: Where to write.
 
     Raises:
@@ -31,11 +33,18 @@ def draw_curve(points: Sequence[dict[str, float]], title: str, path: str | os.Pa
     """
     with new_figure(path, COLUMN, 2.4) as figure:
         axes = figure.add_subplot()
-        accuracies = percent([point["robust_accuracy"] for point in points])
-        axes.plot([point["epsilon"] for point in points], accuracies, marker="o", clip_on=False)
-        axes.set(xlabel=_RADIUS, ylabel=accuracy_label("robust"), title=title, ylim=(0, 100))
+        for name, points in curves.items():
+            accuracies = percent([point["robust_accuracy"] for point in points])
+            marker = "o" if len(points) <= MARKED else None
+            axes.plot([point["epsilon"] for point in points], accuracies, marker=marker, clip_on=False, label=name)
+        radius = "changed entries" if norm == "L0" else _RADIUS
+        axes.set(xlabel=radius, ylabel=accuracy_label("robust"), ylim=(0, 100))
+        axes.set_title(f"{norm}, {next(iter(curves))}" if len(curves) == 1 else norm)
+        axes.set_xlim(0, None)
         axes.locator_params(axis="x", nbins=5)
         axes.grid(True)
+        if len(curves) > 1:
+            legend_below(figure, [axes])
 
 
 def draw_examples(

@@ -59,15 +59,14 @@ def pruning_benchmark_row(results: dict[str, Any], description: dict[str, Any]) 
     Returns:
         `model_key` with `ap_method`, `architecture`, `dataset`, `structure` and `sparsity_rate` (percentage of
         removed weights, as text); `epsilon` and `norm` used; `clean_accuracy` and `robust_accuracy_aa` in
-        percent, as text. This package does not contain the benchmark's other attack, HO-FMN: `robust_accuracy_hofmn` is
-        `None`; measure it with the benchmark's code.
+        percent, as text, as is `robust_accuracy_hofmn`, or `None` if HO-FMN was not run (as `hofmn`).
 
     Raises:
         ValueError: if AutoAttack was not run.
 
     Reference: [Piras et al., 2024](https://arxiv.org/abs/2409.01249).
     """
-    connectivity = description.get("connectivity")
+    connectivity, tuned = description.get("connectivity"), results["attacks"].get("hofmn")
     return {
         "model_key": {
             "ap_method": description.get("method") or "",
@@ -81,7 +80,7 @@ def pruning_benchmark_row(results: dict[str, Any], description: dict[str, Any]) 
         "images": results["images"],
         "clean_accuracy": _per_cent(results["clean_accuracy"]),
         "robust_accuracy_aa": _per_cent(_auto_attack(results)["robust_accuracy"]),
-        "robust_accuracy_hofmn": None,
+        "robust_accuracy_hofmn": None if tuned is None else _per_cent(tuned["robust_accuracy"]),
     }
 
 

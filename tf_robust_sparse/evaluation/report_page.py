@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tf_robust_sparse.evaluation.figure_style import figure_files
-from tf_robust_sparse.evaluation.figures import draw_curve, draw_examples
+from tf_robust_sparse.evaluation.figures import draw_curves, draw_examples
 from tf_robust_sparse.evaluation.leaderboard import radius
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import replace_file
@@ -49,16 +49,18 @@ def write_report(
         *([f"- {sentence}" for sentence in results["flags"]] or ["None was found."]),
         "",
     ]
-    if "security_curve" in results:
+    found = _curves(results)
+    if found:
         curve = path.with_name(f"{path.stem}_curve.png")
-        found = results["security_curve"]
-        name = found["attack"].removeprefix(found["norm"])
-        title = f"{name}-{found['num_steps']}, {found['norm']}, restarts: {found['restarts']}"
-        draw_curve(found["points"], title, curve)
+        norm = next(iter(found.values()))["norm"]
+        curves = {name: each["points"] for name, each in found.items()}
+        draw_curves(curves, norm, curve)
         written += figure_files(curve)
         lines += ["## Accuracy by radius", "", f"![Security curve]({curve.name})", ""]
-        points = [[radius(found["norm"], p["epsilon"]), _per_cent(p["robust_accuracy"])] for p in found["points"]]
-        lines += _table(["epsilon", "accuracy"], points)
+        for name, points in curves.items():
+            some = points[:: max(len(points) // 10, 1)]
+            rows = [[radius(norm, point["epsilon"]), _per_cent(point["robust_accuracy"])] for point in some]
+            lines += [f"{name}:", "", *_table(["epsilon", "accuracy"], rows)]
     if "corruptions" in results:
         lines += _corruptions(results["corruptions"])
     if "foolbox_check" in results:
@@ -83,6 +85,19 @@ def write_report(
     with replace_file(path) as temporary:
         temporary.write_text("\n".join(lines))
     return written
+
+
+def _curves(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns all that was measured at more than one radius, by a name that says what it is."""
+    found = {}
+    if "security_curve" in results:
+        each = results["security_curve"]
+        name = each["attack"].removeprefix(each["norm"])
+        found[f"{name}-{each['num_steps']}, restarts: {each['restarts']}"] = each
+    for each in results["attacks"].values():
+        if "points" in each:
+            found[f"{each['attack']}-{each['num_steps']}"] = each
+    return found
 
 
 def _of_data(results: dict[str, Any]) -> str:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.attacks import GradientAttack, StagedAttack, cross_entropy
+from tf_robust_sparse.attacks import GradientAttack, MinimumNormAttack, StagedAttack, cross_entropy
 from tf_robust_sparse.attacks.losses import log_odds
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.clean import clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.foolbox_check import foolbox_check
+from tf_robust_sparse.evaluation.minimum_norms import distances_as_results, nearest_examples
 from tf_robust_sparse.evaluation.robust_accuracy import masked_gradients, robust_mask
 from tf_robust_sparse.evaluation.transfer import transfer_attack
 from tf_robust_sparse.layers.forward import inference_forward
@@ -114,6 +115,32 @@ class RobustnessSuite:
                 after_each()
 
         attack.run_standard_evaluation_individual(self.x, self.y, keep)
+
+    def minimum_norm(self, name: str, attack: MinimumNormAttack, epsilon: float) -> None:
+        """Runs an attack that looks for the nearest adversarial example, such as `FMN`, on all images.
+
+        Args:
+            name: Name in the results, which also hold `median_distance`, `distances` and the `points` of the curve.
+            attack: The attack.
+            epsilon: Radius in the norm of the attack; an image withstands if its example is further away.
+        """
+        begin = time.perf_counter()
+        self._look_at_gradients(self.model, "The attack that follows gradients", log_odds)
+        distance = nearest_examples(self.model, attack, self.x, self.y, self.batch_size, name, self.progress).distance
+        standing = (distance > epsilon) & self.correct
+        self._white_box.append(float(standing.mean()))
+        self._record(
+            name,
+            standing,
+            {
+                **attack.describe(),
+                "epsilon": epsilon,
+                **distances_as_results(distance),
+                "seconds": time.perf_counter() - begin,
+                "iterations_per_image": float(attack.num_steps),
+                "gradient_passes_per_image": float(attack.num_steps * attack.gradients_per_step),
+            },
+        )
 
     def _record_ensemble(
         self, name: str, attacks: Sequence[StagedAttack], result: dict[str, Any], seconds: float

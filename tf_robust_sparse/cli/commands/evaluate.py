@@ -21,7 +21,7 @@ from tf_robust_sparse.cli import command_line, networks, report, run_directory, 
 from tf_robust_sparse.cli.sections import method
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.leaderboard import Leaderboard
-from tf_robust_sparse.cli.sections.robustness import Attacks, Files
+from tf_robust_sparse.cli.sections.robustness import MINIMUM_NORM, Attacks, Files
 from tf_robust_sparse.cli.sections.source import Classifier
 
 IF_INTERRUPTED = "the results file has the attacks that ended; what AutoAttack did is kept with --state_file"
@@ -137,6 +137,8 @@ def attack(
             }
         elif name == "square":
             suite.auto_attack(name, attacks.square(model))
+        elif name in MINIMUM_NORM:
+            suite.minimum_norm(name, attacks.minimum_norm(name, suite), attacks.radius)
         if name in suite.attacks:
             after_each()
     if attacks.epsilons:
@@ -178,6 +180,8 @@ def show(results: dict[str, Any], written: list[Path]) -> None:
     for name, found in results["attacks"].items():
         effort = report.words(found, ("version", "attack", "num_steps", "num_queries", "restarts"))
         print(f"{name:19} {100 * found['robust_accuracy']:6.2f} %   {effort}, {found['seconds']:.0f} s")
+        if found.get("median_distance") is not None:
+            print(f"{'':19} {found['median_distance']:8.4g}   median distance, {found['norm']}")
     ball = f"{results['norm']}, epsilon {trs.evaluation.radius(results['norm'], results['epsilon'])}"
     if results["attacks"]:
         print(f"Worst case          {100 * results['robust_accuracy']:6.2f} %   {ball}")

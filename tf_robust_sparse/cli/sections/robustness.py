@@ -18,8 +18,31 @@ from tf_robust_sparse.evaluation.attack_versions import VERSIONS
 from tf_robust_sparse.evaluation.ensemble_run import examples_path
 from tf_robust_sparse.evaluation.examples import check_image_shape
 
-ATTACKS = ("clean", "fgsm", "pgd", "autoattack", "square", "transfer", "corruptions")
-EPSILONS = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}  # of the usual leaderboards on CIFAR-10
+# The norms of each attack, in the order of the help.
+NORMS_OF = {
+    "clean": ("Linf", "L2", "L1", "L0"),
+    "fgsm": ("Linf", "L2"),
+    "pgd": ("Linf", "L2"),
+    "autoattack": ("Linf", "L2", "L1"),
+    "square": ("Linf", "L2", "L1"),
+    "transfer": ("Linf", "L2"),
+    "corruptions": ("Linf", "L2", "L1", "L0"),
+    "fmn": ("Linf", "L2", "L1", "L0"),
+    "hofmn": ("Linf",),
+    "ddn": ("L2",),
+    "deepfool": ("Linf", "L2"),
+    "sigma_zero": ("L0",),
+}
+ATTACKS = tuple(NORMS_OF)
+MINIMUM_NORM = ("fmn", "hofmn", "ddn", "deepfool", "sigma_zero")
+# Of the usual leaderboards on CIFAR-10; in L0, pixels times channels.
+EPSILONS = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0, "L0": 10.0}
+USUAL = {
+    "Linf": ["clean", "fgsm", "pgd", "autoattack"],
+    "L2": ["clean", "fgsm", "pgd", "autoattack"],
+    "L1": ["clean", "autoattack"],
+    "L0": ["clean", "sigma_zero"],
+}
 GRADIENT_ATTACKS = {
     "Linf": (trs.attacks.LinfFGSM, trs.attacks.LinfPGD),
     "L2": (trs.attacks.L2FGSM, trs.attacks.L2PGD),
@@ -48,19 +71,26 @@ class Attacks(Settings):
 
     attacks: list[str] | None = setting(
         None,
-        f"What to measure, in this order, of {', '.join(ATTACKS)}; by default clean,fgsm,pgd,autoattack, and "
-        "clean,autoattack with --norm=L1.",
+        f"What to measure, in this order, of {', '.join(ATTACKS)}; by default clean,fgsm,pgd,autoattack, "
+        "clean,autoattack with --norm=L1, and clean,sigma_zero with --norm=L0.",
     )
     norm: str = setting("Linf", "Norm of the ball around each image.", choices=EPSILONS)
     epsilon: float | None = setting(
         None,
-        "Radius in pixels of [0, 1]; by default 8/255, 0.5 for L2, 12 for L1.",
+        "Radius in pixels of [0, 1]; by default 8/255, 0.5 for L2, 12 for L1. For L0, how many entries (pixels times "
+        "channels) may change; by default 10.",
         excluded=0,
         aliases=("pgd_epsilon",),
     )
     pgd_iters: int = setting(50, "Steps of PGD, each 2.5 * epsilon / steps long.", lower=1, only_for=_pgd)
     pgd_restarts: int = setting(
         10, "Random starts of PGD; an image is robust if it withstands all.", lower=1, only_for=_pgd
+    )
+    min_norm_steps: int | None = setting(
+        None,
+        "Steps of the attacks that look for the nearest example; by default 100, 200 for hofmn, 50 for deepfool.",
+        lower=1,
+        only_for=with_attacks(*MINIMUM_NORM),
     )
     version: str = setting(
         "standard",
@@ -94,7 +124,7 @@ class Attacks(Settings):
     def settle(cls) -> None:
         """Takes the usual attacks and radius of the norm."""
         if FLAGS.attacks is None:
-            FLAGS["attacks"].value = list(ATTACKS[:4]) if FLAGS.norm in GRADIENT_ATTACKS else ["clean", "autoattack"]
+            FLAGS["attacks"].value = list(USUAL[FLAGS.norm])
         if FLAGS.epsilon is None:
             FLAGS["epsilon"].value = EPSILONS[FLAGS.norm]
 
@@ -107,13 +137,11 @@ class Attacks(Settings):
         twice = [name for name in self.names if self.names.count(name) > 1]
         if twice:
             raise BadFlag(f"{said}: expected each attack once, not {twice[0]} {self.names.count(twice[0])} times")
-        by_gradient: list[str] = [name for name in ("fgsm", "pgd", "transfer") if name in self.names]
-        by_gradient += ["--epsilons"] if self.epsilons else []
-        if by_gradient and self.norm not in GRADIENT_ATTACKS:
-            raise BadFlag(
-                f"--norm={self.norm} goes with autoattack and square alone; pass --norm=Linf or L2 with "
-                f"{by_gradient[0]}, or leave that out"
-            )
+        for name in [*self.names, *(["pgd"] if self.epsilons else [])]:
+            if self.norm not in NORMS_OF[name]:
+                which = "--epsilons" if name not in self.names else f"--attacks={name}"
+                norms = " or ".join(NORMS_OF[name])
+                raise BadFlag(f"--norm={self.norm}: expected {norms} with {which}; change the norm, or leave that out")
         if "transfer" in self.names and not self.transfer_from:
             raise BadFlag("--attacks=transfer needs --transfer_from=PATH, the network to find examples on")
         check_radius("epsilon", self.epsilon, self.norm.lower())
@@ -169,6 +197,21 @@ class Attacks(Settings):
             log_path=files.path("log_file"),
             state_path=files.path("state_file"),
         )
+
+    def minimum_norm(
+        self, name: str, suite: trs.evaluation.RobustnessSuite, tuned_on: int = 64
+    ) -> trs.attacks.MinimumNormAttack:
+        """Returns an attack that looks for the nearest example; HO-FMN is tuned on the first images."""
+        steps: dict[str, Any] = {} if self.min_norm_steps is None else {"num_steps": self.min_norm_steps}
+        if name == "hofmn":
+            x, y = suite.x[:tuned_on], suite.y[:tuned_on]
+            loss = "dlr" if suite.num_classes > 2 else "margin"
+            return trs.attacks.HOFMN.tuned(suite.model, x, y, loss=loss, seed=Data.read().seed, **steps)
+        if name == "sigma_zero":
+            return trs.attacks.SigmaZero(**steps)
+        if name == "ddn":
+            return trs.attacks.DDN(**steps)
+        return {"fmn": trs.attacks.FMN, "deepfool": trs.attacks.DeepFool}[name](self.norm, **steps)
 
     def square(self, model: Callable[..., Any]) -> trs.evaluation.AutoAttack:
         """Returns the Square Attack alone."""
