@@ -1,51 +1,165 @@
-"""Every command line that a page shows is one that the command takes."""
+"""Every command line that a page shows is one that the command takes, and does its work."""
 
+import functools
+import pickle
 import re
-import shlex
+from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from tests.cli.conftest import ROOT
-from tests.test_docs import PAGES
+import tf_robust_sparse as trs
+from tests.cli.conftest import TRAIN, run_script
+from tests.cli.documented import LINES
+from tests.cli.test_binary_subnetworks import EVALUATION, YAML
+from tests.cli.test_hydra_originals import CROWN_IBP
+from tests.data import makers
+from tests.data.test_image_files import make_imagenet
+from tests.saving.test_pytorch_weights import state_dict
+from tests.saving.test_reference_weights import published_list
 from tf_robust_sparse.cli import settings
-from tf_robust_sparse.cli.main import COMMANDS
+from tf_robust_sparse.models import resnet
 
-SCRIPTS = {script for _, script in COMMANDS.values()}
+HYDRA, BINARY, NEURAL, LOTTERY = (
+    *("run_hydra", "run_binary_subnetworks", "run_neural_pruning", "run_lottery_tickets"),
+)
+# Flags that leave a command its kind of work, and seconds of it.
+_IMAGES = ("--train_examples=24", "--test_examples=8", "--validation_examples=8", "--batch_size=8")
+_ATTACK = ("--num_steps=1", "--pgd_iters=1", "--pgd_restarts=1")
+_FEW = ("--test_examples=8", "--pgd_iters=1", "--pgd_restarts=1")
+TINY = {
+    TRAIN: (*_IMAGES, *_ATTACK, "--epochs=1"),
+    HYDRA: (*_IMAGES, *_ATTACK, "--epochs=1", "--prune_epochs=1"),
+    BINARY: (*_IMAGES, *_ATTACK, "--epochs=1", "--val_num_steps=1", "--autoattack=apgd-ce"),
+    NEURAL: (*_IMAGES, *_ATTACK, "--n_epochs=1", "--eval_steps=1"),
+    LOTTERY: ("--trials=1", "--train_iters=4", "--prune_iters=1", "--eval_every=2", "--valid_size=8", "--batch_size=8"),
+    "run_foolbox_eval": _FEW,
+    "run_robustness_eval": ("--test_examples=4", "--pgd_iters=1", "--pgd_restarts=1"),
+    "run_certify": ("--max_examples=2",),
+    "run_verifier_export": ("--max_examples=2",),
+    "run_shrink": (),
+}
+# What a page takes for granted, and how it is made.
+_RUN = (TRAIN, "--data=cifar10", "--data_dir=DIR", "--model=small_cnn")
+_SAMPLE = (TRAIN, "--data=fashion_mnist_sample", "--model=small_cnn")
+_PHASES = (HYDRA, "--flagfile=flags/hydra_sample_adv.flags", "--k=0.1")
+MADE = {
+    **dict.fromkeys(("RUN", "RUN/finetune", "PATH", "OTHER", "runs/compact", "DIR"), _RUN),
+    **dict.fromkeys(("saved_models/run", "network.trs"), (*_SAMPLE, "--sparse_train", "--connectivity=0.1")),
+    "runs/dense": (*_PHASES, "--exp_mode=pretrain"),
+    "runs/pruned": (*_PHASES, "--exp_mode=prune", "--source_net=runs/dense"),
+    "saved_models/quickstart": (TRAIN, "--flagfile=flags/quickstart.flags"),
+    "runs/fast": (BINARY, "--flagfile=flags/binary/sample.flags"),
+}
 
 
-def documented():
-    """Each command line of a page, as page, script or command, and words."""
-    for page in PAGES:
-        for block in re.findall(r"^```[^\n]*\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
-            for line in block.replace("\\\n", " ").splitlines():
-                found = re.search(r"(?:python\S* run_scripts/(\w+)\.py|\btrs ([a-z ]+?))(?= -|$)(.*)", line)
-                if found and "..." not in line:
-                    words = shlex.split(found[3].partition(" && ")[0], comments=True)
-                    yield page.name, found[1] or found[2].strip(), words
-    for path in sorted((ROOT / "flags").rglob("*.flags")):
-        for script, rest in re.findall(r"^# .*?python run_scripts/(\w+)\.py (.*)", path.read_text(), re.MULTILINE):
-            yield path.name, script, rest.split()
+# Files that pages name, and the ones that stand for them here, where PyTorch need not be installed.
+FILES = {"FILE": "best_weights.pickle", "checkpoint.pth.tar": "checkpoint.npz", "model_best.pth": "model_best.npz"}
+_CONFIGS = {
+    **dict.fromkeys(
+        ("configs.yml", "configs/configs.yml"), re.sub("trainer: .*|optimizer: .*|lr: .*|layer_type: .*", "", CROWN_IBP)
+    ),
+    "resnet34-binary-weights.yaml": YAML,
+    "aa-standard.yaml": EVALUATION,
+}
 
 
-LINES = [each for each in documented() if each[1] in SCRIPTS or each[1] in COMMANDS]
+def placed(words, data):
+    """The words of a command line with a folder of data, and with files that are there."""
+    for word in words:
+        head, equals, value = word.rpartition("=")
+        if head in ("--data_dir", "--data_dirs"):
+            value = re.sub(r"\w+", str(data), value)
+        yield head + equals + FILES.get(value, value)
 
 
-def test_pages_show_commands():
-    assert len(LINES) > 80 and {"run_hydra", "run_compile"} <= {script for _, script, _ in LINES}
-
-
-@pytest.mark.parametrize("page", sorted({page for page, _, _ in LINES}))
+@pytest.mark.parametrize("page", sorted({line.page for line in LINES}))
 def test_commands_take_what_pages_show(page, parse, monkeypatch, tmp_path):
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}')
-    file = tmp_path / "file.pt"
-    file.touch()
-    for _, script, words in (each for each in LINES if each[0] == page):
-        placed = [
-            word.replace("DIR", str(tmp_path)).replace("FILE", str(file)).replace("checkpoint.pth.tar", str(file))
-            for word in words
-        ]
+    monkeypatch.chdir(tmp_path)
+    for name in FILES.values():
+        (tmp_path / name).touch()
+    for line in (each for each in LINES if each.page == page):
         try:
-            parse(script, *placed)
+            parse(line.script, *placed(line.words, tmp_path))
             settings.check()
         except (SystemExit, ValueError) as error:
-            pytest.fail(f"{page}: {script} {' '.join(words)}: {error}")
+            pytest.fail(f"{line}: {error}")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of small data sets in their official files."""
+    folder = tmp_path_factory.mktemp("data")
+    for classes in (10, 100):
+        makers.write_files(folder / f"cifar{classes}", makers.cifar_files(classes, binary=False, per_file=48)[0])
+    for name in ("mnist", "fashion_mnist"):
+        makers.write_idx(folder / name, n=(48, 16))
+    make_imagenet(folder / "imagenet100", classes=("n1", "n2"), train=12, val=4)
+    for split in ("train", "val"):
+        names = [f"{split}/{path.parent.name}/{path.name}" for path in (folder / "imagenet100" / split).rglob("*.JPEG")]
+        lines = [f"{name} {int('n2' in name)}" for name in sorted(names)]
+        (folder / "imagenet100" / f"{split}_100.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_block():
+    """Residual networks have one block with a shortcut: the way through a command is the same."""
+    with pytest.MonkeyPatch.context() as patched:
+        for depth, (block, _) in resnet._BLOCKS.items():
+            patched.setitem(resnet._BLOCKS, depth, (block, (0, 1, 0, 0)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def place_of(tmp_path_factory):
+    """Returns a function from the block of a page to a folder where its commands run one after the other."""
+
+    @functools.cache
+    def of(page, block):
+        place = tmp_path_factory.mktemp(re.sub(r"\W+", "_", page))
+        (place / "configs/advprune/cifar10/resnet34").mkdir(parents=True)
+        for name, text in _CONFIGS.items():
+            (place / name).write_text(text)
+            if name.endswith(".yaml"):
+                (place / "configs/advprune/cifar10/resnet34" / name).write_text(text)
+        return place
+
+    return of
+
+
+def make(name, data):
+    """Makes what a page takes for granted, in the current directory."""
+    if name in FILES.values():
+        sizes = {"padding_mode": "symmetric", "num_classes": 10}
+        if name.endswith(".pickle"):
+            network = trs.models.build("vgg16", kernel="rewiring", connectivity=0.1)
+            Path(name).write_bytes(pickle.dumps({"param_list": list(map(tf.Variable, published_list(network)))}))
+        else:
+            model = "wrn28_4" if name == "checkpoint.npz" else "resnet34"
+            np.savez(name, **state_dict(trs.models.build(model, kernel="subnet", connectivity=0.1, **sizes)))
+        return
+    script, *words = MADE[name]
+    make_all(words, data)
+    run_script(script, *placed(words, data), *TINY[script], f"--output_dir={name}").expect()
+
+
+def make_all(words, data):
+    """Makes what a command line names and what is not there."""
+    for word in words:
+        flag, _, value = word.rpartition("=")
+        for name in (*MADE, *FILES.values()):
+            is_read = flag not in ("--output_dir", "--data_dir") and re.fullmatch(rf"{name}(/serve)?", value)
+            if is_read and not Path(name).exists():
+                make(name, data)
+
+
+@pytest.mark.documented_commands
+@pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line.page}-{line.block}-{LINES.index(line)}")
+def test_commands_do_their_work(line, data, place_of, monkeypatch):
+    monkeypatch.chdir(place_of(line.page, line.block))
+    words = list(placed(line.words, data))
+    make_all(words, data)
+    done = run_script(line.script, *words, *TINY.get(line.script, ()))
+    assert done.code == 0, f"{line}\n{done.out}\n{done.err}"

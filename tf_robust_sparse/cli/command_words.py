@@ -39,7 +39,7 @@ def _found(text: str, naming: Path | None) -> Path:
     path = Path(text).expanduser()
     inside = Path(*path.parts[1:]) if path.parts[:1] == ("flags",) else path  # a clone calls the folder flags
     places = [naming.parent / path] if naming is not None else []
-    places += [path, *(folder / inside for folder in recipes.FOLDERS)]
+    places += [path, recipes.folder() / inside]
     candidates = [place.resolve() for place in places] if text else []
     return next((each for each in candidates if each.is_file() or recipes.lines_of(each)), path.resolve())
 

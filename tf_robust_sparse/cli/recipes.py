@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-FOLDERS = (_PACKAGE / "flagfiles", _PACKAGE.parent / "flags")  # in a wheel, and in a clone
+_FOLDERS = (_PACKAGE / "flagfiles", _PACKAGE.parent / "flags")  # in a wheel, and in a clone
 SUFFIX = ".flags"
 _TABLE = "recipes.toml"
 
@@ -33,9 +33,10 @@ class Recipe(NamedTuple):
         return "\n".join([f"# {self.about}", run, *self.lines])
 
 
+@functools.cache
 def folder() -> Path:
     """Returns where the flagfiles of this installation are."""
-    return next(found for found in FOLDERS if (found / _TABLE).is_file())
+    return next(found for found in _FOLDERS if (found / _TABLE).is_file())
 
 
 @functools.cache
@@ -47,11 +48,10 @@ def recipes() -> Mapping[str, Recipe]:
 
 def lines_of(path: Path) -> Sequence[str] | None:
     """Returns the lines of the recipe that a path stands for, as if it were a file there; `None` if there is none."""
-    for place in FOLDERS:
-        if path.is_relative_to(place) and path.suffix == SUFFIX:
-            found = recipes().get(path.relative_to(place).as_posix().removesuffix(SUFFIX))
-            return None if found is None else found.lines
-    return None
+    if path.suffix != SUFFIX or not path.is_relative_to(folder()):
+        return None
+    found = recipes().get(path.relative_to(folder()).as_posix().removesuffix(SUFFIX))
+    return None if found is None else found.lines
 
 
 def show(names: Sequence[str]) -> str:
