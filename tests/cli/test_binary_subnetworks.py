@@ -12,17 +12,8 @@ from tests.cli.conftest import run_script
 from tests.cli.drill import kill_at
 from tests.cli.test_bad_input import assert_explained
 from tests.data.test_image_files import make_imagenet
-from tf_robust_sparse.cli import (
-    binary_network,
-    binary_originals,
-    binary_training,
-    binary_weights,
-    recipes,
-    run_directory,
-    settings,
-    training_run,
-)
-from tf_robust_sparse.cli.binary_attacks import Attack
+from tf_robust_sparse.cli import binary, recipes, run_directory, settings, training_run
+from tf_robust_sparse.cli.binary.attacks import Attack
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.models import resnet
@@ -126,7 +117,7 @@ seed: 1234
 
 def meaning(parse, *arguments):
     flags = parse(BINARY, *arguments)
-    binary_originals.translate()
+    binary.originals.translate()
     settings.check()
     return flags
 
@@ -154,14 +145,14 @@ def test_a_run_finds_a_network_of_signs(found):
     assert "--trainer=adv_step_fast\n" in (directory / "run.flags").read_text()
 
 
-@pytest.mark.parametrize("trainer", binary_network.LOTTERY)
+@pytest.mark.parametrize("trainer", binary.network.LOTTERY)
 def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
     directory, _ = found
     more = (f"--trainer={trainer}", "--init=lottery_binary", f"--pretrained={directory}", "--seed=5")
     meaning(parse, *FEW, *more)
     images, before = Data.read().load(), trs.load_network(directory)
-    network = binary_network.built(images)
-    binary_weights.load_pretrained(network, images)
+    network = binary.network.built(images)
+    binary.weights.load_pretrained(network, images)
     trs.training.Phase("finetune").begin(network)
     names = {variable.path.rpartition("/")[2] for variable in network.trainable_variables}
     assert names == {"kernel"}
@@ -178,7 +169,7 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
     if trainer.endswith("retrain"):
         meaning(parse, *FEW, *more[:-1])  # the seed of the run that found the mask
         with pytest.raises(BadFlag, match="--seed=0 draws the signs of --pretrained again"):
-            binary_weights.load_pretrained(binary_network.built(images), images)
+            binary.weights.load_pretrained(binary.network.built(images), images)
 
 
 def test_the_baseline_is_trained_to_be_signs(tmp_path):
@@ -253,7 +244,7 @@ def test_a_configuration_of_the_original_is_read_as_it_is(parse, config):
     assert (flags.epsilon, flags.step_size, flags.num_steps) == (8 / 255, 2 / 255, 10)
     assert (flags.init, flags.scale_fan, flags.seed, flags.valid_ratio) == ("binary", True, 1234, 0.02)
     assert (flags.prune_rate, flags.pr_scale, flags.end_with_bn) == (0.01, 0.1, True)
-    assert binary_network.Network.read().kernel() == "signed"
+    assert binary.network.Network.read().kernel() == "signed"
 
 
 def test_the_command_line_wins_over_the_file_and_that_over_the_default(parse, config):
@@ -345,7 +336,7 @@ def test_single_letters_of_the_original(parse):
     flags = meaning(parse, "-e", "-b", "64", "-a", "cResNet152")
     assert flags.load_model and flags.batch_size == 64 and flags.model == "resnet152"
     assert meaning(parse, "-a", "ResNet101_imagenet100", "--connectivity=0.2").model == "resnet101_imagenet"
-    assert flags.prune_rate == 0.2 and set(binary_originals.MODELS.values()) <= set(binary_network.RESIDUAL)
+    assert flags.prune_rate == 0.2 and set(binary.originals.MODELS.values()) <= set(binary.network.RESIDUAL)
 
 
 def test_trials_of_a_name_are_numbered_as_in_the_published_code(parse, config, tmp_path, monkeypatch):
@@ -377,18 +368,18 @@ def test_its_configuration_of_autoattack_evaluates(parse, config, found, tmp_pat
     flags = meaning(parse, *command)
     assert flags.load_model and (flags.epsilon, flags.norm, flags.batch_size) == (8 / 255, "linf", 512)
     assert flags.output_dir == "runs/cifar10-resnet34/aa/config/quick/prune_rate=0.01/0"
-    binary_weights.adopt_flags()
+    binary.weights.adopt_flags()
     assert "there is no model_best.pth" in capsys.readouterr().out
     # What the run recorded of its network, which the configuration does not say.
     assert (flags.end_with_bn, flags.prune_rate, flags.pr_scale, flags.init) == (True, 0.1, 0.1, "binary")
     images = Data.read().load()
-    network = binary_network.built(images)
-    binary_weights.load_pretrained(network, images)
+    network = binary.network.built(images)
+    binary.weights.load_pretrained(network, images)
     source = trs.load_network(found[0])
     np.testing.assert_array_equal(network(images.test_images[:2] / 255), source(images.test_images[:2] / 255))
     meaning(parse, *command, "--prune-rate=0.3")
     with pytest.raises(BadFlag, match=r"--prune_rate=0.3 does not match.*pass --prune_rate=0.1"):
-        binary_weights.adopt_flags()
+        binary.weights.adopt_flags()
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -399,7 +390,7 @@ def test_a_checkpoint_tells_whether_it_ends_with_batch_norm(last, parse, tmp_pat
     meaning(parse, *few, "--evaluate", f"--pretrained={tmp_path / 'a.npz'}", f"--{'no' if last else ''}end_with_bn")
     images = Data.read().load()
     with pytest.raises(BadFlag, match=f"{'has a' if last else 'has no'} batch norm.*{'pass' if last else 'leave out'}"):
-        binary_weights.load_pretrained(binary_network.built(images), images)
+        binary.weights.load_pretrained(binary.network.built(images), images)
 
 
 def test_its_fast_recipe_of_imagenet_parts_images_before_it_crops_them(parse, config, tmp_path, capsys, monkeypatch):
@@ -561,7 +552,7 @@ def test_the_best_settings_are_the_published_ones(parse):
     assert meaning(parse).batch_size == 256
 
 
-@pytest.mark.parametrize("trainer", binary_network.TRAINERS)
+@pytest.mark.parametrize("trainer", binary.network.TRAINERS)
 def test_recorded_flags_repeat_the_run(trainer, parse, tmp_path):
     more = {
         "adv_step": ["--attack=name=PGD,step_size=2,threshold=8"],
@@ -584,57 +575,57 @@ def test_recorded_flags_repeat_the_run(trainer, parse, tmp_path):
 def test_fixed_masks_stay_and_their_weights_train(parse, tmp_path):
     meaning(parse, *FEW, "--conv_type=FixedSubnetConv", "--nofreeze_weights", "--prune_rate=0.3")
     run = training_run.prepare(tmp_path / "run")
-    network = binary_weights.network(run)
+    network = binary.weights.network(run)
     names = {variable.path.split("/")[-1] for variable in network.trainable_variables}
     assert "kernel" in names and "scores" not in names
     mask = np.array(network.get_layer("stem").effective_kernel) != 0
-    model = binary_training.model(run, network)
+    model = binary.training.model(run, network)
     images = np.random.default_rng(0).random((8, *network.input_shape[1:]), "float32")
     model.fit(images, np.arange(8) % 10, epochs=1, batch_size=8, verbose=0)
     np.testing.assert_array_equal(np.array(network.get_layer("stem").effective_kernel) != 0, mask)
     meaning(parse, *FEW, "--conv_type=FixedSubnetConv")
     with pytest.raises(BadFlag, match="FixedSubnetConv leaves nothing to train"):
-        binary_weights.network(training_run.prepare(tmp_path / "run"))
+        binary.weights.network(training_run.prepare(tmp_path / "run"))
 
 
 def test_the_numerics_are_those_of_the_published_code(parse, tmp_path, monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     meaning(parse, *FEW, "--trainer=adv_trades", "--label_smoothing=0.1", "--nodrop_last")
     run = training_run.prepare(tmp_path / "run")
-    network = binary_weights.network(run)
+    network = binary.weights.network(run)
     norms = [layer for layer in network.layers if isinstance(layer, trs.layers.BatchNormalization)]
     assert norms and all(layer.unbiased for layer in norms)  # of PyTorch
-    model = binary_training.model(run, network)
+    model = binary.training.model(run, network)
     assert model.objective.clean_updates == 2 and model.objective.label_smoothing == 0.1
     assert model.validation_attack.norm == "linf" and model.validation_attack.keep_best
     assert run.steps_per_epoch == -(-len(run.images.train_labels) // 32)
     meaning(parse, *FEW, "--norm=l2")
     run = training_run.prepare(tmp_path / "run")
-    model = binary_training.model(run, network)
+    model = binary.training.model(run, network)
     assert model.validation_attack.norm == "l2" and model.validation_attack.keep_best
     assert isinstance(model.objective.attack, trs.attacks.L2PGD) and model.objective.attack.keep_best
     assert run.steps_per_epoch == 2
     assert meaning(parse, *FEW, "--strategy=mirrored").drop_last
-    assert any("over all replicas" in text for text in binary_training.deviations())
+    assert any("over all replicas" in text for text in binary.training.deviations())
 
 
 def test_a_recipe_as_published_differs_in_what_it_says_alone(parse, config, monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     quick_start = (f"--config={config()}", "--prune-rate=0.01", "--pr-scale=0.1", "--end-with-bn")
     meaning(parse, *quick_start, "--test_every_epoch", "--nodrop_last")
-    assert binary_training.deviations() == ["masks, signs, crops and attacks are drawn from seeds of their own"]
+    assert binary.training.deviations() == ["masks, signs, crops and attacks are drawn from seeds of their own"]
     meaning(parse, "--data=fashion_mnist_sample")
-    assert any("--valid_ratio" in text for text in binary_training.deviations())
-    assert any("--freeze_weights" in text for text in binary_training.deviations())
+    assert any("--valid_ratio" in text for text in binary.training.deviations())
+    assert any("--freeze_weights" in text for text in binary.training.deviations())
     mixed = ("--trainer=adv_step_fast", "--mix=cutmix", "--nocarry", "--eps_schedule=name=const,start_v=2")
     meaning(parse, *quick_start, *mixed)
-    said = " ".join(binary_training.deviations())
+    said = " ".join(binary.training.deviations())
     assert "shared by area" in said and "epoch before" in said and "float16" not in said and "eps_schedule" not in said
 
 
 def test_scores_of_the_last_layer_alone(parse, tmp_path):
     meaning(parse, *FEW, "--conv_type=DenseConv", "--last_layer_type=SubnetConv")
-    network = binary_weights.network(training_run.prepare(tmp_path / "run"))
+    network = binary.weights.network(training_run.prepare(tmp_path / "run"))
     last = network.get_layer("classifier")
     assert last.scores.trainable and not last.kernel.trainable and network.get_layer("stem").kernel.trainable
 
@@ -642,14 +633,14 @@ def test_scores_of_the_last_layer_alone(parse, tmp_path):
 def test_a_ticket_needs_where_it_was_found(parse, tmp_path):
     meaning(parse, *FEW, "--trainer=adv_step_lottery_retrain", "--init=lottery_binary", "--resume")
     with pytest.raises(BadFlag, match="no checkpoint to --resume from"):
-        binary_weights.network(training_run.prepare(tmp_path / "run"))
+        binary.weights.network(training_run.prepare(tmp_path / "run"))
 
 
 def test_what_is_evaluated_is_the_network_of_the_last_stage(parse):
     kept = []
     for words in ([], ["--epochs=2", "--pr_steps=2"]):
         meaning(parse, *FEW, *words, "--evaluate", "--prune_rate=0.04")
-        kept.append(trs.sparsity.statistics.summary(binary_network.built(Data.read().load()))["nonzero"])
+        kept.append(trs.sparsity.statistics.summary(binary.network.built(Data.read().load()))["nonzero"])
     assert kept[0] == kept[1]
 
 

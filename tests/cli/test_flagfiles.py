@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.cli.conftest import EVALUATE, ROOT, TRAIN
-from tf_robust_sparse.cli import command_words, hydra_originals, hydra_settings, recipes, settings
+from tf_robust_sparse.cli import command_words, hydra, recipes, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections import method, sparsity
 from tf_robust_sparse.cli.sections.attacks import TestAttack
@@ -204,19 +204,19 @@ def test_flagfiles_of_hydra_parse(name, parse):
     assert (flags.exp_mode, flags.epochs, flags.prune_epochs) == ("all", 100, 20)
     assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr, flags.weight_decay) == (0.1, 0.1, 0.01, 1e-4)
     assert flags.batch_size == (256 if flags.data == "cifar10" else 128) and flags.padding_mode == "symmetric"
-    assert hydra_settings.run_name() == f"{flags.data}_{flags.model}_hydra_{flags.trainer}{flags.k}"
+    assert hydra.settings.run_name() == f"{flags.data}_{flags.model}_hydra_{flags.trainer}{flags.k}"
 
 
 @pytest.mark.parametrize("name", [name for name in HYDRA if re.search("ibp|mixtrain", name)])
 def test_flagfiles_of_training_by_bounds_parse(name, parse):
     flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
-    hydra_originals.translate()
+    hydra.originals.translate()
     settings.check()
     assert name == f"hydra_svhn_{flags.model}_{flags.trainer}_{flags.k}"
     assert (flags.optimizer, flags.epsilon, flags.weight_decay, flags.lr_schedule) == ("adam", 0.007, 1e-4, "cosine")
     assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr) == (1e-3, 1e-5, 5e-4)
     assert flags.init_type == "kaiming_normal_fan_out"  # as its networks without batch norm begin
-    lengths = [hydra_settings.plan(phase).epochs for phase in ("pretrain", "prune", "finetune")]
+    lengths = [hydra.settings.plan(phase).epochs for phase in ("pretrain", "prune", "finetune")]
     if flags.trainer == "mixtrain":
         assert (lengths, flags.batch_size, flags.schedule_length, flags.val_method) == (
             [60, 20, 60],
@@ -225,7 +225,7 @@ def test_flagfiles_of_training_by_bounds_parse(name, parse):
             "mixtrain",
         )
         assert (flags.interval_weight, flags.mixtraink) == (0.1, 1 if flags.model == "large_cnn" else 5)
-        assert [hydra_settings.plan(phase).first_looked_at for phase in ("pretrain", "prune")] == [16, 0]
+        assert [hydra.settings.plan(phase).first_looked_at for phase in ("pretrain", "prune")] == [16, 0]
     else:
         assert (lengths, flags.batch_size, flags.schedule_length, flags.val_method) == ([200, 20, 100], 128, 120, "ibp")
     assert flags.select == "best_certified"
@@ -233,7 +233,7 @@ def test_flagfiles_of_training_by_bounds_parse(name, parse):
 
 def test_the_flagfile_of_training_by_bounds_on_mnist_parses(parse):
     flags = parse("run_hydra", "--flagfile=flags/hydra_mnist_crown-ibp.flags")
-    hydra_originals.translate()
+    hydra.originals.translate()
     settings.check()
     assert (flags.data, flags.trainer, flags.epsilon, flags.val_method) == ("mnist", "crown-ibp", 0.1, "ibp")
 
@@ -244,7 +244,7 @@ def test_flagfiles_of_free_adversarial_training_parse(name, parse):
     settings.check()
     assert flags.model == "resnet50_imagenet" and name == f"hydra_{flags.data}_resnet50_{flags.trainer}_{flags.k}"
     assert (flags.epsilon, flags.n_repeats, flags.batch_size, flags.augmentation) == (4 / 255, 4, 256, "resized_crop")
-    assert hydra_settings.plan("pretrain").epochs == 23
+    assert hydra.settings.plan("pretrain").epochs == 23
     assert (flags.pgd_epsilon, flags.pgd_iters) == (4 / 255, 10)
 
 

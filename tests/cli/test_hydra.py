@@ -12,17 +12,9 @@ from tests.cli.drill import survive
 from tests.cli.test_bad_input import assert_explained
 from tests.cli.test_runs import assert_same_weights
 from tests.data.test_image_files import make_imagenet
-from tf_robust_sparse.cli import (
-    command_line,
-    hydra_networks,
-    hydra_originals,
-    hydra_settings,
-    run_directory,
-    settings,
-    training_run,
-)
-from tf_robust_sparse.cli.hydra_settings import MODES, Phases, plan, plans
-from tf_robust_sparse.cli.hydra_trainers import TRAINERS
+from tf_robust_sparse.cli import command_line, hydra, run_directory, settings, training_run
+from tf_robust_sparse.cli.hydra.settings import MODES, Phases, plan, plans
+from tf_robust_sparse.cli.hydra.trainers import TRAINERS
 
 HYDRA = "run_hydra"
 FEW = (
@@ -43,7 +35,7 @@ def everything(tmp_path_factory):
 def checked(parse, *words):
     """Parses and checks a command line; returns its flags."""
     flags = parse(HYDRA, *words)
-    hydra_originals.translate()
+    hydra.originals.translate()
     settings.check()
     return flags
 
@@ -247,7 +239,7 @@ def test_imagenet_in_files_through_phases(phases, tmp_path):
 
 
 # Flags that say where to write, or by which words another flag was set.
-WHERE = {"output_dir", *hydra_originals.ONLY_THERE}
+WHERE = {"output_dir", *hydra.originals.ONLY_THERE}
 
 
 def meaning(parse, *words):
@@ -255,7 +247,7 @@ def meaning(parse, *words):
     flags = checked(parse, *words)
     names = set(command_line.names()) - WHERE - set(settings.meaningless())
     phases = [(each, each.first_looked_at) for each in plans()]
-    return {name: flags[name].value for name in names}, phases, hydra_settings.config(trs.models.small_cnn())
+    return {name: flags[name].value for name in names}, phases, hydra.settings.config(trs.models.small_cnn())
 
 
 MORE = [
@@ -277,7 +269,7 @@ OWN = {
 def test_moving_variances_are_those_of_pytorch(parse, tmp_path):
     meaning(parse, *FEW, "--model=resnet18_p1", "--exp_mode=pretrain")
     run = training_run.prepare(tmp_path / "run")
-    network = hydra_networks.build(run, trs.training.Phase("pretrain"), None)
+    network = hydra.networks.build(run, trs.training.Phase("pretrain"), None)
     assert {layer.unbiased for layer in network.layers if isinstance(layer, trs.layers.BatchNormalization)} == {True}
 
 

@@ -12,8 +12,8 @@ from tests.cli.conftest import run_script
 from tests.cli.test_bad_input import assert_explained
 from tests.cli.test_hydra import HYDRA, checked, results
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
-from tf_robust_sparse.cli.hydra_settings import plan
-from tf_robust_sparse.cli.hydra_trainers import Validation
+from tf_robust_sparse.cli.hydra.settings import plan
+from tf_robust_sparse.cli.hydra.trainers import Validation
 
 FEW = (
     *("--model=lin_2", "--batch_size=32", "--augmentation=none"),

@@ -10,10 +10,10 @@ import tf_robust_sparse as trs
 from tests.cli.conftest import ROOT, run_script
 from tests.cli.test_hydra import FEW, HYDRA, checked, results
 from tests.saving.test_pytorch_weights import state_dict
-from tf_robust_sparse.cli import command_line, hydra_directories, hydra_originals, run_directory, training_run
+from tf_robust_sparse.cli import command_line, hydra, run_directory, training_run
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
-from tf_robust_sparse.cli.hydra_directories import Place
-from tf_robust_sparse.cli.hydra_settings import Phases, plan
+from tf_robust_sparse.cli.hydra.directories import Place
+from tf_robust_sparse.cli.hydra.settings import Phases, plan
 
 PRETRAIN = ("--arch", "vgg16_bn", "--dataset", "CIFAR10", "--exp-mode", "pretrain")
 CROWN_IBP = """
@@ -76,9 +76,9 @@ def test_names_of_hydra(parse, meaning):
     )
     assert (flags.model, flags.data, flags.norm, flags.k) == ("vgg16", "cifar10", "l2", 0.01)
     assert (flags.n_classes, flags.save_dense, flags.select) == (10, True, "best_robust")
-    for arch, model in hydra_originals.MODELS.items():
+    for arch, model in hydra.originals.MODELS.items():
         flags = parse(HYDRA, f"--arch={arch}")
-        hydra_originals.translate()
+        hydra.originals.translate()
         assert flags.model == model in trs.models.NETWORKS
 
 
@@ -163,11 +163,11 @@ def test_the_record_says_it_in_our_flags(configs, meaning, tmp_path):
     pickle.touch()
     more = ("--trainer=smooth", "--val_method=smooth", "--is-semisup", f"--semisup-data={pickle}", "--exp-name=mine")
     flags = meaning(configs, "--arch", "wrn_28_4", *more, "--dataset", "SVHN")
-    before = {name: flags[name].value for name in command_line.names() if name not in hydra_originals.ONLY_THERE}
+    before = {name: flags[name].value for name in command_line.names() if name not in hydra.originals.ONLY_THERE}
     record = tmp_path / "run.flags"
     run_directory.write_flags(record)
     flags = meaning(f"--flagfile={record}")
-    assert not hydra_originals.given()
+    assert not hydra.originals.given()
     assert {name: flags[name].value for name in before} == before
     assert (flags.batch_size, flags.lr_schedule, flags.flip) == (128, "cosine_ref", True)
 
@@ -243,13 +243,13 @@ def test_a_configuration_that_cannot_be_meant_is_named(text, message, meaning, t
 
 def test_every_deviation_is_told_of_and_in_the_docs(meaning):
     docs = " ".join((ROOT / "docs/hydra.md").read_text().split())
-    for name, (_, how) in hydra_originals.DEVIATIONS.items():
+    for name, (_, how) in hydra.originals.DEVIATIONS.items():
         assert f"| {name} |" in docs and how.partition(";")[0] in docs.replace("`", "")
     full = training_run.odd_batches_may_crash()
     meaning(*PRETRAIN, "--trainer=adv")
-    assert len(hydra_originals.deviations()) == 1 + full
+    assert len(hydra.originals.deviations()) == 1 + full
     meaning(*PRETRAIN, "--trainer=freeadv", "--validation_examples=0", "--select=last")
-    assert len(hydra_originals.deviations()) == 1 + 1
+    assert len(hydra.originals.deviations()) == 1 + 1
 
 
 def test_each_run_of_a_name_has_a_directory_of_its_own(meaning, tmp_path):
@@ -270,10 +270,10 @@ def test_each_run_of_a_name_has_a_directory_of_its_own(meaning, tmp_path):
     assert directory("prune", "--exp-mode=prune", "--resume") == first
     latest = tmp_path / "one/prune/latest_exp/checkpoint/checkpoint.pth.tar"
     flags = meaning("--arch=cifar_model", "--exp-mode=finetune", f"--source-net={latest}")
-    assert hydra_directories.source().resolve() == first.resolve()
+    assert hydra.directories.source().resolve() == first.resolve()
     second.mkdir()
     Place.read().point_at(second)  # without --exp-name there is nothing to point at
-    assert hydra_directories.source().resolve() == first.resolve()
+    assert hydra.directories.source().resolve() == first.resolve()
     flags.exp_name = "one"
     Place.read().point_at(second)
     assert (tmp_path / "one/prune/latest_exp").resolve() == second.resolve()
@@ -316,9 +316,9 @@ def test_a_source_is_not_overwritten(tmp_path, meaning):
         words = ("--exp_mode=prune", f"--source_net={place}", f"--output_dir={tmp_path / 'run'}")
         meaning(*words, "--overwrite")
         with pytest.raises(BadFlag, match="whose run it would remove"):
-            hydra_directories.check_source(hydra_directories.source(), Place.read().directory("prune"))
+            hydra.directories.check_source(hydra.directories.source(), Place.read().directory("prune"))
         meaning(*words)
-        hydra_directories.check_source(hydra_directories.source(), Place.read().directory("prune"))
+        hydra.directories.check_source(hydra.directories.source(), Place.read().directory("prune"))
 
 
 @pytest.mark.parametrize("finetune", [False, pytest.param(True, marks=pytest.mark.full)])

@@ -14,7 +14,7 @@ from tests.cli.conftest import results, run_script
 from tests.cli.drill import survive
 from tests.cli.test_bad_input import assert_explained
 from tests.cli.test_runs import assert_same_weights
-from tf_robust_sparse.cli import neural_objects, neural_settings, recipes, run_directory, settings, training_run
+from tf_robust_sparse.cli import neural, recipes, run_directory, settings, training_run
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.models import vgg
 
@@ -109,7 +109,7 @@ def test_what_is_minimized(kind, runs, parse, tmp_path):
     )
     settings.check()
     run = training_run.prepare(tmp_path / "run")
-    model = neural_objects.model(run, neural_objects.network(run))
+    model = neural.objects.model(run, neural.objects.network(run))
     objective, optimizer = model.objective, model.optimizer
     assert optimizer.epsilon == 1e-8 and model.shared_noise is (kind != "trades")
     assert optimizer.l2 == (0 if kind == "bnn" else 1e-4)
@@ -134,7 +134,7 @@ def test_the_source_begins_elsewhere(parse, tmp_path):
     for words in (["--adv_train"], ["--adv_train", "--train_source"]):
         parse(SCRIPT, *TINY, *words)
         kernels.append(
-            np.array(neural_objects.network(training_run.prepare(tmp_path / "run")).get_layer("conv1").kernel)
+            np.array(neural.objects.network(training_run.prepare(tmp_path / "run")).get_layer("conv1").kernel)
         )
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1
 
@@ -149,22 +149,22 @@ def test_the_source_of_black_boxes_is_trained_as_the_target_is(words, runs):
 def test_gates_standardize_images_as_their_base_does(parse, capsys):
     base, built = (trs.models.build("vgg16_dropout") for _ in range(2))
     base.get_layer("standardization").epsilon = 1 / 3072  # of older versions
-    neural_objects.check_start(base, built, "somewhere")
+    neural.objects.check_start(base, built, "somewhere")
     assert built.get_layer("standardization").get_config()["epsilon"] == 1 / 3072
     assert "epsilon=0.000325521, as of somewhere" in capsys.readouterr().out
 
 
 def test_what_differs_from_the_published_code_is_listed(parse):
     parse(SCRIPT, *TINY, "--adv_train")
-    lenet = neural_settings.deviations()
+    lenet = neural.settings.deviations()
     parse(SCRIPT, *TINY[1:], "--net=vgg16", "--adv_train", "--mode=bbd", "--novulnerability")
-    vgg = neural_settings.deviations()
+    vgg = neural.settings.deviations()
     assert any("first layer" in text for text in lenet) and not any("first layer" in text for text in vgg)
     assert any("pixels of [0, 1]" in text for text in vgg) and not any("pixels of [0, 1]" in text for text in lenet)
 
 
 def test_features_are_layers():
-    for network in neural_settings.NETWORKS.values():
+    for network in neural.settings.NETWORKS.values():
         names = {layer.name for layer in trs.models.build(network.builder).layers}
         assert set(network.features or ()) <= names
 
@@ -176,9 +176,9 @@ def test_vgg16_from_the_command_line(tmp_path, monkeypatch):
     whole = efficiency._ARCHITECTURES["vgg16_dropout"]
     short = whole._replace(channels=(64, 16, 16, 16, 16), pooled=(1, 2, 3, 4, 5))
     monkeypatch.setitem(efficiency._ARCHITECTURES, "vgg16_dropout", short)
-    chosen = neural_settings.NETWORKS["vgg16"]
+    chosen = neural.settings.NETWORKS["vgg16"]
     features = ("relu1", "relu2", "relu3", "relu4", "relu5", "dense14", "relu14")
-    monkeypatch.setitem(neural_settings.NETWORKS, "vgg16", chosen._replace(features=features))
+    monkeypatch.setitem(neural.settings.NETWORKS, "vgg16", chosen._replace(features=features))
     x = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(40) % 10, x_test=x[:8], y_test=np.arange(8))
     few = (SCRIPT, "--net=vgg16", f"--data={tmp_path / 'a.npz'}", "--n_epochs=1", "--batch_size=20", "--pgd_iters=1")
@@ -201,7 +201,7 @@ def test_gates_begin_with_the_weights_and_statistics_of_the_base(runs, parse, tm
     parse(SCRIPT, *TINY, "--mode=bbd", f"--init_from={runs / 'base'}")
     settings.check()
     run = training_run.prepare(tmp_path / "run")
-    network, base = neural_objects.network(run), trs.load_network(runs / "base")
+    network, base = neural.objects.network(run), trs.load_network(runs / "base")
     for layer in base.layers:
         for a, b in zip(layer.weights, network.get_layer(layer.name).weights, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -252,7 +252,7 @@ def test_networks_that_draw_their_weights_for_images_of_another_size(tmp_path):
 
 def test_units_of_images_of_another_size(parse):
     parse(SCRIPT, "--net=lenet_conv")
-    found = neural_objects.efficiency(trs.models.lenet_conv(4, (20, 24, 3)))
+    found = neural.objects.efficiency(trs.models.lenet_conv(4, (20, 24, 3)))
     assert found["units"] == [20, 50, 2 * 3 * 50, 500] and (found["speed_up"], found["memory"]) == (1, 100)
 
 
@@ -264,12 +264,12 @@ def test_flagfiles_parse(name, parse):
     assert (flags.data, flags.epochs, flags.batch_size, flags.validation_examples) == (data, 200, 64, 0)
     assert flags.mode == ("bbd" if row in ("bp", "anp", "anp_vs") else "base")
     assert flags.adv_train == (row not in ("standard", "bp"))
-    assert neural_settings.Network.read().kind.is_bayesian == (row == "at_bnn")
+    assert neural.settings.Network.read().kind.is_bayesian == (row == "at_bnn")
     assert (flags.adv_train and flags.vulnerability) == row.endswith("_vs")
     published = {"mnist": (0.3, 0.01, 20, 4, 1e-3), "cifar10": (0.03, 0.007, 10, 2, 1e-4)}
     expected = published.get(data, (0.03, 0.007, 10, 1, 0.1))
     assert (flags.epsilon, flags.step_size, flags.num_steps, flags.beta_weight, flags.lambda_weight) == expected
-    assert neural_settings.Attack.read().for_evaluation().num_steps == 40
+    assert neural.settings.Attack.read().for_evaluation().num_steps == 40
 
 
 @pytest.mark.parametrize("name", [name for name in FLAGFILES if name.startswith(("mnist", "cifar10_"))])
@@ -296,7 +296,7 @@ def test_learning_rates(net, images, mode, boundaries, rates, parse):
     parse(SCRIPT, f"--net={net}", f"--mode={mode}", "--init_from=somewhere")
     steps = trs.data.steps_per_epoch(images, 64)
     assert steps == {60_000: 937, 50_000: 781}[images]
-    optimizer = neural_settings.Optimizer.read().build(neural_settings.Network.read(), 200 * steps)
+    optimizer = neural.settings.Optimizer.read().build(neural.settings.Network.read(), 200 * steps)
     schedule = optimizer._learning_rate
     assert isinstance(schedule, keras.optimizers.schedules.PiecewiseConstantDecay)
     assert tuple(schedule.boundaries) == boundaries and tuple(schedule.values) == pytest.approx(rates)
@@ -371,4 +371,4 @@ def test_directories_are_those_of_the_original(parse):
     ):
         parse(SCRIPT, *words)
         settings.check()
-        assert str(neural_settings.directory()) == f"saved_models/{expected}"
+        assert str(neural.settings.directory()) == f"saved_models/{expected}"

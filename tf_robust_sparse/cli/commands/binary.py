@@ -23,20 +23,8 @@ from pathlib import Path
 import tensorflow as tf
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import (
-    binary_attacks,
-    binary_network,
-    binary_originals,
-    binary_training,
-    binary_weights,
-    command_line,
-    devices,
-    report,
-    run_directory,
-    settings,
-    training_run,
-)
-from tf_robust_sparse.cli.binary_network import Trainer
+from tf_robust_sparse.cli import binary, command_line, devices, report, run_directory, settings, training_run
+from tf_robust_sparse.cli.binary.network import Trainer
 from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.machines import Machines
@@ -49,52 +37,52 @@ COMPACT = f"network{trs.saving.COMPACT_SUFFIX}"
 def define() -> None:
     """Defines the flags."""
     Data.define(batch_size=256)
-    binary_network.Network.define()
-    binary_network.Drawing.define()
-    binary_network.Pruning.define()
-    binary_training.TrainingImages.define(without=("data_fraction", "semisup_fraction"), aliases=False)
+    binary.network.Network.define()
+    binary.network.Drawing.define()
+    binary.network.Pruning.define()
+    binary.training.TrainingImages.define(without=("data_fraction", "semisup_fraction"), aliases=False)
     Trainer.define()
-    binary_training.Loss.define()
-    binary_training.Watch.define()
-    binary_training.Optimizer.define()
+    binary.training.Loss.define()
+    binary.training.Watch.define()
+    binary.training.Optimizer.define()
     TrainingAttack.define()
-    binary_attacks.Attack.define()
-    binary_attacks.ValidationAttack.define()
-    binary_attacks.Augmentation.define()
-    binary_attacks.Ensemble.define()
+    binary.attacks.Attack.define()
+    binary.attacks.ValidationAttack.define()
+    binary.attacks.Augmentation.define()
+    binary.attacks.Ensemble.define()
     Machines.define()
     TestAttack.define()
     Output.define()
     Run.define()
-    binary_originals.define()
+    binary.originals.define()
 
 
 def main() -> None:
     """Trains, or takes over a network."""
     devices.choose("multigpu", replicas=True)
-    binary_originals.translate()
+    binary.originals.translate()
     settings.check()
-    directory = run_directory.chosen(Path("saved_models") / binary_training.run_name())
+    directory = run_directory.chosen(Path("saved_models") / binary.training.run_name())
     if Run.read().load_model:
         if Trainer.read().pretrained:
             take_over(directory)
         else:
-            training_run.evaluate_again(directory, binary_network.OF_NETWORK)
-        ensemble = binary_attacks.Ensemble.read()
+            training_run.evaluate_again(directory, binary.network.OF_NETWORK)
+        ensemble = binary.attacks.Ensemble.read()
         if ensemble.version is not None:
             attack(directory, ensemble)
         return
     run = training_run.prepare(directory, files={COMPACT: trs.saving.save_compact})
     if run is None:
         return
-    command_line.say_deviations("RobustBinarySubNet", binary_training.deviations())
+    command_line.say_deviations("RobustBinarySubNet", binary.training.deviations())
     with run.strategy.scope():
-        network = binary_weights.network(run)
-        model = binary_training.model(run, network)
-    state = training_run.train(run, model, binary_training.config(), binary_training.callbacks(run, model))
-    binary_training.end(model)
-    attacked = binary_network.Trainer.read().trainer != "adv_trades"
-    training_run.finish(run, model, state, binary_network.describe(network), trains_on_attacked=attacked)
+        network = binary.weights.network(run)
+        model = binary.training.model(run, network)
+    state = training_run.train(run, model, binary.training.config(), binary.training.callbacks(run, model))
+    binary.training.end(model)
+    attacked = binary.network.Trainer.read().trainer != "adv_trades"
+    training_run.finish(run, model, state, binary.network.describe(network), trains_on_attacked=attacked)
     if training_run.is_chief():
         print(f"Compact network     {directory / COMPACT}, {(directory / COMPACT).stat().st_size} bytes")
 
@@ -102,18 +90,18 @@ def main() -> None:
 def take_over(directory: Path) -> None:
     """Makes a directory like that of a run of a network that is trained already."""
     run_directory.check(directory)
-    binary_weights.adopt_flags()
+    binary.weights.adopt_flags()
     images = Data.read().load()
-    network = binary_network.built(images)
-    binary_weights.load_pretrained(network, images)
+    network = binary.network.built(images)
+    binary.weights.load_pretrained(network, images)
     run_directory.begin(directory)
     report.save(network, directory)
     trs.saving.save_compact(network, directory / COMPACT)
     results = {
         **report.evaluate(network, images, attacked=False),
-        **binary_network.describe(network),
+        **binary.network.describe(network),
         "pretrained": Trainer.read().pretrained,
-        "model": binary_network.Network.read().model,
+        "model": binary.network.Network.read().model,
         "data": {"name": images.name, "origin": images.origin},
         "versions": run_directory.versions(),
     }
@@ -121,7 +109,7 @@ def take_over(directory: Path) -> None:
     report.show(results, directory)
 
 
-def attack(directory: Path, ensemble: binary_attacks.Ensemble) -> None:
+def attack(directory: Path, ensemble: binary.attacks.Ensemble) -> None:
     """Runs AutoAttack on the network of a directory, and keeps its log and results in a folder of their own."""
     data = Data.read()
     images = data.load()

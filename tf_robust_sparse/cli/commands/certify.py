@@ -21,15 +21,7 @@ import keras
 import numpy as np
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import (
-    certify_originals,
-    command_line,
-    hydra_directories,
-    networks,
-    run_directory,
-    run_lock,
-    settings,
-)
+from tf_robust_sparse.cli import command_line, hydra, networks, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.robustness import GRADIENT_ATTACKS
@@ -215,7 +207,7 @@ class Files(Settings):
     @property
     def network(self) -> Path:
         """Where the network is: of a run of ours where HYDRA's scripts name its `checkpoint.pth.tar`."""
-        return hydra_directories.run_of(Path(self.saved_model_or_network).expanduser())
+        return hydra.directories.run_of(Path(self.saved_model_or_network).expanduser())
 
     def outputs(self, method: str) -> tuple[Path, Path]:
         """Returns where the record and the table of a method are written.
@@ -236,16 +228,16 @@ def define() -> None:
     Data.define()
     Certificates.define()
     Files.define(needed=("saved_model_or_network",))
-    certify_originals.define()
+    hydra.smoothing.define()
 
 
 def main() -> None:
     """Loads, certifies, reports."""
-    certify_originals.translate()
+    hydra.smoothing.translate()
     settings.check()
     how, files, data = Certificates.read(), Files.read(), Data.read()
     smooths = how.method == "smoothing"
-    build = certify_originals.Checkpoint.read().build
+    build = hydra.smoothing.Checkpoint.read().build
     model = networks.load(
         *(files.network, "saved_model_or_network", lambda _: build(data.load()), ("arch",)), layers=not smooths
     )

@@ -21,19 +21,9 @@ from typing import Any
 import keras
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import (
-    command_line,
-    hydra_directories,
-    hydra_networks,
-    hydra_originals,
-    hydra_settings,
-    hydra_trainers,
-    report,
-    settings,
-    training_run,
-)
-from tf_robust_sparse.cli.hydra_settings import Optimizer, Output, Phases, Plan, Scores, plans
-from tf_robust_sparse.cli.hydra_trainers import Trainer, Validation
+from tf_robust_sparse.cli import command_line, hydra, report, settings, training_run
+from tf_robust_sparse.cli.hydra.settings import Optimizer, Output, Phases, Plan, Scores, plans
+from tf_robust_sparse.cli.hydra.trainers import Trainer, Validation
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.run import Run
 
@@ -42,31 +32,31 @@ IF_INTERRUPTED = training_run.IF_INTERRUPTED
 
 def define() -> None:
     """Defines the flags."""
-    hydra_settings.define()
-    hydra_originals.define()
+    hydra.settings.define()
+    hydra.originals.define()
 
 
 def main() -> None:
     """Runs the phase, or all of them, or evaluates a network."""
-    hydra_originals.translate()
+    hydra.originals.translate()
     settings.check()
     run, mode = Run.read(), Phases.read().exp_mode
-    place, source, before = hydra_directories.Place.read(), hydra_directories.source(), None
+    place, source, before = hydra.directories.Place.read(), hydra.directories.source(), None
     if run.load_model and source is not None:
         evaluate(source)
         return
     if not run.load_model:
-        command_line.say_deviations("HYDRA", hydra_originals.deviations())
+        command_line.say_deviations("HYDRA", hydra.originals.deviations())
     for phase in plans():
         directory = place.directory(phase.name)
         if run.load_model:
             training_run.evaluate_again(directory)
             continue
-        hydra_directories.check_source(source, directory)
+        hydra.directories.check_source(source, directory)
         if mode == "all":
             print(f"\n{phase.name}", flush=True)
         elif run.resume:
-            source = hydra_directories.recorded_source(directory)
+            source = hydra.directories.recorded_source(directory)
         before = run_phase(phase, directory, source, before) or before
         place.point_at(directory)
         source = directory
@@ -75,8 +65,8 @@ def main() -> None:
 def evaluate(source: Path) -> None:
     """Evaluates --source_net on the test images, and prints the table."""
     images = Data.read().load()
-    network = hydra_networks.load(source, images, masked=True)
-    report.show_numbers({**report.evaluate(network, images), **hydra_trainers.measure(network, images)})
+    network = hydra.networks.load(source, images, masked=True)
+    report.show_numbers({**report.evaluate(network, images), **hydra.trainers.measure(network, images)})
     print(f"Network             {source}", flush=True)
 
 
@@ -91,12 +81,12 @@ def run_phase(
     if run is None:
         return None
     with run.strategy.scope():
-        network = hydra_networks.build(run, phase, source)
+        network = hydra.networks.build(run, phase, source)
         model = build(run, network, plan)
     check = trs.training.PhaseCheck(network)
-    state = training_run.train(run, model, hydra_settings.config(network), (check,), plan.first_looked_at)
+    state = training_run.train(run, model, hydra.settings.config(network), (check,), plan.first_looked_at)
     more = {"phase": phase.describe(), "source": str(source) if source else None, "k": scores.k}
-    training_run.finish(run, model, state, more, hydra_trainers.measure)
+    training_run.finish(run, model, state, more, hydra.trainers.measure)
     return run
 
 

@@ -24,17 +24,8 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import (
-    command_line,
-    devices,
-    neural_objects,
-    neural_settings,
-    report,
-    run_directory,
-    settings,
-    training_run,
-)
-from tf_robust_sparse.cli.neural_settings import Evaluation, Network
+from tf_robust_sparse.cli import command_line, devices, neural, report, run_directory, settings, training_run
+from tf_robust_sparse.cli.neural.settings import Evaluation, Network
 from tf_robust_sparse.cli.sections.attacks import TestAttack
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.run import Output, Run
@@ -48,11 +39,11 @@ def define() -> None:
     Data.define(batch_size=64)
     Network.define()
     TrainingImages.define_shared(validation_examples=0)
-    neural_settings.Training.define()
-    neural_settings.Optimizer.define()
-    neural_settings.Attack.define()
-    neural_settings.Augmentation.define()
-    neural_settings.Machines.define()
+    neural.settings.Training.define()
+    neural.settings.Optimizer.define()
+    neural.settings.Attack.define()
+    neural.settings.Augmentation.define()
+    neural.settings.Machines.define()
     TestAttack.define(pgd_iters=40, pgd_restarts=1)
     Output.define()
     Run.define(save_every=20, select="last")
@@ -64,7 +55,7 @@ def main() -> None:
     """Trains or evaluates."""
     settings.check()
     devices.choose("gpuid")
-    directory = run_directory.chosen(neural_settings.directory())
+    directory = run_directory.chosen(neural.settings.directory())
     evaluation = Evaluation.read()
     if evaluation.eval_mode != "train":
         evaluate(directory, evaluation)
@@ -80,14 +71,14 @@ def train(directory: Path) -> None:
     run = training_run.prepare(directory)
     if run is None:
         return
-    command_line.say_deviations("ANP_VS", neural_settings.deviations())
+    command_line.say_deviations("ANP_VS", neural.settings.deviations())
     with run.strategy.scope():
-        network = neural_objects.network(run)
-        model = neural_objects.model(run, network)
-    callbacks = (neural_objects.PruningRecord(network),)
+        network = neural.objects.network(run)
+        model = neural.objects.model(run, network)
+    callbacks = (neural.objects.PruningRecord(network),)
     state = training_run.train(run, model, more=callbacks)
     more = {"mode": Network.read().mode, "init_from": str(begins_with) if begins_with else None}
-    training_run.finish(run, model, state, more, neural_objects.measure)
+    training_run.finish(run, model, state, more, neural.objects.measure)
 
 
 def evaluate(directory: Path, settings: Evaluation) -> None:
@@ -99,29 +90,29 @@ def evaluate(directory: Path, settings: Evaluation) -> None:
         for gate in trs.layers.gates(network):
             gate.threshold = FLAGS.thres
     if settings.eval_mode == "test":
-        cost = neural_objects.efficiency(network)
+        cost = neural.objects.efficiency(network)
         if trs.layers.gates(network):
-            cost["materialised"] = neural_objects.without_gates(network)
+            cost["materialised"] = neural.objects.without_gates(network)
         clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), Data.read().test_batches(images), [])
-        neural_objects.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
+        neural.objects.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
         print(f"Clean accuracy      {100 * clean['clean_accuracy']:6.2f} %")
         show_cost(cost)
         return
     source = None if settings.white_box else loaded(settings.source_directory(), "source")
-    attack = neural_settings.Attack.read().for_evaluation()
-    found = neural_objects.attacked(network, images, attack, source)
-    neural_objects.record(directory, "white_box.json" if settings.white_box else "black_box.json", found)
+    attack = neural.settings.Attack.read().for_evaluation()
+    found = neural.objects.attacked(network, images, attack, source)
+    neural.objects.record(directory, "white_box.json" if settings.white_box else "black_box.json", found)
     print(f"Clean accuracy      {100 * found['clean_accuracy']:6.2f} %   on {found['images']} test images")
     print(f"Robust accuracy     {100 * found['robust_accuracy']:6.2f} %   {report.words(found['attack'])}")
     print(f"Vulnerability       {found['vulnerability']:8.4f}   largest {found['largest_vulnerability']:.4f}")
     if settings.draw_loss:
-        surface = neural_objects.loss_surface(network, images)
+        surface = neural.objects.loss_surface(network, images)
         trs.evaluation.draw_loss_surfaces({directory.name: surface}, directory / "loss_surface.png")
         print(f"Loss surface        {directory / 'loss_surface.png'}")
 
 
 def show_cost(cost: dict[str, Any]) -> None:
-    """Prints what `neural_objects.efficiency` and `neural_objects.without_gates` found."""
+    """Prints what `neural.objects.efficiency` and `neural.objects.without_gates` found."""
     left = cost.get("materialised")
     for name, value in cost.items():
         if name != "materialised":

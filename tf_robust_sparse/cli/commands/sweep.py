@@ -26,16 +26,7 @@ from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse import saving
-from tf_robust_sparse.cli import (
-    binary_originals,
-    command_line,
-    embedded,
-    hydra_originals,
-    processes,
-    run_directory,
-    run_lock,
-    settings,
-)
+from tf_robust_sparse.cli import binary, command_line, embedded, hydra, processes, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.main import command, process
 from tf_robust_sparse.cli.settings import Settings, setting
@@ -44,8 +35,8 @@ FLAGS = flags.FLAGS
 IF_INTERRUPTED = "finished runs are kept; the same command goes on"
 _TRAINING: Mapping[str, Callable[[], object]] = {  # script -> what takes the words of published command lines
     "run_connectivity_sampling": lambda: None,
-    "run_hydra": hydra_originals.translate,
-    "run_binary_subnetworks": binary_originals.translate,
+    "run_hydra": hydra.originals.translate,
+    "run_binary_subnetworks": binary.originals.translate,
 }
 _FINAL = ("finetune", "")  # where a script of several phases, and one of one, leaves the network that counts
 # What the sweep sets for each run, and what to use in its place.

@@ -8,7 +8,7 @@ from absl import flags
 
 from tf_robust_sparse.cli import run_directory
 from tf_robust_sparse.cli.command_line import BadFlag
-from tf_robust_sparse.cli.hydra_settings import MODES, Optimizer, Output, Phases, Scores, Trainer, plan, run_name
+from tf_robust_sparse.cli.hydra.settings import MODES, Optimizer, Output, Phases, Scores, Trainer, plan, run_name
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import Run
 from tf_robust_sparse.cli.settings import Settings, setting

@@ -9,8 +9,8 @@ from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import training_run
-from tf_robust_sparse.cli.binary_attacks import Attack, ValidationAttack
-from tf_robust_sparse.cli.binary_network import FAST, LOTTERY, TRAINERS, Drawing, Network, Pruning, Trainer, trained_by
+from tf_robust_sparse.cli.binary.attacks import Attack, ValidationAttack
+from tf_robust_sparse.cli.binary.network import FAST, LOTTERY, TRAINERS, Drawing, Network, Pruning, Trainer, trained_by
 from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections import data, method
 from tf_robust_sparse.cli.sections.data import Data

@@ -8,7 +8,7 @@ from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import run_directory, training_run
-from tf_robust_sparse.cli.binary_network import OF_NETWORK, Network, Pruning, Trainer, built
+from tf_robust_sparse.cli.binary.network import OF_NETWORK, Network, Pruning, Trainer, built
 from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.run import Run

@@ -15,9 +15,9 @@ from absl import flags
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import command_line, devices, settings, settings_file, training_run
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
-from tf_robust_sparse.cli.hydra_directories import Place
-from tf_robust_sparse.cli.hydra_settings import check_radii
-from tf_robust_sparse.cli.hydra_trainers import BY_BOUNDS, Bounds, Trainer
+from tf_robust_sparse.cli.hydra.directories import Place
+from tf_robust_sparse.cli.hydra.settings import check_radii
+from tf_robust_sparse.cli.hydra.trainers import BY_BOUNDS, Bounds, Trainer
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.settings import Settings, setting
 

@@ -8,7 +8,7 @@ from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import training_run
-from tf_robust_sparse.cli.binary_network import FAST, LOTTERY, Trainer, trained_by
+from tf_robust_sparse.cli.binary.network import FAST, LOTTERY, Trainer, trained_by
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections import attacks, data
 from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack

@@ -1,4 +1,4 @@
-"""The command lines of HYDRA's `eval_smoothing.py`, in the words of run_certify.py; tables are of hydra_originals."""
+"""The command lines of HYDRA's `eval_smoothing.py`, in the words of run_certify.py; tables are of `originals`."""
 
 import dataclasses
 
@@ -6,8 +6,9 @@ import keras
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, devices, hydra_originals, settings
+from tf_robust_sparse.cli import command_line, devices, settings
 from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.cli.hydra import originals
 from tf_robust_sparse.cli.settings import Settings, like, setting
 
 FLAGS = flags.FLAGS
@@ -17,11 +18,11 @@ FLAGS = flags.FLAGS
 class Checkpoint(Settings):
     """What HYDRA's code says of a checkpoint, and calls otherwise."""
 
-    title = hydra_originals.Names.title
+    title = originals.Names.title
 
-    dataset: str | None = like(hydra_originals.Names, "dataset")
+    dataset: str | None = like(originals.Names, "dataset")
     arch: str = setting(
-        "vgg16_bn", "For a PyTorch checkpoint: its network.", choices=(*hydra_originals.NETWORKS, *trs.models.NETWORKS)
+        "vgg16_bn", "For a PyTorch checkpoint: its network.", choices=(*originals.NETWORKS, *trs.models.NETWORKS)
     )
     layer_type: str = setting(
         "dense", "For a PyTorch checkpoint: subnet if it has scores.", choices=("dense", "subnet")
@@ -30,7 +31,7 @@ class Checkpoint(Settings):
         None, "For a PyTorch checkpoint with scores: the fraction that they keep.", upper=1, excluded=0
     )
     gpu: str | None = setting(None, "Number of the GPU to use.")
-    normalize: bool = like(hydra_originals.Names, "normalize")
+    normalize: bool = like(originals.Names, "normalize")
 
     def check(self) -> None:
         """Checks that scores come with what they keep."""
@@ -42,7 +43,7 @@ class Checkpoint(Settings):
     def build(self, images: trs.data.ImageDataset) -> keras.Model:
         """Builds the network for the size and classes of the data."""
         network = trs.models.build(
-            hydra_originals.WORDS["arch"].get(self.arch, self.arch),
+            originals.WORDS["arch"].get(self.arch, self.arch),
             num_classes=images.num_classes,
             input_shape=images.test_images.shape[1:],
             kernel="plain" if self.k is None else "subnet",
@@ -56,7 +57,7 @@ class Checkpoint(Settings):
 _IGNORED = ("print_freq", "test_batch_size")
 _Ignored = settings.ignored(
     Checkpoint.title,
-    {**{name: hydra_originals.IGNORED[name] for name in _IGNORED}, "data_fraction": "Part of the training images"},
+    {**{name: originals.IGNORED[name] for name in _IGNORED}, "data_fraction": "Part of the training images"},
 )
 
 
@@ -74,7 +75,7 @@ def translate() -> None:
     Raises:
         BadFlag: if a value cannot be meant.
     """
-    hydra_originals.take_over("dataset", "data", hydra_originals.DATA)
+    originals.take_over("dataset", "data", originals.DATA)
     if FLAGS.max_examples == 0:
         raise BadFlag("--max_examples=0: expected at least 1, or -1 for all images")
     if FLAGS.max_examples == -1:

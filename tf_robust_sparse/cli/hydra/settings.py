@@ -8,7 +8,7 @@ import keras
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag
-from tf_robust_sparse.cli.hydra_trainers import BY_BOUNDS, OF_BOUNDS, Attack, Bounds, Trainer, Validation
+from tf_robust_sparse.cli.hydra.trainers import BY_BOUNDS, OF_BOUNDS, Attack, Bounds, Trainer, Validation
 from tf_robust_sparse.cli.sections import method, run
 from tf_robust_sparse.cli.sections.attacks import TestAttack
 from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImages

@@ -7,7 +7,7 @@ import keras
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import networks
 from tf_robust_sparse.cli.command_line import BadFlag, about
-from tf_robust_sparse.cli.hydra_settings import Network, Phases, Scores
+from tf_robust_sparse.cli.hydra.settings import Network, Phases, Scores
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.training_run import TrainingRun
 

@@ -9,7 +9,7 @@ import numpy as np
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import run_directory, training_run
 from tf_robust_sparse.cli.command_line import about
-from tf_robust_sparse.cli.neural_settings import Attack, Network, Optimizer, Training
+from tf_robust_sparse.cli.neural.settings import Attack, Network, Optimizer, Training
 from tf_robust_sparse.cli.sections import method
 from tf_robust_sparse.cli.sections.data import Data
 
