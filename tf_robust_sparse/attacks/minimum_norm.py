@@ -110,13 +110,13 @@ class MinimumNormAttack:
         del state
         return tf.constant(True)
 
-    def _length(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    def length(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Returns the distance of each example from its image, `(batch,)`."""
         return count_changed(x_adv, x) if self.norm == "L0" else distance(x_adv, x, self.norm)
 
     def _kept(self, x: tf.Tensor, wrong: tf.Tensor, state: State) -> tuple[State, tf.Tensor]:
         """Returns the state with the current point where it is adversarial and nearer, and its distances."""
-        away = self._length(state["x_current"], x)
+        away = self.length(state["x_current"], x)
         nearer = wrong & (away < state["best"])
         kept = {
             "best": tf.where(nearer, away, state["best"]),

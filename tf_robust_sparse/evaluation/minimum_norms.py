@@ -8,17 +8,19 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack
+from tf_robust_sparse.attacks.projections import pixel_range
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.robust_accuracy import masked_gradients
 from tf_robust_sparse.evaluation.survivors import padded_batches
-from tf_robust_sparse.layers import cached_for_inference
-from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers import cached_for_inference, fast_where
+from tf_robust_sparse.layers.forward import Forward, inference_forward
 from tf_robust_sparse.layers.noise import fold_in
 
 CURVE_POINTS = 100
+BEYOND = (1e-4, 1e-3, 1e-2)  # shares of the perturbation
 
 
 class NearestExamples(NamedTuple):
@@ -130,9 +132,7 @@ def nearest_examples(
     def attacked(images: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
         with cached_for_inference(model):
             found = attack.nearest(forward, images, labels, fold_in(tf.constant([attack.seed, 0], tf.int64), rows))
-            logits = forward(found.x_adv)
-        wrong = tf.argmax(logits, axis=-1) != labels
-        return found.x_adv, found.distance, wrong, tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+            return _seen_misclassified(attack, forward, images, labels, found.x_adv)
 
     distance, x_adv = np.full(len(x), np.inf, np.float32), x.copy()
     with Progress(title, len(x), progress) as bar:
@@ -144,6 +144,24 @@ def nearest_examples(
             x_adv[rows] = np.where(wrong.reshape(-1, *[1] * (x.ndim - 1)), examples, x[padded])[:count]
             bar.advance(count)
     return NearestExamples(distance, x_adv)
+
+
+def _seen_misclassified(
+    attack: MinimumNormAttack, forward: Forward, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns examples, their distances, whether the network is wrong about them, and whether logits are finite.
+
+    The nearest example lies on the boundary, where another order of sums decides. So examples that a plain forward pass
+    classifies correctly are moved a little further.
+    """
+    logits = forward(x_adv)
+    finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+    examples, wrong = x_adv, tf.argmax(logits, axis=-1) != y
+    for share in BEYOND:
+        further = pixel_range(x + (1 + share) * (x_adv - x))
+        examples = fast_where(wrong, examples, further)
+        wrong |= tf.argmax(forward(further), axis=-1) != y
+    return examples, attack.length(examples, x), wrong, finite
 
 
 def distances_as_results(distance: np.ndarray) -> dict[str, Any]:
