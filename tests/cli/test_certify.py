@@ -28,16 +28,26 @@ def run(tmp_path_factory):
     return directory
 
 
-def test_a_network_and_its_export_are_certified_alike(run, tmp_path):
-    found = {}
-    for name, path in (("network", run), ("export", run / "serve")):
-        done = run_script(
-            *(CERTIFY, *FEW, f"--saved_model_or_network={path}", f"--results_file={tmp_path / name}.json"),
-            *("--radii=0.1,0.2", "--noise-std=0.2"),
-        ).expect()
-        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
-        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-        assert len((tmp_path / f"{name}.tsv").read_text().splitlines()) == 14
+RADII = ("--radii=0.1,0.2", "--noise-std=0.2")
+
+
+@pytest.fixture(scope="module")
+def certified(run, tmp_path_factory):
+    """The output and the folder of certificates of the network; not to be changed."""
+    folder = tmp_path_factory.mktemp("certified")
+    done = run_script(
+        *(CERTIFY, *FEW, *RADII, f"--saved_model_or_network={run}", f"--results_file={folder / 'a.json'}")
+    )
+    return done.expect(), folder
+
+
+def test_a_network_and_its_export_are_certified_alike(run, certified, tmp_path):
+    export = (f"--saved_model_or_network={run / 'serve'}", f"--results_file={tmp_path / 'a.json'}")
+    of_export, found = run_script(CERTIFY, *FEW, *RADII, *export).expect(), {}
+    for name, done, folder in (("network", *certified), ("export", of_export, tmp_path)):
+        found[name] = json.loads((folder / "a.json").read_text())
+        assert (folder / "a.png").read_bytes()[:4] == b"\x89PNG"
+        assert len((folder / "a.tsv").read_text().splitlines()) == 14
         assert "Certified at l2 0.200" in done.out
     record = found["network"]
     accuracies = [row["accuracy"] for row in record["certified_accuracy"]]
@@ -82,12 +92,9 @@ def test_the_command_line_of_eval_smoothing(tmp_path):
         assert_explained(run_script(*command, *place, *words), expected)
 
 
-def test_goes_on_with_its_table(run, tmp_path):
-    command = (CERTIFY, *FEW, f"--saved_model_or_network={run}", f"--results_file={tmp_path / 'a.json'}")
-    run_script(*command).expect()
-    table = tmp_path / "a.tsv"
-    text = table.read_text()
-    table.unlink()
+def test_goes_on_with_its_table(run, certified, tmp_path):
+    command = (CERTIFY, *FEW, *RADII, f"--saved_model_or_network={run}", f"--results_file={tmp_path / 'a.json'}")
+    table, text = tmp_path / "a.tsv", (certified[1] / "a.tsv").read_text()
     survive(lambda: run_script(*command), [("a.tsv", 6), ("a.json", 1)])
     assert [line.split("\t")[:5] for line in table.read_text().splitlines()] == [
         line.split("\t")[:5] for line in text.splitlines()

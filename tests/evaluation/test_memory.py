@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.attacks import APGD, LinfPGD
+from tf_robust_sparse.attacks import APGD, LinfPGD, Square
 from tf_robust_sparse.evaluation import AutoAttack, RobustnessSuite, evaluate_robustness, security_curve
 
 
@@ -47,7 +47,7 @@ def test_the_graphs_of_an_attack_are_freed(kernel, data):
 
 def test_the_graphs_of_an_ensemble_a_suite_and_a_curve_are_freed(data):
     model = network("subnet")
-    attacks = [APGD(0.1, num_steps=2), APGD(0.1, loss="targeted-dlr", num_steps=2, num_targets=1)]
+    attacks = [APGD(0.1, num_steps=2), Square(0.1, num_queries=2)]
 
     def evaluate():
         ensemble = AutoAttack(model, "Linf", 0.1, "custom", attacks, batch_size=16, verbose=False)

@@ -65,8 +65,9 @@ def trained(objective, network, steps=3):
 
 def test_without_a_length_training_is_that_of_the_objective():
     plain = trs.objectives.Natural()
+    expected = trained(plain, tiny_network())
     for awp in (trs.objectives.AWP(plain, 0.0), trs.objectives.AWP(plain, 0.1, start_step=100)):
-        expected, found = trained(plain, tiny_network()), trained(awp, tiny_network())
+        found = trained(awp, tiny_network())
         assert expected[0] == found[0]
         for a, b in zip(expected[1], found[1], strict=True):
             np.testing.assert_array_equal(a, b)
@@ -109,7 +110,7 @@ def test_the_loss_grows_on_nearly_all_batches():
     rng, grown = np.random.default_rng(0), 0
     from tf_robust_sparse.layers.kernel_seam import moved_kernels
 
-    for _ in range(40):
+    for _ in range(20):
         some = rng.choice(64, 16, replace=False)
         loss = lambda some=some: mean_loss(network, X[some], Y[some])  # noqa: E731
         found = offsets_of(network, 0.01, loss)
@@ -117,7 +118,7 @@ def test_the_loss_grows_on_nearly_all_batches():
             before = float(loss())
             with moved_kernels(found):
                 grown += float(loss()) > before
-    assert grown >= 38
+    assert grown >= 19
 
 
 def test_bad_arguments():

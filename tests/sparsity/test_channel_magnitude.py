@@ -59,8 +59,13 @@ def test_scales_of_batch_norm_decide():
         ChannelMagnitudePruning(0.5, criterion="batch_norm").attach(tiny_network("masked", batch_norm=False))
 
 
-@pytest.mark.parametrize("criterion", ["kernel", "batch_norm"])
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize(
+    ("allocation", "criterion"),
+    [
+        *(("uniform", "kernel"), ("global", "batch_norm")),
+        *(pytest.param(*each, marks=pytest.mark.full) for each in (("uniform", "batch_norm"), ("global", "kernel"))),
+    ],
+)
 def test_trained_gradually_and_shrunk(allocation, criterion):
     network = tiny_network("masked")
     schedule = schedules.polynomial(0.5, end_step=8, frequency=2)
