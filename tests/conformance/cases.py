@@ -78,6 +78,13 @@ OBJECTIVES = {
     "CleanAndAdversarial, one batch": lambda: objectives.CleanAndAdversarial(
         attacks.LinfPGD(8 / 255, 2 / 255, 2), joint=True
     ),
+    "Consistency": lambda: objectives.Consistency(objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2))),
+    "Consistency, TRADES": lambda: objectives.Consistency(
+        objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2)), 0.5, augmentation="shift", flip=False
+    ),
+    "CutMix": lambda: objectives.CutMix(objectives.TRADES(attacks.LinfPGD(8 / 255, 2 / 255, 2))),
+    "CutMix, AT": lambda: objectives.CutMix(objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2), 0.1), groups=2),
+    "DKL": lambda: objectives.DKL(attacks.LinfPGD(8 / 255, 2 / 255, 2)),
     "L1Penalty": lambda: objectives.L1Penalty(objectives.AT(attacks.L2PGD(0.5, 0.2, 2)), 1e-4),
     "MART": lambda: objectives.MART(attacks.LinfPGD(8 / 255, 2 / 255, 2), beta=5.0),
     "MAT": lambda: objectives.MAT(attacks.L2PGD(0.5, 0.2, 2)),

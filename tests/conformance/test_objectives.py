@@ -33,6 +33,8 @@ def shallow_network():
 MORE = {
     "AT, as the code of binary sub-networks",
     "CleanAndAdversarial, predicted labels",
+    "Consistency, TRADES",
+    "CutMix, AT",
     "Reweighted, TRADES",
     "ScheduledRadius, TRADES in l2",
     "Stability, noisy images alone",
@@ -68,7 +70,7 @@ def test_a_finite_loss_for_every_example_of_batches_of_any_size(name):
     for count in (9, 4, 2):
         x_adv = perturb(X[:count], Y[:count], [0, 1])
         per_example, logits, gradients = loss_and_gradients(X[:count], Y[:count], x_adv)
-        assert x_adv.shape == (count, *X.shape[1:]) and x_adv.dtype == tf.float32
+        assert x_adv.shape == (objective.views * count, *X.shape[1:]) and x_adv.dtype == tf.float32
         assert per_example.shape == (count,) and per_example.dtype == tf.float32
         assert logits.shape == (count, 10) and logits.dtype == tf.float32
         assert np.isfinite(per_example).all()

@@ -7,17 +7,9 @@ import tensorflow as tf
 
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import data, layers, objectives, saving
+from tf_robust_sparse.objectives.mixing import boxes, mixed, mixed_labels, unmixed
 from tf_robust_sparse.training import ATTA, RobustModel, StoredRobustModel, coupled, stored_model
-from tf_robust_sparse.training.crop_and_mix import (
-    block_means,
-    boxes,
-    cropped,
-    crops,
-    mixed,
-    mixed_labels,
-    put_back,
-    unmixed,
-)
+from tf_robust_sparse.training.crops import block_means, cropped, draw_crops, put_back
 
 X, Y = tiny_images(32)
 EPSILON, STEP = 0.1, 0.04
@@ -53,7 +45,7 @@ def constant_network():
 
 def test_a_crop_and_its_return_restore_the_window_exactly():
     images = np.random.default_rng(0).random((50, 20, 20, 3), "float32")
-    offsets, mirrored_ = crops(50, [1, 2], True)
+    offsets, mirrored_ = draw_crops(50, [1, 2], True)
     flips = mirrored_.numpy()
     assert set(np.unique(offsets)) == set(range(8)) and 0 < flips.mean() < 1
     parts = cropped(images, offsets, mirrored_, (12, 12))
@@ -80,7 +72,7 @@ def test_without_a_gradient_only_the_pixel_range_changes_what_is_stored():
     np.testing.assert_array_equal(after[16:], before[16:])
     from tf_robust_sparse.layers.noise import fold_in
 
-    offsets, _ = crops(16, fold_in(seed, 0xC20), True)
+    offsets, _ = draw_crops(16, fold_in(seed, 0xC20), True)
     padded = np.pad(X[:16], ((0, 0), (4, 4), (4, 4), (0, 0)), constant_values=0.5)
     clipped = np.clip(padded + before[:16], 0, 1) - padded
     for i, (row, column) in enumerate(offsets.numpy()):

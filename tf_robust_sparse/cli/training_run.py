@@ -16,7 +16,7 @@ from tf_robust_sparse.cli import command_line, report, run_directory, settings, 
 from tf_robust_sparse.cli.sections import sparsity
 from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImages
 from tf_robust_sparse.cli.sections.machines import Machines
-from tf_robust_sparse.cli.sections.recipe import Averages
+from tf_robust_sparse.cli.sections.recipe import Averages, Views
 from tf_robust_sparse.cli.sections.run import CertifiedRun, Run
 from tf_robust_sparse.cli.workers import is_chief
 
@@ -205,6 +205,7 @@ def finish(
                 if model.average
                 else {}
             ),
+            **({"guard": model.guard.describe()} if model.guard else {}),
             **report.robust_overfitting(state["history"]),
             **(more or {}),
             "versions": run_directory.versions(),
@@ -285,8 +286,9 @@ def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False)
         run.images.train_labels,
         FLAGS.batch_size,
         seed=FLAGS.seed,
-        augmentation=Augmentation.read().kind,
-        flip=run.images.flip if FLAGS.flip is None else FLAGS.flip,
+        # Consistency augments in the step.
+        augmentation=None if Views.read().consistency else Augmentation.read().kind,
+        flip=Augmentation.read().flips(run.images),
         epochs=run.epochs,
         first_epoch=first_epoch,
         auxiliary=run.auxiliary,

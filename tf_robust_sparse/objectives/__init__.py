@@ -3,8 +3,11 @@
 from tf_robust_sparse.objectives.at import AT
 from tf_robust_sparse.objectives.awp import AWP
 from tf_robust_sparse.objectives.clean_and_adversarial import CleanAndAdversarial
+from tf_robust_sparse.objectives.consistency import Consistency
 from tf_robust_sparse.objectives.crown_ibp import IBP, CrownIBP
+from tf_robust_sparse.objectives.cutmix import CutMix
 from tf_robust_sparse.objectives.divergences import kl_divergence
+from tf_robust_sparse.objectives.dkl import DKL
 from tf_robust_sparse.objectives.epsilon_schedules import (
     EpochwiseEpsilon,
     EpsilonSchedule,
@@ -29,6 +32,7 @@ from tf_robust_sparse.objectives.vulnerability_suppression import VULNERABILITIE
 __all__ = [
     "AT",
     "AWP",
+    "DKL",
     "IBP",
     "MART",
     "MAT",
@@ -37,7 +41,9 @@ __all__ = [
     "VULNERABILITIES",
     "AttackObjective",
     "CleanAndAdversarial",
+    "Consistency",
     "CrownIBP",
+    "CutMix",
     "EpochwiseEpsilon",
     "EpsilonSchedule",
     "GradAlign",

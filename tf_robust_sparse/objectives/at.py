@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
-from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
+from tf_robust_sparse.objectives.label_smoothing import aimed, checked_smoothing, smoothed_cross_entropy
 from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Seed, attacked_logits
 
 BATCH_NORM_MODES = ("inference", "training")
@@ -34,6 +34,8 @@ class AT(AttackObjective):
     Reference: [Madry et al., 2018](https://arxiv.org/abs/1706.06083), section 2.1.
     """
 
+    takes_mixed_labels = True
+
     def __init__(self, attack: GradientAttack, label_smoothing: float = 0.0, batch_norm: str = "inference") -> None:
         super().__init__(attack)
         if batch_norm not in BATCH_NORM_MODES:
@@ -45,12 +47,13 @@ class AT(AttackObjective):
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """Returns images that raise the loss: `(batch, ...)`, float32."""
+        y, loss_fn = aimed(y, self._loss)
         if self.batch_norm == "inference":
-            return self.attack(network, x, y, loss_fn=self._loss, seed=seed)
+            return self.attack(network, x, y, loss_fn=loss_fn, seed=seed)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             raise ValueError('`batch_norm="training"` works on one replica only; pass batch_norm="inference"')
         with layers.unfolded_kernels(network):
-            return self.attack(lambda x: network(x, training=True), x, y, loss_fn=self._loss, seed=seed)
+            return self.attack(lambda x: network(x, training=True), x, y, loss_fn=loss_fn, seed=seed)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Returns losses `(batch,)` and, twice, the logits of the attacked images, because there are no others."""

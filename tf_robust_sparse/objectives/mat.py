@@ -23,6 +23,8 @@ class MAT(AT):
     batch of [Ozdenizci and Legenstein, 2021](https://proceedings.mlr.press/v139/ozdenizci21a.html).
     """
 
+    takes_mixed_labels = False
+
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
         """Returns attacked and clean images in the order of `x`: `(batch, ...)`, float32."""
         x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)

@@ -19,6 +19,8 @@ class Natural(Objective):
         ValueError: if `label_smoothing` is out of its range.
     """
 
+    takes_mixed_labels = True
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = checked_smoothing(label_smoothing)
 

@@ -40,12 +40,38 @@ class Objective:
         adversarial_weight: Share of the cross entropy of attacked images in the loss, in [0, 1]; only for records.
         label_smoothing: Share of each label that is spread evenly over all classes.
         terms: Names of the terms that `loss` reports, see `terms.report_term`.
+        takes_mixed_labels: Whether labels may be probabilities `(batch, classes)`, see `CutMix`.
+        views: How many attacked images `perturb` returns for each image.
+        state: Layer that holds what the objective keeps between steps, a part of checkpoints; `None` if it keeps
+            nothing.
     """
 
     attack: GradientAttack | None = None
     adversarial_weight: float = 0.0
     label_smoothing: float = 0.0
     terms: tuple[str, ...] = ()
+    takes_mixed_labels: bool = False
+    views: int = 1
+    state: keras.layers.Layer | None = None
+
+    def attach(self, network: keras.Model) -> None:
+        """Creates what the objective keeps between steps, for a built network."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Changes what the objective keeps, at the end of an epoch of `fit`, outside of the compiled step.
+
+        Args:
+            epoch: Its number, from 0.
+        """
+
+    def with_attack(self, attack: GradientAttack) -> Self:
+        """Returns the objective with another attack.
+
+        Raises:
+            ValueError: if the objective runs no `GradientAttack`.
+        """
+        del attack
+        raise ValueError(f"`objective` must attack, as AT or TRADES do. Received: objective={self!r}")
 
     def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
         """Returns the objective with its schedules evaluated at `step`; without schedules, the objective itself.
@@ -80,7 +106,7 @@ class Objective:
                 is the same in each step.
 
         Returns:
-            `(batch, ...)`, in the order of `x`.
+            `(batch, ...)`, in the order of `x`; `(views * batch, ...)` with several `views`, one after the other.
         """
         del network, y, seed
         return x
@@ -152,8 +178,12 @@ class AttackObjective(Objective):
 
     def at_radius(self, epsilon: tf.Tensor) -> Self:
         """Returns this objective with its attack in a ball of another radius, see `GradientAttack.at_radius`."""
+        return self.with_attack(self.attack.at_radius(epsilon))
+
+    def with_attack(self, attack: GradientAttack) -> Self:
+        """Returns this objective with another attack."""
         now = copy.copy(self)
-        now.attack = self.attack.at_radius(epsilon)
+        now.attack = attack
         return now
 
     def describe(self) -> dict[str, Any]:
@@ -185,6 +215,8 @@ class ObjectiveAround(Objective):
     adversarial_weight: Any = _Forwarded()
     label_smoothing: Any = _Forwarded()
     terms: Any = _Forwarded()
+    views: Any = _Forwarded()
+    state: Any = _Forwarded()
 
     def __init__(self, objective: Objective) -> None:
         if not isinstance(objective, Objective):
@@ -198,6 +230,18 @@ class ObjectiveAround(Objective):
     def at_radius(self, epsilon: tf.Tensor) -> Self:
         """Returns this objective around the other one with that radius."""
         return self.around(self.objective.at_radius(epsilon))
+
+    def with_attack(self, attack: GradientAttack) -> Self:
+        """Returns this objective around the other one with that attack."""
+        return self.around(self.objective.with_attack(attack))
+
+    def attach(self, network: keras.Model) -> None:
+        """Attaches the other objective."""
+        self.objective.attach(network)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Ends the epoch of the other objective."""
+        self.objective.end_epoch(epoch)
 
     def around(self, objective: Objective) -> Self:
         """Returns this objective with another one inside."""

@@ -9,7 +9,7 @@ from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.layers.forward import inference_forward
 from tf_robust_sparse.objectives.divergences import kl_divergence
-from tf_robust_sparse.objectives.label_smoothing import checked_smoothing, smoothed_cross_entropy
+from tf_robust_sparse.objectives.label_smoothing import aimed, checked_smoothing, is_mixed, smoothed_cross_entropy
 from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Seed, attacked_logits, training_logits
 
 TRADES_STARTS = ("gaussian", "uniform")
@@ -44,6 +44,8 @@ class TRADES(AttackObjective):
     Reference: [Zhang et al., 2019](https://arxiv.org/abs/1901.08573), section 3.3 and algorithm 1.
     """
 
+    takes_mixed_labels = True
+
     def __init__(
         self,
         attack: GradientAttack,
@@ -65,11 +67,8 @@ class TRADES(AttackObjective):
         self.clean_updates = int(clean_updates)
 
     def perturb(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed = None) -> tf.Tensor:
-        """Returns images whose prediction differs most from the clean one: `(batch, ...)`, float32."""
-        clean = tf.stop_gradient(inference_forward(network)(x))
-        return self.attack(
-            network, x, y, loss_fn=lambda _, logits: kl_divergence(clean, logits), seed=seed, start=self.start
-        )
+        """Returns images whose prediction differs most from the clean one, or from the label of mixed images."""
+        return differing(self.attack, network, x, y, seed, self.start)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Returns losses `(batch,)`, clean logits and logits of the attacked images, `(batch, classes)` each."""
@@ -90,6 +89,21 @@ class TRADES(AttackObjective):
         more = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
         more |= {"clean_updates": self.clean_updates} if self.clean_updates > 1 else {}
         return {**super().describe(), "beta": self.beta, "start": self.start, **more}
+
+
+def differing(
+    attack: GradientAttack, network: keras.Model, x: tf.Tensor, y: tf.Tensor, seed: Seed, start: str
+) -> tf.Tensor:
+    """Returns images whose prediction differs most from the clean one: `(batch, ...)`, float32.
+
+    With labels `(batch, classes)` of mixed images it differs most from these, as published.
+    """
+    if is_mixed(y):
+        y, loss_fn = aimed(y, lambda label, logits: smoothed_cross_entropy(label, logits, 0.0))
+    else:
+        clean = tf.stop_gradient(inference_forward(network)(x))
+        loss_fn = lambda _, logits: kl_divergence(clean, logits)  # noqa: E731
+    return attack(network, x, y, loss_fn=loss_fn, seed=seed, start=start)
 
 
 def _statistics(network: keras.Model) -> list[tuple[Any, float]]:

@@ -17,6 +17,7 @@ from tf_robust_sparse.training.callbacks import (
     StopOnNaN,
     TestMeasures,
 )
+from tf_robust_sparse.training.collapse_guard import GUARD_ACTIONS, CollapseGuard
 from tf_robust_sparse.training.free_model import FreeAT, FreeRobustModel
 from tf_robust_sparse.training.gradual_pruning import GradualPruning, Reweighting
 from tf_robust_sparse.training.learning_rate import COURSES, Course, PerEpoch, sgdw
@@ -34,6 +35,7 @@ __all__ = [
     "ATTA",
     "COURSES",
     "EMA",
+    "GUARD_ACTIONS",
     "MIXES",
     "POLICIES",
     "SCHEDULES",
@@ -41,6 +43,7 @@ __all__ = [
     "SWA",
     "Average",
     "Checkpoints",
+    "CollapseGuard",
     "ConnectivityLogger",
     "CoupledAdam",
     "CoupledSGD",

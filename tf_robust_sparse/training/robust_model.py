@@ -17,6 +17,7 @@ from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.sparsity import Sparsifier
 from tf_robust_sparse.sparsity.integers import check_seed
 from tf_robust_sparse.training.averages import Average, AverageOverEpochs
+from tf_robust_sparse.training.collapse_guard import CollapseGuard
 from tf_robust_sparse.training.masked_gradients import warn_of_masked_gradients
 from tf_robust_sparse.training.step_data import at_least_one, images_and_labels
 from tf_robust_sparse.training.training_step import TrainingStep
@@ -61,6 +62,7 @@ class RobustModel(TrainingStep):
             the `terms` of the objective, such as `vulnerability`.
         average: An average of the weights, such as `EMA(0.995)`, or `None`. With it `evaluate` and the validation of
             `fit` judge the averaged network; `model.average.load()` gives the network the averages for good.
+        guard: A `CollapseGuard` for training by one step, or `None`.
 
     Raises:
         ValueError: if an argument is of the wrong kind or the network does not fit the sparsifier.
@@ -77,6 +79,7 @@ class RobustModel(TrainingStep):
         shared_noise: bool = True,
         log_terms: bool = False,
         average: Average | None = None,
+        guard: CollapseGuard | None = None,
     ) -> None:
         super().__init__()
         layers.check_classifier(network)
@@ -96,6 +99,13 @@ class RobustModel(TrainingStep):
             _check_kind("average", average, Average, "an average of tf_robust_sparse.training, such as EMA(), or None")
             average.attach(network, sparsifier)
             self._averages = average.holder  # a part of checkpoints
+        if guard is not None:
+            _check_kind("guard", guard, CollapseGuard, "a CollapseGuard of tf_robust_sparse.training, or None")
+            self._guard_state = guard.state  # so are these
+        self.guard = guard
+        objective.attach(network)
+        if objective.state is not None:
+            self._objective_state = objective.state  # a part of checkpoints, too
         self.average = average
         self._epoch_of_average = None if average is None else AverageOverEpochs(average)
         self.network = network
@@ -162,6 +172,8 @@ class RobustModel(TrainingStep):
         # (keras-team/keras issue 20585), and a checkpoint could not be loaded before training.
         with self.distribute_strategy.scope():
             self.optimizer.build(self.network.trainable_variables)
+        if self.guard is not None:
+            self.guard.attach(self)
         tf.function(self.distribute_strategy.run, autograph=False)(self._build_metrics)
         self.reset_metrics()
 
@@ -207,6 +219,11 @@ class RobustModel(TrainingStep):
                 )
             ended = keras.callbacks.LambdaCallback(on_epoch_end=self._watcher.end_epoch)
             kwargs["callbacks"] = [ended, *tf.nest.flatten(kwargs.get("callbacks") or [])]  # before states are written
+        if self.guard is not None:
+            kwargs["callbacks"] = [self.guard, *tf.nest.flatten(kwargs.get("callbacks") or [])]
+        if self.objective.state is not None:
+            ended = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self.objective.end_epoch(epoch))
+            kwargs["callbacks"] = [ended, *tf.nest.flatten(kwargs.get("callbacks") or [])]
         if self._epoch_of_average is not None:
             kwargs["callbacks"] = [self._epoch_of_average, *tf.nest.flatten(kwargs.get("callbacks") or [])]
         if isinstance(validation, (tuple, list)):

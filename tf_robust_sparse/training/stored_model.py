@@ -10,13 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.attacks import GradientAttack, cross_entropy
+from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.layers.noise import fold_in, uniform_like
-from tf_robust_sparse.objectives import Losses, Objective, ScheduledRadius
+from tf_robust_sparse.objectives import Losses, Objective, ScheduledRadius, mixing
+from tf_robust_sparse.objectives.label_smoothing import smoothed_cross_entropy
 from tf_robust_sparse.objectives.objective import ObjectiveAround, innermost, training_logits
 from tf_robust_sparse.sparsity import Sparsifier
-from tf_robust_sparse.training import crop_and_mix
-from tf_robust_sparse.training.crop_and_mix import MARGIN
+from tf_robust_sparse.training import crops
+from tf_robust_sparse.training.crops import MARGIN
 from tf_robust_sparse.training.replica_part import ReplicaPart
 from tf_robust_sparse.training.replica_table import ReplicaTable
 from tf_robust_sparse.training.robust_model import RobustModel
@@ -99,7 +100,7 @@ class ATTA(Objective):
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:
         """Returns losses `(batch,)` and logits `(batch, classes)` of the perturbed images."""
         logits = training_logits(network, x_adv)
-        losses = _cross_entropy(y if self.targets is None else self.targets, logits)
+        losses = smoothed_cross_entropy(y if self.targets is None else self.targets, logits, 0.0)
         return Losses(losses, logits, logits)
 
     def describe(self) -> dict[str, Any]:
@@ -200,16 +201,16 @@ class StoredRobustModel(RobustModel):
         objective = self.objective.at_step(tf.convert_to_tensor(self.optimizer.iterations), seed)
         settings: Any = innermost(objective)
         size, number = x.shape[1:3], tf.shape(x)[0]
-        offsets, mirrored = crop_and_mix.crops(number, fold_in(seed, _CROP), settings.flip)
+        offsets, mirrored = crops.draw_crops(number, fold_in(seed, _CROP), settings.flip)
         padded = tf.pad(x, ((0, 0), *[(MARGIN, MARGIN)] * 2, (0, 0)), constant_values=_FILL)
-        x = crop_and_mix.cropped(padded, offsets, mirrored, size)
+        x = crops.cropped(padded, offsets, mirrored, size)
         stored = self._stored(index, padded, fold_in(seed, _START), settings.epsilon)
-        own = crop_and_mix.cropped(stored, offsets, mirrored, size)
+        own = crops.cropped(stored, offsets, mirrored, size)
         start, labels, pairs = own, y, None
         if settings.mix:
-            pairs = crop_and_mix.boxes(number, fold_in(seed, _MIX), size, one=settings.mix == "acutmix")
-            x, start = crop_and_mix.mixed(x, *pairs), crop_and_mix.mixed(own, *pairs)
-            labels = crop_and_mix.mixed_labels(y, self.network.output_shape[-1], *pairs)
+            pairs = mixing.boxes(number, fold_in(seed, _MIX), size, one=settings.mix == "acutmix")
+            x, start = mixing.mixed(x, *pairs), mixing.mixed(own, *pairs)
+            labels = mixing.mixed_labels(y, self.network.output_shape[-1], *pairs)
         kept = _Kept(index, stored, own, start, labels, offsets, mirrored, pairs)
         return Step(ReplicaPart(x, y), seed, objective, kept=kept)
 
@@ -227,8 +228,8 @@ class StoredRobustModel(RobustModel):
         settings: Any = innermost(step.objective)
         if settings.carry:
             kept: _Kept = step.kept
-            part = kept.delta if kept.pairs is None else crop_and_mix.unmixed(kept.delta, kept.own, *kept.pairs)
-            self._keep(kept.index, crop_and_mix.put_back(kept.stored, part, kept.offsets, kept.mirrored))
+            part = kept.delta if kept.pairs is None else mixing.unmixed(kept.delta, kept.own, *kept.pairs)
+            self._keep(kept.index, crops.put_back(kept.stored, part, kept.offsets, kept.mirrored))
 
     def _stepped(
         self, settings: ATTA, x: tf.Tensor, labels: tf.Tensor, delta: tf.Tensor
@@ -241,7 +242,7 @@ class StoredRobustModel(RobustModel):
             else:
                 with self._folded_kernels():
                     logits = tf.cast(layers.inference_logits(self.network, x + delta), tf.float32)
-            loss = tf.reduce_sum(_cross_entropy(labels, logits))
+            loss = tf.reduce_sum(smoothed_cross_entropy(labels, logits, 0.0))
         direction = tf.sign(tape.gradient(loss, delta))
         delta = tf.clip_by_value(delta + settings.step_size * direction, -settings.epsilon, settings.epsilon)
         return tf.clip_by_value(x + delta, 0.0, 1.0) - x, logits
@@ -267,7 +268,7 @@ class StoredRobustModel(RobustModel):
     def _keep(self, index: tf.Tensor, rows: tf.Tensor) -> None:
         """Writes perturbations back: blocks averaged, clipped to the ball, as float16."""
         if self._block > 1:
-            rows = crop_and_mix.block_means(rows, self._block)
+            rows = crops.block_means(rows, self._block)
         self.tables["perturbations"].write(index, tf.clip_by_value(rows, -self._largest, self._largest))
 
     def _checked_spec(self, spec: Any) -> int | None:
@@ -292,13 +293,6 @@ def _aiming_at(objective: Any, targets: tf.Tensor) -> Any:
     now = copy.copy(objective)
     now.targets = targets
     return now
-
-
-def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Returns losses `(batch,)` for integer labels `(batch,)` or probabilities of the classes `(batch, classes)`."""
-    if labels.shape.rank == 1:
-        return cross_entropy(labels, logits)
-    return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
 
 
 def _float16_below(value: float) -> float:

@@ -144,12 +144,11 @@ class Attack(attacks.TradesStart):
         several = run.strategy.num_replicas_in_sync > 1 and trainer != FAST
         batch_norm = {"train": "training", "eval": "inference", None: "inference" if several else "training"}
         if trainer == FAST:
-            flip = Augmentation.read().flip
             return trs.training.ATTA(
                 len(run.images.train_labels),
                 attack.epsilon,
                 attack.step_size,
-                flip=run.images.flip if flip is None else flip,
+                flip=Augmentation.read().flips(run.images),
                 carry=self.carry,
                 batch_norm=batch_norm[self.attack_bn],
                 mix=self.mix,

@@ -25,9 +25,10 @@ def define() -> None:
     method.Optimizer.define()
     method.Terms.define()
     TrainingAttack.define()
-    for piece in (recipe.OneStep, recipe.WeightPerturbation, recipe.Averages):
+    for piece in (recipe.OneStep, recipe.Guard, recipe.WeightPerturbation, recipe.Averages):
         piece.define()
     Augmentation.define()
+    recipe.Views.define()
     for group in sparsity.GROUPS:
         group.define()
     Machines.define()
@@ -49,7 +50,7 @@ def main() -> None:
     seed = Data.read().seed
     with run.strategy.scope():
         network = method.network(run.images, synchronized=run.strategy.num_replicas_in_sync > 1)
-        objective = method.Terms.read().build(run.steps_per_epoch)
+        objective = method.Terms.read().build(run.steps_per_epoch, Augmentation.read().flips(run.images))
         model = trs.RobustModel(
             network,
             objective,
@@ -59,6 +60,7 @@ def main() -> None:
             validation_attack=TrainingAttack.read().build(),
             seed=seed,
             average=recipe.Averages.read().build(run.total_steps, run.epochs),
+            guard=recipe.Guard.read().build(run.images, seed),
         )
         model.compile(method.Optimizer.read().build(run.total_steps), metrics=["accuracy"])
     state = training_run.train(run, model)

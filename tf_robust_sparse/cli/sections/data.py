@@ -272,6 +272,10 @@ class Augmentation(Settings):
         """Whether training mirrors images where it is asked to."""
         return self.augmentation != "none"
 
+    def flips(self, images: trs.data.ImageDataset) -> bool:
+        """Whether training mirrors images of this data set."""
+        return images.flip if self.flip is None else self.flip
+
     @property
     def kind(self) -> str | None:
         """What `trs.data.train_dataset` takes."""

@@ -12,7 +12,7 @@ import tf_robust_sparse as trs
 from tf_robust_sparse.cli import networks
 from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
-from tf_robust_sparse.cli.sections.recipe import OneStep, WeightPerturbation
+from tf_robust_sparse.cli.sections.recipe import OneStep, Views, WeightPerturbation
 from tf_robust_sparse.cli.sections.sparsity import OneShot, Sparsity, chosen
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, has, setting
 
@@ -81,7 +81,7 @@ class Objective(Settings):
     title = "Network"
 
     objective: str = setting(
-        "at", "What training minimizes; rst needs --pseudo_labels.", choices=OBJECTIVES, identity=True
+        "at", "What training minimizes; rst needs --pseudo_labels.", choices=(*OBJECTIVES, "dkl"), identity=True
     )
 
     def check(self) -> None:
@@ -120,9 +120,9 @@ class Terms(Settings):
     )
     trades_start: str = setting(
         "gaussian",
-        "Where the attack of TRADES starts: a thousandth away from the image as published, or anywhere in the ball.",
+        "Where the attack of TRADES and DKL starts: a thousandth away from the image as published, or in the ball.",
         choices=("gaussian", "uniform"),
-        only_for=_of("trades", "rst", refuse=True),
+        only_for=_of("trades", "rst", "dkl", refuse=True),
     )
     label_smoothing: float = setting(
         0.0,
@@ -133,12 +133,34 @@ class Terms(Settings):
         only_for=_of("natural", "at", "trades", "rst", refuse=True),
     )
 
-    def build(self, steps_per_epoch: int) -> trs.objectives.Objective:
-        """Returns the objective of the command line, for epochs of so many steps."""
+    dkl_alpha: float = setting(
+        4.0, "Weight of the soft cross entropy.", identity=True, only_for=_of("dkl", refuse=True)
+    )
+    dkl_beta: float = setting(
+        20.0, "Weight of the squared differences of logits.", identity=True, only_for=_of("dkl", refuse=True)
+    )
+    dkl_gamma: float = setting(
+        1.0, "Exponent of the prior of the classes.", identity=True, only_for=_of("dkl", refuse=True)
+    )
+    dkl_temperature: float = setting(
+        4.0, "Temperature of that prior.", excluded=0, identity=True, only_for=_of("dkl", refuse=True)
+    )
+
+    def build(self, steps_per_epoch: int, flip: bool) -> trs.objectives.Objective:
+        """Returns the objective of the command line.
+
+        Args:
+            steps_per_epoch: Steps of an epoch.
+            flip: Whether augmentations mirror images.
+        """
         one_step = OneStep.read()
-        found = OBJECTIVES[Objective.read().objective](
-            one_step.build(), self.beta, self.trades_start, self.label_smoothing
-        )
+        name, attack = Objective.read().objective, one_step.build()
+        if name == "dkl":
+            numbers = (self.dkl_alpha, self.dkl_beta, self.dkl_gamma, self.dkl_temperature)
+            found: trs.objectives.Objective = trs.objectives.DKL(attack, *numbers, self.trades_start)
+        else:
+            found = OBJECTIVES[name](attack, self.beta, self.trades_start, self.label_smoothing)
+        found = Views.read().around(found, flip)
         if one_step.grad_align:
             with about("grad_align", "objective"):
                 found = trs.objectives.GradAlign(found, one_step.grad_align, Data.read().seed)

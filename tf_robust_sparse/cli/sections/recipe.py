@@ -1,12 +1,14 @@
-"""Pieces of the modern recipe: averaged weights, perturbed weights, attacks of one step."""
+"""Pieces of the modern recipe: averaged and perturbed weights, mixed images, attacks of one step and their guard."""
 
 import dataclasses
 
+import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.attacks import TrainingAttack
+from tf_robust_sparse.cli.sections.data import Augmentation
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
 
 FLAGS = flags.FLAGS
@@ -78,6 +80,80 @@ class WeightPerturbation(Settings):
         if not self.awp_gamma:
             return objective
         return trs.objectives.AWP(objective, self.awp_gamma, self.awp_start_epoch * steps_per_epoch)
+
+
+@dataclasses.dataclass
+class Views(Settings):
+    """What a step makes of its images: mixtures, or two augmentations of each."""
+
+    title = "Augmentation"
+
+    cutmix: bool = setting(False, "Give images boxes of others and mixed labels; not with mat, mart.", identity=True)
+    consistency: float = setting(
+        0.0,
+        "Attack two augmentations of each image, and weigh by this how far their predictions differ; published: 1.",
+        identity=True,
+    )
+
+    def check(self) -> None:
+        """Checks that the objective takes them."""
+        objective, augmentation = FLAGS.objective, Augmentation.read().augmentation
+        if self.cutmix and objective in ("mat", "mart"):
+            raise BadFlag(
+                f"--cutmix needs --objective=natural, at, trades, rst or dkl. Received: --objective={objective}"
+            )
+        if self.consistency and objective in ("natural", "mat"):
+            raise BadFlag(
+                "--consistency compares attacked images; pass --objective=at, trades, rst, mart or dkl. Received: "
+                f"--objective={objective}"
+            )
+        if self.consistency and (self.cutmix or augmentation not in ("shift", "crop")):
+            said = "--cutmix" if self.cutmix else f"--augmentation={augmentation}"
+            raise BadFlag(f"--consistency needs --augmentation=shift or crop, and no --cutmix. Received: {said}")
+
+    def around(self, objective: trs.objectives.Objective, flip: bool) -> trs.objectives.Objective:
+        """Returns the objective on such images, or as it is; `flip` says whether augmentations mirror them."""
+        if self.cutmix:
+            return trs.objectives.CutMix(objective)
+        if self.consistency:
+            augmentation = Augmentation.read().augmentation
+            return trs.objectives.Consistency(objective, self.consistency, augmentation=augmentation, flip=flip)
+        return objective
+
+
+@dataclasses.dataclass
+class Guard(Settings):
+    """A guard against catastrophic overfitting."""
+
+    title = "Training attack"
+    _only = OnlyFor("--guard=step_size, noise or report", lambda flags: flags.guard != "none", refuse=True)
+
+    guard: str = setting(
+        "none",
+        "Where training by one step collapses, go back and shorten the step or widen the noise; or only report it.",
+        choices=("none", *trs.training.GUARD_ACTIONS),
+        identity=True,
+    )
+    guard_every: int = setting(200, "Steps between two probes with PGD.", lower=1, identity=True, only_for=_only)
+    guard_images: int = setting(256, "Training images that are probed.", lower=1, identity=True, only_for=_only)
+
+    def check(self) -> None:
+        """Checks that there is an attack of the kind that can be softened."""
+        if self.guard != "none" and FLAGS.objective == "natural":
+            raise BadFlag(f"--guard={self.guard} watches an attack of training. Received: --objective=natural")
+        attack = OneStep.read().train_attack
+        if self.guard == "noise" and attack != "n_fgsm":
+            raise BadFlag(f"--guard=noise needs --train_attack=n_fgsm. Received: --train_attack={attack}")
+        if self.guard != "none" and TrainingAttack.read().norm != "linf":
+            raise BadFlag(f"--guard={self.guard} needs --norm=linf. Received: --norm={TrainingAttack.read().norm}")
+
+    def build(self, images: trs.data.ImageDataset, seed: int) -> trs.training.CollapseGuard | None:
+        """Returns the guard, which watches the first training images; `None` without one."""
+        if self.guard == "none":
+            return None
+        x, y = images.train_images[: self.guard_images], images.train_labels[: self.guard_images]
+        x = np.asarray(x, np.float32) / 255 if x.dtype == np.uint8 else x
+        return trs.training.CollapseGuard(x, y, self.guard, self.guard_every, seed=seed)
 
 
 @dataclasses.dataclass
