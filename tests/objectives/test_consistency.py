@@ -52,14 +52,15 @@ def test_steps_have_views_of_their_own_and_replicas_share_them():
 
     def trained(scope):
         with scope:
-            network = tiny_network("plain", batch_norm=False)
-            model = trs.RobustModel(network, trs.objectives.AWP(Consistency(AT(ATTACK)), 0.01))
+            layers = [keras.layers.Flatten(), keras.layers.Dense(10, kernel_initializer="zeros")]
+            network = keras.Sequential([keras.Input((12, 12, 1)), *layers])
+            model = trs.RobustModel(network, Consistency(AT(ATTACK)))
             model.compile(keras.optimizers.SGD(0.05))
         model.fit(tf.data.Dataset.from_tensor_slices((X, Y)).batch(16).repeat(2), verbose=0)
         return [np.array(each) for each in network.trainable_variables]
 
     for a, b in zip(trained(tf.name_scope("one")), trained(mirrored().scope()), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_bad_arguments():

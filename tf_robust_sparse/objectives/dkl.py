@@ -40,6 +40,7 @@ class DKL(AttackObjective):
     """
 
     takes_mixed_labels = True
+    state: Any = None
 
     def __init__(
         self,

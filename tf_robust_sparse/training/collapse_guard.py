@@ -100,9 +100,9 @@ class CollapseGuard(keras.callbacks.Callback):
         for name, value in {"probe_every": probe_every, "cosine_every": cosine_every}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` is a number of steps, at least 1. Received: {name}={value!r}")
-        for name, value in {"fall": fall, "drop": drop}.items():
-            if not 0 < value < 1:
-                raise ValueError(f"`{name}` is a share in (0, 1), such as 0.5. Received: {name}={value!r}")
+        for name, share in {"fall": fall, "drop": drop}.items():
+            if not 0 < share < 1:
+                raise ValueError(f"`{name}` is a share in (0, 1), such as 0.5. Received: {name}={share!r}")
         self._images = checked_images(images)
         self._labels = checked_labels(labels, len(self._images))
         self.action = action
@@ -147,7 +147,9 @@ class CollapseGuard(keras.callbacks.Callback):
 
     def alarms(self) -> list[Alarm]:
         """Returns what has rung so far, the first 64 alarms."""
-        rows = np.array(self._alarms)[: self._number("rung")] if self._plain is not None else []
+        if self._plain is None:
+            return []
+        rows = np.array(self._alarms)[: self._number("rung")]
         return [
             Alarm(int(step), "cosine" if by else "probe", float(value), float(reference), int(back_to))
             for step, by, value, reference, back_to in rows

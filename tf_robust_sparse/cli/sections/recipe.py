@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 from absl import flags
 
 import tf_robust_sparse as trs
@@ -151,8 +150,9 @@ class Guard(Settings):
         """Returns the guard, which watches the first training images; `None` without one."""
         if self.guard == "none":
             return None
-        x, y = images.train_images[: self.guard_images], images.train_labels[: self.guard_images]
-        x = np.asarray(x, np.float32) / 255 if x.dtype == np.uint8 else x
+        number = self.guard_images
+        batches = trs.data.test_dataset(images.train_images[:number], images.train_labels[:number], number)
+        x, y = next(iter(batches.as_numpy_iterator()))
         return trs.training.CollapseGuard(x, y, self.guard, self.guard_every, seed=seed)
 
 
