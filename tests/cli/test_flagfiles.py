@@ -59,6 +59,37 @@ def test_attacks_of_one_step_keep_their_noise(parse):
             settings.check()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cutmix", "--objective=mart"), "--cutmix needs.*Received: --objective=mart"),
+        (("--consistency=1", "--cutmix"), "no --cutmix"),
+        (("--consistency=1", "--augmentation=none"), "Received: --augmentation=none"),
+        (("--consistency=1", "--objective=natural"), "--consistency compares attacked images"),
+        (("--guard=noise",), "needs --train_attack=n_fgsm. Received: --train_attack=pgd"),
+        (("--guard=report", "--norm=l2"), "--guard=report needs --norm=linf"),
+        (("--guard=report", "--objective=natural"), "watches an attack"),
+        (("--guard_every=5",), "belongs to --guard=step_size, noise or report"),
+        (("--dkl_beta=5",), "belongs to --objective=dkl"),
+    ],
+)
+def test_pieces_of_the_recipe_say_what_they_go_with(parse, flags, message):
+    parse(TRAIN, *flags)
+    with pytest.raises(BadFlag, match=message):
+        settings.check()
+
+
+def test_recipes_build_what_they_name(parse):
+    for name, kinds in (("cutmix_trades", ["CutMix", "TRADES"]), ("dkl", ["AWP", "DKL"]), ("n_fgsm_guard", ["AT"])):
+        parse(TRAIN, f"--flagfile=flags/modern_{name}_resnet18_0.1.flags")
+        settings.check()
+        objective, found = method.Terms.read().build(10, True), []
+        while objective is not None:
+            found.append(type(objective).__name__)
+            objective = getattr(objective, "objective", None)
+        assert found == kinds
+
+
 def test_recipes_are_flagfiles_in_a_clone_and_elsewhere(tmp_path, monkeypatch):
     name = "binary/best_settings_rn34_cifar10_bn.flags"  # a file that names a recipe next to it
     inside = list(command_words.expanded([f"--flagfile=flags/{name}"]))
@@ -190,8 +221,17 @@ def test_flagfiles_parse(name, parse):
 def test_modern_recipes_parse(name, parse):
     flags = parse(TRAIN, f"--flagfile={name}.flags")
     settings.check()
-    assert (flags.data, flags.average, flags.flip, flags.augmentation) == ("cifar10", "ema", True, "crop")
-    assert name.startswith(f"modern_{'awp' if flags.awp_gamma else 'silu' if flags.activation == 'silu' else 'n_fgsm'}")
+    average = "swa" if flags.objective == "dkl" else "ema"
+    assert (flags.data, flags.average, flags.flip, flags.augmentation) == ("cifar10", average, True, "crop")
+    signs = {
+        "dkl": flags.objective == "dkl",
+        "cutmix": flags.cutmix,
+        "awp": flags.awp_gamma,
+        "silu": flags.activation == "silu",
+        "n_fgsm_guard": flags.guard == "noise",
+        "n_fgsm": flags.train_attack == "n_fgsm",
+    }
+    assert name.startswith("modern_" + next(kind for kind, there in signs.items() if there))
     assert (flags.sparsifier == "rigl") == (not name.endswith("dense"))
 
 

@@ -171,7 +171,7 @@ class CollapseGuard(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Adds the last accuracies of the probe, the cosine and the number of alarms to the logs."""
         names = {"guard_accuracy": "pgd", "guard_fgsm_accuracy": "fgsm", "guard_cosine": "cosine"}
-        logs.update({name: float(self._numbers[number]) for name, number in names.items()})
+        logs.update({name: self._value(number) for name, number in names.items()})
         logs["guard_alarms"] = self._number("rung")
 
     def describe(self) -> dict[str, Any]:
@@ -190,11 +190,14 @@ class CollapseGuard(keras.callbacks.Callback):
     def _number(self, name: str) -> int:
         return int(np.array(self._numbers[name]))
 
+    def _value(self, name: str) -> float:
+        return float(np.array(self._numbers[name]))
+
     def _look_at_cosine(self) -> bool:
         """Measures the cosine; returns whether the alarm rang."""
         numbers = self._numbers
         cosine = float(self._cosine(self._images[:64], self._labels[:64], [self._seed, self._step]))
-        mean, count = float(numbers["mean"]), self._number("count")
+        mean, count = self._value("mean"), self._number("count")
         numbers["cosine"].assign(cosine)
         if count >= _FEW and cosine < self.drop * mean:
             self._ring("cosine", cosine, mean)
@@ -209,9 +212,9 @@ class CollapseGuard(keras.callbacks.Callback):
         pgd, fgsm = (float(each) for each in self._probe(self._images, self._labels, [self._seed, self._step]))
         numbers["pgd"].assign(pgd)
         numbers["fgsm"].assign(fgsm)
-        best = float(numbers["best"])
+        best = self._value("best")
         floor = _ABOVE_CHANCE / self._model.network.output_shape[-1]
-        if best >= floor and pgd < self.fall * best and fgsm > float(numbers["fgsm_at_best"]):
+        if best >= floor and pgd < self.fall * best and fgsm > self._value("fgsm_at_best"):
             self._ring("probe", pgd, best)
             return
         if pgd >= _GOOD * best:
@@ -334,6 +337,8 @@ def _cosine(network: keras.Model, attack: GradientAttack) -> Any:
 
 def gradient_cosine(forward: Any, x: tf.Tensor, moved: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Returns the cosines `(batch,)` between the gradients of the loss at images and at moved images."""
-    first, second = (tf.reshape(input_gradient(forward, each, y, log_odds), (len(x), -1)) for each in (x, moved))
+    first, second = (
+        tf.reshape(input_gradient(forward, each, y, log_odds), (tf.shape(x)[0], -1)) for each in (x, moved)
+    )
     lengths = tf.norm(first, axis=1) * tf.norm(second, axis=1)
     return tf.reduce_sum(first * second, axis=1) / (lengths + _TINY)
