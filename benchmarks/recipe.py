@@ -31,9 +31,9 @@ flags.DEFINE_string("results_file", None, "Where to write the seconds as JSON.")
 
 EPSILON, STEP_SIZE = 8 / 255, 2 / 255
 AGAINST = {  # contender -> what it is compared with
-    "awp": "pgd10",
     "ema": "pgd10",
     "swa": "pgd10",
+    "awp": "pgd10",
     "trades_cutmix": "trades",
     "dkl": "trades",
     "consistency": "pgd10",
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     """Runs the contenders in turn and prints the table."""
     if argv[1:]:
         raise app.UsageError(f"Unexpected positional arguments: {argv[1:]}")
-    names = FLAGS.contenders or ["pgd10", "pgd7", "trades", *AGAINST]
+    names = FLAGS.contenders or ["pgd10", *AGAINST, "pgd7", "trades"]
     steps = {name: step_of(name) for name in names if name != "n_fgsm_guard"}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(FLAGS.rounds + 1):
@@ -55,12 +55,16 @@ def main(argv: list[str]) -> None:
             if turn:
                 seconds[name].append(found)
     if "n_fgsm_guard" in names:
-        seconds["n_fgsm_guard"] = [statistics.median(seconds["n_fgsm"]) + guard_seconds()]
+        guard = guard_seconds()
+        seconds["n_fgsm_guard"] = [found + guard for found in seconds["n_fgsm"]]
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     print(f"{FLAGS.model}, batch {FLAGS.batch_size}, connectivity {FLAGS.connectivity:g}, {FLAGS.rounds} rounds")
     for name, value in medians.items():
         other = AGAINST.get(name)
-        ratio = f"  {value / medians[other]:.3f} x {other}" if other in medians else ""
+        ratio = ""
+        if other in medians:  # of steps that follow each other, because the machine may change its pace
+            pairs = zip(seconds[name], seconds[other], strict=True)
+            ratio = f"  {statistics.median(mine / theirs for mine, theirs in pairs):.3f} x {other}"
         print(f"{name:14s} {1000 * value:9.1f} ms{ratio}")
     if FLAGS.results_file:
         with open(FLAGS.results_file, "w") as file:  # noqa: PTH123
