@@ -7,6 +7,7 @@ import random
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy, whose threads would wait for each other in a busy loop
 
 
 def pytest_configure(config):

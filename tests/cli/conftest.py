@@ -1,9 +1,11 @@
 """Runs the scripts inside this process, where TensorFlow is loaded already, as a shell would run them."""
 
 import contextlib
+import fcntl
 import io
 import itertools
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -158,7 +160,13 @@ def results(directory):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The directory of a tiny finished sparse run; not to be changed."""
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    run_script(TRAIN, *TINY, "-s", "--connectivity=0.1", f"--output_dir={directory}").expect()
+    """The directory of a tiny finished sparse run; not to be changed. Processes that share the tests share it."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    directory = place / "finished" / "run"
+    with (place / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "results.json").exists():
+            run_script(TRAIN, *TINY, "-s", "--connectivity=0.1", f"--output_dir={directory}").expect()
     return directory

@@ -155,7 +155,8 @@ def test_sparsifiers_objectives_selection_and_their_run_flags(
         assert_same_weights(directory, tmp_path / "again")
 
 
-def test_a_trained_network_is_pruned_at_once_and_tuned(finished, tmp_path):
+@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_a_trained_network_is_pruned_at_once_and_tuned(again, finished, tmp_path):
     directory = tmp_path / "run"
     which = ("--sparsifier=obs", "--connectivity=0.05", "--obs_images=96", f"--source_net={finished}")
     still = ("--epochs=1", "--learning_rate=1e-9", "--weight_decay=0", "--select=last")
@@ -166,8 +167,10 @@ def test_a_trained_network_is_pruned_at_once_and_tuned(finished, tmp_path):
     source, tuned = trs.load_network(finished), trs.load_network(directory)
     for one, two in zip(trs.layers.kernel_layers(source), trs.layers.kernel_layers(tuned), strict=True):
         np.testing.assert_allclose(two.bias, one.bias, atol=1e-6)  # the weights are those of the source
-    run_script(TRAIN, f"--flagfile={directory / 'run.flags'}", f"--output_dir={tmp_path / 'again'}").expect()
-    assert_same_weights(directory, tmp_path / "again")
+    assert f"--source_net={finished}\n" in (directory / "run.flags").read_text()
+    if again:
+        run_script(TRAIN, f"--flagfile={directory / 'run.flags'}", f"--output_dir={tmp_path / 'again'}").expect()
+        assert_same_weights(directory, tmp_path / "again")
     done = run_script(TRAIN, *TINY, *which, "--model=lenet5_caffe", f"--output_dir={tmp_path / 'other'}").expect(1)
     assert done.err.startswith(f"error: --source_net={finished}: ") and "a network of the same architecture" in done.err
 

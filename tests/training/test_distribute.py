@@ -76,7 +76,8 @@ def assert_equal_copies(strategy, model):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "objective"), [pytest.param("rewiring", "at", marks=pytest.mark.full), ("masked", "natural")]
+    ("kernel", "objective"),
+    [pytest.param(*each, marks=pytest.mark.full) for each in (("rewiring", "at"), ("masked", "natural"))],
 )
 def test_replicas_stay_identical_while_connections_move(kernel, objective):
     """theta, sign, masks, momentum and batch norm statistics, though batch norm is not synchronized."""
