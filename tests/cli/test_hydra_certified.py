@@ -41,7 +41,7 @@ def history(directory):
         return list(csv.DictReader(file))
 
 
-OBJECTIVES = {"crown-ibp": "CrownIBP", "ibp": "IBP", "mixtrain": "MixTrain"}
+OBJECTIVES = {"crown-ibp": "CrownIBP", "ibp": "IBP", "mixtrain": "MixTrain", "mtl-ibp": "MTLIBP", "sabr": "SABR"}
 
 
 def check(trainer, directory, epochs):
@@ -87,6 +87,8 @@ def test_three_phases_under_bounds(images, tmp_path):
         pytest.param(
             "ibp", [True, True, True], ["--epsilon_schedule=smoothed", "--final_kappa=0.5"], marks=pytest.mark.full
         ),
+        ("mtl-ibp", [True, True, True], ["--ibp_alpha=0.3", "--attack_scale=2.1", "--ibp_regularizer=0.5"]),
+        pytest.param("sabr", [True, True, True], ["--box_ratio=0.5"], marks=pytest.mark.full),
         pytest.param("mixtrain", [False, False, True], ["--mixtraink=2", "--bound_chunk=512"], marks=pytest.mark.full),
     ],
 )

@@ -67,6 +67,8 @@ OBJECTIVES = {
     "CrownIBP, with a clean loss": lambda: objectives.CrownIBP(0.02, final_kappa=0.5),
     "GradAlign": lambda: objectives.GradAlign(objectives.AT(attacks.NFGSM(8 / 255))),
     "IBP": lambda: objectives.IBP(0.02),
+    "MTLIBP": lambda: objectives.MTLIBP(attacks.LinfPGD(0.03, num_steps=2), 0.02, 0.5),
+    "SABR": lambda: objectives.SABR(attacks.LinfPGD(0.02, num_steps=2), 0.02, 0.5),
     "AT, as the code of binary sub-networks": lambda: objectives.AT(
         attacks.LinfPGD(8 / 255, 2 / 255, 2, keep_best=True), label_smoothing=0.1
     ),

@@ -39,8 +39,8 @@ class HOFMN(MinimumNormAttack):
     Benchmark reports the accuracy under this attack.
 
     ```python
-    attack = trs.attacks.HOFMN.tuned(network, x[:64], y[:64])
-    found = attack.nearest(network, x[64:192], y[64:192])
+    attack = trs.attacks.HOFMN.tuned(network, x, y, trials=8)
+    found = attack.nearest(network, x, y)
     ```
 
     Args:

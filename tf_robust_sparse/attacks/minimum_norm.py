@@ -98,7 +98,7 @@ class MinimumNormAttack:
         return self.nearest(model, x, y, seed).x_adv
 
     def _start(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, seeds: tf.Tensor) -> State:
-        """Returns what the state holds beside `iteration`, `x_current`, `x_best` and `best`."""
+        """Returns what the state holds in addition to `iteration`, `x_current`, `x_best` and `best`."""
         raise NotImplementedError
 
     def _step(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State) -> State:

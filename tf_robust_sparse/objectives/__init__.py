@@ -15,6 +15,7 @@ from tf_robust_sparse.objectives.epsilon_schedules import (
     SmoothedEpsilon,
     TabledEpsilon,
 )
+from tf_robust_sparse.objectives.expressive import CCIBP, MTLIBP, SABR, ExpIBP
 from tf_robust_sparse.objectives.grad_align import GradAlign
 from tf_robust_sparse.objectives.kl_penalty import KLPenalty
 from tf_robust_sparse.objectives.l1_penalty import L1Penalty
@@ -32,11 +33,14 @@ from tf_robust_sparse.objectives.vulnerability_suppression import VULNERABILITIE
 __all__ = [
     "AT",
     "AWP",
+    "CCIBP",
     "DKL",
     "IBP",
     "MART",
     "MAT",
+    "MTLIBP",
     "REWEIGHTINGS",
+    "SABR",
     "TRADES",
     "VULNERABILITIES",
     "AttackObjective",
@@ -46,6 +50,7 @@ __all__ = [
     "CutMix",
     "EpochwiseEpsilon",
     "EpsilonSchedule",
+    "ExpIBP",
     "GradAlign",
     "KLPenalty",
     "L1Penalty",

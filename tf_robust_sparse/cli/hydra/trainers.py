@@ -21,12 +21,20 @@ from tf_robust_sparse.evaluation.progress import Progress
 
 FLAGS = flags.FLAGS
 
-BY_BOUNDS = ("mixtrain", "crown-ibp", "ibp")
+# Between attack and bounds -> the objective and the setting of how much of each.
+EXPRESSIVE = {
+    "mtl-ibp": (trs.objectives.MTLIBP, "ibp_alpha"),
+    "cc-ibp": (trs.objectives.CCIBP, "ibp_alpha"),
+    "exp-ibp": (trs.objectives.ExpIBP, "ibp_alpha"),
+    "sabr": (trs.objectives.SABR, "box_ratio"),
+}
+BY_BOUNDS = ("mixtrain", "crown-ibp", "ibp", *EXPRESSIVE)
 TRAINERS = ("base", "adv", "smooth", "freeadv", *BY_BOUNDS)
 # How held-out images are judged -> the bounds that do; smooth judges by an estimate.
 BOUNDS = {"ibp": "ibp", "crown-ibp": "crown-ibp", "mixtrain": "zonotope"}
 CHECKS = (*BOUNDS, "smooth")
 _DEFAULT_CHECKS = {"base": "base", "mixtrain": "mixtrain", "crown-ibp": "ibp", "ibp": "ibp", "smooth": "smooth"}
+_DEFAULT_CHECKS |= dict.fromkeys(EXPRESSIVE, "crown-ibp")
 
 
 def _of(*names: str, refuse: bool = False) -> OnlyFor:
@@ -40,10 +48,12 @@ def _grows(flags: Any) -> bool:
 
 
 OF_BOUNDS = _of(*BY_BOUNDS, refuse=True)
+_OF_EXPRESSIVE = _of(*EXPRESSIVE, refuse=True)
 _OF_LINES = _of("crown-ibp", "ibp", refuse=True)
 _WHERE_LINES_GROW = OnlyFor(
-    "--trainer=crown-ibp or ibp with a --schedule_length of at least 2, in which the radius grows",
-    lambda flags: flags.trainer in ("crown-ibp", "ibp") and _grows(flags),
+    f"--trainer={' or '.join(name for name in BY_BOUNDS if name != 'mixtrain')} with a --schedule_length of at least "
+    "2, in which the radius grows",
+    lambda flags: flags.trainer != "mixtrain" and _grows(flags),
 )
 
 
@@ -55,7 +65,8 @@ class Attack(TrainingAttack):
         TrainingAttack,
         "num_steps",
         only_for=OnlyFor(
-            "--trainer=adv or --val_method=adv", lambda flags: flags.trainer == "adv" or Validation.read().attacks
+            f"--trainer=adv, {', '.join(EXPRESSIVE)} or --val_method=adv",
+            lambda flags: flags.trainer in ("adv", *EXPRESSIVE) or Validation.read().attacks,
         ),
     )
 
@@ -74,7 +85,8 @@ class Trainer(Settings):
 
     trainer: str = setting(
         "adv",
-        "Objective: natural, TRADES, stability under noise, free adversarial, or by bounds.",
+        "Objective: natural, TRADES, stability under noise, free adversarial, by bounds, or between attack and bounds "
+        f"({', '.join(EXPRESSIVE)}).",
         choices=TRAINERS,
         identity=True,
     )
@@ -177,6 +189,35 @@ class Bounds(Settings):
         identity=True,
         only_for=_OF_LINES,
     )
+    ibp_alpha: float = setting(
+        0.5,
+        "Weight of the bounds of mtl-ibp, cc-ibp and exp-ibp; published for mtl-ibp: 0.004 at 2/255, 0.5 at 8/255, "
+        "0.08 on MNIST at 0.3.",
+        upper=1,
+        identity=True,
+        only_for=_of("mtl-ibp", "cc-ibp", "exp-ibp", refuse=True),
+    )
+    box_ratio: float = setting(
+        0.4,
+        "Radius of the box of sabr as a share of --epsilon; published: 0.1 at 2/255, 0.7 at 8/255, 0.6 on MNIST at "
+        "0.3.",
+        upper=1,
+        identity=True,
+        only_for=_of("sabr", refuse=True),
+    )
+    attack_scale: float = setting(
+        1.0,
+        "Radius of the attack as a multiple of --epsilon; published for mtl-ibp at 2/255: 2.1.",
+        excluded=0,
+        identity=True,
+        only_for=_OF_EXPRESSIVE,
+    )
+    ibp_regularizer: float = setting(
+        0.0,
+        "Weight of a penalty on wide and unbalanced intervals while the radius grows; published: 0.5.",
+        identity=True,
+        only_for=_OF_EXPRESSIVE,
+    )
     mixtraink: int = setting(
         1,
         "Images per batch that mixtrain bounds: 1 for large networks, 5 for small ones.",
@@ -226,6 +267,12 @@ class Bounds(Settings):
             begin = self.schedule_start * steps_per_epoch
             end = begin + (length - 1) * steps_per_epoch
             schedule = kinds[self.epsilon_schedule](epsilon, begin, end, self.starting_epsilon)
+        if trainer in EXPRESSIVE:
+            attack = TrainingAttack.read().build()
+            scaled = {"epsilon": epsilon * self.attack_scale, "step_size": attack.step_size * self.attack_scale}
+            attack = type(attack).from_config({**attack.get_config(), **scaled})
+            kind, how_much = EXPRESSIVE[trainer]
+            return kind(attack, schedule, getattr(self, how_much), regularizer=self.ibp_regularizer)
         if trainer == "ibp":
             return trs.objectives.IBP(schedule, self.final_kappa)
         return trs.objectives.CrownIBP(schedule, self.final_beta, self.final_kappa)
