@@ -32,6 +32,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from absl import app, flags
 
+from tf_robust_sparse.data.stacked_batches import stacked_batches
+from tf_robust_sparse.models.unbiased_dense import unbiased_dense_300_100
+from tf_robust_sparse.training.optimizers import FusedAdam
+
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("batch_size", 60, "Images per step.", lower_bound=1)
 flags.DEFINE_integer("steps", 300, "Timed steps of natural training; a third of FGSM, a tenth of PGD.", lower_bound=10)
@@ -191,11 +195,11 @@ def ours(contender: str, kind: str, count: int) -> tuple[Callable[[], Any], dict
     objective: trs.objectives.Objective = trs.objectives.Natural(SMOOTHING)
     if kind != "natural":
         objective = trs.objectives.CleanAndAdversarial(attack, label_smoothing=SMOOTHING)
-    network = trs.models.stack([trs.models.unbiased_dense_300_100(seed=seed) for seed in range(networks)])
+    network = trs.models.stack([unbiased_dense_300_100(seed=seed) for seed in range(networks)])
     model = trs.training.StackedRobustModel(network, objective, attack)
-    model.compile(trs.training.FusedAdam(RATE), steps_per_execution=count, jit_compile=contender == "xla")
+    model.compile(FusedAdam(RATE), steps_per_execution=count, jit_compile=contender == "xla")
     images, labels = data()
-    batches = trs.data.stacked_batches(len(labels), FLAGS.batch_size, range(networks))
+    batches = stacked_batches(len(labels), FLAGS.batch_size, range(networks))
     model.train_on(images, labels)
     x, y = tf.constant(images[: FLAGS.eval_images]), tf.constant(labels[: FLAGS.eval_images])
 

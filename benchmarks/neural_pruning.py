@@ -28,6 +28,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from absl import app, flags
 
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
+from tf_robust_sparse.training.optimizers import CoupledAdam
+
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("batch_size", 64, "Images per step.", lower_bound=1)
 flags.DEFINE_integer("num_steps", 20, "Steps of the attack.", lower_bound=1)
@@ -115,7 +118,7 @@ def ours(gated: bool) -> tuple[Callable[[], Any], Callable[[], Any], list[int]]:
         model.compile(trs.training.GatedAdam(GATE_RATE, weight_rate=WEIGHT_RATE / GATE_RATE, l2=DECAY))
     else:
         model = trs.RobustModel(network, objective)
-        model.compile(trs.training.CoupledAdam(WEIGHT_RATE, l2=DECAY))
+        model.compile(CoupledAdam(WEIGHT_RATE, l2=DECAY))
     traces: list[int] = []
     perturb = model.objective.perturb
     model.objective.perturb = lambda *args, **kwargs: traces.append(1) or perturb(*args, **kwargs)  # type: ignore
@@ -125,7 +128,7 @@ def ours(gated: bool) -> tuple[Callable[[], Any], Callable[[], Any], list[int]]:
 
     @tf.function
     def attacked() -> tf.Tensor:
-        with trs.layers.cached_for_inference(network):
+        with cached_for_inference(network):
             return attack(network, x, y, seed=tf.constant([0, 1]))
 
     return lambda: float(model.train_function(batches)["loss"]), lambda: attacked().numpy(), traces

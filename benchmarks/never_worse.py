@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import app, flags
 
 from benchmarks.runtime import least
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference, inference_logits
 
 FLAGS = flags.FLAGS
 _MODELS = "lenet5_caffe,lenet_conv,dense_300_100,small_cnn,large_cnn,vgg4,resnet18_p01,resnet34_p1,wrn28_2,resnet18"
@@ -80,14 +81,14 @@ def contenders(name: str, share: float, size: int) -> dict[str, dict[str, Callab
     x = tf.constant(rng.random((size, *network.input_shape[1:]), np.float32))
     y = tf.constant(rng.integers(0, network.output_shape[-1], size))
     attack = trs.attacks.LinfPGD(8 / 255, 2 / 255, FLAGS.num_steps)
-    works = {"logits": trs.layers.inference_logits, "attack": lambda network, some: attack(network, some, y)}
+    works = {"logits": inference_logits, "attack": lambda network, some: attack(network, some, y)}
     found: dict[str, dict[str, Callable[[], Any]]] = {work: {} for work in works}
     for (work, call), (contender, setting) in itertools.product(works.items(), SETTINGS.items()):
         os.environ["TRS_ENGINE"] = setting  # read where a call is traced
 
         @tf.function(autograph=False)
         def prepared(some: tf.Tensor, call: Callable[..., Any] = call) -> tf.Tensor:
-            with trs.layers.cached_for_inference(network):
+            with cached_for_inference(network):
                 return call(network, some)
 
         prepared(x)

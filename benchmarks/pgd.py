@@ -28,6 +28,9 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import numpy as np
 from absl import app, flags
 
+from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
+
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["small_cnn", "lenet5_caffe"], "Architectures of the package, or .keras files of ours.")
 flags.DEFINE_integer("images", 250, "Images in the batch, of the sample in the package.", 1)
@@ -103,11 +106,11 @@ def prepare(network: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[]
         attack = trs.attacks.LinfPGD(EPSILON, num_steps=FLAGS.steps)
         theirs = foolbox.attacks.LinfPGD(abs_stepsize=attack.step_size, steps=FLAGS.steps, random_start=True)
     images, labels = tf.constant(x), tf.constant(y)
-    forward = trs.layers.inference_forward(network)
+    forward = inference_forward(network)
 
     @tf.function(autograph=False)
     def ours(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        with trs.layers.cached_for_inference(network):
+        with cached_for_inference(network):
             return attack(forward, images, labels, seed=0)
 
     exported = trs.saving.strip(network)

@@ -23,6 +23,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags
 
+from tf_robust_sparse.evaluation import latency
+
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_enum("work", ["convolution", "network"], ["convolution", "network"], "What to time.")
 flags.DEFINE_list("models", ["resnet18", "vgg16"], "Networks.")
@@ -104,10 +106,9 @@ def contenders(network: Any, size: int) -> dict[str, Callable[[], Any]]:
 
 def onnx_runtime(network: Any, x: Any) -> dict[str, Callable[[], Any]]:
     """The same in ONNX Runtime, if there is one."""
-    import tf_robust_sparse as trs
 
     try:
-        return {"ONNX Runtime": trs.evaluation.onnx_runtime(network, x, FLAGS.threads)}
+        return {"ONNX Runtime": latency.onnx_runtime(network, x, FLAGS.threads)}
     except ImportError:
         return {}
 

@@ -23,6 +23,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags
 
+from tf_robust_sparse.evaluation.latency import median_latency
+
 FLAGS = flags.FLAGS
 CASES = ("lenet", "vgg16", "vgg16_channels")
 flags.DEFINE_multi_enum("case", ["lenet"], CASES, "Which networks.")
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> None:
         plain = trs.saving.strip(network)
         rows = {}
         for size in map(int, FLAGS.batch_sizes):
-            seconds = trs.evaluation.median_latency({"before": plain, "after": small}, size, FLAGS.seconds)
+            seconds = median_latency({"before": plain, "after": small}, size, FLAGS.seconds)
             gain = seconds["before"] / seconds["after"]
             rows[size] = seconds
             print(

@@ -1,6 +1,6 @@
 """Train, measure and ship neural networks that are at once sparse and adversarially robust."""
 
-from tf_robust_sparse import startup  # isort: split
+from tf_robust_sparse import startup as startup  # isort: split
 
 from tf_robust_sparse import (
     attacks,
@@ -38,6 +38,5 @@ __all__ = [
     "shrink",
     "sparsify",
     "sparsity",
-    "startup",
     "training",
 ]

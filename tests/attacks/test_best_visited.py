@@ -7,6 +7,7 @@ import tensorflow as tf
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import layers, objectives
 from tf_robust_sparse.attacks import L2PGD, LinfPGD, cross_entropy
+from tf_robust_sparse.layers.kernel_seam import unfolded_kernels
 
 X, Y = tiny_images(24)
 
@@ -59,7 +60,7 @@ def test_unfolded_kernels_are_the_cached_ones():
     network = tiny_network("signed")
     expected = np.asarray(network(X, training=True))
     with layers.cached_kernels(network), layers.folded_kernels(network):
-        with layers.unfolded_kernels(network):
+        with unfolded_kernels(network):
             np.testing.assert_allclose(network(X, training=True), expected, rtol=1e-6)
         with pytest.raises(RuntimeError, match="training=False"):
             network(X, training=True)

@@ -17,6 +17,7 @@ from tf_robust_sparse.cli.binary.attacks import Attack
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.models import resnet
+from tf_robust_sparse.sparsity.scores import subnet_layers
 
 BINARY = "run_binary_subnetworks"
 FEW = (
@@ -128,10 +129,10 @@ def test_a_run_finds_a_network_of_signs(found):
     record = results(directory)
     planned = trs.sparsity.keep_fractions(network, 0.1, "adaptive", 0.1)
     assert record["keep_fractions"] == pytest.approx(planned) and record["trainer"] == "adv_step_fast"
-    for layer in trs.sparsity.subnet_layers(network):
+    for layer in subnet_layers(network):
         kernel = np.asarray(layer.effective_kernel)
         assert set(np.unique(kernel)) <= {-1, 0, 1} and np.count_nonzero(kernel) == layer.kept
-    assert record["nonzero"] == sum(layer.kept for layer in trs.sparsity.subnet_layers(network))
+    assert record["nonzero"] == sum(layer.kept for layer in subnet_layers(network))
     assert {layer.name for layer in network.layers} >= {"classifier_bn"}
     packed = trs.load_network(directory / "network.trs")
     x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
@@ -157,7 +158,7 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
     names = {variable.path.rpartition("/")[2] for variable in network.trainable_variables}
     assert names == {"kernel"}
     agreeing, total = 0, 0
-    for one, two in zip(trs.sparsity.subnet_layers(before), trs.sparsity.subnet_layers(network), strict=True):
+    for one, two in zip(subnet_layers(before), subnet_layers(network), strict=True):
         old, new = np.asarray(one.effective_kernel), np.asarray(two.effective_kernel)
         np.testing.assert_array_equal(new != 0, old != 0)
         assert set(np.unique(new)) <= {-1, 0, 1}

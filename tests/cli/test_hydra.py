@@ -15,6 +15,7 @@ from tests.data.test_image_files import make_imagenet
 from tf_robust_sparse.cli import command_line, hydra, run_directory, settings, training_run
 from tf_robust_sparse.cli.hydra.settings import MODES, Phases, plan, plans
 from tf_robust_sparse.cli.hydra.trainers import TRAINERS
+from tf_robust_sparse.sparsity.scores import subnet_layers
 
 HYDRA = "run_hydra"
 FEW = (
@@ -51,7 +52,7 @@ def test_three_phases_leave_three_networks(everything):
     for name, network in (("prune", pruned), ("finetune", finetuned)):
         found = results(directory / name)
         assert found["connectivity"] == pytest.approx(0.2, abs=1e-3)
-        assert found["nonzero"] == sum(layer.kept for layer in trs.sparsity.subnet_layers(network))
+        assert found["nonzero"] == sum(layer.kept for layer in subnet_layers(network))
         assert found["phase"]["phase"] == name and found["source"].endswith("pretrain" if name == "prune" else "prune")
         assert found["objective"]["objective"] == "TRADES" and found["epochs"] == (1 if name == "prune" else 2)
     layers = (trs.layers.kernel_layers(network) for network in (pretrained, pruned, finetuned))
@@ -110,8 +111,8 @@ def test_a_phase_resumes_without_its_source_and_its_record_repeats_it(everything
     for one, two in zip(before.variables, after.variables, strict=True):
         np.testing.assert_array_equal(one, two)
     assert results(tmp_path / "p")["phase"]["freeze_batch_norm"] == "affine"
-    kept = [layer.kept for layer in trs.sparsity.subnet_layers(after)]
-    assert len({layer.keep_fraction for layer in trs.sparsity.subnet_layers(after)}) > 1
+    kept = [layer.kept for layer in subnet_layers(after)]
+    assert len({layer.keep_fraction for layer in subnet_layers(after)}) > 1
     assert sum(kept) == results(tmp_path / "p")["nonzero"]
     source = str(directory / "pretrain")  # is not forgotten: the record repeats the run, not its continuation
     assert results(tmp_path / "p")["source"] == source
@@ -144,7 +145,7 @@ def test_least_weight_magnitude_is_a_finetune_phase(everything, tmp_path):
     ).expect()
     assert "Note: --n_repeats=3 has no effect here; it belongs to --trainer=freeadv" in done.out
     dense, network = trs.load_network(directory / "pretrain"), trs.load_network(tmp_path / "lwm")
-    for plain, layer in zip(trs.layers.kernel_layers(dense), trs.sparsity.subnet_layers(network), strict=True):
+    for plain, layer in zip(trs.layers.kernel_layers(dense), subnet_layers(network), strict=True):
         magnitude = np.abs(np.asarray(plain.kernel))
         np.testing.assert_array_equal(layer.compute_kernel_mask(), magnitude >= np.sort(magnitude.ravel())[-layer.kept])
 

@@ -14,6 +14,7 @@ from tests.cli.test_hydra import HYDRA, checked, results
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.hydra.settings import plan
 from tf_robust_sparse.cli.hydra.trainers import Validation
+from tf_robust_sparse.sparsity.scores import subnet_layers
 
 FEW = (
     *("--model=lin_2", "--batch_size=32", "--augmentation=none"),
@@ -78,7 +79,7 @@ def test_three_phases_under_bounds(images, tmp_path):
     found = check("crown-ibp", run / "finetune", 2)
     assert found["connectivity"] == pytest.approx(0.2, abs=1e-3)
     assert done.out.count("Verified  ") == 3 and "by crown-ibp" in done.out
-    assert len(trs.sparsity.subnet_layers(trs.load_network(run / "finetune"))) == 2
+    assert len(subnet_layers(trs.load_network(run / "finetune"))) == 2
 
 
 @pytest.mark.parametrize(

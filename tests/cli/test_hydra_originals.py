@@ -14,6 +14,9 @@ from tf_robust_sparse.cli import command_line, hydra, run_directory, training_ru
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.hydra.directories import Place
 from tf_robust_sparse.cli.hydra.settings import Phases, plan
+from tf_robust_sparse.data.pipeline import auxiliary_batch_size
+from tf_robust_sparse.sparsity.scores import subnet_layers
+from tf_robust_sparse.training.by_epoch import epoch_rates
 
 PRETRAIN = ("--arch", "vgg16_bn", "--dataset", "CIFAR10", "--exp-mode", "pretrain")
 CROWN_IBP = """
@@ -183,7 +186,7 @@ def test_semisup_batches_hold_as_many_labeled_images_as_there(given, configs, me
     pickle.touch()
     flags = meaning(*command)
     assert (flags.pseudo_labels, flags.batch_size, flags.rst_frac) == (str(pickle), 256, 0.5)
-    auxiliary = trs.data.auxiliary_batch_size(flags.batch_size, flags.rst_frac)
+    auxiliary = auxiliary_batch_size(flags.batch_size, flags.rst_frac)
     assert trs.data.steps_per_epoch(50_000, flags.batch_size, auxiliary) == 390  # and 80 images more there
     assert flags.semisup_fraction == (1.0 if given == "--configs" else 0.25)
 
@@ -192,10 +195,10 @@ def test_rates_are_as_there(meaning):
     """Free training stretches them over all epochs; a warm-up before steps is as fast as the rest."""
     words = ("--arch=ResNet50", "--dataset=imagenet", "--exp-mode=pretrain", "--trainer=freeadv", "--epochs=90")
     assert meaning(*words).undivided_schedule
-    expected = trs.training.epoch_rates("cosine_ref", 0.1, 90)[:23]
+    expected = epoch_rates("cosine_ref", 0.1, 90)[:23]
     assert plan("pretrain").rates == expected and expected[-1] > 0.08
     assert meaning("--data=imagenet", "--model=resnet50_imagenet", "--trainer=freeadv", "--epochs=90")
-    assert plan("pretrain").rates == trs.training.epoch_rates("cosine", 0.1, 23)
+    assert plan("pretrain").rates == epoch_rates("cosine", 0.1, 23)
     meaning(*PRETRAIN, "--lr-schedule=step", "--epochs=10", "--warmup-epochs=2", "--warmup-lr=0.01")
     assert plan("pretrain").rates == pytest.approx([0.1] * 10 + [0.01, 0.001])
 
@@ -350,7 +353,7 @@ def test_its_scripts_from_a_checkpoint_of_pytorch(finetune, tmp_path, configs):
         more = ("--exp-mode=finetune", f"--source-net={latest}/checkpoint/checkpoint.pth.tar", "--lr=0.01")
         run_script(*command, *more, "--trainer=base").expect()
         tuned = tmp_path / "run/finetune/latest_exp"
-        pairs = zip(*(trs.sparsity.subnet_layers(trs.load_network(each)) for each in (latest, tuned)), strict=True)
+        pairs = zip(*(subnet_layers(trs.load_network(each)) for each in (latest, tuned)), strict=True)
         for layer, other in pairs:
             np.testing.assert_array_equal(layer.scores, other.scores)
         assert results(tuned)["source"] == str(latest.resolve())  # which latest_exp may not stand for later

@@ -8,6 +8,8 @@ import pytest
 import tf_robust_sparse as trs
 from tests.cli.conftest import run_script
 from tests.cli.test_bad_input import assert_explained
+from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
+from tf_robust_sparse.sparsity.mask_structure import channels_between, mask_structure
 
 PLOTS = "run_mask_plots"
 
@@ -35,10 +37,10 @@ def test_figures_and_numbers(pruned, tmp_path, one_drawn):
     assert {path.name for path in (tmp_path / "f").glob("*.png")} == names
     assert one_drawn[0][0].read_bytes()[:4] == b"\x89PNG"
     record = json.loads((tmp_path / "f/masks.json").read_text())
-    assert record["layers"] == trs.sparsity.mask_statistics(network)
-    assert record["kept_weights"] == trs.sparsity.kept_weights(network)
-    assert record["structure"] == trs.sparsity.mask_structure(network)
-    found = trs.sparsity.channels_between(network.get_layer("conv1"), network.get_layer("conv2"))
+    assert record["layers"] == mask_statistics(network)
+    assert record["kept_weights"] == kept_weights(network)
+    assert record["structure"] == mask_structure(network)
+    found = channels_between(network.get_layer("conv1"), network.get_layer("conv2"))
     assert record["between"] == {"conv1:conv2": found} and record["relative_cost"] is None
     assert f"conv1:conv2: {found['empty_in_both']} channels are empty in both" in done.out
     assert record["planned"] == {layer.name: layer.keep_fraction for layer in trs.layers.kernel_layers(network)}
@@ -58,7 +60,7 @@ def test_of_an_exported_network_the_one_before_tells_what_was_dropped(pruned, tm
     assert not (tmp_path / "plain/figures/kept_weights.png").exists()
     run_script(PLOTS, f"--network={tmp_path / 'plain'}", f"--before={tmp_path / 'dense'}").expect()
     record = json.loads((tmp_path / "plain/figures/masks.json").read_text())
-    assert record["kept_weights"] == trs.sparsity.kept_weights(network)
+    assert record["kept_weights"] == kept_weights(network)
 
 
 def test_bad_input(pruned, tmp_path):

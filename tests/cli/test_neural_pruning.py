@@ -16,6 +16,7 @@ from tests.cli.test_bad_input import assert_explained
 from tests.cli.test_runs import assert_same_weights
 from tf_robust_sparse.cli import neural, recipes, run_directory, settings, training_run
 from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.evaluation.latency import median_latency
 from tf_robust_sparse.models import vgg
 
 efficiency = importlib.import_module("tf_robust_sparse.evaluation.efficiency")  # the function has its name
@@ -208,8 +209,8 @@ def test_gates_begin_with_the_weights_and_statistics_of_the_base(runs, parse, tm
 
 
 def test_evaluation_writes_costs_and_attacks(runs, monkeypatch):
-    brief = functools.partial(trs.evaluation.median_latency, seconds=0.02)
-    monkeypatch.setattr(trs.evaluation, "median_latency", brief)
+    brief = functools.partial(median_latency, seconds=0.02)
+    monkeypatch.setattr(neural.objects, "median_latency", brief)
     gated = (SCRIPT, *TINY, "--mode=bbd", "--adv_train", f"--output_dir={runs / 'gated'}")
     cost = run_script(*gated, "--eval_mode=test").expect()
     assert "speed up" in cost.out and "batch of 64" in cost.out

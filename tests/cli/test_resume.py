@@ -12,6 +12,7 @@ import tf_robust_sparse as trs
 from tests.cli.conftest import TINY, TRAIN, results, run_script
 from tests.cli.test_runs import assert_same_weights
 from tf_robust_sparse.cli import command_line, run_lock
+from tf_robust_sparse.saving.checkpoint import read_metadata
 
 SPARSE = (*TINY, "-s", "--connectivity=0.1")
 
@@ -68,7 +69,7 @@ def test_a_run_goes_on_bit_by_bit_after_a_full_disk_and_with_more_an_interrupt_a
         done = run_script(*again).expect(1)
     assert f"No space left on device: '{checkpoint.parent}" in done.err.splitlines()[-1]
     assert checkpoint.read_bytes() == kept[0] == (before or kept[0])
-    assert trs.saving.read_metadata(checkpoint)["state"]["epoch"] == 1
+    assert read_metadata(checkpoint)["state"]["epoch"] == 1
     assert not list(checkpoint.parent.glob(".*"))
     assert "1 of them left" in assert_resumes_to(finished, tmp_path / "run").out
 

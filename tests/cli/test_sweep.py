@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 
-import tf_robust_sparse as trs
 from tests.cli.conftest import TINY, TRAIN, run_script
 from tests.cli.test_bad_input import assert_explained
 from tf_robust_sparse.cli.commands import sweep as module
@@ -101,7 +100,7 @@ def test_fractions(trained, tmp_path):
 
 def test_sweeps_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(trs.evaluation, "draw_sweep", lambda series, *_: drawn.append(list(series)))
+    monkeypatch.setattr(module, "draw_sweep", lambda series, *_: drawn.append(list(series)))
     sweep = ("--vary=connectivity", "--values=0.1", f"--command={COMMAND}", "--name=DEEP R")
     for folder in ("a", "b/a"):
         run_script(SWEEP, *sweep, f"--output_dir={tmp_path / folder}").expect()

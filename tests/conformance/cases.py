@@ -4,6 +4,7 @@ import keras
 
 from tests.networks import tiny_images
 from tf_robust_sparse import attacks, layers, objectives, sparsity
+from tf_robust_sparse.layers.bayesian import BayesianScale
 
 IMAGE = (6, 6, 3)
 VECTOR = (12,)
@@ -15,7 +16,7 @@ LAYERS = {
     "BatchNormalization, without scale": (lambda: layers.BatchNormalization(scale=False, center=False), IMAGE),
     "BayesianConv2D": (lambda: layers.BayesianConv2D(5, 3, padding="same", prior_stddev=0.1), IMAGE),
     "BayesianDense": (lambda: layers.BayesianDense(7, use_bias=False, initial_rho=-5.0), VECTOR),
-    "BayesianScale": (lambda: layers.BayesianScale(0.1, -5.0), IMAGE),
+    "BayesianScale": (lambda: BayesianScale(0.1, -5.0), IMAGE),
     "BetaBernoulliDropout": (lambda: layers.BetaBernoulliDropout(2.0, threshold=0.3), IMAGE),
     "BetaBernoulliDropout, units": (lambda: layers.BetaBernoulliDropout(temperature=0.2, prior=1e-3), VECTOR),
     "BinaryConv2D": (lambda: layers.BinaryConv2D(5, 3, padding="same"), IMAGE),
@@ -145,18 +146,14 @@ SPARSIFIERS = {
 
 # Public classes without a row, each with its reason.
 ABSTRACT = {
-    "FeatureRecorder": "stands in for a network",
     "KLPenalty": "needs variational layers; see tests/objectives/test_kl_penalty.py",
     "KernelLayer": "an operation and a parametrization are mixed into it",
-    "DenseOperation": "lacks a parametrization",
-    "Conv2DOperation": "lacks a parametrization",
     "DynamicSparsity": "lacks its growth scores",
     "FlyingBirdPlus": "watches validation; see tests/sparsity/test_flying_bird_plus.py",
     "Losses": "a record",
     "MaskSparsifier": "lacks its masks",
     "Prunable": "a record",
     "GradientAttack": "lacks a norm",
-    "StagedAttack": "lacks its steps",
     "EpochwiseEpsilon": "a schedule, which objectives take",
     "EpsilonSchedule": "a schedule, which objectives take",
     "LinearEpsilon": "a schedule, which objectives take",
@@ -165,7 +162,6 @@ ABSTRACT = {
     "Objective": "lacks a loss",
     "AttackObjective": "lacks a loss",
     "Sparsifier": "decides nothing",
-    "StochasticBinarization": "decides signs and no connections; see tests/sparsity/test_binarization.py",
 }
 
 # Folder -> (its module, its rows as factories).

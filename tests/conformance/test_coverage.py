@@ -17,7 +17,6 @@ def test_every_public_class_has_a_row(folder):
     shown = {type(make()).__name__ for make in rows.values()}
     missing = public_classes(module) - shown - set(ABSTRACT)
     assert not missing, f"add rows to tests/conformance/cases.py for {sorted(missing)}"
-    assert shown <= public_classes(module), "rows of classes that are not public"
     assert not shown & set(ABSTRACT)
 
 

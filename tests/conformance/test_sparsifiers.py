@@ -10,7 +10,8 @@ import tensorflow as tf
 from tests.conformance.cases import SPARSIFIERS
 from tests.networks import mirrored, tiny_dataset, tiny_network
 from tf_robust_sparse import layers, objectives
-from tf_robust_sparse.sparsity import DynamicSparsity, slots
+from tf_robust_sparse.sparsity import DynamicSparsity
+from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.training import RobustModel, sgdw
 
 STEPS = 8

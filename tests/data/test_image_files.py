@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import data
 from tf_robust_sparse.data import image_files
+from tf_robust_sparse.data.readers.imagenet import unpack as unpack_imagenet
 
 
 def gradient_image(height, width, blue=128):
@@ -214,7 +215,7 @@ def test_a_prepared_imagenet_is_unpacked_once(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"unpack it once: python run_scripts/run_unpack_imagenet.py"):
         data.load("imagenet", tmp_path)
     seen = []
-    data.unpack_imagenet(prepared, tmp_path / "imagenet", lambda *counts: seen.append(counts))
+    unpack_imagenet(prepared, tmp_path / "imagenet", lambda *counts: seen.append(counts))
     assert seen == [(split, number, 3) for split in ("train", "validation") for number in (1, 2, 3)]
     found = data.load("imagenet", tmp_path, image_size=16)
     assert found.class_names == ("n01", "n02") and found.train_images.shape == (3, 16, 16, 3)
@@ -222,10 +223,10 @@ def test_a_prepared_imagenet_is_unpacked_once(tmp_path):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "imagenet").rglob("*.JPEG")}
     missing = next(iter(times))
     missing.unlink()
-    data.unpack_imagenet(prepared, tmp_path / "imagenet")
+    unpack_imagenet(prepared, tmp_path / "imagenet")
     assert missing.is_file()
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != missing)
     for path in prepared.glob("*-train.*"):
         path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match="expected ImageNet as TensorFlow Datasets prepares it"):
-        data.unpack_imagenet(prepared, tmp_path / "again")
+        unpack_imagenet(prepared, tmp_path / "again")

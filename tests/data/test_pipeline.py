@@ -9,6 +9,8 @@ from tests.data import makers
 from tests.data.test_augment import WEIGHT_ROUNDING, shifted_by_scipy
 from tf_robust_sparse import data
 from tf_robust_sparse.data import augment, pipeline
+from tf_robust_sparse.data.datasets import from_npz
+from tf_robust_sparse.data.pipeline import auxiliary_batch_size
 
 N, BATCH = 50, 8
 IMAGES, LABELS = makers.images(N, (6, 6, 3)), np.arange(N)  # the label tells which image it is
@@ -234,7 +236,7 @@ def test_auxiliary_floats_beside_uint8():
 
 def test_steps_of_the_published_settings():
     assert data.steps_per_epoch(50_000, 128) == 390
-    assert data.auxiliary_batch_size(128, 0.5) == 64
+    assert auxiliary_batch_size(128, 0.5) == 64
     assert data.steps_per_epoch(50_000, 128, 64) == 781
     assert data.steps_per_epoch(73_257, 128) == 572
     assert data.steps_per_epoch(50_000, 128, drop_remainder=False) == 391
@@ -283,7 +285,7 @@ def test_pair_functions(tmp_path):
     assert train.cardinality().numpy() == 2 and next(iter(test))[0].shape == (3, 28, 28, 1)
     path = tmp_path / "a.npz"
     np.savez(path, x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS)
-    train, test = data.from_npz(path, 10)
+    train, test = from_npz(path, 10)
     assert sorted(np.concatenate([y for _, y in train])) == list(range(N)) and test.cardinality().numpy() == 5
 
 

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tf_robust_sparse.data import stacked_batches
+from tf_robust_sparse.data.stacked_batches import stacked_batches
 
 
 def batches(seeds, count, first_step=0, examples=23):

@@ -14,6 +14,7 @@ from tf_robust_sparse.engine.plan import make_plan
 from tf_robust_sparse.evaluation import AutoAttack
 from tf_robust_sparse.layers.engine_costs import Costs, costs
 from tf_robust_sparse.layers.engine_seam import network_nodes, weights_of
+from tf_robust_sparse.layers.kernel_seam import inference_logits
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the kernels are not compiled: no C compiler")
 
@@ -216,7 +217,7 @@ def test_the_seam_computes_attacks_and_evaluation(monkeypatch):
     def both(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            logits = layers.inference_logits(network, x)
+            logits = inference_logits(network, x)
         return logits, tape.gradient(logits, x)
 
     @tf.function(autograph=False)
@@ -230,9 +231,9 @@ def test_the_seam_computes_attacks_and_evaluation(monkeypatch):
     assert "PyFuncStateless" in operations
     assert "PyFunc" not in {op.type[:6] for op in both.get_concrete_function(x).graph.get_operations()}
     with layers.folded_kernels(network):
-        eager = layers.inference_logits(network, x)
+        eager = inference_logits(network, x)
         with layers.cached_kernels(network):
-            np.testing.assert_array_equal(layers.inference_logits(network, x), network(x, training=False))
+            np.testing.assert_array_equal(inference_logits(network, x), network(x, training=False))
     assert_close(eager.numpy(), both(x)[0].numpy())
 
 
@@ -242,9 +243,9 @@ def test_a_gradient_whose_activations_made_room_is_computed_again(monkeypatch):
     x = tf.constant(np.random.default_rng(1).random((20, 11, 10, 3), np.float32))
     with layers.folded_kernels(network), tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
-        first = layers.inference_logits(network, x)
+        first = inference_logits(network, x)
         for _ in range(4):
-            layers.inference_logits(network, x)
+            inference_logits(network, x)
     found = [tape.gradient(first, x) for _ in range(2)]
     with tf.GradientTape() as tape:
         tape.watch(x)

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from tests.attacks.toy import toy_images, toy_labels, toy_network
 from tf_robust_sparse import data
-from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack
+from tf_robust_sparse.attacks import APGD, FAB, Square
+from tf_robust_sparse.attacks.staged_attack import StagedAttack
 from tf_robust_sparse.evaluation import AutoAttack, ensemble_run, without_softmax
 from tf_robust_sparse.evaluation.compaction import batch_sizes
 from tf_robust_sparse.evaluation.safety import DYNAMIC_DEFENSE

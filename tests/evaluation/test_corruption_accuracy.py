@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tests.evaluation.conftest import CLASSES, SHAPE
 from tf_robust_sparse.data import corruptions
-from tf_robust_sparse.evaluation import evaluate_corruptions
+from tf_robust_sparse.evaluation.corruption_accuracy import evaluate_corruptions
 
 
 def accuracy(network, x, y):

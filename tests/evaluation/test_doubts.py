@@ -12,12 +12,12 @@ from tf_robust_sparse.evaluation import (
     evaluate_robustness,
     foolbox_linf_pgd,
     load_saved_model,
-    radius,
-    security_curve,
     with_pixel_range,
     without_softmax,
-    write_report,
 )
+from tf_robust_sparse.evaluation.leaderboard import radius
+from tf_robust_sparse.evaluation.report_page import write_report
+from tf_robust_sparse.evaluation.security_curve import security_curve
 
 ONE_STEP = LinfPGD(0.01, num_steps=1)
 QUIET = {"batch_size": 60, "progress": False}

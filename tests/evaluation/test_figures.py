@@ -5,9 +5,15 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tests.evaluation.figure_checks import faults, keep_figures
-from tf_robust_sparse import evaluation
 from tf_robust_sparse.evaluation import figure_style
-from tf_robust_sparse.evaluation.figures import draw_curves, draw_examples
+from tf_robust_sparse.evaluation.figures import draw_certified, draw_curves, draw_examples, draw_sweep
+from tf_robust_sparse.evaluation.mask_figures import (
+    draw_channels_between,
+    draw_kept_per_layer,
+    draw_kept_weights,
+    draw_layout,
+    draw_structure,
+)
 
 ATTACK = "PGD-20, Linf, ε = 8/255"
 LAYERS = ("conv1", *(f"stage{s}_block{b}_conv{c}" for s in (1, 2, 3, 4) for b in (1, 2) for c in (1, 2)), "classifier")
@@ -70,7 +76,7 @@ def test_accuracies_are_percent(drawn, tmp_path):
     points = [{"epsilon": i / 100, "robust_accuracy": 0.9 - i / 10} for i in range(5)]
     draw_curves({"PGD-50, 5 restarts": points, "FMN-100": points}, "Linf", tmp_path / "x.png")
     certified = [{"radius": 0.0, "accuracy": 0.8}, {"radius": 0.25, "accuracy": 0.5}, {"radius": 1, "accuracy": 0.1}]
-    evaluation.draw_certified(certified, 0.25, tmp_path / "x.png")
+    draw_certified(certified, 0.25, tmp_path / "x.png")
     series = {
         name: [
             {"value": v, "robust_accuracy": 0.4 + v, "robust_deviation": 0.01, "clean_accuracy": 0.8}
@@ -78,7 +84,7 @@ def test_accuracies_are_percent(drawn, tmp_path):
         ]
         for name in ("HYDRA", "connectivity sampling", "run_binary_subnetworks (other)")
     }
-    evaluation.draw_sweep(series, "--k", tmp_path / "x.png", ATTACK)
+    draw_sweep(series, "--k", tmp_path / "x.png", ATTACK)
     accuracy, certificate, sweep = (figure.axes[0] for figure, _ in drawn)
     np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [90, 80, 70, 60, 50])
     np.testing.assert_allclose(certificate.patches[0].get_data().values, [80, 50, 10])
@@ -102,7 +108,7 @@ def test_what_layers_keep(drawn, tmp_path):
         row = {"name": name, "entries": size, "nonzero": int(share * size), "connectivity": share, "channels": 512}
         rows.append({**row, "filters": 512, "channels_kept": 512 - 20 * number, "filters_kept": 500})
         planned[name] = share * 1.2
-    evaluation.draw_kept_per_layer(rows, "resnet18", tmp_path / "x.png", planned)
+    draw_kept_per_layer(rows, "resnet18", tmp_path / "x.png", planned)
     axes = checked(drawn).axes[0]
     assert len(axes.patches) == len(rows) and len(axes.texts) == len(rows)
     assert [len(line.get_xdata()) for line in axes.lines] == [len(rows)] * 3
@@ -113,7 +119,7 @@ def test_kept_weights(drawn, tmp_path):
     edges = np.linspace(-1, 1, 62)
     counts = {"kept": RANDOM.integers(0, 900, 61), "kept_by_magnitude": RANDOM.integers(0, 900, 61)}
     rows = [{"name": name, "edges": edges, "small_kept": 0.123, **counts} for name in LAYERS]
-    evaluation.draw_kept_weights(rows, tmp_path / "x.png", most=4)
+    draw_kept_weights(rows, tmp_path / "x.png", most=4)
     assert [len(axes.patches) for axes in checked(drawn).axes] == [2] * 4
 
 
@@ -122,7 +128,7 @@ def test_structure(drawn, tmp_path, scale):
     counts = {"by_filter": scale * np.arange(64)[::-1], "by_channel": scale * np.arange(64)[::-1]}
     counts |= {"kernels": scale * np.arange(10)[::-1]}
     random = {f"random_{name}": values.mean() * np.ones(len(values)) for name, values in counts.items()}
-    evaluation.draw_structure([{"name": name, **counts, **random} for name in LAYERS], tmp_path / "x.png", most=2)
+    draw_structure([{"name": name, **counts, **random} for name in LAYERS], tmp_path / "x.png", most=2)
     figure = checked(drawn)
     assert [len(axes.lines) for axes in figure.axes] == [2] * 6
     assert figure.axes[2].get_ylabel() == "kernels"
@@ -131,7 +137,7 @@ def test_structure(drawn, tmp_path, scale):
 @pytest.mark.parametrize("channels", [64, 2048])
 def test_channels_between(drawn, tmp_path, channels):
     outputs = RANDOM.integers(0, 40, channels) * (np.arange(channels) % 3 > 0)
-    evaluation.draw_channels_between({"outputs": outputs, "inputs": outputs + 1}, LAYERS[1:3], tmp_path / "x.png")
+    draw_channels_between({"outputs": outputs, "inputs": outputs + 1}, LAYERS[1:3], tmp_path / "x.png")
     above, below = checked(drawn).axes
     assert above.patches[0].get_data().values.sum() == outputs.sum()
     assert len(above.lines[0].get_xdata()) == (outputs == 0).sum() and not below.lines
@@ -145,7 +151,7 @@ def test_channels_between(drawn, tmp_path, channels):
 def test_every_connection_of_a_mask_is_seen(drawn, tmp_path, shape, connections, dot):
     mask = np.zeros(int(np.prod(shape)), bool)
     mask[RANDOM.choice(mask.size, connections, replace=False)] = True
-    evaluation.draw_layout(mask.reshape(shape), "conv of resnet18", tmp_path / "x.png")
+    draw_layout(mask.reshape(shape), "conv of resnet18", tmp_path / "x.png")
     figure = checked(drawn)
     axes, rows, columns = figure.axes[:3]
     counts = axes.images[0].get_array()

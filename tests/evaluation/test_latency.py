@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from tf_robust_sparse import evaluation
+from tf_robust_sparse.evaluation.latency import median_latency
 
 
 def test_a_network_of_more_work_takes_longer():
@@ -11,7 +11,7 @@ def test_a_network_of_more_work_takes_longer():
             x = keras.layers.Dense(width)(x)
         return keras.Model(inputs, x)
 
-    found = evaluation.median_latency({"small": network(8), "large": network(2000)}, 64, seconds=0.2)
+    found = median_latency({"small": network(8), "large": network(2000)}, 64, seconds=0.2)
     assert list(found) == ["small", "large"]
     assert 0 < 2 * found["small"] < found["large"] < 10
 
@@ -20,4 +20,4 @@ def test_a_network_of_more_work_takes_longer():
 def test_bad_numbers_are_named(name, value):
     arguments = {"networks": {}, "batch_size": 1, name: value}
     with pytest.raises(ValueError, match=f"`{name}` must be positive"):
-        evaluation.median_latency(**arguments)
+        median_latency(**arguments)

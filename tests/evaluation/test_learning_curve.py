@@ -4,7 +4,8 @@ import pytest
 
 from tests.evaluation.figure_checks import faults
 from tf_robust_sparse import attacks
-from tf_robust_sparse.evaluation import draw_learning_curve, learning_curve
+from tf_robust_sparse.evaluation import learning_curve
+from tf_robust_sparse.evaluation.learning_curve import draw_learning_curve
 
 HISTORY = [
     {"epoch": 1, "loss": 2.0, "accuracy": 0.2, "val_loss": 2.1, "val_accuracy": 0.3, "val_robust_accuracy": 0.1},

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.networks import tiny_network
-from tf_robust_sparse import evaluation
+from tf_robust_sparse.evaluation.loss_surface import loss_surface
 
 RANDOM = np.random.default_rng(0)
 
@@ -19,7 +19,7 @@ def images(network, count=5):
 def test_offsets_move_images_along_both_directions():
     network = tiny_network("plain")
     x, y = images(network)
-    found = evaluation.loss_surface(network, x, y, 0.2, points=5, seed=3)
+    found = loss_surface(network, x, y, 0.2, points=5, seed=3)
     np.testing.assert_allclose(found.offsets, [-0.2, -0.1, 0, 0.1, 0.2], atol=1e-7)
     assert found.losses.shape == (5, 5, 5)
 
@@ -40,10 +40,10 @@ def test_offsets_move_images_along_both_directions():
 def test_images_keep_their_directions_whatever_the_batch():
     network = tiny_network("plain")
     x, y = images(network)
-    whole = evaluation.loss_surface(network, x, y, 0.1, points=3, seed=1).losses
-    parts = evaluation.loss_surface(network, x, y, 0.1, points=3, seed=1, batch_size=2).losses
+    whole = loss_surface(network, x, y, 0.1, points=3, seed=1).losses
+    parts = loss_surface(network, x, y, 0.1, points=3, seed=1, batch_size=2).losses
     np.testing.assert_allclose(whole, parts, rtol=1e-5)
-    assert np.abs(whole - evaluation.loss_surface(network, x, y, 0.1, points=3, seed=2).losses).max() > 1e-6
+    assert np.abs(whole - loss_surface(network, x, y, 0.1, points=3, seed=2).losses).max() > 1e-6
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_what_is_refused(arguments, message):
     network = tiny_network("plain")
     x, y = images(network)
     with pytest.raises(ValueError, match=message):
-        evaluation.loss_surface(network, **{"x": x, "y": y, "epsilon": 0.1, **arguments})
+        loss_surface(network, **{"x": x, "y": y, "epsilon": 0.1, **arguments})

@@ -8,7 +8,8 @@ import pytest
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import APGD, LinfPGD, Square
-from tf_robust_sparse.evaluation import AutoAttack, RobustnessSuite, evaluate_robustness, security_curve
+from tf_robust_sparse.evaluation import AutoAttack, RobustnessSuite, evaluate_robustness
+from tf_robust_sparse.evaluation.security_curve import security_curve
 
 
 @pytest.fixture(scope="module")

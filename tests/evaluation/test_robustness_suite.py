@@ -9,17 +9,11 @@ import tensorflow as tf
 
 from tests.evaluation.conftest import CLASSES, EPSILON, SHAPE, patterns
 from tf_robust_sparse.attacks import APGD, FAB, L2PGD, LinfFGSM, LinfPGD, Square
-from tf_robust_sparse.evaluation import (
-    AutoAttack,
-    RobustnessSuite,
-    evaluate_robustness,
-    pruning_benchmark_row,
-    robustbench_row,
-    security_curve,
-    write_report,
-)
-from tf_robust_sparse.evaluation.leaderboard import radius
+from tf_robust_sparse.evaluation import AutoAttack, RobustnessSuite, evaluate_robustness
+from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
+from tf_robust_sparse.evaluation.report_page import write_report
 from tf_robust_sparse.evaluation.robustness_suite import out_of_order
+from tf_robust_sparse.evaluation.security_curve import security_curve
 from tf_robust_sparse.evaluation.transfer import transfer_attack
 
 SOME, STEPS = 200, 20

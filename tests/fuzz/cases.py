@@ -28,6 +28,7 @@ from tf_robust_sparse.cli import settings_file
 from tf_robust_sparse.data import image_files, restricted_pickle
 from tf_robust_sparse.data.readers import idx, npz, svhn
 from tf_robust_sparse.evaluation import AutoAttack
+from tf_robust_sparse.saving.checkpoint import read_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _checkpoint(folder):
     saving.save_checkpoint(path, model, {"epoch": 3, "name": "a"})
 
     def read(path):
-        saving.read_metadata(path)
+        read_metadata(path)
         metadata = saving.load_checkpoint(path, model)
         return [*_weights(model), json.dumps(metadata)]
 

@@ -6,6 +6,8 @@ import scipy.stats
 import tensorflow as tf
 
 from tf_robust_sparse import layers, models
+from tf_robust_sparse.layers.bayesian import BayesianScale
+from tf_robust_sparse.models.vgg import vgg16_dropout
 
 INVERSE_OF_ONE = float(np.log(np.expm1(1.0)))
 
@@ -22,7 +24,7 @@ def test_divergence_of_one_weight(mean, expected):
 def test_divergence_is_the_integral(prior):
     dense = layers.BayesianDense(3, prior_stddev=prior, initial_rho=-1.5)
     dense.build((None, 2))
-    scale = layers.BayesianScale(prior, -0.5)
+    scale = BayesianScale(prior, -0.5)
     scale.build((None, 4))
     random = np.random.default_rng(0)
     for layer in (dense, scale):
@@ -36,7 +38,7 @@ def test_divergence_is_the_integral(prior):
         np.testing.assert_allclose(layer.kl_divergence(), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [lambda: layers.BayesianDense(300), lambda: layers.BayesianScale(1.0, INVERSE_OF_ONE)])
+@pytest.mark.parametrize("make", [lambda: layers.BayesianDense(300), lambda: BayesianScale(1.0, INVERSE_OF_ONE)])
 def test_inference_takes_the_means_and_training_one_draw_for_the_batch(make):
     layer = make()
     x = tf.random.stateless_uniform((5, 300), [1, 2])
@@ -65,7 +67,7 @@ def test_gradients_reach_mean_and_spread():
     assert all(np.abs(each).max() > 0 for each in tape.gradient(loss, layer.trainable_variables))
 
 
-@pytest.mark.parametrize(("build", "prior", "rho"), [(models.lenet_conv, 1.0, -3.0), (models.vgg16_dropout, 0.1, -5.0)])
+@pytest.mark.parametrize(("build", "prior", "rho"), [(models.lenet_conv, 1.0, -3.0), (vgg16_dropout, 0.1, -5.0)])
 def test_networks(build, prior, rho):
     network = build(kernel="bayesian", seed=1)
     drawn = [layer for layer in network.layers if hasattr(layer, "posteriors")]

@@ -8,7 +8,10 @@ import scipy.stats
 import tensorflow as tf
 
 from tf_robust_sparse import layers, models
+from tf_robust_sparse.layers.beta_bernoulli import prior_divergence
 from tf_robust_sparse.layers.noise import fold_in
+from tf_robust_sparse.layers.training_noise import pass_number, training_noise
+from tf_robust_sparse.models.vgg import vgg16_dropout
 
 INVERSE = {value: float(np.log(np.expm1(value))) for value in (1e-4, 0.3, 0.5, 1.0, 2.0, 3.0)}  # of softplus
 
@@ -54,9 +57,9 @@ def test_divergence_is_the_integral(a, b, prior):
     np.testing.assert_allclose(gate(INVERSE[a], INVERSE[b], prior=prior).kl_divergence(), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("build", "expected"), [(models.lenet_conv, 9658.4), (models.vgg16_dropout, 45087.6)])
+@pytest.mark.parametrize(("build", "expected"), [(models.lenet_conv, 9658.4), (vgg16_dropout, 45087.6)])
 def test_divergence_of_whole_networks_at_the_start(build, expected):
-    assert float(layers.prior_divergence(build(gates=True))) == pytest.approx(expected, abs=0.5)
+    assert float(prior_divergence(build(gates=True))) == pytest.approx(expected, abs=0.5)
 
 
 @pytest.mark.parametrize(("a", "b", "expected"), [(1, 1, 0.5), (2, 1, 2 / 3), (1, 2, 1 / 3), (0.5, 3, 0.1)])
@@ -163,7 +166,7 @@ class TestTrainingNoise:
     x = tf.ones((6, 8, 8, 3))
 
     def logits(self, network, seed, parts=1, shared=True, x=None):
-        with layers.training_noise(network, tf.constant(seed), parts, shared):
+        with training_noise(network, tf.constant(seed), parts, shared):
             return network(self.x if x is None else x, training=True).numpy()
 
     def test_equal_seeds_give_equal_draws(self):
@@ -190,22 +193,22 @@ class TestTrainingNoise:
         x = inputs = keras.Input((40,))
         branches = [layers.BetaBernoulliDropout(0.0, name=name)(x) for name in ("one", "other")]
         network = keras.Model(inputs, branches)
-        with layers.training_noise(network, tf.constant([1, 2])):
+        with training_noise(network, tf.constant([1, 2])):
             one, other = network(tf.ones((3, 40)), training=True)
         assert np.abs(one - other).max() > 0.5
 
     def test_passes_share_or_not(self):
         network = random_network()
         for shared in (True, False):
-            with layers.training_noise(network, tf.constant([1, 2]), shared=shared):
+            with training_noise(network, tf.constant([1, 2]), shared=shared):
                 first = network(self.x, training=True).numpy()
-                with layers.pass_number(1):
+                with pass_number(1):
                     second = network(self.x, training=True).numpy()
             assert np.array_equal(first, second) == shared
 
     def test_the_block_ends(self):
         network = random_network()
-        with pytest.raises(RuntimeError), layers.training_noise(network, fold_in(tf.constant([1, 2]), 3)):
+        with pytest.raises(RuntimeError), training_noise(network, fold_in(tf.constant([1, 2]), 3)):
             raise RuntimeError
         assert np.abs(network(self.x, training=True) - network(self.x, training=True)).max() > 1e-4
 

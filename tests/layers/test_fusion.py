@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_robust_sparse.layers import compile_elementwise, fusion
+from tf_robust_sparse.layers import fusion
+from tf_robust_sparse.layers.fusion import compile_elementwise
 
 
 def step(x, gradient, low, high):

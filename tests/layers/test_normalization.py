@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tests.networks import mirrored, tiny_network
-from tf_robust_sparse.layers import BatchNormalization, Normalization, use_unbiased_variance
+from tf_robust_sparse.layers import BatchNormalization, Normalization
+from tf_robust_sparse.layers.normalization import use_unbiased_variance
 from tf_robust_sparse.saving import strip
 
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_layer import DenseOperation
 
 FORMS = [(kernel, i) for kernel in layers.KERNELS for i in (0, 1)]
 
@@ -212,7 +213,7 @@ def test_errors(make, message):
 
 def test_operation_without_a_kernel_form_says_so():
     with pytest.raises(NotImplementedError, match="DenseOperation must mix in a parametrization"):
-        layers.DenseOperation(3).build((None, 4))
+        DenseOperation(3).build((None, 4))
 
 
 @pytest.mark.parametrize("kernel", ["masked", "rewiring"])

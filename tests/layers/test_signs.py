@@ -8,6 +8,7 @@ import tensorflow as tf
 from tests.networks import mirrored, tiny_dataset, tiny_network
 from tf_robust_sparse import layers, objectives, sparsity
 from tf_robust_sparse.layers.subnet import kept_entries
+from tf_robust_sparse.models.kernel_initialization import initialize_kernels
 from tf_robust_sparse.training import Phase, RobustModel, coupled
 
 
@@ -45,10 +46,9 @@ def test_the_gradient_of_the_scores_passes_the_selection_by(magnitude):
 
 @pytest.mark.parametrize("kernel", ["signed", "subnet"])
 def test_frozen_kernels_are_the_same_after_fifty_steps(kernel):
-    from tf_robust_sparse import models
 
     network = tiny_network(kernel)
-    models.initialize_kernels(network, "binary", seed=5)
+    initialize_kernels(network, "binary", seed=5)
     sparsity.set_keep_fractions(network, 0.3)
     Phase("prune").begin(network)
     before = [_whole(layer).copy() for layer in layers.kernel_layers(network)]

@@ -7,6 +7,7 @@ import pytest
 import tf_robust_sparse as trs
 from tf_robust_sparse import layers, models
 from tf_robust_sparse.attacks import LinfFGSM, LinfPGD
+from tf_robust_sparse.layers.kernel_seam import all_layers
 from tf_robust_sparse.saving import strip
 
 RNG = np.random.default_rng(0)
@@ -53,7 +54,7 @@ def test_the_model_computes_the_same_there_and_back(kernel):
         np.testing.assert_allclose(network(X), logits, atol=1e-5)
     plain = strip(network)
     np.testing.assert_allclose(plain(X), logits, atol=1e-5)
-    assert {type(layer).__module__.partition(".")[0] for layer in layers.all_layers(plain)} == {"keras"}
+    assert {type(layer).__module__.partition(".")[0] for layer in all_layers(plain)} == {"keras"}
     if kernel != "subnet":
         return
     attack = LinfPGD(0.05, 0.02, 3)
@@ -68,7 +69,7 @@ def test_connections_of_a_users_model_are_sampled(tmp_path):
     for layer in layers.kernel_layers(network):
         kernel, original = (
             np.asarray(layer.effective_kernel),
-            np.asarray(next(each for each in layers.all_layers(model) if each.name == layer.name).kernel),
+            np.asarray(next(each for each in all_layers(model) if each.name == layer.name).kernel),
         )
         np.testing.assert_array_equal(kernel, np.where(kernel != 0, original, 0))
         assert (kernel != 0).sum() == int(layer.initial_connectivity * kernel.size)

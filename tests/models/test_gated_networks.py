@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tf_robust_sparse import attacks, layers, models, saving
+from tf_robust_sparse.models.vgg import INPUT_NORMS, vgg16_dropout
 
 UNITS = {
     "lenet_conv": (20, 50, 800, 500),
@@ -26,12 +27,12 @@ def test_published_sizes(name, trainable, units):
 
 
 def test_where_gates_and_dropout_stand():
-    order = [layer.name for layer in models.vgg16_dropout(gates=True).layers]
+    order = [layer.name for layer in vgg16_dropout(gates=True).layers]
     for number in range(1, 14):
         place = order.index(f"gate{number}")
         assert order[place - 1 : place + 3] == [f"conv{number}", f"gate{number}", f"bn{number}", f"relu{number}"]
     assert order[-6:] == ["gate14", "dense14", "bn14", "relu14", "gate15", "classifier"]
-    base = models.vgg16_dropout()
+    base = vgg16_dropout()
     rates = {layer.name: layer.rate for layer in base.layers if isinstance(layer, layers.Dropout)}
     assert rates == {
         "dropout1": 0.3,
@@ -46,9 +47,9 @@ def test_where_gates_and_dropout_stand():
     ]
 
 
-@pytest.mark.parametrize("input_norm", models.INPUT_NORMS)
+@pytest.mark.parametrize("input_norm", INPUT_NORMS)
 def test_pixels_are_normalized_inside(input_norm):
-    network = models.vgg16_dropout(input_norm=input_norm, seed=0)
+    network = vgg16_dropout(input_norm=input_norm, seed=0)
     x = np.random.default_rng(0).random((3, 32, 32, 3), "float32")
     first = network.get_layer("conv1").input
     normalized = keras.Model(network.input, first)(x).numpy()
@@ -113,4 +114,4 @@ def test_stripped_networks_answer_alike(name, tmp_path):
 
 def test_the_way_pixels_are_normalized_is_checked():
     with pytest.raises(ValueError, match="input_norm"):
-        models.vgg16_dropout(input_norm="channels")
+        vgg16_dropout(input_norm="channels")

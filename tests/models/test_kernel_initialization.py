@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tf_robust_sparse import layers, models
+from tf_robust_sparse.models.kernel_initialization import initialize_kernels
 
 # name -> bound or deviation of convolutions and dense kernels, in roots of 2 / fan_out, 2 / fan_in, 1 / 3 fan_in, or a
 # number, and the dimensions of kernels whose biases are drawn.
@@ -23,7 +24,7 @@ HYDRAS = {
 @pytest.mark.parametrize("distribution", HYDRAS)
 def test_initializations_of_hydras_networks(distribution, kernel):
     network = models.large_cnn(kernel=kernel)
-    models.initialize_kernels(network, distribution, seed=1)
+    initialize_kernels(network, distribution, seed=1)
     *kinds, with_bias = HYDRAS[distribution]
     for layer in layers.kernel_layers(network):
         a = layer.kernel.numpy()
@@ -42,7 +43,7 @@ def test_deviation_and_seeds(distribution):
     network = models.large_cnn(kernel="masked")
 
     def drawn(seed):
-        models.initialize_kernels(network, distribution, seed)
+        initialize_kernels(network, distribution, seed)
         return [layer.kernel.numpy() for layer in layers.kernel_layers(network)]
 
     first, again, other = drawn(1), drawn(1), drawn(2)
@@ -81,7 +82,7 @@ PUBLISHED = {
 def test_published_values(distribution):
     x = keras.Input((6, 6, 64))
     network = keras.Model(x, layers.PlainConv2D(64, 3, use_bias=False)(x))
-    models.initialize_kernels(network, distribution, seed=3, scaled_by=0.01)
+    initialize_kernels(network, distribution, seed=3, scaled_by=0.01)
     kernel = layers.kernel_layers(network)[0].kernel.numpy()
     magnitude, deviation, largest = PUBLISHED[distribution]
     if magnitude is not None:
@@ -92,34 +93,34 @@ def test_published_values(distribution):
     if not distribution.startswith("unsigned"):
         assert abs((kernel > 0).mean() - 0.5) < 5 / math.sqrt(kernel.size)
         other = keras.Model(x, layers.PlainConv2D(64, 3, use_bias=False)(x))
-        models.initialize_kernels(other, distribution, seed=4, scaled_by=0.01)
+        initialize_kernels(other, distribution, seed=4, scaled_by=0.01)
         assert (layers.kernel_layers(other)[0].kernel.numpy() != kernel).any()
 
 
 def test_the_fan_of_the_outputs_and_another_gain():
     x = keras.Input((6, 6, 16))
     network = keras.Model(x, layers.PlainConv2D(64, 3, use_bias=False)(x))
-    models.initialize_kernels(network, "signed_constant", mode="fan_out", gain=1.0)
+    initialize_kernels(network, "signed_constant", mode="fan_out", gain=1.0)
     np.testing.assert_allclose(np.abs(layers.kernel_layers(network)[0].kernel), 1 / math.sqrt(576), rtol=1e-6)
 
 
 def test_signed_kernels_take_signs_and_a_magnitude():
     network = models.small_cnn(kernel="signed", seed=0)
-    models.initialize_kernels(network, "xavier_constant", seed=1)
+    initialize_kernels(network, "xavier_constant", seed=1)
     layer = layers.kernel_layers(network)[1]
     fans = math.prod(layer.positive.shape[:2]) * sum(layer.positive.shape[2:])
     assert layer.magnitude == pytest.approx(math.sqrt(2 / fans))
     np.testing.assert_allclose(np.abs(layer.effective_kernel), layer.magnitude, rtol=1e-6)
     with pytest.raises(ValueError, match="conv1 has no kernel to draw by uniform_pm1"):
-        models.initialize_kernels(network, "uniform_pm1")
+        initialize_kernels(network, "uniform_pm1")
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match=r"must be one of kaiming_normal.*Received: distribution='he'"):
-        models.initialize_kernels(models.small_cnn(), "he")
+        initialize_kernels(models.small_cnn(), "he")
     with pytest.raises(ValueError, match="conv1 has no kernel to draw"):
-        models.initialize_kernels(models.small_cnn(kernel="rewiring", connectivity=0.1), "kaiming_normal")
+        initialize_kernels(models.small_cnn(kernel="rewiring", connectivity=0.1), "kaiming_normal")
     with pytest.raises(ValueError, match=r"`scaled_by` must be a fraction .*Received: scaled_by=0"):
-        models.initialize_kernels(models.small_cnn(), "signed_constant", scaled_by=0)
+        initialize_kernels(models.small_cnn(), "signed_constant", scaled_by=0)
     with pytest.raises(ValueError, match="makes the fan 0"):
-        models.initialize_kernels(models.small_cnn(), "signed_constant", scaled_by=1)
+        initialize_kernels(models.small_cnn(), "signed_constant", scaled_by=1)

@@ -11,7 +11,10 @@ import tensorflow as tf
 
 from tests.models.table import LAYERS, SIZES
 from tf_robust_sparse import layers, models
+from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
+from tf_robust_sparse.layers.topology import layer_graph
 from tf_robust_sparse.models.resnet import deep_resnet
+from tf_robust_sparse.models.wide_resnet import wrn28_2
 
 
 @pytest.fixture
@@ -25,10 +28,10 @@ def shapes_only(monkeypatch):
         def compute_effective_kernel(self):
             return np.zeros(self.kernel_shape, "float32")
 
-    class ShapeDense(Shape, layers.DenseOperation):
+    class ShapeDense(Shape, DenseOperation):
         pass
 
-    class ShapeConv2D(Shape, layers.Conv2DOperation):
+    class ShapeConv2D(Shape, Conv2DOperation):
         pass
 
     class Initial:
@@ -173,7 +176,7 @@ def test_order_of_the_budget_in_bottlenecks_and_wide_blocks(shapes_only):
         "stage1_block1_shortcut",
         "stage1_block2_conv1",
     ]
-    names = [layer.name for layer in layers.kernel_layers(models.wrn28_2())]
+    names = [layer.name for layer in layers.kernel_layers(wrn28_2())]
     assert names[:5] == [
         "stem",
         "group1_block1_conv1",
@@ -231,7 +234,7 @@ def test_a_shape_may_be_a_tensor_shape():
 def test_vgg16_with_batch_norm_is_the_row_of_the_table(shapes_only):
     def graph(name):
         network = models.build(name, input_shape=(28, 28, 1))
-        return [(node.layer.name, node.inputs) for node in layers.layer_graph(network)]
+        return [(node.layer.name, node.inputs) for node in layer_graph(network)]
 
     assert graph("vgg16_bn") == graph("vgg16")
 

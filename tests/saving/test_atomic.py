@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tf_robust_sparse.saving import atomic, check_replaceable, replace_directory, replace_file
+from tf_robust_sparse.saving import atomic
+from tf_robust_sparse.saving.atomic import check_replaceable, replace_directory, replace_file
 
 
 def no_space(*args):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tests.saving.networks import IMAGE, images, residual_network
 from tf_robust_sparse import saving
+from tf_robust_sparse.saving.checkpoint import read_metadata
 
 
 class Trainer(keras.Model):
@@ -138,10 +139,10 @@ def test_metadata(tmp_path):
     metadata = {"epoch": np.int64(4), "history": {"loss": [np.float32(0.5), 0.25]}, "k": np.arange(3), "name": "ö"}
     saving.save_checkpoint(tmp_path / "a.weights.h5", residual_network(), metadata)
     expected = {"epoch": 4, "history": {"loss": [0.5, 0.25]}, "k": [0, 1, 2], "name": "ö"}
-    assert saving.read_metadata(tmp_path / "a.weights.h5") == expected
+    assert read_metadata(tmp_path / "a.weights.h5") == expected
     long = {"history": ["x" * 100_000] * 3}  # more than the 64 KiB of an HDF5 attribute
     saving.save_checkpoint(tmp_path / "a.weights.h5", residual_network(), long)
-    assert saving.read_metadata(str(tmp_path / "a.weights.h5")) == long
+    assert read_metadata(str(tmp_path / "a.weights.h5")) == long
 
 
 def test_metadata_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
@@ -209,7 +210,7 @@ def test_truncated_file(keep, tmp_path):
     saving.save_checkpoint(path, residual_network(), {})
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    for read in (saving.read_metadata, lambda path: saving.load_checkpoint(path, residual_network())):
+    for read in (read_metadata, lambda path: saving.load_checkpoint(path, residual_network())):
         with pytest.raises(ValueError, match=r"a\.weights\.h5' is damaged; resume from an earlier one"):
             read(path)
 
@@ -225,10 +226,10 @@ def test_damaged_value_is_named_as_damage(tmp_path):
 
 def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(ValueError, match=r"There is no checkpoint at '.*a\.weights\.h5'"):
-        saving.read_metadata(tmp_path / "a.weights.h5")
+        read_metadata(tmp_path / "a.weights.h5")
     residual_network().save_weights(tmp_path / "keras.weights.h5")
     with pytest.raises(ValueError, match="an HDF5 file but no checkpoint of this package"):
-        saving.read_metadata(tmp_path / "keras.weights.h5")
+        read_metadata(tmp_path / "keras.weights.h5")
 
 
 def test_unbuilt_model_is_refused(tmp_path):
@@ -266,7 +267,7 @@ def test_failing_flush_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(os, "fsync", no_space)
         saving.save_checkpoint(path, residual_network(), {"epoch": 2})
-    assert saving.read_metadata(path) == {"epoch": 1}
+    assert read_metadata(path) == {"epoch": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["a.weights.h5"]
 
 

@@ -13,6 +13,7 @@ import tf_robust_sparse as trs
 from tests.saving.networks import images, residual_network
 from tests.saving.test_network import small_files
 from tf_robust_sparse import layers, models, saving
+from tf_robust_sparse.saving.compact import COMPACT_VALUES
 
 START = struct.Struct("<8sHQQ")
 
@@ -94,7 +95,7 @@ def test_half_precision_rounds_kernels_alone(tmp_path):
         np.testing.assert_array_equal(one.astype(np.float16), two)
     np.testing.assert_array_equal(network.get_layer("bn1").moving_mean, loaded.get_layer("bn1").moving_mean)
     np.testing.assert_array_equal(network.get_layer("hidden").bias, loaded.get_layer("hidden").bias)
-    sizes = [saving.compact_sizes(network, values)["compact"] for values in saving.COMPACT_VALUES]
+    sizes = [saving.compact_sizes(network, values)["compact"] for values in COMPACT_VALUES]
     assert sizes[1] < sizes[0]
     again = saving.load_compact(saving.save_compact(loaded, tmp_path / "again.trs", values="float16"))
     np.testing.assert_array_equal(loaded(images(4)), again(images(4)))

@@ -5,6 +5,7 @@ import pytest
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import models
+from tf_robust_sparse.models.cnn import vgg4
 from tf_robust_sparse.saving import copy_weights, strip
 
 X, _ = tiny_images(8)
@@ -58,7 +59,7 @@ def test_other_architectures_are_named(source, target, message):
 
 
 def test_other_padding_is_another_network():
-    source, network = (models.vgg4(padding_mode=mode) for mode in ("tf_same", "symmetric"))
+    source, network = (vgg4(padding_mode=mode) for mode in ("tf_same", "symmetric"))
     with pytest.raises(ValueError, match=r"differ in their padding, same in the source and valid here.*padding_mode"):
         copy_weights(source, network)
 

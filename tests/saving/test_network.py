@@ -16,7 +16,9 @@ import tensorflow as tf
 
 from tests.saving.networks import IMAGE, images, residual_network
 from tests.saving.test_strip import foreign_network
-from tf_robust_sparse import data, layers, models, saving
+from tf_robust_sparse import data, layers, saving
+from tf_robust_sparse.models.wide_resnet import wrn28_2
+from tf_robust_sparse.saving.checkpoint import read_metadata
 
 
 def names(path):
@@ -60,7 +62,7 @@ def test_the_home_directory_is_understood_everywhere(tmp_path, monkeypatch):
     saving.save_compact(network, "~/run/network.trs")
     model = keras.Model(network.inputs, network.outputs)
     saving.save_checkpoint("~/run/last.weights.h5", model, {"epoch": 1})
-    assert saving.load_checkpoint("~/run/last.weights.h5", model) == saving.read_metadata("~/run/last.weights.h5")
+    assert saving.load_checkpoint("~/run/last.weights.h5", model) == read_metadata("~/run/last.weights.h5")
     np.savez(tmp_path / "home" / "run" / "labels.npz", x=np.zeros((2, 1)))
     for path in ("~/run", "~/run/network.keras", "~/run/network.trs"):
         assert saving.load_network(path).name == network.name
@@ -77,7 +79,7 @@ def test_file_name_is_free(tmp_path):
 
 
 def test_every_architecture_loads_in_the_same_layer_order(tmp_path):
-    network = models.wrn28_2(kernel="rewiring", connectivity=0.1, seed=0)
+    network = wrn28_2(kernel="rewiring", connectivity=0.1, seed=0)
     saving.save_network(network, tmp_path)
     loaded = saving.load_network(tmp_path)
     assert [layer.name for layer in layers.kernel_layers(loaded)] == [

@@ -7,6 +7,7 @@ import pytest
 
 from tests.saving.networks import disturb
 from tf_robust_sparse import layers, models, saving
+from tf_robust_sparse.layers.topology import layer_graph
 from tf_robust_sparse.models import wide_resnet
 
 IMAGE = (32, 32, 3)
@@ -34,7 +35,7 @@ def state_dict(network, flattened=None):
     """The state dict that the originals would write of `network`; `flattened` is (height, width, channels)."""
     state, numbers = {}, iter(range(1000))
     residual = any(layer.name == "stem" for layer in network.layers)
-    for node in layers.layer_graph(network):
+    for node in layer_graph(network):
         layer = node.layer
         is_norm = hasattr(layer, "moving_mean")
         if not is_norm and not hasattr(layer, "compute_effective_kernel"):

@@ -14,6 +14,7 @@ from tests.saving.networks import disturb, images, residual_network
 from tf_robust_sparse import attacks, layers, models, saving
 from tf_robust_sparse.models import resnet, vgg, wide_resnet
 from tf_robust_sparse.models.resnet import small_resnet
+from tf_robust_sparse.models.wide_resnet import wrn28_2
 
 TOLERANCE = 1e-5  # of the largest logit: float32 sums in another order
 GATED_TOLERANCE = 1e-4
@@ -181,7 +182,7 @@ def test_residual_networks(padding_mode, monkeypatch):
     monkeypatch.setattr(wide_resnet, "wide_resnet_logits", lambda build, _, widening: logits_of(build, 10, widening))
     for network in (
         small_resnet(18, "p1", kernel="masked", padding_mode=padding_mode, seed=0, imagenet=True),
-        models.wrn28_2(kernel="masked", padding_mode=padding_mode, seed=0),
+        wrn28_2(kernel="masked", padding_mode=padding_mode, seed=0),
     ):
         kill_channels(network, 0.4)
         disturb_batch_norm(network)

@@ -11,6 +11,7 @@ from tests.networks import tiny_network
 from tf_robust_sparse import layers, sparsity
 from tf_robust_sparse.layers.subnet import kept_entries
 from tf_robust_sparse.sparsity.allocation import adaptive_fractions
+from tf_robust_sparse.sparsity.scores import subnet_layers
 
 
 def reference(sizes, r, p):
@@ -82,10 +83,10 @@ def test_a_layer_that_the_budget_leaves_nothing_keeps_one():
 def test_allocation_of_a_network():
     network = tiny_network("subnet")
     found = sparsity.keep_fractions(network, 0.1, "adaptive", exponent=0.3)
-    sizes = [math.prod(layer.scores.shape) for layer in sparsity.subnet_layers(network)]
+    sizes = [math.prod(layer.scores.shape) for layer in subnet_layers(network)]
     assert list(found.values()) == adaptive_fractions(sizes, 0.1, 0.3)
     sparsity.set_keep_fractions(network, found)
-    assert sparsity.statistics.nonzero(network) == sum(layer.kept for layer in sparsity.subnet_layers(network))
+    assert sparsity.statistics.nonzero(network) == sum(layer.kept for layer in subnet_layers(network))
 
 
 @pytest.mark.parametrize("exponent", [-0.1, 1.1, "x", None, True])

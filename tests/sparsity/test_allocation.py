@@ -7,6 +7,7 @@ from tests.networks import tiny_network
 from tf_robust_sparse import sparsity
 from tf_robust_sparse.sparsity.allocation import draw_layers, global_budget
 from tf_robust_sparse.sparsity.draws import draw_dormant
+from tf_robust_sparse.sparsity.scores import subnet_layers
 
 
 def seeds(n):
@@ -106,7 +107,7 @@ def test_large_kernels_can_be_filled():
 @pytest.mark.parametrize("connectivity", [0.001, 0.05, 0.3, 0.7, 1.0])
 def test_one_threshold_keeps_exactly_the_budget_despite_ties(connectivity):
     network = tiny_network("subnet")
-    found = sparsity.subnet_layers(network)
+    found = subnet_layers(network)
     budget = global_budget([int(np.prod(layer.scores.shape)) for layer in found], connectivity)
 
     def kept():

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_robust_sparse as trs
 from tests.networks import mirrored
 from tf_robust_sparse import layers, objectives, sparsity
+from tf_robust_sparse.sparsity import optimizer_slots
 
 X = np.random.default_rng(0).random((32, 8, 8, 3), "float32")
 Y = np.random.default_rng(1).integers(0, 10, 32)
@@ -134,7 +135,7 @@ def test_counts_are_exact_and_nothing_comes_back(compiled):
     for kernel in report.sparsified:
         off = ~np.asarray(kernel.mask)
         assert (np.asarray(kernel.weight)[off] == 0).all()
-        slots = sparsity.slots(optimizer, kernel.weight)
+        slots = optimizer_slots.slots(optimizer, kernel.weight)
         assert len(slots) == 2 and all((np.asarray(slot)[off] == 0).all() for slot in slots)
     if compiled == "mirrored":
         for variable in trainer.variables:
@@ -239,7 +240,7 @@ def test_an_optimizer_that_has_trained_before_forgets_what_is_off():
     trainer.compile(optimizer)
     for _ in range(2):
         for kernel in report.sparsified:
-            [slot] = sparsity.slots(optimizer, kernel.weight)
+            [slot] = optimizer_slots.slots(optimizer, kernel.weight)
             off = ~np.asarray(kernel.mask)
             assert not np.asarray(slot)[off].any() and np.asarray(slot)[~off].any()
         trainer.fit(X, Y, batch_size=8, verbose=0)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tests.networks import mirrored, tiny_dataset, tiny_network
-from tf_robust_sparse import layers, objectives, sparsity
+from tf_robust_sparse import layers, objectives
+from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 from tf_robust_sparse.training import RobustModel
 
 
@@ -21,7 +22,7 @@ def stochastic_network():
 def trained(epochs=1, seed=0, sparsifier=True):
     keras.utils.set_random_seed(3)
     network = stochastic_network()
-    model = RobustModel(network, objectives.Natural(), sparsity.StochasticBinarization(seed) if sparsifier else None)
+    model = RobustModel(network, objectives.Natural(), StochasticBinarization(seed) if sparsifier else None)
     model.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
     model.fit(tiny_dataset(), epochs=epochs, verbose=0)
     return network
@@ -52,7 +53,7 @@ def test_the_share_of_positive_signs_is_the_probability():
     layer.kernel.assign(np.full(layer.kernel.shape, 0.4))
     optimizer = keras.optimizers.SGD(0.0)
     optimizer.build(network.trainable_variables)
-    sparsifier = sparsity.StochasticBinarization()
+    sparsifier = StochasticBinarization()
     sparsifier.attach(network)
     sparsifier.after_update(None, optimizer)
     assert np.asarray(layer.positive).mean() == pytest.approx(0.7, abs=5 * 0.46 / np.sqrt(60_000))
@@ -61,7 +62,7 @@ def test_the_share_of_positive_signs_is_the_probability():
 def test_replicas_agree():
     with mirrored().scope():
         network = stochastic_network()
-        model = RobustModel(network, objectives.Natural(), sparsity.StochasticBinarization())
+        model = RobustModel(network, objectives.Natural(), StochasticBinarization())
         model.compile(keras.optimizers.SGD(0.1))
     model.fit(tiny_dataset(), verbose=0)
     for variable in network.variables:
@@ -71,4 +72,4 @@ def test_replicas_agree():
 
 def test_other_networks_are_refused():
     with pytest.raises(ValueError, match='needs a network built with kernel="binary"'):
-        sparsity.StochasticBinarization().attach(tiny_network("masked"))
+        StochasticBinarization().attach(tiny_network("masked"))

@@ -8,7 +8,8 @@ import tensorflow as tf
 from tests.networks import tiny_dataset, tiny_network
 from tf_robust_sparse import layers, objectives
 from tf_robust_sparse.attacks import LinfPGD
-from tf_robust_sparse.sparsity import ConnectivitySampling, slots
+from tf_robust_sparse.sparsity import ConnectivitySampling
+from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.training import RobustModel, sgdw
 
 ATTACK = LinfPGD(epsilon=0.1, step_size=0.03, num_steps=2)

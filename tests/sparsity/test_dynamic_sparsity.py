@@ -7,6 +7,8 @@ import tensorflow as tf
 
 import tf_robust_sparse as trs
 from tf_robust_sparse import layers, sparsity
+from tf_robust_sparse.layers.selection import fast_where
+from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
 from tf_robust_sparse.sparsity.optimizer_slots import apply_unless
 
 RNG = np.random.default_rng(0)
@@ -75,7 +77,7 @@ def test_hundreds_of_updates(kind, updates):
     @tf.function(autograph=False)
     def step(seed):
         gradients = [tf.random.stateless_normal(v.shape, seed) for v in network.trainable_variables]
-        masked = [layers.fast_where(tf.convert_to_tensor(layer.kernel_mask), gradients[0], 0), gradients[1]]
+        masked = [fast_where(tf.convert_to_tensor(layer.kernel_mask), gradients[0], 0), gradients[1]]
         state = sparsifier.before_update(optimizer)
         apply_unless(sparsifier.rests(optimizer), optimizer, masked, network.trainable_variables)
         sparsifier.after_update(state, optimizer, [gradients[0]])
@@ -112,23 +114,23 @@ def test_allocations_as_published():
         (0.1, [1, 0.518606, 0.0843063, 1]),
         (0.01, [0.626007, 0.0397955, 0.00646928, 1]),
     ):
-        assert sparsity.layer_fractions("erk", sides, connectivity) == pytest.approx(expected, rel=1e-5)
+        assert layer_fractions("erk", sides, connectivity) == pytest.approx(expected, rel=1e-5)
     for sizes, connectivity, expected in (
         ((100, 10_000), 0.05, [81.556, 423.444]),
         ((432, 73_728, 2_359_296, 5_120), 0.01, [415.64, 9553.66, 10925.09, 3491.36]),
     ):
-        found = sparsity.layer_fractions("igq", [(size,) for size in sizes], connectivity)
+        found = layer_fractions("igq", [(size,) for size in sizes], connectivity)
         assert [f * n for f, n in zip(found, sizes, strict=True)] == pytest.approx(expected, rel=1e-5)
-    by_name = sparsity.layer_fractions({"^a": 0.5}, [(10, 10), (30, 10)], 0.2, names=["a/kernel", "b/kernel"])
+    by_name = layer_fractions({"^a": 0.5}, [(10, 10), (30, 10)], 0.2, names=["a/kernel", "b/kernel"])
     assert by_name == pytest.approx([0.5, 0.1])
 
 
 def test_counts_add_up():
-    assert sparsity.layer_counts([0.25, 0.25, 0.25], [10, 10, 10], 7) in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
-    assert sparsity.layer_counts([0.001, 0.1], [10, 1000], 100) == [1, 99]
-    assert sparsity.layer_counts([1.0, 0.1], [5, 100], 15) == [5, 10]
+    assert layer_counts([0.25, 0.25, 0.25], [10, 10, 10], 7) in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
+    assert layer_counts([0.001, 0.1], [10, 1000], 100) == [1, 99]
+    assert layer_counts([1.0, 0.1], [5, 100], 15) == [5, 10]
     with pytest.raises(ValueError, match=r"at least 0.027 for 3 kernels of 110 entries"):
-        sparsity.layer_counts([0.01, 0.01, 0.01], [50, 50, 10], 2)
+        layer_counts([0.01, 0.01, 0.01], [50, 50, 10], 2)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_bad_allocations_are_named():
         ({"a": 1.0}, "sets 0.5 of all entries"),
     ):
         with pytest.raises(ValueError, match=message):
-            sparsity.layer_fractions(allocation, [(10,), (10,)], 0.1, names=["a", "b"])
+            layer_fractions(allocation, [(10,), (10,)], 0.1, names=["a", "b"])
 
 
 def test_a_sparsifier_without_connectivity_or_gradients_says_so():

@@ -5,11 +5,12 @@ import pytest
 
 import tf_robust_sparse as trs
 from tf_robust_sparse import sparsity
+from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 
 X = np.zeros((2, 4, 4, 1), "float32")
 KINDS = {
     "sampling": (lambda **given: sparsity.ConnectivitySampling(0.1, **given), ["seed"]),
-    "binarization": (sparsity.StochasticBinarization, ["seed"]),
+    "binarization": (StochasticBinarization, ["seed"]),
     "set": (sparsity.SET, ["interval", "end_step", "seed"]),
     "flying bird": (sparsity.FlyingBird, ["interval", "late_interval", "end_step", "seed"]),
     "flying bird plus": (sparsity.FlyingBirdPlus, ["start_epoch", "window", "interval", "seed"]),

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from tf_robust_sparse.saving.round_files import label_of
-from tf_robust_sparse.sparsity import iterative_magnitude
-from tf_robust_sparse.sparsity.iterative_magnitude import prune_smallest
+from tf_robust_sparse.sparsity.iterative_magnitude import iterative_magnitude, prune_smallest
 
 SHAPES = {"hidden_1": (784, 300), "hidden_2": (300, 100), "output": (100, 10)}
 FRACTIONS = {"hidden_1": 0.2, "hidden_2": 0.2, "output": 0.1}

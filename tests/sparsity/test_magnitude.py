@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from tests.networks import tiny_dataset, tiny_network
 from tf_robust_sparse import layers, objectives
-from tf_robust_sparse.sparsity import MagnitudePruning, schedules, slots
+from tf_robust_sparse.sparsity import MagnitudePruning, schedules
+from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.training import RobustModel
 
 

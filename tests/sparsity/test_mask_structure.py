@@ -6,6 +6,7 @@ import pytest
 from tests.networks import tiny_network
 from tf_robust_sparse import layers, models, sparsity
 from tf_robust_sparse.sparsity.allocation import adaptive_fractions
+from tf_robust_sparse.sparsity.mask_structure import channels_between, mask_structure
 
 
 def masked(mask):
@@ -15,7 +16,7 @@ def masked(mask):
 
 
 def row_of(network, **arguments):
-    return {row["name"]: row for row in sparsity.mask_structure(network, **arguments)}["conv2"]
+    return {row["name"]: row for row in mask_structure(network, **arguments)}["conv2"]
 
 
 def test_counts_of_a_mask_written_down():
@@ -58,12 +59,12 @@ def test_channels_between_two_layers():
     inputs[0, 0, 1, :5] = inputs[1, 1, 7, :3] = True
     first.kernel_mask.assign(outputs)
     second.kernel_mask.assign(inputs)
-    found = sparsity.channels_between(first, second)
+    found = channels_between(first, second)
     assert found["outputs"] == [2, 2, 0, 0, 0, 0, 0, 0] and found["inputs"] == [0, 5, 0, 0, 0, 0, 0, 3]
     assert (found["empty_in_both"], found["without_output"], found["without_input"]) == (5, 1, 1)
     assert found["random_empty_in_both"] == 6 * 6 / 8
     with pytest.raises(ValueError, match="`second` must have as many input channels"):
-        sparsity.channels_between(second, first)
+        channels_between(second, first)
 
 
 def test_published_cost_of_resnet34():
@@ -81,4 +82,4 @@ def test_published_cost_of_resnet34():
 
 def test_bad_draws():
     with pytest.raises(ValueError, match="`draws` must be the number of random masks"):
-        sparsity.mask_structure(tiny_network(), draws=0)
+        mask_structure(tiny_network(), draws=0)

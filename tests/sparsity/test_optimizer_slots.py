@@ -4,8 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tests.networks import tiny_network
-from tf_robust_sparse.sparsity import slots
-from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
+from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
 
 
 @pytest.mark.parametrize(

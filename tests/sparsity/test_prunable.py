@@ -8,8 +8,12 @@ import pytest
 import tensorflow as tf
 
 from tests.networks import tiny_images, tiny_network
-from tf_robust_sparse import RobustModel, layers, models, objectives, sparsity, training
+from tf_robust_sparse import RobustModel, layers, objectives, sparsity, training
+from tf_robust_sparse.models.stacked import can_be_stacked
+from tf_robust_sparse.models.unbiased_dense import unbiased_dense_300_100
 from tf_robust_sparse.sparsity import masked_kernels, statistics
+from tf_robust_sparse.sparsity.binarization import StochasticBinarization
+from tf_robust_sparse.sparsity.scores import random_scores, rescale_kernels
 
 FROZEN = "conv2"
 
@@ -32,7 +36,7 @@ def frozen_network(kernel):
         ),
         ("masked", lambda: sparsity.ChannelMagnitudePruning(0.5)),
         ("rewiring", lambda: sparsity.ConnectivitySampling(0.5, noise_scaling=0.1, init_policy="exact")),
-        ("binary", lambda: sparsity.StochasticBinarization()),
+        ("binary", lambda: StochasticBinarization()),
     ],
 )
 def test_sparsifiers_leave_it_alone(kernel, sparsifier, caplog):
@@ -71,10 +75,10 @@ def test_scores_and_phases_leave_it_alone(caplog):
     layer = network.get_layer(FROZEN)
     before = layer.get_weights()
     sparsity.scaled_scores(network)
-    sparsity.random_scores(network)
+    random_scores(network)
     sparsity.snip_scores(network, [tiny_images(4)])
     sparsity.set_keep_fractions(network, 0.1)
-    sparsity.rescale_kernels(network)
+    rescale_kernels(network)
     with caplog.at_level(logging.WARNING):
         for phase in ("pretrain", "prune", "finetune"):
             training.Phase(phase).begin(network)
@@ -89,10 +93,10 @@ def test_rounds_leave_it_alone():
     network = tiny_network("masked")
     network.get_layer(FROZEN).kernel.trainable = False
     assert set(masked_kernels.get_masks(network)) == {"conv1", "classifier"}
-    dense = models.unbiased_dense_300_100()
-    assert models.can_be_stacked(dense)
+    dense = unbiased_dense_300_100()
+    assert can_be_stacked(dense)
     dense.get_layer("hidden_1").trainable = False
-    assert not models.can_be_stacked(dense)
+    assert not can_be_stacked(dense)
 
 
 def test_frozen_layers_alone_are_refused():

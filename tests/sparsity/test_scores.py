@@ -8,6 +8,7 @@ import tensorflow as tf
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import sparsity
 from tf_robust_sparse.layers import kernel_layers
+from tf_robust_sparse.sparsity.scores import RANDOM_SCORES, random_scores, rescale_kernels, subnet_layers
 
 X, Y = tiny_images(32)
 
@@ -24,7 +25,7 @@ def array(variable):
 
 def test_scaled_scores_rank_as_magnitudes_do(network):
     sparsity.scaled_scores(network)
-    for layer in sparsity.subnet_layers(network):
+    for layer in subnet_layers(network):
         kernel, scores = np.abs(array(layer.kernel)).ravel(), np.abs(array(layer.scores)).ravel()
         np.testing.assert_array_equal(np.argsort(kernel, kind="stable"), np.argsort(scores, kind="stable"))
         fan_in = np.prod(layer.kernel.shape[:-1])
@@ -46,48 +47,48 @@ def test_published_sizes_of_scaled_scores(shape, largest):
 def test_magnitude_pruning_is_scores_that_are_never_learnt(network):
     sparsity.scaled_scores(network)
     sparsity.set_keep_fractions(network, 0.1)
-    for layer in sparsity.subnet_layers(network):
+    for layer in subnet_layers(network):
         kernel = np.abs(array(layer.kernel))
         smallest_kept = np.sort(kernel.ravel())[-layer.kept]
         np.testing.assert_array_equal(layer.compute_kernel_mask(), kernel >= smallest_kept)
 
 
 def test_a_kernel_of_zeros_has_no_order(network):
-    layer = sparsity.subnet_layers(network)[1]
+    layer = subnet_layers(network)[1]
     layer.kernel.assign(np.zeros(layer.kernel.shape))
     with pytest.raises(ValueError, match=r"The kernel of conv2 is zero everywhere"):
         sparsity.scaled_scores(network)
 
 
-@pytest.mark.parametrize("name", sparsity.RANDOM_SCORES)
+@pytest.mark.parametrize("name", RANDOM_SCORES)
 def test_random_scores_have_the_variance_of_their_name(name):
     from tf_robust_sparse.layers import SubnetDense
 
     inputs = keras.Input((400,))
     layer = SubnetDense(600)
     network = keras.Model(inputs, layer(inputs))
-    sparsity.random_scores(network, name, seed=3)
+    random_scores(network, name, seed=3)
     variance = {"default": 1 / 1200, "kaiming": 2 / 400, "xavier": 4 / 1000}[name.partition("_")[0]]
     scores = array(layer.scores)
     assert scores.std() == pytest.approx(variance**0.5, rel=0.01)
     bounded = np.abs(scores).max() <= (3 * variance) ** 0.5 * 1.0001
     assert bounded == (not name.endswith("normal"))
-    sparsity.random_scores(network, name, seed=3)
+    random_scores(network, name, seed=3)
     np.testing.assert_array_equal(array(layer.scores), scores)
-    sparsity.random_scores(network, name, seed=4)
+    random_scores(network, name, seed=4)
     assert (array(layer.scores) != scores).any()
 
 
 def test_layers_draw_different_scores(network):
-    sparsity.random_scores(network, seed=0)
-    first = [array(layer.scores).ravel()[:20] for layer in sparsity.subnet_layers(network)]
+    random_scores(network, seed=0)
+    first = [array(layer.scores).ravel()[:20] for layer in subnet_layers(network)]
     assert not np.allclose(first[0] / np.abs(first[0]).max(), first[1] / np.abs(first[1]).max())
 
 
 def test_snip_is_the_size_of_weight_times_gradient(network):
     moving = [array(variable).copy() for variable in network.non_trainable_variables]
     sparsity.set_keep_fractions(network, 0.2)
-    found = sparsity.subnet_layers(network)
+    found = subnet_layers(network)
     sparsity.snip_scores(network, [(X, Y)])
     scores = [array(layer.scores).copy() for layer in found]
     assert [layer.keep_fraction for layer in found] == [0.2] * 3
@@ -104,18 +105,18 @@ def test_snip_is_the_size_of_weight_times_gradient(network):
 
 def test_snip_averages_batches_and_needs_one(network):
     sparsity.snip_scores(network, [(X, Y)] * 3)
-    thrice = array(sparsity.subnet_layers(network)[0].scores).copy()
+    thrice = array(subnet_layers(network)[0].scores).copy()
     sparsity.snip_scores(network, [(X, Y)])
-    np.testing.assert_allclose(array(sparsity.subnet_layers(network)[0].scores), thrice, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(array(subnet_layers(network)[0].scores), thrice, rtol=1e-4, atol=1e-7)
     with pytest.raises(ValueError, match="at least one batch"):
         sparsity.snip_scores(network, [])
 
 
 def test_rescaling_keeps_the_variance(network):
     sparsity.set_keep_fractions(network, 0.25)
-    before = array(sparsity.subnet_layers(network)[0].kernel).copy()
-    sparsity.rescale_kernels(network)
-    np.testing.assert_allclose(array(sparsity.subnet_layers(network)[0].kernel), 2 * before, rtol=1e-6)
+    before = array(subnet_layers(network)[0].kernel).copy()
+    rescale_kernels(network)
+    np.testing.assert_allclose(array(subnet_layers(network)[0].kernel), 2 * before, rtol=1e-6)
 
 
 def test_scores_need_subnet_kernels():
@@ -123,7 +124,7 @@ def test_scores_need_subnet_kernels():
         with pytest.raises(ValueError, match=r'kernel="subnet"'):
             sparsity.scaled_scores(tiny_network(kernel))
     with pytest.raises(ValueError, match="`distribution` must be one of default"):
-        sparsity.random_scores(tiny_network("subnet"), "uniform")
+        random_scores(tiny_network("subnet"), "uniform")
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "erk", "global"])
@@ -132,8 +133,8 @@ def test_fractions_add_up_to_the_connectivity(network, allocation, connectivity)
     sparsity.scaled_scores(network)
     fractions = sparsity.keep_fractions(network, connectivity, allocation)
     sparsity.set_keep_fractions(network, fractions)
-    kept = sum(layer.kept for layer in sparsity.subnet_layers(network))
-    entries = sum(int(np.prod(layer.kernel.shape)) for layer in sparsity.subnet_layers(network))
+    kept = sum(layer.kept for layer in subnet_layers(network))
+    entries = sum(int(np.prod(layer.kernel.shape)) for layer in subnet_layers(network))
     assert abs(kept - connectivity * entries) <= 4
     assert all(0 < fraction <= 1 for fraction in fractions.values())
     assert list(fractions) == [layer.name for layer in kernel_layers(network)]
@@ -141,10 +142,10 @@ def test_fractions_add_up_to_the_connectivity(network, allocation, connectivity)
 
 def test_erk_keeps_small_kernels_denser(network):
     fractions = sparsity.keep_fractions(network, 0.05, "erk")
-    sizes = {layer.name: int(np.prod(layer.kernel.shape)) for layer in sparsity.subnet_layers(network)}
+    sizes = {layer.name: int(np.prod(layer.kernel.shape)) for layer in subnet_layers(network)}
     assert fractions["conv1"] == max(fractions.values()) and sizes["conv1"] == min(sizes.values())
     # In proportion to the sum of the sides over the product, where no kernel is full.
-    shapes = {layer.name: layer.kernel.shape for layer in sparsity.subnet_layers(network)}
+    shapes = {layer.name: layer.kernel.shape for layer in subnet_layers(network)}
     ratio = {
         name: fractions[name] / (sum(shape) / sizes[name]) for name, shape in shapes.items() if fractions[name] < 1
     }
@@ -152,11 +153,11 @@ def test_erk_keeps_small_kernels_denser(network):
 
 
 def test_global_fractions_are_those_of_one_threshold(network):
-    sparsity.random_scores(network, "kaiming_normal")
-    everything = np.concatenate([np.abs(array(layer.scores)).ravel() for layer in sparsity.subnet_layers(network)])
+    random_scores(network, "kaiming_normal")
+    everything = np.concatenate([np.abs(array(layer.scores)).ravel() for layer in subnet_layers(network)])
     threshold = np.sort(everything)[-int(0.1 * everything.size)]
     for layer, fraction in zip(
-        sparsity.subnet_layers(network), sparsity.keep_fractions(network, 0.1, "global").values(), strict=True
+        subnet_layers(network), sparsity.keep_fractions(network, 0.1, "global").values(), strict=True
     ):
         assert fraction == pytest.approx(max((np.abs(array(layer.scores)) >= threshold).mean(), 1e-9), abs=2e-3)
 

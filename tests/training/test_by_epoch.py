@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tf_robust_sparse.training import POLICIES, gradual_rates, policy_rates, radius_course
-from tf_robust_sparse.training.by_epoch import RADIUS_COURSES
+from tf_robust_sparse.training import policy_rates
+from tf_robust_sparse.training.by_epoch import POLICIES, RADIUS_COURSES, gradual_rates, radius_course
 
 
 def test_published_cosine():

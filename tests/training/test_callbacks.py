@@ -11,9 +11,10 @@ import pytest
 from tests.networks import tiny_dataset, tiny_images, tiny_network
 from tf_robust_sparse import data, objectives, saving
 from tf_robust_sparse.attacks import LinfPGD
+from tf_robust_sparse.saving.checkpoint import read_metadata
 from tf_robust_sparse.sparsity import ConnectivitySampling, MagnitudePruning, schedules
-from tf_robust_sparse.training import Checkpoints, ConnectivityLogger, ReferenceSelection, RobustModel, StopOnNaN, sgdw
-from tf_robust_sparse.training.callbacks import clean_accuracy, correct_counter
+from tf_robust_sparse.training import Checkpoints, ConnectivityLogger, RobustModel, StopOnNaN, sgdw
+from tf_robust_sparse.training.callbacks import ReferenceSelection, clean_accuracy, correct_counter
 
 ATTACK = LinfPGD(epsilon=0.1, step_size=0.05, num_steps=2)
 EPOCHS, STEPS, CONFIG = 4, 3, {"model": "tiny", "seed": 0}
@@ -133,10 +134,10 @@ def test_best_is_the_first_highest_value(tmp_path):
     run = FakeEpochs(tmp_path)
     for number, value in enumerate([0.2, 0.5, 0.5, 0.4]):
         run.epoch(number, value)
-    best = saving.read_metadata(tmp_path / "best.weights.h5")
+    best = read_metadata(tmp_path / "best.weights.h5")
     assert best["state"]["epoch"] == 2
     assert best["state"]["best"]["best"] == {"epoch": 2, "monitor": "val_accuracy", "value": 0.5}
-    last = saving.read_metadata(tmp_path / "last.weights.h5")
+    last = read_metadata(tmp_path / "last.weights.h5")
     assert last["state"]["epoch"] == 4 and last["state"]["best"] == best["state"]["best"]
     assert last["config"] == CONFIG
 
@@ -163,7 +164,7 @@ def test_best_is_written_before_last(tmp_path, monkeypatch):
     again = FakeEpochs(tmp_path)
     assert again.checkpoints.restore(again.model) == 1 and (tmp_path / "history.csv").is_file()
     again.epoch(1, 0.3)
-    assert saving.read_metadata(tmp_path / "last.weights.h5")["state"]["best"]["best"]["epoch"] == 2
+    assert read_metadata(tmp_path / "last.weights.h5")["state"]["best"]["best"]["epoch"] == 2
     assert [line["epoch"] for line in json.loads((tmp_path / "history.json").read_text())] == [1, 2]
 
 

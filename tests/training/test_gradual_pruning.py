@@ -9,7 +9,10 @@ from tests.networks import tiny_dataset, tiny_network
 from tf_robust_sparse import models, objectives, sparsity
 from tf_robust_sparse.data import load
 from tf_robust_sparse.models import resnet
-from tf_robust_sparse.training import GradualPruning, Phase, Reweighting, RobustModel, coupled, gradual_rates
+from tf_robust_sparse.sparsity.scores import subnet_layers
+from tf_robust_sparse.training import Phase, RobustModel, coupled
+from tf_robust_sparse.training.by_epoch import gradual_rates
+from tf_robust_sparse.training.gradual_pruning import GradualPruning, Reweighting
 
 
 class Forgetful:
@@ -40,7 +43,7 @@ def test_fewer_connections_in_each_stage_are_those_the_step_sees():
     model.compile(coupled("sgd", 0.1, 5e-4))
     model.fit(tiny_dataset(), validation_data=tiny_dataset(), epochs=4, callbacks=[gradual, Count()], verbose=0)
     counts = [count for count, _ in seen]
-    entries = sum(int(np.prod(layer.scores.shape)) for layer in sparsity.subnet_layers(network))
+    entries = sum(int(np.prod(layer.scores.shape)) for layer in subnet_layers(network))
     assert counts[0] == counts[1] and counts[2] == counts[3]
     assert counts[0] == pytest.approx(0.2 * entries, abs=4) and counts[3] == pytest.approx(0.04 * entries, abs=4)
     assert forgotten == [{"best_robust": 1}] * 2 + [{}] * 2

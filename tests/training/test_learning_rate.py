@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 
 from tf_robust_sparse.data import steps_per_epoch
-from tf_robust_sparse.training import Course, sgdw
-from tf_robust_sparse.training.learning_rate import tenfold_drops
+from tf_robust_sparse.training import sgdw
+from tf_robust_sparse.training.learning_rate import Course, tenfold_drops
 
 
 def two_steps(optimizer):

@@ -7,8 +7,8 @@ import pytest
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import layers, objectives
-from tf_robust_sparse.training import MaskChanges, RobustModel
-from tf_robust_sparse.training.mask_changes import save_masks
+from tf_robust_sparse.training import RobustModel
+from tf_robust_sparse.training.mask_changes import MaskChanges, save_masks
 
 
 def rows(path):

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tests.networks import accuracy, resized
 from tf_robust_sparse import data, layers, models, objectives, saving, sparsity
 from tf_robust_sparse.attacks import LinfPGD
+from tf_robust_sparse.sparsity.scores import random_scores
 from tf_robust_sparse.training import Phase, PhaseCheck, RobustModel, coupled
 
 Scale = collections.namedtuple("Scale", "size attack steps batch gain epochs")
@@ -85,7 +86,7 @@ def test_learned_scores_against_magnitudes_and_chance(scale, dense, images):
     for layer, source in zip(layers.kernel_layers(learned), layers.kernel_layers(dense), strict=True):
         np.testing.assert_array_equal(layer.kernel, source.kernel)  # the prune phase changes no kernel
     networks = {"learned": learned, "magnitude": pruned_from(dense, images, k), "random": pruned_from(dense, images, k)}
-    sparsity.random_scores(networks["random"], seed=3)
+    random_scores(networks["random"], seed=3)
     network = pruned_from(dense, images, k)
     model = model_of(network, "finetune", trades(scale), 0.02)
     begin = [np.array(variable) for variable in model.optimizer.variables]

@@ -8,8 +8,12 @@ import tensorflow as tf
 from tests.networks import mirrored
 from tf_robust_sparse import layers, models, objectives, training
 from tf_robust_sparse.attacks import LinfPGD, cross_entropy
+from tf_robust_sparse.layers.features import with_features
+from tf_robust_sparse.layers.training_noise import joined_parts
 from tf_robust_sparse.models import vgg
+from tf_robust_sparse.models.vgg import vgg16_dropout
 from tf_robust_sparse.saving import copy_weights, load_checkpoint, save_checkpoint
+from tf_robust_sparse.training.optimizers import CoupledAdam
 
 ATTACK = LinfPGD(0.1, 0.05, 2)
 SHAPE = (16, 16, 1)
@@ -80,8 +84,8 @@ def test_gradients_are_those_of_the_two_losses():
     model.train_step((tf.constant(x), tf.constant(y)))
     gates, weights = split(network)
     with tf.GradientTape(persistent=True) as tape:
-        with model._training_noise(seed), layers.joined_parts(2):
-            both = layers.with_features(network)(tf.concat([x, x_adv], 0), training=True)
+        with model._training_noise(seed), joined_parts(2):
+            both = with_features(network)(tf.concat([x, x_adv], 0), training=True)
         (logits, logits_adv), *features = (tf.split(each, 2) for each in both)
         clean, attacked = cross_entropy(y, logits), cross_entropy(y, logits_adv)
         vulnerability = tf.add_n([tf.reduce_mean(tf.abs(a - b)) for a, b in features]) / 3
@@ -141,7 +145,7 @@ def test_two_rates_are_two_optimizers():
     twin = models.lenet_conv(4, SHAPE, gates=True, seed=1)
     twin_gates, twin_weights = split(twin)
     one = training.GatedAdam(1e-2, gate_rate=1.0, weight_rate=0.1, l2=1e-4, epsilon=1e-8)
-    two = keras.optimizers.Adam(1e-2, epsilon=1e-8), training.CoupledAdam(1e-3, l2=1e-4, corrected_epsilon=False)
+    two = keras.optimizers.Adam(1e-2, epsilon=1e-8), CoupledAdam(1e-3, l2=1e-4, corrected_epsilon=False)
     random = np.random.default_rng(0)
     for _ in range(3):
         gradients = {v.path: tf.constant(random.normal(size=v.shape), tf.float32) for v in network.trainable_variables}
@@ -180,7 +184,7 @@ def test_two_replicas_train_as_one():
 
 def test_a_base_gives_its_weights_and_open_gates_its_answers(monkeypatch):
     monkeypatch.setitem(vgg.VGG_WIDTHS, 16, ((8, 8), (8, 8), (16, 16, 16), (32, 32, 32), (32, 32, 32)))
-    base, network = models.vgg16_dropout(seed=4), models.vgg16_dropout(gates=True, seed=5)
+    base, network = vgg16_dropout(seed=4), vgg16_dropout(gates=True, seed=5)
     random = np.random.default_rng(0)
     for layer in base.layers:
         if isinstance(layer, layers.BatchNormalization):

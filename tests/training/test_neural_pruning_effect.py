@@ -8,6 +8,7 @@ import pytest
 from tests.networks import accuracy, resized
 from tf_robust_sparse import data, evaluation, layers, models, objectives, saving, training
 from tf_robust_sparse.attacks import LinfFGSM, LinfPGD
+from tf_robust_sparse.training.optimizers import CoupledAdam
 
 Scale = collections.namedtuple("Scale", "size units epochs attack strong robust suppression")
 SHORT = Scale(16, 620, 3, LinfPGD(0.1, 0.05, 3), LinfPGD(0.1, 0.025, 8), 0.25, 5.0)
@@ -57,14 +58,14 @@ def copied(source, network):
 @pytest.fixture(scope="module")
 def base(scale, images):
     model = training.RobustModel(lenet(scale, seed=0), objectives.Natural())
-    return fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
+    return fit(model, CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
 
 
 @pytest.fixture(scope="module")
 def trained(scale, base, images):
     """The base after adversarial training."""
     model = training.RobustModel(copied(base, lenet(scale, seed=0)), objective_of(scale))
-    return fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
+    return fit(model, CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
 
 
 def opened(network):
@@ -99,7 +100,7 @@ def test_a_black_box_is_no_stronger_than_a_white_one(scale, base, trained, image
         own = evaluation.vulnerability(trained, x, y, scale.strong, source=trained)
         assert own.robust_accuracy == pytest.approx(white.robust_accuracy, abs=2e-3)
         model = training.RobustModel(lenet(scale, seed=7), objective_of(scale), seed=7)
-        source = fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
+        source = fit(model, CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
         black = evaluation.vulnerability(trained, x, y, scale.strong, source=source)
         assert black.robust_accuracy >= white.robust_accuracy - 0.01 and black.expected != white.expected
 
@@ -120,7 +121,7 @@ def test_gates_under_attack_are_robust(scale, base, trained, images):
 def test_suppressed_features_move_less(scale, base, trained, images):
     suppressed = objectives.VulnerabilitySuppression(objective_of(scale), scale.suppression)
     model = training.RobustModel(copied(base, lenet(scale, seed=0)), suppressed)
-    network = fit(model, training.CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
+    network = fit(model, CoupledAdam(1e-3, l2=1e-4), images, scale.epochs)
     without, found = (evaluation.vulnerability(each, *all_tested(images), scale.attack) for each in (trained, network))
     assert found.expected < 0.8 * without.expected
     assert found.robust_accuracy > scale.robust

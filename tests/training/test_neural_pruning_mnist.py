@@ -8,6 +8,8 @@ import pytest
 
 from tf_robust_sparse import data, evaluation, layers, models, objectives, saving, training
 from tf_robust_sparse.attacks import LinfPGD
+from tf_robust_sparse.layers.beta_bernoulli import prior_divergence
+from tf_robust_sparse.training.optimizers import CoupledAdam
 
 ROOT = os.environ.get("TRS_DATA_DIR")
 pytestmark = [
@@ -38,7 +40,7 @@ def fit(model, optimizer, epochs, images):
 def base(images):
     """Two epochs on clean images."""
     model = training.RobustModel(models.lenet_conv(seed=0), objectives.Natural())
-    return fit(model, training.CoupledAdam(1e-3, l2=1e-4, epsilon=1e-8), 2, images)
+    return fit(model, CoupledAdam(1e-3, l2=1e-4, epsilon=1e-8), 2, images)
 
 
 def gated(base):
@@ -54,7 +56,7 @@ def test_base_and_pruning_on_clean_images(base, images):
     assert evaluation.evaluate_robustness(base, (x, y), [], progress=False)["clean_accuracy"] >= 0.975
 
     network = gated(base)
-    at_start = float(layers.prior_divergence(network))
+    at_start = float(prior_divergence(network))
     model = training.NeuralPruningModel(network, objectives.Natural(), 1 / 60_000)
     active = [1370]
     optimizer = training.GatedAdam(1e-2, l2=1e-4, epsilon=1e-8)
@@ -73,7 +75,7 @@ def test_gates_under_attack_beside_adversarial_training(base, images):
     attacked = objectives.CleanAndAdversarial(LinfPGD(0.3, 0.01, 20), weight=2 / 3, joint=True)
     plain = models.lenet_conv(seed=0)
     saving.copy_weights(base, plain)
-    fit(training.RobustModel(plain, attacked), training.CoupledAdam(1e-3, l2=1e-4, epsilon=1e-8), 10, images)
+    fit(training.RobustModel(plain, attacked), CoupledAdam(1e-3, l2=1e-4, epsilon=1e-8), 10, images)
     suppressed = objectives.VulnerabilitySuppression(attacked, 1e-3)
     model = training.NeuralPruningModel(gated(base), suppressed, 4 / 60_000)
     network = fit(model, training.GatedAdam(1e-2, weight_rate=0.1, l2=1e-4, epsilon=1e-8), 10, images)

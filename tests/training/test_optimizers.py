@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from tf_robust_sparse.training import CoupledAdam, CoupledSGD, PerEpoch, coupled, epoch_rates
-from tf_robust_sparse.training.optimizers import CoupledRMSprop
+from tf_robust_sparse.training import CoupledSGD, PerEpoch, coupled
+from tf_robust_sparse.training.by_epoch import epoch_rates
+from tf_robust_sparse.training.optimizers import CoupledAdam, CoupledRMSprop
 
 GRADIENTS = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
 

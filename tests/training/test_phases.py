@@ -8,6 +8,7 @@ import tensorflow as tf
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import objectives, sparsity
 from tf_robust_sparse.attacks import LinfPGD
+from tf_robust_sparse.sparsity.scores import subnet_layers
 from tf_robust_sparse.training import FreeAT, FreeRobustModel, Phase, PhaseCheck, RobustModel, coupled
 
 X, Y = tiny_images(48)
@@ -99,7 +100,7 @@ def test_pruned_entries_stand_still_while_the_rest_is_finetuned_without_decay():
     network = tiny_network("subnet")
     sparsity.set_keep_fractions(network, 0.3)
     Phase("finetune").begin(network)
-    layer = sparsity.subnet_layers(network)[1]
+    layer = subnet_layers(network)[1]
     mask, before = layer.compute_kernel_mask().numpy(), keras.ops.convert_to_numpy(layer.kernel).copy()
     model_of(network, "natural", coupled("sgd", 0.05, 0.0)).fit(X, Y, batch_size=16, verbose=0)
     after = keras.ops.convert_to_numpy(layer.kernel)
@@ -120,7 +121,7 @@ def test_a_frozen_weight_that_changes_is_told_of():
     Phase("prune").begin(network)
     check = PhaseCheck(network)
     check.on_epoch_begin(0)
-    layer = sparsity.subnet_layers(network)[0]
+    layer = subnet_layers(network)[0]
     layer.scores.assign(layer.scores + 1)
     check.on_epoch_end(0)
     layer.kernel.assign(layer.kernel + 1)
@@ -157,11 +158,11 @@ def test_learned_scores_leave_the_order_of_magnitudes():
     sparsity.set_keep_fractions(network, 0.2)
     sparsity.scaled_scores(network)
     Phase("prune").begin(network)
-    before = [layer.compute_kernel_mask().numpy() for layer in sparsity.subnet_layers(network)]
+    before = [layer.compute_kernel_mask().numpy() for layer in subnet_layers(network)]
     model = model_of(network, "natural", coupled("sgd", 0.1, 0.0))
     losses = model.fit(X, Y, batch_size=16, epochs=15, verbose=0).history["loss"]
     assert losses[-1] < 0.9 * losses[0]
-    after = [layer.compute_kernel_mask().numpy() for layer in sparsity.subnet_layers(network)]
+    after = [layer.compute_kernel_mask().numpy() for layer in subnet_layers(network)]
     assert all((a != b).any() and a.sum() == b.sum() for a, b in zip(after, before, strict=True))
 
 

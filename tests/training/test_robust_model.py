@@ -9,7 +9,8 @@ from tests.networks import tiny_dataset, tiny_images, tiny_network
 from tf_robust_sparse import layers, objectives, saving
 from tf_robust_sparse.attacks import LinfPGD
 from tf_robust_sparse.evaluation import robust_accuracy
-from tf_robust_sparse.sparsity import ConnectivitySampling, MagnitudePruning, slots
+from tf_robust_sparse.sparsity import ConnectivitySampling, MagnitudePruning
+from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.training import RobustModel, StopOnNaN, sgdw
 
 ATTACK = LinfPGD(epsilon=0.05, step_size=0.03, num_steps=2)

@@ -8,9 +8,11 @@ import pytest
 
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import attacks, models, objectives
+from tf_robust_sparse.models.unbiased_dense import unbiased_dense_300_100
 from tf_robust_sparse.saving.round_files import is_done, read_arrays, round_directory
-from tf_robust_sparse.sparsity import iterative_magnitude
-from tf_robust_sparse.training import FusedAdam, LabeledImages, RoundPlan, Rounds, StackedRobustModel
+from tf_robust_sparse.sparsity.iterative_magnitude import iterative_magnitude
+from tf_robust_sparse.training import LabeledImages, RoundPlan, Rounds, StackedRobustModel
+from tf_robust_sparse.training.optimizers import FusedAdam
 from tf_robust_sparse.training.rounds import read_state
 
 FRACTIONS = {"hidden_1": 0.2, "hidden_2": 0.2, "output": 0.1}
@@ -32,7 +34,7 @@ class Counting(objectives.CleanAndAdversarial):
 
 
 def dense(seed):
-    return models.unbiased_dense_300_100(10, (12, 12, 1), seed=seed)
+    return unbiased_dense_300_100(10, (12, 12, 1), seed=seed)
 
 
 def prepare(directory, plan, trials=(0,), build=dense, fractions=FRACTIONS, **kwargs):

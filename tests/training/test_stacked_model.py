@@ -9,11 +9,14 @@ import tensorflow as tf
 from tests.networks import mirrored, tiny_images, tiny_network
 from tf_robust_sparse import attacks, layers, models, objectives
 from tf_robust_sparse.attacks import cross_entropy
-from tf_robust_sparse.data import stacked_batches
+from tf_robust_sparse.data.stacked_batches import stacked_batches
 from tf_robust_sparse.layers.noise import fold_in
+from tf_robust_sparse.models.unbiased_dense import unbiased_dense_300_100
 from tf_robust_sparse.objectives import label_smoothing
-from tf_robust_sparse.sparsity import masked_kernels, slots
-from tf_robust_sparse.training import FusedAdam, StackedRobustModel
+from tf_robust_sparse.sparsity import masked_kernels
+from tf_robust_sparse.sparsity.optimizer_slots import slots
+from tf_robust_sparse.training import StackedRobustModel
+from tf_robust_sparse.training.optimizers import FusedAdam
 from tf_robust_sparse.training.stacked_model import NetworkState
 
 X, Y = tiny_images(80)
@@ -22,7 +25,7 @@ ROUNDING = 2e-4  # of fifty steps of Adam, whose batched products add up in anot
 
 
 def dense(seed):
-    return models.unbiased_dense_300_100(10, (12, 12, 1), seed=seed)
+    return unbiased_dense_300_100(10, (12, 12, 1), seed=seed)
 
 
 def compiled(network, objective=None, optimizer=None):

@@ -14,7 +14,6 @@ from tf_robust_sparse.attacks.nfgsm import NFGSM
 from tf_robust_sparse.attacks.pgd import L2PGD, LinfPGD
 from tf_robust_sparse.attacks.sigma_zero import SigmaZero
 from tf_robust_sparse.attacks.square import Square
-from tf_robust_sparse.attacks.staged_attack import StagedAttack
 
 __all__ = [
     "APGD",
@@ -32,6 +31,5 @@ __all__ = [
     "MinimumNormAttack",
     "SigmaZero",
     "Square",
-    "StagedAttack",
     "cross_entropy",
 ]

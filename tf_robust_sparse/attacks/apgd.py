@@ -20,9 +20,9 @@ from tf_robust_sparse.attacks.projections import (
 )
 from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, while_state
 from tf_robust_sparse.attacks.target_order import CANDIDATES, by_distance
-from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import normal_like, uniform_like
+from tf_robust_sparse.layers.selection import fast_where
 
 Around = tuple[tf.Tensor, tf.Tensor]  # the ball: its bounds for Linf, else its center and radius
 LOSSES = ("ce", "dlr", "targeted-dlr")

@@ -3,7 +3,8 @@
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.projections import between, distance, per_example, pixel_range
-from tf_robust_sparse.layers import compile_elementwise, fast_where
+from tf_robust_sparse.layers.fusion import compile_elementwise
+from tf_robust_sparse.layers.selection import fast_where
 
 
 @compile_elementwise

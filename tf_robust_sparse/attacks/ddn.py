@@ -10,9 +10,9 @@ from tf_robust_sparse.attacks.losses import log_odds
 from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine, loss_gradient
 from tf_robust_sparse.attacks.projections import l2_norm, normalized, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import State
-from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import fold_in, normal_like
+from tf_robust_sparse.layers.selection import fast_where
 
 
 class DDN(MinimumNormAttack):

@@ -7,9 +7,9 @@ import tensorflow as tf
 from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.projections import distance, moves_to_hyperplane, norm_of, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, while_state
-from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import normal_like, uniform_like
+from tf_robust_sparse.layers.selection import fast_where
 
 FAR = 1e30  # longer than any distance, and finite: tf.debugging.enable_check_numerics stops at infinities
 DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}

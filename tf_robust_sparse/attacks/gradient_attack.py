@@ -11,9 +11,9 @@ import tensorflow as tf
 from tf_robust_sparse.attacks.inputs import checked_inputs
 from tf_robust_sparse.attacks.losses import log_odds
 from tf_robust_sparse.deprecation import adopt_old_methods, renamed_method
-from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import as_seed, fold_in, normal_like
+from tf_robust_sparse.layers.selection import fast_where
 
 LossFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

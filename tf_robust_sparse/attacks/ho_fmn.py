@@ -13,8 +13,8 @@ from tf_robust_sparse.attacks.losses import cross_entropy, dlr, margin
 from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine, loss_gradient
 from tf_robust_sparse.attacks.projections import between, distance, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import State
-from tf_robust_sparse.layers import cached_for_inference
 from tf_robust_sparse.layers.forward import Forward
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 
 LOSSES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "margin": lambda y, logits: -margin(y, logits),

@@ -10,9 +10,9 @@ from tf_robust_sparse.attacks.inputs import checked_inputs
 from tf_robust_sparse.attacks.losses import FAR, margin
 from tf_robust_sparse.attacks.projections import count_changed, distance
 from tf_robust_sparse.attacks.staged_attack import State, while_state
-from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import as_seed
+from tf_robust_sparse.layers.selection import fast_where
 
 
 class Nearest(NamedTuple):

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tf_robust_sparse.layers import compile_elementwise, fast_where
+from tf_robust_sparse.layers.fusion import compile_elementwise
+from tf_robust_sparse.layers.selection import fast_where
 
 ENOUGH = 1e-6  # relative tolerance of the iterations, about the rounding error of a sum over the pixels
 LONG = 1e30  # a time after which all room is used; finite, so that a speed of 0 times it is 0

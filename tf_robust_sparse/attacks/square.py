@@ -12,9 +12,9 @@ from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.losses import margin
 from tf_robust_sparse.attacks.projections import between, l1_ball, l2_norm, linf_bounds, pixel_range
 from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack, State, while_state
-from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import uniform_like
+from tf_robust_sparse.layers.selection import fast_where
 
 # Queries, of 10,000, after which the share of the image that a window covers is halved.
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.inputs import checked_inputs
-from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import as_seed, fold_in
+from tf_robust_sparse.layers.selection import fast_where
 
 NORMS = ("Linf", "L2", "L1")
 

@@ -11,7 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.bayesian import BayesianScale
+from tf_robust_sparse.layers.classifier import check_classifier
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
+from tf_robust_sparse.layers.topology import layer_graph
 
 _WITHOUT_NEGATIVE_COEFFICIENTS = (
     keras.layers.Flatten,
@@ -94,10 +97,10 @@ def bound_graph(network: keras.Model) -> list[Step]:
         ValueError: if a layer has no rule, is called twice or computes in another type, or the network does not end
             in logits of a dense layer.
     """
-    layers.check_classifier(network)
+    check_classifier(network)
     steps: list[Step] = []
     outputs: dict[str, str] = {}  # layer -> its last step
-    for node in layers.layer_graph(network):
+    for node in layer_graph(network):
         layer = node.layer
         if layer.name in outputs:
             raise ValueError(f"The layer {layer.name} is called twice; bounds need a layer of its own for each call")
@@ -145,7 +148,7 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
         )
     if isinstance(layer, (KernelLayer, keras.layers.Dense, keras.layers.Conv2D)):
         return [(_kernel_rule(layer), ""), *_activation(layer.name, layer.activation, "/activation")]
-    if isinstance(layer, layers.BetaBernoulliDropout | layers.BayesianScale):
+    if isinstance(layer, layers.BetaBernoulliDropout | BayesianScale):
         return [(_affine(*layer.inference_scale_and_shift()), "")]
     if isinstance(layer, keras.layers.BatchNormalization):
         return [(_batch_norm(layer), "")]

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tf_robust_sparse.certify.gaussian_noise import noisy_copies
 from tf_robust_sparse.data.checks import checked_images
-from tf_robust_sparse.layers import cached_for_inference, inference_forward
+from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 
 ABSTAIN = -1
 MOST_ANSWERS = 10**9  # counted in 32 bits; at 1e9 the certified radius is 5.7 sigma at most, so more gain little

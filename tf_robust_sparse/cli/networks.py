@@ -10,6 +10,9 @@ import keras
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag, about
+from tf_robust_sparse.saving.compact import COMPACT_SUFFIX
+from tf_robust_sparse.saving.kinds import check_weights
+from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES
 
 NETWORK_FILE = "network.keras"
 
@@ -38,9 +41,9 @@ _IN_DIRECTORIES = {
 }
 _BY_SUFFIX = {
     ".keras": Kind.KERAS,
-    trs.saving.COMPACT_SUFFIX: Kind.COMPACT,
+    COMPACT_SUFFIX: Kind.COMPACT,
     **dict.fromkeys((".h5", ".hdf5"), Kind.HDF5),
-    **dict.fromkeys(trs.saving.PYTORCH_SUFFIXES, Kind.PYTORCH),
+    **dict.fromkeys(PYTORCH_SUFFIXES, Kind.PYTORCH),
     **dict.fromkeys((".pickle", ".pkl"), Kind.PUBLISHED),
 }
 
@@ -120,7 +123,7 @@ def load(
     if found.holds_weights_alone and build:
         with about(flag):
             try:
-                trs.saving.check_weights(path)
+                check_weights(path)
             except ImportError as error:
                 raise BadFlag(f"--{flag}={path}: {error}") from error
         network = build(found)

@@ -8,6 +8,8 @@ import keras
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack
 from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.evaluation.figure_style import check_matplotlib
+from tf_robust_sparse.evaluation.learning_curve import draw_learning_curve
 
 
 def evaluate(network: keras.Model, images: trs.data.ImageDataset, attacked: bool = True) -> dict[str, Any]:
@@ -110,10 +112,10 @@ def draw_curve(
 ) -> None:
     """Draws losses and accuracies by epoch, if matplotlib is installed; `attack` is that on held-out images."""
     try:
-        trs.evaluation.check_matplotlib()
+        check_matplotlib()
     except ValueError:
         return
-    trs.evaluation.draw_learning_curve(history, path, attack.describe() if attack else None, trains_on_attacked)
+    draw_learning_curve(history, path, attack.describe() if attack else None, trains_on_attacked)
 
 
 def robust_overfitting(history: list[dict[str, Any]]) -> dict[str, float]:

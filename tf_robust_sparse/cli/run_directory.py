@@ -12,11 +12,11 @@ from typing import Any
 
 from absl import flags
 
-from tf_robust_sparse import saving
 from tf_robust_sparse.cli import command_line, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections import method
 from tf_robust_sparse.cli.sections.run import Output
+from tf_robust_sparse.saving.atomic import check_replaceable, replace_file
 
 FLAGS = flags.FLAGS
 
@@ -126,7 +126,7 @@ def _check_place(name: str, path: Path) -> None:
             f"--{name}={path}: expected a path through directories, but it leads through the file {blocking[0]}"
         )
     try:
-        saving.check_replaceable(path)
+        check_replaceable(path)
     except OSError as error:
         raise BadFlag(f"--{name}={path}: expected a place to write to; {error.strerror}") from error
 
@@ -172,7 +172,7 @@ def numbered(parent: Path) -> Path:
 
 def write_flags(record: Path, place: str = "--output_dir") -> None:
     """Writes the flagfile that repeats this run in another place, which the flag `place` names."""
-    with saving.replace_file(record) as path:
+    with replace_file(record) as path:
         head = f"# Written on {datetime.date.today()}; repeat with --flagfile=<this file> and another {place}."
         path.write_text("\n".join([head, *recorded_flags()]) + "\n")
 
@@ -193,7 +193,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes `content` as JSON, whole or not at all."""
     text = json.dumps(content, indent=1, default=float) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with saving.replace_file(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(text)
 
 

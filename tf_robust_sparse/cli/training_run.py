@@ -19,6 +19,9 @@ from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.recipe import Averages, Views
 from tf_robust_sparse.cli.sections.run import CertifiedRun, Run
 from tf_robust_sparse.cli.workers import is_chief
+from tf_robust_sparse.sparsity.scores import scored_layers
+from tf_robust_sparse.training.callbacks import ReferenceSelection
+from tf_robust_sparse.training.gradual_pruning import GradualPruning
 
 FLAGS = flags.FLAGS
 
@@ -133,11 +136,11 @@ def train(
         every=Run.read().save_every if Run.read().save_every > 0 else None,
     )
     for callback in more:
-        if isinstance(callback, trs.training.GradualPruning):
+        if isinstance(callback, GradualPruning):
             callback.checkpoints = checkpoints
     callbacks = [trs.training.StopOnNaN(), connections, *more, checkpoints]
     if FLAGS.select == "reference":
-        callbacks.append(trs.training.ReferenceSelection(checkpoints, Data.read().test_batches(run.images)))
+        callbacks.append(ReferenceSelection(checkpoints, Data.read().test_batches(run.images)))
     if FLAGS.tensorboard and is_chief():
         callbacks.append(_tensorboard(run.directory))
     first_epoch = 0
@@ -339,7 +342,7 @@ def _sparsity(model: trs.RobustModel) -> str:
     """Returns in words how connections are chosen."""
     if model.sparsifier is not None:
         return report.words(model.sparsifier.describe())
-    by_scores = trs.sparsity.scored_layers(model.network)
+    by_scores = scored_layers(model.network)
     if by_scores:
         entries = sum(int(np.prod(layer.scores.shape)) for layer in by_scores)
         return f"by scores, the largest {sum(layer.kept for layer in by_scores)} of {entries}"

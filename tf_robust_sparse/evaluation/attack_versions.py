@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from tf_robust_sparse.attacks import APGD, FAB, Square, StagedAttack
+from tf_robust_sparse.attacks import APGD, FAB, Square
+from tf_robust_sparse.attacks.staged_attack import StagedAttack
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import StagedAttack
+from tf_robust_sparse.attacks.staged_attack import StagedAttack
 from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.attack_versions import VERSIONS, named_attack
@@ -21,8 +21,8 @@ from tf_robust_sparse.evaluation.ensemble_run import EnsembleRun, perturbations
 from tf_robust_sparse.evaluation.examples import check_image_shape, collect_examples, fixed_batch_size
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import padded_batches
-from tf_robust_sparse.layers import cached_for_inference
 from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 from tf_robust_sparse.layers.noise import fold_in
 from tf_robust_sparse.paths import user_path
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks import StagedAttack
-from tf_robust_sparse.attacks.staged_attack import AttackRun
-from tf_robust_sparse.layers import cached_for_inference
+from tf_robust_sparse.attacks.staged_attack import AttackRun, StagedAttack
 from tf_robust_sparse.layers.forward import Forward
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 
 SMALLEST = 16
 

@@ -58,9 +58,9 @@ def evaluate_corruptions(
         dataset: Clean images, for the clean accuracy and to compute corruptions from: batched `tf.data.Dataset` of
             `(x, y)`, or a tuple of arrays; images `(batch, height, width, channels)`, floating, in `[0, 1]`; labels
             `(batch,)`, integers.
-        directory: Folder with the files; see `data.read_corruptions`. If a data set is given too, corruptions without
+        directory: Folder with the files; see `read_corruptions`. If a data set is given too, corruptions without
             a file are computed.
-        names: Names of corruptions; `None` for all fifteen with a directory, and for all of `data.COMPUTED_CORRUPTIONS`
+        names: Names of corruptions; `None` for all fifteen with a directory, and for all of `COMPUTED_CORRUPTIONS`
             without one.
         severities: Some of 1 to 5.
         max_examples: How many of the first images to use, of the data set and of each severity; `None` for all.

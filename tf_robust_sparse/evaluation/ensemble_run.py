@@ -14,9 +14,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_robust_sparse.attacks import StagedAttack
+from tf_robust_sparse.attacks.staged_attack import StagedAttack
 from tf_robust_sparse.evaluation import safety
-from tf_robust_sparse.saving import replace_file
+from tf_robust_sparse.saving.atomic import replace_file
 
 SECONDS_BETWEEN_SAVES = 60.0
 # Tolerance between clean logits of one network, relative to the largest; above rounding of float16 and TensorFloat-32.

@@ -15,7 +15,7 @@ import numpy as np
 
 from tf_robust_sparse.evaluation.leaderboard import radius
 from tf_robust_sparse.paths import user_path
-from tf_robust_sparse.saving import replace_file
+from tf_robust_sparse.saving.atomic import replace_file
 
 COLUMN, PAGE = 3.5, 7.2  # inches: one column, and the whole width of a page with two columns
 SMALL = 7  # points: ticks, legends and labels inside axes; everything else has 8

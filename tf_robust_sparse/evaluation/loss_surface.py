@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation.examples import check_image_shape
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 from tf_robust_sparse.layers.noise import fold_in
 
 
@@ -70,7 +70,7 @@ def loss_surface(
 
     @tf.function(reduce_retracing=True, autograph=False)
     def surface(x: tf.Tensor, y: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        with layers.cached_for_inference(network):
+        with cached_for_inference(network):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 loss = cross_entropy(y, forward(x))

@@ -73,7 +73,7 @@ def draw_kept_weights(rows: Sequence[dict[str, Any]], path: str | os.PathLike, m
     """Draws histograms of the weights that a mask keeps, and of those that magnitude pruning would keep.
 
     Args:
-        rows: As `sparsity.kept_weights` returns them; of many layers some are drawn, spread over the depth.
+        rows: As `mask_statistics.kept_weights` returns them; of many layers some are drawn, spread over the depth.
         path: Where to write; a PDF of the same name is written too.
         most: Largest number of layers to draw.
 
@@ -128,7 +128,7 @@ def draw_channels_between(row: dict[str, Any], names: tuple[str, str], path: str
     Of more than 600 channels, neighbors share a bar, and the title says how many.
 
     Args:
-        row: As `sparsity.channels_between` returns it.
+        row: As `mask_structure.channels_between` returns it.
         names: Of the two layers.
         path: Where to write; a PDF of the same name is written too.
 

@@ -15,9 +15,10 @@ from tf_robust_sparse.evaluation.examples import check_image_shape, collect_exam
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.robust_accuracy import masked_gradients
 from tf_robust_sparse.evaluation.survivors import padded_batches
-from tf_robust_sparse.layers import cached_for_inference, fast_where
 from tf_robust_sparse.layers.forward import Forward, inference_forward
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 from tf_robust_sparse.layers.noise import fold_in
+from tf_robust_sparse.layers.selection import fast_where
 
 CURVE_POINTS = 100
 BEYOND = (1e-4, 1e-3, 1e-2)  # shares of the perturbation

@@ -10,7 +10,7 @@ from tf_robust_sparse.evaluation.figure_style import figure_files
 from tf_robust_sparse.evaluation.figures import draw_curves, draw_examples
 from tf_robust_sparse.evaluation.leaderboard import radius
 from tf_robust_sparse.paths import user_path
-from tf_robust_sparse.saving import replace_file
+from tf_robust_sparse.saving.atomic import replace_file
 
 EXAMPLES = 6
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tf_robust_sparse.attacks import GradientAttack, MinimumNormAttack, StagedAttack, cross_entropy
+from tf_robust_sparse.attacks import GradientAttack, MinimumNormAttack, cross_entropy
 from tf_robust_sparse.attacks.losses import log_odds
+from tf_robust_sparse.attacks.staged_attack import StagedAttack
 from tf_robust_sparse.evaluation import safety
 from tf_robust_sparse.evaluation.auto_attack import AutoAttack
 from tf_robust_sparse.evaluation.clean import clean_answers

@@ -6,9 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_robust_sparse import saving
 from tf_robust_sparse.layers.forward import inference_forward
 from tf_robust_sparse.paths import user_path
+from tf_robust_sparse.saving.kinds import way_in
 
 
 class SavedModelClassifier:
@@ -145,13 +145,13 @@ def load_saved_model(path: str | Path) -> SavedModelClassifier:
         raise FileNotFoundError(f"No SavedModel at {path}: there is no such directory; check the path.")
     if not path.is_dir():
         raise ValueError(
-            f"A SavedModel is a directory; {saving.way_in(path) or 'pass the one that keras.Model.export wrote'}. "
+            f"A SavedModel is a directory; {way_in(path) or 'pass the one that keras.Model.export wrote'}. "
             f"Received: the file {path}"
         )
     if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
         raise ValueError(
             f"{path} is not a SavedModel, because it holds no saved_model.pb; "
-            f"{saving.way_in(path) or 'pass the directory that keras.Model.export wrote'}."
+            f"{way_in(path) or 'pass the directory that keras.Model.export wrote'}."
         )
     try:
         loaded = tf.saved_model.load(str(path))

@@ -12,8 +12,8 @@ from tf_robust_sparse.evaluation.clean import check_finite, clean_answers
 from tf_robust_sparse.evaluation.examples import check_image_shape
 from tf_robust_sparse.evaluation.progress import Progress
 from tf_robust_sparse.evaluation.survivors import attack_survivors
-from tf_robust_sparse.layers import cached_for_inference
 from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 from tf_robust_sparse.layers.noise import fold_in
 
 

@@ -92,7 +92,7 @@ class BinaryDense(BinaryKernel, DenseOperation):
     Args:
         units: Positive integer, size of the output space.
         stochastic: Whether signs are drawn, 1 with probability `(kernel + 1) / 2`;
-            `sparsity.StochasticBinarization` draws new ones in each training step. Otherwise they are those of
+            `StochasticBinarization` draws new ones in each training step. Otherwise they are those of
             `kernel`.
         activation: Activation of the output; `None` for logits.
         use_bias: Whether a bias is added.

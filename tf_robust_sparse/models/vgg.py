@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.bayesian import BayesianScale
 from tf_robust_sparse.models.network_builder import NetworkBuilder
 
 VGG_WIDTHS = {  # depth -> widths of the convolutions of each block
@@ -137,7 +138,7 @@ def vgg16_dropout(
         # After convolutions, the published code uses TensorFlow's fused operation, whose moving variance is unbiased.
         affine = {"scale": not bayesian, "center": not bayesian, "unbiased": number <= 13}
         x = build.batch_norm(x, f"bn{number}", momentum=0.99, epsilon=1e-3, **affine)
-        x = layers.BayesianScale(**bayesian, name=f"scale{number}")(x) if bayesian else x
+        x = BayesianScale(**bayesian, name=f"scale{number}")(x) if bayesian else x
         return build.relu(x, f"relu{number}")
 
     x, layer = build.inputs, 0

@@ -24,11 +24,11 @@ from tf_robust_sparse.objectives.mat import MAT
 from tf_robust_sparse.objectives.mixtrain import MixTrain
 from tf_robust_sparse.objectives.natural import Natural
 from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Objective
-from tf_robust_sparse.objectives.reweighted import REWEIGHTINGS, Reweighted
+from tf_robust_sparse.objectives.reweighted import Reweighted
 from tf_robust_sparse.objectives.scheduled_radius import ScheduledRadius
 from tf_robust_sparse.objectives.stability import Stability
 from tf_robust_sparse.objectives.trades import TRADES
-from tf_robust_sparse.objectives.vulnerability_suppression import VULNERABILITIES, VulnerabilitySuppression
+from tf_robust_sparse.objectives.vulnerability_suppression import VulnerabilitySuppression
 
 __all__ = [
     "AT",
@@ -39,10 +39,8 @@ __all__ = [
     "MART",
     "MAT",
     "MTLIBP",
-    "REWEIGHTINGS",
     "SABR",
     "TRADES",
-    "VULNERABILITIES",
     "AttackObjective",
     "CleanAndAdversarial",
     "Consistency",

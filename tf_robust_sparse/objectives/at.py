@@ -5,8 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
+from tf_robust_sparse.layers.kernel_seam import unfolded_kernels
 from tf_robust_sparse.objectives.label_smoothing import aimed, checked_smoothing, smoothed_cross_entropy
 from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Seed, attacked_logits
 
@@ -52,7 +52,7 @@ class AT(AttackObjective):
             return self.attack(network, x, y, loss_fn=loss_fn, seed=seed)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             raise ValueError('`batch_norm="training"` works on one replica only; pass batch_norm="inference"')
-        with layers.unfolded_kernels(network):
+        with unfolded_kernels(network):
             return self.attack(lambda x: network(x, training=True), x, y, loss_fn=loss_fn, seed=seed)
 
     def loss(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, x_adv: tf.Tensor) -> Losses:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.kernel_seam import effective_kernel, moved_kernels
 from tf_robust_sparse.layers.normalization import kept_statistics
+from tf_robust_sparse.layers.selection import fast_where
 from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround, Seed
 
 _TINY = 1e-20  # as in the published code
@@ -103,9 +104,9 @@ class AWP(ObjectiveAround):
         return [self._move(*each) for each in zip(weights, gradients, signs, strict=True)]
 
     def _move(self, weight: tf.Tensor, gradient: tf.Tensor, sign_is_fixed: bool) -> tf.Tensor:
-        gradient = layers.fast_where(weight != 0, gradient, 0)
+        gradient = fast_where(weight != 0, gradient, 0)
         move = self.gamma * tf.norm(weight) * gradient / (tf.norm(gradient) + _TINY)
-        return layers.fast_where((weight + move) * weight < 0, -weight, move) if sign_is_fixed else move
+        return fast_where((weight + move) * weight < 0, -weight, move) if sign_is_fixed else move
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""

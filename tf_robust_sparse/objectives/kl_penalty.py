@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import layers
+from tf_robust_sparse.layers.beta_bernoulli import prior_divergence
 from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround
 
 
@@ -39,7 +39,7 @@ class KLPenalty(ObjectiveAround):
         return super().penalty(network) + self._own_penalty(network)
 
     def _own_penalty(self, network: keras.Model) -> tf.Tensor:
-        return self.strength * layers.prior_divergence(network)
+        return self.strength * prior_divergence(network)
 
     def describe(self) -> dict[str, Any]:
         """Returns everything that defines the objective, as plain values for a results file."""

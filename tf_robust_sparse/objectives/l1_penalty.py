@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_seam import kernel_l1
 from tf_robust_sparse.objectives.objective import Losses, Objective, ObjectiveAround
 
 
@@ -41,7 +42,7 @@ class L1Penalty(ObjectiveAround):
         return super().penalty(network) + self._own_penalty(network)
 
     def _own_penalty(self, network: keras.Model) -> tf.Tensor:
-        return self.strength * tf.add_n([layers.kernel_l1(layer) for layer in layers.kernel_layers(network)])
+        return self.strength * tf.add_n([kernel_l1(layer) for layer in layers.kernel_layers(network)])
 
     def describe(self) -> dict[str, Any]:
         """Returns everything that defines the objective, as plain values for a results file."""

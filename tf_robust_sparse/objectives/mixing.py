@@ -4,8 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.noise import fold_in, uniform_like
+from tf_robust_sparse.layers.selection import fast_where
 
 _ORDER = 0x0DE  # a stream of random draws
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
+from tf_robust_sparse.layers.features import FeatureRecorder
+from tf_robust_sparse.layers.training_noise import joined_parts, pass_number
 from tf_robust_sparse.objectives.layer_losses import training_pass_ended
 
 Seed: TypeAlias = int | tf.Tensor | None
@@ -282,16 +283,16 @@ def training_logits(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
 
 def attacked_logits(network: keras.Model, x_adv: tf.Tensor) -> tf.Tensor:
     """As `training_logits`, for attacked images after the clean ones: gates and dropout may draw again."""
-    with layers.pass_number(1):
+    with pass_number(1):
         return training_logits(network, x_adv)
 
 
 def joint_training_logits(network: keras.Model, x: tf.Tensor, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """As `training_logits`, for both batches in one forward pass: batch norm takes its statistics over both."""
     both = tf.concat([x, x_adv], axis=0)
-    with layers.joined_parts(2):
+    with joined_parts(2):
         logits, logits_adv = tf.split(training_logits(network, both), 2)
-    if isinstance(network, layers.FeatureRecorder):
+    if isinstance(network, FeatureRecorder):
         network.split(both, (x, x_adv))
     return logits, logits_adv
 

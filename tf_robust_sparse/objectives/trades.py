@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.kernel_seam import all_layers
 from tf_robust_sparse.objectives.divergences import kl_divergence
 from tf_robust_sparse.objectives.label_smoothing import aimed, checked_smoothing, is_mixed, smoothed_cross_entropy
 from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Seed, attacked_logits, training_logits
@@ -108,7 +108,7 @@ def differing(
 
 def _statistics(network: keras.Model) -> list[tuple[Any, float]]:
     """Returns the moving statistics of batch norm that training updates, each with its momentum."""
-    norms = [each for each in layers.all_layers(network) if isinstance(each, keras.layers.BatchNormalization)]
+    norms = [each for each in all_layers(network) if isinstance(each, keras.layers.BatchNormalization)]
     trained = {id(each): each for each in norms if each.trainable}.values()
     return [(value, each.momentum) for each in trained for value in (each.moving_mean, each.moving_variance)]
 

@@ -1,23 +1,16 @@
 """Files: networks, checkpoints of runs, SavedModels for other programs, and published weights."""
 
-from tf_robust_sparse.saving.atomic import check_replaceable, replace_directory, replace_file
-from tf_robust_sparse.saving.checkpoint import load_checkpoint, read_metadata, save_checkpoint
-from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, COMPACT_VALUES, compact_sizes, load_compact, save_compact
+from tf_robust_sparse.saving.checkpoint import load_checkpoint, save_checkpoint
+from tf_robust_sparse.saving.compact import compact_sizes, load_compact, save_compact
 from tf_robust_sparse.saving.copy_weights import copy_weights
-from tf_robust_sparse.saving.kinds import check_weights, way_in
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
 from tf_robust_sparse.saving.onnx_export import export_onnx
-from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, import_pytorch_weights, pytorch_modules
+from tf_robust_sparse.saving.pytorch_weights import import_pytorch_weights
 from tf_robust_sparse.saving.reference_weights import import_reference_weights
 from tf_robust_sparse.saving.shrink import shrink
 from tf_robust_sparse.saving.strip import strip
 
 __all__ = [
-    "COMPACT_SUFFIX",
-    "COMPACT_VALUES",
-    "PYTORCH_SUFFIXES",
-    "check_replaceable",
-    "check_weights",
     "compact_sizes",
     "copy_weights",
     "export_network",
@@ -27,14 +20,9 @@ __all__ = [
     "load_checkpoint",
     "load_compact",
     "load_network",
-    "pytorch_modules",
-    "read_metadata",
-    "replace_directory",
-    "replace_file",
     "save_checkpoint",
     "save_compact",
     "save_network",
     "shrink",
     "strip",
-    "way_in",
 ]

@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
+from tf_robust_sparse.layers.kernel_seam import all_layers
 
 _HOW = "pass a network of the same architecture, number of classes and image size"
 
@@ -26,8 +27,8 @@ def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True)
     Raises:
         ValueError: if the architectures differ, naming the layer, or `network` has kernels without a `kernel`.
     """
-    theirs = {layer.name: layer for layer in layers.all_layers(source) if layer.weights}
-    ours = {layer.name: layer for layer in layers.all_layers(network) if layer.weights}
+    theirs = {layer.name: layer for layer in all_layers(source) if layer.weights}
+    ours = {layer.name: layer for layer in all_layers(network) if layer.weights}
     for each, other in ((theirs, ours), (ours, theirs)):
         for name in [gate.name for gate in each.values() if isinstance(gate, layers.BetaBernoulliDropout)]:
             if name not in other:

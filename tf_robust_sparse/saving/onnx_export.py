@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from tf_robust_sparse import layers
+from tf_robust_sparse.layers.topology import layer_graph
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving.atomic import replace_file
 from tf_robust_sparse.saving.strip import strip
@@ -95,7 +95,7 @@ class _Writer:
             )
         pixels = _Tensor(_INPUT, _known_shape(network.inputs[0], "The input"))
         found: dict[str, _Tensor] = {}
-        for node in layers.layer_graph(network):
+        for node in layer_graph(network):
             if node.layer.name in found:
                 raise ValueError(f"The layer {node.layer.name} is called twice; only layers called once are exported")
             inputs = [found[name] for name in node.inputs] or [pixels]

@@ -22,9 +22,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.data.readers import npz
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
+from tf_robust_sparse.layers.topology import layer_graph
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import layer_values
 
@@ -202,7 +202,7 @@ def _candidates(name: str) -> list[str]:
 def _layers_with_weights(network: keras.Model) -> list[Any]:
     return [
         layer
-        for layer in dict.fromkeys(node.layer for node in layers.layer_graph(network))
+        for layer in dict.fromkeys(node.layer for node in layer_graph(network))
         if isinstance(layer, KernelLayer) or _is_batch_norm(layer)
     ]
 
@@ -229,12 +229,12 @@ def _flattened_shapes(network: keras.Model) -> dict[str, tuple[int, ...]]:
     """Returns the flattened (height, width, channels) of each dense layer that follows a Flatten."""
     flattens = {
         node.layer.name: tuple(node.layer.input.shape[1:])
-        for node in layers.layer_graph(network)
+        for node in layer_graph(network)
         if isinstance(node.layer, keras.layers.Flatten)
     }
     return {
         node.layer.name: flattens[node.inputs[0]]
-        for node in layers.layer_graph(network)
+        for node in layer_graph(network)
         if node.inputs[:1] and node.inputs[0] in flattens
     }
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
+from tf_robust_sparse.layers.topology import layer_graph
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import layer_values, variable_pickle
 
@@ -120,7 +120,7 @@ def _layers_in_list_order(network: keras.Model) -> list[Any]:
     """
     norms = {}
     ordered = []
-    nodes = layers.layer_graph(network)
+    nodes = layer_graph(network)
     kernels = {node.layer.name for node in nodes if isinstance(node.layer, KernelLayer)}
     for node in nodes:
         if isinstance(node.layer, keras.layers.BatchNormalization) and node.inputs and node.inputs[0] in kernels:

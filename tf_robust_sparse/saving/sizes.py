@@ -8,7 +8,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_seam import all_layers
+from tf_robust_sparse.layers.topology import layer_graph
 
 
 class Sizes(NamedTuple):
@@ -34,9 +35,9 @@ def network_sizes(network: keras.Model) -> Sizes:
     Raises:
         ValueError: if `network` is a subclassed model.
     """
-    layers.layer_graph(network)  # raises ValueError for subclassed models
+    layer_graph(network)  # raises ValueError for subclassed models
     plain = (keras.layers.Dense, keras.layers.Conv2D)
-    kernels = [layer for layer in layers.all_layers(network) if isinstance(layer, plain)]
+    kernels = [layer for layer in all_layers(network) if isinstance(layer, plain)]
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "network.keras"
         network.save(file)

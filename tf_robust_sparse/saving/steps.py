@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse import layers
+from tf_robust_sparse.layers.topology import layer_graph
 
 # The effect of a layer on channels: `kernel` mixes them by a matrix, `affine` scales and shifts each one, `each` acts
 # on each one alone in another way, `merge` combines several inputs channel by channel, `flat` turns every position of
@@ -115,7 +115,7 @@ class Step:
 def read_steps(plain: keras.Model) -> list[Step]:
     """Returns the steps of a stripped network, inputs first; the last step gives the output."""
     steps: dict[str, Step] = {}
-    for node in layers.layer_graph(plain):
+    for node in layer_graph(plain):
         inputs = node.inputs
         if isinstance(plain, keras.Sequential) and not steps:
             pixels = keras.layers.InputLayer(batch_shape=plain.inputs[0].shape, name=_free_name(plain))
@@ -171,7 +171,7 @@ def check_layers(network: keras.Model) -> None:
         ValueError: naming the layer, if its kind is unknown, its activation mixes channels, it is called twice or is a
             network itself, if a shape is unknown, or if there are several inputs or outputs.
     """
-    nodes = layers.layer_graph(network)
+    nodes = layer_graph(network)
     if len(network.inputs) != 1 or len(network.outputs) != 1:
         raise ValueError(
             "Only networks with one input and one output can be made smaller. "

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.layers import fold_in
+from tf_robust_sparse.layers.noise import fold_in
+from tf_robust_sparse.layers.selection import fast_where
 from tf_robust_sparse.schedules import cosine
 from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
 from tf_robust_sparse.sparsity.integers import check_integer, check_seed
@@ -198,6 +199,6 @@ def _moved(
     # Noise breaks ties between equal weights, such as connections that have just grown, which are 0. Entries at -1 rank
     # below all others: `sizes` and `scores` are not negative but for the tiny noise.
     sizes = tf.abs(weight) + 1e-5 * tf.random.stateless_normal(tf.shape(weight), seed)
-    stay = layers.largest_mask(layers.fast_where(mask, sizes, -1.0), kept)
-    moved = stay | layers.largest_mask(layers.fast_where(stay, -tf.ones_like(scores), scores), grown)
+    stay = layers.largest_mask(fast_where(mask, sizes, -1.0), kept)
+    moved = stay | layers.largest_mask(fast_where(stay, -tf.ones_like(scores), scores), grown)
     return moved, tf.math.count_nonzero(moved & ~mask)

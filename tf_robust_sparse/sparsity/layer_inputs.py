@@ -8,12 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 from tf_robust_sparse.sparsity.kernel_views import kernel_view
 from tf_robust_sparse.sparsity.prunable import Prunable, einsum_letters
 
-CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, layers.Conv2DOperation)
-PRODUCTS = (keras.layers.Dense, keras.layers.EinsumDense, layers.DenseOperation)
+CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, Conv2DOperation)
+PRODUCTS = (keras.layers.Dense, keras.layers.EinsumDense, DenseOperation)
 
 
 def why_no_rows(kernel: Prunable) -> str | None:
@@ -47,7 +47,7 @@ def kernel_rows(kernel: Prunable, inputs: tf.Tensor) -> tf.Tensor:
 
 def _patches(layer: Any, inputs: tf.Tensor) -> tf.Tensor:
     sizes, strides, padding = layer.kernel_size, layer.strides, layer.padding
-    rates = (1, 1) if isinstance(layer, layers.Conv2DOperation) else layer.dilation_rate
+    rates = (1, 1) if isinstance(layer, Conv2DOperation) else layer.dilation_rate
     if isinstance(layer, keras.layers.Conv1D):
         if padding == "causal":
             inputs, padding = tf.pad(inputs, [[0, 0], [rates[0] * (sizes[0] - 1), 0], [0, 0]]), "valid"

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.selection import fast_where
 from tf_robust_sparse.sparsity import schedules
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere
@@ -43,7 +44,7 @@ class MagnitudePruning(MaskSparsifier):
 
     def scores(self, kernel: Prunable) -> tf.Tensor:
         """Returns a score for each entry, or each part, of a kernel; the largest stay, pruned ones score lowest."""
-        return layers.fast_where(tf.convert_to_tensor(kernel.mask), tf.abs(tf.convert_to_tensor(kernel.weight)), 0)
+        return fast_where(tf.convert_to_tensor(kernel.mask), tf.abs(tf.convert_to_tensor(kernel.weight)), 0)
 
     def spread(self, kernel: Prunable, mask: tf.Tensor) -> tf.Tensor:
         """Expands a mask of the scores to the mask of the kernel."""

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import layers
+from tf_robust_sparse.layers.selection import fast_where
 from tf_robust_sparse.sparsity.optimizer_slots import assign_everywhere, slots
 from tf_robust_sparse.sparsity.prunable import Prunable, Skipped, is_masked, some
 from tf_robust_sparse.sparsity.sparsifier import Sparsifier
@@ -152,7 +152,7 @@ class MaskSparsifier(Sparsifier):
         return [
             gradient
             if gradient is None or id(weight) not in masks
-            else layers.fast_where(tf.convert_to_tensor(masks[id(weight)]), tf.convert_to_tensor(gradient), 0)
+            else fast_where(tf.convert_to_tensor(masks[id(weight)]), tf.convert_to_tensor(gradient), 0)
             for gradient, weight in zip(gradients, weights, strict=True)
         ]
 
@@ -196,12 +196,12 @@ class MaskSparsifier(Sparsifier):
 
     def _masked_weights(self, masks: Sequence[tf.Tensor]) -> Iterator[tuple[Any, tf.Tensor]]:
         for kernel, mask in zip(self.kernels, masks, strict=True):
-            yield kernel.weight, layers.fast_where(mask, tf.convert_to_tensor(kernel.weight), 0)
+            yield kernel.weight, fast_where(mask, tf.convert_to_tensor(kernel.weight), 0)
 
     def _masked_slots(self, masks: Sequence[tf.Tensor], optimizer: Any) -> Iterator[tuple[Any, tf.Tensor]]:
         for kernel, mask in zip(self.kernels, masks, strict=True):
             for slot in slots(optimizer, kernel.weight):
-                yield slot, layers.fast_where(mask, tf.convert_to_tensor(slot), 0)
+                yield slot, fast_where(mask, tf.convert_to_tensor(slot), 0)
 
 
 def _reasons(skipped: Sequence[Skipped]) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import layers
-from tf_robust_sparse.layers.selection import largest_of_groups_mask
+from tf_robust_sparse.layers.selection import fast_where, largest_of_groups_mask
 from tf_robust_sparse.sparsity.integers import check_integer
 from tf_robust_sparse.sparsity.kernel_views import kernel_view, why_no_view
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
@@ -112,7 +111,7 @@ class NM(MaskSparsifier):
                 [
                     (
                         kernel.weight,
-                        layers.fast_where(*map(tf.convert_to_tensor, (kernel.mask, kernel.weight, waiting))),
+                        fast_where(*map(tf.convert_to_tensor, (kernel.mask, kernel.weight, waiting))),
                     )
                     for kernel, waiting in zip(self.kernels, self.waiting, strict=True)
                 ]
@@ -154,7 +153,7 @@ class NM(MaskSparsifier):
     def _part(self, masks: Sequence[tf.Tensor]) -> None:
         """Splits dense kernels into the part in the model and the masked-out part in the sparsifier."""
         waiting = [
-            (kept, layers.fast_where(mask, tf.zeros_like(kernel.weight), tf.convert_to_tensor(kernel.weight)))
+            (kept, fast_where(mask, tf.zeros_like(kernel.weight), tf.convert_to_tensor(kernel.weight)))
             for kept, kernel, mask in zip(self.waiting, self.kernels, masks, strict=True)
         ]
         assign_everywhere([*waiting, *self._new_masks(masks)])

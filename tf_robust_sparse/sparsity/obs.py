@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.layers.selection import largest_of_groups_mask
+from tf_robust_sparse.layers.selection import fast_where, largest_of_groups_mask
 from tf_robust_sparse.sparsity.allocation import layer_counts, layer_fractions
 from tf_robust_sparse.sparsity.integers import check_integer, check_seed
 from tf_robust_sparse.sparsity.kernel_views import kernel_view
@@ -157,7 +157,7 @@ class OBS(MaskSparsifier):
         if not np.isfinite(moments).all():
             raise ValueError(f"The inputs of {kernel.name} on `images` must be finite. Received: infinities or NaN")
         view = kernel_view(kernel)
-        present = layers.fast_where(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight), 0)
+        present = fast_where(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(kernel.weight), 0)
         matrix = view.to_matrices(present)
         flat = np.asarray(tf.reshape(matrix, (-1, view.shape[2])), np.float64)
         pruned, mask = prune_columns(flat, moments, count, self.n_m)

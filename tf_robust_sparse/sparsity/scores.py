@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.data.checks import checked_images, checked_labels
+from tf_robust_sparse.layers.classifier import check_classifier
 from tf_robust_sparse.layers.signed import SignedKernel
 from tf_robust_sparse.layers.subnet import SubnetKernel
 from tf_robust_sparse.sparsity.prunable import find_parametrized
@@ -147,7 +148,7 @@ def snip_scores(network: keras.Model, batches: Iterable[tuple[Any, Any]]) -> Non
 
     Reference: [Lee et al., 2019](https://arxiv.org/abs/1810.02340), section 4.
     """
-    layers.check_classifier(network)
+    check_classifier(network)
     found = _layers_with_kernels(network)
     kernels = [layer.kernel for layer in found]
     untouched = [(variable, tf.identity(variable)) for variable in network.non_trainable_variables]

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_seam import all_layers
 from tf_robust_sparse.sparsity.prunable import kernel_variables
 
 
@@ -95,7 +96,7 @@ def _other_weights(network: keras.Model, entries: int) -> int:
         return sum(math.prod(weight.shape) for weight in network.weights) - entries
     held = {id(layer) for layer in ours}
     count = 0
-    for layer in {id(layer): layer for layer in layers.all_layers(network)}.values():
+    for layer in {id(layer): layer for layer in all_layers(network)}.values():
         weights = ([] if layer.bias is None else [layer.bias]) if id(layer) in held else layer.weights
         count += sum(math.prod(weight.shape) for weight in weights)
     return count

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_seam import all_layers
+from tf_robust_sparse.layers.selection import fast_where
 from tf_robust_sparse.sparsity import Sparsifier
 
 _SAME: dict[str, Any] = {"autocast": False, "aggregation": "only_first_replica"}  # on all replicas
@@ -55,7 +57,7 @@ class Average:
         of_signed = {id(each) for layer in signed for each in (layer.theta, layer.positive)}
         moving = [
             value
-            for layer in layers.all_layers(network)
+            for layer in all_layers(network)
             if isinstance(layer, keras.layers.BatchNormalization)
             for value in (layer.moving_mean, layer.moving_variance)
         ]
@@ -97,8 +99,8 @@ class Average:
             new = decay * average + (1 - decay) * value
             if left is not None:
                 lives = value != 0
-                new = layers.fast_where(lives, new, 0)
-                left.assign(layers.fast_where(lives, decay * left, tf.ones_like(value)))
+                new = fast_where(lives, new, 0)
+                left.assign(fast_where(lives, decay * left, tf.ones_like(value)))
             average.assign(new)
 
     def values(self) -> list[np.ndarray]:

@@ -14,6 +14,8 @@ import tensorflow as tf
 from tf_robust_sparse import saving
 from tf_robust_sparse.layers import cached_kernels
 from tf_robust_sparse.paths import user_path
+from tf_robust_sparse.saving.atomic import replace_file
+from tf_robust_sparse.saving.checkpoint import read_metadata
 from tf_robust_sparse.sparsity import Sparsifier, statistics
 
 
@@ -116,7 +118,7 @@ class Checkpoints(keras.callbacks.Callback):
             ValueError: if the file is damaged or belongs to another network or to a run with another `config`.
         """
         path = self.directory / "last.weights.h5"
-        written = saving.read_metadata(path)["config"]
+        written = read_metadata(path)["config"]
         for name, value in self.config.items():
             if written.get(name, value) != value:  # earlier versions knew fewer settings
                 raise ValueError(
@@ -170,11 +172,11 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _write_history(self) -> None:
         history = self.state["history"]
-        with saving.replace_file(self.directory / "history.json") as path:
+        with replace_file(self.directory / "history.json") as path:
             path.write_text(json.dumps(history, indent=1) + "\n")
-        with saving.replace_file(self.directory / "connections.jsonl") as path:
+        with replace_file(self.directory / "connections.jsonl") as path:
             path.write_text("".join(json.dumps(line) + "\n" for line in self.state["connections"]))
-        with saving.replace_file(self.directory / "history.csv") as path, path.open("w", newline="") as file:
+        with replace_file(self.directory / "history.csv") as path, path.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in history for name in row)))
             writer.writeheader()
             writer.writerows(history)

@@ -9,12 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import NFGSM, GradientAttack, LinfFGSM, LinfPGD
 from tf_robust_sparse.attacks.gradient_attack import input_gradient
 from tf_robust_sparse.attacks.losses import log_odds
 from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.layers.forward import inference_forward
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference, inference_logits
 from tf_robust_sparse.layers.noise import fold_in, uniform_like
 from tf_robust_sparse.objectives import Objective
 
@@ -315,8 +315,8 @@ def _probe(network: keras.Model, attack: GradientAttack) -> Any:
 
     @tf.function(reduce_retracing=True, autograph=False)
     def measure(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
-        with layers.cached_for_inference(network):
-            found = [layers.inference_logits(network, each(network, x, y, seed=seed)) for each in (pgd, fgsm)]
+        with cached_for_inference(network):
+            found = [inference_logits(network, each(network, x, y, seed=seed)) for each in (pgd, fgsm)]
         return [tf.reduce_mean(tf.cast(tf.argmax(logits, axis=-1) == y, tf.float32)) for logits in found]
 
     return measure
@@ -329,7 +329,7 @@ def _cosine(network: keras.Model, attack: GradientAttack) -> Any:
     @tf.function(reduce_retracing=True, autograph=False)
     def measure(x: tf.Tensor, y: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         noise = uniform_like(x, fold_in(seed, 1), -epsilon, epsilon)
-        with layers.cached_for_inference(network):
+        with cached_for_inference(network):
             return tf.reduce_mean(gradient_cosine(inference_forward(network), x, x + noise, y))
 
     return measure

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.layers import fast_where
 from tf_robust_sparse.layers.noise import uniform_like
+from tf_robust_sparse.layers.selection import fast_where
 
 MARGIN = 4  # pixels by which images are padded before they are cropped
 

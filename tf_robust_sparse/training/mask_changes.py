@@ -11,7 +11,7 @@ import numpy as np
 
 from tf_robust_sparse.layers import kernel_layers
 from tf_robust_sparse.paths import user_path
-from tf_robust_sparse.saving import replace_file
+from tf_robust_sparse.saving.atomic import replace_file
 
 
 class MaskChanges(keras.callbacks.Callback):

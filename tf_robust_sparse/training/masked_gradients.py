@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.evaluation.robust_accuracy import without_gradient
-from tf_robust_sparse.layers import cached_for_inference
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 
 IMAGES = 32
 FEW = 0.1  # share of images that may meet only dead units in a network that has not trained for long

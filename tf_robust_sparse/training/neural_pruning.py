@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import cross_entropy
+from tf_robust_sparse.layers.beta_bernoulli import prior_divergence
 from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.training.robust_model import RobustModel
 from tf_robust_sparse.training.step_data import Step
@@ -65,4 +66,4 @@ class NeuralPruningModel(RobustModel):
         ]
 
     def _divergence(self) -> tf.Tensor:
-        return self.divergence_weight * layers.prior_divergence(self.network)
+        return self.divergence_weight * prior_divergence(self.network)

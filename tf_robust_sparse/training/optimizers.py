@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.sparsity import slots
+from tf_robust_sparse.sparsity.optimizer_slots import slots
 
 
 def _weight_name(variable: Any) -> str:

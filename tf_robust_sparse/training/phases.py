@@ -7,9 +7,10 @@ from typing import Any
 import keras
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.kernel_seam import all_layers
 from tf_robust_sparse.layers.signed import SignedKernel
-from tf_robust_sparse.sparsity import subnet_layers
 from tf_robust_sparse.sparsity.prunable import report_frozen
+from tf_robust_sparse.sparsity.scores import subnet_layers
 
 TRAINS = {"pretrain": "kernels", "prune": "scores", "finetune": "kernels"}
 FREEZE_BATCH_NORM = (False, True, "affine")
@@ -99,7 +100,7 @@ class Phase:
 
     def _hold_others(self, network: keras.Model) -> None:
         """Freezes layers that are neither kernels nor batch norm, or unfreezes what an earlier phase froze."""
-        for layer in layers.all_layers(network):
+        for layer in all_layers(network):
             if isinstance(layer, (layers.KernelLayer, keras.layers.BatchNormalization)):
                 continue
             for variable in _held.pop(layer, []):
@@ -157,7 +158,7 @@ class PhaseCheck(keras.callbacks.Callback):
 
 def batch_norm_layers(network: keras.Model) -> list[Any]:
     """Returns the batch norm layers of `network`, nested models included."""
-    return [layer for layer in layers.all_layers(network) if isinstance(layer, keras.layers.BatchNormalization)]
+    return [layer for layer in all_layers(network) if isinstance(layer, keras.layers.BatchNormalization)]
 
 
 def _moving_statistics(network: keras.Model) -> list[Any]:

@@ -12,6 +12,8 @@ from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack, cross_entropy
 from tf_robust_sparse.data.checks import checked_images, checked_in_graph, checked_labels, failures_in_one_line
 from tf_robust_sparse.evaluation.softmax_head import ends_in_softmax
+from tf_robust_sparse.layers.classifier import check_classifier
+from tf_robust_sparse.layers.kernel_seam import inference_logits
 from tf_robust_sparse.layers.noise import fold_in
 from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.sparsity import Sparsifier
@@ -82,7 +84,7 @@ class RobustModel(TrainingStep):
         guard: CollapseGuard | None = None,
     ) -> None:
         super().__init__()
-        layers.check_classifier(network)
+        check_classifier(network)
         if ends_in_softmax(network):
             raise ValueError(
                 "`network` must return logits, because the loss takes the softmax; pass "
@@ -274,10 +276,10 @@ class RobustModel(TrainingStep):
         seed = fold_in(tf.constant([self.seed, _VALIDATION]), 0)
         with layers.cached_kernels(self.network):
             with self._folded_kernels():
-                logits = tf.cast(layers.inference_logits(self.network, some_x), tf.float32)[:number]
+                logits = tf.cast(inference_logits(self.network, some_x), tf.float32)[:number]
                 if self.validation_attack is not None:
                     x_adv = self.validation_attack(self.network, some_x, some_y, seed=seed)
-                    logits_adv = layers.inference_logits(self.network, x_adv)[:number]
+                    logits_adv = inference_logits(self.network, x_adv)[:number]
                     self._robust_accuracy.update_state(y, logits_adv)
                     if self._robust_loss is not None:
                         self._robust_loss.update_state(cross_entropy(y, tf.cast(logits_adv, tf.float32)))
@@ -292,7 +294,7 @@ class RobustModel(TrainingStep):
         x = data[0] if isinstance(data, (tuple, list)) else data
         (some_x,) = at_least_one(x)
         with layers.cached_kernels(self.network), self._folded_kernels():
-            return layers.inference_logits(self.network, some_x)[: tf.shape(x)[0]]
+            return inference_logits(self.network, some_x)[: tf.shape(x)[0]]
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns the results, over all replicas, of the metrics that the current phase has updated.

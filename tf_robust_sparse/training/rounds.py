@@ -24,9 +24,11 @@ import tensorflow as tf
 
 from tf_robust_sparse import saving
 from tf_robust_sparse.attacks import GradientAttack
-from tf_robust_sparse.data import stacked_batches
 from tf_robust_sparse.data.readers import npz
+from tf_robust_sparse.data.stacked_batches import stacked_batches
 from tf_robust_sparse.paths import user_path
+from tf_robust_sparse.saving.atomic import replace_file
+from tf_robust_sparse.saving.checkpoint import read_metadata
 from tf_robust_sparse.saving.round_files import (
     complete,
     is_done,
@@ -139,7 +141,7 @@ class Rounds:
             before = json.loads((place / "summary.json").read_text()).get("plan")
             self._compare(before, place)
         if self._checkpoint_path().is_file():
-            self._compare(saving.read_metadata(self._checkpoint_path()).get("plan"), self._checkpoint_path())
+            self._compare(read_metadata(self._checkpoint_path()).get("plan"), self._checkpoint_path())
 
     def _compare(self, before: dict[str, Any] | None, place: Path) -> None:
         for name, value in _recorded(self.plan).items():
@@ -161,7 +163,7 @@ class Rounds:
         model.begin(begun, masks, self._streams(number, _ATTACK))
         record = _Record(self, number)
         path = self._checkpoint_path()
-        found = saving.read_metadata(path) if path.is_file() else {}
+        found = read_metadata(path) if path.is_file() else {}
         if found.get("round") == number and found.get("trials") == list(self.trials):
             saving.load_checkpoint(path, model)
             model.set_seeds(self._streams(number, _ATTACK))
@@ -314,7 +316,7 @@ class _Record(keras.callbacks.Callback):
         for member, trial in self.open:
             for name, lines in self.rows[member].items():
                 with (
-                    saving.replace_file(self.rounds.place(trial, self.number) / f"{name}.csv") as path,
+                    replace_file(self.rounds.place(trial, self.number) / f"{name}.csv") as path,
                     path.open("w", newline="") as file,
                 ):
                     writer = csv.DictWriter(file, [*COLUMNS, *_MORE.get(name, _MORE["test"])])
@@ -368,7 +370,7 @@ def _on_device(images: LabeledImages) -> LabeledImages:
 def _write_state(place: Path, name: str, state: NetworkState) -> None:
     write_arrays(place / f"{name}_kernels", state.kernels, np.float32)
     if state.others:
-        with saving.replace_file(place / f"{name}_others.npz") as path:
+        with replace_file(place / f"{name}_others.npz") as path:
             np.savez(path, **state.others)  # type: ignore[arg-type]
 
 

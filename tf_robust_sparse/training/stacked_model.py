@@ -11,11 +11,14 @@ from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
 from tf_robust_sparse.data.checks import checked_images
 from tf_robust_sparse.data.source import check_examples
+from tf_robust_sparse.layers.kernel_seam import inference_logits
 from tf_robust_sparse.layers.noise import fold_in
-from tf_robust_sparse.models import members_of
+from tf_robust_sparse.layers.selection import fast_where
+from tf_robust_sparse.models.stacked import members_of
 from tf_robust_sparse.objectives import Objective
 from tf_robust_sparse.objectives.label_smoothing import smoothed_cross_entropy
-from tf_robust_sparse.sparsity import masked_kernels, slots
+from tf_robust_sparse.sparsity import masked_kernels
+from tf_robust_sparse.sparsity.optimizer_slots import slots
 from tf_robust_sparse.sparsity.prunable import report_frozen
 from tf_robust_sparse.training.robust_model import RobustModel
 
@@ -130,7 +133,7 @@ class StackedRobustModel(RobustModel):
         """
         for kernel in masked_kernels.find(self.network):
             for slot in slots(self.optimizer, kernel.weight):
-                slot.assign(layers.fast_where(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(slot), 0))
+                slot.assign(fast_where(tf.convert_to_tensor(kernel.mask), tf.convert_to_tensor(slot), 0))
 
     def training_record(self) -> list[tuple[float, float, float]]:
         """Returns loss, accuracy and accuracy under attack of every member since the last call, and resets them.
@@ -191,10 +194,10 @@ class StackedRobustModel(RobustModel):
                 some = _pixels(some)
                 if members > 1:
                     some, labels = tf.tile(some, (members, 1, 1, 1)), tf.tile(labels, (members,))
-                clean = tf.cast(layers.inference_logits(self.network, some), tf.float32)
+                clean = tf.cast(inference_logits(self.network, some), tf.float32)
                 away_from = tf.argmax(clean, axis=-1) if by_prediction else labels
                 x_adv = attack(self.network, some, away_from, seed=fold_in(seed, first))
-                logits = [clean, tf.cast(layers.inference_logits(self.network, x_adv), tf.float32)]
+                logits = [clean, tf.cast(inference_logits(self.network, x_adv), tf.float32)]
                 losses = [of_each(smoothed_cross_entropy(labels, each, label_smoothing)) for each in logits]
                 right = [of_each(tf.argmax(each, axis=-1) == labels) for each in logits]
                 return first + _CHUNK, sums + tf.stack(losses + right)

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import GradientAttack
+from tf_robust_sparse.layers.kernel_seam import inference_logits
 from tf_robust_sparse.layers.noise import fold_in, uniform_like
 from tf_robust_sparse.objectives import Losses, Objective, ScheduledRadius, mixing
 from tf_robust_sparse.objectives.label_smoothing import smoothed_cross_entropy
@@ -241,7 +241,7 @@ class StoredRobustModel(RobustModel):
                 logits = training_logits(self.network, x + delta)
             else:
                 with self._folded_kernels():
-                    logits = tf.cast(layers.inference_logits(self.network, x + delta), tf.float32)
+                    logits = tf.cast(inference_logits(self.network, x + delta), tf.float32)
             loss = tf.reduce_sum(smoothed_cross_entropy(labels, logits, 0.0))
         direction = tf.sign(tape.gradient(loss, delta))
         delta = tf.clip_by_value(delta + settings.step_size * direction, -settings.epsilon, settings.epsilon)

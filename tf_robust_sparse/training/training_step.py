@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_robust_sparse import layers
 from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.layers.noise import fold_in
+from tf_robust_sparse.layers.training_noise import training_noise
 from tf_robust_sparse.objectives import Losses, Objective
 from tf_robust_sparse.objectives.layer_losses import collected_layer_losses
 from tf_robust_sparse.objectives.terms import collected_terms
@@ -182,7 +183,7 @@ class TrainingStep(keras.Model):
         return layers.folded_kernels(self.network, allow_sparse=not self.jit_compile)
 
     def _training_noise(self, seed):
-        return layers.training_noise(self.network, fold_in(seed, _DRAWS), shared=self.shared_noise)
+        return training_noise(self.network, fold_in(seed, _DRAWS), shared=self.shared_noise)
 
     def _step_seed(self):
         """Returns the seed of all random draws in this step."""

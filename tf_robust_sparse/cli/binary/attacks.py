@@ -16,6 +16,8 @@ from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.settings import Settings, setting
 from tf_robust_sparse.evaluation.attack_versions import ATTACKS, VERSIONS
+from tf_robust_sparse.training.by_epoch import radius_course
+from tf_robust_sparse.training.stored_model import MIXES
 
 FLAGS = flags.FLAGS
 
@@ -59,7 +61,7 @@ class Attack(attacks.TradesStart):
     mix: str | None = setting(
         None,
         "adv_step_fast: boxes of other images, one per image or per batch.",
-        choices=trs.training.MIXES,
+        choices=MIXES,
         identity=True,
         only_for=_ONE_STEP,
     )
@@ -105,7 +107,7 @@ class Attack(attacks.TradesStart):
                 [float(each) for each in settings.pop(name, "").split(":") if each] for name in ("segs", "seg_ratio")
             )
             numbers = {_SCHEDULE[name]: float(value) for name, value in settings.items()}
-            found = trs.training.radius_course(
+            found = radius_course(
                 _COURSES.get(course, course), epochs=epochs, segments=segments, segment_ratios=ratios, **numbers
             )
         except KeyError as error:

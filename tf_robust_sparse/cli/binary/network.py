@@ -12,6 +12,11 @@ from tf_robust_sparse.cli.sections import method
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.run import Run
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, like, setting
+from tf_robust_sparse.layers.normalization import use_unbiased_variance
+from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS, initialize_kernels
+from tf_robust_sparse.models.network_builder import NORMALIZATIONS
+from tf_robust_sparse.sparsity.scores import FAN_SCALED, FANS, scored_layers
+from tf_robust_sparse.training.by_epoch import gradual_rates
 
 KERNELS = {"SubnetConv": "subnet", "FixedSubnetConv": "subnet", "DenseConv": "plain", "BinConv": "binary"}
 BATCH_NORMS = ("NonAffineBatchNorm", "LearnedBatchNorm")
@@ -82,7 +87,7 @@ class Network(method.Network):
     normalize: str | None = setting(
         None,
         "Mean and deviation that pixels are normalized by.",
-        choices=(*trs.models.NORMALIZATIONS, "none"),
+        choices=(*NORMALIZATIONS, "none"),
         identity=True,
     )
     conv_type: str = setting(
@@ -101,7 +106,7 @@ class Network(method.Network):
     init: str = setting(
         "kaiming_normal",
         "How kernels are drawn; binary is 1 and -1.",
-        choices=trs.models.KERNEL_INITIALIZATIONS,
+        choices=KERNEL_INITIALIZATIONS,
         identity=True,
     )
 
@@ -162,7 +167,7 @@ class Drawing(Settings):
 
     title = "Network"
 
-    mode: str = setting("fan_in", "Which fan scales kernels and scores.", choices=trs.sparsity.FANS, identity=True)
+    mode: str = setting("fan_in", "Which fan scales kernels and scores.", choices=FANS, identity=True)
     scale_fan: bool = setting(
         False, "Multiply the fan of kernels by --prune_rate; see the documentation.", identity=True
     )
@@ -174,7 +179,7 @@ class Drawing(Settings):
     )
     score_init_scale: float = setting(1.0, "Largest absolute score at the start.", excluded=0, identity=True)
     fan_scaled_score_mode: str = setting(
-        "all", "Layers whose scores are divided by the root of the fan.", choices=trs.sparsity.FAN_SCALED, identity=True
+        "all", "Layers whose scores are divided by the root of the fan.", choices=FAN_SCALED, identity=True
     )
 
 
@@ -228,9 +233,7 @@ class Pruning(Settings):
 
     def rates(self) -> list[float]:
         """Returns the fraction that stays in each epoch."""
-        return trs.training.gradual_rates(
-            self.prune_rate, TrainingImages.read().epochs, self.pr_steps, self.warmup_length
-        )
+        return gradual_rates(self.prune_rate, TrainingImages.read().epochs, self.pr_steps, self.warmup_length)
 
     def fractions(self, network: keras.Model, rate: float | None = None) -> dict[str, float]:
         """Returns the fraction of each layer; by default those of the end."""
@@ -255,7 +258,7 @@ def describe(network: keras.Model) -> dict[str, Any]:
         "pr_scale": pruning.pr_scale,
         "end_with_bn": of_network.end_with_bn,
         "score_init_scale": Drawing.read().score_init_scale,
-        "keep_fractions": {each.name: each.keep_fraction for each in trs.sparsity.scored_layers(network)},
+        "keep_fractions": {each.name: each.keep_fraction for each in scored_layers(network)},
     }
 
 
@@ -263,13 +266,13 @@ def built(images: trs.data.ImageDataset, synchronized: bool = False, kernel: str
     """Builds the network with kernels and scores as they are drawn, and its fractions."""
     settings, drawing, pruning, seed = Network.read(), Drawing.read(), Pruning.read(), Data.read().seed
     network = settings.build(images, kernel or settings.kernel(), seed, synchronized, variant=settings.variant())
-    trs.layers.use_unbiased_variance(network)
+    use_unbiased_variance(network)
     scaled_by = pruning.prune_rate if drawing.scale_fan and settings.is_subnet else None
     with about("init", "prune_rate"):
-        trs.models.initialize_kernels(
+        initialize_kernels(
             network, settings.init, seed, drawing.mode, scaled_by, math.sqrt(2 / (1 + settings.slope**2))
         )
-    if trs.sparsity.scored_layers(network):
+    if scored_layers(network):
         trs.sparsity.uniform_scores(
             network, drawing.score_init_scale, drawing.fan_scaled_score_mode, drawing.mode, seed
         )

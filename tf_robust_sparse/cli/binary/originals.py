@@ -12,10 +12,10 @@ from typing import Any
 
 from absl import flags
 
-import tf_robust_sparse as trs
 from tf_robust_sparse.cli import command_line, settings_file
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.settings import Settings, setting
+from tf_robust_sparse.training.stored_model import MIXES
 
 FLAGS = flags.FLAGS
 
@@ -226,12 +226,12 @@ def _set_augmentations(what: str, policy: Any, kind: str) -> None:
     if policy is None:
         return
     words = [str(each).lower() for each in (policy if isinstance(policy, list) else str(policy).split(":"))]
-    if kind != "fgsm-rs" or "crop" not in words or set(words) - {"crop", "vflip", *trs.training.MIXES}:
+    if kind != "fgsm-rs" or "crop" not in words or set(words) - {"crop", "vflip", *MIXES}:
         raise BadFlag(
             f"{what}: aug_policy={policy}: expected name=FGSM-RS with crop and some of vflip, "
-            f"{', '.join(trs.training.MIXES)}, separated by colons"
+            f"{', '.join(MIXES)}, separated by colons"
         )
-    mixes = [word for word in words if word in trs.training.MIXES]
+    mixes = [word for word in words if word in MIXES]
     if len(mixes) > 1:
         raise BadFlag(f"{what}: aug_policy={policy} mixes images twice; drop one of {', '.join(mixes)}")
     for name, value in (("flip", "vflip" in words), ("mix", mixes[0] if mixes else None)):

@@ -17,6 +17,13 @@ from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import Run
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.objectives.reweighted import REWEIGHTINGS
+from tf_robust_sparse.sparsity.binarization import StochasticBinarization
+from tf_robust_sparse.training.by_epoch import POLICIES
+from tf_robust_sparse.training.callbacks import TestMeasures
+from tf_robust_sparse.training.gradual_pruning import GradualPruning, Reweighting
+from tf_robust_sparse.training.mask_changes import MaskChanges
+from tf_robust_sparse.training.optimizers import CoupledAdam
 
 FLAGS = flags.FLAGS
 
@@ -72,7 +79,7 @@ class Loss(Settings):
     reweight: str | None = setting(
         None,
         "Weights of the examples; by default all weigh the same.",
-        choices=trs.objectives.REWEIGHTINGS,
+        choices=REWEIGHTINGS,
         identity=True,
     )
     warmup_rw: int = setting(
@@ -122,9 +129,7 @@ class Optimizer(Settings):
         "sgd", "Optimizer; weight decay is in its gradient.", choices=("sgd", "adam"), identity=True
     )
     learning_rate: float = setting(0.1, "Learning rate at the beginning.", excluded=0, aliases=("lr",), identity=True)
-    lr_policy: str = setting(
-        "constant_lr", "Course of the learning rate.", choices=trs.training.POLICIES, identity=True
-    )
+    lr_policy: str = setting("constant_lr", "Course of the learning rate.", choices=POLICIES, identity=True)
     alpha: float = setting(0.0, "Share of the learning rate at the end.", upper=1, only_for=_policy("cosine_lr"))
     lr_adjust: int = setting(30, "Epochs between two drops.", lower=1, only_for=_policy("multistep_lr"))
     lr_gamma: float = setting(
@@ -178,9 +183,7 @@ class Optimizer(Settings):
                 trs.training.CoupledSGD(schedule, momentum=self.momentum, nesterov=self.nesterov, **decay)
             )
         return method.scaled(
-            trs.training.CoupledAdam(
-                schedule, beta_1=self.beta1, beta_2=self.beta2, epsilon=self.eps, amsgrad=self.amsgrad, **decay
-            )
+            CoupledAdam(schedule, beta_1=self.beta1, beta_2=self.beta2, epsilon=self.eps, amsgrad=self.amsgrad, **decay)
         )
 
 
@@ -191,7 +194,7 @@ def model(run: training_run.TrainingRun, network: keras.Model) -> trs.RobustMode
     if loss.reweight:
         objective = trs.objectives.Reweighted(objective, loss.reweight)
     draws = drawing.binconv_stochastic and not drawing.binconv_freeze_rand
-    sparsifier = trs.sparsity.StochasticBinarization(seed) if draws else None
+    sparsifier = StochasticBinarization(seed) if draws else None
     kind = trs.training.StoredRobustModel if trainer == FAST else trs.RobustModel
     found = kind(network, objective, sparsifier, validation_attack=ValidationAttack.read().build(), seed=seed)
     found.compile(Optimizer.read().build(run.epochs, run.steps_per_epoch), metrics=["accuracy"])
@@ -204,19 +207,15 @@ def callbacks(run: training_run.TrainingRun, model: trs.RobustModel) -> tuple[ke
     found: list[keras.callbacks.Callback] = []
     if pruning.pr_steps > 1:
         masks = run.directory / "masks" if training_run.is_chief() else None
-        found.append(
-            trs.training.GradualPruning(
-                pruning.rates(), lambda rate: pruning.fractions(model.network, rate), masks=masks
-            )
-        )
+        found.append(GradualPruning(pruning.rates(), lambda rate: pruning.fractions(model.network, rate), masks=masks))
     if isinstance(model.objective, trs.objectives.Reweighted):
-        found.append(trs.training.Reweighting(model.objective, Loss.read().warmup_rw))
+        found.append(Reweighting(model.objective, Loss.read().warmup_rw))
     if Network.read().is_subnet:
         found.append(trs.training.PhaseCheck(model.network))
     if watch.test_every_epoch:
-        found.append(trs.training.TestMeasures(Data.read().test_batches(run.images)))
+        found.append(TestMeasures(Data.read().test_batches(run.images)))
     if watch.debug and training_run.is_chief():
-        found.append(trs.training.MaskChanges(run.directory / "changes", watch.explode_th / 100))
+        found.append(MaskChanges(run.directory / "changes", watch.explode_th / 100))
     return tuple(found)
 
 

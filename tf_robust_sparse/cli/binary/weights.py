@@ -12,6 +12,8 @@ from tf_robust_sparse.cli.binary.network import OF_NETWORK, Network, Pruning, Tr
 from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.run import Run
+from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES, pytorch_modules
+from tf_robust_sparse.sparsity.scores import scored_layers
 
 FLAGS = flags.FLAGS
 
@@ -27,7 +29,7 @@ def network(run: training_run.TrainingRun) -> keras.Model:
     found = built(run.images, run.strategy.num_replicas_in_sync > 1)
     if trainer.pretrained and not run.resuming:
         load_pretrained(found, run.images)
-    if trs.sparsity.scored_layers(found):
+    if scored_layers(found):
         _choose_what_trains(found)
     empty = trs.sparsity.statistics.empty_kernels(found)
     if empty:
@@ -40,7 +42,7 @@ def _choose_what_trains(network: keras.Model) -> None:
     trainer, settings = Trainer.read(), Network.read()
     if settings.is_subnet:
         trs.training.Phase("finetune" if trainer.is_lottery else "prune").begin(network)
-    scored = trs.sparsity.scored_layers(network)
+    scored = scored_layers(network)
     for layer in trs.layers.kernel_layers(network):
         fixed = settings.layer_type(layer.name) == "FixedSubnetConv"
         if layer not in scored:  # a dense first or last layer
@@ -87,7 +89,7 @@ def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None
     """Takes over the weights of --pretrained; for a retraining its mask alone."""
     trainer, path = Trainer.read(), _source()
     with about("pretrained"):
-        if path.suffix not in trs.saving.PYTORCH_SUFFIXES:
+        if path.suffix not in PYTORCH_SUFFIXES:
             source = trs.load_network(path)
         elif trainer.is_lottery:
             source = built(images, kernel="subnet")
@@ -103,8 +105,8 @@ def load_pretrained(network: keras.Model, images: trs.data.ImageDataset) -> None
 
 
 def _take_mask(source: keras.Model, network: keras.Model) -> None:
-    drawn = {layer.name: layer for layer in trs.sparsity.scored_layers(network)}
-    pairs = [(layer, drawn[layer.name]) for layer in trs.sparsity.scored_layers(source)]
+    drawn = {layer.name: layer for layer in scored_layers(network)}
+    pairs = [(layer, drawn[layer.name]) for layer in scored_layers(source)]
     for old, new in pairs:
         new.scores.assign(old.scores)
     if all((np.sign(old.effective_kernel) == np.sign(new.effective_kernel)).all() for old, new in pairs):
@@ -113,7 +115,7 @@ def _take_mask(source: keras.Model, network: keras.Model) -> None:
 
 def _import(path: Path, network: keras.Model) -> None:
     try:
-        last = "last" in trs.saving.pytorch_modules(path)
+        last = "last" in pytorch_modules(path)
         if last != Network.read().end_with_bn:
             has, fix = ("has a", "pass") if last else ("has no", "leave out")
             raise BadFlag(f"--pretrained={path} {has} batch norm after the classifier; {fix} --end_with_bn")
@@ -123,9 +125,9 @@ def _import(path: Path, network: keras.Model) -> None:
 
 
 def _check_fractions(source: keras.Model, network: keras.Model) -> None:
-    theirs = {layer.name: layer.kept for layer in trs.sparsity.scored_layers(source)}
+    theirs = {layer.name: layer.kept for layer in scored_layers(source)}
     pruning = Pruning.read()
-    for layer in trs.sparsity.scored_layers(network):
+    for layer in scored_layers(network):
         if layer.name in theirs and theirs[layer.name] != layer.kept:
             raise BadFlag(
                 f"--prune_rate={pruning.prune_rate:g} --pr_scale={pruning.pr_scale:g} keep {layer.kept} weights of "

@@ -29,9 +29,11 @@ from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import Output, Run
+from tf_robust_sparse.evaluation.leaderboard import radius
+from tf_robust_sparse.saving.compact import COMPACT_SUFFIX
 
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
-COMPACT = f"network{trs.saving.COMPACT_SUFFIX}"
+COMPACT = f"network{COMPACT_SUFFIX}"
 
 
 def define() -> None:
@@ -128,7 +130,7 @@ def attack(directory: Path, ensemble: binary.attacks.Ensemble) -> None:
         "versions": run_directory.versions(),
     }
     run_directory.write_json(folder / "results.json", results)
-    ball = f"epsilon {trs.evaluation.radius(auto_attack.norm, auto_attack.epsilon)}"
+    ball = f"epsilon {radius(auto_attack.norm, auto_attack.epsilon)}"
     print(
         f"AutoAttack          {100 * results['robust_accuracy']:6.2f} %   {ensemble.version}, {ball}, "
         f"{results['images']} images"

@@ -21,11 +21,14 @@ import keras
 import numpy as np
 
 import tf_robust_sparse as trs
+from tf_robust_sparse.certify.certification import CertifiedImage
+from tf_robust_sparse.certify.smoothing import ABSTAIN, high_probability_accuracy
 from tf_robust_sparse.cli import command_line, hydra, networks, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.robustness import GRADIENT_ATTACKS
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.evaluation.figures import draw_certified
 from tf_robust_sparse.evaluation.progress import Progress
 
 IF_INTERRUPTED = "lines of the table are kept, the same command goes on"
@@ -137,7 +140,7 @@ class Certificates(Settings):
             )
         radii = sorted({0.0, *(self.radii or _RADII)})
         accuracies = trs.certify.certified_accuracy(rows, radii)
-        sure = [trs.certify.high_probability_accuracy(value, len(rows), self.alpha) for value in accuracies]
+        sure = [high_probability_accuracy(value, len(rows), self.alpha) for value in accuracies]
         return {
             **self.record("sigma", "n0", "n", "alpha", "skip"),
             "batch_size": data.batch_size,
@@ -146,7 +149,7 @@ class Certificates(Settings):
                 {"radius": radius, "accuracy": accuracy, "with_probability_0.999": max(0.0, least)}
                 for radius, accuracy, least in zip(radii, accuracies, sure, strict=True)
             ],
-            "abstained": sum(row.prediction == trs.certify.ABSTAIN for row in rows) / len(rows),
+            "abstained": sum(row.prediction == ABSTAIN for row in rows) / len(rows),
             "seconds_per_image": float(np.mean([row.seconds for row in rows])),
             "curve": _curve(rows),
         }
@@ -263,7 +266,7 @@ def main() -> None:
     print(f"Record              {results_file}")
     if smooths:
         try:
-            trs.evaluation.draw_certified(results["curve"], how.sigma, results_file.with_suffix(".png"))
+            draw_certified(results["curve"], how.sigma, results_file.with_suffix(".png"))
         except ValueError as error:  # without matplotlib there is no figure
             print(f"Note: {error}")
 
@@ -289,7 +292,7 @@ def show(results: dict[str, Any]) -> None:
     print(f"Verified            {100 * results['verified_accuracy']:6.2f} %   {results['method']}, {pace}")
 
 
-def _curve(rows: list[trs.certify.CertifiedImage]) -> list[dict[str, float]]:
+def _curve(rows: list[CertifiedImage]) -> list[dict[str, float]]:
     """Returns the whole curve: the accuracy at each radius at which it falls."""
     radii = sorted({0.0, *(row.radius for row in rows if row.correct)})
     accuracies = trs.certify.certified_accuracy(rows, radii)

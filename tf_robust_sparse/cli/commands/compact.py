@@ -24,6 +24,7 @@ from tf_robust_sparse.cli.sections.latency import Target
 from tf_robust_sparse.cli.sections.run import Output
 from tf_robust_sparse.cli.sections.source import Source
 from tf_robust_sparse.cli.settings import like, setting
+from tf_robust_sparse.saving.compact import COMPACT_SUFFIX, COMPACT_VALUES
 
 
 @dataclasses.dataclass
@@ -36,7 +37,7 @@ class Packing(Source):
         help="The network to pack, the directory of a run, a .keras or .h5 file; or a .trs to unpack.",
     )
     values: str = setting(
-        "float32", "Type of the weights, unless all of a kernel have one magnitude.", choices=trs.saving.COMPACT_VALUES
+        "float32", "Type of the weights, unless all of a kernel have one magnitude.", choices=COMPACT_VALUES
     )
 
 
@@ -73,7 +74,7 @@ def pack(network: keras.Model, source: Packing) -> None:
     with command_line.about("network", "values"):
         before = _logits(network)
         sizes = trs.saving.compact_sizes(network, source.values)
-        file = trs.saving.save_compact(network, directory / f"network{trs.saving.COMPACT_SUFFIX}", source.values)
+        file = trs.saving.save_compact(network, directory / f"network{COMPACT_SUFFIX}", source.values)
     difference = float(np.abs(before - _logits(trs.load_network(file))).max())
     if difference and source.values == "float32":
         raise RuntimeError(f"The logits of {file} differ by {difference}; keep network.keras and report this")

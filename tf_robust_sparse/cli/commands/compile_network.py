@@ -23,6 +23,8 @@ from tf_robust_sparse.cli import command_line, run_directory, settings
 from tf_robust_sparse.cli.sections.latency import Latency, Target
 from tf_robust_sparse.cli.sections.source import Source
 from tf_robust_sparse.cli.settings import setting
+from tf_robust_sparse.evaluation.latency import median_durations, onnx_runtime
+from tf_robust_sparse.runtime.compiled import CompiledNetwork
 
 
 @dataclasses.dataclass
@@ -72,7 +74,7 @@ def main() -> None:
     if source.benchmark:
         for size in latency.batch_sizes:
             calls = _calls(network, fast, files.get("network.so"), x[:1].repeat(size, axis=0))
-            results["latency"][str(size)] = trs.evaluation.median_durations(calls, latency.latency_seconds)
+            results["latency"][str(size)] = median_durations(calls, latency.latency_seconds)
     run_directory.write_json(directory / "compile.json", {**results, "versions": run_directory.versions()})
     show(results)
     print(f"Record                      {directory / 'compile.json'}", flush=True)
@@ -91,7 +93,7 @@ def show(results: dict[str, Any]) -> None:
 
 
 def _calls(
-    network: keras.Model, fast: trs.runtime.CompiledNetwork, shared: Path | None, x: np.ndarray
+    network: keras.Model, fast: CompiledNetwork, shared: Path | None, x: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
     """What is measured: functions that compute the logits of `x`."""
     plain = trs.saving.strip(network)
@@ -103,7 +105,7 @@ def _calls(
         calls["network.so"] = lambda: loaded(x)
     calls["LiteRT"] = _lite(plain, x, fast.num_threads)
     try:
-        calls["ONNX Runtime"] = trs.evaluation.onnx_runtime(plain, x, fast.num_threads)
+        calls["ONNX Runtime"] = onnx_runtime(plain, x, fast.num_threads)
     except (ImportError, ValueError) as error:
         print(f"ONNX Runtime is left out: {error}", flush=True)
     return calls

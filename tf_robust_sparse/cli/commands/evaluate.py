@@ -23,6 +23,11 @@ from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.leaderboard import Leaderboard
 from tf_robust_sparse.cli.sections.robustness import MINIMUM_NORM, Attacks, Files
 from tf_robust_sparse.cli.sections.source import Classifier
+from tf_robust_sparse.evaluation.corruption_accuracy import evaluate_corruptions
+from tf_robust_sparse.evaluation.leaderboard import pruning_benchmark_row, radius, robustbench_row
+from tf_robust_sparse.evaluation.report_page import write_report
+from tf_robust_sparse.evaluation.security_curve import security_curve
+from tf_robust_sparse.saving.atomic import replace_file
 
 IF_INTERRUPTED = "the results file has the attacks that ended; what AutoAttack did is kept with --state_file"
 
@@ -110,7 +115,7 @@ def attack(
     attacks, files = Attacks.read(), Files.read()
     if "corruptions" in attacks.names:
         with command_line.about("corruptions_dir"):
-            found["corruptions"] = trs.evaluation.evaluate_corruptions(
+            found["corruptions"] = evaluate_corruptions(
                 *(model, (suite.x, suite.y), attacks.corruptions_dir),
                 batch_size=suite.batch_size,
                 seed=Data.read().seed,
@@ -142,7 +147,7 @@ def attack(
         if name in suite.attacks:
             after_each()
     if attacks.epsilons:
-        found["security_curve"] = trs.evaluation.security_curve(
+        found["security_curve"] = security_curve(
             model, (suite.x, suite.y), attacks.pgd(), attacks.epsilons, batch_size=suite.batch_size
         )
         after_each()
@@ -159,17 +164,17 @@ def write_others(
     file = files.path("save_adversarials")
     if file and examples is not None:
         kept: dict[str, Any] = {name: examples[name] for name in ("x_adv", "y", "y_adv", "broken_by", "attacks")}
-        with trs.saving.replace_file(file) as temporary, temporary.open("wb") as stream:
+        with replace_file(file) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **kept)
         written.append(file)
-    rows = (trs.evaluation.robustbench_row, trs.evaluation.pruning_benchmark_row)
+    rows = (robustbench_row, pruning_benchmark_row)
     for file, row in zip(leaderboard.files, rows, strict=False):
         run_directory.write_json(file, row(results, description))
         written.append(file)
     page = files.path("report")
     if page:
         titled = {**results, "title": leaderboard.paper_title or results["network"]}
-        written += trs.evaluation.write_report(page, titled, examples)
+        written += write_report(page, titled, examples)
     return written
 
 
@@ -182,7 +187,7 @@ def show(results: dict[str, Any], written: list[Path]) -> None:
         print(f"{name:19} {100 * found['robust_accuracy']:6.2f} %   {effort}, {found['seconds']:.0f} s")
         if found.get("median_distance") is not None:
             print(f"{'':19} {found['median_distance']:8.4g}   median distance, {found['norm']}")
-    ball = f"{results['norm']}, epsilon {trs.evaluation.radius(results['norm'], results['epsilon'])}"
+    ball = f"{results['norm']}, epsilon {radius(results['norm'], results['epsilon'])}"
     if results["attacks"]:
         print(f"Worst case          {100 * results['robust_accuracy']:6.2f} %   {ball}")
     if "corruptions" in results:

@@ -23,6 +23,7 @@ from tf_robust_sparse.cli.command_line import BadFlag, BadInput, about
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.run import Output
 from tf_robust_sparse.cli.settings import Settings, like, setting
+from tf_robust_sparse.saving.atomic import replace_directory
 
 _TOLERANCE = 1e-4  # of logits, relative to the largest: float32 sums in another order
 
@@ -113,7 +114,7 @@ def main() -> None:
     with about("network", "data"):
         right = trs.evaluation.RobustnessSuite(network, (x, y), data.batch_size, progress=False).correct
     logits = network.predict(x, data.batch_size, verbose=0)
-    with trs.saving.replace_directory(directory) as temporary, about("network", "data", "output_dir"):
+    with replace_directory(directory) as temporary, about("network", "data", "output_dir"):
         difference = _write_network(network, x, logits, temporary / "onnx" / "network.onnx")
         instances = []
         (temporary / "vnnlib").mkdir()

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import flags
 
-import tf_robust_sparse as trs
 from tf_robust_sparse.cli import command_line, embedded, processes, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.commands import lottery
@@ -26,6 +25,8 @@ from tf_robust_sparse.cli.main import process
 from tf_robust_sparse.cli.sections.lottery import ATTACKS, DATASETS, Experiment, Images, Variants, place_flags
 from tf_robust_sparse.cli.sections.rounds import Rounds
 from tf_robust_sparse.cli.settings import Settings, setting
+from tf_robust_sparse.evaluation.figure_style import check_matplotlib
+from tf_robust_sparse.training.round_plan import STRATEGIES
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = "finished rounds are kept; the same command goes on"
@@ -56,7 +57,7 @@ class Grid(Settings):
 
     datasets: list[str] = setting(["digits", "fashion"], "Values of --dataset.")
     experiments: list[str] = setting(
-        ["reinit_orig", "reinit_rand", "reinit_none"], "Values of --experiment.", choices=trs.training.STRATEGIES
+        ["reinit_orig", "reinit_rand", "reinit_none"], "Values of --experiment.", choices=STRATEGIES
     )
     attacks: list[str] = setting(["fgsm", "pgd"], "Values of --attack.", choices=ATTACKS)
     training: list[str] = setting(
@@ -82,7 +83,7 @@ class Grid(Settings):
             )
         if self.analysis:
             with command_line.about("analysis"):
-                trs.evaluation.check_matplotlib()
+                check_matplotlib()
 
     def runs(self) -> list[Run]:
         """Returns all runs."""

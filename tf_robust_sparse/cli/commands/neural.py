@@ -29,6 +29,7 @@ from tf_robust_sparse.cli.neural.settings import Evaluation, Network
 from tf_robust_sparse.cli.sections.attacks import TestAttack
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.run import Output, Run
+from tf_robust_sparse.evaluation.feature_figures import draw_loss_surfaces
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
@@ -107,7 +108,7 @@ def evaluate(directory: Path, settings: Evaluation) -> None:
     print(f"Vulnerability       {found['vulnerability']:8.4f}   largest {found['largest_vulnerability']:.4f}")
     if settings.draw_loss:
         surface = neural.objects.loss_surface(network, images)
-        trs.evaluation.draw_loss_surfaces({directory.name: surface}, directory / "loss_surface.png")
+        draw_loss_surfaces({directory.name: surface}, directory / "loss_surface.png")
         print(f"Loss surface        {directory / 'loss_surface.png'}")
 
 

@@ -15,11 +15,11 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-import tf_robust_sparse as trs
 from tf_robust_sparse.cli import command_line, settings
 from tf_robust_sparse.cli.sections.lottery import ATTACKS, DATASETS, Attack, Experiment, Images, Variants
 from tf_robust_sparse.cli.settings import Settings, setting
 from tf_robust_sparse.evaluation import ticket_figures, ticket_tables, tickets
+from tf_robust_sparse.evaluation.figure_style import attack_name, check_matplotlib
 
 STRATEGIES = ("reinit_orig", "reinit_rand", "reinit_none")
 _DENSITIES = ("100.0", "51.3", "16.9", "03.6")
@@ -49,7 +49,7 @@ class Analysis(Settings):
     def check(self) -> None:
         """Checks that figures can be drawn, and what they show."""
         with command_line.about("formats"):
-            trs.evaluation.check_matplotlib()
+            check_matplotlib()
         self.shown()
 
     def shown(self) -> list[str]:
@@ -253,7 +253,7 @@ def _of_each_training(found: _Trained) -> _Trained:
 
 
 def _attack_name(attack: str) -> str:
-    return trs.evaluation.attack_name(Attack.read().build(attack).describe())
+    return attack_name(Attack.read().build(attack).describe())
 
 
 def _training(attack: str, adversarial: bool) -> str:

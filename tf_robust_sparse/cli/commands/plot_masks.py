@@ -20,6 +20,17 @@ from tf_robust_sparse.cli import command_line, networks, run_directory, settings
 from tf_robust_sparse.cli.sections.run import Output
 from tf_robust_sparse.cli.sections.source import Source
 from tf_robust_sparse.cli.settings import like, setting
+from tf_robust_sparse.evaluation.figure_style import check_matplotlib
+from tf_robust_sparse.evaluation.mask_figures import (
+    draw_channels_between,
+    draw_kept_per_layer,
+    draw_kept_weights,
+    draw_layout,
+    draw_structure,
+)
+from tf_robust_sparse.sparsity.mask_statistics import kept_weights, mask_statistics
+from tf_robust_sparse.sparsity.mask_structure import channels_between, mask_structure
+from tf_robust_sparse.sparsity.scores import scored_layers
 
 
 @dataclasses.dataclass
@@ -57,25 +68,25 @@ def main() -> None:
     pairs = [_pair(text, drawn) for text in given.pairs]
     before = networks.load(given.before, "before", layers=True) if given.before else None
     with command_line.about("output_dir"):
-        trs.evaluation.check_matplotlib()
+        check_matplotlib()
     directory = run_directory.chosen(networks.next_to(given.path, "figures"))
     run_directory.check_directory("output_dir", directory)
-    rows = trs.sparsity.mask_statistics(network)
-    planned = {layer.name: layer.keep_fraction for layer in trs.sparsity.scored_layers(network)}
+    rows = mask_statistics(network)
+    planned = {layer.name: layer.keep_fraction for layer in scored_layers(network)}
     histograms = _histograms(network, before)
-    structure = trs.sparsity.mask_structure(network, given.random_masks)
+    structure = mask_structure(network, given.random_masks)
     directory.mkdir(parents=True, exist_ok=True)
-    trs.evaluation.draw_kept_per_layer(rows, network.name, directory / "kept_per_layer.png", planned)
+    draw_kept_per_layer(rows, network.name, directory / "kept_per_layer.png", planned)
     if histograms:
-        trs.evaluation.draw_kept_weights(histograms, directory / "kept_weights.png")
-    trs.evaluation.draw_structure(structure, directory / "structure.png")
+        draw_kept_weights(histograms, directory / "kept_weights.png")
+    draw_structure(structure, directory / "structure.png")
     for name in given.layers:
         mask = keras.ops.convert_to_numpy(drawn[name].effective_kernel) != 0
-        trs.evaluation.draw_layout(mask, f"{name} of {network.name}", directory / f"layout_{name}.png")
+        draw_layout(mask, f"{name} of {network.name}", directory / f"layout_{name}.png")
     between = {}
     for first, second, found in pairs:
         between[f"{first}:{second}"] = found
-        trs.evaluation.draw_channels_between(found, (first, second), directory / f"between_{first}_{second}.png")
+        draw_channels_between(found, (first, second), directory / f"between_{first}_{second}.png")
     record: dict[str, Any] = {
         "network": given.network,
         "before": given.before,
@@ -130,13 +141,13 @@ def _pair(text: str, drawn: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     if len(names) != 2 or not set(names) <= set(drawn):
         raise command_line.BadFlag(f"--pairs={text}: expected first:second, two of {', '.join(drawn)}")
     with command_line.about("pairs"):
-        return names[0], names[1], trs.sparsity.channels_between(drawn[names[0]], drawn[names[1]])
+        return names[0], names[1], channels_between(drawn[names[0]], drawn[names[1]])
 
 
 def _histograms(network: keras.Model, before: keras.Model | None) -> list[dict[str, Any]]:
     with command_line.about("network", "before"):
         try:
-            return trs.sparsity.kept_weights(network, before)
+            return kept_weights(network, before)
         except ValueError:
             if before is not None:
                 raise

@@ -22,6 +22,7 @@ from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.latency import Latency, Target
 from tf_robust_sparse.cli.sections.source import Source
 from tf_robust_sparse.cli.settings import setting
+from tf_robust_sparse.evaluation.latency import median_latency
 
 _TOLERANCE = 1e-4  # of the largest logit; more than rounding
 
@@ -64,7 +65,7 @@ def main() -> None:
     if settings.is_given("data"):
         results["accuracy"] = _accuracy(plain, small)
     results["latency"] = {
-        str(size): trs.evaluation.median_latency({"before": plain, "after": small}, size, latency.latency_seconds)
+        str(size): median_latency({"before": plain, "after": small}, size, latency.latency_seconds)
         for size in latency.batch_sizes
     }
     run_directory.begin(directory)

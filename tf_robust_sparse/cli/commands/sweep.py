@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-import tf_robust_sparse as trs
-from tf_robust_sparse import saving
 from tf_robust_sparse.cli import binary, command_line, embedded, hydra, processes, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.main import command, process
 from tf_robust_sparse.cli.settings import Settings, setting
+from tf_robust_sparse.evaluation.figure_style import attack_name
+from tf_robust_sparse.evaluation.figures import draw_sweep
+from tf_robust_sparse.saving.atomic import replace_file
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = "finished runs are kept; the same command goes on"
@@ -253,12 +254,12 @@ def show(sweeps: Sequence[dict[str, Any]], directories: Sequence[Path]) -> None:
     directory, vary = directories[0], sweeps[0]["vary"]
     shown = _told_apart(sweeps, directories)
     table = _table(shown, vary)
-    with saving.replace_file(directory / "sweep.md") as path:
+    with replace_file(directory / "sweep.md") as path:
         path.write_text(table + "\n")
     print(f"\n{table}\n")
     try:
         series = {sweep["name"]: sweep["points"] for sweep in shown}
-        trs.evaluation.draw_sweep(series, _axis(vary), directory / "sweep.png", _attack(shown))
+        draw_sweep(series, _axis(vary), directory / "sweep.png", _attack(shown))
     except ValueError as error:  # without matplotlib there is no figure
         print(f"Note: {error}")
     print(f"Records             {directory}: sweep.json, sweep.md, and a directory for each run")
@@ -342,7 +343,7 @@ def _axis(vary: str) -> str:
 def _attack(sweeps: list[dict[str, Any]]) -> str:
     """Returns name and radius of the attack of robust accuracies, or nothing where they differ."""
     runs = [run for sweep in sweeps for point in sweep["points"] for run in point["runs"]]
-    names = {trs.evaluation.attack_name(run["attack"]) for run in runs if "attack" in run}
+    names = {attack_name(run["attack"]) for run in runs if "attack" in run}
     return names.pop() if len(names) == 1 and all("attack" in run for run in runs) else ""
 
 

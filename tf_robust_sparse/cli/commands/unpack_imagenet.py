@@ -10,9 +10,9 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-import tf_robust_sparse as trs
 from tf_robust_sparse.cli import command_line, settings
 from tf_robust_sparse.cli.settings import Settings, setting
+from tf_robust_sparse.data.readers.imagenet import unpack as unpack_imagenet
 from tf_robust_sparse.evaluation.progress import Progress
 
 IF_INTERRUPTED = "files that are copied stay, the same command goes on"
@@ -51,5 +51,5 @@ def main() -> None:
             bars[split].advance(1)
 
         with command_line.about("prepared", "data_dir"):
-            trs.data.unpack_imagenet(prepared, place, progress)
+            unpack_imagenet(prepared, place, progress)
     print(f"Images              {place}: train/, val/")

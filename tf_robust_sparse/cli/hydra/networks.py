@@ -10,6 +10,10 @@ from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.hydra.settings import Network, Phases, Scores
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.training_run import TrainingRun
+from tf_robust_sparse.layers.normalization import use_unbiased_variance
+from tf_robust_sparse.models.kernel_initialization import initialize_kernels
+from tf_robust_sparse.saving.checkpoint import read_metadata
+from tf_robust_sparse.sparsity.scores import random_scores, rescale_kernels, scored_layers
 
 
 def build(run: TrainingRun, phase: trs.training.Phase, source: Path | None) -> keras.Model:
@@ -23,16 +27,16 @@ def build(run: TrainingRun, phase: trs.training.Phase, source: Path | None) -> k
         )
     synchronized = run.strategy.num_replicas_in_sync > 1
     built = settings.build(run.images, "subnet" if is_subnet else "plain", seed, synchronized)
-    trs.layers.use_unbiased_variance(built)  # as PyTorch's
+    use_unbiased_variance(built)  # as PyTorch's
     if settings.init_type and phase.name == "pretrain":
-        trs.models.initialize_kernels(built, settings.init_type, seed)
+        initialize_kernels(built, settings.init_type, seed)
     found = None if source is None or run.resuming else load(source, run.images, masked=phase.name == "finetune")
     if found is not None:
         with about("source_net"):
             trs.saving.copy_weights(found, built)
     if is_subnet and run.resuming:  # scores and all come from the checkpoint
         with about("resume"):
-            written = trs.saving.read_metadata(run.directory / "checkpoints" / "last.weights.h5")["config"]
+            written = read_metadata(run.directory / "checkpoints" / "last.weights.h5")["config"]
             trs.sparsity.set_keep_fractions(built, written["keep_fractions"])
     elif is_subnet:
         _begin_scores(run, built, phase.name, found)
@@ -44,7 +48,7 @@ def _begin_scores(run: TrainingRun, built: keras.Model, phase: str, source: kera
     settings, data = Scores.read(), Data.read()
     scaled = settings.scaled_score_init if Phases.read().exp_mode != "all" else phase == "prune"
     if settings.scores_init_type and phase != "finetune":
-        trs.sparsity.random_scores(built, settings.scores_init_type, data.seed)
+        random_scores(built, settings.scores_init_type, data.seed)
     elif scaled and (source is not None or phase == "pretrain"):
         trs.sparsity.scaled_scores(built)
     elif phase == "finetune" and source is not None:
@@ -55,7 +59,7 @@ def _begin_scores(run: TrainingRun, built: keras.Model, phase: str, source: kera
         trs.sparsity.snip_scores(built, list(trs.data.test_dataset(x, y, data.batch_size)))
     trs.sparsity.set_keep_fractions(built, trs.sparsity.keep_fractions(built, settings.k, settings.allocation))
     if settings.scale_rand_init:
-        trs.sparsity.rescale_kernels(built)
+        rescale_kernels(built)
     empty = trs.sparsity.statistics.empty_kernels(built)
     if empty:
         print(f"Warning: --k={settings.k:g} leaves no connection in {', '.join(empty)}: nothing passes there")
@@ -63,7 +67,7 @@ def _begin_scores(run: TrainingRun, built: keras.Model, phase: str, source: kera
 
 def _fractions_of(source: keras.Model, k: float) -> dict[str, float]:
     """Returns the fractions that the prune phase kept of each kernel, after a look at their sum."""
-    kernels = trs.sparsity.scored_layers(source)
+    kernels = scored_layers(source)
     if not kernels:
         raise BadFlag(
             "--exp_mode=finetune: the network of --source_net is without scores; pass one that was pruned, or "

@@ -15,6 +15,10 @@ from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImage
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import CertifiedRun, Run
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS
+from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS
+from tf_robust_sparse.sparsity.scores import RANDOM_SCORES, scored_layers
+from tf_robust_sparse.training.by_epoch import SCHEDULES, epoch_rates
 
 T = TypeVar("T")
 
@@ -109,7 +113,7 @@ class Network(method.Network):
     init_type: str | None = setting(
         None,
         "In pretrain: how kernels are drawn; by default He-normal, truncated.",
-        choices=trs.models.KERNEL_INITIALIZATIONS,
+        choices=KERNEL_INITIALIZATIONS,
         only_for=OnlyFor("a pretrain phase", lambda _: "pretrain" in Phases.read().names),
     )
 
@@ -139,7 +143,7 @@ class Scores(Settings):
     allocation: str = setting(
         "uniform",
         "How connections are spread: the same fraction of each kernel, Erdos-Renyi, or by one threshold on the scores.",
-        choices=trs.sparsity.ALLOCATIONS,
+        choices=ALLOCATIONS,
         identity=True,
         only_for=OnlyFor(
             f"--exp_mode=prune or all, --scaled_score_init or {_sparse}",
@@ -162,7 +166,7 @@ class Scores(Settings):
     scores_init_type: str | None = setting(
         None,
         "Begin with random scores of this distribution.",
-        choices=trs.sparsity.RANDOM_SCORES,
+        choices=RANDOM_SCORES,
         identity=True,
         only_for=OnlyFor(
             "--exp_mode=prune or all, or --layer_type=subnet without --snip_init",
@@ -219,7 +223,7 @@ class Optimizer(Settings):
         "sgd", "Optimizer; weight decay is in its gradient.", choices=("sgd", "adam", "rmsprop"), identity=True
     )
     learning_rate: float = setting(0.1, "Highest learning rate.", excluded=0, aliases=("lr",))
-    lr_schedule: str = setting("cosine", "Course of the learning rate over the epochs.", choices=trs.training.SCHEDULES)
+    lr_schedule: str = setting("cosine", "Course of the learning rate over the epochs.", choices=SCHEDULES)
     warmup_epochs: int = setting(0, "Extra epochs at --warmup_lr, before --epochs begin.")
     warmup_lr: float = setting(
         0.1,
@@ -244,7 +248,7 @@ class Optimizer(Settings):
     def rates(self, highest: float, own_epochs: int, epochs: int) -> list[float]:
         """Returns the rate of each of so many epochs, which were `own_epochs` before they were divided."""
         course = own_epochs if self.undivided_schedule else epochs - self.warmup_epochs
-        return trs.training.epoch_rates(self.lr_schedule, highest, course, self.warmup_epochs, self.warmup_lr)[:epochs]
+        return epoch_rates(self.lr_schedule, highest, course, self.warmup_epochs, self.warmup_lr)[:epochs]
 
     def build(self, rates: Sequence[float], steps_per_epoch: int) -> keras.optimizers.Optimizer:
         """Returns the optimizer with these rates of the epochs."""
@@ -337,7 +341,7 @@ def config(network: keras.Model) -> dict[str, Any]:
     """Returns what else --resume cannot change: the fraction of each kernel, the schedules of phases."""
     phases = Phases.read()
     return {
-        "keep_fractions": {layer.name: layer.keep_fraction for layer in trs.sparsity.scored_layers(network)},
+        "keep_fractions": {layer.name: layer.keep_fraction for layer in scored_layers(network)},
         "prune_schedule_length": phases.prune_schedule_length or 0,
         "finetune_schedule_length": phases.finetune_schedule_length or 0,
     }

@@ -12,6 +12,11 @@ from tf_robust_sparse.cli.command_line import about
 from tf_robust_sparse.cli.neural.settings import Attack, Network, Optimizer, Training
 from tf_robust_sparse.cli.sections import method
 from tf_robust_sparse.cli.sections.data import Data
+from tf_robust_sparse.evaluation.efficiency import gated_units
+from tf_robust_sparse.evaluation.latency import median_latency
+from tf_robust_sparse.evaluation.loss_surface import LossSurface
+from tf_robust_sparse.evaluation.loss_surface import loss_surface as evaluation_loss_surface
+from tf_robust_sparse.layers.beta_bernoulli import prior_divergence
 
 
 def network(run: training_run.TrainingRun) -> keras.Model:
@@ -86,7 +91,7 @@ class PruningRecord(keras.callbacks.Callback):
         if gates:
             logs["zero_units"] = 100 - 100 * sum(active.values()) / sum(layer.a_raw.shape[0] for layer in gates)
         if gates or Network.read().kind.is_bayesian:
-            logs["divergence"] = float(trs.layers.prior_divergence(self._network))
+            logs["divergence"] = float(prior_divergence(self._network))
         optimizer = self.model.optimizer
         rate, inner = float(optimizer.learning_rate), getattr(optimizer, "inner_optimizer", optimizer)
         if isinstance(inner, trs.training.GatedAdam):
@@ -125,10 +130,10 @@ def attacked(
     }
 
 
-def loss_surface(found: keras.Model, images: trs.data.ImageDataset) -> trs.evaluation.LossSurface:
+def loss_surface(found: keras.Model, images: trs.data.ImageDataset) -> LossSurface:
     """Returns the loss around the first 100 test images, up to --epsilon."""
     x, y = (part[:100] for part in _tested(images))
-    return trs.evaluation.loss_surface(found, x, y, Attack.read().epsilon, seed=Data.read().seed, progress=True)
+    return evaluation_loss_surface(found, x, y, Attack.read().epsilon, seed=Data.read().seed, progress=True)
 
 
 def _tested(images: trs.data.ImageDataset) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +148,7 @@ def efficiency(found: keras.Model) -> dict[str, Any]:
     if kind.is_bayesian:
         return {"memory": 200.0, "speed_up": 0.5, "sparsity": 0.0}
     shape = found.input_shape[1:]
-    whole = trs.evaluation.gated_units(kind.builder, shape)
+    whole = gated_units(kind.builder, shape)
     active = [int(layer.active_units()) for layer in trs.layers.gates(found)] or list(whole)
     cost = trs.evaluation.efficiency(kind.builder, active, found.output_shape[-1], shape)
     return {"active_units": active, "units": list(whole), **cost._asdict()}
@@ -156,7 +161,7 @@ def without_gates(found: keras.Model) -> dict[str, Any]:
     """
     small, done = trs.shrink(found, fold_batch_norm=True)
     plain = trs.saving.strip(found)
-    latency = {size: trs.evaluation.median_latency({"before": plain, "after": small}, size) for size in (1, 64, 256)}
+    latency = {size: median_latency({"before": plain, "after": small}, size) for size in (1, 64, 256)}
     return {
         "units": {name: len(kept) for name, kept in done.kept.items()},
         "parameters": 100 * done.after.parameters / done.before.parameters,

@@ -13,6 +13,10 @@ from tf_robust_sparse.cli.sections import attacks, data, machines
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.run import Run
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, like, setting
+from tf_robust_sparse.evaluation.figure_style import check_matplotlib
+from tf_robust_sparse.models.vgg import INPUT_NORMS
+from tf_robust_sparse.objectives.vulnerability_suppression import VULNERABILITIES
+from tf_robust_sparse.training.optimizers import CoupledAdam
 
 FLAGS = flags.FLAGS
 
@@ -93,7 +97,7 @@ class Network(Settings):
     input_norm: str = setting(
         "image",
         "How pixels are normalized inside the network.",
-        choices=trs.models.INPUT_NORMS,
+        choices=INPUT_NORMS,
         identity=True,
         only_for=_VGG,
     )
@@ -189,7 +193,7 @@ class Training(Settings):
         only_for=_UNDER_ATTACK,
     )
     vulnerability_type: str = setting(
-        "expected", "Mean over features, or the largest.", choices=trs.objectives.VULNERABILITIES, identity=True
+        "expected", "Mean over features, or the largest.", choices=VULNERABILITIES, identity=True
     )
     lambda_weight: float = setting(1e-4, "Weight of the vulnerability.", identity=True)
     beta_weight: float = setting(
@@ -271,7 +275,7 @@ class Optimizer(Settings):
         decay = 0.0 if network.kind.is_bayesian else self.weight_decay
         if network.is_gated:
             return trs.training.GatedAdam(schedule, gate_rate=1.0, weight_rate=self.weight_rate, l2=decay)
-        return trs.training.CoupledAdam(schedule, l2=decay, corrected_epsilon=False)  # as TensorFlow's
+        return CoupledAdam(schedule, l2=decay, corrected_epsilon=False)  # as TensorFlow's
 
 
 @dataclasses.dataclass
@@ -340,7 +344,7 @@ class Evaluation(Settings):
         """Checks that figures can be drawn."""
         if self.draw_loss:
             with about("draw_loss"):
-                trs.evaluation.check_matplotlib()
+                check_matplotlib()
 
     def source_directory(self) -> Path:
         """Returns the run that black-box attacks are computed on."""

@@ -16,6 +16,8 @@ from absl import flags
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.data.catalog import IN_FILES
+from tf_robust_sparse.data.pipeline import auxiliary_batch_size
 
 FLAGS = flags.FLAGS
 
@@ -60,7 +62,7 @@ class Data(Settings):
     @property
     def is_in_files(self) -> bool:
         """Whether images are read from their files in each epoch."""
-        return self.data in trs.data.IN_FILES
+        return self.data in IN_FILES
 
     @property
     def short_name(self) -> str:
@@ -187,7 +189,7 @@ class TrainingImages(Settings):
     def steps_per_epoch(self, available: int, batch_size: int) -> int:
         """Returns the number of batches in an epoch of `available` labeled images."""
         fraction = self.auxiliary_fraction
-        auxiliary = trs.data.auxiliary_batch_size(batch_size, fraction) if fraction else 0
+        auxiliary = auxiliary_batch_size(batch_size, fraction) if fraction else 0
         with about("batch_size"):
             return trs.data.steps_per_epoch(available, batch_size, auxiliary, drop_remainder=self.drop_last)
 
@@ -259,7 +261,7 @@ class Augmentation(Settings):
         data = Data.read()
         if self.augmentation == "resized_crop" and not data.is_in_files:
             raise BadFlag(
-                f"--augmentation=resized_crop needs --data={' or '.join(trs.data.IN_FILES)}; for --data={data.data} "
+                f"--augmentation=resized_crop needs --data={' or '.join(IN_FILES)}; for --data={data.data} "
                 "pass --augmentation=crop"
             )
         if self.flip and not self.can_flip:

@@ -11,6 +11,10 @@ from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.settings import Settings, like, setting
+from tf_robust_sparse.models.unbiased_dense import unbiased_dense_300_100
+from tf_robust_sparse.sparsity import masked_kernels
+from tf_robust_sparse.sparsity.iterative_magnitude import CUTOFFS, PruningRule, iterative_magnitude
+from tf_robust_sparse.training.optimizers import FusedAdam
 
 FLAGS = flags.FLAGS
 
@@ -115,7 +119,7 @@ class Experiment(Settings):
         shape = images.train_images.shape[1:]
         with about("model", "data"):
             if self.model == DENSE:
-                return trs.models.unbiased_dense_300_100(images.num_classes, shape, seed=seed)
+                return unbiased_dense_300_100(images.num_classes, shape, seed=seed)
             return trs.models.build(
                 self.model, num_classes=images.num_classes, input_shape=shape, kernel="masked", seed=seed
             )
@@ -130,7 +134,7 @@ class Experiment(Settings):
 
     def optimizer(self) -> keras.optimizers.Optimizer:
         """Returns Adam with the published settings; as one operation per variable where there is one device."""
-        kind = trs.training.FusedAdam if Machines.read().is_one_device else keras.optimizers.Adam
+        kind = FusedAdam if Machines.read().is_one_device else keras.optimizers.Adam
         return kind(self.learning_rate)
 
     def build_attack(self, name: str | None = None) -> trs.attacks.GradientAttack:
@@ -154,7 +158,7 @@ class Variants(Settings):
     cutoff: str = setting(
         "inclusive",
         "Whether the weight at the cutoff goes too, as in the published code.",
-        choices=trs.sparsity.CUTOFFS,
+        choices=CUTOFFS,
         identity=True,
     )
     percents: list[str] | None = setting(
@@ -202,20 +206,20 @@ class Variants(Settings):
                 raise BadFlag(f"--percents={word}: expected layer=share with shares in [0, 1], such as output=0.1")
         return found
 
-    def rule(self, network: keras.Model) -> trs.sparsity.PruningRule:
+    def rule(self, network: keras.Model) -> PruningRule:
         """Returns the pruning rule for the layers of `network`.
 
         Raises:
             BadFlag: if --percents names other layers.
         """
-        names = [kernel.name for kernel in trs.sparsity.masked_kernels.find(network)]
+        names = [kernel.name for kernel in masked_kernels.find(network)]
         given = self.shares()
         strange = ", ".join(sorted(set(given) - set(names)))
         if strange:
             raise BadFlag(
                 f"--percents: {Experiment.read().model} has no layer {strange}; expected layers of {', '.join(names)}"
             )
-        return trs.sparsity.iterative_magnitude({**dict.fromkeys(names, 0.2), names[-1]: 0.1, **given}, self.cutoff)
+        return iterative_magnitude({**dict.fromkeys(names, 0.2), names[-1]: 0.1, **given}, self.cutoff)
 
 
 @dataclasses.dataclass

@@ -15,6 +15,9 @@ from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.recipe import OneStep, Views, WeightPerturbation
 from tf_robust_sparse.cli.sections.sparsity import OneShot, Sparsity, chosen
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, has, setting
+from tf_robust_sparse.layers.kernel_seam import cached_for_inference
+from tf_robust_sparse.models.network_builder import ACTIVATIONS
+from tf_robust_sparse.training.learning_rate import COURSES
 
 OBJECTIVES: dict[str, Callable[[trs.attacks.GradientAttack, float, str, float], trs.objectives.Objective]] = {
     "natural": lambda attack, beta, start, smoothing: trs.objectives.Natural(smoothing),
@@ -45,7 +48,7 @@ class Network(Settings):
     )
 
     activation: str = setting(
-        "relu", "Activation of the network; silu is smooth, which helps.", choices=trs.models.ACTIVATIONS, identity=True
+        "relu", "Activation of the network; silu is smooth, which helps.", choices=ACTIVATIONS, identity=True
     )
 
     def build(
@@ -190,7 +193,7 @@ class Optimizer(Settings):
     lr_course: str = setting(
         "drops",
         "Course of the learning rate: tenfold drops, constant, or a warm-up and a decline after it.",
-        choices=trs.training.COURSES,
+        choices=COURSES,
         identity=True,
     )
     lr_warmup: float = setting(
@@ -201,7 +204,7 @@ class Optimizer(Settings):
         identity=True,
         only_for=OnlyFor(
             "--lr_course=cosine, one_cycle or triangular",
-            lambda flags: flags.lr_course in trs.training.COURSES[2:],
+            lambda flags: flags.lr_course in COURSES[2:],
             refuse=True,
         ),
     )
@@ -246,7 +249,7 @@ def pruning_images(
     """Returns the training images that --sparsifier=obs prunes by, as `objective` trains on them, attacked or not."""
     number, data = OneShot.read().obs_images, Data.read()
     batches = trs.data.test_dataset(images.train_images[:number], images.train_labels[:number], data.batch_size)
-    with trs.layers.cached_for_inference(network):
+    with cached_for_inference(network):
         parts = [objective.perturb(network, x, y, seed=data.seed) for x, y in batches]
     return np.concatenate(parts)
 

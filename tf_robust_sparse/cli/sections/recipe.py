@@ -9,6 +9,8 @@ from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.attacks import TrainingAttack
 from tf_robust_sparse.cli.sections.data import Augmentation
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.training.averages import Average
+from tf_robust_sparse.training.collapse_guard import GUARD_ACTIONS
 
 FLAGS = flags.FLAGS
 
@@ -46,7 +48,7 @@ class Averages(Settings):
         "averaged", "Which weights the saved network has.", choices=("averaged", "raw"), only_for=_only
     )
 
-    def build(self, total_steps: int, epochs: int) -> trs.training.Average | None:
+    def build(self, total_steps: int, epochs: int) -> Average | None:
         """Returns the average for a run of so many steps and epochs, `None` without one."""
         if self.average == "ema":
             start = 0.025 if self.average_from is None else self.average_from
@@ -130,7 +132,7 @@ class Guard(Settings):
     guard: str = setting(
         "none",
         "Where training by one step collapses, go back and shorten the step or widen the noise; or only report it.",
-        choices=("none", *trs.training.GUARD_ACTIONS),
+        choices=("none", *GUARD_ACTIONS),
         identity=True,
     )
     guard_every: int = setting(200, "Steps between two probes with PGD.", lower=1, identity=True, only_for=_only)

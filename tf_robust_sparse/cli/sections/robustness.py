@@ -17,6 +17,8 @@ from tf_robust_sparse.cli.settings import FLAGS, OnlyFor, Settings, setting
 from tf_robust_sparse.evaluation.attack_versions import VERSIONS
 from tf_robust_sparse.evaluation.ensemble_run import examples_path
 from tf_robust_sparse.evaluation.examples import check_image_shape
+from tf_robust_sparse.evaluation.figure_style import check_matplotlib
+from tf_robust_sparse.layers.forward import inference_forward
 
 # The norms of each attack, in the order of the help.
 NORMS_OF = {
@@ -172,7 +174,7 @@ class Attacks(Settings):
         with about("transfer_from"):
             one = np.asarray(images.test_images[:1], np.float32)
             check_image_shape(model, one)
-            classes = trs.layers.inference_forward(model)(tf.constant(one)).shape[-1]
+            classes = inference_forward(model)(tf.constant(one)).shape[-1]
             if classes != images.num_classes:
                 raise ValueError(f"expected one logit per class, {images.num_classes}. Received: {classes}")
         return model
@@ -293,7 +295,7 @@ class Files(Results):
         check_sequence("save_adversarials", self.save_adversarials)
         if self.report:
             try:
-                trs.evaluation.check_matplotlib()
+                check_matplotlib()
             except ValueError as error:
                 raise BadFlag(f"--report={self.report}: {error}") from error
 

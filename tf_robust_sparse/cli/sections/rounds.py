@@ -14,6 +14,8 @@ from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.lottery import DENSE, Experiment, Images, Variants
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.settings import Settings, like, setting
+from tf_robust_sparse.models.stacked import can_be_stacked
+from tf_robust_sparse.training.round_plan import STRATEGIES
 
 FLAGS = flags.FLAGS
 
@@ -35,7 +37,7 @@ class Rounds(Settings):
     experiment: str = setting(
         "reinit_orig",
         "Where a round begins: at the first weights, at new ones, or where the last one ended.",
-        choices=trs.training.STRATEGIES,
+        choices=STRATEGIES,
         identity=True,
     )
     trials: int = setting(10, "Independent repetitions.", lower=1)
@@ -132,7 +134,7 @@ class Rounds(Settings):
             BadFlag: if more are to be trained together than the network allows.
         """
         trials, cores = self.chosen_trials(), os.cpu_count() or 1
-        stackable = Machines.read().is_one_device and trs.models.can_be_stacked(Experiment.read().network(images, 0))
+        stackable = Machines.read().is_one_device and can_be_stacked(Experiment.read().network(images, 0))
         if (self.stacked or 1) > 1 and not stackable:
             raise BadFlag(
                 f"--stacked={self.stacked}: only masked dense layers without biases, --model={DENSE}, are trained "

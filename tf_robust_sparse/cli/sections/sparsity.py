@@ -10,6 +10,10 @@ from absl import flags
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.sparsity.blocks import POOLINGS
+from tf_robust_sparse.sparsity.channel_magnitude import CRITERIA
+from tf_robust_sparse.sparsity.flying_bird import GROWTHS
+from tf_robust_sparse.sparsity.n_m import LARGEST_GROUP
 
 FLAGS = flags.FLAGS
 
@@ -163,7 +167,7 @@ class Pruning(Settings):
     pruning_criterion: str = setting(
         "kernel",
         "Size of channels by their kernel, or by the scale of their batch norm.",
-        choices=trs.sparsity.CRITERIA,
+        choices=CRITERIA,
         identity=True,
         only_for=_of("channel_magnitude"),
     )
@@ -173,7 +177,7 @@ class Pruning(Settings):
     block_pooling: str = setting(
         "mean",
         "Size of a block by the mean of its absolute weights, or by the largest one.",
-        choices=trs.sparsity.POOLINGS,
+        choices=POOLINGS,
         identity=True,
         only_for=_of("block"),
     )
@@ -246,7 +250,7 @@ class Moving(Settings):
     growth: str = setting(
         "gradient",
         "Where connections grow: where the gradient is largest, or anywhere.",
-        choices=trs.sparsity.GROWTHS,
+        choices=GROWTHS,
         identity=True,
         only_for=_of(*_BIRDS),
     )
@@ -299,10 +303,9 @@ class Groups(Settings):
             BadFlag: if they are not like 2:4, or --connectivity disagrees.
         """
         n, _, m = self.n_m.partition(":")
-        if not (n.isdecimal() and m.isdecimal() and 1 <= int(n) < int(m) <= trs.sparsity.LARGEST_GROUP):
+        if not (n.isdecimal() and m.isdecimal() and 1 <= int(n) < int(m) <= LARGEST_GROUP):
             raise BadFlag(
-                f"--n_m={self.n_m}: expected N:M such as 2:4, with N less than M and M at most "
-                f"{trs.sparsity.LARGEST_GROUP}"
+                f"--n_m={self.n_m}: expected N:M such as 2:4, with N less than M and M at most {LARGEST_GROUP}"
             )
         if FLAGS["connectivity"].present and FLAGS.connectivity != int(n) / int(m):
             raise BadFlag(
