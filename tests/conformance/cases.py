@@ -69,6 +69,8 @@ OBJECTIVES = {
     "GradAlign": lambda: objectives.GradAlign(objectives.AT(attacks.NFGSM(8 / 255))),
     "IBP": lambda: objectives.IBP(0.02),
     "MTLIBP": lambda: objectives.MTLIBP(attacks.LinfPGD(0.03, num_steps=2), 0.02, 0.5),
+    "CCIBP": lambda: objectives.CCIBP(attacks.LinfPGD(0.02, num_steps=1), 0.02, 0.5),
+    "ExpIBP": lambda: objectives.ExpIBP(attacks.LinfPGD(0.02, num_steps=1), 0.02, 0.5),
     "SABR": lambda: objectives.SABR(attacks.LinfPGD(0.02, num_steps=2), 0.02, 0.5),
     "AT, as the code of binary sub-networks": lambda: objectives.AT(
         attacks.LinfPGD(8 / 255, 2 / 255, 2, keep_best=True), label_smoothing=0.1

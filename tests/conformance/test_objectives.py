@@ -18,7 +18,7 @@ X, Y = tiny_images(9)
 IMAGES, LABELS = tf.TensorSpec((None, *X.shape[1:])), tf.TensorSpec((None,), tf.int64)
 
 
-BY_BOUNDS = ("CrownIBP", "IBP", "MTLIBP", "MixTrain", "SABR")
+BY_BOUNDS = ("CCIBP", "CrownIBP", "ExpIBP", "IBP", "MTLIBP", "MixTrain", "SABR")
 
 
 def shallow_network():
