@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.conftest import EVALUATE, IMPORT, ROBUSTNESS, ROOT, TINY, TRAIN, run_script
 from tf_robust_sparse import startup
-from tf_robust_sparse.cli import command_line, settings
+from tf_robust_sparse.cli import command_line, main, number_flags, settings
 from tf_robust_sparse.cli.sections.data import check_memory
 
 SCRIPTS = (TRAIN, EVALUATE, IMPORT, ROBUSTNESS, "run_hydra")
@@ -30,7 +30,7 @@ def test_help_tells_every_flag_in_a_sentence(script, word):
     assert {"data", "model", "k" if script == "run_hydra" else "connectivity", "seed"} <= {name for name, _ in shown}
     assert max(map(len, done.out.splitlines())) <= 120
     assert ("--pc." in " ".join(done.out.split())) == (word == "--helpfull")
-    assert word == "--helpfull" or len(done.out.splitlines()) <= 150
+    assert word == "--helpfull" or len(done.out.splitlines()) <= 160
     assert "%s" not in done.out
 
 
@@ -86,8 +86,31 @@ def test_what_is_no_noise_comes_out_after_the_start(capfd):
     assert capfd.readouterr().err == "E0000 00:00:17 1 x.cc:1] broken\nTraceback\n"
 
 
+def test_shells_complete_commands_flags_and_choices(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trs", "completion", "bash"])
+    main.main()
+    shell = """_() { COMP_LINE=$1; COMP_POINT=${#1}; _trs; echo "${COMPREPLY[*]}"; }
+    for line in "trs h" "trs plot " "trs hydra --tr" "trs hydra --norm=l" "trs lottery grid --da" "trs train --nod"; do
+        _ "$line"
+    done"""
+    done = subprocess.run(["bash", "-c", capsys.readouterr().out + shell], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.splitlines() == [
+        *(
+            "hydra",
+            "lottery masks vulnerability",
+            "--train_examples= --trainer= --trades_start= --traceback",
+            "linf l2",
+        ),
+        *("--datasets= --data_dirs=", "--nodecay_bias_and_bn"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["trs", "completion", "fish"])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "expected trs completion bash or zsh" in capsys.readouterr().err
+
+
 def test_numbers_are_written_as_they_are_read():
-    serialize = command_line._NumberSerializer().serialize
+    serialize = number_flags.Serializer().serialize
     for value, text in (
         (8 / 255, "8/255"),
         (0.1, "0.1"),
@@ -96,7 +119,7 @@ def test_numbers_are_written_as_they_are_read():
         (0.12345678901, "0.12345678901"),
     ):
         assert serialize(value) == text
-        assert command_line._Fraction(0, 1, None).parse(text) == value
+        assert number_flags.Number(0, 1).parse(text) == value
 
 
 @pytest.mark.slow

@@ -16,21 +16,24 @@ from tests.cli.test_binary_subnetworks import EVALUATION, YAML
 from tests.cli.test_hydra_originals import CROWN_IBP
 from tests.data import makers
 from tests.data.test_image_files import make_imagenet
+from tests.saving.test_binary_weights import checkpoint as binary_checkpoint
 from tests.saving.test_pytorch_weights import state_dict
 from tests.saving.test_reference_weights import published_list
 from tf_robust_sparse.cli import settings
-from tf_robust_sparse.models import resnet
+from tf_robust_sparse.data import catalog
+from tf_robust_sparse.models import resnet, vgg, wide_resnet
 
 HYDRA, BINARY, NEURAL, LOTTERY = (
     *("run_hydra", "run_binary_subnetworks", "run_neural_pruning", "run_lottery_tickets"),
 )
+BLOCKS = (0, 1, 1, 1)  # of residual networks: each with a shortcut
 # Flags that leave a command its kind of work, and seconds of it.
 _IMAGES = ("--train_examples=24", "--test_examples=8", "--validation_examples=8", "--batch_size=8")
 _ATTACK = ("--num_steps=1", "--pgd_iters=1", "--pgd_restarts=1")
 _FEW = ("--test_examples=8", "--pgd_iters=1", "--pgd_restarts=1")
 TINY = {
     TRAIN: (*_IMAGES, *_ATTACK, "--epochs=1"),
-    HYDRA: (*_IMAGES, *_ATTACK, "--epochs=1", "--prune_epochs=1"),
+    HYDRA: (*_IMAGES, *_ATTACK, "--epochs=2", "--prune_epochs=2"),
     BINARY: (*_IMAGES, *_ATTACK, "--epochs=1", "--val_num_steps=1", "--autoattack=apgd-ce"),
     NEURAL: (*_IMAGES, *_ATTACK, "--n_epochs=1", "--eval_steps=1"),
     LOTTERY: ("--trials=1", "--train_iters=4", "--prune_iters=1", "--eval_every=2", "--valid_size=8", "--batch_size=8"),
@@ -38,8 +41,21 @@ TINY = {
     "run_robustness_eval": ("--test_examples=4", "--pgd_iters=1", "--pgd_restarts=1"),
     "run_certify": ("--max_examples=2",),
     "run_verifier_export": ("--max_examples=2",),
-    "run_shrink": (),
+    "run_sweep": ("--values=0.1", "--seeds=0"),
 }
+TINY["run_lottery_grid"] = ("--attacks=pgd", "--training=adversarial", f"--options={' '.join(TINY[LOTTERY])}")
+
+
+def tiny(words, script):
+    """A command line with flags that leave it its kind of work, and seconds of it."""
+    yield from (f"{word} {' '.join(TINY[HYDRA])}" if word.startswith("--command=") else word for word in words)
+    yield from TINY.get(script, ())
+    if script == HYDRA and re.search("crown-ibp|schedule_length", " ".join(words)):
+        yield "--schedule_length=0"
+    if any("imagenet" in word for word in words) and script == BINARY:
+        yield from ("--image_size=32", "--warmup_length=0")
+
+
 # What a page takes for granted, and how it is made.
 _RUN = (TRAIN, "--data=cifar10", "--data_dir=DIR", "--model=small_cnn")
 _SAMPLE = (TRAIN, "--data=fashion_mnist_sample", "--model=small_cnn")
@@ -50,6 +66,7 @@ MADE = {
     "runs/dense": (*_PHASES, "--exp_mode=pretrain"),
     "runs/pruned": (*_PHASES, "--exp_mode=prune", "--source_net=runs/dense"),
     "saved_models/quickstart": (TRAIN, "--flagfile=flags/quickstart.flags"),
+    "trained_models/one/pretrain/latest_exp": (HYDRA, *_RUN[1:3], "--model=vgg16", "--exp_mode=pretrain"),
     "runs/fast": (BINARY, "--flagfile=flags/binary/sample.flags"),
 }
 
@@ -104,11 +121,13 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_block():
-    """Residual networks have one block with a shortcut: the way through a command is the same."""
+def _small():
+    """Networks have few blocks, or few channels: the way through a command is the same."""
+    stages, wide = resnet._stages, wide_resnet.wide_resnet_logits
     with pytest.MonkeyPatch.context() as patched:
-        for depth, (block, _) in resnet._BLOCKS.items():
-            patched.setitem(resnet._BLOCKS, depth, (block, (0, 1, 0, 0)))
+        patched.setattr(resnet, "_stages", lambda build, x, block, _, widths: stages(build, x, block, BLOCKS, widths))
+        patched.setattr(wide_resnet, "wide_resnet_logits", lambda build, *_: wide(build, 10, 1))
+        patched.setitem(vgg.VGG_WIDTHS, 16, tuple((8,) * len(widths) for widths in vgg.VGG_WIDTHS[16]))
         yield
 
 
@@ -131,18 +150,18 @@ def place_of(tmp_path_factory):
 
 def make(name, data):
     """Makes what a page takes for granted, in the current directory."""
+    if name == "best_weights.pickle":
+        network = trs.models.build("vgg16", kernel="rewiring", connectivity=0.1)
+        Path(name).write_bytes(pickle.dumps({"param_list": list(map(tf.Variable, published_list(network)))}))
+    elif name == "checkpoint.npz":
+        np.savez(name, **state_dict(trs.models.build("wrn28_4", kernel="subnet", padding_mode="symmetric")))
+    elif name == "model_best.npz":
+        np.savez(name, **binary_checkpoint(BLOCKS, widths=resnet._WIDTHS))
     if name in FILES.values():
-        sizes = {"padding_mode": "symmetric", "num_classes": 10}
-        if name.endswith(".pickle"):
-            network = trs.models.build("vgg16", kernel="rewiring", connectivity=0.1)
-            Path(name).write_bytes(pickle.dumps({"param_list": list(map(tf.Variable, published_list(network)))}))
-        else:
-            model = "wrn28_4" if name == "checkpoint.npz" else "resnet34"
-            np.savez(name, **state_dict(trs.models.build(model, kernel="subnet", connectivity=0.1, **sizes)))
         return
     script, *words = MADE[name]
     make_all(words, data)
-    run_script(script, *placed(words, data), *TINY[script], f"--output_dir={name}").expect()
+    run_script(script, *tiny(list(placed(words, data)), script), f"--output_dir={name}").expect()
 
 
 def make_all(words, data):
@@ -150,7 +169,9 @@ def make_all(words, data):
     for word in words:
         flag, _, value = word.rpartition("=")
         for name in (*MADE, *FILES.values()):
-            is_read = flag not in ("--output_dir", "--data_dir") and re.fullmatch(rf"{name}(/serve)?", value)
+            is_read = flag not in ("--output_dir", "--data_dir") and re.fullmatch(
+                rf"(\./)?{name}(/serve|/checkpoint/.*)?", value
+            )
             if is_read and not Path(name).exists():
                 make(name, data)
 
@@ -158,8 +179,10 @@ def make_all(words, data):
 @pytest.mark.documented_commands
 @pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line.page}-{line.block}-{LINES.index(line)}")
 def test_commands_do_their_work(line, data, place_of, monkeypatch):
+    places = {path.name: (path,) for path in data.iterdir()}
+    monkeypatch.setattr(catalog, "_SYSTEM_FOLDERS", places)  # where data are looked for without --data_dir
     monkeypatch.chdir(place_of(line.page, line.block))
     words = list(placed(line.words, data))
     make_all(words, data)
-    done = run_script(line.script, *words, *TINY.get(line.script, ()))
+    done = run_script(line.script, *tiny(words, line.script))
     assert done.code == 0, f"{line}\n{done.out}\n{done.err}"

@@ -271,13 +271,6 @@ def test_flagfiles_of_training_by_bounds_parse(name, parse):
     assert flags.select == "best_certified"
 
 
-def test_the_flagfile_of_training_by_bounds_on_mnist_parses(parse):
-    flags = parse("run_hydra", "--flagfile=flags/hydra_mnist_crown-ibp.flags")
-    hydra.originals.translate()
-    settings.check()
-    assert (flags.data, flags.trainer, flags.epsilon, flags.val_method) == ("mnist", "crown-ibp", 0.1, "ibp")
-
-
 @pytest.mark.parametrize("name", [name for name in HYDRA if "freeadv" in name])
 def test_flagfiles_of_free_adversarial_training_parse(name, parse):
     flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
@@ -286,18 +279,6 @@ def test_flagfiles_of_free_adversarial_training_parse(name, parse):
     assert (flags.epsilon, flags.n_repeats, flags.batch_size, flags.augmentation) == (4 / 255, 4, 256, "resized_crop")
     assert hydra.settings.plan("pretrain").epochs == 23
     assert (flags.pgd_epsilon, flags.pgd_iters) == (4 / 255, 10)
-
-
-def test_the_flagfile_of_hydra_on_the_sample_parses(parse):
-    flags = parse("run_hydra", "--flagfile=flags/hydra_sample_adv.flags")
-    settings.check()
-    assert (flags.data, flags.model, flags.trainer, flags.exp_mode) == (
-        "fashion_mnist_sample",
-        "small_cnn",
-        "adv",
-        "all",
-    )
-    assert (flags.epsilon, flags.step_size, flags.num_steps, flags.pgd_epsilon) == (0.1, 0.02, 10, 0.1)
 
 
 @pytest.mark.parametrize("name", LOTTERY)
@@ -310,12 +291,6 @@ def test_flagfiles_of_lottery_tickets_parse(name, parse):
     assert (flags.learning_rate, flags.l1_reg, flags.eval_every, flags.seed) == (0.0012, 0.0, 500, 1234)
     place = f"output/{flags.dataset}/dense-300-100/{flags.experiment}/{flags.attack}/lr-0.0012_l1-0.0_advtrain-true"
     assert str(Experiment.read().directory(flags.experiment)) == place
-
-
-def test_the_flagfile_of_lottery_tickets_on_the_sample_parses(parse):
-    flags = parse("run_lottery_tickets", "--flagfile=flags/lottery_sample.flags")
-    settings.check()
-    assert (flags.data, flags.attack, flags.adv_train, flags.trials) == ("fashion_mnist_sample", "fgsm", True, 3)
 
 
 @pytest.mark.parametrize("name", GRIDS)

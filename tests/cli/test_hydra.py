@@ -303,7 +303,7 @@ def test_steps_in_l2_are_as_long_as_published(parse):
     assert checked(parse, "--epsilon=0.5").step_size == 2 / 255
 
 
-PRUNE, FINETUNE = ("--exp_mode=prune", "--source_net=x"), ("--exp_mode=finetune", "--source_net=x")
+FINETUNE = ("--exp_mode=finetune", "--source_net=x")
 SPARSE = ("--exp_mode=pretrain", "--layer_type=subnet")
 
 
@@ -312,17 +312,13 @@ SPARSE = ("--exp_mode=pretrain", "--layer_type=subnet")
     [
         (["--exp_mode=pretrain", "--k=0.2", "--scale_rand_init"], "k scale_rand_init"),
         ([*FINETUNE, "--allocation=erk", "--scores_init_type=default"], "allocation scores_init_type"),
-        ([*PRUNE, "--init_type=pytorch", "--layer_type=subnet"], "init_type layer_type"),
         (["--optimizer=adam", "--momentum=0.5", "--warmup_lr=0.5"], "momentum warmup_lr"),
-        (["--trainer=base", "--beta=3", "--num_steps=3", "--n_repeats=3"], "beta num_steps n_repeats"),
         (
             ["--trainer=ibp", "--epsilon=.1", "--const_init", "--starting_epsilon=.01", "--epsilon_schedule=smoothed"],
             "const_init starting_epsilon epsilon_schedule",
         ),
         (["--k=0.2", "--allocation=erk", "--scores_init_type=default", "--momentum=0.5", "--beta=3"], ""),
         ([*SPARSE, "--k=0.2", "--allocation=erk", "--scale_rand_init"], ""),
-        ([*FINETUNE, "--scaled_score_init", "--k=0.2", "--allocation=erk"], ""),
-        (["--trainer=ibp", "--epsilon=.1", "--starting_epsilon=.01", "--schedule_length=2"], ""),
     ],
 )
 def test_flags_that_mean_nothing_are_told_of(words, flags, parse, capsys):

@@ -221,7 +221,6 @@ def test_what_is_accepted_silently_there(meaning, capsys):
         (["--result_dir=x", "--exp_name=y", "--output_dir=z"], "--output_dir=z and --exp_name=y both say where"),
         (["--exp_name=y", "--overwrite"], "--overwrite: every run of --exp_name=y gets a directory of its own"),
         (["--is_semisup"], "--semisup_data=None: expected tinyimages"),
-        (["--data=cifar10", "--semisup_fraction=0.5"], "--semisup_fraction=0.5 belongs to --pseudo_labels=FILE"),
         (["--data_fraction=0.5", "--train_examples=9"], "both say how many"),
         (["--val_method=base", "--select=best_robust"], "pass --select=best_clean or last"),
         ([*PRETRAIN, "--normalize"], "--normalize is not taken"),

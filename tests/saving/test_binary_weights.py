@@ -18,8 +18,8 @@ LOGITS = np.float32(
 )
 
 
-def checkpoint(blocks=(2, 2, 2, 2), prefix="module.1.", last=True):
-    """The state dict of ResNet18_001_p1, of numbers drawn here."""
+def checkpoint(blocks=(2, 2, 2, 2), prefix="module.1.", last=True, widths=WIDTHS):
+    """The state dict of ResNet18_001_p1, or of one of other widths and blocks, of numbers drawn here."""
     random = np.random.default_rng(7)
     state = {}
 
@@ -33,10 +33,10 @@ def checkpoint(blocks=(2, 2, 2, 2), prefix="module.1.", last=True):
         state[f"{prefix}{name}.running_var"] = random.uniform(20, 60, size).astype("float32")
         state[f"{prefix}{name}.num_batches_tracked"] = np.array(5)
 
-    conv("conv1", WIDTHS[0], 3, 3)
-    norm("bn1", WIDTHS[0])
-    channels = WIDTHS[0]
-    for stage, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True), start=1):
+    conv("conv1", widths[0], 3, 3)
+    norm("bn1", widths[0])
+    channels = widths[0]
+    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
         for block in range(count):
             name = f"layer{stage}.{block}"
             conv(f"{name}.conv1", width, channels, 3)

@@ -1,20 +1,20 @@
 """What every entry point does around its work: parse flags, turn bad input into one line, and end with a clear code."""
 
 import contextlib
-import fractions
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import tensorflow as tf
 from absl import app, flags, logging
 
 from tf_robust_sparse import startup
 from tf_robust_sparse.cli import command_words
+from tf_robust_sparse.cli.number_flags import Number
 
 FLAGS = flags.FLAGS
 
@@ -85,90 +85,6 @@ def about(*flag_names: str) -> Iterator[None]:
         given = " ".join(f"--{name}={FLAGS[name].value}" for name in flag_names if FLAGS[name].value is not None)
         message = _out_of_memory(error) if isinstance(error, MemoryError) else str(error)
         raise BadInput(f"{given}: {message}" if given else message) from error
-
-
-class _Fraction(flags.ArgumentParser):
-    """Parses `0.1`, `1e-3` or `8/255` within bounds."""
-
-    syntactic_help = "a number or a fraction such as 8/255"
-
-    def __init__(self, lower: float, upper: float, excluded: float | None) -> None:
-        self.lower, self.upper, self.excluded = lower, upper, excluded
-
-    def parse(self, argument: Any) -> float:
-        """Returns the number as a float."""
-        text = str(argument).strip()
-        try:
-            value = float(fractions.Fraction(text)) if "/" in text else float(text)
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ValueError(f"expected {self.syntactic_help}") from None
-        if not self.lower <= value <= self.upper or value in (self.excluded, float("inf")):
-            raise ValueError(f"expected a number {self.range()}")
-        return value
-
-    def range(self) -> str:
-        """Returns the bounds in words."""
-        if self.upper == float("inf"):
-            return f"above {self.lower:g}" if self.excluded == self.lower else f"of at least {self.lower:g}"
-        left = "(" if self.excluded == self.lower else "["
-        right = ")" if self.excluded == self.upper else "]"
-        return f"in {left}{self.lower:g}, {self.upper:g}{right}"
-
-    def flag_type(self) -> str:
-        """Returns the name of the type."""
-        return "number"
-
-
-def define_number(
-    name: str,
-    default: float | None,
-    help_text: str,
-    lower: float = 0.0,
-    upper: float = float("inf"),
-    excluded: float | None = None,
-) -> None:
-    """Defines a flag that takes numbers and fractions in `[lower, upper]` without the value `excluded`."""
-    flags.DEFINE(_Fraction(lower, upper, excluded), name, default, help_text, serializer=_NumberSerializer())
-
-
-class _Fractions(flags.ArgumentParser):
-    """Parses `2/255,4/255` within bounds."""
-
-    syntactic_help = "numbers or fractions such as 2/255,8/255"
-
-    def __init__(self, one: _Fraction) -> None:
-        self.one = one
-
-    def parse(self, argument: Any) -> list[float]:
-        """Returns the numbers as floats."""
-        parts = argument if isinstance(argument, list) else str(argument).split(",")
-        return [self.one.parse(part) for part in parts]
-
-    def range(self) -> str:
-        """Returns the bounds of each number in words."""
-        return self.one.range()
-
-    def flag_type(self) -> str:
-        """Returns the name of the type."""
-        return "numbers"
-
-
-def define_numbers(
-    name: str, help_text: str, lower: float = 0.0, upper: float = float("inf"), excluded: float | None = None
-) -> None:
-    """Defines a flag that takes a list of what `define_number` takes, separated by commas; by default `None`."""
-    flags.DEFINE(_Fractions(_Fraction(lower, upper, excluded)), name, None, help_text, serializer=_NumbersSerializer())
-
-
-class _NumbersSerializer(flags.ArgumentSerializer):
-    def serialize(self, value: list[float]) -> str:
-        return ",".join(map(_NumberSerializer().serialize, value))
-
-
-class _NumberSerializer(flags.ArgumentSerializer):
-    def serialize(self, value: float) -> str:
-        level = f"{round(value * 255)}/255"  # 8/255 rather than 0.03137254901960784
-        return level if len(repr(value)) > len(level) + 4 and float(fractions.Fraction(level)) == value else repr(value)
 
 
 def define_aliases(aliases: dict[str, str]) -> None:
@@ -247,10 +163,8 @@ def _describe(name: str) -> str:
     words = [_help(name)]
     if isinstance(flag.parser, flags.EnumParser):
         words.append(f"One of {', '.join(flag.parser.enum_values)}.")
-    elif isinstance(flag.parser, _Fraction):
-        words.append(f"A number {flag.parser.range()}.")
-    elif isinstance(flag.parser, _Fractions):
-        words.append(f"Numbers {flag.parser.range()}.")
+    elif isinstance(flag.parser, Number):
+        words.append(f"{flag.parser.kind} {flag.parser.range()}.")
     others = [flag.short_name] if flag.short_name else []
     others += [alias for alias, meant in _aliases.items() if meant == name]
     if others:
@@ -329,17 +243,6 @@ def parse(argv: list[str]) -> list[str]:
         if FLAGS[name].present and FLAGS[name].value == "" != FLAGS[name].default:
             raise BadFlag(f"--{name}= has no value; pass one, or leave out the flag")
     return rest
-
-
-def note_unused(meaningful: Mapping[str, tuple[str, Callable[[], bool]]]) -> None:
-    """Says which flags of the command line have another value than usual and mean nothing to this run.
-
-    Args:
-        meaningful: Flags that mean nothing to some runs -> those they mean something to, and whether this is one.
-    """
-    for name, (owners, means_something) in meaningful.items():
-        if FLAGS[name].present and FLAGS[name].value != FLAGS[name].default and not means_something():
-            print(f"Note: --{name}={FLAGS[name].value} has no effect here; it belongs to {owners}")
 
 
 def say_deviations(original: str, deviations: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tf_robust_sparse.cli import command_line, processes, recipes
+from tf_robust_sparse.cli import command_line, completion, processes, recipes
 
 COMMANDS = {  # words after `trs` -> module in `commands`, script in `run_scripts`
     "train": ("train", "run_connectivity_sampling"),
@@ -42,6 +42,9 @@ def main() -> None:
     if words[0] == "recipes":
         _show_recipes(words[1:])
         return
+    if words[0] == "completion":
+        _show_completion(words[1:])
+        return
     for number in (2, 1):
         name = " ".join(words[:number])
         if name in COMMANDS:
@@ -75,7 +78,15 @@ def help_text() -> str:
         first = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
         lines.append(f"  {name:20s}{first}")
     lines.append(f"  {'recipes':20s}Lists the flagfiles of published runs; trs recipes NAME prints one.")
+    lines.append(f"  {'completion':20s}Prints a script for bash or zsh: trs completion bash > FILE; source FILE.")
     return "\n".join(lines)
+
+
+def _show_completion(words: list[str]) -> None:
+    if len(words) != 1 or words[0] not in completion.SHELLS:
+        _fail(f"trs completion {' '.join(words)}: expected trs completion {' or '.join(completion.SHELLS)}")
+    commands = {name: command(name) for name in COMMANDS}
+    print(completion.script(words[0], commands, ("recipes", "completion")), end="")
 
 
 def _show_recipes(names: list[str]) -> None:

@@ -54,25 +54,24 @@ def show(results: dict[str, Any], directory: Path) -> None:
     print(f"Records             {directory}: {', '.join(_records(directory))}", flush=True)
 
 
+def show_share(name: str, share: float, text: str = "") -> None:
+    """Prints a share in per cent."""
+    print(f"{name:19} {100 * share:6.2f} %   {text}".rstrip())
+
+
 def show_numbers(results: dict[str, Any]) -> None:
     """Prints the robustness table."""
     print()
-    print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['test_images']} test images")
+    show_share("Clean accuracy", results["clean_accuracy"], f"on {results['test_images']} test images")
     if "attack" in results:
-        print(f"Robust accuracy     {100 * results['robust_accuracy']:6.2f} %   {words(results['attack'], _SHOWN)}")
+        show_share("Robust accuracy", results["robust_accuracy"], words(results["attack"], _SHOWN))
     if "verified" in results:
         shares = ", ".join(f"{100 * share:.2f} % by {name}" for name, share in results["verified"]["accuracy"].items())
         print(f"Verified            {shares}, epsilon {_word(results['verified']['epsilon'])}")
-    print(
-        f"Connectivity        {100 * results['connectivity']:6.2f} %   {results['nonzero']} of {results['prunable']} "
-        "kernel entries"
-    )
+    show_share("Connectivity", results["connectivity"], f"{results['nonzero']} of {results['prunable']} kernel entries")
     if "total_weights" in results:
-        share = 100 * results["remaining_weights"] / results["total_weights"]
-        print(
-            f"Weights left        {share:6.2f} %   {results['remaining_weights']} of {results['total_weights']}, "
-            "biases and batch norm among them"
-        )
+        left, every = results["remaining_weights"], results["total_weights"]
+        show_share("Weights left", left / every, f"{left} of {every}, biases and batch norm among them")
     if "images_per_second" in results:
         print(f"Training speed      {results['images_per_second']:6.0f} images/s")
     if results.get("best_minus_last", 0) > 0:

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from tf_robust_sparse import data
 from tf_robust_sparse.cli import command_line, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections import method
@@ -195,6 +196,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
         temporary.write_text(text)
+
+
+def write_results(path: Path, results: dict[str, Any], images: data.ImageDataset | None = None) -> None:
+    """Writes results with the images and the versions of the packages that they depend on."""
+    used = {"data": {"name": images.name, "origin": images.origin}} if images else {}
+    write_json(path, {**results, **used, "versions": versions()})
 
 
 def versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ from absl import flags
 
 from tf_robust_sparse.cli import command_line
 from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.cli.number_flags import Number, Numbers, Serializer
 
 FLAGS = flags.FLAGS
 
@@ -40,6 +41,11 @@ class OnlyFor(NamedTuple):
     owners: str
     holds: Callable[[Any], bool]
     refuse: bool = False
+
+
+def only_with(flag: str, *values: str, refuse: bool = False) -> OnlyFor:
+    """Returns the rule of a setting that belongs to some values of another flag."""
+    return OnlyFor(f"--{flag}={' or '.join(values)}", lambda flags: flags[flag].value in values, refuse)
 
 
 class Rules(NamedTuple):
@@ -274,12 +280,11 @@ def _define(name: str, hint: Any, default: Any, rules: Rules) -> None:
     elif kind is int:
         upper = None if rules.upper == math.inf else int(rules.upper)
         flags.DEFINE_integer(name, default, rules.help, int(rules.lower), upper, **given)
-    elif kind is float:
-        command_line.define_number(name, default, rules.help, rules.lower, rules.upper, rules.excluded)
+    elif kind in (float, list[float]):
+        number = (Number if kind is float else Numbers)(rules.lower, rules.upper, rules.excluded)
+        flags.DEFINE(number, name, default, rules.help, serializer=Serializer())
     elif kind is str:
         flags.DEFINE_string(name, default, rules.help, **given)
-    elif kind == list[float]:
-        command_line.define_numbers(name, rules.help, rules.lower, rules.upper, rules.excluded)
     elif kind == list[str]:
         flags.DEFINE_list(name, default, rules.help, **given)
     else:

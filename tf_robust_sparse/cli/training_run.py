@@ -13,7 +13,7 @@ from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import command_line, report, run_directory, settings, workers
-from tf_robust_sparse.cli.sections import sparsity
+from tf_robust_sparse.cli.sections import method, sparsity
 from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImages
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.recipe import Averages, Views
@@ -75,7 +75,7 @@ def prepare(
     amount.check_files()
     files = {**report.FILES, **(files or {})}
     # Worker 0 alone checks and writes the directory.
-    resuming = run_directory.check(directory, FLAGS.resume) if is_chief() else _has_checkpoint(directory)
+    resuming = run_directory.check(directory, Run.read().resume) if is_chief() else _has_checkpoint(directory)
     if resuming and (directory / "results.json").exists() and (directory / "network.keras").exists():
         print(f"{directory} holds the finished run; there is nothing to resume.")
         if is_chief():
@@ -122,6 +122,7 @@ def train(
     Returns:
         The state of the run: `epoch`, `best`, `seconds` and more.
     """
+    how, data = Run.read(), Data.read()
     connections = trs.training.ConnectivityLogger(model.network, model.sparsifier)
     checkpoints = trs.training.Checkpoints(
         run.directory / "checkpoints",
@@ -133,15 +134,15 @@ def train(
         connections=connections,
         sparsifier=model.sparsifier,
         writes=is_chief(),
-        every=Run.read().save_every if Run.read().save_every > 0 else None,
+        every=how.save_every if how.save_every > 0 else None,
     )
     for callback in more:
         if isinstance(callback, GradualPruning):
             callback.checkpoints = checkpoints
     callbacks = [trs.training.StopOnNaN(), connections, *more, checkpoints]
-    if FLAGS.select == "reference":
-        callbacks.append(ReferenceSelection(checkpoints, Data.read().test_batches(run.images)))
-    if FLAGS.tensorboard and is_chief():
+    if how.select == "reference":
+        callbacks.append(ReferenceSelection(checkpoints, data.test_batches(run.images)))
+    if how.tensorboard and is_chief():
         callbacks.append(_tensorboard(run.directory))
     first_epoch = 0
     if run.resuming:
@@ -155,7 +156,7 @@ def train(
         _fit(
             model,
             train_images,
-            validation_data=trs.data.test_dataset(*run.validation, FLAGS.batch_size) if run.validation else None,
+            validation_data=trs.data.test_dataset(*run.validation, data.batch_size) if run.validation else None,
             epochs=run.epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=run.steps_per_epoch,
@@ -184,8 +185,9 @@ def finish(
     `more` are further entries of it, `measure` returns some from the network and the images. `trains_on_attacked` says
     whether the training accuracy is that of attacked images, for the learning curve.
     """
+    select, data = Run.read().select, Data.read()
     if is_chief():
-        stem = FLAGS.select if FLAGS.select in state["best"] else "last"
+        stem = select if select in state["best"] else "last"
         trs.saving.load_checkpoint(_checkpoint(run.directory, stem), model)
         if model.average is not None and Averages.read().export_weights == "averaged":
             model.average.load()
@@ -196,11 +198,11 @@ def finish(
             **measure(model.network, run.images),
             "epochs": state["epoch"],
             "seconds": state["seconds"],
-            "images_per_second": state["epoch"] * run.steps_per_epoch * FLAGS.batch_size / state["training_seconds"],
-            "seed": FLAGS.seed,
+            "images_per_second": state["epoch"] * run.steps_per_epoch * data.batch_size / state["training_seconds"],
+            "seed": data.seed,
             "selected": {"by": stem, **state["best"].get(stem, {"epoch": state["epoch"]})},
             "data": {"name": run.images.name, "origin": run.images.origin, "train": len(run.images.train_labels)},
-            "model": FLAGS.model,
+            "model": method.Network.read().model,
             "objective": model.objective.describe(),
             "sparsifier": model.sparsifier.describe() if model.sparsifier else None,
             **(
@@ -211,15 +213,14 @@ def finish(
             **({"guard": model.guard.describe()} if model.guard else {}),
             **report.robust_overfitting(state["history"]),
             **(more or {}),
-            "versions": run_directory.versions(),
         }
         curve = run.directory / "learning_curve.png"
         report.draw_curve(state["history"], curve, model.validation_attack, trains_on_attacked)
-        run_directory.write_json(run.directory / "results.json", results)
+        run_directory.write_results(run.directory / "results.json", results)
         report.show(results, run.directory)
-        if stem != FLAGS.select:
-            print(f"Note: no epoch was within the budget for --select={FLAGS.select}; the network is that of the last")
-    if FLAGS.strategy == "multi_worker":  # a worker that leaves early would take the others down
+        if stem != select:
+            print(f"Note: no epoch was within the budget for --select={select}; the network is that of the last")
+    if Machines.read().strategy == "multi_worker":  # a worker that leaves early would take the others down
         if not is_chief():
             print(f"Trained:   {workers.cluster().workers[0].name} measures and writes the network", flush=True)
         with workers.about_the_lost():
@@ -272,7 +273,7 @@ def _checkpoint(directory: Path, stem: str) -> Path:
 
 
 def _has_checkpoint(directory: Path) -> bool:
-    return FLAGS.resume and _checkpoint(directory, "last").exists()
+    return Run.read().resume and _checkpoint(directory, "last").exists()
 
 
 def _monitored(model: trs.RobustModel) -> dict[str, str]:
@@ -284,21 +285,22 @@ def _monitored(model: trs.RobustModel) -> dict[str, str]:
 
 
 def _train_batches(run: TrainingRun, first_epoch: int, with_index: bool = False) -> tf.data.Dataset:
+    data, augmentation, amount = Data.read(), Augmentation.read(), TrainingImages.read()
     return trs.data.train_dataset(
         run.images.train_images,
         run.images.train_labels,
-        FLAGS.batch_size,
-        seed=FLAGS.seed,
+        data.batch_size,
+        seed=data.seed,
         # Consistency augments in the step.
-        augmentation=None if Views.read().consistency else Augmentation.read().kind,
-        flip=Augmentation.read().flips(run.images),
+        augmentation=None if Views.read().consistency else augmentation.kind,
+        flip=augmentation.flips(run.images),
         epochs=run.epochs,
         first_epoch=first_epoch,
         auxiliary=run.auxiliary,
-        auxiliary_fraction=TrainingImages.read().auxiliary_fraction or 0.5,
+        auxiliary_fraction=amount.auxiliary_fraction or 0.5,
         with_index=with_index,
         parts=run.strategy.num_replicas_in_sync if with_index else 1,
-        drop_remainder=TrainingImages.read().drop_last,
+        drop_remainder=amount.drop_last,
     )
 
 
@@ -331,7 +333,8 @@ def _describe(run: TrainingRun, model: trs.RobustModel, first_epoch: int) -> Non
         f"Split:     {len(images.train_labels)} images to train on, {held_out} to select by, "
         f"{len(images.test_labels)} to test"
     )
-    print(f"Network:   {FLAGS.model}, {statistics['nonzero']} of {statistics['prunable']} kernel entries connected")
+    connected = f"{statistics['nonzero']} of {statistics['prunable']} kernel entries connected"
+    print(f"Network:   {method.Network.read().model}, {connected}")
     print(f"Sparsity:  {_sparsity(model)}")
     print(f"Objective: {report.words(model.objective.describe())}")
     print(f"Training:  {run.epochs} epochs of {run.steps_per_epoch} steps{left}; after Ctrl-C, --resume goes on")

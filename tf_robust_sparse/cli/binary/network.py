@@ -1,6 +1,7 @@
 """Random networks and the sub-networks that are found in them: their settings, and the networks these stand for."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections import method
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.run import Run
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, like, setting
+from tf_robust_sparse.cli.settings import Settings, like, only_with, setting
 from tf_robust_sparse.layers.normalization import use_unbiased_variance
 from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS, initialize_kernels
 from tf_robust_sparse.models.network_builder import NORMALIZATIONS
@@ -25,12 +26,10 @@ FAST = "adv_step_fast"
 TRAINERS = ("adv_step", "adv_trades", FAST, *LOTTERY)
 RESIDUAL = tuple(name for name in trs.models.NETWORKS if name.startswith("resnet"))
 _SIGNS = ("binary", "lottery_binary")
-_TRAINED_SIGNS = OnlyFor("--conv_type=BinConv", lambda flags: flags.conv_type == "BinConv", refuse=True)
+_TRAINED_SIGNS = only_with("conv_type", "BinConv", refuse=True)
 
 
-def trained_by(*names: str, refuse: bool = False) -> OnlyFor:
-    """Returns the rule of a setting of some trainers."""
-    return OnlyFor(f"--trainer={' or '.join(names)}", lambda flags: flags.trainer in names, refuse)
+trained_by = functools.partial(only_with, "trainer")  # the rule of a setting of some trainers
 
 
 @dataclasses.dataclass

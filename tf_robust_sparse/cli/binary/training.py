@@ -1,6 +1,7 @@
 """How binary sub-networks are trained: settings, and the model, optimizer and callbacks of a run."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ from tf_robust_sparse.cli.sections import data, method
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import Run
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.cli.settings import OnlyFor, Settings, only_with, setting
 from tf_robust_sparse.objectives.reweighted import REWEIGHTINGS
 from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 from tf_robust_sparse.training.by_epoch import POLICIES
@@ -28,12 +29,8 @@ from tf_robust_sparse.training.optimizers import CoupledAdam
 FLAGS = flags.FLAGS
 
 
-def _policy(*names: str) -> OnlyFor:
-    return OnlyFor(f"--lr_policy={' or '.join(names)}", lambda flags: flags.lr_policy in names)
-
-
-def _optimizer(name: str) -> OnlyFor:
-    return OnlyFor(f"--optimizer={name}", lambda flags: flags.optimizer == name)
+_policy = functools.partial(only_with, "lr_policy")
+_optimizer = functools.partial(only_with, "optimizer")
 
 
 @dataclasses.dataclass

@@ -104,10 +104,8 @@ def take_over(directory: Path) -> None:
         **binary.network.describe(network),
         "pretrained": Trainer.read().pretrained,
         "model": binary.network.Network.read().model,
-        "data": {"name": images.name, "origin": images.origin},
-        "versions": run_directory.versions(),
     }
-    run_directory.write_json(directory / "results.json", results)
+    run_directory.write_results(directory / "results.json", results, images)
     report.show(results, directory)
 
 
@@ -124,17 +122,10 @@ def attack(directory: Path, ensemble: binary.attacks.Ensemble) -> None:
         suite = trs.evaluation.RobustnessSuite(network, data.test_batches(images), data.batch_size)
     auto_attack = ensemble.build(network, folder / "aa-log.txt")
     suite.auto_attack("autoattack", auto_attack)
-    results = {
-        **suite.results(),
-        "data": {"name": images.name, "origin": images.origin},
-        "versions": run_directory.versions(),
-    }
-    run_directory.write_json(folder / "results.json", results)
-    ball = f"epsilon {radius(auto_attack.norm, auto_attack.epsilon)}"
-    print(
-        f"AutoAttack          {100 * results['robust_accuracy']:6.2f} %   {ensemble.version}, {ball}, "
-        f"{results['images']} images"
-    )
+    results = suite.results()
+    run_directory.write_results(folder / "results.json", results, images)
+    ball = f"epsilon {radius(auto_attack.norm, auto_attack.epsilon)}, {results['images']} images"
+    report.show_share("AutoAttack", results["robust_accuracy"], f"{ensemble.version}, {ball}")
     for warning in results["flags"]:
         print(f"Warning: {warning}")
     print(f"Record              {folder}: aa-log.txt, results.json", flush=True)

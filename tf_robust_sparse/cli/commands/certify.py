@@ -12,6 +12,7 @@ smoothing also the curve over radii, where matplotlib is installed.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +24,11 @@ import numpy as np
 import tf_robust_sparse as trs
 from tf_robust_sparse.certify.certification import CertifiedImage
 from tf_robust_sparse.certify.smoothing import ABSTAIN, high_probability_accuracy
-from tf_robust_sparse.cli import command_line, hydra, networks, run_directory, run_lock, settings
+from tf_robust_sparse.cli import command_line, hydra, networks, report, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.robustness import GRADIENT_ATTACKS
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.cli.settings import Settings, only_with, setting
 from tf_robust_sparse.evaluation.figures import draw_certified
 from tf_robust_sparse.evaluation.progress import Progress
 
@@ -38,8 +39,7 @@ _MOST = trs.certify.smoothing.MOST_ANSWERS
 _RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball of 2/255 in l-infinity of CIFAR
 
 
-def _of(*names: str) -> OnlyFor:
-    return OnlyFor(f"--method={' or '.join(names)}", lambda flags: flags.method in names, refuse=True)
+_of = functools.partial(only_with, "method", refuse=True)
 
 
 @dataclasses.dataclass
@@ -257,10 +257,8 @@ def main() -> None:
         "seconds": time.perf_counter() - begin,
         "seed": data.seed,
         "network": str(files.network),
-        "data": {"name": images.name, "origin": images.origin},
-        "versions": run_directory.versions(),
     }
-    run_directory.write_json(results_file, results)
+    run_directory.write_results(results_file, results, images)
     show(results)
     print(f"Table               {table}")
     print(f"Record              {results_file}")
@@ -276,20 +274,17 @@ def show(results: dict[str, Any]) -> None:
     print()
     pace = f"{results['seconds_per_image']:.3g} s per image"
     for row in results.get("certified_accuracy", ()):
-        print(
-            f"Certified at l2 {row['radius']:.3f}  {100 * row['accuracy']:6.2f} %   of {results['images']} images; at "
-            f"least {100 * row['with_probability_0.999']:.2f} % with probability 0.999"
-        )
+        sure = f"at least {100 * row['with_probability_0.999']:.2f} % with probability 0.999"
+        name = f"Certified at l2 {row['radius']:.3f} "
+        report.show_share(name, row["accuracy"], f"of {results['images']} images; {sure}")
     if "abstained" in results:
-        print(f"Abstained           {100 * results['abstained']:6.2f} %   {pace}")
+        report.show_share("Abstained", results["abstained"], pace)
         return
-    print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['images']} test images")
+    report.show_share("Clean accuracy", results["clean_accuracy"], f"on {results['images']} test images")
     if "pgd_accuracy" in results:
-        print(
-            f"PGD-50              {100 * results['pgd_accuracy']:6.2f} %   {results['norm']}, epsilon "
-            f"{results['epsilon']:.4g}"
-        )
-    print(f"Verified            {100 * results['verified_accuracy']:6.2f} %   {results['method']}, {pace}")
+        ball = f"{results['norm']}, epsilon {results['epsilon']:.4g}"
+        report.show_share("PGD-50", results["pgd_accuracy"], ball)
+    report.show_share("Verified", results["verified_accuracy"], f"{results['method']}, {pace}")
 
 
 def _curve(rows: list[CertifiedImage]) -> list[dict[str, float]]:

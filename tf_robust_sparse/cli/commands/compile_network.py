@@ -75,7 +75,7 @@ def main() -> None:
         for size in latency.batch_sizes:
             calls = _calls(network, fast, files.get("network.so"), x[:1].repeat(size, axis=0))
             results["latency"][str(size)] = median_durations(calls, latency.latency_seconds)
-    run_directory.write_json(directory / "compile.json", {**results, "versions": run_directory.versions()})
+    run_directory.write_results(directory / "compile.json", results)
     show(results)
     print(f"Record                      {directory / 'compile.json'}", flush=True)
 

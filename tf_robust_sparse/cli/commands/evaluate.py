@@ -75,11 +75,9 @@ def main() -> None:
             "pixel_range": classifier.pixel_range,
             "seconds": time.perf_counter() - begin,
             "network": str(path),
-            "data": {"name": images.name, "origin": images.origin},
             "seed": data.seed,
-            "versions": run_directory.versions(),
         }
-        run_directory.write_json(results_file, results)
+        run_directory.write_results(results_file, results, images)
         return results
 
     with command_line.about(classifier.flag, "data"):
@@ -181,27 +179,24 @@ def write_others(
 def show(results: dict[str, Any], written: list[Path]) -> None:
     """Prints the accuracies, the doubts and where everything is."""
     print()
-    print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['images']} test images")
+    report.show_share("Clean accuracy", results["clean_accuracy"], f"on {results['images']} test images")
     for name, found in results["attacks"].items():
         effort = report.words(found, ("version", "attack", "num_steps", "num_queries", "restarts"))
-        print(f"{name:19} {100 * found['robust_accuracy']:6.2f} %   {effort}, {found['seconds']:.0f} s")
+        report.show_share(name, found["robust_accuracy"], f"{effort}, {found['seconds']:.0f} s")
         if found.get("median_distance") is not None:
             print(f"{'':19} {found['median_distance']:8.4g}   median distance, {found['norm']}")
     ball = f"{results['norm']}, epsilon {radius(results['norm'], results['epsilon'])}"
     if results["attacks"]:
-        print(f"Worst case          {100 * results['robust_accuracy']:6.2f} %   {ball}")
+        report.show_share("Worst case", results["robust_accuracy"], ball)
     if "corruptions" in results:
         found = results["corruptions"]
         kinds = f"mean of {len(found['corruptions'])} kinds"
-        print(f"Corruptions         {100 * found['mean_corruption_accuracy']:6.2f} %   {kinds}")
+        report.show_share("Corruptions", found["mean_corruption_accuracy"], kinds)
     for point in results.get("security_curve", {}).get("points", []):
-        print(f"epsilon {point['epsilon']:<11.4g} {100 * point['robust_accuracy']:6.2f} %")
+        report.show_share(f"epsilon {point['epsilon']:.4g}", point["robust_accuracy"])
     for name, found in results.get("foolbox_check", {}).items():
-        alone = f"{len(found['broken_by_foolbox_only'])} broken by Foolbox only"
-        print(
-            f"Foolbox {name:11} {100 * found['robust_accuracy']:6.2f} %   disagrees with our PGD on "
-            f"{found['disagreements']} images, {alone}"
-        )
+        alone = f"{found['disagreements']} images, {len(found['broken_by_foolbox_only'])} broken by Foolbox only"
+        report.show_share(f"Foolbox {name}", found["robust_accuracy"], f"disagrees with our PGD on {alone}")
     of_curve = results.get("security_curve", {}).get("flags", [])
     for warning in dict.fromkeys([*results["flags"], *of_curve]):
         print(f"Warning: {warning}")

@@ -131,10 +131,8 @@ def main() -> None:
             "images": chosen[right].tolist(),
             "left_out": chosen[~right].tolist(),
             "largest_difference_of_logits": difference,
-            "data": {"name": images.name, "origin": images.origin},
-            "versions": run_directory.versions(),
         }
-        run_directory.write_json(temporary / "export.json", record)
+        run_directory.write_results(temporary / "export.json", record, images)
     print(f"Properties          {right.sum():6d}     {(~right).sum()} images are left out that the network gets wrong")
     print(f"ONNX and network    differ by {difference:.2g} in their logits")
     print(f"Instances           {directory / 'instances.csv'}")

@@ -50,15 +50,8 @@ def main() -> None:
             restarts=attack.pgd_restarts,
             seed=data.seed,
         )
-    run_directory.write_json(
-        file,
-        {
-            **results,
-            _RECORDED_AS.get(networks.recognize(path, classifier.flag), "network"): str(path),
-            "data": {"name": images.name, "origin": images.origin},
-            "versions": run_directory.versions(),
-        },
-    )
+    name = _RECORDED_AS.get(networks.recognize(path, classifier.flag), "network")
+    run_directory.write_results(file, {**results, name: str(path)}, images)
     show(results, file)
 
 
@@ -66,8 +59,8 @@ def show(results: dict, file: Path) -> None:
     """Prints the two accuracies and where they were written."""
     attack = report.words(results, ("attack", "epsilon", "num_steps", "restarts"))
     print()
-    print(f"Clean accuracy      {100 * results['clean_accuracy']:6.2f} %   on {results['images']} test images")
-    print(f"Robust accuracy     {100 * results['robust_accuracy']:6.2f} %   {attack}")
+    report.show_share("Clean accuracy", results["clean_accuracy"], f"on {results['images']} test images")
+    report.show_share("Robust accuracy", results["robust_accuracy"], attack)
     for warning in results["flags"]:
         print(f"Warning: {warning}")
     print(f"Record              {file}")

@@ -90,8 +90,6 @@ def main() -> None:
         **report.evaluate(network, images(), attacked=False),
         "weights": weights.weights,
         "model": method.Network.read().model,
-        "data": {"name": images().name, "origin": images().origin},
-        "versions": run_directory.versions(),
     }
-    run_directory.write_json(directory / "results.json", results)
+    run_directory.write_results(directory / "results.json", results, images())
     report.show(results, directory)

@@ -20,18 +20,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import keras
-from absl import flags
-
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import command_line, devices, neural, report, run_directory, settings, training_run
+from tf_robust_sparse.cli import command_line, devices, networks, neural, report, run_directory, settings, training_run
 from tf_robust_sparse.cli.neural.settings import Evaluation, Network
 from tf_robust_sparse.cli.sections.attacks import TestAttack
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.run import Output, Run
 from tf_robust_sparse.evaluation.feature_figures import draw_loss_surfaces
 
-FLAGS = flags.FLAGS
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
 
 
@@ -82,31 +78,31 @@ def train(directory: Path) -> None:
     training_run.finish(run, model, state, more, neural.objects.measure)
 
 
-def evaluate(directory: Path, settings: Evaluation) -> None:
+def evaluate(directory: Path, evaluation: Evaluation) -> None:
     """Measures a finished run again and writes down what it finds."""
-    network = loaded(directory, "output_dir")
+    network = networks.load(directory, "output_dir", layers=True)
     check_network(directory)
     images = Data.read().load()
-    if FLAGS["thres"].present:  # otherwise that of the run counts
+    if settings.is_given("thres"):  # otherwise that of the run counts
         for gate in trs.layers.gates(network):
-            gate.threshold = FLAGS.thres
-    if settings.eval_mode == "test":
+            gate.threshold = Network.read().thres
+    if evaluation.eval_mode == "test":
         cost = neural.objects.efficiency(network)
         if trs.layers.gates(network):
             cost["materialised"] = neural.objects.without_gates(network)
         clean = trs.evaluation.evaluate_robustness(trs.saving.strip(network), Data.read().test_batches(images), [])
         neural.objects.record(directory, "cost.json", {"clean_accuracy": clean["clean_accuracy"], **cost})
-        print(f"Clean accuracy      {100 * clean['clean_accuracy']:6.2f} %")
+        report.show_share("Clean accuracy", clean["clean_accuracy"])
         show_cost(cost)
         return
-    source = None if settings.white_box else loaded(settings.source_directory(), "source")
+    source = None if evaluation.white_box else networks.load(evaluation.source_directory(), "source", layers=True)
     attack = neural.settings.Attack.read().for_evaluation()
     found = neural.objects.attacked(network, images, attack, source)
-    neural.objects.record(directory, "white_box.json" if settings.white_box else "black_box.json", found)
-    print(f"Clean accuracy      {100 * found['clean_accuracy']:6.2f} %   on {found['images']} test images")
-    print(f"Robust accuracy     {100 * found['robust_accuracy']:6.2f} %   {report.words(found['attack'])}")
+    neural.objects.record(directory, "white_box.json" if evaluation.white_box else "black_box.json", found)
+    report.show_share("Clean accuracy", found["clean_accuracy"], f"on {found['images']} test images")
+    report.show_share("Robust accuracy", found["robust_accuracy"], report.words(found["attack"]))
     print(f"Vulnerability       {found['vulnerability']:8.4f}   largest {found['largest_vulnerability']:.4f}")
-    if settings.draw_loss:
+    if evaluation.draw_loss:
         surface = neural.objects.loss_surface(network, images)
         draw_loss_surfaces({directory.name: surface}, directory / "loss_surface.png")
         print(f"Loss surface        {directory / 'loss_surface.png'}")
@@ -137,13 +133,3 @@ def check_network(directory: Path) -> None:
     model = json.loads(record.read_text()).get("model", given) if record.is_file() else given
     if model != given:
         raise command_line.BadFlag(f"--net={given} is not the network in {directory}; pass --net={model}")
-
-
-def loaded(directory: Path, flag: str) -> keras.Model:
-    """Returns the network of a finished run."""
-    if not (directory / "network.keras").is_file():
-        raise command_line.BadFlag(
-            f"--{flag}: {directory} holds no network.keras; pass the directory of a finished run"
-        )
-    with command_line.about(flag):
-        return trs.load_network(directory)

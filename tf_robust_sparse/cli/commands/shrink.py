@@ -70,7 +70,7 @@ def main() -> None:
     }
     run_directory.begin(directory)
     report.save(small, directory)
-    run_directory.write_json(directory / "shrink.json", {**results, "versions": run_directory.versions()})
+    run_directory.write_results(directory / "shrink.json", results)
     show(results)
     print(f"Network of plain Keras layers  {directory / 'network.keras'}")
     print(f"SavedModel                     {directory / 'serve'}")

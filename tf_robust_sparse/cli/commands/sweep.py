@@ -27,6 +27,7 @@ from absl import flags
 from tf_robust_sparse.cli import binary, command_line, embedded, hydra, processes, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.main import command, process
+from tf_robust_sparse.cli.number_flags import Number
 from tf_robust_sparse.cli.settings import Settings, setting
 from tf_robust_sparse.evaluation.figure_style import attack_name
 from tf_robust_sparse.evaluation.figures import draw_sweep
@@ -175,7 +176,7 @@ def main() -> None:
     points = [_point(list(group)) for _, group in itertools.groupby(runs, lambda run: run.value)]
     record["points"] = [point for point in points if point is not None]
     if record["points"]:
-        run_directory.write_json(directory / "sweep.json", {**record, "versions": run_directory.versions()})
+        run_directory.write_results(directory / "sweep.json", record)
         show([record, *others], [directory, *map(Path, sweep.beside)])
     if failed:
         raise BadInput(
@@ -267,7 +268,7 @@ def show(sweeps: Sequence[dict[str, Any]], directories: Sequence[Path]) -> None:
 
 def fraction(word: str) -> float:
     """Returns the number that a word such as 2/255 stands for."""
-    return command_line._Fraction(-float("inf"), float("inf"), None).parse(word)
+    return Number().parse(word)
 
 
 def _numbers(name: str, words: Sequence[str] | None, kind: Callable[[str], Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from tf_robust_sparse.cli.sections.attacks import TestAttack
 from tf_robust_sparse.cli.sections.data import Augmentation, Data, TrainingImages
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import CertifiedRun, Run
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.cli.settings import OnlyFor, Settings, only_with, setting
 from tf_robust_sparse.models.kernel_initialization import KERNEL_INITIALIZATIONS
 from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS
 from tf_robust_sparse.sparsity.scores import RANDOM_SCORES, scored_layers
@@ -155,7 +155,7 @@ class Scores(Settings):
         "Kernels of the pretrain phase: dense, or subnet, which keep the fraction --k from the start.",
         choices=("dense", "subnet"),
         identity=True,
-        only_for=OnlyFor("--exp_mode=pretrain", lambda flags: flags.exp_mode == "pretrain"),
+        only_for=only_with("exp_mode", "pretrain"),
     )
     scaled_score_init: bool = setting(
         False,
@@ -188,7 +188,7 @@ class Scores(Settings):
         choices=("no", "yes", "affine"),
         bare="affine",
         identity=True,
-        only_for=OnlyFor("--exp_mode=prune or all", lambda flags: flags.exp_mode in ("prune", "all"), refuse=True),
+        only_for=only_with("exp_mode", "prune", "all", refuse=True),
     )
 
     def check(self) -> None:
@@ -242,7 +242,7 @@ class Optimizer(Settings):
     undivided_schedule: bool = setting(
         False,
         "Let --lr_schedule run over the epochs before --n_repeats divides them, as HYDRA does.",
-        only_for=OnlyFor("--trainer=freeadv", lambda flags: flags.trainer == "freeadv"),
+        only_for=only_with("trainer", "freeadv"),
     )
 
     def rates(self, highest: float, own_epochs: int, epochs: int) -> list[float]:

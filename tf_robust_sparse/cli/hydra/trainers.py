@@ -1,6 +1,7 @@
 """What pruning by learned scores trains by and compares epochs by: attacks, noise or bounds."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from tf_robust_sparse.cli.sections.attacks import ATTACKS, TradesStart, Training
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import Run
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, like, setting
+from tf_robust_sparse.cli.settings import OnlyFor, Settings, like, only_with, setting
 from tf_robust_sparse.evaluation.progress import Progress
 
 FLAGS = flags.FLAGS
@@ -37,8 +38,7 @@ _DEFAULT_CHECKS = {"base": "base", "mixtrain": "mixtrain", "crown-ibp": "ibp", "
 _DEFAULT_CHECKS |= dict.fromkeys(EXPRESSIVE, "crown-ibp")
 
 
-def _of(*names: str, refuse: bool = False) -> OnlyFor:
-    return OnlyFor(f"--trainer={' or '.join(names)}", lambda flags: flags.trainer in names, refuse)
+_of = functools.partial(only_with, "trainer")
 
 
 def _grows(flags: Any) -> bool:

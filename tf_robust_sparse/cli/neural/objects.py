@@ -172,4 +172,4 @@ def without_gates(found: keras.Model) -> dict[str, Any]:
 
 def record(directory: Path, name: str, results: dict[str, Any]) -> None:
     """Writes what an evaluation found next to the run."""
-    run_directory.write_json(directory / name, {**results, "versions": run_directory.versions()})
+    run_directory.write_results(directory / name, results)

@@ -12,7 +12,7 @@ from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections import attacks, data, machines
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.run import Run
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, like, setting
+from tf_robust_sparse.cli.settings import OnlyFor, Settings, like, only_with, setting
 from tf_robust_sparse.evaluation.figure_style import check_matplotlib
 from tf_robust_sparse.models.vgg import INPUT_NORMS
 from tf_robust_sparse.objectives.vulnerability_suppression import VULNERABILITIES
@@ -59,8 +59,8 @@ _UNDER_ATTACK = OnlyFor("--adv_train", lambda flags: flags.adv_train)
 _VGG = OnlyFor("--net=vgg16 or vgg16_bayes", lambda flags: NETWORKS[flags.model].is_vgg)
 _DRAWN = OnlyFor("networks that draw their weights", lambda flags: NETWORKS[flags.model].is_bayesian)
 _NOT_DRAWN = OnlyFor("networks that do not draw their weights", lambda flags: not NETWORKS[flags.model].is_bayesian)
-_GATED = OnlyFor("--mode=bbd", lambda flags: flags.mode == "bbd")
-_PGD = OnlyFor("--attack=pgd", lambda flags: flags.attack == "pgd")
+_GATED = only_with("mode", "bbd")
+_PGD = only_with("attack", "pgd")
 _BLACK_BOX = OnlyFor(
     "--eval_mode=attack --nowhite_box", lambda flags: flags.eval_mode == "attack" and not flags.white_box
 )
@@ -254,7 +254,7 @@ class Optimizer(Settings):
         "Learning rate.",
         excluded=0,
         identity=True,
-        only_for=OnlyFor("--mode=base", lambda flags: flags.mode == "base"),
+        only_for=only_with("mode", "base"),
     )
     lr_schedule: str = setting("drops", "Two tenfold drops, or none.", choices=("drops", "constant"), identity=True)
     weight_decay: float = setting(
@@ -337,7 +337,7 @@ class Evaluation(Settings):
     draw_loss: bool = setting(
         False,
         "Draw the loss around the first 100 test images.",
-        only_for=OnlyFor("--eval_mode=attack", lambda flags: flags.eval_mode == "attack", refuse=True),
+        only_for=only_with("eval_mode", "attack", refuse=True),
     )
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.cli import workers
 from tf_robust_sparse.cli.command_line import BadFlag
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.cli.settings import Settings, only_with, setting
 
 _CLUSTER = '\'{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}\''
 
@@ -24,7 +24,7 @@ class Machines(Settings):
         None,
         "Replicas of --strategy=mirrored; a CPU is divided among them.",
         lower=1,
-        only_for=OnlyFor("--strategy=mirrored", lambda flags: flags.strategy == "mirrored", refuse=True),
+        only_for=only_with("strategy", "mirrored", refuse=True),
     )
 
     def check(self) -> None:

@@ -1,6 +1,7 @@
 """Network, objective and optimizer: what is trained, on which loss, by which rule; and what a run is called."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections.data import Data, TrainingImages
 from tf_robust_sparse.cli.sections.recipe import OneStep, Views, WeightPerturbation
 from tf_robust_sparse.cli.sections.sparsity import OneShot, Sparsity, chosen
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, has, setting
+from tf_robust_sparse.cli.settings import OnlyFor, Settings, has, only_with, setting
 from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 from tf_robust_sparse.models.network_builder import ACTIVATIONS
 from tf_robust_sparse.training.learning_rate import COURSES
@@ -29,8 +30,7 @@ OBJECTIVES: dict[str, Callable[[trs.attacks.GradientAttack, float, str, float], 
 }
 
 
-def _of(*names: str, refuse: bool = False) -> OnlyFor:
-    return OnlyFor(f"--objective={' or '.join(names)}", lambda flags: flags.objective in names, refuse)
+_of = functools.partial(only_with, "objective")
 
 
 @dataclasses.dataclass

@@ -8,7 +8,7 @@ import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.attacks import TrainingAttack
 from tf_robust_sparse.cli.sections.data import Augmentation
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, setting
+from tf_robust_sparse.cli.settings import OnlyFor, Settings, only_with, setting
 from tf_robust_sparse.training.averages import Average
 from tf_robust_sparse.training.collapse_guard import GUARD_ACTIONS
 
@@ -174,7 +174,7 @@ class OneStep(Settings):
         2.0,
         "Radius of the noise in units of --epsilon; published: 2, for SVHN 3.",
         identity=True,
-        only_for=OnlyFor("--train_attack=n_fgsm", lambda flags: flags.train_attack == "n_fgsm", refuse=True),
+        only_for=only_with("train_attack", "n_fgsm", refuse=True),
     )
     grad_align: float = setting(0.0, "Strength of gradient alignment; published with one step: 0.2.", identity=True)
 
