@@ -173,6 +173,7 @@ def test_the_strong_and_the_weak_ticket_keep_the_mask(trainer, found, parse):
             binary.weights.load_pretrained(binary.network.built(images), images)
 
 
+@pytest.mark.full
 def test_the_baseline_is_trained_to_be_signs(tmp_path):
     more = ("--conv_type=BinConv", "--optimizer=adam", "--lr=0.001", "--binconv-stochastic", "--attack_bn=eval")
     run_script(BINARY, *FEW, *more, "--reweight=prob", f"--output_dir={tmp_path / 'run'}").expect()

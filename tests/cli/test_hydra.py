@@ -67,6 +67,7 @@ def test_three_phases_leave_three_networks(everything):
     np.testing.assert_allclose(exported(x), finetuned(x), atol=1e-5)
 
 
+@pytest.mark.full
 def test_an_unfinished_run_goes_on_from_a_dense_network(everything, tmp_path):
     """As if a run whose first phase a network stands for had been killed after the prune phase, and then within one."""
     directory, _ = everything
@@ -341,6 +342,7 @@ def test_flags_of_a_phase_count_in_it_and_nowhere_else(parse):
     assert Phases.read().names == ("prune", "finetune")
 
 
+@pytest.mark.full
 def test_half_of_a_batch_may_be_pseudo_labelled_under_noise(tmp_path):
     random = np.random.default_rng(0)
     colours = {

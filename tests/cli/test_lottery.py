@@ -161,6 +161,7 @@ def test_trials_of_a_stack_stay_together_after_a_kill_between_their_marks(output
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.full
 def test_convolutional_networks_have_tickets_too(tmp_path):
     options = ("--model=small_cnn", "--percents=conv1=0.5", "--attack=pgd", "--pgd_steps=2", "--trials=1")
     options += ("--prune_iters=1", "--train_iters=4", "--eval_every=4", "--eval_subset=20")
@@ -441,6 +442,7 @@ def test_what_a_grid_runs_ends_in_figures_and_tables(tmp_path, commands):
     assert (tmp_path / "tables/sample.md").is_file()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("adversarial", [pytest.param("--noadv_train", marks=pytest.mark.full), "--adv_train"])
 def test_a_short_run_on_the_sample_learns_and_withstands_what_it_was_trained_against(adversarial, tmp_path):
     """The small analogue of the published levels; see `test_levels_on_real_data`."""

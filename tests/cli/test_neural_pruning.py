@@ -240,6 +240,7 @@ def test_evaluation_writes_costs_and_attacks(runs, monkeypatch):
             assert black["vulnerability"] == pytest.approx(white["vulnerability"], rel=1e-4)
 
 
+@pytest.mark.full
 def test_networks_that_draw_their_weights_for_images_of_another_size(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (40, 20, 24, 3), np.uint8)
     np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(40) % 4, x_test=x[:8], y_test=np.arange(8) % 4)

@@ -155,6 +155,7 @@ def test_sparsifiers_objectives_selection_and_their_run_flags(
         assert_same_weights(directory, tmp_path / "again")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_trained_network_is_pruned_at_once_and_tuned(again, finished, tmp_path):
     directory = tmp_path / "run"

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_robust_sparse as trs
-from tests.networks import mirrored, tiny_images, tiny_network
+from tests.networks import mirrored, tiny_images
 from tf_robust_sparse.attacks import NFGSM, LinfFGSM, LinfPGD
 from tf_robust_sparse.objectives import AT
 from tf_robust_sparse.training.collapse_guard import CollapseGuard, gradient_cosine, softened
@@ -14,8 +14,10 @@ from tf_robust_sparse.training.collapse_guard import CollapseGuard, gradient_cos
 X, Y = tiny_images(64)
 
 
-def model_of(guard, attack=None, kernel="masked"):
-    network = tiny_network(kernel)
+def model_of(guard, attack=None):
+    x = inputs = keras.Input((12, 12, 1))
+    x = trs.layers.MaskedDense(8, activation="relu")(keras.layers.Flatten()(x))
+    network = keras.Model(inputs, trs.layers.MaskedDense(10)(x))
     objective = trs.objectives.L1Penalty(AT(attack or NFGSM(0.05)), 1e-5)
     sparsifier = trs.sparsity.RigL(0.3, interval=3, end_step=100)
     model = trs.RobustModel(network, objective, sparsifier, average=trs.training.EMA(0.9), guard=guard)

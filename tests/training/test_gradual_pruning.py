@@ -60,6 +60,7 @@ def test_weights_of_examples_wait_for_their_epoch():
     assert active == [False, False, True, True]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("short", "rate", "at_20", "at_40"),
     [

@@ -1,4 +1,4 @@
-"""Neural pruning does what it is for, on real images: shortly on 16x16 pixels, and with `-m full` on 28x28."""
+"""Neural pruning does what it is for, on real images: shortly on 16x16 pixels, and on 28x28; `python -m pytest -m full`."""
 
 import collections
 
@@ -13,10 +13,10 @@ from tf_robust_sparse.training.optimizers import CoupledAdam
 Scale = collections.namedtuple("Scale", "size units epochs attack strong robust suppression")
 SHORT = Scale(16, 620, 3, LinfPGD(0.1, 0.05, 3), LinfPGD(0.1, 0.025, 8), 0.25, 5.0)
 LONG = Scale(28, 1370, 6, LinfPGD(0.1, 0.03, 5), LinfPGD(0.1, 0.01, 20), 0.4, 2.0)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 
-@pytest.fixture(scope="module", params=[SHORT, pytest.param(LONG, marks=pytest.mark.full)], ids=["short", "long"])
+@pytest.fixture(scope="module", params=[SHORT, LONG], ids=["short", "long"])
 def scale(request):
     return request.param
 
@@ -89,7 +89,6 @@ def test_clean_pruning_closes_units_and_keeps_the_accuracy(scale, base, images):
     assert accuracy(network, images) > accuracy(base, images) - 0.05
 
 
-@pytest.mark.full
 def test_a_black_box_is_no_stronger_than_a_white_one(scale, base, trained, images):
     x, y = all_tested(images)
     white = evaluation.vulnerability(trained, x, y, scale.strong)
@@ -105,7 +104,6 @@ def test_a_black_box_is_no_stronger_than_a_white_one(scale, base, trained, image
         assert black.robust_accuracy >= white.robust_accuracy - 0.01 and black.expected != white.expected
 
 
-@pytest.mark.full
 def test_gates_under_attack_are_robust(scale, base, trained, images):
     suppressed = objectives.VulnerabilitySuppression(objective_of(scale), 1e-3)
     network = opened(copied(trained, lenet(scale, gates=True, seed=1)))
@@ -117,7 +115,6 @@ def test_gates_under_attack_are_robust(scale, base, trained, images):
     assert pgd <= fgsm + 0.01
 
 
-@pytest.mark.full
 def test_suppressed_features_move_less(scale, base, trained, images):
     suppressed = objectives.VulnerabilitySuppression(objective_of(scale), scale.suppression)
     model = training.RobustModel(copied(base, lenet(scale, seed=0)), suppressed)
