@@ -1,4 +1,4 @@
-"""Neural pruning does what it is for, on real images: shortly on 16x16 pixels, and on 28x28; `python -m pytest -m full`."""
+"""Neural pruning does what it is for, on real images, 16x16 pixels shortly and 28x28; `python -m pytest -m full`."""
 
 import collections
 
