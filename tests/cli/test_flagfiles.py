@@ -38,7 +38,7 @@ def meaning(flags):
 
 
 def test_recipes_are_as_many_as_were_published():
-    published = {"train": 101, "hydra": 39, "lottery": 12, "neural": 30, "binary": 82}
+    published = {"train": 101, "hydra": 57, "lottery": 12, "neural": 30, "binary": 82}
     found = [recipe.command for recipe in recipes.recipes().values()]
     assert {name: found.count(name) for name in found} == published
     assert not [name for name in recipes.recipes() if (ROOT / "flags" / f"{name}.flags").exists()]
@@ -245,6 +245,18 @@ def test_flagfiles_of_hydra_parse(name, parse):
     assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr, flags.weight_decay) == (0.1, 0.1, 0.01, 1e-4)
     assert flags.batch_size == (256 if flags.data == "cifar10" else 128) and flags.padding_mode == "symmetric"
     assert hydra.settings.run_name() == f"{flags.data}_{flags.model}_hydra_{flags.trainer}{flags.k}"
+
+
+@pytest.mark.parametrize("name", [name for name in HYDRA if name.startswith("harp_")])
+def test_flagfiles_of_harp_parse(name, parse):
+    flags = parse("run_hydra", f"--flagfile=flags/{name}.flags")
+    settings.check()
+    assert name == f"harp_{flags.data}_{flags.model}_{flags.k}" and flags.trainer == "at"
+    assert (flags.epsilon, flags.step_size, flags.num_steps, flags.batch_size) == (0.031, 0.0078, 10, 128)
+    assert (flags.rates, flags.harp_gamma, flags.rate_start, flags.rate_init) == ("learned", 0.01, 0.1, "uniform")
+    assert [hydra.settings.plan(phase).epochs for phase in ("pretrain", "prune", "finetune")] == [100, 20, 100]
+    assert (flags.learning_rate, flags.prune_lr, flags.finetune_lr, flags.weight_decay) == (0.1, 0.1, 0.1, 5e-4)
+    assert hydra.settings.run_name() == f"{flags.data}_{flags.model}_harp_at{flags.k}"
 
 
 @pytest.mark.parametrize("name", [name for name in HYDRA if re.search("ibp|mixtrain", name)])

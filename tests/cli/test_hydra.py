@@ -83,6 +83,38 @@ def test_an_unfinished_run_goes_on_from_a_dense_network(everything, tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+def test_learned_fractions_are_found_under_a_budget_and_fine_tuned(everything, tmp_path):
+    source = f"--source_net={everything[0] / 'pretrain'}"
+    learned = ("--rates=learned", "--rate_init=lamp", "--harp_gamma=2", "--rate_start=0.4", "--s2ap_gamma=0.05")
+    run_script(HYDRA, *ALL, source, *learned, "--epochs=1", "--prune_epochs=2", f"--output_dir={tmp_path}").expect()
+    pruned, finetuned = (trs.load_network(tmp_path / name) for name in ("prune", "finetune"))
+    found = results(tmp_path / "prune")
+    assert found["sparsifier"]["sparsifier"] == "LearnedRates" and found["objective"]["objective"] == "S2AP"
+    assert results(tmp_path / "finetune")["objective"]["objective"] == "TRADES"
+    kept = [layer.kept for layer in subnet_layers(pruned)]
+    assert kept == [layer.kept for layer in subnet_layers(finetuned)]
+    entries = sum(layer.kernel.shape.num_elements() for layer in subnet_layers(pruned))
+    assert sum(kept) == found["nonzero"] <= int(0.2 * entries)
+    history = json.loads((tmp_path / "prune/checkpoints/history.json").read_text())
+    assert history[0]["budget"] > history[1]["budget"] and history[1]["mask_changes"] > 0
+    for one, two in zip(subnet_layers(pruned), subnet_layers(finetuned), strict=True):
+        np.testing.assert_array_equal(one.compute_kernel_mask(), two.compute_kernel_mask())
+
+
+def test_flags_of_the_prune_phase_alone_are_refused_elsewhere(parse):
+    prune = ("--exp_mode=prune", "--source_net=x", "--rates=learned")
+    for words, message in (
+        (("--exp_mode=pretrain", "--rates=learned"), "--rates=learned belongs to --exp_mode=prune or all"),
+        (("--exp_mode=pretrain", "--s2ap_gamma=0.1"), "--s2ap_gamma=0.1 belongs to --exp_mode=prune or all"),
+        (("--trainer=freeadv", "--s2ap_gamma=0.1"), "--s2ap_gamma=0.1 belongs to .*without --trainer=freeadv"),
+        (("--harp_gamma=0.1",), "--harp_gamma=0.1 belongs to --rates=learned"),
+        ((*prune, "--allocation=erk"), "with --rates=learned pass --rate_init=erk"),
+        ((*prune, "--rate_start=0.01", "--k=0.1"), "--rate_start=0.01: expected more than a tenth of --k=0.1"),
+    ):
+        with pytest.raises(command_line.BadFlag, match=message):
+            checked(parse, *words)
+
+
 @pytest.mark.full
 def test_a_run_that_is_killed_between_phases_and_within_one_goes_on(everything, tmp_path):
     directory, _ = everything

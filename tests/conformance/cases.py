@@ -23,6 +23,8 @@ LAYERS = {
     "BinaryConv2D, stochastic": (lambda: layers.BinaryConv2D(5, 3, stochastic=True, use_bias=False), IMAGE),
     "BinaryDense": (lambda: layers.BinaryDense(7, activation="relu"), VECTOR),
     "Dropout": (lambda: layers.Dropout(0.4), IMAGE),
+    "LearnedRateConv2D": (lambda: layers.LearnedRateConv2D(5, 3, padding="same", least_fraction=0.05), IMAGE),
+    "LearnedRateDense": (lambda: layers.LearnedRateDense(7, keep_fraction=0.3, use_bias=False), VECTOR),
     "MaskedConv2D": (lambda: layers.MaskedConv2D(5, 3, strides=2, padding="same"), IMAGE),
     "MaskedDense": (lambda: layers.MaskedDense(7, activation="relu"), VECTOR),
     "MaxPooling2D": (lambda: layers.MaxPooling2D(2), IMAGE),
@@ -106,6 +108,7 @@ OBJECTIVES = {
         objectives.TRADES(attacks.L2PGD(0.5, 0.2, 2)), objectives.LinearEpsilon(0.5, 0, 3, start=0.1)
     ),
     "Natural, smooth labels": lambda: objectives.Natural(label_smoothing=0.1),
+    "S2AP": lambda: objectives.S2AP(objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)), 0.05),
     "Stability": lambda: objectives.Stability(0.1, beta=2.0),
     "Stability, noisy images alone": lambda: objectives.Stability(0.1, beta=None),
     "VulnerabilitySuppression": lambda: objectives.VulnerabilitySuppression(
@@ -152,6 +155,7 @@ ABSTRACT = {
     "KernelLayer": "an operation and a parametrization are mixed into it",
     "DynamicSparsity": "lacks its growth scores",
     "FlyingBirdPlus": "watches validation; see tests/sparsity/test_flying_bird_plus.py",
+    "LearnedRates": "may need several epochs to reach its budget; see tests/sparsity/test_learned_rates.py",
     "Losses": "a record",
     "MaskSparsifier": "lacks its masks",
     "Prunable": "a record",

@@ -189,6 +189,8 @@ def finish(
     if is_chief():
         stem = select if select in state["best"] else "last"
         trs.saving.load_checkpoint(_checkpoint(run.directory, stem), model)
+        if model.sparsifier is not None:
+            model.sparsifier.settle()
         if model.average is not None and Averages.read().export_weights == "averaged":
             model.average.load()
         for name, write in run.files.items():

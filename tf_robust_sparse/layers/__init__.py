@@ -7,6 +7,7 @@ from tf_robust_sparse.layers.binary import BinaryConv2D, BinaryDense
 from tf_robust_sparse.layers.dropout import Dropout
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
 from tf_robust_sparse.layers.kernel_seam import cached_kernels, convolve, folded_kernels, kernel_layers, multiply
+from tf_robust_sparse.layers.learned_rates import LearnedRateConv2D, LearnedRateDense
 from tf_robust_sparse.layers.masked import MaskedConv2D, MaskedDense
 from tf_robust_sparse.layers.normalization import BatchNormalization, Normalization
 from tf_robust_sparse.layers.plain import PlainConv2D, PlainDense
@@ -22,6 +23,7 @@ KERNELS = {
     "masked": (MaskedDense, MaskedConv2D),
     "rewiring": (RewiringDense, RewiringConv2D),
     "subnet": (SubnetDense, SubnetConv2D),
+    "learned_rate": (LearnedRateDense, LearnedRateConv2D),
     "signed": (SignedDense, SignedConv2D),
     "binary": (BinaryDense, BinaryConv2D),
     "bayesian": (BayesianDense, BayesianConv2D),
@@ -37,6 +39,8 @@ __all__ = [
     "BinaryDense",
     "Dropout",
     "KernelLayer",
+    "LearnedRateConv2D",
+    "LearnedRateDense",
     "MaskedConv2D",
     "MaskedDense",
     "MaxPooling2D",

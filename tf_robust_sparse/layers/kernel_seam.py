@@ -15,7 +15,7 @@ A faster implementation of `convolve` or `multiply` reaches every layer at once.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -161,10 +161,16 @@ def moved_kernels(offsets: Iterable[tuple[Any, tf.Tensor]]) -> Iterator[None]:
     Args:
         offsets: Kernel layers, each with a float32 tensor of the shape of its kernel.
     """
-    moved = [(layer, effective_kernel(layer) + offset) for layer, offset in offsets]
-    kernels = {id(layer): kernel for layer, kernel in moved}
-    cached = {id(layer): _compute_form(layer, kernel) for layer, kernel in moved}
-    with _installed(kernels=_block.kernels | kernels, cached=_block.cached | cached, engines={}):
+    with replaced_kernels([(layer, effective_kernel(layer) + offset) for layer, offset in offsets]):
+        yield
+
+
+@contextlib.contextmanager
+def replaced_kernels(kernels: Sequence[tuple[Any, tf.Tensor]]) -> Iterator[None]:
+    """Gives each layer another effective kernel, float32, for all forward passes inside the block."""
+    own = {id(layer): kernel for layer, kernel in kernels}
+    cached = {id(layer): _compute_form(layer, kernel) for layer, kernel in kernels}
+    with _installed(kernels=_block.kernels | own, cached=_block.cached | cached, engines={}):
         yield
 
 

@@ -57,14 +57,14 @@ class SignedKernel(SubnetKernel):
         """The sign of each entry, int8 in {-1, 1}."""
         return tf.where(self.positive, tf.constant(1, tf.int8), tf.constant(-1, tf.int8))
 
-    def compute_effective_kernel(self) -> tf.Tensor:
-        """Returns `+magnitude` or `-magnitude` where the mask is on, exactly 0 elsewhere.
+    def kernel_at(self, scores: tf.Tensor) -> tf.Tensor:
+        """Returns `+magnitude` or `-magnitude` where the mask of these scores is on, exactly 0 elsewhere.
 
         Straight-through: in the backward pass, the selection counts as `abs(scores)` on all entries, kept or not. The
         gradient with respect to the scores is `sign(scores) * kernel * dL/dW`.
         """
-        positive, scores = tf.convert_to_tensor(self.positive), tf.convert_to_tensor(self.scores)
-        return _gated_signs(positive, scores, self.compute_kernel_mask(), tf.constant(self.magnitude))
+        positive, magnitude = tf.convert_to_tensor(self.positive), tf.constant(self.magnitude)
+        return _gated_signs(positive, scores, self.mask_at(scores), magnitude)
 
     def kernel_config(self) -> dict[str, Any]:
         """Returns `keep_fraction`, `scores_initializer` and `magnitude`."""

@@ -21,6 +21,20 @@ def default_scores(seed: int | None = None) -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
 
 
+def check_fraction(name: str, value: Any) -> float:
+    """Returns a fraction of the entries of a kernel as a float.
+
+    Raises:
+        ValueError: if it is outside (0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(
+            f"`{name}` must be the fraction of kernel entries kept, in (0, 1]; for 99% sparsity pass 0.01. "
+            f"Received: {name}={value!r}"
+        )
+    return float(value)
+
+
 class SubnetKernel:
     """Parametrization: a kernel, scores, and the fraction of the entries that stays, those with the largest scores."""
 
@@ -41,12 +55,12 @@ class SubnetKernel:
 
     @keep_fraction.setter
     def keep_fraction(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise ValueError(
-                "`keep_fraction` must be the fraction of kernel entries kept, in (0, 1]; for 99% sparsity pass 0.01. "
-                f"Received: keep_fraction={value!r}"
-            )
-        self._keep_fraction = float(value)
+        self._keep_fraction = check_fraction("keep_fraction", value)
+
+    @property
+    def selection(self) -> list[Any]:
+        """The variables that say which entries stay."""
+        return [self.scores]
 
     @property
     def ranked(self) -> Any:
@@ -78,18 +92,25 @@ class SubnetKernel:
 
     def compute_kernel_mask(self) -> tf.Tensor:
         """Returns a boolean mask of the entries with the largest absolute scores; ties go to the last entries."""
-        scores = tf.convert_to_tensor(self.scores)
+        return self.mask_at(tf.convert_to_tensor(self.scores))
+
+    def compute_effective_kernel(self) -> tf.Tensor:
+        """Returns the kernel under the mask of the scores, see `kernel_at`."""
+        return self.kernel_at(tf.convert_to_tensor(self.scores))
+
+    def mask_at(self, scores: tf.Tensor) -> tf.Tensor:
+        """Returns the mask that other `scores` would give."""
         if self.kept == scores.shape.num_elements():
             return tf.ones_like(scores, tf.bool)
         return largest_mask(tf.abs(scores), self.kept, last_wins=True)
 
-    def compute_effective_kernel(self) -> tf.Tensor:
-        """Returns `kernel` where the mask is on, exactly 0 elsewhere.
+    def kernel_at(self, scores: tf.Tensor) -> tf.Tensor:
+        """Returns `kernel` where the mask of these scores is on, exactly 0 elsewhere.
 
         The gradient with respect to the kernel is masked, too. Straight-through: in the backward pass, the selection
         counts as `abs(scores)` on all entries, kept or not, so the scores get `sign(scores) * kernel * dL/dW`.
         """
-        return _gated(tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.scores), self.compute_kernel_mask())
+        return _gated(tf.convert_to_tensor(self.kernel), scores, self.mask_at(scores))
 
     def kernel_config(self) -> dict[str, Any]:
         """Returns `keep_fraction` and `scores_initializer`."""

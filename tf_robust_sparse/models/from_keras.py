@@ -8,11 +8,12 @@ import numpy as np
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.cloning import cloned, copy_of, set_weights
+from tf_robust_sparse.layers.learned_rates import first_fractions
 from tf_robust_sparse.layers.subnet import default_scores
 from tf_robust_sparse.layers.topology import input_ranks
 from tf_robust_sparse.models.initial_connectivity import at_the_ends, in_the_middle
 
-_FORMS = ("plain", "masked", "rewiring", "subnet")  # the parametrizations that can hold any kernel
+_FORMS = ("plain", "masked", "rewiring", "subnet", "learned_rate")  # the parametrizations that can hold any kernel
 _SAME_CONFIG = {
     kind.plain_class: kind for kind in (layers.BatchNormalization, layers.MaxPooling2D, layers.Normalization)
 }
@@ -39,8 +40,9 @@ def from_keras(
     """Clones a functional or sequential Keras model with kernels of this package, and copies its weights.
 
     Methods that need a special parametrization then work on the model: `kernel="rewiring"` for `ConnectivitySampling`,
-    `"subnet"` for the scores of HYDRA. With any kernel, attack steps fold batch norm into kernels and use the fast
-    paths of the networks of `trs.models`. `saving.strip` converts back to an ordinary Keras model.
+    `"subnet"` for the scores of HYDRA, `"learned_rate"` for `LearnedRates`. With any kernel, attack steps fold batch
+    norm into kernels and use the fast paths of the networks of `trs.models`. `saving.strip` converts back to an
+    ordinary Keras model.
 
     ```python
     model = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), classes=10,
@@ -59,10 +61,11 @@ def from_keras(
 
     Args:
         model: A built functional or sequential model; it does not change.
-        kernel: `"plain"`, `"masked"`, `"rewiring"` or `"subnet"`.
+        kernel: `"plain"`, `"masked"`, `"rewiring"`, `"subnet"` or `"learned_rate"`.
         connectivity: Fraction of the converted kernel entries, in (0, 1]. `"rewiring"` needs it: random positions, more
             of them in the first and last layer, keep their weights; the other entries keep only their sign.
-            `"subnet"` keeps that fraction of each kernel; other parametrizations ignore it.
+            `"subnet"` keeps that fraction of each kernel, and for `"learned_rate"` it is the budget; other
+            parametrizations ignore it.
         seed: Integer, the seed of positions and scores.
 
     Returns:
@@ -145,8 +148,10 @@ def _why_not(layer: Any, ranks: set[int]) -> str | None:
 
 def _form(kernel: str, layer: Any, at_an_end: bool, connectivity: float | None, seed: int) -> dict[str, Any]:
     """Returns the arguments that the parametrization adds."""
-    if kernel == "subnet":
-        return {"keep_fraction": connectivity or 1.0, "scores_initializer": default_scores(seed)}
+    if kernel in ("subnet", "learned_rate"):
+        fraction = 1.0 if connectivity is None else connectivity
+        form = {"keep_fraction": fraction} if kernel == "subnet" else first_fractions(fraction)
+        return {**form, "scores_initializer": default_scores(seed)}
     if kernel != "rewiring" or connectivity is None:
         return {}
     fan_in = int(np.prod(layer.kernel.shape[:-1]))

@@ -8,7 +8,8 @@ Arguments common to every builder:
   on it: dense and sparse networks have the same layers under the same names.
 - connectivity: fraction of all kernel entries to be connected, in (0, 1]. `kernel="rewiring"` needs it to choose how
   many entries of each layer are connected at the start; `kernel="subnet"` and `"signed"` keep that fraction of each
-  kernel, all of it by default; other parametrizations start dense and ignore it.
+  kernel, all of it by default; `kernel="learned_rate"` begins with a tenth of each kernel, if that is more, and never
+  keeps less than a tenth of the fraction; other parametrizations start dense and ignore it.
 - padding_mode: `"tf_same"` pads a strided convolution as TensorFlow does (3x3, stride 2, even size: 0 before, 1
   after), `"symmetric"` as PyTorch's `padding=1` does (1 and 1). Weights cannot be moved between the two.
 - seed: integer from which the seed of each layer is derived, so that equal seeds give equal networks; `None` uses the
@@ -29,6 +30,7 @@ import keras
 import numpy as np
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.learned_rates import first_fractions
 from tf_robust_sparse.layers.subnet import default_scores
 
 PADDING_MODES = ("tf_same", "symmetric")
@@ -260,8 +262,10 @@ class NetworkBuilder:
             form["kernel_initializer"] = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seeds[0])
         if kernel == "binary":
             form["stochastic"] = self.variant.stochastic
-        if kernel in ("subnet", "signed"):
+        if kernel in ("subnet", "signed", "learned_rate"):
             form["keep_fraction"] = self.connectivity
+            if kernel == "learned_rate":
+                form |= first_fractions(self.connectivity)
             if seeds[1] is not None:
                 form["scores_initializer"] = default_scores(seeds[1])
         return form

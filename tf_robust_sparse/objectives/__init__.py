@@ -25,6 +25,7 @@ from tf_robust_sparse.objectives.mixtrain import MixTrain
 from tf_robust_sparse.objectives.natural import Natural
 from tf_robust_sparse.objectives.objective import AttackObjective, Losses, Objective
 from tf_robust_sparse.objectives.reweighted import Reweighted
+from tf_robust_sparse.objectives.s2ap import S2AP
 from tf_robust_sparse.objectives.scheduled_radius import ScheduledRadius
 from tf_robust_sparse.objectives.stability import Stability
 from tf_robust_sparse.objectives.trades import TRADES
@@ -39,6 +40,7 @@ __all__ = [
     "MART",
     "MAT",
     "MTLIBP",
+    "S2AP",
     "SABR",
     "TRADES",
     "AttackObjective",

@@ -1,21 +1,20 @@
 """Adversarial weight perturbation: the loss at the worst weights nearby."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+import contextlib
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.kernel_seam import effective_kernel, moved_kernels
-from tf_robust_sparse.layers.normalization import kept_statistics
 from tf_robust_sparse.layers.selection import fast_where
-from tf_robust_sparse.objectives.objective import Objective, ObjectiveAround, Seed
+from tf_robust_sparse.objectives.objective import Objective
+from tf_robust_sparse.objectives.worst_weights import AtWorstWeights
 
-_TINY = 1e-20  # as in the published code
 
-
-class AWP(ObjectiveAround):
+class AWP(AtWorstWeights):
     """Another objective at weights that are moved, layer by layer, to where its loss is larger (AWP).
 
     After the attack, each kernel `w` with the gradient `g` of the loss is moved by `gamma * |w| * g / |g|`, both norms
@@ -42,73 +41,43 @@ class AWP(ObjectiveAround):
     """
 
     def __init__(self, objective: Objective, gamma: float = 0.01, start_step: int = 0) -> None:
-        super().__init__(objective)
-        if not 0 <= gamma < float("inf"):
-            raise ValueError(f"`gamma` must be at least 0, such as 0.01. Received: gamma={gamma!r}")
-        if not (isinstance(start_step, int) and start_step >= 0):
-            raise ValueError(f"`start_step` is a number of training steps. Received: start_step={start_step!r}")
-        self.gamma = float(gamma)
-        self.start_step = start_step
-        self._begun: tf.Tensor | None = None
+        super().__init__(objective, gamma, start_step)
 
-    def at_step(self, step: tf.Tensor, seed: Seed = None) -> Self:
-        """Returns the objective with its schedules evaluated at `step`."""
-        now = super().at_step(step, seed)
-        now._begun = step >= self.start_step if self.start_step else None
-        return now
-
-    def weight_offsets(self, network: keras.Model, loss: Callable[[], tf.Tensor]) -> Sequence[tuple[Any, tf.Tensor]]:
-        """Kernel layers and variables with the moves that raise the loss most."""
-        if not self.gamma:
-            return []
+    def targets(self, network: keras.Model) -> list[Any]:
+        """Returns the kernel layers, and the variables of several axes that other layers train."""
         held = [layer for layer in layers.kernel_layers(network) if not layer.frozen]
         own = {id(each) for layer in layers.kernel_layers(network) for each in layer.weights}
         others = [each for each in network.trainable_variables if len(each.shape) > 1 and id(each) not in own]
-        moved = [*held, *others]
-        if not moved:
+        if not held and not others:
             raise ValueError(
                 "AWP moves kernels, and the network has none that are trained; leave AWP out, or unfreeze a layer. "
                 f"Received: {network.name}"
             )
-        weights = [*map(effective_kernel, held), *map(tf.convert_to_tensor, others)]
-        if self._begun is None:
-            offsets = self._offsets(network, loss, held, others, weights)
-        else:
-            offsets = tf.cond(
-                self._begun,
-                lambda: self._offsets(network, loss, held, others, weights),
-                lambda: [tf.zeros_like(weight) for weight in weights],
-            )
-        return list(zip(moved, offsets, strict=True))
+        return [*held, *others]
 
-    def _offsets(
-        self,
-        network: keras.Model,
-        loss: Callable[[], tf.Tensor],
-        held: Sequence[Any],
-        others: Sequence[Any],
-        weights: Sequence[tf.Tensor],
-    ) -> list[tf.Tensor]:
-        zeros = [tf.zeros_like(weight) for weight in weights[: len(held)]]
-        sources = [*zeros, *(each.value for each in others)]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(sources)
-            with kept_statistics(network), moved_kernels(zip(held, zeros, strict=True)):
-                value = loss()
-        found = tape.gradient(value, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        gradients = [tf.cast(tf.convert_to_tensor(each), tf.float32) for each in found]
-        context = tf.distribute.get_replica_context()
-        if context is not None and context.num_replicas_in_sync > 1:
-            gradients = list(context.all_reduce(tf.distribute.ReduceOp.SUM, gradients))
-        signs = [layer.signs_are_fixed for layer in held] + [False] * len(others)
-        return [self._move(*each) for each in zip(weights, gradients, signs, strict=True)]
+    def values(self, targets: Sequence[Any]) -> list[tf.Tensor]:
+        """Returns the effective kernels, and the values of other variables."""
+        return [effective_kernel(each) if _is_layer(each) else tf.convert_to_tensor(each) for each in targets]
 
-    def _move(self, weight: tf.Tensor, gradient: tf.Tensor, sign_is_fixed: bool) -> tf.Tensor:
-        gradient = fast_where(weight != 0, gradient, 0)
-        move = self.gamma * tf.norm(weight) * gradient / (tf.norm(gradient) + _TINY)
-        return fast_where((weight + move) * weight < 0, -weight, move) if sign_is_fixed else move
+    def sources(self, targets: Sequence[Any], values: Sequence[tf.Tensor]) -> list[Any]:
+        """Returns zeros to add to the effective kernels, and the other variables."""
+        pairs = zip(targets, values, strict=True)
+        return [tf.zeros_like(value) if _is_layer(each) else each.value for each, value in pairs]
+
+    def placed(self, targets: Sequence[Any], sources: Sequence[Any]) -> contextlib.AbstractContextManager[None]:
+        """Adds the zeros to the effective kernels."""
+        return moved_kernels([pair for pair in zip(targets, sources, strict=True) if _is_layer(pair[0])])
+
+    def move(self, target: Any, value: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+        """Returns the move of the connections of a kernel."""
+        move = super().move(target, value, fast_where(value != 0, gradient, 0))
+        fixed = _is_layer(target) and target.signs_are_fixed
+        return fast_where((value + move) * value < 0, -value, move) if fixed else move
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines the objective, as plain values for a results file."""
-        settings = {"gamma": self.gamma, "start_step": self.start_step}
-        return {**super().describe(), **settings, "perturbed": self.objective.describe()}
+        return {**super().describe(), "start_step": self.start_step}
+
+
+def _is_layer(target: Any) -> bool:
+    return isinstance(target, layers.KernelLayer)

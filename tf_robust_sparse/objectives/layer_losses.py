@@ -10,7 +10,7 @@ import tensorflow as tf
 
 
 class LayerLosses:
-    """Sums `network.losses` after each training forward pass of a step.
+    """Sums `network.losses` after each training forward pass of a step, and what a sparsifier adds.
 
     An attack calls the same layers many times, and Keras drops the losses of a call at the next one. So the losses are
     read after each pass that counts: each call of `training_logits`, or the last pass of an objective that calls the
@@ -22,6 +22,10 @@ class LayerLosses:
         self._before = network.losses  # may stem from an attack whose loop has ended
         self._added: list[tf.Tensor] = []
         self._passes = 0
+
+    def add(self, loss: tf.Tensor) -> None:
+        """Adds a loss of another origin, a scalar."""
+        self._added.append(loss)
 
     def read(self) -> None:
         """Adds the losses of the pass that has just ended; weight regularizers count once a step."""

@@ -134,7 +134,7 @@ class Objective:
             loss: Returns the mean loss of the step, a scalar, from a forward pass with the weights as they are.
 
         Returns:
-            Kernel layers of this package or variables, each with its offset.
+            Kernel layers of this package, their scores or other variables, each with its offset.
         """
         del network, loss
         return []

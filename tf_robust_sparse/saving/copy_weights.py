@@ -13,7 +13,7 @@ _HOW = "pass a network of the same architecture, number of classes and image siz
 
 
 def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True) -> None:
-    """Copies kernels, biases, batch norm and, where both have them, scores and spreads, by the names of the layers.
+    """Copies kernels, biases, batch norm and, where both have them, scores, rates and spreads, by the layers' names.
 
     A parametrization with a variable `kernel` gives and takes this variable, whatever its mask; others, such as
     rewiring, give their effective kernel. Gates that only one of the networks has are ignored. Nothing is assigned
@@ -22,7 +22,7 @@ def copy_weights(source: keras.Model, network: keras.Model, scores: bool = True)
     Args:
         source: The network to copy from.
         network: The network to copy to; its masks do not change.
-        scores: Whether scores are copied.
+        scores: Whether scores and rates are copied.
 
     Raises:
         ValueError: if the architectures differ, naming the layer, or `network` has kernels without a `kernel`.
@@ -77,6 +77,8 @@ def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
             pairs.append((layer.bias, bias))
         if scores and hasattr(layer, "scores") and hasattr(source, "scores"):
             pairs.append((layer.scores, source.scores))
+        if scores and hasattr(layer, "rate") and hasattr(source, "rate"):
+            pairs.append((layer.rate, source.rate))
         if hasattr(layer, "posteriors") and hasattr(source, "posteriors"):
             pairs += [(ours, of) for (_, ours), (_, of) in zip(layer.posteriors(), source.posteriors(), strict=True)]
     for variable, value in pairs:

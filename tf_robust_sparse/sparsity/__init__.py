@@ -9,6 +9,7 @@ from tf_robust_sparse.sparsity.dynamic_sparsity import DynamicSparsity
 from tf_robust_sparse.sparsity.flying_bird import FlyingBird
 from tf_robust_sparse.sparsity.flying_bird_plus import FlyingBirdPlus
 from tf_robust_sparse.sparsity.keep_fractions import keep_fractions, set_keep_fractions
+from tf_robust_sparse.sparsity.learned_rates import LearnedRates, begin_rates
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
 from tf_robust_sparse.sparsity.mask_structure import relative_cost
@@ -30,11 +31,13 @@ __all__ = [
     "DynamicSparsity",
     "FlyingBird",
     "FlyingBirdPlus",
+    "LearnedRates",
     "MagnitudePruning",
     "MaskSparsifier",
     "Prunable",
     "RigL",
     "Sparsifier",
+    "begin_rates",
     "keep_fractions",
     "relative_cost",
     "scaled_scores",

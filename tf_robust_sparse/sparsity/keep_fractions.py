@@ -11,7 +11,7 @@ from tf_robust_sparse.layers.subnet import kept_entries
 from tf_robust_sparse.sparsity import allocation as rules
 from tf_robust_sparse.sparsity.scores import subnet_layers
 
-ALLOCATIONS = (*rules.ALLOCATIONS, "global")
+ALLOCATIONS = (*rules.ALLOCATIONS, "global", "lamp")
 
 
 def keep_fractions(
@@ -22,8 +22,9 @@ def keep_fractions(
     Args:
         network: A network with subnet kernels.
         connectivity: Fraction of the kernel entries that stays, in (0, 1].
-        allocation: A rule of `layer_fractions`, or `"global"`: a single threshold over the present scores of all
-            kernels; ties go to the last entries.
+        allocation: A rule of `layer_fractions`, or a single threshold over all kernels, where ties go to the last
+            entries: `"global"` over their present scores, `"lamp"` over `s**2 / (sum of the squares of all scores of
+            the kernel that are at least as large)`, so that the scale of a kernel does not count.
         exponent: Exponent of the adaptive allocation, in [0, 1].
 
     Returns:
@@ -33,16 +34,19 @@ def keep_fractions(
     Raises:
         ValueError: if an argument is out of its range or the network has no subnet kernel.
 
-    Reference: [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3 (Erdős-Rényi kernel).
+    Reference: [Evci et al., 2020](https://arxiv.org/abs/1911.11134), section 3 (Erdős-Rényi kernel);
+        [Lee et al., 2021](https://arxiv.org/abs/2010.07611), section 2 (LAMP).
     """
     rules.check_connectivity(connectivity)
     if allocation not in ALLOCATIONS:
         raise ValueError(f"`allocation` must be one of {', '.join(ALLOCATIONS)}. Received: allocation={allocation!r}")
     found = subnet_layers(network)
     shapes = [tuple(layer.scores.shape) for layer in found]
-    if allocation == "global":
+    if allocation in ("global", "lamp"):
         sizes = [math.prod(shape) for shape in shapes]
         scores = [np.abs(keras.ops.convert_to_numpy(layer.scores)).reshape(-1) for layer in found]
+        if allocation == "lamp":
+            scores = [_lamp(each) for each in scores]
         counts = _largest_of_all(scores, rules.global_budget(sizes, connectivity))
         fractions = [_fraction(count, size) for count, size in zip(counts, sizes, strict=True)]
     else:
@@ -89,6 +93,15 @@ def _largest_of_all(scores: Sequence[np.ndarray], budget: int) -> list[int]:
     mask = np.asarray(layers.largest_mask(np.concatenate(scores), budget, last_wins=True))
     parts = np.split(mask, np.cumsum([score.size for score in scores])[:-1])
     return [max(int(np.count_nonzero(part)), 1) for part in parts]
+
+
+def _lamp(sizes: np.ndarray) -> np.ndarray:
+    """Returns the LAMP scores of a kernel with these absolute scores."""
+    order = np.argsort(sizes, kind="stable")
+    squares = np.square(sizes[order], dtype="float64")
+    found = np.empty_like(sizes)
+    found[order] = squares / np.maximum(np.cumsum(squares[::-1])[::-1], np.finfo("float64").tiny)
+    return found
 
 
 def _fraction(count: int, size: int) -> float:

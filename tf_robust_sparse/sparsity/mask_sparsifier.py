@@ -31,7 +31,6 @@ class MaskSparsifier(Sparsifier):
     def __init__(self, connectivity: float | None = None) -> None:
         super().__init__(connectivity)
         self.dense: list[str] = []  # layers found by `attach` that the method cannot prune
-        self.network: Any = None
 
     def fits(self, layer: Any) -> bool:
         """Returns whether a layer has a mask."""
@@ -94,25 +93,6 @@ class MaskSparsifier(Sparsifier):
         for layer in filter(is_masked, self.layers):
             layer.straight_through = self.straight_through
         self.start()
-
-    def add_state(self, name: str, shape: Sequence[int], dtype: Any, initializer: Any = "zeros") -> Any:
-        """Creates a variable of the sparsifier, equal on all replicas and saved in checkpoints."""
-        with self.network.distribute_strategy.scope():
-            return self._make_holder().add_weight(
-                name=name,
-                shape=tuple(shape),
-                dtype=dtype,
-                initializer=initializer,
-                trainable=False,
-                autocast=False,
-                aggregation="only_first_replica",
-            )
-
-    def _make_holder(self) -> keras.layers.Layer:
-        if self.masks is None:
-            self.masks = keras.layers.Layer(name="sparsity_masks", dtype="float32")
-            self.masks.built = True
-        return self.masks
 
     def _with_mask(self, kernel: Prunable) -> Prunable:
         own = kernel.layer.kernel_mask if is_masked(kernel.layer) else None

@@ -32,6 +32,7 @@ class Sparsifier:
     needs_dense_gradients = False
     # Whether `end_epoch` receives accuracy under attack in training, and accuracy and loss under attack in validation.
     watches_validation = False
+    penalty_name = ""  # under which the log shows the `penalty` of the sparsifier; without a name there is none
 
     def __init__(self, connectivity: float | None = None) -> None:
         # `None` until `trs.sparsify` sets it; `attach` refuses it.
@@ -43,6 +44,7 @@ class Sparsifier:
         self.budget = 0
         # Masks of kernels whose layers hold none, and other state of the method; part of checkpoints.
         self.masks: keras.layers.Layer | None = None
+        self.network: Any = None  # to which state belongs
 
     def fits(self, layer: Any) -> bool:
         """Returns whether a kernel layer of this package has the parametrization that the sparsifier needs."""
@@ -69,6 +71,25 @@ class Sparsifier:
         self.layers = [kernel.layer for kernel in kernels]
         self.sizes = [kernel.size for kernel in kernels]
         self.budget = global_budget(self.sizes, self.connectivity)
+
+    def add_state(self, name: str, shape: Sequence[int], dtype: Any, initializer: Any = "zeros") -> Any:
+        """Creates a variable of the sparsifier, equal on all replicas and saved in checkpoints."""
+        with self.network.distribute_strategy.scope():
+            return self._make_holder().add_weight(
+                name=name,
+                shape=tuple(shape),
+                dtype=dtype,
+                initializer=initializer,
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica",
+            )
+
+    def _make_holder(self) -> keras.layers.Layer:
+        if self.masks is None:
+            self.masks = keras.layers.Layer(name="sparsity_masks", dtype="float32")
+            self.masks.built = True
+        return self.masks
 
     def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Checks that `optimizer` does not change connections.
@@ -103,13 +124,24 @@ class Sparsifier:
             dense: Gradients of the loss of all replicas with respect to `gradient_sources()`; empty if not needed.
         """
 
+    def penalty(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the weight and the value of what is added to the loss, scalars; called if there is a `penalty_name`.
+
+        It runs in each update, while the tape records.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names a penalty and must return it.")
+
     def end_epoch(self, epoch: int, logs: Mapping[str, float]) -> None:
-        """Reacts to the end of an epoch, outside of the compiled step; called if `watches_validation`.
+        """Reacts to the end of an epoch of `fit`, outside of the compiled step.
 
         Args:
             epoch: Its number, from 0.
-            logs: The logs of `fit`, including `adversarial_accuracy`, `val_robust_accuracy` and `val_robust_loss`.
+            logs: The logs of `fit`; if `watches_validation`, with `adversarial_accuracy`, `val_robust_accuracy` and
+                `val_robust_loss`.
         """
+
+    def settle(self) -> None:
+        """Brings the network to its final number of connections; called when training is over."""
 
     def check(self, network: keras.Model) -> None:
         """Checks the number of connections of `network`; called whenever it is saved.

@@ -14,6 +14,23 @@ from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving.atomic import replace_file
 
 
+class MaskDistance(keras.callbacks.Callback):
+    """Logs `mask_changes`, the number of entries by which the masks differ from those of the epoch before.
+
+    Put it before the callbacks that record.
+    """
+
+    def on_train_begin(self, logs=None):
+        """Remembers the masks, those of the last epoch in a run that goes on."""
+        self._before = masks_of(self.model.network)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Counts the differences."""
+        now = masks_of(self.model.network)
+        logs["mask_changes"] = sum(int(np.sum(now[name] != self._before[name])) for name in now)
+        self._before = now
+
+
 class MaskChanges(keras.callbacks.Callback):
     """Writes which connections changed when held-out accuracy falls in one epoch and recovers in the next.
 

@@ -91,7 +91,8 @@ class Phase:
                 if variable.dtype != "bool":  # signs are never trained
                     variable.trainable = of_kernel
             if layer in found:
-                layer.scores.trainable = not of_kernel
+                for variable in layer.selection:
+                    variable.trainable = not of_kernel
         for layer in batch_norm_layers(network):
             layer.trainable = self.freeze_batch_norm is not True
             for variable in (layer.gamma, layer.beta):

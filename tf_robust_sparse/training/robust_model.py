@@ -130,6 +130,7 @@ class RobustModel(TrainingStep):
         self._robust_loss = keras.metrics.Mean(name="robust_loss") if self._watcher else None
         names = ("clean_loss", "adversarial_loss", "adversarial_accuracy", *objective.terms) if log_terms else ()
         names = names or (("adversarial_accuracy",) if self._watcher else ())
+        names += (sparsifier.penalty_name,) if sparsifier is not None and sparsifier.penalty_name else ()
         self._terms = [keras.metrics.Mean(name=name) for name in names]
         self.build(network.input_shape)
 
@@ -219,7 +220,8 @@ class RobustModel(TrainingStep):
                     f"{type(self._watcher).__name__} needs robust accuracy in every epoch; leave validation_freq "
                     f"out. Received: validation_freq={freq}"
                 )
-            ended = keras.callbacks.LambdaCallback(on_epoch_end=self._watcher.end_epoch)
+        if self.sparsifier is not None:
+            ended = keras.callbacks.LambdaCallback(on_epoch_end=self.sparsifier.end_epoch)
             kwargs["callbacks"] = [ended, *tf.nest.flatten(kwargs.get("callbacks") or [])]  # before states are written
         if self.guard is not None:
             kwargs["callbacks"] = [self.guard, *tf.nest.flatten(kwargs.get("callbacks") or [])]

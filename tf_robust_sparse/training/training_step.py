@@ -68,12 +68,15 @@ class TrainingStep(keras.Model):
             if self._follows_images:
                 tape.watch(step.x_adv)
             with (
-                moved_weights(offsets),
+                moved_weights(self.network, offsets),
                 self._training_noise(step.seed),
                 collected_terms() as terms,
                 self._layer_losses() as added,
             ):
                 losses = self._objective_losses(step)
+                if self.sparsifier is not None and self.sparsifier.penalty_name:
+                    weight, terms[self.sparsifier.penalty_name] = self.sparsifier.penalty()
+                    added.add(weight * terms[self.sparsifier.penalty_name])
             targets = [
                 (self._scaled_loss(each, added, step.part.total), variables)
                 for each, variables in self._targets(step, losses)

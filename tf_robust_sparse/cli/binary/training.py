@@ -13,11 +13,11 @@ from tf_robust_sparse.cli import training_run
 from tf_robust_sparse.cli.binary.attacks import Attack, ValidationAttack
 from tf_robust_sparse.cli.binary.network import FAST, LOTTERY, TRAINERS, Drawing, Network, Pruning, Trainer, trained_by
 from tf_robust_sparse.cli.command_line import BadFlag, about
-from tf_robust_sparse.cli.sections import data, method
+from tf_robust_sparse.cli.sections import data, method, scores
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.machines import Machines
 from tf_robust_sparse.cli.sections.run import Run
-from tf_robust_sparse.cli.settings import OnlyFor, Settings, only_with, setting
+from tf_robust_sparse.cli.settings import OnlyFor, Settings, like, only_with, setting
 from tf_robust_sparse.objectives.reweighted import REWEIGHTINGS
 from tf_robust_sparse.sparsity.binarization import StochasticBinarization
 from tf_robust_sparse.training.by_epoch import POLICIES
@@ -56,6 +56,21 @@ class TrainingImages(data.TrainingImages):
             raise BadFlag(f"--nodrop_last needs one device; leave it out with --strategy={strategy}")
         if not self.drop_last and training_run.odd_batches_may_crash():
             raise BadFlag(training_run.ODD_BATCHES)
+
+
+@dataclasses.dataclass
+class Sharpness(scores.Sharpness):
+    """Scores of a sub-network that are moved to where the loss is larger."""
+
+    s2ap_gamma: float = like(
+        scores.Sharpness,
+        "s2ap_gamma",
+        only_for=OnlyFor(
+            "--conv_type=SubnetConv with --trainer=adv_step or adv_trades",
+            lambda flags: Network.read().is_subnet and flags.trainer not in (FAST, *LOTTERY),
+            refuse=True,
+        ),
+    )
 
 
 @dataclasses.dataclass
@@ -187,7 +202,7 @@ class Optimizer(Settings):
 def model(run: training_run.TrainingRun, network: keras.Model) -> trs.RobustModel:
     """Returns the compiled model that trains `network`."""
     trainer, loss, drawing, seed = Trainer.read().trainer, Loss.read(), Drawing.read(), Data.read().seed
-    objective = Attack.read().objective(run, loss.beta, loss.label_smoothing)
+    objective = Sharpness.read().around(Attack.read().objective(run, loss.beta, loss.label_smoothing))
     if loss.reweight:
         objective = trs.objectives.Reweighted(objective, loss.reweight)
     draws = drawing.binconv_stochastic and not drawing.binconv_freeze_rand

@@ -45,6 +45,7 @@ def define() -> None:
     binary.training.TrainingImages.define(without=("data_fraction", "semisup_fraction"), aliases=False)
     Trainer.define()
     binary.training.Loss.define()
+    binary.training.Sharpness.define()
     binary.training.Watch.define()
     binary.training.Optimizer.define()
     TrainingAttack.define()

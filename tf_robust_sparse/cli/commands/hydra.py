@@ -26,6 +26,7 @@ from tf_robust_sparse.cli.hydra.settings import Optimizer, Output, Phases, Plan,
 from tf_robust_sparse.cli.hydra.trainers import Trainer, Validation
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.sections.run import Run
+from tf_robust_sparse.training.mask_changes import MaskDistance
 
 IF_INTERRUPTED = training_run.IF_INTERRUPTED
 
@@ -33,6 +34,8 @@ IF_INTERRUPTED = training_run.IF_INTERRUPTED
 def define() -> None:
     """Defines the flags."""
     hydra.settings.define()
+    hydra.rates.Rates.define()
+    hydra.rates.Sharpness.define()
     hydra.originals.define()
 
 
@@ -83,8 +86,10 @@ def run_phase(
     with run.strategy.scope():
         network = hydra.networks.build(run, phase, source)
         model = build(run, network, plan)
-    check = trs.training.PhaseCheck(network)
-    state = training_run.train(run, model, hydra.settings.config(network), (check,), plan.first_looked_at)
+    watch: list[keras.callbacks.Callback] = [trs.training.PhaseCheck(network)]
+    if phase.trains == "scores":
+        watch.append(MaskDistance())
+    state = training_run.train(run, model, hydra.settings.config(network), tuple(watch), plan.first_looked_at)
     more = {"phase": phase.describe(), "source": str(source) if source else None, "k": scores.k}
     training_run.finish(run, model, state, more, hydra.trainers.measure)
     return run
@@ -97,9 +102,11 @@ def build(run: training_run.TrainingRun, network: keras.Model, plan: Plan) -> tr
     how: dict[str, Any] = {"validation_attack": validation.attack(), "validation_checks": validation.checks()}
     kind: type[trs.RobustModel] = trs.RobustModel
     objective, steps = trainer.build(run.steps_per_epoch, plan.schedule_length), run.steps_per_epoch
+    if plan.name == "prune":
+        objective = hydra.rates.Sharpness.read().around(objective)
     if isinstance(objective, trs.training.FreeAT):
         kind, steps = trs.training.FreeRobustModel, steps * trainer.n_repeats
-    model = kind(network, objective, seed=Data.read().seed, **how)
+    model = kind(network, objective, hydra.rates.Rates.read().sparsifier(plan.name), seed=Data.read().seed, **how)
     model.compile(Optimizer.read().build(plan.rates, steps), metrics=["accuracy"])
     return model
 

@@ -7,9 +7,11 @@ import keras
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import networks
 from tf_robust_sparse.cli.command_line import BadFlag, about
+from tf_robust_sparse.cli.hydra.rates import Rates
 from tf_robust_sparse.cli.hydra.settings import Network, Phases, Scores
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.cli.training_run import TrainingRun
+from tf_robust_sparse.layers.learned_rates import LearnedRateKernel
 from tf_robust_sparse.layers.normalization import use_unbiased_variance
 from tf_robust_sparse.models.kernel_initialization import initialize_kernels
 from tf_robust_sparse.saving.checkpoint import read_metadata
@@ -26,7 +28,10 @@ def build(run: TrainingRun, phase: trs.training.Phase, source: Path | None) -> k
             "none, pass --source_net=DIR in place of --resume"
         )
     synchronized = run.strategy.num_replicas_in_sync > 1
-    built = settings.build(run.images, "subnet" if is_subnet else "plain", seed, synchronized)
+    kernel, more = "subnet" if is_subnet else "plain", {}
+    if Rates.read().learned(phase.name):
+        kernel, more = "learned_rate", {"connectivity": scores.k}
+    built = settings.build(run.images, kernel, seed, synchronized, **more)
     use_unbiased_variance(built)  # as PyTorch's
     if settings.init_type and phase.name == "pretrain":
         initialize_kernels(built, settings.init_type, seed)
@@ -57,6 +62,9 @@ def _begin_scores(run: TrainingRun, built: keras.Model, phase: str, source: kera
     if settings.snip_init:
         x, y = run.images.train_images[: data.batch_size], run.images.train_labels[: data.batch_size]
         trs.sparsity.snip_scores(built, list(trs.data.test_dataset(x, y, data.batch_size)))
+    if Rates.read().learned(phase):
+        Rates.read().begin(built)
+        return
     trs.sparsity.set_keep_fractions(built, trs.sparsity.keep_fractions(built, settings.k, settings.allocation))
     if settings.scale_rand_init:
         rescale_kernels(built)
@@ -66,7 +74,10 @@ def _begin_scores(run: TrainingRun, built: keras.Model, phase: str, source: kera
 
 
 def _fractions_of(source: keras.Model, k: float) -> dict[str, float]:
-    """Returns the fractions that the prune phase kept of each kernel, after a look at their sum."""
+    """Returns the fractions that the prune phase kept of each kernel, after a look at their sum.
+
+    Learned fractions may be less than k.
+    """
     kernels = scored_layers(source)
     if not kernels:
         raise BadFlag(
@@ -75,7 +86,8 @@ def _fractions_of(source: keras.Model, k: float) -> dict[str, float]:
         )
     entries = sum(int(layer.kernel.shape.num_elements()) for layer in kernels)
     kept = sum(layer.kept for layer in kernels)
-    if abs(kept - k * entries) > len(kernels) + 1e-6 * entries:
+    learned = any(isinstance(layer, LearnedRateKernel) for layer in kernels)
+    if (kept - k * entries if learned else abs(kept - k * entries)) > len(kernels) + 1e-6 * entries:
         fraction = f"{kept / entries:.4g}"
         raise BadFlag(f"--k={k:g} does not match the prune phase, which kept {fraction}; pass --k={fraction}")
     return {layer.name: layer.keep_fraction for layer in kernels}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import keras
+from absl import flags
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag
@@ -20,6 +21,7 @@ from tf_robust_sparse.sparsity.keep_fractions import ALLOCATIONS
 from tf_robust_sparse.sparsity.scores import RANDOM_SCORES, scored_layers
 from tf_robust_sparse.training.by_epoch import SCHEDULES, epoch_rates
 
+FLAGS = flags.FLAGS
 T = TypeVar("T")
 
 MODES = ("pretrain", "prune", "finetune", "all")
@@ -349,7 +351,8 @@ def config(network: keras.Model) -> dict[str, Any]:
 
 def run_name() -> str:
     """Returns the directory name of a run with these flags."""
-    return f"{Data.read().short_name}_{Network.read().model}_hydra_{Trainer.read().trainer}{Scores.read().k!r}"
+    method = "harp" if FLAGS.rates == "learned" else "hydra"
+    return f"{Data.read().short_name}_{Network.read().model}_{method}_{Trainer.read().trainer}{Scores.read().k!r}"
 
 
 def define() -> None:

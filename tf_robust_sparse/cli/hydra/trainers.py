@@ -30,7 +30,7 @@ EXPRESSIVE = {
     "sabr": (trs.objectives.SABR, "box_ratio"),
 }
 BY_BOUNDS = ("mixtrain", "crown-ibp", "ibp", *EXPRESSIVE)
-TRAINERS = ("base", "adv", "smooth", "freeadv", *BY_BOUNDS)
+TRAINERS = ("base", "adv", "at", "smooth", "freeadv", *BY_BOUNDS)
 # How held-out images are judged -> the bounds that do; smooth judges by an estimate.
 BOUNDS = {"ibp": "ibp", "crown-ibp": "crown-ibp", "mixtrain": "zonotope"}
 CHECKS = (*BOUNDS, "smooth")
@@ -65,8 +65,8 @@ class Attack(TrainingAttack):
         TrainingAttack,
         "num_steps",
         only_for=OnlyFor(
-            f"--trainer=adv, {', '.join(EXPRESSIVE)} or --val_method=adv",
-            lambda flags: flags.trainer in ("adv", *EXPRESSIVE) or Validation.read().attacks,
+            f"--trainer=adv, at, {', '.join(EXPRESSIVE)} or --val_method=adv",
+            lambda flags: flags.trainer in ("adv", "at", *EXPRESSIVE) or Validation.read().attacks,
         ),
     )
 
@@ -85,7 +85,7 @@ class Trainer(Settings):
 
     trainer: str = setting(
         "adv",
-        "Objective: natural, TRADES, stability under noise, free adversarial, by bounds, or between attack and bounds "
+        "Objective: natural, TRADES, PGD, stability under noise, free adversarial, by bounds, or between both "
         f"({', '.join(EXPRESSIVE)}).",
         choices=TRAINERS,
         identity=True,
@@ -139,6 +139,8 @@ class Trainer(Settings):
             return trs.objectives.Natural()
         if self.trainer == "adv":
             return trs.objectives.TRADES(attack.build(), self.beta, self.trades_start, clean_updates=self.clean_updates)
+        if self.trainer == "at":
+            return trs.objectives.AT(attack.build())
         if self.trainer == "smooth":
             return trs.objectives.Stability(self.noise_std, self.beta)
         if self.trainer == "freeadv":
