@@ -294,6 +294,7 @@ OWN = {
     "base": ("--norm=l2", "--val_method=adv"),
     "smooth": ("--noise_std=0.5", "--val_method=mixtrain", "--bound_chunk=9"),
     "freeadv": ("--val_method=smooth",),
+    "at": ("--num_steps=3",),
     "crown-ibp": ("--schedule_length=7", "--schedule_start=2", "--final_beta=0.5", "--final_kappa=0.5"),
     "ibp": ("--schedule_length=7", "--epsilon_schedule=smoothed", "--prune_schedule_length=1"),
     "mixtrain": ("--schedule_length=7", "--mixtraink=2", "--bound_chunk=9"),
