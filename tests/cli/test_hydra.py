@@ -360,7 +360,7 @@ SPARSE = ("--exp_mode=pretrain", "--layer_type=subnet")
 def test_flags_that_mean_nothing_are_told_of(words, flags, parse, capsys):
     checked(parse, *words)
     notes = capsys.readouterr().out.splitlines()
-    assert {note.partition("=")[0].partition(" means")[0] for note in notes} == {f"Note: --{f}" for f in flags.split()}
+    assert {note.partition("=")[0].partition(" has ")[0] for note in notes} == {f"Note: --{f}" for f in flags.split()}
 
 
 def test_flags_of_a_phase_count_in_it_and_nowhere_else(parse):
