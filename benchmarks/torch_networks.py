@@ -1,4 +1,4 @@
-"""ResNets and VGG16 for 32x32 images in PyTorch, the peers of `train_step.py`."""
+"""ResNets, a wide one and VGG16 for 32x32 images in PyTorch, the peers of `train_step.py`."""
 
 from typing import Any
 
@@ -114,4 +114,35 @@ def vgg16() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), *head)
 
 
-NETWORKS = {"resnet18": resnet18, "resnet34": resnet34, "vgg16": vgg16}
+class PreactivatedBlock(nn.Module):
+    """Batch norm and ReLU before each of two 3x3 convolutions, and a shortcut."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if channels_in != channels:
+            self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the sum."""
+        y = F.relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(y)
+        return self.conv2(F.relu(self.bn2(self.conv1(y)))) + shortcut
+
+
+def wrn28_4() -> nn.Module:
+    """Returns WRN-28-4."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False)]
+    channels = 16
+    for width, stride in ((64, 1), (128, 2), (256, 2)):
+        for block_stride in (stride, 1, 1, 1):
+            layers.append(PreactivatedBlock(channels, width, block_stride))
+            channels = width
+    return nn.Sequential(*layers, nn.BatchNorm2d(256), nn.ReLU(), nn.AvgPool2d(8), nn.Flatten(), nn.Linear(256, 10))
+
+
+NETWORKS = {"resnet18": resnet18, "resnet34": resnet34, "vgg16": vgg16, "wrn28_4": wrn28_4}
