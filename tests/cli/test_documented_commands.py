@@ -65,12 +65,14 @@ MADE = {
     **dict.fromkeys(("saved_models/run", "network.trs"), (*_SAMPLE, "--sparse_train", "--connectivity=0.1")),
     "runs/dense": (*_PHASES, "--exp_mode=pretrain"),
     "runs/pruned": (*_PHASES, "--exp_mode=prune", "--source_net=runs/dense"),
+    "saved_models/quickstart_dense": (TRAIN, "--flagfile=flags/quickstart_dense.flags"),
     "saved_models/quickstart": (TRAIN, "--flagfile=flags/quickstart.flags"),
     "trained_models/one/pretrain/latest_exp": (HYDRA, *_RUN[1:3], "--model=vgg16", "--exp_mode=pretrain"),
     "runs/fast": (BINARY, "--flagfile=flags/binary/sample.flags"),
 }
 
 
+NEEDED = {"flags/sample_obs.flags": "saved_models/quickstart_dense"}  # what a flagfile takes for granted
 # Files that pages name, and the ones that stand for them here, where PyTorch need not be installed.
 FILES = {"FILE": "best_weights.pickle", "checkpoint.pth.tar": "checkpoint.npz", "model_best.pth": "model_best.npz"}
 _CONFIGS = {
@@ -169,8 +171,8 @@ def make_all(words, data):
     for word in words:
         flag, _, value = word.rpartition("=")
         for name in (*MADE, *FILES.values()):
-            is_read = flag not in ("--output_dir", "--data_dir") and re.fullmatch(
-                rf"(\./)?{name}(/serve|/checkpoint/.*)?", value
+            is_read = flag not in ("--output_dir", "--data_dir") and (
+                re.fullmatch(rf"(\./)?{name}(/serve|/checkpoint/.*)?", value) or NEEDED.get(value) == name
             )
             if is_read and not Path(name).exists():
                 make(name, data)
