@@ -120,7 +120,8 @@ def distinct():
     size = collections.Counter((line.page, line.block) for line in found)
     seen = set()
     for line in found:
-        if size[line.page, line.block] > 1 or (line.script, line.words) not in seen:
+        repeats = size[line.page, line.block] > 1 and not line.page.endswith("--help")
+        if repeats or (line.script, line.words) not in seen:
             yield line
         seen.add((line.script, line.words))
 

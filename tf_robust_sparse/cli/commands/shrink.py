@@ -6,7 +6,7 @@ writes `network.keras` and `serve/` of plain Keras layers, and `shrink.json`: wh
 multiply-adds, file sizes and latency before and after. With --data the accuracies of both networks on the test images
 are counted, and on how many of them they agree:
 
-    python run_scripts/run_shrink.py --network=saved_models/run --output_dir=saved_models/small \\
+    python run_scripts/run_shrink.py --network=saved_models/run --output_dir=saved_models/measured \\
         --data=fashion_mnist_sample
 """
 
