@@ -151,6 +151,10 @@ class Objective:
         """Returns everything that defines the objective, as plain values for a results file."""
         return {"objective": type(self).__name__}
 
+    def __repr__(self) -> str:
+        name, *settings = self.describe().items()
+        return f"{name[1]}({', '.join(f'{key}={value!r}' for key, value in settings)})"
+
 
 class AttackObjective(Objective):
     """An objective that attacks the network it trains.

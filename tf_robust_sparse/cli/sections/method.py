@@ -20,13 +20,22 @@ from tf_robust_sparse.layers.kernel_seam import cached_for_inference
 from tf_robust_sparse.models.network_builder import ACTIVATIONS
 from tf_robust_sparse.training.learning_rate import COURSES
 
-OBJECTIVES: dict[str, Callable[[trs.attacks.GradientAttack, float, str, float], trs.objectives.Objective]] = {
-    "natural": lambda attack, beta, start, smoothing: trs.objectives.Natural(smoothing),
-    "at": lambda attack, beta, start, smoothing: trs.objectives.AT(attack, smoothing),
-    "mat": lambda attack, beta, start, smoothing: trs.objectives.MAT(attack),
-    "trades": trs.objectives.TRADES,
-    "mart": lambda attack, beta, start, smoothing: trs.objectives.MART(attack, beta),
-    "rst": trs.objectives.TRADES,  # on labeled and pseudo-labeled images
+
+def _trades(attack: trs.attacks.GradientAttack, terms: "Terms") -> trs.objectives.Objective:
+    return trs.objectives.TRADES(attack, terms.beta, terms.trades_start, terms.label_smoothing)
+
+
+# Name -> the objective for an attack and the settings of `Terms`.
+OBJECTIVES: dict[str, Callable[[trs.attacks.GradientAttack, "Terms"], trs.objectives.Objective]] = {
+    "natural": lambda attack, terms: trs.objectives.Natural(terms.label_smoothing),
+    "at": lambda attack, terms: trs.objectives.AT(attack, terms.label_smoothing),
+    "mat": lambda attack, terms: trs.objectives.MAT(attack),
+    "trades": _trades,
+    "mart": lambda attack, terms: trs.objectives.MART(attack, terms.beta),
+    "rst": _trades,  # on labeled and pseudo-labeled images
+    "dkl": lambda attack, terms: trs.objectives.DKL(
+        *(attack, terms.dkl_alpha, terms.dkl_beta, terms.dkl_gamma, terms.dkl_temperature, terms.trades_start)
+    ),
 }
 
 
@@ -84,7 +93,7 @@ class Objective(Settings):
     title = "Network"
 
     objective: str = setting(
-        "at", "What training minimizes; rst needs --pseudo_labels.", choices=(*OBJECTIVES, "dkl"), identity=True
+        "at", "What training minimizes; rst needs --pseudo_labels.", choices=OBJECTIVES, identity=True
     )
 
     def check(self) -> None:
@@ -157,13 +166,7 @@ class Terms(Settings):
             flip: Whether augmentations mirror images.
         """
         one_step = OneStep.read()
-        name, attack = Objective.read().objective, one_step.build()
-        if name == "dkl":
-            numbers = (self.dkl_alpha, self.dkl_beta, self.dkl_gamma, self.dkl_temperature)
-            found: trs.objectives.Objective = trs.objectives.DKL(attack, *numbers, self.trades_start)
-        else:
-            found = OBJECTIVES[name](attack, self.beta, self.trades_start, self.label_smoothing)
-        found = Views.read().around(found, flip)
+        found = Views.read().around(OBJECTIVES[Objective.read().objective](one_step.build(), self), flip)
         if one_step.grad_align:
             with about("grad_align", "objective"):
                 found = trs.objectives.GradAlign(found, one_step.grad_align, Data.read().seed)

@@ -5,7 +5,7 @@ import dataclasses
 from absl import flags
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli.command_line import BadFlag
+from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections.attacks import TrainingAttack
 from tf_robust_sparse.cli.sections.data import Augmentation
 from tf_robust_sparse.cli.settings import OnlyFor, Settings, only_with, setting
@@ -115,10 +115,12 @@ class Views(Settings):
     def around(self, objective: trs.objectives.Objective, flip: bool) -> trs.objectives.Objective:
         """Returns the objective on such images, or as it is; `flip` says whether augmentations mirror them."""
         if self.cutmix:
-            return trs.objectives.CutMix(objective)
+            with about("cutmix", "objective"):
+                return trs.objectives.CutMix(objective)
         if self.consistency:
             augmentation = Augmentation.read().augmentation
-            return trs.objectives.Consistency(objective, self.consistency, augmentation=augmentation, flip=flip)
+            with about("consistency", "objective"):
+                return trs.objectives.Consistency(objective, self.consistency, augmentation=augmentation, flip=flip)
         return objective
 
 
