@@ -90,8 +90,11 @@ def test_outputs_are_those_of_the_keras_layer(kernel, is_conv, options):
 
 @pytest.mark.parametrize(("kernel", "is_conv"), FORMS)
 def test_config_round_trip(kernel, is_conv):
-    options = {"initial_connectivity": 0.5, "seed": 3} if kernel == "rewiring" else {}
     initializer = keras.initializers.GlorotUniform(seed=2)
+    options = {
+        "rewiring": {"initial_connectivity": 0.5, "seed": 3},
+        "learned_rate": {"scores_initializer": keras.initializers.GlorotUniform(seed=4)},
+    }.get(kernel, {})
     layer = layer_of(kernel, is_conv, activation="relu", kernel_initializer=initializer, name="mine", **options)
     again = type(layer).from_config(layer.get_config())
     assert again.get_config() == layer.get_config()
@@ -135,7 +138,7 @@ def test_variables_stay_float32_under_mixed_precision(kernel, is_conv, name, pol
         total = tf.reduce_sum(tf.cast(outputs, "float32"))
     assert outputs.dtype.name == name.removeprefix("mixed_")
     kinds = {"kernel": "float32", "theta": "float32", "positive": "bool", "kernel_mask": "bool", "bias": "float32"}
-    kinds |= dict.fromkeys(("scores", "kernel_rho", "bias_rho"), "float32")
+    kinds |= dict.fromkeys(("scores", "rate", "kernel_rho", "bias_rho"), "float32")
     assert {v.name: v.dtype for v in layer.variables} == {v.name: kinds[v.name] for v in layer.variables}
     assert layer.effective_kernel.dtype == tf.float32
     gradients = tape.gradient(total, [v.value for v in layer.trainable_variables])
