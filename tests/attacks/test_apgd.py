@@ -207,7 +207,7 @@ def test_malt_aims_at_the_nearest_boundaries_first(correct):
 
     logits = linear(x).numpy()
     y = logits.argmax(-1)
-    attack = APGD(0.01, loss="targeted-dlr", target_order="malt", num_targets=3, num_steps=50)
+    attack = APGD(0.01, loss="targeted-dlr", target_order="malt", num_targets=3, num_steps=25)
     order = np.array(attack.classes_by_rank(linear, tf.constant(x), tf.constant(y)))
     gaps = logits[np.arange(20), y][:, None] - logits
     steepness = np.abs(weights[:, y].T[:, :, None] - weights[None]).sum(1)
@@ -216,9 +216,9 @@ def test_malt_aims_at_the_nearest_boundaries_first(correct):
     assert (order[:, 1:] != np.argsort(-logits, axis=1)[:, 1:]).any()
     standing = [
         AutoAttack(toy_network(), "Linf", 0.01, "custom", [each], verbose=False).run_standard_evaluation(
-            correct[0][:200].numpy(), correct[1][:200].numpy()
+            correct[0][:120].numpy(), correct[1][:120].numpy()
         )["robust_accuracy"]
-        for each in (attack, APGD(0.01, loss="targeted-dlr", num_steps=50))
+        for each in (attack, APGD(0.01, loss="targeted-dlr", num_steps=25))
     ]
     assert standing[0] <= standing[1] + 0.002
 

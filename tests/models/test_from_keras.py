@@ -108,7 +108,7 @@ def test_scores_of_a_users_model_are_learnt():
 def test_bad_input_is_named():
     model = users_model()
     for arguments, message in (
-        ({"kernel": "signed"}, "one of plain, masked, rewiring, subnet. Received: kernel='signed'"),
+        ({"kernel": "signed"}, "one of plain, masked, rewiring, subnet, learned_rate. Received: kernel='signed'"),
         ({"kernel": "rewiring"}, "pass their fraction, connectivity=0.1"),
         ({"connectivity": 1.5}, "connectivity=1.5"),
         ({"model": keras.Sequential([keras.layers.Dense(3)])}, "a built keras.Model"),

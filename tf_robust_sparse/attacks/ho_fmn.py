@@ -39,7 +39,7 @@ class HOFMN(MinimumNormAttack):
     Benchmark reports the accuracy under this attack.
 
     ```python
-    attack = trs.attacks.HOFMN.tuned(network, x, y, trials=8)
+    attack = trs.attacks.HOFMN.tuned(network, x, y, trials=4, tuning_steps=20, num_steps=50)
     found = attack.nearest(network, x, y)
     ```
 

@@ -207,6 +207,8 @@ class Attacks(Settings):
         steps: dict[str, Any] = {} if self.min_norm_steps is None else {"num_steps": self.min_norm_steps}
         if name == "hofmn":
             x, y = suite.x[:tuned_on], suite.y[:tuned_on]
+            if steps:  # trials take half as many steps, as published
+                steps["tuning_steps"] = max(steps["num_steps"] // 2, 1)
             loss = "dlr" if suite.num_classes > 2 else "margin"
             return trs.attacks.HOFMN.tuned(suite.model, x, y, loss=loss, seed=Data.read().seed, **steps)
         if name == "sigma_zero":
