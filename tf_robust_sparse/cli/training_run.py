@@ -20,7 +20,7 @@ from tf_robust_sparse.cli.sections.recipe import Averages, Views
 from tf_robust_sparse.cli.sections.run import CertifiedRun, Run
 from tf_robust_sparse.cli.workers import is_chief
 from tf_robust_sparse.sparsity.scores import scored_layers
-from tf_robust_sparse.training.callbacks import LAST, ReferenceSelection, check_same_run
+from tf_robust_sparse.training.callbacks import ReferenceSelection
 from tf_robust_sparse.training.gradual_pruning import GradualPruning
 
 FLAGS = flags.FLAGS
@@ -77,10 +77,6 @@ def prepare(
     # Worker 0 alone checks and writes the directory.
     resuming = run_directory.check(directory, Run.read().resume) if is_chief() else _has_checkpoint(directory)
     if resuming and (directory / "results.json").exists() and (directory / "network.keras").exists():
-        last = directory / "checkpoints" / LAST
-        if last.exists():
-            with command_line.about("resume"):
-                check_same_run(last, _identity())
         print(f"{directory} holds the finished run; there is nothing to resume.")
         if is_chief():
             _complete(directory, files)
@@ -105,11 +101,6 @@ def prepare(
         validation = (some, labels)
     steps = amount.steps_per_epoch(len(images.train_labels), data.batch_size)
     return TrainingRun(directory, images, validation, auxiliary, strategy, epochs, steps, resuming, files)
-
-
-def _identity() -> dict[str, Any]:
-    """Returns the settings that make another run if they change."""
-    return {name: FLAGS[name].value for name in settings.identity()}
 
 
 def train(
@@ -137,7 +128,7 @@ def train(
         run.directory / "checkpoints",
         _monitored(model),
         config={
-            **_identity(),
+            **{name: FLAGS[name].value for name in settings.identity()},
             **{"epochs": run.epochs, "sparsifier": sparsity.chosen(), **(config or {})},
         },
         connections=connections,

@@ -18,23 +18,6 @@ from tf_robust_sparse.saving.atomic import replace_file
 from tf_robust_sparse.saving.checkpoint import read_metadata
 from tf_robust_sparse.sparsity import Sparsifier, statistics
 
-LAST = "last.weights.h5"
-
-
-def check_same_run(path: Path, config: dict[str, Any]) -> None:
-    """Checks that a checkpoint belongs to a run with these settings.
-
-    Raises:
-        ValueError: if the file is damaged, or a setting that both know has another value there.
-    """
-    written = read_metadata(path)["config"]
-    for name, value in config.items():
-        if written.get(name, value) != value:  # earlier versions knew fewer settings
-            raise ValueError(
-                f"The run in {path.parent} was begun with {name}={written[name]!r}, which --resume cannot "
-                f"change; pass the flags of its run.flags. Received: {name}={value!r}"
-            )
-
 
 class StopOnNaN(keras.callbacks.Callback):
     """Ends training as soon as the loss is not finite, before a checkpoint is overwritten.
@@ -134,8 +117,14 @@ class Checkpoints(keras.callbacks.Callback):
         Raises:
             ValueError: if the file is damaged or belongs to another network or to a run with another `config`.
         """
-        path = self.directory / LAST
-        check_same_run(path, self.config)
+        path = self.directory / "last.weights.h5"
+        written = read_metadata(path)["config"]
+        for name, value in self.config.items():
+            if written.get(name, value) != value:  # earlier versions knew fewer settings
+                raise ValueError(
+                    f"The run in {self.directory} was begun with {name}={written[name]!r}, which --resume cannot "
+                    f"change; pass the flags of its run.flags. Received: {name}={value!r}"
+                )
         self.state = saving.load_checkpoint(path, model)["state"]
         if self._writes and self.state["epoch"]:
             self._write_history()  # the last epoch may be missing, because the state is written first
