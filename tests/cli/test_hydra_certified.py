@@ -61,6 +61,7 @@ def check(trainer, directory, epochs):
 CROWN = (*FEW, *ADAM, "--epochs=3", "--schedule_length=2", "--trainer=crown-ibp", "--final_kappa=0.5")
 
 
+@pytest.mark.full
 def test_a_phase_under_bounds(images, tmp_path):
     """Sparse from the start, as the phases after the first are."""
     sparse = ("--exp_mode=pretrain", "--layer_type=subnet", "--k=0.2")

@@ -96,7 +96,7 @@ def test_without_a_backward_pass_the_bounds_are_intervals():
 @pytest.mark.parametrize(
     "objective",
     [
-        objectives.CrownIBP(0.02, final_beta=0.5),
+        pytest.param(objectives.CrownIBP(0.02, final_beta=0.5), marks=pytest.mark.full),
         objectives.IBP(0.02),
         pytest.param(
             objectives.MixTrain(objectives.EpochwiseEpsilon(0.02, 0, 4), probability=1.0), marks=pytest.mark.full

@@ -99,7 +99,7 @@ def test_replicas_stay_identical_while_connections_move(kernel, objective):
 @pytest.mark.parametrize(
     ("kernel", "objective", "batch_norm"),
     [
-        ("rewiring", "awp", True),
+        pytest.param("rewiring", "awp", True, marks=pytest.mark.full),
         pytest.param("rewiring", "trades", False, marks=pytest.mark.full),
         pytest.param("masked", "natural", True, marks=pytest.mark.full),
     ],

@@ -21,10 +21,10 @@ SHORT, LONG = (
     Scale(28, LinfPGD(0.1, 0.02, 10), 20, 64, 0.2, (8, 4, 4, 8)),
 )
 TEST = 1000
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 
-@pytest.fixture(scope="module", params=[SHORT, pytest.param(LONG, marks=pytest.mark.full)], ids=["short", "long"])
+@pytest.fixture(scope="module", params=[SHORT, LONG], ids=["short", "long"])
 def scale(request):
     return request.param
 

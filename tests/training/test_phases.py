@@ -153,6 +153,7 @@ def test_bad_arguments(arguments, message):
         Phase(*arguments)
 
 
+@pytest.mark.full
 def test_learned_scores_leave_the_order_of_magnitudes():
     network = tiny_network("subnet", batch_norm=False)
     sparsity.set_keep_fractions(network, 0.2)
