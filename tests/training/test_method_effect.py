@@ -1,6 +1,6 @@
 """Learned scores do what they are for, on real images: better than magnitude and random masks, and in natural networks.
 
-Shortly on 14x14 pixels, and with `-m full` on 28x28.
+On 14x14 pixels shortly, and on 28x28: `python -m pytest -m full`.
 """
 
 import collections
