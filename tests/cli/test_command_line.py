@@ -30,7 +30,7 @@ def test_help_tells_every_flag_in_a_sentence(script, word):
     assert {"data", "model", "k" if script == "run_hydra" else "connectivity", "seed"} <= {name for name, _ in shown}
     assert max(map(len, done.out.splitlines())) <= 120
     assert ("--pc." in " ".join(done.out.split())) == (word == "--helpfull")
-    assert word == "--helpfull" or len(done.out.splitlines()) <= 160
+    assert word == "--helpfull" or len(done.out.splitlines()) <= 150
     assert "%s" not in done.out
 
 

@@ -64,6 +64,15 @@ STAGED_ATTACKS = {
     "Square, L2": lambda: attacks.Square(0.5, "L2", num_queries=10, seed=4),
 }
 
+MINIMUM_NORM_ATTACKS = {
+    "FMN": lambda: attacks.FMN("Linf", 10),
+    "FMN, L0": lambda: attacks.FMN("L0", 10),
+    "DDN": lambda: attacks.DDN(10),
+    "DeepFool": lambda: attacks.DeepFool("L2", 5, num_candidates=2),
+    "SigmaZero": lambda: attacks.SigmaZero(10),
+    "HOFMN": lambda: attacks.HOFMN(10),
+}
+
 OBJECTIVES = {
     "AT": lambda: objectives.AT(attacks.LinfPGD(8 / 255, 2 / 255, 2)),
     "CrownIBP": lambda: objectives.CrownIBP(0.02, final_beta=0.5),
@@ -161,11 +170,6 @@ ABSTRACT = {
     "Prunable": "a record",
     "GradientAttack": "lacks a norm",
     "MinimumNormAttack": "lacks its steps",
-    "DDN": "finds distances; see tests/attacks/test_minimum_norm.py",
-    "DeepFool": "finds distances; see tests/attacks/test_minimum_norm.py",
-    "FMN": "finds distances; see tests/attacks/test_minimum_norm.py",
-    "HOFMN": "finds distances; see tests/attacks/test_minimum_norm.py",
-    "SigmaZero": "finds distances; see tests/attacks/test_minimum_norm.py",
     "EpochwiseEpsilon": "a schedule, which objectives take",
     "EpsilonSchedule": "a schedule, which objectives take",
     "LinearEpsilon": "a schedule, which objectives take",
@@ -179,7 +183,7 @@ ABSTRACT = {
 # Folder -> (its module, its rows as factories).
 TABLES = {
     "layers": (layers, {name: make for name, (make, _) in LAYERS.items()}),
-    "attacks": (attacks, ATTACKS | STAGED_ATTACKS),
+    "attacks": (attacks, ATTACKS | STAGED_ATTACKS | MINIMUM_NORM_ATTACKS),
     "objectives": (objectives, OBJECTIVES),
     "sparsity": (sparsity, {name: make for name, (make, _) in SPARSIFIERS.items()}),
 }

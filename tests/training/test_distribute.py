@@ -20,7 +20,7 @@ OBJECTIVES["awp"] = objectives.AWP(OBJECTIVES["at"], 0.05)
 # attack of TRADES starts where the divergence is almost 0, so the rounding error of its gradient is large relative to
 # the gradient, which is then normalized; since that grows from step to step, and newborn connections start at 1e-12,
 # TRADES is compared over one epoch, all else over two. A loss averaged wrongly moves weights by 6e-3.
-ROUNDING = {"natural": 2e-6, "at": 2e-6, "awp": 2e-5, "trades": 1e-3}
+ROUNDING = {"natural": 2e-6, "at": 2e-6, "awp": 1e-5, "trades": 1e-3}
 
 # Without noise a connection dies by its gradient alone, which rounding cannot turn around unless it is itself of the
 # size of rounding: the sets of connections must be equal, not nearly so.
@@ -99,7 +99,7 @@ def test_replicas_stay_identical_while_connections_move(kernel, objective):
 @pytest.mark.parametrize(
     ("kernel", "objective", "batch_norm"),
     [
-        pytest.param("rewiring", "awp", True, marks=pytest.mark.full),
+        ("rewiring", "awp", True),
         pytest.param("rewiring", "trades", False, marks=pytest.mark.full),
         pytest.param("masked", "natural", True, marks=pytest.mark.full),
     ],

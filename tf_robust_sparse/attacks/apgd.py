@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.attacks.apgd_steps import kept, l2_projected, signed_step, unit, with_momentum
 from tf_robust_sparse.attacks.checkpoints import checkpoints, windows
-from tf_robust_sparse.attacks.gradient_attack import check_integer, input_gradient
+from tf_robust_sparse.attacks.gradient_attack import check_integer, loss_gradient
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, far_cross_entropy, targeted_dlr
 from tf_robust_sparse.attacks.projections import (
     count_changed,
@@ -343,31 +343,21 @@ class APGD(StagedAttack):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns loss and gradient of each image, and whether the network is wrong about it."""
 
-        # One forward pass gives the gradient, the loss and the prediction, so that a step costs no second pass.
         def once() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            seen: list[tf.Tensor] = []
-
-            def loss_fn(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-                seen[:] = [self._loss(labels, logits, target), logits]
-                return seen[0]
-
-            gradient = input_gradient(forward, x, y, loss_fn)
-            return gradient, seen[0], tf.argmax(seen[1], axis=-1) != y
+            return loss_gradient(forward, x, y, lambda labels, logits: self._loss(labels, logits, target))
 
         if self.eot_samples == 1:
-            gradient, loss, wrong = once()
-        else:
+            return once()
 
-            def add(index: tf.Tensor, total: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                gradient, loss, wrong = once()
-                return index + 1, total + gradient, loss, wrong
+        def add(index: tf.Tensor, total: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            loss, gradient, wrong = once()
+            return index + 1, total + gradient, loss, wrong
 
-            first = (tf.constant(0), tf.zeros_like(x), tf.zeros_like(y, tf.float32), tf.zeros_like(y, tf.bool))
-            _, total, loss, wrong = tf.while_loop(
-                lambda index, *_: index < self.eot_samples, add, first, parallel_iterations=1
-            )
-            gradient = total / self.eot_samples
-        return loss, gradient, wrong
+        first = (tf.constant(0), tf.zeros_like(x), tf.zeros_like(y, tf.float32), tf.zeros_like(y, tf.bool))
+        _, total, loss, wrong = tf.while_loop(
+            lambda index, *_: index < self.eot_samples, add, first, parallel_iterations=1
+        )
+        return loss, total / self.eot_samples, wrong
 
     def _loss(self, y: tf.Tensor, logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
         classes = logits.shape[-1] or 4

@@ -4,11 +4,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_robust_sparse.attacks.fmn import check_positive
-from tf_robust_sparse.attacks.gradient_attack import check_integer
+from tf_robust_sparse.attacks.gradient_attack import check_integer, check_positive, loss_gradient
 from tf_robust_sparse.attacks.losses import log_odds
-from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine, loss_gradient
-from tf_robust_sparse.attacks.projections import l2_norm, normalized, per_example, pixel_range
+from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine
+from tf_robust_sparse.attacks.projections import normalized, per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import State
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.noise import fold_in, normal_like
@@ -67,9 +66,8 @@ class DDN(MinimumNormAttack):
         somewhere = normalized(normal_like(x, fold_in(state["seeds"], state["iteration"])))
         flat = tf.reduce_all(tf.equal(gradient, 0), axis=list(range(1, x.shape.rank)))
         direction = fast_where(flat, somewhere, direction)
-        farthest = tf.reshape(l2_norm(tf.maximum(x, 1 - x)), (-1,))
         length = state["length"] * tf.where(wrong, 1 - self.decay, 1 + self.decay)
-        length = tf.minimum(length, farthest)
+        length = tf.minimum(length, self.farthest(x))
         moved = state["x_current"] + cosine(state["iteration"], 1.0, 0.01, self.num_steps) * direction
         x_new = pixel_range(x + normalized(moved - x) * per_example(length, x))
         if self.levels is not None:

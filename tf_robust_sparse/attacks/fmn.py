@@ -1,24 +1,15 @@
 """FMN: the fast minimum-norm attack."""
 
 import math
-import numbers
 from typing import Any
 
 import tensorflow as tf
 
 from tf_robust_sparse.attacks.fab import DUAL
-from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine, loss_gradient
-from tf_robust_sparse.attacks.projections import (
-    between,
-    count_changed,
-    distance,
-    l0_ball,
-    l1_ball,
-    l2_ball,
-    normalized,
-    per_example,
-    pixel_range,
-)
+from tf_robust_sparse.attacks.gradient_attack import check_positive, loss_gradient
+from tf_robust_sparse.attacks.losses import margin
+from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine
+from tf_robust_sparse.attacks.projections import distance, l0_ball, l1_ball, l2_ball, linf_ball, normalized, per_example
 from tf_robust_sparse.attacks.staged_attack import State
 from tf_robust_sparse.layers.forward import Forward
 
@@ -80,7 +71,7 @@ class FMN(MinimumNormAttack):
         return {"radius": tf.ones_like(y, tf.float32), "crossed": tf.zeros_like(y, tf.bool)}
 
     def _step(self, forward: Forward, x: tf.Tensor, y: tf.Tensor, state: State) -> State:
-        gap, gradient, wrong = loss_gradient(forward, state["x_current"], y)
+        gap, gradient, wrong = loss_gradient(forward, state["x_current"], y, margin)
         state, away = self._kept(x, wrong, state)
         crossed = state["crossed"] | wrong
         length = cosine(state["iteration"], self.step_size, self.final_step_size, self.num_steps)
@@ -91,26 +82,18 @@ class FMN(MinimumNormAttack):
             steepness = distance(gradient, tf.zeros_like(gradient), DUAL[self.norm])
             # A little beyond the boundary: of a linear network it would otherwise be approached but never crossed.
             boundary = (1 + self.final_decay) * (away + tf.abs(gap) / tf.maximum(steepness, 1e-12))
-            inside = tf.minimum(state["radius"] * (1 - decay), state["best"])
-            radius = tf.where(wrong, inside, tf.where(crossed, state["radius"] * (1 + decay), boundary))
-        radius = tf.minimum(radius, self._worst(x))
+            radius = next_radius(state, decay, wrong, crossed, boundary)
+        radius = tf.minimum(radius, self.farthest(x))
         moved = state["x_current"] - length * normalized(gradient)
         return state | {"radius": radius, "crossed": crossed, "x_current": self._projected(moved, x, radius)}
-
-    def _worst(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the distance of the farthest image, `(batch,)`."""
-        farthest = tf.where(x > 0.5, tf.zeros_like(x), tf.ones_like(x))
-        return count_changed(farthest, x) if self.norm == "L0" else distance(farthest, x, self.norm)
 
     def _projected(self, x_adv: tf.Tensor, x: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
         if self.norm == "L1":
             return l1_ball(x_adv, x, radius)
         if self.norm == "L0":
             return l0_ball(x_adv, x, radius)
-        wide = per_example(radius, x)
-        if self.norm == "L2":
-            return l2_ball(x_adv, x, wide)
-        return between(x_adv, pixel_range(x - wide), pixel_range(x + wide))
+        ball = l2_ball if self.norm == "L2" else linf_ball
+        return ball(x_adv, x, per_example(radius, x))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor, as plain values."""
@@ -118,16 +101,22 @@ class FMN(MinimumNormAttack):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
+def next_radius(state: State, decay: tf.Tensor, wrong: tf.Tensor, crossed: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+    """Returns the radius of the next ball, `(batch,)`: smaller while the point is adversarial, larger while it is not.
+
+    Args:
+        state: With the last `radius`, and the `best` distance.
+        decay: Share by which the radius changes.
+        wrong: Which points are adversarial.
+        crossed: Which images have had an adversarial point.
+        before: The radius of images that have had none.
+    """
+    smaller = tf.minimum(state["radius"] * (1 - decay), state["best"])
+    return tf.where(wrong, smaller, tf.where(crossed, state["radius"] * (1 + decay), before))
+
+
 def _radius_of_counts(radius: tf.Tensor, decay: tf.Tensor, wrong: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
     """Returns the next number of pixels, which changes by one at least."""
     fewer = tf.minimum(tf.minimum(radius - 1, tf.floor(radius * (1 - decay))), best)
     more = tf.maximum(radius + 1, tf.floor(radius * (1 + decay)))
     return tf.maximum(tf.where(wrong, fewer, more), 0.0)
-
-
-def check_positive(name: str, value: Any, largest: float = math.inf) -> None:
-    """Raises a `ValueError` that names the argument unless its value is a number above 0 and below `largest`."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 < value < largest:
-        limit = "" if largest == math.inf else f" and below {largest:g}"
-        raise ValueError(f"`{name}` is a number above 0{limit}. Received: {name}={value!r}")

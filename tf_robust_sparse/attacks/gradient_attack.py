@@ -355,9 +355,34 @@ def input_gradient(forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn
     return gradient
 
 
+def loss_gradient(
+    forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: LossFn
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the loss of each image, its gradient with respect to the pixels, and whether the network is wrong.
+
+    One forward pass gives all three.
+    """
+    seen: list[tf.Tensor] = []
+
+    def remembered(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        seen[:] = [loss_fn(labels, logits), logits]
+        return seen[0]
+
+    gradient = input_gradient(forward, x, y, remembered)
+    return seen[0], gradient, tf.argmax(seen[1], axis=-1) != y
+
+
 def _check_number(name: str, value: Any, meaning: str, advice: str) -> None:
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
         raise ValueError(f"`{name}` is {meaning}, at least 0; {advice}. Received: {name}={value}")
+
+
+def check_positive(name: str, value: Any, largest: float = math.inf) -> None:
+    """Raises a `ValueError` that names the argument unless its value is a number above 0 and below `largest`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value < largest:
+        limit = "" if largest == math.inf else f" and below {largest:g}"
+        raise ValueError(f"`{name}` is a number above 0{limit}. Received: {name}={value!r}")
 
 
 def check_integer(name: str, value: Any, minimum: int | None, advice: str) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_robust_sparse.attacks.gradient_attack import check_integer
+from tf_robust_sparse.attacks.fmn import next_radius
+from tf_robust_sparse.attacks.gradient_attack import check_integer, check_positive, loss_gradient
 from tf_robust_sparse.attacks.losses import cross_entropy, dlr, margin
-from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine, loss_gradient
-from tf_robust_sparse.attacks.projections import between, distance, per_example, pixel_range
+from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine
+from tf_robust_sparse.attacks.projections import linf_ball, per_example
 from tf_robust_sparse.attacks.staged_attack import State
 from tf_robust_sparse.layers.forward import Forward
 from tf_robust_sparse.layers.kernel_seam import cached_for_inference
@@ -87,6 +88,8 @@ class HOFMN(MinimumNormAttack):
         self.loss = loss
         self.optimizer = optimizer
         self.parameters: dict[str, Any] = {name: float(value) for name, value in parameters.items()}
+        check_positive("decay", decay, 1)
+        check_positive("final_decay", final_decay, 1)
         self.decay = float(decay)
         self.final_decay = float(final_decay)
 
@@ -154,16 +157,13 @@ class HOFMN(MinimumNormAttack):
         _, gradient, wrong = loss_gradient(forward, state["x_current"], y, loss_fn)
         state, _ = self._kept(x, wrong, state)
         decay = cosine(state["iteration"], self.decay, self.final_decay, self.num_steps)
-        smaller = tf.minimum(state["radius"] * (1 - decay), state["best"])
         crossed = state["crossed"] | wrong
-        worst = distance(tf.maximum(x, 1 - x), tf.zeros_like(x), "Linf")
         # Until an image is misclassified for the first time, nothing bounds its perturbation.
-        radius = tf.where(wrong, smaller, tf.where(crossed, state["radius"] * (1 + decay), worst))
-        radius = tf.minimum(radius, worst)
+        worst = self.farthest(x)
+        radius = tf.minimum(next_radius(state, decay, wrong, crossed, worst), worst)
         delta = state["x_current"] - x
         move, moments = self._move(state, self.parameters["weight_decay"] * delta - tf.sign(gradient))
-        wide = per_example(radius, x)
-        x_new = between(state["x_current"] + move, pixel_range(x - wide), pixel_range(x + wide))
+        x_new = linf_ball(state["x_current"] + move, x, per_example(radius, x))
         return state | moments | {"radius": radius, "crossed": crossed, "x_current": x_new}
 
     def _move(self, state: State, slope: tf.Tensor) -> tuple[tf.Tensor, State]:

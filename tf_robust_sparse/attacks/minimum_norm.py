@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_robust_sparse import schedules
 from tf_robust_sparse.attacks.gradient_attack import check_integer
 from tf_robust_sparse.attacks.inputs import checked_inputs
-from tf_robust_sparse.attacks.losses import FAR, margin
+from tf_robust_sparse.attacks.losses import FAR
 from tf_robust_sparse.attacks.projections import count_changed, distance
 from tf_robust_sparse.attacks.staged_attack import State, while_state
 from tf_robust_sparse.layers.forward import Forward
@@ -114,6 +115,10 @@ class MinimumNormAttack:
         """Returns the distance of each example from its image, `(batch,)`."""
         return count_changed(x_adv, x) if self.norm == "L0" else distance(x_adv, x, self.norm)
 
+    def farthest(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the distance of the farthest image of the pixel range from each image, `(batch,)`."""
+        return self.length(tf.where(x > 0.5, tf.zeros_like(x), tf.ones_like(x)), x)
+
     def _kept(self, x: tf.Tensor, wrong: tf.Tensor, state: State) -> tuple[State, tf.Tensor]:
         """Returns the state with the current point where it is adversarial and nearer, and its distances."""
         away = self.length(state["x_current"], x)
@@ -142,24 +147,6 @@ class MinimumNormAttack:
         return f"{type(self).__name__}({arguments})"
 
 
-def loss_gradient(
-    forward: Forward, x: tf.Tensor, y: tf.Tensor, loss_fn: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = margin
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns the loss of each image, its gradient by the pixels, and whether the network is wrong; one pass."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        logits = forward(x)
-        loss = loss_fn(y, logits)
-    gradient = tape.gradient(loss, x)
-    if gradient is None:
-        raise ValueError(
-            "The attack needs the gradient of the logits with respect to the images, but the model has none; "
-            "remove NumPy code, integer casts and tf.stop_gradient between the images and the logits."
-        )
-    return loss, gradient, tf.argmax(logits, axis=-1) != y
-
-
 def cosine(iteration: tf.Tensor, first: float, last: float, steps: int) -> tf.Tensor:
     """Returns a number that goes from `first` toward `last` on half a cosine, by the step; scalar, float32."""
-    share = (1 + tf.cos(3.141592653589793 * tf.cast(iteration, tf.float32) / steps)) / 2
-    return last + (first - last) * share
+    return schedules.linear(schedules.cosine(tf.cast(iteration, tf.float32), length=steps), last, first)

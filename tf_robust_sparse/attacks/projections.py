@@ -17,13 +17,13 @@ def pixel_range(x: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(x, 0.0, 1.0)
 
 
-def linf_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float) -> tf.Tensor:
+def linf_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float | tf.Tensor) -> tf.Tensor:
     """Clips to the pixels within `epsilon` of `x` and in [0, 1].
 
     Args:
         x_adv: `(batch, ...)`, float32.
         x: `(batch, ...)`, float32, in `[0, 1]`.
-        epsilon: Radius in pixels of `[0, 1]`.
+        epsilon: Radius in pixels of `[0, 1]`; a number, or `(batch, 1, ..., 1)` for one per example.
 
     Returns:
         `(batch, ...)`: no pixel is further than `epsilon` from `x`, up to float32 rounding.
@@ -44,7 +44,7 @@ def between(x_adv: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.ClipByValue(t=x_adv, clip_value_min=low, clip_value_max=high)  # one pass instead of two
 
 
-def l2_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float) -> tf.Tensor:
+def l2_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float | tf.Tensor) -> tf.Tensor:
     """Shortens `x_adv - x` of each example to Euclidean length `epsilon` where it is longer, then clips to `[0, 1]`.
 
     The clip moves no pixel away from `x`, which is in `[0, 1]`, so the result is in the ball and in the range. It is
@@ -53,7 +53,7 @@ def l2_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float) -> tf.Tensor:
     Args:
         x_adv: `(batch, ...)`, float32.
         x: `(batch, ...)`, float32, in `[0, 1]`.
-        epsilon: Radius of the ball of each example, in pixels of `[0, 1]`.
+        epsilon: Radius in pixels of `[0, 1]`; a number, or `(batch, 1, ..., 1)` for one per example.
 
     Returns:
         `(batch, ...)`, at most `epsilon` from `x`, up to float32 rounding.
@@ -73,7 +73,7 @@ def l1_ball(x_adv: tf.Tensor, x: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
     Args:
         x_adv: `(batch, ...)`, float32.
         x: `(batch, ...)`, float32, in `[0, 1]`.
-        epsilon: Radius, scalar.
+        epsilon: Radius, scalar, or `(batch,)` for one per example.
 
     Returns:
         `(batch, ...)`, at most `epsilon` from `x` in the L1 norm, up to float32 rounding.

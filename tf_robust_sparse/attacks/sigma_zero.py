@@ -4,9 +4,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_robust_sparse.attacks.fmn import check_positive
+from tf_robust_sparse.attacks.gradient_attack import check_positive, loss_gradient
 from tf_robust_sparse.attacks.losses import margin
-from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine, loss_gradient
+from tf_robust_sparse.attacks.minimum_norm import MinimumNormAttack, cosine
 from tf_robust_sparse.attacks.projections import per_example, pixel_range
 from tf_robust_sparse.attacks.staged_attack import State
 from tf_robust_sparse.layers.forward import Forward

@@ -136,7 +136,7 @@ def help_text(command: ModuleType, full: bool = True) -> str:
     """
     lines = [inspect.getdoc(command) or ""]
     for title, found in _sections.items():
-        lines.append(f"\n{title}:")
+        lines.append(f"\n{title}:" if full or len(lines) == 1 else f"{title}:")  # a line per flag fits on two screens
         for name in found:
             prefix = "[no]" if FLAGS[name].default is True else ""
             head = f"  --{prefix}{name} ".ljust(26)

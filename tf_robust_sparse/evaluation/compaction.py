@@ -23,8 +23,7 @@ class CompactedAttack:
     fill up a batch repeat the first image. One trace serves all batch sizes, unless the model has a fixed one.
 
     On CPUs with at least two cores the two halves of a batch run at the same time, each in its own thread: one half
-        uses
-    the cores while the other does work that cannot be divided. The results are the same.
+    uses the cores while the other does work that cannot be divided. The results are the same.
 
     Args:
         attack: The attack.

@@ -147,7 +147,7 @@ class LearnedRateDense(LearnedRateKernel, DenseOperation):
     Raises:
         ValueError: if `units` is not a positive integer or a fraction is outside (0, 1].
 
-    Reference: [Zhao and Wressnegger, 2023](https://openreview.net/forum?id=sAJDi9lD06L), section 4.
+    Reference: [Zhao and Wressnegger, 2023](https://arxiv.org/abs/2412.14714), section 3.
     """
 
 
@@ -180,5 +180,5 @@ class LearnedRateConv2D(LearnedRateKernel, Conv2DOperation):
     Raises:
         ValueError: if a size is not positive, the padding is unknown or a fraction is outside (0, 1].
 
-    Reference: [Zhao and Wressnegger, 2023](https://openreview.net/forum?id=sAJDi9lD06L), section 4.
+    Reference: [Zhao and Wressnegger, 2023](https://arxiv.org/abs/2412.14714), section 3.
     """

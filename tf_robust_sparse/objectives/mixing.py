@@ -1,5 +1,6 @@
 """Images with boxes of other images, the labels of such mixtures, and the way back."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -30,13 +31,12 @@ def boxes(number: tf.Tensor, seed: tf.Tensor, size: Any, one: bool) -> tuple[tf.
     partner = tf.argsort(uniform_like(tf.zeros((number,)), fold_in(seed, _ORDER), 0.0, 1.0))
     if one:
         draws = tf.repeat(tf.random.stateless_uniform((1, 3), seed), number, axis=0)
-    inside = []
+    ends = []
     for axis, side in enumerate(size):
         length = tf.cast(tf.sqrt(draws[:, 0]) * side, tf.int32)
         first = tf.cast(draws[:, 1 + axis] * tf.cast(side - length, tf.float32), tf.int32)
-        places = tf.range(side)[tf.newaxis]
-        inside.append((places >= first[:, tf.newaxis]) & (places < (first + length)[:, tf.newaxis]))
-    return partner, (inside[0][:, :, tf.newaxis] & inside[1][:, tf.newaxis])[..., tf.newaxis]
+        ends.append((first, first + length))
+    return partner, _rectangles(size, ends)
 
 
 def clipped_boxes(number: tf.Tensor, seed: tf.Tensor, size: Any, groups: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -64,13 +64,21 @@ def clipped_boxes(number: tf.Tensor, seed: tf.Tensor, size: Any, groups: int) ->
     draws = tf.random.stateless_uniform((here * replicas, 3), seed)
     first = 0 if replicas == 1 else tf.cast(context.replica_id_in_sync_group, tf.int32) * here
     draws = tf.gather(draws, first + group)
-    inside = []
+    ends = []
     for axis, side in enumerate(size):
         half = tf.cast(tf.sqrt(draws[:, 0]) * side, tf.int32) // 2
         center = tf.cast(draws[:, 1 + axis] * side, tf.int32)
-        places = tf.range(side)[tf.newaxis]
-        inside.append((places >= (center - half)[:, tf.newaxis]) & (places < (center + half)[:, tf.newaxis]))
-    return partner, (inside[0][:, :, tf.newaxis] & inside[1][:, tf.newaxis])[..., tf.newaxis]
+        ends.append((center - half, center + half))
+    return partner, _rectangles(size, ends)
+
+
+def _rectangles(size: Any, ends: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
+    """Returns pixels `(number, height, width, 1)`, bool, from the first to before the last row and column of each."""
+    inside = [
+        (tf.range(side) >= first[:, tf.newaxis]) & (tf.range(side) < last[:, tf.newaxis])
+        for side, (first, last) in zip(size, ends, strict=True)
+    ]
+    return (inside[0][:, :, tf.newaxis] & inside[1][:, tf.newaxis])[..., tf.newaxis]
 
 
 def mixed(images: tf.Tensor, partner: tf.Tensor, box: tf.Tensor) -> tf.Tensor:

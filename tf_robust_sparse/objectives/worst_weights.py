@@ -85,6 +85,9 @@ class AtWorstWeights(ObjectiveAround):
         values = self.values(targets)
         if self._begun is None:
             offsets = self._offsets(network, loss, targets, values)
+        elif _replicas() > 1:  # gradients are summed over them, which is not possible in a branch
+            offsets = self._offsets(network, loss, targets, values)
+            offsets = [tf.where(self._begun, each, tf.zeros_like(each)) for each in offsets]
         else:
             offsets = tf.cond(
                 self._begun,
@@ -107,7 +110,11 @@ class AtWorstWeights(ObjectiveAround):
                 value = loss()
         found = tape.gradient(value, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         gradients = [tf.cast(tf.convert_to_tensor(each), tf.float32) for each in found]
-        context = tf.distribute.get_replica_context()
-        if context is not None and context.num_replicas_in_sync > 1:
-            gradients = list(context.all_reduce(tf.distribute.ReduceOp.SUM, gradients))
+        if _replicas() > 1:
+            gradients = list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients))
         return [self.move(*each) for each in zip(targets, values, gradients, strict=True)]
+
+
+def _replicas() -> int:
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync

@@ -25,7 +25,19 @@ _SHORTER, _WIDER = 0.75, 0.5  # factor of the step, and growth of the noise in u
 _KEEPS, _FORGETS = 0.9, 0.1  # running mean of the cosine
 _MOST = 64  # alarms that are recorded
 _TINY = 1e-12
-_SAME: dict[str, Any] = {"trainable": False, "autocast": False, "aggregation": "only_first_replica"}
+_FEW = 10  # measurements of the cosine before the first alarm
+_ABOVE_CHANCE = 2  # the probe is silent until the best accuracy is so often that of guessing
+_GOOD = 0.8  # share of the best accuracy from which on weights are kept
+_NUMBERS = {
+    **dict.fromkeys(("best", "fgsm_at_best", "pgd", "fgsm", "cosine", "mean"), "float32"),
+    **dict.fromkeys(("count", "rung", "softened", "kept_at"), "int64"),
+}
+_STATE: dict[str, Any] = {  # of a variable
+    "initializer": "zeros",
+    "trainable": False,
+    "autocast": False,
+    "aggregation": "only_first_replica",
+}
 
 
 class Alarm(NamedTuple):
@@ -131,14 +143,14 @@ class CollapseGuard(keras.callbacks.Callback):
         self._plain, self._model = model.objective, model
         with model.distribute_strategy.scope():
             self._numbers = {
-                name: self.state.add_weight(name=name, shape=(), dtype=dtype, initializer="zeros", **_SAME)
+                name: self.state.add_weight(name=name, shape=(), dtype=dtype, **_STATE)
                 for name, dtype in _NUMBERS.items()
             }
             self._alarms = self.state.add_weight(
-                name="alarms", shape=(_MOST, len(Alarm._fields)), dtype="float64", initializer="zeros", **_SAME
+                name="alarms", shape=(_MOST, len(Alarm._fields)), dtype="float64", **_STATE
             )
             self._copies = [
-                self.state.add_weight(name=f"copy_{number}", shape=each.shape, dtype=each.dtype, **_ZEROS)
+                self.state.add_weight(name=f"copy_{number}", shape=each.shape, dtype=each.dtype, **_STATE)
                 for number, each in enumerate(self._kept_variables())
             ]
         self._numbers["kept_at"].assign(-1)
@@ -282,16 +294,6 @@ def softened(attack: GradientAttack, action: str, times: int) -> GradientAttack:
     else:
         now.step_size *= _SHORTER**times
     return now
-
-
-_FEW = 10  # measurements of the cosine before the first alarm
-_ABOVE_CHANCE = 2  # the probe is silent until the best accuracy is so often that of guessing
-_GOOD = 0.8  # share of the best accuracy from which on weights are kept
-_NUMBERS = {
-    **dict.fromkeys(("best", "fgsm_at_best", "pgd", "fgsm", "cosine", "mean"), "float32"),
-    **dict.fromkeys(("count", "rung", "softened", "kept_at"), "int64"),
-}
-_ZEROS: dict[str, Any] = {**_SAME, "initializer": "zeros"}
 
 
 def _check_attack(objective: Objective, action: str) -> None:

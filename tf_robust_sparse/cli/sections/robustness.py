@@ -36,7 +36,13 @@ NORMS_OF = {
     "sigma_zero": ("L0",),
 }
 ATTACKS = tuple(NORMS_OF)
-MINIMUM_NORM = ("fmn", "hofmn", "ddn", "deepfool", "sigma_zero")
+MINIMUM_NORM: dict[str, type[trs.attacks.MinimumNormAttack]] = {
+    "fmn": trs.attacks.FMN,
+    "hofmn": trs.attacks.HOFMN,
+    "ddn": trs.attacks.DDN,
+    "deepfool": trs.attacks.DeepFool,
+    "sigma_zero": trs.attacks.SigmaZero,
+}
 # Of the usual leaderboards on CIFAR-10; in L0, pixels times channels.
 EPSILONS = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0, "L0": 10.0}
 USUAL = {
@@ -211,11 +217,8 @@ class Attacks(Settings):
                 steps["tuning_steps"] = max(steps["num_steps"] // 2, 1)
             loss = "dlr" if suite.num_classes > 2 else "margin"
             return trs.attacks.HOFMN.tuned(suite.model, x, y, loss=loss, seed=Data.read().seed, **steps)
-        if name == "sigma_zero":
-            return trs.attacks.SigmaZero(**steps)
-        if name == "ddn":
-            return trs.attacks.DDN(**steps)
-        return {"fmn": trs.attacks.FMN, "deepfool": trs.attacks.DeepFool}[name](self.norm, **steps)
+        kind = MINIMUM_NORM[name]
+        return kind(**steps) if len(kind.norms) == 1 else kind(norm=self.norm, **steps)
 
     def square(self, model: Callable[..., Any]) -> trs.evaluation.AutoAttack:
         """Returns the Square Attack alone."""
