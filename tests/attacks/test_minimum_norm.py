@@ -17,7 +17,7 @@ from tf_robust_sparse.attacks.ho_fmn import SEARCH_SPACE
 from tf_robust_sparse.attacks.minimum_norm import cosine
 from tf_robust_sparse.attacks.projections import l0_ball
 from tf_robust_sparse.evaluation import AutoAttack, minimum_norms
-from tf_robust_sparse.evaluation.minimum_norms import nearest_examples
+from tf_robust_sparse.evaluation.minimum_norms import distances_as_results, nearest_examples
 
 DUAL = {"Linf": 1, "L2": 2, "L1": np.inf}
 
@@ -117,6 +117,8 @@ def test_sigma_zero_needs_no_more_entries_than_fmn():
         for attack in (SigmaZero(50), FMN("L0", 50))
     )
     assert ours.mean() <= theirs.mean()
+    radii = [point["epsilon"] for point in distances_as_results(ours, "L0")["points"]]
+    assert radii == sorted({round(each) for each in radii}) and radii[0] == 0
 
 
 @pytest.mark.parametrize("optimizer", SEARCH_SPACE)

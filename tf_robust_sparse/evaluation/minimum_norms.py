@@ -88,7 +88,7 @@ def minimum_norms(
         **attack.describe(),
         "images": len(x),
         "clean_accuracy": clean.accuracy,
-        **distances_as_results(distance),
+        **distances_as_results(distance, attack.norm),
         "seconds": time.perf_counter() - begin,
         **safety.as_results(flags),
     }
@@ -165,11 +165,12 @@ def _seen_misclassified(
     return examples, attack.length(examples, x), wrong, finite
 
 
-def distances_as_results(distance: np.ndarray) -> dict[str, Any]:
-    """Returns `median_distance`, `distances` and `points` of a results file for distances `(images,)`."""
+def distances_as_results(distance: np.ndarray, norm: str) -> dict[str, Any]:
+    """Returns `median_distance`, `distances` and `points` of a results file for distances `(images,)` in a norm."""
     finite = distance[np.isfinite(distance)]
     last = float(np.quantile(finite, 0.99)) if len(finite) and finite.max() > 0 else 1.0
     radii = np.linspace(0, last, CURVE_POINTS + 1)
+    radii = np.unique(np.round(radii)) if norm == "L0" else radii  # which counts
     median = float(np.median(distance))
     return {
         "median_distance": median if np.isfinite(median) else None,

@@ -136,7 +136,7 @@ class RobustnessSuite:
             {
                 **attack.describe(),
                 "epsilon": epsilon,
-                **distances_as_results(distance),
+                **distances_as_results(distance, attack.norm),
                 "seconds": time.perf_counter() - begin,
                 "iterations_per_image": float(attack.num_steps),
                 "gradient_passes_per_image": float(attack.num_steps * attack.gradients_per_step),
