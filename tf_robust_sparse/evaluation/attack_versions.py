@@ -1,4 +1,4 @@
-"""The attacks of the published versions of AutoAttack."""
+"""The attacks of the published versions of AutoAttack, and of a quicker one for many classes."""
 
 from typing import Any
 

@@ -44,7 +44,8 @@ class AutoAttack:
         norm: `"Linf"`, `"L2"` or `"L1"`.
         epsilon: Radius of the ball in the norm, in pixels of [0, 1], above 0.
         version: `"standard"`, `"plus"` (more restarts and losses), `"rand"` (for randomized networks: gradients are
-            averaged over 20 passes), or `"custom"`.
+            averaged over 20 passes), `"malt"` (APGD alone, toward the three nearest classes; not of the authors), or
+            `"custom"`.
         attacks: For `"custom"` the attacks to run, in order: names (`"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`, `"fab"`,
             `"fab-t"`, `"square"`, with the settings of the standard version), or attack objects of this norm.
         seed: Integer that fixes all random draws.
