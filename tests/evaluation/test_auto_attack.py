@@ -647,6 +647,12 @@ def test_the_version_for_randomized_networks_breaks_as_many_images_of_others(som
     assert abs(found[0] - found[1]) <= 1 / 20
 
 
+def test_the_version_for_many_classes_aims_at_the_nearest_ones():
+    first, second = AutoAttack(toy_network(), "L2", 0.5, version="malt", verbose=False).attacks
+    assert (first.name, second.name) == ("apgd-ce", "apgd-t")
+    assert (second.target_order, second.num_targets, second.epsilon, second.norm) == ("malt", 3, 0.5, "L2")
+
+
 @pytest.mark.reference_data
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
