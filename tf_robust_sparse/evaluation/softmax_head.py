@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier
+from tf_robust_sparse.layers.protocols import RecordsGraph
 
 _SOFTMAX = keras.activations.get("softmax")
 
@@ -16,7 +17,7 @@ def ends_in_softmax(network: keras.Model) -> bool:
     The softmax may be a layer, an activation, an operation, or the end of a nested network.
     """
     last = network.layers[-1] if isinstance(network, keras.Sequential) else network.operations[-1]
-    if isinstance(last, keras.Model) and hasattr(last, "operations"):
+    if isinstance(last, RecordsGraph):
         return ends_in_softmax(last)
     return type(last).__name__ == "Softmax" or getattr(last, "activation", None) is _SOFTMAX
 
@@ -36,7 +37,7 @@ def without_softmax(network: keras.Model | SavedModelClassifier) -> Callable[...
     """
     if isinstance(network, SavedModelClassifier):
         return network.without_softmax()
-    if not (network.built if isinstance(network, keras.Sequential) else hasattr(network, "operations")):
+    if not (network.built if isinstance(network, keras.Sequential) else isinstance(network, RecordsGraph)):
         raise ValueError(
             "`network` must be a functional model, or a sequential model that is built. "
             f"Received: {type(network).__name__} {network.name}"

@@ -84,6 +84,11 @@ class BayesianKernel(Posterior):
         """Returns `kernel`, the mean."""
         return tf.convert_to_tensor(self.kernel)
 
+    def roles(self) -> dict[str, Any]:
+        """Returns `kernel`, `kernel_rho` and, if there is a bias, `bias_rho`."""
+        bias = {} if self.bias_rho is None else {"bias_rho": self.bias_rho}
+        return {"kernel": self.kernel, "kernel_rho": self.kernel_rho, **bias}
+
     def posteriors(self) -> list[tuple[Any, Any]]:
         """Returns mean and rho of the kernel and of the bias, if there is one."""
         bias = [] if self.bias is None else [(self.bias, self.bias_rho)]

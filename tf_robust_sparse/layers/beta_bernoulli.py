@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers import kernel_seam, training_noise
 from tf_robust_sparse.layers.noise import fold_in
+from tf_robust_sparse.layers.protocols import IsVariational
 
 _EULER = 0.5772156649015329
 _SMALLEST_RAW, _LARGEST_RAW = -10.0, 50.0
@@ -166,7 +167,7 @@ def prior_divergence(network: keras.Model) -> tf.Tensor:
     Raises:
         ValueError: if it has no such layer.
     """
-    found = [layer for layer in kernel_seam.all_layers(network) if hasattr(layer, "kl_divergence")]
+    found = [layer for layer in kernel_seam.all_layers(network) if isinstance(layer, IsVariational)]
     if not found:
         raise ValueError(
             'The network has neither gates nor Bayesian kernels; build it with gates=True or kernel="bayesian". '

@@ -52,6 +52,16 @@ class BinaryKernel:
                 aggregation="only_first_replica",
             )
 
+    def roles(self) -> dict[str, Any]:
+        """Returns `kernel` and, if the layer is stochastic, `positive`."""
+        return {"kernel": self.kernel, **({"positive": self.positive} if self.stochastic else {})}
+
+    def load_kernel(self, kernel: np.ndarray, scores: np.ndarray | None = None) -> None:
+        """Sets the real kernel, clipped to [-1, 1], and its signs."""
+        self.kernel.assign(np.clip(kernel, -1, 1))
+        if self.stochastic:
+            self.positive.assign(kernel >= 0)
+
     def compute_effective_kernel(self) -> tf.Tensor:
         """Returns 1 and -1: the sign of `kernel`, 1 for 0, or what was drawn last.
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from tf_robust_sparse.layers.protocols import RecordsGraph
+
 
 def cloned(network: keras.Model, layer_of: Callable[[Any], Any], purpose: str) -> keras.Model:
     """Clones a functional or sequential model, nested models included; input tensors keep their names.
@@ -17,7 +19,7 @@ def cloned(network: keras.Model, layer_of: Callable[[Any], Any], purpose: str) -
     Raises:
         ValueError: if the model is subclassed.
     """
-    if not isinstance(network, keras.Sequential) and not hasattr(network, "operations"):
+    if not isinstance(network, (keras.Sequential, RecordsGraph)):
         raise ValueError(
             f"Only a functional or sequential keras.Model can be {purpose}; pass the network itself, not the model "
             "that trains it, and turn a subclassed model into keras.Model(inputs, outputs). "

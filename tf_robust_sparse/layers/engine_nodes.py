@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from tf_robust_sparse.engine.nodes import LINEAR, Activation, Node
+from tf_robust_sparse.layers.protocols import plain_class_of
 
 _Size = tuple[int, int]
 _RELU = Activation("relu")
@@ -36,7 +37,7 @@ def engine_nodes(calls: Sequence[Any], output: str) -> list[Node]:
             nodes.append(Node("input", pixels, (), _shape(layer, layer.input)))
             inputs = (pixels,)
         seen.add(layer.name)
-        kind = getattr(layer, "plain_class", type(layer))
+        kind = plain_class_of(layer)
         make = _MAKERS.get(kind) or _OPERATIONS.get(type(layer).__name__)
         if make is None:
             raise ValueError(

@@ -24,6 +24,7 @@ from tf_robust_sparse.layers.engine_costs import costs
 from tf_robust_sparse.layers.engine_nodes import engine_nodes
 from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
+from tf_robust_sparse.layers.protocols import IsAffine
 from tf_robust_sparse.layers.topology import layer_graph
 
 _LANES = 16
@@ -186,7 +187,7 @@ def weights_of(layer: Any, effective_kernel: Callable[[Any], tf.Tensor] | None =
     if isinstance(layer, KernelLayer):
         kernel = layer.compute_effective_kernel() if effective_kernel is None else effective_kernel(layer)
         return _as_images(kernel, layer), layer.bias
-    if hasattr(layer, "inference_scale_and_shift"):
+    if isinstance(layer, IsAffine):
         return layer.inference_scale_and_shift()
     if isinstance(layer, keras.layers.Rescaling):
         shape = (layer.output.shape[-1],)

@@ -69,6 +69,23 @@ class KernelLayer(keras.layers.Layer):
         """Sets the variables so that the effective kernel is `kernel`, as far as the parametrization can hold it."""
         self.kernel.assign(kernel)
 
+    @property
+    def stored_kernel(self) -> Any:
+        """The kernel with its masked-out entries, if the parametrization keeps them, else the effective kernel."""
+        return self.kernel
+
+    def roles(self) -> dict[str, Any]:
+        """Returns the variables behind the effective kernel by what they mean, without masks."""
+        return {"kernel": self.kernel}
+
+    def load_kernel(self, kernel: np.ndarray, scores: np.ndarray | None = None) -> None:
+        """Sets the variables to a kernel from elsewhere whose zeros are not connected, or to a kernel and its scores.
+
+        Raises:
+            ValueError: if the parametrization cannot hold the kernel.
+        """
+        self.kernel.assign(kernel)
+
     def kernel_config(self) -> dict[str, Any]:
         """Returns the constructor arguments that the parametrization adds."""
         return {}

@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.layers import few_channels
 from tf_robust_sparse.layers.engine_seam import network_engine
+from tf_robust_sparse.layers.protocols import HasEffectiveKernel, IsGate
 from tf_robust_sparse.layers.sparse_convolution import SparseKernel, is_faster, sparse_convolve, sparse_kernel
 from tf_robust_sparse.layers.topology import chains
 
@@ -74,7 +75,7 @@ def inference_logits(network: keras.Model, x: tf.Tensor) -> Any:
 
 def kernel_layers(network: keras.Model) -> list[Any]:
     """Returns the layers of `network` that hold an effective kernel, in forward order, nested models included."""
-    found = {id(layer): layer for layer in all_layers(network) if hasattr(layer, "compute_effective_kernel")}
+    found = {id(layer): layer for layer in all_layers(network) if isinstance(layer, HasEffectiveKernel)}
     return list(found.values())
 
 
@@ -213,7 +214,7 @@ def folded_kernels(network: keras.Model, allow_sparse: bool = True) -> Iterator[
     gates = {
         id(layer): layer.inference_scale()
         for layer in all_layers(network)
-        if hasattr(layer, "inference_scale") and id(layer) not in folded
+        if isinstance(layer, IsGate) and id(layer) not in folded
     }
     installed = {"cached": _block.cached | cached, "scales": _block.scales | gates, "folded": _block.folded | folded}
     with _installed(**installed, engines=engines):

@@ -69,6 +69,10 @@ class LearnedRateKernel(SubnetKernel):
             aggregation="only_first_replica",
         )
 
+    def roles(self) -> dict[str, Any]:
+        """Returns `kernel`, `scores` and `rate`."""
+        return {**super().roles(), "rate": self.rate}
+
     def compute_keep_fraction(self) -> tf.Tensor:
         """Returns the fraction that the rate stands for, a float64 scalar, differentiably."""
         share = tf.sigmoid(tf.cast(tf.convert_to_tensor(self.rate), tf.float64))

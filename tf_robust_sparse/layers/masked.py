@@ -1,6 +1,7 @@
 """Kernels gated by a binary mask, which a sparsifier writes."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.layers.gradients import custom_gradient
@@ -45,6 +46,11 @@ class MaskedKernel:
     def frozen(self) -> bool:
         """Whether the user has frozen the layer, or its kernel alone."""
         return not (self.trainable and self.kernel.trainable)
+
+    def load_kernel(self, kernel: np.ndarray, scores: np.ndarray | None = None) -> None:
+        """Sets the kernel and masks its zeros."""
+        self.kernel.assign(kernel)
+        self.kernel_mask.assign(kernel != 0)
 
     def compute_effective_kernel(self) -> tf.Tensor:
         """Returns `kernel` where the mask is on, exactly 0 elsewhere.

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.layers import kernel_seam
 from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import Conv2DOperation, DenseOperation
 from tf_robust_sparse.layers.selection import fast_where
@@ -18,6 +19,7 @@ class RewiringKernel:
 
     prunable = True
     signs_are_fixed = True
+    name: str
     trainable: bool
 
     def __init__(self, *args: Any, initial_connectivity: float = 1.0, seed: int | None = None, **kwargs: Any) -> None:
@@ -87,6 +89,20 @@ class RewiringKernel:
         The gradient with respect to `theta` is `sign * dL/dW` on connected entries and exactly 0 on dormant ones.
         """
         return _signed(tf.convert_to_tensor(self.theta), tf.convert_to_tensor(self.positive))
+
+    @property
+    def stored_kernel(self) -> tf.Tensor:
+        """The effective kernel: dormant entries have no magnitude."""
+        return kernel_seam.effective_kernel(self)
+
+    def roles(self) -> dict[str, Any]:
+        """Returns `theta` and `positive`."""
+        return {"theta": self.theta, "positive": self.positive}
+
+    def load_kernel(self, kernel: np.ndarray, scores: np.ndarray | None = None) -> None:
+        """Sets signs and magnitudes; dormant entries get a positive sign."""
+        self.positive.assign(kernel >= 0)
+        self.theta.assign(np.abs(kernel))
 
     def hold_kernel(self, kernel: np.ndarray) -> None:
         """Sets the signs and, of connected entries, the magnitudes; where `kernel` is 0, the random sign stays."""

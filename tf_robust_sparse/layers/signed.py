@@ -53,6 +53,35 @@ class SignedKernel(SubnetKernel):
         )
 
     @property
+    def stored_kernel(self) -> tf.Tensor:
+        """`+magnitude` or `-magnitude` for every entry, whatever the scores."""
+        return tf.cast(self.sign, tf.float32) * self.magnitude
+
+    def roles(self) -> dict[str, Any]:
+        """Returns `positive` and `scores`."""
+        return {"positive": self.positive, "scores": self.scores}
+
+    def check_magnitude(self, kernel: np.ndarray) -> float:
+        """Returns the magnitude that all nonzero entries of `kernel` share, that of the layer if there are none.
+
+        Raises:
+            ValueError: if they differ.
+        """
+        magnitudes = np.unique(np.abs(kernel[kernel != 0]))
+        if len(magnitudes) > 1:
+            raise ValueError(
+                f"The kernel of {self.name} has a single magnitude, the kernel to assign has {len(magnitudes)}; build "
+                'the network with kernel="subnet"'
+            )
+        return float(magnitudes[0]) if len(magnitudes) else self.magnitude
+
+    def load_kernel(self, kernel: np.ndarray, scores: np.ndarray | None = None) -> None:
+        """Sets magnitude, signs and scores; without scores, all entries stay that are not 0."""
+        self.magnitude = self.check_magnitude(kernel)
+        self.positive.assign(kernel > 0)
+        self._load_scores(kernel, scores)
+
+    @property
     def sign(self) -> tf.Tensor:
         """The sign of each entry, int8 in {-1, 1}."""
         return tf.where(self.positive, tf.constant(1, tf.int8), tf.constant(-1, tf.int8))

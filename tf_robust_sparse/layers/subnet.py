@@ -85,6 +85,21 @@ class SubnetKernel:
             )
             setattr(self, name, weight)
 
+    def roles(self) -> dict[str, Any]:
+        """Returns `kernel` and `scores`."""
+        return {"kernel": self.kernel, "scores": self.scores}
+
+    def load_kernel(self, kernel: np.ndarray, scores: np.ndarray | None = None) -> None:
+        """Sets the kernel and its scores; without scores, all entries stay that are not 0."""
+        self.kernel.assign(kernel)
+        self._load_scores(kernel, scores)
+
+    def _load_scores(self, kernel: np.ndarray, scores: np.ndarray | None) -> None:
+        self.scores.assign(np.abs(kernel) if scores is None else scores)
+        if scores is None:
+            connected = kernel != 0
+            self.keep_fraction = float(max(connected.mean(), 1 / connected.size))
+
     @property
     def kept(self) -> int:
         """Number of entries that stay."""

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import keras
 
+from tf_robust_sparse.layers.protocols import RecordsGraph
+
 
 class Node(NamedTuple):
     """One call of a layer: the layer and the names of the layers whose outputs it takes, in order."""
@@ -24,7 +26,7 @@ def layer_graph(network: keras.Model) -> list[Node]:
         layers = network.layers
         return [Node(layer, (layers[i - 1].name,) if i else ()) for i, layer in enumerate(layers)]
     try:
-        config = network.get_config() if hasattr(network, "operations") else {}
+        config = network.get_config() if isinstance(network, RecordsGraph) else {}
     except NotImplementedError:  # of a user's class whose arguments Keras cannot serialize
         config = {}
     if "layers" not in config:
@@ -72,7 +74,7 @@ def input_ranks(network: keras.Model) -> dict[int, set[int]]:
         for layer in network.layers:
             ranks.setdefault(id(layer), set()).add(len(shape))
             shape = layer.compute_output_shape(shape)
-    elif hasattr(network, "operations"):
+    elif isinstance(network, RecordsGraph):
         operations = {operation.name: operation for operation in network.operations}
         try:
             entries = network.get_config()["layers"]

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 
 from tf_robust_sparse import layers
+from tf_robust_sparse.layers.rewiring import RewiringKernel
+from tf_robust_sparse.layers.signed import SignedKernel
 
 # Initializers of PyTorch, HYDRA and binary sub-networks by their names, with the gain of ReLU unless another is given.
 KERNEL_INITIALIZATIONS = (
@@ -85,19 +87,19 @@ def initialize_kernels(
         raise ValueError(f"`scaled_by` must be a fraction of the entries, in (0, 1]. Received: scaled_by={scaled_by!r}")
     found = layers.kernel_layers(network)
     for layer in found:
-        if not (hasattr(layer, "kernel") or (hasattr(layer, "magnitude") and distribution in _SIGNS)):
+        if isinstance(layer, RewiringKernel if distribution in _SIGNS else (RewiringKernel, SignedKernel)):
             raise ValueError(
                 f"The layer {layer.name} has no kernel to draw by {distribution}; build the network with plain, masked "
                 f"or subnet kernels. Received: {type(layer).__name__}"
             )
     for number, layer in enumerate(found):
         random = np.random.default_rng([seed, number])
-        shape = tuple(layer.kernel.shape if hasattr(layer, "kernel") else layer.positive.shape)
+        shape = tuple(layer.stored_kernel.shape)
         kernel = _drawn(random, shape, distribution, mode, scaled_by, gain)
         bias = np.zeros(shape[-1:])
         if len(shape) in _BIASES.get(distribution, ()):
             bias = random.uniform(-1, 1, shape[-1:]) / math.sqrt(math.prod(shape[:-1]))
-        if hasattr(layer, "magnitude"):
+        if isinstance(layer, SignedKernel):
             layer.magnitude = float(np.float32(np.abs(kernel).max()))
             layer.positive.assign(kernel > 0)
         else:

@@ -8,6 +8,8 @@ import numpy as np
 from tf_robust_sparse import layers
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
 from tf_robust_sparse.layers.kernel_seam import all_layers
+from tf_robust_sparse.layers.rewiring import RewiringKernel
+from tf_robust_sparse.layers.signed import SignedKernel
 
 _HOW = "pass a network of the same architecture, number of classes and image size"
 
@@ -52,35 +54,12 @@ def _of_layer(source: Any, layer: Any, scores: bool) -> list[tuple[Any, Any]]:
                 f"The layers {layer.name} have {len(source.weights)} and {len(layer.weights)} weights; {_HOW}"
             )
     else:
-        if hasattr(layer, "magnitude"):
-            if getattr(source, "magnitude", None) != layer.magnitude:
-                raise ValueError(
-                    f"The kernel of {layer.name} consists of frozen signs of magnitude {layer.magnitude:g} and takes "
-                    f'no other values; build the network with kernel="subnet". Received: {type(source).__name__}'
-                )
-            pairs = [(layer.positive, source.positive)]
-        elif not hasattr(layer, "kernel"):
-            raise ValueError(
-                f"The layer {layer.name} has no kernel to copy to; build the network with plain, masked or subnet "
-                f"kernels. Received: {type(layer).__name__}"
-            )
-        elif not isinstance(source, KernelLayer) and not hasattr(source, "kernel"):
-            raise ValueError(f"The source's layer {layer.name} has no kernel; {_HOW}")
-        else:
-            pairs = [(layer.kernel, _whole_kernel(source))]
-            if hasattr(layer, "positive") and hasattr(source, "positive") and hasattr(source, "kernel"):
-                pairs.append((layer.positive, source.positive))
+        pairs = _of_kernel(source, layer, scores)
         bias = getattr(source, "bias", None)
         if (layer.bias is None) != (bias is None):
             raise ValueError(f"Only one of the layers {layer.name} has a bias; {_HOW}")
         if bias is not None:
             pairs.append((layer.bias, bias))
-        if scores and hasattr(layer, "scores") and hasattr(source, "scores"):
-            pairs.append((layer.scores, source.scores))
-        if scores and hasattr(layer, "rate") and hasattr(source, "rate"):
-            pairs.append((layer.rate, source.rate))
-        if hasattr(layer, "posteriors") and hasattr(source, "posteriors"):
-            pairs += [(ours, of) for (_, ours), (_, of) in zip(layer.posteriors(), source.posteriors(), strict=True)]
     for variable, value in pairs:
         if tuple(variable.shape) != tuple(value.shape):
             raise ValueError(
@@ -101,10 +80,27 @@ def _plain(setting: Any) -> Any:
     return setting if isinstance(setting, str) else tuple(np.ravel(setting).tolist())
 
 
-def _whole_kernel(source: Any) -> Any:
-    """Returns the kernel, including masked-out entries if the parametrization keeps them."""
-    if hasattr(source, "kernel"):
-        return source.kernel
-    if hasattr(source, "magnitude"):
-        return keras.ops.cast(source.sign, "float32") * source.magnitude
-    return source.effective_kernel
+def _of_kernel(source: Any, layer: KernelLayer, scores: bool) -> list[tuple[Any, Any]]:
+    theirs, ours = source.roles() if isinstance(source, KernelLayer) else {}, layer.roles()
+    if isinstance(layer, SignedKernel) and not (
+        isinstance(source, SignedKernel) and source.magnitude == layer.magnitude
+    ):
+        raise ValueError(
+            f"The kernel of {layer.name} consists of frozen signs of magnitude {layer.magnitude:g} and takes "
+            f'no other values; build the network with kernel="subnet". Received: {type(source).__name__}'
+        )
+    if isinstance(layer, RewiringKernel):
+        raise ValueError(
+            f"The layer {layer.name} has no kernel to copy to; build the network with plain, masked or subnet "
+            f"kernels. Received: {type(layer).__name__}"
+        )
+    pairs = []
+    if "kernel" in ours:
+        kernel = source.stored_kernel if theirs else getattr(source, "kernel", None)
+        if kernel is None:
+            raise ValueError(f"The source's layer {layer.name} has no kernel; {_HOW}")
+        pairs.append((layer.kernel, kernel))
+    left = {"kernel"} if scores else {"kernel", "scores", "rate"}
+    if ("kernel" in ours) != ("kernel" in theirs):  # signs drawn for a kernel are not those of a frozen one
+        left.add("positive")
+    return pairs + [(ours[role], theirs[role]) for role in ours if role in theirs and role not in left]

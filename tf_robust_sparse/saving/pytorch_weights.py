@@ -24,6 +24,8 @@ import numpy as np
 
 from tf_robust_sparse.data.readers import npz
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
+from tf_robust_sparse.layers.signed import SignedKernel
+from tf_robust_sparse.layers.subnet import SubnetKernel
 from tf_robust_sparse.layers.topology import layer_graph
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving import layer_values
@@ -259,7 +261,7 @@ def _values(
         if "weight" not in entries:
             raise ValueError(f"{module}.weight is missing, which {layer.name} needs")
         scores = next((name for name in _SCORES if name in entries), None)
-        if scores is not None and not hasattr(layer, "scores"):
+        if scores is not None and not isinstance(layer, SubnetKernel):
             raise ValueError(
                 f"{module} has importance scores, but {layer.name} has none; build the network with "
                 'kernel="subnet" and, as connectivity, the fraction that the scores keep (1 if it was never pruned)'
@@ -274,8 +276,8 @@ def _values(
             raise ValueError(f"Of {layer.name} and its module {module} only {only} has a bias")
         if layer.bias is not None:
             values["bias"] = entries["bias"]
-        if hasattr(layer, "magnitude"):
-            layer_values.one_magnitude(layer, values["kernel"])
+        if isinstance(layer, SignedKernel):
+            layer.check_magnitude(values["kernel"])
     for role, value in values.items():
         if value.shape != shapes[role]:
             raise ValueError(

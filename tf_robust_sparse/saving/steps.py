@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_robust_sparse.layers.protocols import HasPlainTwin, plain_class_of
 from tf_robust_sparse.layers.topology import layer_graph
 
 # The effect of a layer on channels: `kernel` mixes them by a matrix, `affine` scales and shifts each one, `each` acts
@@ -184,7 +185,7 @@ def check_layers(network: keras.Model) -> None:
             raise ValueError(
                 f"The layer {layer.name} is a network itself; call its layers one by one, so that their channels show"
             )
-        kind = _KINDS.get(getattr(layer, "plain_class", type(layer)))
+        kind = _KINDS.get(plain_class_of(layer))
         if kind is None:
             raise ValueError(
                 f"The layer {layer.name} is of type {type(layer).__name__}, whose use of channels is not known; "
@@ -216,7 +217,7 @@ def _check_layer(layer: Any, kind: str) -> None:
             f"The activation {found} of the layer {layer.name} is not known to act on each channel alone; end the "
             "network in logits, and use activations such as relu inside"
         )
-    plain = getattr(layer, "plain_class", type(layer))
+    plain = plain_class_of(layer)
     if plain is keras.layers.Dense and len(layer.input.shape) != 2:
         raise ValueError(f"The dense layer {layer.name} acts on the last of several axes; put a Flatten before it")
     if plain in (keras.layers.BatchNormalization, keras.layers.Concatenate) and layer.axis not in (-1, rank - 1):
@@ -225,7 +226,7 @@ def _check_layer(layer: Any, kind: str) -> None:
         raise ValueError(f"The layer {layer.name} reshapes images; only reshaping to vectors is supported")
     if kind == "merge" and len({tuple(x.shape) for x in layer.input}) > 1:
         raise ValueError(f"The layer {layer.name} merges different shapes; only equal shapes are supported")
-    if plain is keras.layers.Rescaling and not hasattr(layer, "plain_class"):
+    if plain is keras.layers.Rescaling and not isinstance(layer, HasPlainTwin):
         for name in ("scale", "offset"):
             if np.ndim(getattr(layer, name)) > 1 or np.size(getattr(layer, name)) not in (1, shape[-1]):
                 raise ValueError(

@@ -6,6 +6,7 @@ import keras
 
 from tf_robust_sparse.layers.cloning import cloned, copy_of, set_weights
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
+from tf_robust_sparse.layers.protocols import HasPlainTwin
 
 
 def strip(network: keras.Model) -> keras.Model:
@@ -40,7 +41,7 @@ def strip(network: keras.Model) -> keras.Model:
 
 def _plain_layer(layer: Any) -> Any:
     package = type(layer).__module__.partition(".")[0]
-    if hasattr(layer, "plain_class"):
+    if isinstance(layer, HasPlainTwin):
         return layer.plain_class.from_config({**layer.plain_config(), "dtype": "float32"})
     if package == "tf_robust_sparse":
         raise ValueError(

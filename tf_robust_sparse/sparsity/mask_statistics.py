@@ -71,7 +71,7 @@ def kept_weights(network: keras.Model, before: keras.Model | None = None, bins: 
         elif not (is_masked(layer) or has_scores(layer)) or isinstance(layer, SignedKernel):
             continue
         mask = keras.ops.convert_to_numpy(layer.effective_kernel) != 0
-        weights = source.kernel if hasattr(source, "kernel") else source.effective_kernel
+        weights = source.stored_kernel
         found.append(_histogram(layer.name, keras.ops.convert_to_numpy(weights), mask, bins))
     if not found:
         raise ValueError(

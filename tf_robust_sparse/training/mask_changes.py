@@ -68,7 +68,7 @@ class MaskChanges(keras.callbacks.Callback):
         statistics = {
             layer.name: {"mean": np.array(layer.moving_mean), "variance": np.array(layer.moving_variance)}
             for layer in self.model.network.layers
-            if hasattr(layer, "moving_mean")
+            if isinstance(layer, keras.layers.BatchNormalization)
         }
         now = {"epoch": epoch + 1, "value": value, "masks": masks_of(self.model.network), "statistics": statistics}
         self._recent = [*self._recent[-2:], now]
