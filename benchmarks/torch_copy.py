@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tf_robust_sparse.saving import export_onnx
+from tf_robust_sparse.saving import export_verifier_onnx
 
 
 class TorchCopy(nn.Module):
-    """Runs the operators that `export_onnx` writes; constants of floating type are parameters."""
+    """Runs the operators that `export_verifier_onnx` writes; constants of floating type are parameters."""
 
     def __init__(self, network: keras.Model) -> None:
         super().__init__()
         with tempfile.TemporaryDirectory() as folder:
-            graph = onnx.load(export_onnx(network, Path(folder) / "network.onnx")).graph
+            graph = onnx.load(export_verifier_onnx(network, Path(folder) / "network.onnx")).graph
         self.steps = [_step(operator) for operator in graph.node]
         self.constants = nn.ParameterDict()
         for tensor in graph.initializer:

@@ -15,7 +15,7 @@ from tf_robust_sparse import (
     sparsity,
     training,
 )
-from tf_robust_sparse.saving import export_network, load_network, save_network, shrink
+from tf_robust_sparse.saving import export_litert, export_network, export_onnx, load_network, save_network, shrink
 from tf_robust_sparse.sparsity import sparsify
 from tf_robust_sparse.training import RobustModel
 
@@ -27,7 +27,9 @@ __all__ = [
     "certify",
     "data",
     "evaluation",
+    "export_litert",
     "export_network",
+    "export_onnx",
     "layers",
     "load_network",
     "models",

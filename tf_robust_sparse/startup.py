@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-_NOISE = re.compile(rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} ")
+_NOISE = re.compile(
+    rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} |fully_quantize: |INFO: Created TensorFlow Lite"
+)
 _NO_GPU = re.compile(rb"E\d{4} .*failed call to cuInit")
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_robust_sparse as trs
 from tf_robust_sparse import sparsity
 from tf_robust_sparse.attacks import LinfFGSM
+from tf_robust_sparse.evaluation.runtimes import litert_function, onnx_function
 
 X = np.random.default_rng(0).random((16, 8, 8, 3), "float32")
 Y = np.random.default_rng(1).integers(0, 10, 16)
@@ -109,25 +110,15 @@ def test_counts_resume_and_files(name, kind, tmp_path):
     np.testing.assert_allclose(loaded(x), whole.network(x), atol=1e-6)
 
 
-@pytest.mark.filterwarnings(r"ignore:\s+Warning. tf.lite.Interpreter is deprecated")
 @pytest.mark.parametrize("kind", ["cnn", pytest.param("vit", marks=pytest.mark.full)])
 def test_other_runtimes_agree(kind, tmp_path):
     trainer, _ = begun("magnitude", kind)
     train(trainer)
     model = trainer.network
     logits = np.asarray(model(X))
-    model.export(tmp_path / "serve", verbose=False)
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "serve"))
-    interpreter = tf.lite.Interpreter(model_content=converter.convert())
-    [given], [wanted] = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(given["index"], X.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(given["index"], X)
-    interpreter.invoke()
-    np.testing.assert_allclose(interpreter.get_tensor(wanted["index"]), logits, atol=1e-4)
+    found = litert_function(trs.export_litert(model, tmp_path / "sparse.tflite"), 1)(X)
+    np.testing.assert_allclose(found, logits, atol=1e-4)
     if kind == "cnn":  # of layers that our ONNX files hold
-        onnxruntime = pytest.importorskip("onnxruntime")
-        path = trs.saving.export_onnx(model, tmp_path / "sparse.onnx")
-        session = onnxruntime.InferenceSession(path)
-        found = np.concatenate([session.run(None, {"pixels": x[None].transpose(0, 3, 1, 2)})[0] for x in X])
+        pytest.importorskip("onnxruntime")
+        found = onnx_function(trs.export_onnx(model, tmp_path / "sparse.onnx", sparse=True), 1)(X)
         np.testing.assert_allclose(found, logits, atol=1e-4)

@@ -26,7 +26,7 @@ def answers(path, x):
 
 def exported(network, tmp_path, count=3):
     """The operators of the file, after a look at its answers."""
-    path = saving.export_onnx(network, tmp_path / "network.onnx")
+    path = saving.export_verifier_onnx(network, tmp_path / "network.onnx")
     x = images(count, shape=network.input_shape[1:])
     expected = network(x, training=False).numpy()
     np.testing.assert_allclose(answers(path, x), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
@@ -153,7 +153,7 @@ def test_whatever_has_bounds_can_be_exported(tmp_path):
     network = residual_network("masked")
     x, y = images(2), np.array([0, 3])
     margins = certify.margins(network, x, y, 0.0, "ibp").numpy()
-    logits = answers(saving.export_onnx(network, tmp_path / "a.onnx"), x)
+    logits = answers(saving.export_verifier_onnx(network, tmp_path / "a.onnx"), x)
     for i, label in enumerate(y):
         np.testing.assert_allclose(logits[i, label] - np.delete(logits[i], label), margins[i], rtol=1e-4, atol=1e-4)
 
@@ -176,21 +176,21 @@ def ending(*stack, shape=(8, 8, 3)):
 )
 def test_what_is_not_exported_is_named_and_nothing_is_written(network, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        saving.export_onnx(network(), tmp_path / "a.onnx")
+        saving.export_verifier_onnx(network(), tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_layer_called_twice_and_odd_paths_are_refused(tmp_path):
     inputs, twice = keras.Input((4,)), keras.layers.Dense(4, name="twice")
     with pytest.raises(ValueError, match="twice is called twice"):
-        saving.export_onnx(keras.Model(inputs, twice(twice(inputs))), tmp_path / "a.onnx")
+        saving.export_verifier_onnx(keras.Model(inputs, twice(twice(inputs))), tmp_path / "a.onnx")
     with pytest.raises(ValueError, match=r"must end in \.onnx"):
-        saving.export_onnx(residual_network(), tmp_path / "a.pb")
+        saving.export_verifier_onnx(residual_network(), tmp_path / "a.pb")
 
 
 def test_shapes_inside_are_known(tmp_path):
     network = models.small_cnn(num_classes=4, input_shape=(8, 8, 1), seed=0)
-    model = onnx.shape_inference.infer_shapes(onnx.load(saving.export_onnx(network, tmp_path / "a.onnx")))
+    model = onnx.shape_inference.infer_shapes(onnx.load(saving.export_verifier_onnx(network, tmp_path / "a.onnx")))
     shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in model.graph.value_info]
     assert len(shapes) == 7 and all(math.prod(shape) for shape in shapes)
     assert model.opset_import[0].version == 13

@@ -14,9 +14,9 @@ def vnnlib_property(x: np.ndarray, label: int, epsilon: float, classes: int, com
     """Returns the property that some image of the l-infinity ball around `x` is not given the class `label`.
 
     A verifier searches for such an image: "unsat" means that the image is verified, "sat" comes with an adversarial
-    example. The input variables `X_i` are pixels in the order of `export_onnx`, channels first; the outputs `Y_j` are
-    logits. The bounds are float32 numbers, rounded outward and written with all digits. So the box contains the whole
-    ball within [0, 1], in real numbers and in float32, and every point that an attack in float32 finds in it.
+    example. The input variables `X_i` are pixels in the order of `export_verifier_onnx`, channels first; the outputs
+    `Y_j` are logits. The bounds are float32 numbers, rounded outward and written with all digits. So the box contains
+    the whole ball within [0, 1], in real numbers and in float32, and every point that an attack in float32 finds in it.
 
     Args:
         x: `(height, width, channels)` or `(features,)`, float32, in [0, 1].

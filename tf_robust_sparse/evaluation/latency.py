@@ -2,17 +2,12 @@
 
 import functools
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-
-from tf_robust_sparse.saving import export_onnx
 
 
 def median_latency(
@@ -75,30 +70,3 @@ def median_durations(calls: Mapping[str, Callable[[], Any]], seconds: float = 1.
 
 def _take(step: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> None:
     step(x).numpy()
-
-
-def onnx_runtime(network: keras.Model, x: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
-    """Returns a function that computes the logits of `x` in ONNX Runtime.
-
-    Args:
-        network: A network that `saving.export_onnx` supports.
-        x: `(batch, ...)`, float32, inputs of the network.
-        threads: Number of threads.
-
-    Raises:
-        ImportError: if ONNX or ONNX Runtime is not installed.
-        ValueError: if there is no operator for a layer; names the layer.
-    """
-    import onnx
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        written = onnx.load(export_onnx(network, Path(folder) / "network.onnx"))
-    for each in (*written.graph.input, *written.graph.output):
-        each.type.tensor_type.shape.dim[0].dim_param = "batch"
-    session = onnxruntime.InferenceSession(written.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    pixels = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x  # channels are first in the file
-    return lambda: session.run(None, {name: pixels})[0]

@@ -3,8 +3,9 @@
 from tf_robust_sparse.saving.checkpoint import load_checkpoint, save_checkpoint
 from tf_robust_sparse.saving.compact import compact_sizes, load_compact, save_compact
 from tf_robust_sparse.saving.copy_weights import copy_weights
+from tf_robust_sparse.saving.litert_export import export_litert
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
-from tf_robust_sparse.saving.onnx_export import export_onnx
+from tf_robust_sparse.saving.onnx_export import export_onnx, export_verifier_onnx
 from tf_robust_sparse.saving.pytorch_weights import import_pytorch_weights
 from tf_robust_sparse.saving.reference_weights import import_reference_weights
 from tf_robust_sparse.saving.shrink import shrink
@@ -13,8 +14,10 @@ from tf_robust_sparse.saving.strip import strip
 __all__ = [
     "compact_sizes",
     "copy_weights",
+    "export_litert",
     "export_network",
     "export_onnx",
+    "export_verifier_onnx",
     "import_pytorch_weights",
     "import_reference_weights",
     "load_checkpoint",

@@ -9,7 +9,6 @@ latency of the engine, of TensorFlow, of LiteRT and of ONNX Runtime where it is 
 
 import dataclasses
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from tf_robust_sparse.cli import command_line, run_directory, settings
 from tf_robust_sparse.cli.sections.latency import Latency, Target
 from tf_robust_sparse.cli.sections.source import Source
 from tf_robust_sparse.cli.settings import setting
-from tf_robust_sparse.evaluation.latency import median_durations, onnx_runtime
+from tf_robust_sparse.evaluation.latency import median_durations
+from tf_robust_sparse.evaluation.runtimes import litert_function, onnx_function
 from tf_robust_sparse.runtime.compiled import CompiledNetwork
 
 
@@ -103,29 +103,13 @@ def _calls(
     if shared is not None and len(x) == 1:
         loaded = trs.runtime.load(shared)
         calls["network.so"] = lambda: loaded(x)
-    calls["LiteRT"] = _lite(plain, x, fast.num_threads)
-    try:
-        calls["ONNX Runtime"] = onnx_runtime(plain, x, fast.num_threads)
-    except (ImportError, ValueError) as error:
-        print(f"ONNX Runtime is left out: {error}", flush=True)
-    return calls
-
-
-def _lite(plain: keras.Model, x: np.ndarray, threads: int) -> Callable[[], Any]:
     with tempfile.TemporaryDirectory() as folder:
-        plain.export(folder, verbose=False)
-        content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-    with warnings.catch_warnings():  # that the class moves to a package of its own
-        warnings.simplefilter("ignore")
-        interpreter = tf.lite.Interpreter(model_content=content, num_threads=threads)
-    place = interpreter.get_input_details()[0]["index"]
-    interpreter.resize_tensor_input(place, x.shape)
-    interpreter.allocate_tensors()
-    result = interpreter.get_output_details()[0]["index"]
-
-    def call() -> np.ndarray:
-        interpreter.set_tensor(place, x)
-        interpreter.invoke()
-        return interpreter.get_tensor(result)
-
-    return call
+        lite = litert_function(trs.export_litert(plain, Path(folder) / "network.tflite"), fast.num_threads)
+        lite(x)  # reads the file
+        calls["LiteRT"] = lambda: lite(x)
+        try:
+            onnx = onnx_function(trs.export_onnx(plain, Path(folder) / "network.onnx"), fast.num_threads)
+            calls["ONNX Runtime"] = lambda: onnx(x)
+        except (ImportError, ValueError) as error:
+            print(f"ONNX Runtime is left out: {error}", flush=True)
+    return calls

@@ -142,7 +142,7 @@ def _write_network(network: keras.Model, x: np.ndarray, logits: np.ndarray, path
     """Writes ONNX; returns the largest difference of its logits to those of the network."""
     import onnxruntime
 
-    trs.saving.export_onnx(network, path)
+    trs.saving.export_verifier_onnx(network, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     pixels = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
     found = [session.run(["logits"], {"pixels": np.ascontiguousarray(image[None])})[0][0] for image in pixels]
