@@ -5,7 +5,6 @@ import itertools
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import tf_robust_sparse as trs
 from tf_robust_sparse import sparsity
