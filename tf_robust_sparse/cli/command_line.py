@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -172,6 +173,11 @@ def _describe(name: str) -> str:
     if flag.default is not None and not isinstance(flag.default, bool):
         words.append(f"[{flag.default_as_str.strip(chr(39))}]")
     return " ".join(words)
+
+
+def asked() -> str:
+    """Returns the command as the user gave it, for records."""
+    return f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def words(argv: list[str]) -> list[str]:

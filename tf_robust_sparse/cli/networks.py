@@ -1,12 +1,14 @@
 """Loads a network from anywhere; what kind of file or directory a path is, is decided here and nowhere else."""
 
 import enum
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import keras
+import numpy as np
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag, about
@@ -55,6 +57,31 @@ def kind(path: Path) -> Kind | None:
     if not path.is_file():
         return None
     return _BY_SUFFIX.get(path.suffix, Kind.PUBLISHED if _is_pickle(path) else None)
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Returns `file`: `sha256` and `bytes` of the network at `path`; of a directory, over its files by name."""
+    root = path / NETWORK_FILE if kind(path) is Kind.RUN else path
+    found = hashlib.sha256()
+    files = sorted(each for each in root.rglob("*") if each.is_file()) if root.is_dir() else [root]
+    for each in files:
+        if root.is_dir():
+            found.update(each.relative_to(root).as_posix().encode())
+        with each.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                found.update(block)
+    return {"file": {"sha256": found.hexdigest(), "bytes": sum(each.stat().st_size for each in files)}}
+
+
+def weight_facts(model: Any) -> dict[str, Any]:
+    """Returns `weights`: `nonzero` of `prunable` entries of kernels, of a SavedModel those of all its matrices."""
+    if isinstance(model, keras.Model):
+        counts = [(each.nonzero, each.entries) for each in trs.sparsity.statistics.kernel_statistics(model)]
+    else:  # what is wrapped around a network may show no variables
+        kernels = [np.asarray(each) for each in getattr(model, "variables", ()) if len(each.shape) > 1]
+        counts = [(int(np.count_nonzero(each)), each.size) for each in kernels]
+    nonzero, prunable = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return {"weights": {"nonzero": nonzero, "prunable": prunable}} if prunable else {}
 
 
 def _is_pickle(path: Path) -> bool:

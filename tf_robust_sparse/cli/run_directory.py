@@ -198,10 +198,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(text)
 
 
-def write_results(path: Path, results: dict[str, Any], images: data.ImageDataset | None = None) -> None:
-    """Writes results with the images and the versions of the packages that they depend on."""
+def write_results(path: Path, results: dict[str, Any], images: data.ImageDataset | None = None) -> dict[str, Any]:
+    """Writes results with the images and the versions of the packages that they depend on, and returns all of it."""
     used = {"data": {"name": images.name, "origin": images.origin}} if images else {}
-    write_json(path, {**results, **used, "versions": versions()})
+    results = {**results, **used, "versions": versions()}
+    write_json(path, results)
+    return results
 
 
 def versions() -> dict[str, str]:

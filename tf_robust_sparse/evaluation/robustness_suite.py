@@ -220,9 +220,9 @@ class RobustnessSuite:
         """Returns the results as plain values for a results file.
 
         Returns:
-            `images`, `batch_size`, `clean_accuracy`, `robust_accuracy` (under all attacks together), `attacks` (in the
-            order in which they ran: their settings, `robust_accuracy` alone, `worst_case_accuracy` under this attack
-            and all before it, `broken`, `broken_by_no_other`, `seconds`, `iterations_per_image` and
+            `images`, `batch_size`, `num_classes`, `clean_accuracy`, `robust_accuracy` (under all attacks together),
+            `attacks` (in the order in which they ran: their settings, `robust_accuracy` alone, `worst_case_accuracy`
+            under this attack and all before it, `broken`, `broken_by_no_other`, `seconds`, `iterations_per_image` and
             `gradient_passes_per_image` of this model), `flags` (sentences) and `flag_names`.
         """
         broken = {name: self.correct & ~standing for name, standing in self.standing.items()}
@@ -240,6 +240,7 @@ class RobustnessSuite:
         return {
             "images": len(self.x),
             "batch_size": self.batch_size,
+            "num_classes": self.num_classes,
             "clean_accuracy": float(self.correct.mean()),
             "robust_accuracy": float(standing.mean()),
             "attacks": attacks,

@@ -7,6 +7,7 @@ Without --network or --saved_model the run is found by the flags it was trained 
 --sparse_train, --connectivity. Writes the numbers as JSON after each attack.
 """
 
+import datetime
 import functools
 import time
 from collections.abc import Callable
@@ -62,6 +63,12 @@ def main() -> None:
     # Each attack is compiled once, which TensorFlow takes for tracing again and again.
     tf.get_logger().setLevel("ERROR")
     begin = time.perf_counter()
+    facts = {
+        **networks.file_facts(path),
+        **networks.weight_facts(model),
+        "command": command_line.asked(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
     found: dict[str, Any] = {}
     examples: dict[str, np.ndarray] = {}
 
@@ -75,10 +82,10 @@ def main() -> None:
             "pixel_range": classifier.pixel_range,
             "seconds": time.perf_counter() - begin,
             "network": str(path),
+            **facts,
             "seed": data.seed,
         }
-        run_directory.write_results(results_file, results, images)
-        return results
+        return run_directory.write_results(results_file, results, images)
 
     with command_line.about(classifier.flag, "data"):
         suite = trs.evaluation.RobustnessSuite(model, data.test_batches(images), data.batch_size)
@@ -87,7 +94,7 @@ def main() -> None:
                 attacks.auto_attack(model, files).check(suite.x, suite.y)
         attack(suite, model, source, found, examples, lambda: write(unfinished=True))
     results = write(unfinished=False)
-    show(results, [results_file, *write_others(results, description, examples or None)])
+    show(results, [results_file, *write_others(results, description, examples or None, images.class_names)])
 
 
 def attack(
@@ -154,7 +161,10 @@ def attack(
 
 
 def write_others(
-    results: dict[str, Any], description: dict[str, Any], examples: dict[str, np.ndarray] | None
+    results: dict[str, Any],
+    description: dict[str, Any],
+    examples: dict[str, np.ndarray] | None,
+    class_names: tuple[str, ...] | None,
 ) -> list[Path]:
     """Writes the files of --save_adversarials, --robustbench_file and --report, and returns them."""
     files, leaderboard = Files.read(), Leaderboard.read()
@@ -172,7 +182,7 @@ def write_others(
     page = files.path("report")
     if page:
         titled = {**results, "title": leaderboard.paper_title or results["network"]}
-        written += write_report(page, titled, examples)
+        written += write_report(page, titled, examples, class_names)
     return written
 
 

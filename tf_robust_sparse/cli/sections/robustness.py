@@ -17,7 +17,8 @@ from tf_robust_sparse.cli.settings import FLAGS, OnlyFor, Settings, setting
 from tf_robust_sparse.evaluation.attack_versions import VERSIONS
 from tf_robust_sparse.evaluation.ensemble_run import examples_path
 from tf_robust_sparse.evaluation.examples import check_image_shape
-from tf_robust_sparse.evaluation.figure_style import check_matplotlib
+from tf_robust_sparse.evaluation.figure_style import check_matplotlib, figure_files
+from tf_robust_sparse.evaluation.report_page import report_files
 from tf_robust_sparse.layers.forward import inference_forward
 
 # The norms of each attack, in the order of the help.
@@ -314,7 +315,6 @@ class Files(Results):
         if "state_file" in files:
             files["state_file"].append(examples_path(files["state_file"][0]))
         if "report" in files:
-            page = files["report"][0]
-            figures = (f"{page.stem}_{part}.{form}" for part in ("curve", "examples") for form in ("png", "pdf"))
-            files["report"] += [page.parent / name for name in figures]
+            *pages, curve, examples = report_files(files["report"][0])
+            files["report"] = [*pages, *figure_files(curve), *figure_files(examples)]
         return files
