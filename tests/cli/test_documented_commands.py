@@ -41,6 +41,7 @@ TINY = {
     "run_robustness_eval": ("--test_examples=4", "--pgd_iters=1", "--pgd_restarts=1"),
     "run_certify": ("--max_examples=2",),
     "run_verifier_export": ("--max_examples=2",),
+    "run_export": ("--test_examples=20", "--calibration_images=4", "--latency_seconds=0.01"),
     "run_vulnerability_plots": ("--num_steps=1",),
     "run_sweep": ("--values=0.1", "--seeds=0"),
 }

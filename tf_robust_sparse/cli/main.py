@@ -23,6 +23,7 @@ COMMANDS = {  # words after `trs` -> module in `commands`, script in `run_script
     "shrink": ("shrink", "run_shrink"),
     "compact": ("compact", "run_compact"),
     "compile": ("compile_network", "run_compile"),
+    "export": ("export", "run_export"),
     "plot masks": ("plot_masks", "run_mask_plots"),
     "plot vulnerability": ("plot_vulnerability", "run_vulnerability_plots"),
     "plot lottery": ("plot_lottery", "run_lottery_analysis"),

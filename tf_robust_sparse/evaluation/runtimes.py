@@ -23,8 +23,9 @@ def litert_function(path: str | os.PathLike, threads: int) -> Function:
 
     def call(x: np.ndarray) -> np.ndarray:
         if shape[0] != x.shape:
-            interpreter.resize_tensor_input(given["index"], x.shape)
-            interpreter.allocate_tensors()
+            with without_noise():
+                interpreter.resize_tensor_input(given["index"], x.shape)
+                interpreter.allocate_tensors()
             shape[0] = x.shape
         interpreter.set_tensor(given["index"], x)
         interpreter.invoke()
