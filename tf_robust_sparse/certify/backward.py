@@ -25,6 +25,8 @@ def linear_lower_bounds(
     around: Ball,
     slope: str,
     alphas: dict[str, tf.Tensor] | None = None,
+    lines: dict[str, tuple[tf.Tensor, ...]] | None = None,
+    seen: dict[str, tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Returns lower bounds of `rows` times the output of a step over the ball, by one backward pass.
 
@@ -36,6 +38,9 @@ def linear_lower_bounds(
         around: The ball.
         slope: Lower line of undecided ReLUs.
         alphas: Lower slopes by the name of the ReLU, `(batch, 1, *shape)` or one per row, in place of `slope`.
+        lines: Of each ReLU the upper line's slope and intercept, the lower line's slope, and what to subtract from the
+            coefficients of its input, `(batch, 1, neurons)` each, in place of `intervals` and slopes.
+        seen: Where to put the coefficients of every ReLU's output and of the images, by the name of the step.
 
     Returns:
         `(batch, rows)`.
@@ -48,6 +53,8 @@ def linear_lower_bounds(
         if coefficients is None:  # the output in question does not depend on this step
             continue
         rule = step.rule
+        if seen is not None and isinstance(rule, (Input, ReLU)):
+            seen[step.name] = coefficients
         if isinstance(rule, Input):
             total += over_ball(coefficients, around)
             continue
@@ -59,6 +66,11 @@ def linear_lower_bounds(
         if isinstance(rule, Linear):
             total += constant_of(rule, coefficients)
             passed = multiplied(rule.apply, coefficients, before)
+        elif isinstance(rule, ReLU) and lines is not None:
+            *sides, multipliers = lines[step.name]
+            passed, constant = along_lines(coefficients, *sides)
+            passed -= tf.reshape(multipliers, (-1, 1, *before))
+            total += constant
         elif isinstance(rule, ReLU):
             alpha = None if alphas is None else alphas.get(step.name)
             passed, constant = _through_relu(coefficients, intervals[step.inputs[0]], slope, alpha)

@@ -27,7 +27,7 @@ ARTEFACTS = (
     *("foolbox.json", "robustness.json", "certified.json", "certified.tsv", "certified.png", "certified.pdf"),
     *(
         f"certified_{method}.{kind}"
-        for method in ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
+        for method in ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain", "branch-and-bound")
         for kind in ("json", "tsv")
     ),
     *("masks", "changes", "autoattack", "network.trs", "compact.json", "shrink.json"),

@@ -7,6 +7,8 @@
 Randomized smoothing certifies l2 radii of the classifier that asks the network many times under Gaussian noise, each
 certificate true with probability 1 - alpha; train for it with --trainer=smooth. The other methods bound every neuron of
 the network itself over a ball of radius epsilon, without a chance of error; PGD attacks the same images for comparison.
+branch-and-bound cuts the ball until each image is verified or has a counterexample, or until --max_nodes or
+--seconds_per_image is reached.
 Writes a table with a line per image, from which an interrupted certification goes on, and the accuracies as JSON; of
 smoothing also the curve over radii, where matplotlib is installed.
 """
@@ -14,7 +16,7 @@ smoothing also the curve over radii, where matplotlib is installed.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ import keras
 import numpy as np
 
 import tf_robust_sparse as trs
+from tf_robust_sparse.certify.branching import DecidedImage
 from tf_robust_sparse.certify.certification import CertifiedImage
 from tf_robust_sparse.certify.smoothing import ABSTAIN, high_probability_accuracy
+from tf_robust_sparse.certify.verification import VerifiedImage
 from tf_robust_sparse.cli import command_line, hydra, networks, report, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag
 from tf_robust_sparse.cli.sections.data import Data
@@ -33,7 +37,9 @@ from tf_robust_sparse.evaluation.figures import draw_certified
 from tf_robust_sparse.evaluation.progress import Progress
 
 IF_INTERRUPTED = "lines of the table are kept, the same command goes on"
-_BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
+_COMPLETE = "branch-and-bound"
+_INCOMPLETE = ("ibp", "crown-ibp", "crown", "alpha-crown", "mixtrain")
+_BOUNDS = (*_INCOMPLETE, _COMPLETE)
 _BY_LINES = ("crown-ibp", "crown", "alpha-crown")
 _MOST = trs.certify.smoothing.MOST_ANSWERS
 _RADII = (0.0, 0.25, 110 / 255, 0.5, 0.75, 1.0)  # 110/255 in l2 is about a ball of 2/255 in l-infinity of CIFAR
@@ -52,7 +58,9 @@ class Certificates(Settings):
     epsilon: float | None = setting(
         None, "For bounds: radius in pixels of [0, 1], such as 2/255.", excluded=0, only_for=_of(*_BOUNDS)
     )
-    norm: str = setting("Linf", "For bounds: norm of the ball.", choices=("Linf", "L2", "L1"), only_for=_of(*_BOUNDS))
+    norm: str = setting(
+        "Linf", "For bounds: norm of the ball.", choices=("Linf", "L2", "L1"), only_for=_of(*_INCOMPLETE)
+    )
     slope: str = setting(
         "adaptive",
         "For CROWN: lower line of undecided ReLUs.",
@@ -69,6 +77,12 @@ class Certificates(Settings):
     )
     chunk: int = setting(
         4096, "For CROWN: rows carried back at once; fewer take less memory.", lower=1, only_for=_of(*_BOUNDS)
+    )
+    max_nodes: int = setting(
+        10_000, "Parts into which the ball of an image is cut at most.", lower=0, only_for=_of(_COMPLETE)
+    )
+    seconds_per_image: float = setting(
+        60.0, "After so many seconds an image stays undecided.", excluded=0, only_for=_of(_COMPLETE)
     )
     sigma: float = setting(
         0.25,
@@ -161,22 +175,33 @@ class Certificates(Settings):
         with command_line.about("saved_model_or_network", "data"):  # images and labels are checked first
             suite = trs.evaluation.RobustnessSuite(network, chosen, data.batch_size, progress=False)
         with self.bar(len(x)) as bar, command_line.about("saved_model_or_network", "data", "outfile", "epsilon"):
-            rows = trs.certify.verify_images(
-                *(network, x, y, self.radius, method, table),
-                **self.record("slope", "norm", "chunk", "optimize_intermediate", "skip", "max_examples"),
-                tight=self.tight and method != "ibp",
-                batch_size=data.batch_size,
-                progress=lambda _: bar.advance(1),
-            )
+            rows: Sequence[VerifiedImage | DecidedImage]
+            if method == _COMPLETE:
+                rows = trs.certify.branch_and_bound(
+                    *(network, x, y, self.radius, table),
+                    **self.record("max_nodes", "chunk", "skip", "max_examples"),
+                    seconds=self.seconds_per_image,
+                    progress=lambda _: bar.advance(1),
+                )
+            else:
+                rows = trs.certify.verify_images(
+                    *(network, x, y, self.radius, method, table),
+                    **self.record("slope", "norm", "chunk", "optimize_intermediate", "skip", "max_examples"),
+                    tight=self.tight and method != "ibp",
+                    batch_size=data.batch_size,
+                    progress=lambda _: bar.advance(1),
+                )
         verified = np.array([row.verified for row in rows])
         record = {
             **self.record("epsilon", "norm", "skip"),
             "batch_size": data.batch_size,
+            **(self.record("max_nodes", "seconds_per_image") if method == _COMPLETE else {}),
             **(self.record("slope", "tight") if self.method in _BY_LINES else {}),
             **(self.record("optimize_intermediate") if self.method == "alpha-crown" else {}),
             "images": len(rows),
             "clean_accuracy": float(np.mean([row.prediction == row.label for row in rows])),
             "verified_accuracy": float(verified.mean()),
+            **(_undecided(rows) if method == _COMPLETE else {}),
             "seconds_per_image": float(np.mean([row.seconds for row in rows])),
         }
         if self.norm in GRADIENT_ATTACKS:
@@ -284,7 +309,17 @@ def show(results: dict[str, Any]) -> None:
     if "pgd_accuracy" in results:
         ball = f"{results['norm']}, epsilon {results['epsilon']:.4g}"
         report.show_share("PGD-50", results["pgd_accuracy"], ball)
+    if "unknown" in results:
+        report.show_share("Undecided", results["unknown"], f"{results['nodes_per_image']:.0f} parts per image")
     report.show_share("Verified", results["verified_accuracy"], f"{results['method']}, {pace}")
+
+
+def _undecided(rows: Sequence[Any]) -> dict[str, float]:
+    """Returns how much branch and bound left open, and what it took."""
+    return {
+        "unknown": float(np.mean([row.status == "unknown" for row in rows])),
+        "nodes_per_image": float(np.mean([row.nodes for row in rows])),
+    }
 
 
 def _curve(rows: list[CertifiedImage]) -> list[dict[str, float]]:
