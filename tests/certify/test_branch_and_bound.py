@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from tf_robust_sparse import layers
+from tf_robust_sparse import certify, layers
+from tf_robust_sparse.certify import branching
 from tf_robust_sparse.certify.branching import Search
 from tf_robust_sparse.certify.splits import SplitBounds
 
@@ -78,46 +79,80 @@ def smallest_margin(maps, image, label, epsilon):
 
 
 def critical_radius(maps, image, label):
-    """Returns the radius where the smallest margin is 0, by bisection."""
-    least, most = 0.0, 0.9
-    for _ in range(12):
-        middle = (least + most) / 2
-        least, most = (middle, most) if smallest_margin(maps, image, label, middle) > 0 else (least, middle)
-    return least
+    """Returns the radius where the smallest margin is 0."""
+    return optimize.brentq(lambda radius: smallest_margin(maps, image, label, radius), 0, 0.9, xtol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["dense", "conv"])
-def test_agrees_with_mixed_integer_programs_near_the_radius_where_the_answer_changes(form):
-    network, parts = chain(form, 1)
+@pytest.fixture(scope="module")
+def hard():
+    """A network, its maps and bounds, and images with labels and the radii where the answers change."""
+    network, parts = chain("conv", 8)
+    images = np.random.default_rng(0).random((3, 3, 3, 1)).astype("float32")
+    labels, maps = np.argmax(network(images), 1), matrices(parts)
+    radii = [critical_radius(maps, image, label) for image, label in zip(images, labels, strict=True)]
+    return network, maps, SplitBounds(network), list(zip(images, labels, radii, strict=True))
+
+
+def decide_as_the_programs(network, maps, bounds, image, label, radius, iterations):
+    """Decides below and above the radius; returns the numbers of parts."""
+    below, above = (Search(bounds, image, label, f * radius).run(10_000, 60, iterations, 64) for f in (0.97, 1.03))
+    assert (below.status, above.status) == ("verified", "falsified")
+    for row, factor in ((below, 0.97), (above, 1.03)):
+        assert row.margin <= smallest_margin(maps, image, label, factor * radius) + 1e-5
+    found = above.counterexample
+    assert np.abs(found - image).max() <= 1.03 * radius + 1e-7 and found.min() >= 0 <= 1 - found.max()
+    assert np.argmax(network(found[np.newaxis])) != label
+    return below.nodes, above.nodes
+
+
+def test_agrees_with_mixed_integer_programs_near_the_radius_where_the_answer_changes(hard):
+    *of_network, cases = hard
+    parts = [decide_as_the_programs(*of_network, *case, 5) for case in cases]
+    assert max(parts[2]) > 100 and parts[0][0] > 0
+    # Without gradients, parts are cut until linear programs decide them.
+    assert decide_as_the_programs(*of_network, *cases[0], 0)[0] > parts[0][0]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("form", "seed"), [("dense", 1), ("dense", 2), ("conv", 0), ("conv", 2), ("conv", 5)])
+def test_agrees_with_mixed_integer_programs_on_more_networks(form, seed):
+    network, parts = chain(form, seed)
     maps, bounds = matrices(parts), SplitBounds(network)
-    images = np.random.default_rng(0).random((6, 3, 3, 1)).astype("float32")
-    labels = np.argmax(network(images), 1)
-    used = []
-    for image, label in zip(images, labels, strict=True):
+    for image in np.random.default_rng(0).random((3, 3, 3, 1)).astype("float32"):
+        label = int(np.argmax(network(image[np.newaxis])))
         radius = critical_radius(maps, image, label)
-        for factor, iterations in ((0.97, 10), (1.03, 10), (0.97, 0)):
-            row = Search(bounds, image, label, factor * radius).run(100_000, 60, iterations, 64)
-            exact = smallest_margin(maps, image, label, factor * radius)
-            print(row[:7], exact, radius)
-            assert row.status == ("verified" if factor < 1 else "falsified")
-            assert row.margin <= exact + 1e-5
-            used.append(row.nodes)
-            if factor > 1:
-                found = row.counterexample
-                assert np.abs(found - image).max() <= factor * radius + 1e-7 and found.min() >= 0 <= 1 - found.max()
-                assert np.argmax(network(found[np.newaxis])) != label
-    assert max(used) > 20  # not all of them at the root
+        decide_as_the_programs(network, maps, bounds, image, label, radius, 5)
 
 
-def test_limits_and_the_bound_that_grows_with_the_nodes(tmp_path):
-    network, parts = chain("dense", 2)
-    image = np.random.default_rng(1).random((1, 3, 3, 1)).astype("float32")
-    label = np.argmax(network(image), 1)
-    radius = 0.99 * critical_radius(matrices(parts), image[0], label[0])
-    bounds, rows = SplitBounds(network), []
-    for nodes in (2, 4, 8, 16, 32, 10_000):
-        rows.append(Search(bounds, image[0], label[0], radius).run(nodes, 60, 0, 8))
-        print(rows[-1])
-        assert rows[-1].nodes <= nodes and rows[-1].status != "falsified"
+def test_the_bound_grows_with_the_parts_and_limits_hold(hard):
+    _, _, bounds, cases = hard
+    image, label, radius = cases[2]
+    rows = [Search(bounds, image, label, 0.97 * radius).run(parts, 60, 5, 8) for parts in (0, 2, 8, 31)]
+    assert [row.nodes for row in rows] == [0, 2, 8, 30] and {row.status for row in rows} == {"unknown"}
     margins = [row.margin for row in rows]
-    assert margins == sorted(margins) and margins[0] < margins[1] < margins[-2] < margins[-1]
+    assert margins == sorted(margins) and margins[0] < margins[-1]
+    assert Search(bounds, image, label, 0.97 * radius).run(10_000, 1e-9, 5, 64).nodes == 0
+
+
+def test_a_table_goes_on_and_bad_settings_begin_none(hard, tmp_path, monkeypatch):
+    network, _, bounds, cases = hard
+    x, y = np.stack([case[0] for case in cases]), np.array([case[1] for case in cases])
+    y[1] = (y[1] + 1) % 3
+    path = tmp_path / "decided.tsv"
+    for more, expected in (({"max_nodes": -1}, "`max_nodes` is at least 0"), ({"seconds": 0}, "`seconds` is above 0")):
+        with pytest.raises(ValueError, match=expected):
+            certify.branch_and_bound(network, x, y, 0.01, path, **more)
+    pooled = keras.Sequential([keras.Input((3, 3, 1)), layers.MaxPooling2D(), keras.layers.Flatten()])
+    pooled.add(keras.layers.Dense(3))
+    with pytest.raises(ValueError, match="is a max-pooling"):
+        certify.branch_and_bound(pooled, x, y, 0.01, path)
+    assert not path.exists()
+    monkeypatch.setattr(branching, "SplitBounds", lambda *_: bounds)  # which are compiled already
+    first = certify.branch_and_bound(network, x, y, 0.01, path, max_examples=2)
+    assert [row.status for row in first] == ["verified", "falsified"] and first[1].margin == -np.inf
+    np.testing.assert_array_equal(first[1].counterexample, x[1])  # it is misclassified as it is
+    seen = []
+    again = certify.branch_and_bound(network, x, y, 0.01, path, progress=seen.append)
+    assert [row[:6] for row in again[:2]] == [row[:6] for row in first] and len(seen) == 1 and again[2].verified
+    with pytest.raises(ValueError, match="of other settings"):
+        certify.branch_and_bound(network, x, y, 0.01, path, max_nodes=7)

@@ -131,6 +131,18 @@ def test_bounds_beside_pgd(method, run, tmp_path):
     assert record["seconds_per_image"] == pytest.approx(np.mean(times), abs=1e-3) and min(times) > 0
 
 
+def test_branch_and_bound(run, tmp_path):
+    few = ("--data=fashion_mnist_sample", "--test_examples=4", "--batch_size=4", "--epsilon=3/255", "--max_nodes=4")
+    command = (CERTIFY, *few, f"--saved_model_or_network={run}", "--method=branch-and-bound")
+    done = run_script(*command, f"--results_file={tmp_path / 'a.json'}").expect()
+    record = json.loads((tmp_path / "a.json").read_text())
+    lines = [line.split("\t") for line in (tmp_path / "a.tsv").read_text().splitlines()[2:]]
+    shares = {name: np.mean([line[3] == name for line in lines]) for name in ("verified", "falsified", "unknown")}
+    assert record["verified_accuracy"] == shares["verified"] <= record["pgd_accuracy"]
+    assert record["unknown"] == shares["unknown"] and record["max_nodes"] == 4 and len(lines) == 4
+    assert "Undecided" in done.out and "branch-and-bound, " in done.out
+
+
 def test_bad_input(run, tmp_path):
     path, outfile = f"--saved_model_or_network={run}", f"--outfile={tmp_path / 'none.tsv'}"
     for words, *expected in (
@@ -143,6 +155,7 @@ def test_bad_input(run, tmp_path):
         ([path, f"--outfile={tmp_path}"], "--outfile", "a directory of that name"),
         ([path, "--chunk=9"], "--chunk=9 belongs to --method=ibp or"),
         ([path, "--slope=one-lb"], "--slope=one-lb belongs to --method=crown-ibp or"),
+        ([path, "--max_nodes=9"], "--max_nodes=9 belongs to --method=branch-and-bound"),
     ):
         assert_explained(run_script(CERTIFY, *FEW, *words), *expected)
     assert not (tmp_path / "none.tsv").exists()

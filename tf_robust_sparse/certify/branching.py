@@ -62,7 +62,7 @@ def branch_and_bound(
     *,
     max_nodes: int = 10_000,
     seconds: float = 60.0,
-    iterations: int = 10,
+    iterations: int = 5,
     chunk: int = 4096,
     batch_size: int = 64,
     skip: int = 1,
@@ -132,7 +132,7 @@ def branch_and_bound(
             done[image] = search.run(max_nodes, seconds, iterations, batch_size)._replace(image=image)
             if path is not None:
                 table.append(user_path(path), _values(done[image]))
-        progress(done[image])
+            progress(done[image])
     return [done[image] for image in wanted]
 
 

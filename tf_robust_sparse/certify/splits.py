@@ -180,7 +180,7 @@ class SplitBounds:
         coefficients = self._narrow({step.name: seen[step.name] for step in self._relus}, root)
         scores = _scores(coefficients, -of_multipliers, parts._replace(alphas=alphas), root)
         corners = tf.where(seen[self._input.name][:, 0] > 0, root.box.lower, root.box.upper)
-        chosen = tf.argmax(scores, axis=1)
+        chosen = tf.argmax(tf.pad(scores, [(0, 0), (0, 1)], constant_values=-2.0), axis=1)  # there may be no neuron
         return Bounded(tf.maximum(best, lower), alphas, betas, chosen, tf.abs(coefficients), corners)
 
     def _lines(self, root: Root, parts: Parts) -> dict[str, tuple[tf.Tensor, ...]]:
@@ -287,9 +287,5 @@ def _scores(coefficients: tf.Tensor, inputs: tf.Tensor, parts: Parts, root: Root
     above = upper / (upper - lower)
     line = tf.where(coefficients < 0, above * (inputs - lower), parts.alphas * inputs)
     on, off = coefficients * (inputs - line), -coefficients * line
-    score = _combine(on, off)
+    score = tf.maximum(on, 1e-6) * tf.maximum(off, 1e-6)
     return tf.where(parts.signs == 0, score, -1.0)
-
-
-def _combine(on, off):
-    return tf.maximum(on, 0.0) + tf.maximum(off, 0.0) + 10 * tf.maximum(tf.minimum(on, off), 0.0)
