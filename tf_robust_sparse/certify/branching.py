@@ -203,7 +203,9 @@ class Search:
         found = self._bound(root, halves, scale, iterations)
         self._nodes += len(places)
         # Cutting never loosens, whatever the optimization of a half finds.
-        self._keep(halves, found, np.maximum(found.bounds, np.repeat([np.float32(each[0]) for each in taken], 2)))
+        self._keep(
+            halves, found, np.maximum(found.bounds, np.repeat(np.array([each[0] for each in taken], np.float32), 2))
+        )
         self._check(found.corners)
 
     def _keep(self, parts: Parts, found: Bounded, bounds: np.ndarray) -> None:
