@@ -1,4 +1,4 @@
-"""Measures complete verification: how much branch and bound decides that alpha-CROWN and attacks leave open, and how fast.
+"""Measures branch and bound: how much it decides that alpha-CROWN and attacks leave open, and how fast.
 
     python -m benchmarks.branch_and_bound --weights_dir=robust-weights --data_dir=DIR --output_dir=runs/complete
 

@@ -199,7 +199,7 @@ class Search:
         parts = Parts(*(np.stack(each) for each in zip(*(each[2] for each in taken), strict=True)))
         halves = Parts(*(np.repeat(each, 2, 0).astype(np.float32) for each in parts))
         places = np.repeat([each[3] for each in taken], 2)
-        halves.signs[np.arange(len(places)), places] = np.tile(np.float32([-1, 1]), len(taken))
+        halves.signs[np.arange(len(places)), places] = np.tile([-1.0, 1.0], len(taken))
         found = self._bound(root, halves, scale, iterations)
         self._nodes += len(places)
         # Cutting never loosens, whatever the optimization of a half finds.
