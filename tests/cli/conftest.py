@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import importlib
 import io
 import itertools
 import json
@@ -17,7 +18,11 @@ from absl import flags, logging
 
 from tf_robust_sparse.cli import command_line, report, settings
 from tf_robust_sparse.cli.main import command
+from tf_robust_sparse.cli.report import draw_curve
 from tf_robust_sparse.evaluation import figure_style
+from tf_robust_sparse.training import robust_model
+
+robust_accuracy = importlib.import_module("tf_robust_sparse.evaluation.robust_accuracy")  # the function has its name
 
 ROOT = Path(__file__).parents[2]
 TRAIN, EVALUATE, IMPORT = "run_connectivity_sampling", "run_foolbox_eval", "run_import_weights"
@@ -96,9 +101,13 @@ def _kind():
     return frame.f_code.co_name
 
 
-@pytest.fixture(autouse=True)
-def _drawn_once(monkeypatch):
-    """A figure of each kind is drawn, for others stand copies: `tests/evaluation` looks at what is on them."""
+@pytest.fixture(scope="package", autouse=True)
+def _brief():
+    """Leaves out of runs, also of those that tests share, what takes as long as they train and has tests of its own.
+
+    No learning curves, which `with_curves` brings back; no search for masked gradients; and of the figures one of each
+    kind is drawn, for others stand copies: `tests/evaluation` looks at what is on them.
+    """
     draw = figure_style.save_figure
 
     def save(figure, paths):
@@ -109,19 +118,18 @@ def _drawn_once(monkeypatch):
                 _drawn[kind] = path.read_bytes()
             path.write_bytes(_drawn[kind])
 
-    monkeypatch.setattr(figure_style, "save_figure", save)
-
-
-@pytest.fixture(autouse=True)
-def _without_curves(request, monkeypatch):
-    """Runs draw no learning curve, which takes as long as some of them train; `with_curves` lets them."""
-    if "with_curves" not in request.fixturenames:
-        monkeypatch.setattr(report, "draw_curve", lambda *given: None)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(figure_style, "save_figure", save)
+        patched.setattr(report, "draw_curve", lambda *given: None)
+        patched.setattr(robust_model, "warn_of_masked_gradients", lambda *given: None)
+        patched.setattr(robust_accuracy, "masked_gradients", lambda *given: [])
+        yield
 
 
 @pytest.fixture
-def with_curves():
+def with_curves(monkeypatch):
     """Runs draw their learning curves."""
+    monkeypatch.setattr(report, "draw_curve", draw_curve)
 
 
 @pytest.fixture
@@ -158,7 +166,7 @@ def results(directory):
     return json.loads((Path(directory) / "results.json").read_text())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished(tmp_path_factory):
     """The directory of a tiny finished sparse run; not to be changed. Processes that share the tests share it."""
     place = tmp_path_factory.getbasetemp()

@@ -26,6 +26,10 @@ FEW = (
     *("--num_steps=1", "--val_num_steps=1", "--augmentation=none", "--prune_rate=0.1", "--pr_scale=0.1"),
     *("--score_init_scale=0.01", "--fan-scaled-score-mode=none", "--end-with-bn"),
 )
+STAGES = (
+    *(*FEW, "--epochs=2", "--trainer=adv_step_fast", "--init=binary", "--pr_steps=2", "--mix=cutmix", "--save_every=1"),
+    *("--debug", "--explode_th=0", "--eps_schedule=name=linear,start_v=10,slope=10", "--test_every_epoch"),
+)
 # What the published configurations look like, written down anew.
 YAML = """
 # Architecture
@@ -75,10 +79,16 @@ def _one_block():
 
 @pytest.fixture(scope="module")
 def found(_one_block, tmp_path_factory):
-    """The directory of a tiny run; not to be changed."""
+    """The directory of a tiny run that was killed at its last file and went on; not to be changed.
+
+    Beside it stands the network as it was when the run was killed.
+    """
     directory = tmp_path_factory.mktemp("binary") / "run"
-    more = ("--trainer=adv_step_fast", "--init=binary", "--test_every_epoch")
-    return directory, run_script(BINARY, *FEW, *more, f"--output_dir={directory}").expect()
+    with kill_at("network.trs"):
+        run_script(BINARY, *STAGES, f"--output_dir={directory}")
+    assert not (directory / "results.json").exists() and not (directory / "network.trs").exists()
+    shutil.copy(directory / "network.keras", directory.with_name("killed.keras"))
+    return directory, run_script(BINARY, *STAGES, "--resume", f"--output_dir={directory}").expect()
 
 
 @pytest.fixture
@@ -138,10 +148,9 @@ def test_a_run_finds_a_network_of_signs(found):
     x = np.random.default_rng(0).random((4, 28, 28, 1), "float32")
     np.testing.assert_array_equal(packed(x, training=False), network(x, training=False))
     assert "network.trs" in done.out
-    assert f"Sparsity:  by scores, the largest {record['nonzero']} of {WEIGHTS}" in done.out
     assert "Unlike RobustBinarySubNet: kept perturbations are float16" in done.out
-    assert "test_every_epoch" not in done.out and (directory / "learning_curve.pdf").is_file()
-    (row,) = json.loads((directory / "checkpoints/history.json").read_text())
+    assert "test_every_epoch" not in done.out
+    row = json.loads((directory / "checkpoints/history.json").read_text())[-1]
     assert row["test_accuracy"] == pytest.approx(record["clean_accuracy"]) and 0 <= row["test_robust_accuracy"] <= 1
     assert "--trainer=adv_step_fast\n" in (directory / "run.flags").read_text()
 
@@ -185,24 +194,18 @@ def test_the_baseline_is_trained_to_be_signs(tmp_path):
     assert (tmp_path / "run/network.trs").stat().st_size < WEIGHTS / 8 + 3_000
 
 
-def test_stages_radii_boxes_and_kept_checkpoints_and_a_run_ends_with_its_last_file(tmp_path):
-    stages = (*FEW, "--epochs=2", "--trainer=adv_step_fast", "--init=binary", "--pr_steps=2", "--mix=cutmix")
-    stages += ("--save_every=1", "--debug", "--explode_th=0", "--eps_schedule=name=linear,start_v=10,slope=10")
-    directory = tmp_path / "run"
-    with kill_at("network.trs"):
-        run_script(BINARY, *stages, f"--output_dir={directory}")
+def test_stages_radii_boxes_and_kept_checkpoints_and_a_run_ends_with_its_last_file(found):
+    directory, _ = found
     history = json.loads((directory / "checkpoints/history.json").read_text())
     kept = [row["nonzero"] for row in history]
     assert kept == pytest.approx([0.1**0.5 * WEIGHTS, 0.1 * WEIGHTS], abs=5)
-    before = trs.load_network(directory)
-    assert not (directory / "results.json").exists() and not (directory / "network.trs").exists()
-    run_script(BINARY, *stages, "--resume", f"--output_dir={directory}").expect()
+    before = trs.load_network(directory.with_name("killed.keras"))
     for one, two in zip(before.variables, trs.load_network(directory).variables, strict=True):
         np.testing.assert_array_equal(one, two)
     assert results(directory)["nonzero"] == kept[1] and results(directory)["selected"]["epoch"] == 2
     packed = (directory / "network.trs").read_bytes()
     (directory / "network.trs").unlink()  # as of a run that was killed after its results
-    done = run_script(BINARY, *stages, "--resume", f"--output_dir={directory}").expect()
+    done = run_script(BINARY, *STAGES, "--resume", f"--output_dir={directory}").expect()
     assert "Completed:          network.trs" in done.out and (directory / "network.trs").read_bytes() == packed
     objective = results(directory)["objective"]
     assert objective["schedule"]["radii"] == pytest.approx([10 / 255, 20 / 255])

@@ -209,8 +209,9 @@ def test_gates_begin_with_the_weights_and_statistics_of_the_base(runs, parse, tm
 
 
 def test_evaluation_writes_costs_and_attacks(runs, monkeypatch):
-    brief = functools.partial(median_latency, seconds=0.02)
-    monkeypatch.setattr(neural.objects, "median_latency", brief)
+    monkeypatch.setattr(neural.objects, "median_latency", functools.partial(median_latency, seconds=0.02))
+    coarse = functools.partial(neural.objects.evaluation_loss_surface, points=5)
+    monkeypatch.setattr(neural.objects, "evaluation_loss_surface", coarse)
     gated = (SCRIPT, *TINY, "--mode=bbd", "--adv_train", f"--output_dir={runs / 'gated'}")
     cost = run_script(*gated, "--eval_mode=test").expect()
     assert "speed up" in cost.out and "batch of 64" in cost.out
@@ -218,6 +219,7 @@ def test_evaluation_writes_costs_and_attacks(runs, monkeypatch):
     left = written["materialised"]
     assert left["units"]["conv1"] == written["active_units"][0] and 0 < left["parameters"] <= 100
     assert set(left["latency"]) == {"1", "64", "256"} and min(left["latency"]["1"].values()) > 0
+    monkeypatch.setattr(neural.objects, "median_latency", lambda networks, _: dict.fromkeys(networks, 1.0))
     stricter = run_script(*gated, "--eval_mode=test", "--thres=0.5").expect()
     assert "speed up" in stricter.out
     network = trs.load_network(runs / "gated")

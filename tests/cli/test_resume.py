@@ -99,7 +99,7 @@ def test_the_modern_recipe_goes_on_bit_by_bit_and_keeps_its_connections(tmp_path
     history = json.loads((parts / "checkpoints/history.json").read_text())
     robust = [epoch["val_robust_accuracy"] for epoch in history]
     assert found["best_minus_last"] == pytest.approx(max(robust) - robust[-1])
-    assert (parts / "learning_curve.png").is_file()
+    assert all((parts / f"learning_curve.{form}").is_file() for form in ("png", "pdf"))
     done = run_script(TRAIN, *TINY, "--average_decay=0.5", f"--output_dir={tmp_path / 'new'}").expect(2)
     assert done.err == "error: --average_decay=0.5 belongs to --average=ema or swa; leave it out\n"
 

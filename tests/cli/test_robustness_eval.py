@@ -1,5 +1,6 @@
 """The robustness evaluation from end to end on a few images, and its bad input."""
 
+import functools
 import importlib.util
 import json
 
@@ -12,6 +13,7 @@ from tests.cli.conftest import ROBUSTNESS, ROOT, TRAIN, run_script
 from tests.cli.drill import survive
 from tests.cli.test_bad_input import assert_explained
 from tests.networks import fit_last_layer
+from tf_robust_sparse.attacks import Square
 from tf_robust_sparse.cli import settings
 from tf_robust_sparse.cli.sections.leaderboard import connectivity
 from tf_robust_sparse.evaluation import attack_versions
@@ -41,16 +43,35 @@ def natural(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def everything(natural, tmp_path_factory):
+def plain(tmp_path_factory):
+    """A network of plain Keras layers, the nearest mean of a class, in which half of the kernel entries are zero.
+
+    Its file, beside which stands its export.
+    """
+    images = trs.data.load("fashion_mnist_sample")
+    x = images.train_images.reshape(-1, 784) / np.float32(255)
+    means = np.stack([x[images.train_labels == label].mean(0) for label in range(10)], 1)
+    means += 1e-3  # none of them is zero but for this
+    means[::2] = 0
+    network = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    network.layers[-1].set_weights([means, -(means**2).sum(0) / 2])
+    path = tmp_path_factory.mktemp("plain") / "network.keras"
+    network.save(path)
+    trs.export_network(network, path.with_name("serve"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def everything(plain, tmp_path_factory):
     """What an evaluation with every attack printed and wrote."""
     folder = tmp_path_factory.mktemp("everything")
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(attack_versions.VERSIONS, "standard", SHORT_VERSION)
         done = run_script(
             ROBUSTNESS,
-            *(*QUICK, f"--network={natural / 'network.keras'}", f"--transfer_from={natural / 'serve'}"),
+            *(*QUICK, f"--network={plain}", f"--transfer_from={plain.with_name('serve')}"),
             *("--attacks=clean,fgsm,pgd,autoattack,square,transfer,corruptions,fmn,hofmn", "--min_norm_steps=20"),
-            "--pgd_restarts=2",
+            *("--pgd_iters=10", "--pgd_restarts=2"),
             *("--epsilons=0.3,0.01", "--foolbox_check", "--title=A network", "--model=small_cnn"),
             *(f"--results_file={folder / 'r.json'}", f"--save_adversarials={folder / 'a.npz'}"),
             *(f"--report={folder / 'page.md'}", f"--robustbench_file={folder / 'row.json'}"),
@@ -84,7 +105,7 @@ def test_results_hold_what_a_reader_needs(results):
         assert each["seconds"] > 0 and each["iterations_per_image"] >= 0
         black_box = name in ("square", "transfer")
         assert (each["gradient_passes_per_image"] == 0) == black_box
-    assert results["attacks"]["pgd"]["num_steps"] == 50 and results["attacks"]["pgd"]["restarts"] == 2
+    assert results["attacks"]["pgd"]["num_steps"] == 10 and results["attacks"]["pgd"]["restarts"] == 2
     assert results["attacks"]["square"]["num_queries"] == 5000
     fmn = results["attacks"]["fmn"]
     assert (fmn["num_steps"], len(fmn["distances"])) == (20, 16) and 0 < fmn["median_distance"] < 0.3
@@ -111,14 +132,14 @@ def test_foolbox_agrees_on_a_network_that_falls(results):
     assert found["deepfool"]["robust_accuracy"] < results["clean_accuracy"]
 
 
-def test_examples_fool_the_network_inside_the_ball(everything, results, natural):
+def test_examples_fool_the_network_inside_the_ball(everything, results, plain):
     with np.load(everything[1] / "a.npz") as found:
         x_adv, y, y_adv, broken_by = (found[name] for name in ("x_adv", "y", "y_adv", "broken_by"))
         assert list(found["attacks"]) == list(results["attacks"]["autoattack"]["attacks"])
     x = trs.data.load("fashion_mnist_sample").test_images[:16]
     x = x / 255 if x.dtype == np.uint8 else x
     assert np.abs(x_adv - x).max() <= 0.3 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
-    answers = trs.load_network(natural)(x_adv, training=False).numpy().argmax(-1)
+    answers = keras.saving.load_model(plain)(x_adv, training=False).numpy().argmax(-1)
     np.testing.assert_array_equal(answers, y_adv)
     np.testing.assert_array_equal(answers == y, broken_by == -1)
 
@@ -134,12 +155,13 @@ def test_the_page_has_tables_and_figures(everything, results):
         assert f"## {heading}" in text
 
 
-def test_leaderboard_rows(everything, results):
+def test_leaderboard_rows(everything, results, natural):
     row = json.loads((everything[1] / "row.json").read_text())
     assert row["autoattack_acc"] == f"{100 * results['attacks']['autoattack']['robust_accuracy']:.2f}"
     assert (row["name"], row["architecture"], row["dataset"]) == ("A network", "small_cnn", "fashion_mnist_sample")
     pruning = json.loads((everything[1] / "row.pruning_benchmark.json").read_text())
-    assert pruning["model_key"]["sparsity_rate"] == "70" and pruning["epsilon"] == "0.3"
+    assert pruning["model_key"]["sparsity_rate"] == "50" and pruning["epsilon"] == "0.3"
+    assert connectivity(trs.load_network(natural), None) == pytest.approx(0.3, abs=1e-3)
 
 
 def test_the_summary_names_every_attack_and_file(everything, results):
@@ -176,28 +198,11 @@ def test_a_flag_of_a_curve_and_of_a_report(parse):
     assert flags["epsilons"].serialize() == "--epsilons=2/255,4/255,0.5"
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A network of plain Keras layers, the nearest mean of a class, in which half of the kernel entries are zero."""
-    images = trs.data.load("fashion_mnist_sample")
-    x = images.train_images.reshape(-1, 784) / np.float32(255)
-    means = np.stack([x[images.train_labels == label].mean(0) for label in range(10)], 1)
-    means += 1e-3  # none of them is zero but for this
-    means[::2] = 0
-    network = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
-    network.layers[-1].set_weights([means, -(means**2).sum(0) / 2])
-    path = tmp_path_factory.mktemp("plain") / "network.keras"
-    network.save(path)
-    return path
-
-
-def test_a_row_of_a_network_of_plain_layers_and_a_killed_run_goes_on_from_its_state_file(plain, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_from_its_state_file(plain, tmp_path, monkeypatch):
     monkeypatch.setitem(attack_versions.VERSIONS, "standard", SHORT_VERSION)
+    monkeypatch.setattr(attack_versions, "Square", functools.partial(Square, num_queries=500))
     given = (ROBUSTNESS, *IMAGES, f"--network={plain}", "--attacks=autoattack", "--epsilon=0.01")
-    row = f"--robustbench_file={tmp_path / 'row.json'}"
-    run_script(*given, row, f"--results_file={tmp_path / 'r.json'}").expect()
-    pruning = json.loads((tmp_path / "row.pruning_benchmark.json").read_text())
-    assert pruning["model_key"]["sparsity_rate"] == "50"
+    run_script(*given, f"--results_file={tmp_path / 'r.json'}").expect()
     files = (f"--state_file={tmp_path / 'state.json'}", f"--results_file={tmp_path / 'again.json'}")
     done = survive(lambda: run_script(*given, *files), [("state.json", 2)])
     assert "restored after" in done.out

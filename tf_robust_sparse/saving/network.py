@@ -101,8 +101,9 @@ def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
     # Keras tracks its variables and the TensorFlow variables inside them, so every weight would be written twice.
     for name in ("variables", "trainable_variables", "non_trainable_variables"):
         archive.add_variable_collection(name, [variable.value for variable in getattr(stripped, name)])
+    inputs = stripped.inputs[0] if isinstance(stripped, keras.Sequential) else stripped.input
     signature = keras.tree.map_structure(
-        lambda x: keras.InputSpec(dtype=x.dtype, shape=(None, *x.shape[1:]), name=x.name), stripped.input
+        lambda x: keras.InputSpec(dtype=x.dtype, shape=(None, *x.shape[1:]), name=x.name), inputs
     )
     archive.add_endpoint("serve", stripped.__call__, [signature])
     with replace_directory(path) as temporary:
