@@ -17,6 +17,7 @@ from tf_robust_sparse import (
 )
 from tf_robust_sparse.saving import export_litert, export_network, export_onnx, load_network, save_network, shrink
 from tf_robust_sparse.sparsity import sparsify
+from tf_robust_sparse.startup import quiet
 from tf_robust_sparse.training import RobustModel
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "load_network",
     "models",
     "objectives",
+    "quiet",
     "runtime",
     "save_network",
     "saving",

@@ -2,6 +2,7 @@
 
 TensorFlow 2.21 logs through a library that ignores TF_CPP_MIN_LOG_LEVEL until it is initialized, so these lines are
 held back at the file descriptor. Everything else passes, and all of it does if TF_CPP_MIN_LOG_LEVEL is set to 0 or 1.
+The search for GPUs, at the first operation, logs, too: `quiet` does it under the same cover.
 """
 
 import contextlib
@@ -50,6 +51,23 @@ def without_noise() -> Iterator[None]:
 def _is_noise(line: bytes) -> bool:
     has_gpu = Path("/proc/driver/nvidia").exists()
     return bool(_NOISE.match(line)) or (not has_gpu and bool(_NO_GPU.match(line)))
+
+
+def quiet() -> None:
+    """Holds back what TensorFlow logs when it first looks for GPUs; call it right after the import.
+
+    The commands of this package do so. Errors still show, and everything does if `TF_CPP_MIN_LOG_LEVEL` is 0 or 1.
+
+    ```python
+    import tf_robust_sparse as trs
+
+    trs.quiet()
+    ```
+    """
+    import tensorflow
+
+    with without_noise():
+        tensorflow.config.list_physical_devices()
 
 
 if "tensorflow" not in sys.modules:

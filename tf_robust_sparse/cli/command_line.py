@@ -115,8 +115,7 @@ def run(command: ModuleType) -> None:
     if asked:
         print(help_text(command, full=any(word in _FULL_HELP for word in asked)))
         sys.exit(0)
-    with startup.without_noise():
-        tf.config.list_physical_devices()  # the search for GPUs logs too
+    startup.quiet()
     if_interrupted = vars(command).get("IF_INTERRUPTED", "nothing was written")
     app.run(lambda argv: _guarded(command.main, if_interrupted), flags_parser=_parse)
 

@@ -54,7 +54,8 @@ class Form(NamedTuple):
 
 def _in_tensorflow(load: Callable[[Path], Any], path: Path) -> Function:
     network = load(path)
-    step = tf.function(lambda x: network(x, training=False), autograph=False)
+    signature = [tf.TensorSpec((None, *network.input_shape[1:]))]
+    step = tf.function(lambda x: network(x, training=False), input_signature=signature, autograph=False)
     return lambda x: step(tf.constant(x)).numpy()
 
 
