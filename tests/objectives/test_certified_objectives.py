@@ -64,7 +64,9 @@ def test_the_mixture_at_each_step(step):
     epsilon = 0.04 * min(step / 4, 1)
     share = epsilon / 0.04
     beta, kappa = 1 - share * (1 - 0.25), 1 - share * (1 - 0.5)
-    linear, interval = (certify.margins(network, X, Y, epsilon, method).numpy() for method in ("crown-ibp", "ibp"))
+    linear, interval = (
+        bounds.training_margins(network, X, Y, epsilon, method).numpy() for method in ("crown-ibp", "ibp")
+    )
     mixed = beta * linear + (1 - beta) * interval
     robust = np.log(1 + np.exp(-mixed).sum(1))
     clean = cross_entropy(Y, network(X)).numpy()
@@ -90,7 +92,7 @@ def test_without_a_radius_the_loss_is_the_cross_entropy(objective):
 def test_without_a_backward_pass_the_bounds_are_intervals():
     network = tiny_network("plain", batch_norm=False)
     found = bounds.mixed_margins(network, X, Y, 0.02, 1e-6)
-    np.testing.assert_array_equal(found, certify.margins(network, X, Y, 0.02, "ibp"))
+    np.testing.assert_array_equal(found, bounds.training_margins(network, X, Y, 0.02, "ibp"))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_mixtrain_bounds_in_most_steps_and_draws_by_its_seed():
 
     found = np.array([float(extra(tf.constant(step))) for step in range(300)])
     assert (np.abs(found) > 1e-5).mean() == pytest.approx(0.8, abs=0.07)
-    one_by_one = np.log(1 + np.exp(-certify.margins(GOLDEN, points, labels, 0.2, "zonotope").numpy()).sum(1))
+    one_by_one = np.log(1 + np.exp(-bounds.training_margins(GOLDEN, points, labels, 0.2, "zonotope").numpy()).sum(1))
     drawn = np.abs(found[np.abs(found) > 1e-5][:, None] - one_by_one)
     assert drawn.min(1).max() < 1e-4 and set(drawn.argmin(1)) == set(range(5))
     assert found[7] == float(extra(tf.constant(7)))

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.certify.ball import Ball, Interval
 from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, Step, Sum
+from tf_robust_sparse.certify.rounding import TINY, loss
 from tf_robust_sparse.layers.gradients import custom_gradient
 
 SLOPES = ("adaptive", "zero-lb", "one-lb", "same-slope")
@@ -35,7 +36,7 @@ def linear_lower_bounds(
         number: Index of the step in `steps`.
         rows: `(batch, rows, *shape)`, coefficients of its output; `(1, rows, *shape)` for all images alike.
         intervals: Bounds of the inputs of every ReLU and max-pooling before it.
-        around: The ball.
+        around: The ball; its rounding errors, if there are any, are subtracted.
         slope: Lower line of undecided ReLUs.
         alphas: Lower slopes by the name of the ReLU, `(batch, 1, *shape)` or one per row, in place of `slope`.
         lines: Of each ReLU the upper line's slope and intercept, the lower line's slope, and what to subtract from the
@@ -46,7 +47,9 @@ def linear_lower_bounds(
         `(batch, rows)`.
     """
     pending = {steps[number].name: rows}  # step -> coefficients of its output that are not passed on yet
-    total = tf.zeros(tf.shape(rows)[:2])
+    errors = {} if around.rounding is None else around.rounding.errors
+    is_exact = around.rounding is not None
+    total = tf.fill(tf.shape(rows)[:2], -TINY if is_exact else 0.0)
     for step in reversed(steps[: number + 1]):
         # All steps that read this output come later in `steps`, so its coefficients are complete.
         coefficients = pending.pop(step.name, None)
@@ -55,6 +58,8 @@ def linear_lower_bounds(
         rule = step.rule
         if seen is not None and isinstance(rule, (Input, ReLU)):
             seen[step.name] = coefficients
+        if step.name in errors:
+            total -= loss(coefficients, errors[step.name])
         if isinstance(rule, Input):
             total += over_ball(coefficients, around)
             continue
@@ -64,19 +69,20 @@ def linear_lower_bounds(
             continue
         before = step_named(steps, step.inputs[0]).shape
         if isinstance(rule, Linear):
-            total += constant_of(rule, coefficients)
+            total += constant_of(rule, coefficients, is_exact)
             passed = multiplied(rule.apply, coefficients, before)
         elif isinstance(rule, ReLU) and lines is not None:
-            *sides, multipliers = lines[step.name]
-            passed, constant = along_lines(coefficients, *sides)
+            above, intercept, below, multipliers = lines[step.name]
+            intercept = tf.cast(intercept, tf.float64) if is_exact else intercept
+            passed, constant = along_lines(coefficients, above, intercept, below)
             passed -= tf.reshape(multipliers, (-1, 1, *before))
             total += constant
         elif isinstance(rule, ReLU):
             alpha = None if alphas is None else alphas.get(step.name)
-            passed, constant = _through_relu(coefficients, intervals[step.inputs[0]], slope, alpha)
+            passed, constant = _through_relu(coefficients, intervals[step.inputs[0]], slope, alpha, is_exact)
             total += constant
         else:
-            passed, constant = _through_max_pool(coefficients, rule, intervals[step.inputs[0]], before)
+            passed, constant = _through_max_pool(coefficients, rule, intervals[step.inputs[0]], before, is_exact)
             total += constant
         add_to(pending, step.inputs[0], passed)
     return total
@@ -160,10 +166,21 @@ def multiplied(apply: Any, coefficients: tf.Tensor, before: tuple[int, ...]) -> 
     return tf.reshape(found, (batch, rows, *before))
 
 
-def constant_of(rule: Linear, coefficients: tf.Tensor) -> tf.Tensor:
-    """Returns `coefficients` `(batch, rows, ...)` times the bias: `(batch, rows)`."""
+def constant_of(rule: Linear, coefficients: tf.Tensor, is_exact: bool = False) -> tf.Tensor:
+    """Returns `coefficients` `(batch, rows, ...)` times the bias: `(batch, rows)`.
+
+    With `is_exact`, only sums over the last axis are in float32, the others in float64.
+    """
     if rule.bias is None:
         return tf.zeros(tf.shape(coefficients)[:2])
+    if is_exact:
+        channels, (batch, rows) = coefficients.shape[-1], tf.unstack(tf.shape(coefficients)[:2])
+        if rule.bias.shape == (channels,):
+            products = tf.matmul(tf.reshape(coefficients, (-1, channels)), rule.bias[:, tf.newaxis])
+        else:
+            products = coefficients * rule.bias
+        products = tf.reshape(tf.cast(products, tf.float64), (batch, rows, -1))
+        return tf.cast(tf.reduce_sum(products, axis=2), tf.float32)
     return tf.reduce_sum(coefficients * rule.bias, axis=list(range(2, len(coefficients.shape))))
 
 
@@ -185,9 +202,11 @@ def relu_slopes(bounds: Interval, slope: str) -> tuple[tf.Tensor, tf.Tensor, tf.
 
 
 def _through_relu(
-    coefficients: tf.Tensor, bounds: Interval, slope: str, alpha: tf.Tensor | None
+    coefficients: tf.Tensor, bounds: Interval, slope: str, alpha: tf.Tensor | None, is_exact: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
     above, intercept, below = (part[:, tf.newaxis] for part in relu_slopes(bounds, slope))
+    if is_exact:
+        intercept = tf.cast(intercept, tf.float64)
     if alpha is not None:  # a decided ReLU is linear, so its line is fixed
         decided = ((bounds.lower >= 0) | (bounds.upper <= 0))[:, tf.newaxis]
         below = tf.where(decided, tf.cast(bounds.lower >= 0, tf.float32)[:, tf.newaxis], alpha)
@@ -217,30 +236,32 @@ def by_lines(coefficients: tf.Tensor, above: tf.Tensor, intercept: tf.Tensor, be
     Args:
         coefficients: `(batch, rows, neurons)`.
         above: `(batch, 1, neurons)`.
-        intercept: As `above`.
+        intercept: As `above`; in float64 if the constants are to be summed so.
         below: As `above`, or `(batch, rows, neurons)` with lines of its own for each row.
 
     Returns:
-        The coefficients of the ReLU's inputs, and the constants `(batch, rows)`.
+        The coefficients of the ReLU's inputs, and the constants `(batch, rows)`, float32.
     """
     negative = tf.minimum(coefficients, 0.0)
 
     def gradient(of_passed: tf.Tensor, of_constant: tf.Tensor) -> tuple[tf.Tensor, ...]:
         of_constant = of_constant[:, :, tf.newaxis]
-        of_coefficients = tf.where(coefficients < 0, of_passed * above + of_constant * intercept, of_passed * below)
+        shift = of_constant * tf.cast(intercept, tf.float32)
+        of_coefficients = tf.where(coefficients < 0, of_passed * above + shift, of_passed * below)
         of_above = tf.reduce_sum(of_passed * negative, axis=1, keepdims=True)
-        of_intercept = tf.matmul(of_constant, negative, transpose_a=True)
+        of_intercept = tf.cast(tf.matmul(of_constant, negative, transpose_a=True), intercept.dtype)
         of_below = of_passed * (coefficients - negative)
         if below.shape[1] == 1:
             of_below = tf.reduce_sum(of_below, axis=1, keepdims=True)
         return of_coefficients, of_above, of_intercept, of_below
 
     passed = coefficients * below + negative * (above - below)
-    return (passed, tf.matmul(negative, intercept, transpose_b=True)[:, :, 0]), gradient
+    constant = tf.matmul(tf.cast(negative, intercept.dtype), intercept, transpose_b=True)[:, :, 0]
+    return (passed, tf.cast(constant, tf.float32)), gradient
 
 
 def _through_max_pool(
-    coefficients: tf.Tensor, rule: MaxPool, bounds: Interval, before: tuple[int, ...]
+    coefficients: tf.Tensor, rule: MaxPool, bounds: Interval, before: tuple[int, ...], is_exact: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Bounds a maximum from below by the input with the largest lower bound, from above by that input or a constant.
 
@@ -261,8 +282,9 @@ def _through_max_pool(
     passed = positive + tf.where(decided[:, tf.newaxis], negative, 0.0)
     spread = passed[:, :, :, :, tf.newaxis] * chosen[:, tf.newaxis]
     ceiling = tf.where(decided, 0.0, tf.reduce_max(upper, axis=3))
-    constant = tf.reduce_sum(negative * ceiling[:, tf.newaxis], axis=[2, 3, 4])
-    return multiplied(windows, spread, before), constant
+    products = negative * ceiling[:, tf.newaxis]
+    constant = tf.reduce_sum(tf.cast(products, tf.float64) if is_exact else products, axis=[2, 3, 4])
+    return multiplied(windows, spread, before), tf.cast(constant, tf.float32)
 
 
 def over_ball(coefficients: tf.Tensor, around: Ball) -> tf.Tensor:
@@ -270,23 +292,31 @@ def over_ball(coefficients: tf.Tensor, around: Ball) -> tf.Tensor:
 
     In L2 and L1 the better of two bounds: over the enclosing box, and over the ball without the limits of [0, 1].
     """
-    box = over_box(coefficients, Interval(around.lower, around.upper))
+    box = over_box(coefficients, Interval(around.lower, around.upper), around.rounding is not None)
     if around.center is None:
         return box
     axes = list(range(2, len(coefficients.shape)))
     # Hoelder: the minimum over the ball is the value at the center minus the radius times the dual norm.
+    if around.rounding is not None:  # sums in float64 are as good as exact
+        coefficients = tf.cast(coefficients, tf.float64)
     if around.norm == "L2":
         dual = tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(coefficients), axis=axes), 1e-24))
     else:
         dual = tf.reduce_max(tf.abs(coefficients), axis=axes)
-    at_center = tf.reduce_sum(coefficients * around.center[:, tf.newaxis], axis=axes)
-    return tf.maximum(box, at_center - around.radius * dual)
+    at_center = tf.reduce_sum(coefficients * tf.cast(around.center[:, tf.newaxis], coefficients.dtype), axis=axes)
+    at_edge = at_center - tf.cast(around.radius, coefficients.dtype) * dual
+    return tf.maximum(box, tf.cast(at_edge, tf.float32))
 
 
-def over_box(coefficients: tf.Tensor, box: Interval) -> tf.Tensor:
-    """Returns the smallest value of `coefficients` `(batch, rows, ...)` times a point of the box: `(batch, rows)`."""
+def over_box(coefficients: tf.Tensor, box: Interval, is_exact: bool = False) -> tf.Tensor:
+    """Returns the smallest value of `coefficients` `(batch, rows, ...)` times a point of the box: `(batch, rows)`.
+
+    With `is_exact` it sums in float64 and rounds once.
+    """
     neurons = math.prod(coefficients.shape[2:])
     flat = tf.reshape(coefficients, (tf.shape(coefficients)[0], -1, neurons))
+    if is_exact:
+        flat, box = tf.cast(flat, tf.float64), Interval(*(tf.cast(side, tf.float64) for side in box))
     center, radius = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
     center, radius = (tf.reshape(part, (-1, neurons, 1)) for part in (center, radius))
-    return (tf.matmul(flat, center) - tf.matmul(tf.abs(flat), radius))[:, :, 0]
+    return tf.cast((tf.matmul(flat, center) - tf.matmul(tf.abs(flat), radius))[:, :, 0], tf.float32)

@@ -3,6 +3,7 @@
 Each Keras layer becomes one step or, with an activation, two. A layer without a rule is refused by name.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,6 +52,10 @@ class Linear(NamedTuple):
         bias: Bias that broadcasts to the output without its batch axis, or `None`.
         is_dense: Whether it is a matrix product over vectors.
         window: The map as a map of windows, or `None` if it is not known to be one.
+        kernel: The kernel, inputs and outputs on its last axes; `None` of maps without one.
+        terms: Of a map without a kernel, the largest number of products that an output sums, or an input is part of; 0
+            if it rounds nothing.
+        bias_size: What the bias is computed from, all terms positive; `None` for the absolute bias.
     """
 
     apply: Map
@@ -58,6 +63,9 @@ class Linear(NamedTuple):
     bias: tf.Tensor | None
     is_dense: bool = False
     window: Window | None = None
+    kernel: tf.Tensor | None = None
+    terms: int = 0
+    bias_size: tf.Tensor | None = None
 
 
 class ReLU(NamedTuple):
@@ -161,7 +169,7 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
     if isinstance(layer, keras.layers.Dropout | layers.Dropout):
         return [(_identity(), "")]
     if isinstance(layer, _WITHOUT_NEGATIVE_COEFFICIENTS):
-        return [(Linear(layer, layer, None, window=_window(layer)), "")]
+        return [(Linear(layer, layer, None, window=_window(layer), terms=_averaged(layer)), "")]
     if isinstance(layer, keras.layers.MaxPooling2D):
         return [(_max_pool(layer), "")]
     if isinstance(layer, keras.layers.Add):
@@ -199,7 +207,7 @@ def _kernel_rule(layer: Any) -> Linear:
     if len(kernel.shape) == 2:
         if len(layer.input.shape) != 2:
             raise ValueError(f"The dense layer {layer.name} acts on the last of several axes; put a Flatten before it")
-        return Linear(lambda x: tf.matmul(x, kernel), lambda x: tf.matmul(x, size), bias, is_dense=True)
+        return Linear(lambda x: tf.matmul(x, kernel), lambda x: tf.matmul(x, size), bias, is_dense=True, kernel=kernel)
     if getattr(layer, "groups", 1) != 1 or getattr(layer, "data_format", "channels_last") != "channels_last":
         raise ValueError(f"The convolution {layer.name} has groups or channels first; bounds have no rule for it")
     dilation = tuple(getattr(layer, "dilation_rate", (1, 1)))
@@ -216,7 +224,7 @@ def _kernel_rule(layer: Any) -> Linear:
             lambda x: layers.convolve(x, kernel, layer.strides, "valid"),
             *(tuple(kernel.shape[:2]), tuple(layer.strides), before),
         )
-    return Linear(convolution(kernel), convolution(size), bias, window=window)
+    return Linear(convolution(kernel), convolution(size), bias, window=window, kernel=kernel)
 
 
 def _before(layer: Any, window: Any) -> tuple[int, int]:
@@ -236,18 +244,27 @@ def _window(layer: Any) -> Window | None:
     return None
 
 
+def _averaged(layer: Any) -> int:
+    """Returns the number of inputs that a layer averages, or 0 if it only moves them."""
+    if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+        return math.prod(layer.input.shape[1:3])
+    return math.prod(layer.pool_size) if isinstance(layer, keras.layers.AveragePooling2D) else 0
+
+
 def _batch_norm(layer: Any) -> Linear:
     scale = tf.math.rsqrt(tf.convert_to_tensor(layer.moving_variance) + layer.epsilon)
     if layer.gamma is not None:
         scale *= tf.convert_to_tensor(layer.gamma)
     shift = -tf.convert_to_tensor(layer.moving_mean) * scale
+    size = tf.abs(shift)
     if layer.beta is not None:
         shift += tf.convert_to_tensor(layer.beta)
+        size += tf.abs(tf.convert_to_tensor(layer.beta))
     if layer.axis not in (-1, len(layer.output.shape) - 1):
         raise ValueError(
             f"The batch norm {layer.name} is over axis {layer.axis}; bounds have a rule for the last axis only"
         )
-    return _affine(scale, shift)
+    return _affine(scale, shift)._replace(bias_size=tf.cast(size, tf.float32))
 
 
 def _affine(scale: Any, shift: Any) -> Linear:
@@ -255,7 +272,8 @@ def _affine(scale: Any, shift: Any) -> Linear:
     size = tf.abs(scale)
     # A scale or shift that differs between positions is not a map of windows.
     alike = all(length == 1 for each in (scale, shift) for length in each.shape[:-1])
-    return Linear(lambda x: x * scale, lambda x: x * size, shift, window=Window(lambda x: x * scale) if alike else None)
+    window = Window(lambda x: x * scale) if alike else None
+    return Linear(lambda x: x * scale, lambda x: x * size, shift, window=window, terms=1)
 
 
 def _identity() -> Linear:

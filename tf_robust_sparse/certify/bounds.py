@@ -12,20 +12,18 @@ import tensorflow as tf
 
 from tf_robust_sparse.certify.backward import (
     SLOPES,
-    add_to,
-    along_lines,
     constant_of,
     linear_lower_bounds,
     lower_bounds_with_moved_slopes,
     multiplied,
-    over_ball,
     over_box,
-    relu_slopes,
     step_named,
 )
 from tf_robust_sparse.certify.ball import NORMS, Ball, Interval, ball, intersection
 from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, Step, Sum, bound_graph
-from tf_robust_sparse.certify.windows import View, cut, sticks_out, through, views, widened
+from tf_robust_sparse.certify.rounding import TINY, Rounding, check_arithmetic, loss, with_pairs_of_readers
+from tf_robust_sparse.certify.window_passes import bounds_by_windows, number_of_images
+from tf_robust_sparse.certify.windows import views
 from tf_robust_sparse.data.checks import checked_labels
 
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "zonotope")
@@ -54,11 +52,13 @@ def margins(
 ) -> tf.Tensor:
     """Returns lower bounds of the logit of the class minus each other logit, over a ball around the image.
 
-    An image is verified if all of them are positive.
+    An image is verified if all of them are positive. The bounds hold for the logits that the network has in float32, in
+    whatever order its sums are computed, and for every float32 image of the ball: what rounding can change is
+    subtracted, see `certify.rounding`. This holds in float32 arithmetic; TF32 of GPUs must be off.
 
     ```python
     lower = trs.certify.margins(network, x, y, epsilon=2 / 255, method="crown-ibp", tight=True)
-    verified = tf.reduce_all(lower > 1e-6, axis=1)
+    verified = tf.reduce_all(lower > 0, axis=1)
     ```
 
     Args:
@@ -92,15 +92,48 @@ def margins(
         [Xu et al., 2021](https://arxiv.org/abs/2011.13824).
     """
     check_choices(method, slope, norm, optimize_intermediate)
+    check_arithmetic()
+    steps = with_pairs_of_readers(bound_graph(network))
+    around = ball(x, epsilon, norm, tuple(network.input_shape[1:]), Rounding(steps))
+    return _margins(steps, around, x, y, method, slope, tight, chunk, optimize_intermediate)
+
+
+def training_margins(
+    network: keras.Model,
+    x: tf.Tensor,
+    y: tf.Tensor,
+    epsilon: Any,
+    method: str = "crown-ibp",
+    *,
+    slope: str = "adaptive",
+    tight: bool = False,
+    chunk: int = 4096,
+) -> tf.Tensor:
+    """Returns `margins` over an l-infinity ball as if nothing were rounded: for losses, not for claims."""
+    check_choices(method, slope, "Linf")
     steps = bound_graph(network)
-    around = ball(x, epsilon, norm, tuple(network.input_shape[1:]))
+    around = ball(x, epsilon, shape=tuple(network.input_shape[1:]))
+    return _margins(steps, around, x, y, method, slope, tight, chunk, False)
+
+
+def _margins(
+    steps: list[Step],
+    around: Ball,
+    x: tf.Tensor,
+    y: tf.Tensor,
+    method: str,
+    slope: str,
+    tight: bool,
+    chunk: int,
+    optimize_intermediate: bool,
+) -> tf.Tensor:
     rows = specification(_labels(y, x, steps), steps[-1].shape[0])
     by_interval = None
     intervals: dict[str, Interval] = {}
     if tight or method in ("ibp", "crown-ibp"):
         intervals = interval_bounds(steps, around, chunk)
     if tight or method == "ibp":
-        by_interval = interval_margins(steps, intervals, rows)
+        by_interval = interval_margins(steps, intervals, rows, around.rounding)
     if method == "ibp":
         return by_interval
     if method != "crown-ibp":
@@ -171,13 +204,19 @@ def interval_bounds(steps: list[Step], around: Ball, chunk: int = 4096) -> dict[
     found: dict[str, Interval] = {}
     of_images = set()  # steps that are linear in the images
     for number, step in enumerate(steps):
-        bounds = _interval(step, [found[name] for name in step.inputs], around)
+        bounds = interval_of(step, [found[name] for name in step.inputs], around)
         if isinstance(step.rule, (Input, Linear, Sum)) and all(name in of_images for name in step.inputs):
             of_images.add(step.name)
             if around.norm != "Linf" and step.inputs:
                 bounds = intersection(bounds, _by_backward_passes(steps, number, {}, around, "same-slope", chunk))
         found[step.name] = bounds
     return found
+
+
+def interval_of(step: Step, inputs: list[Interval], around: Ball) -> Interval:
+    """Returns the interval of a step's output, given those of its inputs."""
+    bounds = _interval(step, inputs, around)
+    return bounds if around.rounding is None else around.rounding.widened(step, inputs, bounds)
 
 
 def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
@@ -207,16 +246,21 @@ def _shifted(x: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
     return tf.nn.bias_add(x, bias) if bias.shape == x.shape[-1:] else x + bias
 
 
-def interval_margins(steps: list[Step], intervals: dict[str, Interval], rows: tf.Tensor) -> tf.Tensor:
+def interval_margins(
+    steps: list[Step], intervals: dict[str, Interval], rows: tf.Tensor, rounding: Rounding | None = None
+) -> tf.Tensor:
     """Returns lower bounds of `rows` times the logits by intervals.
 
     The rows are multiplied into the last layer first, which is tighter than the difference of the logits' intervals.
     """
     last = steps[-1]
     assert isinstance(last.rule, Linear)
-    lower, upper = intervals[last.inputs[0]]
-    coefficients = multiplied(last.rule.apply, rows, tuple(lower.shape[1:]))
-    return constant_of(last.rule, rows) + over_box(coefficients, Interval(lower, upper))
+    before = intervals[last.inputs[0]]
+    coefficients = multiplied(last.rule.apply, rows, tuple(before.lower.shape[1:]))
+    lower = constant_of(last.rule, rows, rounding is not None) + over_box(coefficients, before, rounding is not None)
+    if rounding is None:
+        return lower
+    return lower - loss(rows, rounding.errors[last.name]) - TINY
 
 
 def crown_intervals(
@@ -239,12 +283,15 @@ def crown_intervals(
     """
     needed = {step.inputs[0] for step in steps if isinstance(step.rule, (ReLU, MaxPool))}
     found: dict[str, Interval] = {}
+    intervals: dict[str, Interval] = {}  # those of all steps, from which rounding errors follow
     for number, step in enumerate(steps):
+        if around.rounding is not None:
+            intervals[step.name] = interval_of(step, [intervals[name] for name in step.inputs], around)
         if step.name not in needed:
             continue
         first = isinstance(step.rule, Linear) and isinstance(step_named(steps, step.inputs[0]).rule, Input)
         if first and around.norm == "Linf":  # the interval of one linear map of a box is exact
-            bounds = _interval(step, [Interval(around.lower, around.upper)], around)
+            bounds = intervals.get(step.name) or _interval(step, [Interval(around.lower, around.upper)], around)
         else:
             # A ReLU needs no tighter interval if its input never changes sign; max-pooling does.
             feeds = [other.rule for other in steps if step.name in other.inputs]
@@ -252,6 +299,8 @@ def crown_intervals(
             bounds = _by_backward_passes(steps, number, found, around, slope, chunk, decided, moved)
         if known is not None:
             bounds = intersection(bounds, known[step.name])
+        if around.rounding is not None:
+            intervals[step.name] = intersection(bounds, intervals[step.name])
         found[step.name] = bounds
     return found
 
@@ -273,11 +322,11 @@ def _by_backward_passes(
     """
     seen = None if moved else views(steps, number)  # slopes of its own for each neuron need whole images
     if seen is not None:
-        return _by_windows(steps, number, intervals, around, slope, chunk, seen)
+        return bounds_by_windows(steps, number, intervals, around, slope, chunk, seen)
     shape = steps[number].shape
     neurons = math.prod(shape)
     batch = tf.shape(around.lower)[0]
-    count = max(1, min(chunk // (2 * _images(around)), neurons))  # each neuron has two rows
+    count = max(1, min(chunk // (2 * number_of_images(around)), neurons))  # each neuron has two rows
     chosen = tf.range(neurons)
     if known is not None:
         undecided = tf.reduce_any((known.lower < 0) & (known.upper > 0), axis=0)
@@ -305,96 +354,3 @@ def _by_backward_passes(
             for old, new in zip(before, (lower, upper), strict=True)
         )
     return Interval(*(tf.reshape(tf.transpose(side), (batch, *shape)) for side in (lower, upper)))
-
-
-def _images(around: Ball) -> int:
-    """Returns the number of images, or 1 if the batch size is unknown."""
-    return around.lower.shape[0] or 1
-
-
-def _by_windows(
-    steps: list[Step],
-    number: int,
-    intervals: dict[str, Interval],
-    around: Ball,
-    slope: str,
-    chunk: int,
-    seen: dict[str, View],
-) -> Interval:
-    """As `_by_backward_passes` for a convolutional step; coefficients cover only the window that a neuron sees."""
-    shape, by_name = steps[number].shape, {step.name: step for step in steps}
-    positions, channels = (shape[0], shape[1]), shape[2]
-    batch, places = tf.shape(around.lower)[0], shape[0] * shape[1]
-    # The number of positions at once that needs no more memory than `chunk` rows of whole images.
-    most = max(math.prod(by_name[name].shape) for name in seen)
-    largest = max(math.prod(view.size) * by_name[name].shape[-1] for name, view in seen.items())
-    count = max(1, min(chunk * most // (2 * channels * largest * _images(around)), places))
-    parts = -(-places // count)
-
-    def windows(x: tf.Tensor, name: str) -> tf.Tensor:
-        """Cuts the windows of each part: `(parts, batch, count, height, width, channels)`."""
-        found = cut(x, seen[name], positions)
-        found = tf.pad(found, [(0, 0), (0, parts * count - places), (0, 0), (0, 0), (0, 0)])
-        split = tf.reshape(found, (-1, parts, count, *found.shape[2:]))
-        return tf.transpose(split, (1, 0, 2, 3, 4, 5))
-
-    lines = {}
-    for step in steps[: number + 1]:
-        if isinstance(step.rule, ReLU) and step.name in seen:
-            before = step.inputs[0]
-            lines[step.name] = tuple(windows(part, before) for part in relu_slopes(intervals[before], slope))
-    (pixels,) = (name for name in seen if isinstance(by_name[name].rule, Input))
-    box = tuple(windows(part, pixels) for part in (around.lower, around.upper, around.center) if part is not None)
-    # Zeros outside of a layer are padding, not neurons: coefficients there must not meet biases and lines.
-    inside = {
-        name: windows(tf.ones((1, *by_name[name].shape[:2], 1)), name)
-        for name, view in seen.items()
-        if sticks_out(view, positions, by_name[name].shape)
-    }
-
-    @tf.autograph.experimental.do_not_convert
-    def bound(part: tuple[Any, ...]) -> tf.Tensor:
-        lines, box, inside = part
-        together = batch * count
-        rows = tf.reshape(tf.concat([tf.eye(channels), -tf.eye(channels)], 0), (1, 2 * channels, 1, 1, channels))
-        pending = {steps[number].name: rows}
-        total = tf.zeros((together, 2 * channels))
-        for step in reversed(steps[: number + 1]):
-            coefficients = pending.pop(step.name, None)
-            if coefficients is None:
-                continue
-            view, rule = seen[step.name], step.rule
-            if step.name in inside and not (isinstance(rule, Input) and around.norm == "Linf"):
-                mask = tf.tile(inside[step.name], (batch, 1, 1, 1, 1))
-                coefficients *= tf.reshape(mask, (together, 1, *view.size, 1))
-            if isinstance(rule, Input):
-                sides = [tf.reshape(side, (together, *view.size, step.shape[-1])) for side in box]
-                local = Ball(sides[0], sides[1], sides[2] if len(sides) > 2 else None, around.radius, around.norm)
-                total += over_ball(coefficients, local)
-                continue
-            passed = coefficients
-            if isinstance(rule, Linear):
-                assert rule.window is not None
-                total += constant_of(rule, coefficients)
-                sizes = zip(view.size, rule.window.strides, rule.window.size, strict=True)
-                height, width = ((k - 1) * t + w for k, t, w in sizes)
-                before = (height, width, by_name[step.inputs[0]].shape[-1])
-                passed = multiplied(rule.window.apply, coefficients, before)
-                view = through(view, rule.window)
-            elif isinstance(rule, ReLU):
-                flat = (together, 1, math.prod(view.size) * step.shape[-1])
-                passed, constant = along_lines(coefficients, *(tf.reshape(side, flat) for side in lines[step.name]))
-                total += constant
-            for name in step.inputs:
-                add_to(pending, name, widened(passed, view, seen[name]))
-        return total
-
-    found = tf.map_fn(
-        bound,
-        (lines, box, inside),
-        fn_output_signature=tf.TensorSpec((None, 2 * channels)),
-        parallel_iterations=1,
-    )
-    found = tf.transpose(tf.reshape(found, (parts, batch, count, 2, channels)), (3, 1, 0, 2, 4))
-    lower, upper = (tf.reshape(side, (batch, parts * count, channels))[:, :places] for side in (found[0], -found[1]))
-    return Interval(*(tf.reshape(side, (batch, *shape)) for side in (lower, upper)))

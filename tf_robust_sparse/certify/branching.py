@@ -15,7 +15,7 @@ import tensorflow as tf
 from tf_robust_sparse.certify import table
 from tf_robust_sparse.certify.bounds import specification
 from tf_robust_sparse.certify.splits import Bounded, Parts, Root, SplitBounds
-from tf_robust_sparse.certify.verification import SAFETY, Verifier
+from tf_robust_sparse.certify.verification import Verifier
 from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.paths import user_path
 
@@ -118,6 +118,7 @@ def branch_and_bound(
     settings = {
         **{"method": "branch-and-bound", "epsilon": float(epsilon), "max_nodes": max_nodes, "seconds": seconds},
         **{"iterations": iterations, "images": len(x), "of": table.fingerprint(network, x)},
+        "rounding": "subtracted",
     }
     done = table.begin(user_path(path), settings, _COLUMNS, _parse) if path is not None else {}
     for image, row in done.items():
@@ -170,7 +171,7 @@ class Search:
         return self._row(prediction, min([self._closed, *(each[0] for each in self._open[:1])]))
 
     def _row(self, prediction: int, margin: float) -> DecidedImage:
-        status = "falsified" if self._found is not None else "unknown" if self._open or margin <= SAFETY else "verified"
+        status = "falsified" if self._found is not None else "unknown" if self._open or margin <= 0 else "verified"
         seconds = time.perf_counter() - self._begin
         return DecidedImage(0, self._label, prediction, status, margin, self._nodes, seconds, self._found)
 
@@ -183,7 +184,7 @@ class Search:
         parts = Parts(rows, zeros, slopes, zeros)
         found = self._bound(root, parts, np.ones(len(lower), np.float32), _ROOT_ITERATIONS)
         self._keep(parts, found, found.bounds)
-        is_open = found.bounds <= SAFETY
+        is_open = found.bounds <= 0
         if is_open.any():
             starts = np.concatenate([found.corners[is_open], np.repeat(self._image[np.newaxis], is_open.sum(), 0)])
             of_starts = np.concatenate([rows[is_open]] * 2)
@@ -191,7 +192,7 @@ class Search:
         return found.sizes.mean(0) + np.float32(1e-6)
 
     def _bound(self, root: Root, parts: Parts, scale: np.ndarray, iterations: int) -> Bounded:
-        found = self._bounds.improve(root, parts, scale, iterations, SAFETY)
+        found = self._bounds.improve(root, parts, scale, iterations, 0.0)
         return Bounded(*(each.numpy() for each in found))
 
     def _cut(self, root: Root, taken: list[Any], scale: np.ndarray, iterations: int) -> None:
@@ -211,7 +212,7 @@ class Search:
     def _keep(self, parts: Parts, found: Bounded, bounds: np.ndarray) -> None:
         """Closes the parts that are proven and puts the others on the heap."""
         for place, bound in enumerate(bounds):
-            if bound > SAFETY:
+            if bound > 0:
                 self._closed = min(self._closed, float(bound))
                 continue
             # Half the precision is enough, because any slope in [0, 1] and any multiplier of at least 0 is sound.
@@ -230,14 +231,20 @@ class Search:
 
     def _leaf(self, root: Root, part: Parts, bound: float) -> None:
         """Decides a part whose neurons all have a sign: there the network is affine, so a linear program is exact."""
-        least, point = smallest_margin_of_pattern(self._bounds, root, part)
+        multipliers, point = multipliers_of_pattern(self._bounds, root, part)
         if point is not None:
             self._check(point[np.newaxis])
-        self._closed = min(self._closed, max(bound, least))
+        # The bound with these multipliers is the least margin; unlike the solver's number, it allows for rounding.
+        one = Parts(*(np.asarray(each, np.float32)[np.newaxis] for each in part._replace(betas=multipliers)))
+        least = self._bound(root, one, np.ones(len(multipliers), np.float32), 0).bounds[0]
+        self._closed = min(self._closed, max(bound, float(least)))
 
 
-def smallest_margin_of_pattern(bounds: SplitBounds, root: Root, part: Parts) -> tuple[float, np.ndarray | None]:
-    """Returns the smallest margin where all neurons have their signs, and the image; infinity if there is none."""
+def multipliers_of_pattern(bounds: SplitBounds, root: Root, part: Parts) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns multipliers that prove the smallest margin where all neurons have their signs, and its image.
+
+    If no image has these signs, the multipliers prove a positive margin, and there is no image.
+    """
     from scipy.optimize import linprog
 
     shape = root.box.lower.shape[1:]
@@ -254,12 +261,17 @@ def smallest_margin_of_pattern(bounds: SplitBounds, root: Root, part: Parts) -> 
     neurons, margins = affine(np.eye(lower.size), False)
     neuron_biases, margin_bias = affine(np.zeros_like(lower), True)
     found = linprog(margins, A_ub=-neurons.T, b_ub=neuron_biases[0], bounds=np.stack([lower, upper], 1))
-    if found.status == 2:  # no image has these signs
-        return math.inf, None
+    if found.status == 2:  # no image has these signs, so find by how much the worst neuron misses its sign
+        relaxed = np.column_stack([-neurons.T, -np.ones(neurons.shape[1])])
+        box = [*zip(lower, upper, strict=True), (0, None)]
+        found = linprog(np.eye(lower.size + 1)[-1], A_ub=relaxed, b_ub=neuron_biases[0], bounds=box)
+        if found.status == 0 and found.fun > 0:
+            least = np.minimum(margins * lower, margins * upper).sum() + margin_bias[0]  # whatever the signs
+            return -found.ineqlin.marginals * 2 * max(1.0, -least) / found.fun, None
     if found.status != 0:
-        return -math.inf, None
+        return part.betas, None
     point = np.clip(found.x, lower, upper).astype(np.float32).reshape(shape)
-    return float(found.fun + margin_bias[0]), np.clip(point, root.box.lower[0], root.box.upper[0])
+    return -found.ineqlin.marginals, np.clip(point, root.box.lower[0], root.box.upper[0])
 
 
 def _values(row: DecidedImage) -> tuple[Any, ...]:

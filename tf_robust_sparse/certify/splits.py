@@ -15,6 +15,7 @@ from tf_robust_sparse.certify.backward import linear_lower_bounds
 from tf_robust_sparse.certify.ball import Ball, Interval, ball
 from tf_robust_sparse.certify.bound_graph import Input, Linear, MaxPool, ReLU, Step, bound_graph
 from tf_robust_sparse.certify.bounds import crown_intervals, interval_bounds
+from tf_robust_sparse.certify.rounding import Rounding, check_arithmetic, with_pairs_of_readers
 from tf_robust_sparse.layers import cached_kernels
 
 _RATES = (0.1, 0.3)  # of slopes and of multipliers, the latter in units of a neuron's coefficient
@@ -27,6 +28,8 @@ class Root(NamedTuple):
 
     Attributes:
         box: Smallest and largest pixels, `(1, ...)` each.
+        outer: The box rounded outward, over which bounds hold.
+        errors: The rounding errors of `Rounding`, one step after the other, flat.
         lower, upper: Bounds of all neurons: `(neurons,)`.
         undecided: Numbers of the neurons that may have both signs, increasing: `(undecided,)`.
         place: Of each neuron its place in `undecided`, or the length of it if it is off, or one more if it is on:
@@ -34,6 +37,8 @@ class Root(NamedTuple):
     """
 
     box: Interval
+    outer: Interval
+    errors: Any
     lower: np.ndarray
     upper: np.ndarray
     undecided: np.ndarray
@@ -89,7 +94,7 @@ class SplitBounds:
     def __init__(self, network: keras.Model, chunk: int = 4096) -> None:
         self._network, self._chunk = network, chunk
         with cached_kernels(network):
-            self._steps = bound_graph(network)
+            self._steps = with_pairs_of_readers(bound_graph(network))
         pools = [step.name for step in self._steps if isinstance(step.rule, MaxPool)]
         if pools:
             raise ValueError(
@@ -106,7 +111,7 @@ class SplitBounds:
         floats, few = tf.TensorSpec((None,)), tf.TensorSpec((None, None))
         integers = tf.TensorSpec((None,), tf.int32)
         images, one = tf.TensorSpec((None, *self._input.shape)), tf.TensorSpec((1, *self._input.shape))
-        of_root = Root(Interval(one, one), floats, floats, integers, integers)
+        of_root = Root(Interval(one, one), Interval(one, one), floats, floats, floats, integers, integers)
         parts = Parts(tf.TensorSpec((None, self.classes)), few, few, few)
 
         def compiled(function: Any, *signature: Any) -> Any:
@@ -121,21 +126,27 @@ class SplitBounds:
 
     def root(self, image: np.ndarray, epsilon: float) -> Root:
         """Returns the ball around an image `(height, width, channels)` and bounds of its neurons by CROWN."""
-        box, lower, upper = self._intervals(tf.constant(image[np.newaxis]), tf.constant(epsilon, tf.float32))
+        box, outer, errors, lower, upper = self._intervals(
+            tf.constant(image[np.newaxis]), tf.constant(epsilon, tf.float32)
+        )
         lower, upper = lower.numpy(), upper.numpy()
         undecided = np.flatnonzero((lower < 0) & (upper > 0)).astype(np.int32)
         place = (len(undecided) + (lower >= 0)).astype(np.int32)
         place[undecided] = np.arange(len(undecided))
-        return Root(box, lower, upper, undecided, place)
+        return Root(box, outer, errors, lower, upper, undecided, place)
 
     def _find_intervals(self, image: tf.Tensor, epsilon: tf.Tensor) -> tuple[Any, ...]:
-        around = ball(image, epsilon)
+        check_arithmetic()
+        inner, around = ball(image, epsilon), ball(image, epsilon, rounding=Rounding(self._steps))
         known = interval_bounds(self._steps, around, self._chunk)
         found = crown_intervals(self._steps, around, known, "adaptive", self._chunk)
         lower, upper = (
             tf.concat([tf.reshape(found[name][side], (-1,)) for name in self._inputs], 0) for side in (0, 1)
         )
-        return Interval(around.lower, around.upper), lower, upper
+        errors = around.rounding.errors
+        self._rounded = [step for step in self._steps if step.name in errors]
+        flat = tf.concat([tf.reshape(errors[step.name], (-1,)) for step in self._rounded], 0)
+        return Interval(*inner[:2]), Interval(*around[:2]), flat, lower, upper
 
     def _improve(self, root: Root, parts: Parts, scale: tf.Tensor, iterations: tf.Tensor, enough: tf.Tensor) -> Bounded:
         """Moves slopes and multipliers by Adam until all bounds are above `enough` or the iterations are over.
@@ -212,7 +223,12 @@ class SplitBounds:
         return tf.gather(tf.concat([pieces[name] for name in self._inputs], 1), root.undecided, axis=1)
 
     def _lower(self, root: Root, parts: Parts, lines: Any, seen: dict[str, tf.Tensor] | None = None) -> tf.Tensor:
-        around, rows = Ball(*root.box, None, None, "Linf"), parts.rows[:, tf.newaxis]
+        split = tf.split(root.errors, [math.prod(step.shape) for step in self._rounded])
+        errors = {
+            step.name: tf.reshape(each, (1, *step.shape)) for step, each in zip(self._rounded, split, strict=True)
+        }
+        around = Ball(*root.outer, None, None, "Linf", Rounding(self._steps, errors))
+        rows = parts.rows[:, tf.newaxis]
         last = len(self._steps) - 1
         return linear_lower_bounds(self._steps, last, rows, {}, around, "adaptive", None, lines, seen)[:, 0]
 

@@ -6,7 +6,9 @@ Reference: the [VNN-LIB standard](https://www.vnnlib.org), as the verification c
 from decimal import Decimal
 
 import numpy as np
+import tensorflow as tf
 
+from tf_robust_sparse.certify.ball import above, outward
 from tf_robust_sparse.data.checks import checked_images
 
 
@@ -38,7 +40,7 @@ def vnnlib_property(x: np.ndarray, label: int, epsilon: float, classes: int, com
             f"`label` is in [0, classes), and there are at least 2. Received: label={label}, classes={classes}"
         )
     pixels = (x if x.ndim == 1 else x.transpose(2, 0, 1)).ravel()
-    lower, upper = (np.clip(side, 0, 1) for side in _outward(pixels, epsilon))
+    lower, upper = (side.numpy() for side in outward(tf.constant(pixels), above(epsilon)))
     lines = [f"; {line}" for line in comment.splitlines()]
     lines += [f"(declare-const X_{i} Real)" for i in range(len(pixels))]
     lines += [f"(declare-const Y_{j} Real)" for j in range(classes)]
@@ -46,22 +48,6 @@ def vnnlib_property(x: np.ndarray, label: int, epsilon: float, classes: int, com
         lines += [f"(assert (>= X_{i} {_decimal(least)}))", f"(assert (<= X_{i} {_decimal(most)}))"]
     others = "\n".join(f"    (and (>= Y_{j} Y_{label}))" for j in range(classes) if j != label)
     return "\n".join([*lines, f"(assert (or\n{others}\n))"]) + "\n"
-
-
-def _outward(pixels: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns float32 bounds that contain the ball of real numbers and the ball that float32 computes."""
-    exact, small = pixels.astype(np.float64), np.float32(epsilon)
-    sides = []
-    for direction, real, rounded in (
-        (-np.inf, exact - epsilon, pixels - small),
-        (np.inf, exact + epsilon, pixels + small),
-    ):
-        real = np.nextafter(real, direction)  # the sum itself was rounded by half a step at most
-        single = real.astype(np.float32)
-        is_inside = single > real if direction < 0 else single < real
-        single = np.where(is_inside, np.nextafter(single, np.float32(direction)), single)
-        sides.append((np.minimum if direction < 0 else np.maximum)(single, rounded))
-    return sides[0], sides[1]
 
 
 def _decimal(value: np.float32) -> str:

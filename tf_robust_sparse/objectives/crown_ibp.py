@@ -6,9 +6,8 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import certify
 from tf_robust_sparse.attacks import cross_entropy
-from tf_robust_sparse.certify.bounds import check_choices, mixed_margins
+from tf_robust_sparse.certify.bounds import check_choices, mixed_margins, training_margins
 from tf_robust_sparse.objectives.epsilon_schedules import EpsilonSchedule
 from tf_robust_sparse.objectives.objective import Losses, Objective, Seed, bounded_logits, robust_cross_entropy
 
@@ -100,7 +99,7 @@ class IBP(CrownIBP):
 
     def _lower_bounds(self, network: keras.Model, x: tf.Tensor, y: tf.Tensor, share: Any) -> tf.Tensor:
         del share
-        return certify.margins(network, x, y, self._epsilon, "ibp")
+        return training_margins(network, x, y, self._epsilon, "ibp")
 
     def describe(self) -> dict[str, Any]:
         """Returns everything that defines the objective, as plain values for a results file."""

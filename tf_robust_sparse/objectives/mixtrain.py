@@ -6,8 +6,8 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
-from tf_robust_sparse import certify
 from tf_robust_sparse.attacks import cross_entropy
+from tf_robust_sparse.certify.bounds import training_margins
 from tf_robust_sparse.layers.noise import fold_in
 from tf_robust_sparse.objectives.epsilon_schedules import EpochwiseEpsilon
 from tf_robust_sparse.objectives.objective import Losses, Objective, Seed, bounded_logits, robust_cross_entropy
@@ -93,7 +93,7 @@ class MixTrain(Objective):
         chosen = tf.random.stateless_uniform((self.num_images,), seed, maxval=tf.shape(x)[0], dtype=tf.int32)
         epsilon = self.schedule(self._step)
         x, y = tf.gather(x, chosen), tf.gather(y, chosen)
-        lower = certify.margins(network, x, y, epsilon, "zonotope", chunk=self.chunk)
+        lower = training_margins(network, x, y, epsilon, "zonotope", chunk=self.chunk)
         return tf.reduce_mean(robust_cross_entropy(lower))
 
     def describe(self) -> dict[str, Any]:
