@@ -146,7 +146,7 @@ class Search:
         self._open: list[tuple[float, int, Parts, int]] = []  # a heap: bound, number, part, neuron to cut at
         self._count = itertools.count()
         self._closed = math.inf  # lowest bound of all parts that are not cut any more
-        self._nodes = 0
+        self._nodes = self._rounds = 0
         self._found: np.ndarray | None = None
 
     def run(self, max_nodes: int, seconds: float, iterations: int, batch_size: int) -> DecidedImage:
@@ -188,7 +188,7 @@ class Search:
         if is_open.any():
             starts = np.concatenate([found.corners[is_open], np.repeat(self._image[np.newaxis], is_open.sum(), 0)])
             of_starts = np.concatenate([rows[is_open]] * 2)
-            self._check(self._bounds.descend(root.box, starts, of_starts, self._epsilon).numpy())
+            self._attack(root, starts, of_starts)
         return found.sizes.mean(0) + np.float32(1e-6)
 
     def _bound(self, root: Root, parts: Parts, scale: np.ndarray, iterations: int) -> Bounded:
@@ -208,6 +208,12 @@ class Search:
             halves, found, np.maximum(found.bounds, np.repeat(np.array([each[0] for each in taken], np.float32), 2))
         )
         self._check(found.corners)
+        self._rounds += 1
+        if self._found is None and self._rounds & (self._rounds - 1) == 0:  # a power of 2, so attacks stay cheap
+            self._attack(root, found.corners, halves.rows)
+
+    def _attack(self, root: Root, starts: np.ndarray, rows: np.ndarray) -> None:
+        self._check(self._bounds.descend(root.box, starts, rows, self._epsilon).numpy())
 
     def _keep(self, parts: Parts, found: Bounded, bounds: np.ndarray) -> None:
         """Closes the parts that are proven and puts the others on the heap."""
