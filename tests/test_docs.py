@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tf_robust_sparse.cli import recipes
 
@@ -22,30 +23,90 @@ def snippets(path, language):
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
+def anchors(page):
+    """The anchors of the headings, as the site and GitHub make them."""
+    headings = re.findall(
+        r"^#+ (.*)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.M
+    )
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files(page):
-    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            found = page.parent / target if target else page
+            assert found.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(found), f"{page.name} links to {target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_snippets_parse(page):
-    for snippet in snippets(page, "python"):
+    for snippet in snippets(page, "(?:python|py)"):
         ast.parse(snippet)
 
 
 def test_every_page_of_the_documentation_is_listed():
     index = (ROOT / "docs/README.md").read_text()
-    for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "README.md" or f"({page.name})" in index
+    for page in PAGES:
+        name = page.relative_to(ROOT).as_posix().removeprefix("docs/")
+        if ROOT / "docs" in page.parents and not name.startswith(("README.md", "reference/")):
+            assert f"({name})" in index, f"docs/README.md does not list {name}"
 
 
-def test_the_snippet_of_the_readme_runs_on_a_few_images(tmp_path, monkeypatch):
+def entries(nav):
+    """The files that a `nav` of mkdocs names."""
+    for entry in nav:
+        (value,) = entry.values()
+        yield from [value] if isinstance(value, str) else entries(value)
+
+
+def test_the_site_shows_every_page():
+    """Every page of docs/ is in the `nav` of mkdocs.yml, and every entry there is a page."""
+    found = list(entries(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    outside = {"contributing.md", "changelog.md", "benchmarks.md"}  # docs/theme/hooks.py makes them
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {"README.md"}
+    assert sorted(found) == sorted(pages | outside), "name each page of docs/ once in `nav` of mkdocs.yml"
+
+
+def test_the_reference_has_a_page_for_each_namespace():
+    from tests.test_public_api import namespaces
+
+    for space, names in namespaces().items():
+        text = (ROOT / f"docs/reference/{space}.md").read_text()
+        if space == "trs":
+            assert re.findall(r"- (\w+)", text) == names
+        else:
+            assert f"::: tf_robust_sparse.{space}\n" in text
+
+
+RUN = ["index.md", "tutorials/*.md", "coming_from_*.md"]  # but for a page that tests/sparsity/test_any_model.py runs
+
+
+def few_images(monkeypatch):
+    """Has the sample in the package hold two batches."""
     import tf_robust_sparse as trs
 
     whole = trs.data.fashion_mnist_sample
     monkeypatch.setattr(trs.data, "fashion_mnist_sample", lambda **given: [part.take(2) for part in whole(**given)])
+
+
+@pytest.mark.filterwarnings("ignore")  # of Foolbox
+@pytest.mark.parametrize(
+    "page",
+    sorted({page for pattern in RUN for page in (ROOT / "docs").glob(pattern)} - {ROOT / "docs/coming_from_tfmot.md"}),
+    ids=lambda path: path.stem,
+)
+def test_the_page_runs_as_written(page, tmp_path, monkeypatch):
+    few_images(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for snippet in snippets(page, "python"):
+        exec(snippet, names)
+
+
+def test_the_snippet_of_the_readme_runs_on_a_few_images(tmp_path, monkeypatch):
+    few_images(monkeypatch)
     monkeypatch.chdir(tmp_path)
     (snippet,) = snippets(ROOT / "README.md", "python")
     exec(snippet, {})

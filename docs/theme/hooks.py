@@ -1,0 +1,63 @@
+"""What the documentation site needs beyond docs/: pages of other folders, and links that lead out of docs/."""
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[2]
+# File of the repository -> its page of the site.
+OUTSIDE = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "benchmarks/README.md": "benchmarks.md",
+}
+# Files of the repository that a page of the site stands for.
+INSTEAD = {**OUTSIDE, "README.md": "index.md", "docs/README.md": "index.md", "docs": "index.md"}
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_files(files, config):
+    """Adds the pages of other folders."""
+    for source, page in OUTSIDE.items():
+        text = with_links_of_the_site((ROOT / source).read_text(), source, page)
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown, page, **_):
+    """Turns links into the repository into links of the site, and lists into lists of Python-Markdown."""
+    if page.file.src_uri not in OUTSIDE.values():
+        markdown = with_links_of_the_site(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
+    return with_blank_lines(markdown)
+
+
+def with_links_of_the_site(text, source, page):
+    """Rewrites relative links of the file `source`, shown as `page`; files that are no page become plain text."""
+
+    def rewritten(match):
+        label, target, anchor = match[1], match[2], match[3] or ""
+        if "://" in target or target.startswith("mailto:"):
+            return match[0]
+        found = (ROOT / source).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
+        inside = INSTEAD.get(found) or (found.removeprefix("docs/") if found.startswith("docs/") else None)
+        if inside is None:
+            return label if "`" in label else f"`{label}`"
+        path = posixpath.relpath(inside, posixpath.dirname(page) or ".")
+        return f"[{label}]({path}{anchor})"
+
+    return LINK.sub(rewritten, text)
+
+
+def with_blank_lines(text):
+    """Puts a blank line before each list that follows a line of text, which GitHub does not need."""
+    lines, fenced, last = [], False, ""
+    for line in text.split("\n"):
+        fenced ^= line.lstrip().startswith("```")
+        begins = re.match(r"(- |\d+\. )", line) and not fenced
+        if begins and last.strip() and not re.match(r"(- |\d+\. | )", last):
+            lines.append("")
+        lines.append(line)
+        last = line
+    return "\n".join(lines)
