@@ -1,10 +1,9 @@
-"""What the documentation site needs beyond docs/: pages of other folders, and links that lead out of docs/."""
+"""What the site needs beyond docs/: pages of other folders, links that lead out of docs/, the names of namespaces."""
 
+import ast
 import posixpath
 import re
 from pathlib import Path
-
-from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[2]
 # File of the repository -> its page of the site.
@@ -15,11 +14,14 @@ OUTSIDE = {
 }
 # Files of the repository that a page of the site stands for.
 INSTEAD = {**OUTSIDE, "README.md": "index.md", "docs/README.md": "index.md", "docs": "index.md"}
+NAMESPACE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files, config):
     """Adds the pages of other folders."""
+    from mkdocs.structure.files import File  # tests of the other functions do without it
+
     for source, page in OUTSIDE.items():
         text = with_links_of_the_site((ROOT / source).read_text(), source, page)
         files.append(File.generated(config, page, content=text))
@@ -30,7 +32,40 @@ def on_page_markdown(markdown, page, **_):
     """Turns links into the repository into links of the site, and lists into lists of Python-Markdown."""
     if page.file.src_uri not in OUTSIDE.values():
         markdown = with_links_of_the_site(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
-    return with_blank_lines(markdown)
+    return NAMESPACE.sub(lambda match: "\n\n".join(names_of(match[1])), with_blank_lines(markdown))
+
+
+def names_of(namespace):
+    """Yields the docstring of a namespace, and a line for each of its names that is no namespace and not one of `trs`."""
+    tree = parsed(namespace)
+    names = exported(tree)
+    if namespace != "tf_robust_sparse":
+        names = [name for name in names if name not in exported(parsed("tf_robust_sparse"))]
+    yield ast.get_docstring(tree)
+    for name in names:
+        found = origin(namespace, name)
+        if found.count(".") > 1:
+            yield f"::: {found}"
+
+
+def parsed(module):
+    """Returns the syntax tree of a module of this package."""
+    path = ROOT.joinpath(*module.split("."))
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
+
+
+def exported(tree):
+    """Returns `__all__`."""
+    found = [each.value for each in tree.body if isinstance(each, ast.Assign) and each.targets[0].id == "__all__"]
+    return ast.literal_eval(found[0])
+
+
+def origin(module, name):
+    """Returns where `name` of a module is defined; a function may have the name of its module, which hides it."""
+    for each in parsed(module).body:
+        if isinstance(each, ast.ImportFrom) and name in [alias.name for alias in each.names]:
+            return f"{module}.{name}" if each.module == module else origin(each.module, name)
+    return f"{module}.{name}"
 
 
 def with_links_of_the_site(text, source, page):
