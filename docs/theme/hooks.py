@@ -36,7 +36,7 @@ def on_page_markdown(markdown, page, **_):
 
 
 def names_of(namespace):
-    """Yields the docstring of a namespace, and a line for each of its names that is no namespace and not one of `trs`."""
+    """Yields the docstring of a namespace, and a line for each of its own names that is no namespace."""
     tree = parsed(namespace)
     names = exported(tree)
     if namespace != "tf_robust_sparse":
