@@ -104,10 +104,10 @@ def test_a_loss_that_rises_in_three_of_four_steps_keeps_the_step_size():
 @pytest.mark.parametrize(
     ("norm", "epsilon", "loss"),
     [
+        ("L2", 0.2, "dlr"),  # of the others the conformance tests have rows
         pytest.param("Linf", 0.02, "ce", marks=pytest.mark.full),
-        ("Linf", 0.02, "targeted-dlr"),
-        ("L2", 0.2, "dlr"),
-        ("L1", 1.0, "ce"),
+        pytest.param("Linf", 0.02, "targeted-dlr", marks=pytest.mark.full),
+        pytest.param("L1", 1.0, "ce", marks=pytest.mark.full),
         pytest.param("L1", 1.0, "dlr", marks=pytest.mark.full),
     ],
 )
@@ -207,7 +207,7 @@ def test_malt_aims_at_the_nearest_boundaries_first(correct):
 
     logits = linear(x).numpy()
     y = logits.argmax(-1)
-    attack = APGD(0.01, loss="targeted-dlr", target_order="malt", num_targets=3, num_steps=25)
+    attack = APGD(0.01, loss="targeted-dlr", target_order="malt", num_targets=3, num_steps=10)
     order = np.array(attack.classes_by_rank(linear, tf.constant(x), tf.constant(y)))
     gaps = logits[np.arange(20), y][:, None] - logits
     steepness = np.abs(weights[:, y].T[:, :, None] - weights[None]).sum(1)
@@ -215,10 +215,10 @@ def test_malt_aims_at_the_nearest_boundaries_first(correct):
     np.testing.assert_array_equal(order, np.argsort(away, axis=1))
     assert (order[:, 1:] != np.argsort(-logits, axis=1)[:, 1:]).any()
     standing = [
-        AutoAttack(toy_network(), "Linf", 0.01, "custom", [each], verbose=False).run_standard_evaluation(
-            correct[0][:120].numpy(), correct[1][:120].numpy()
+        AutoAttack(toy_network(), "Linf", 0.01, "custom", [each], batch_size=30, verbose=False).run_standard_evaluation(
+            correct[0][:30].numpy(), correct[1][:30].numpy()
         )["robust_accuracy"]
-        for each in (attack, APGD(0.01, loss="targeted-dlr", num_steps=25))
+        for each in (attack, APGD(0.01, loss="targeted-dlr", num_steps=10))
     ]
     assert standing[0] <= standing[1] + 0.002
 

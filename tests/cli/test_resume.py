@@ -11,7 +11,7 @@ import pytest
 import tf_robust_sparse as trs
 from tests.cli.conftest import TINY, TRAIN, results, run_script
 from tests.cli.test_runs import assert_same_weights
-from tf_robust_sparse.cli import command_line, run_lock
+from tf_robust_sparse.cli import command_line, report, run_lock
 from tf_robust_sparse.saving.checkpoint import read_metadata
 
 SPARSE = (*TINY, "-s", "--connectivity=0.1")
@@ -91,6 +91,7 @@ def test_the_modern_recipe_goes_on_bit_by_bit_and_keeps_its_connections(tmp_path
 
     with monkeypatch.context() as patched:
         patched.setattr(trs.training.Checkpoints, "on_epoch_end", copied)
+        patched.setattr(report, "draw_curve", lambda *given: None)
         run_script(TRAIN, *RECIPE, f"--output_dir={whole}").expect()
     run_script(TRAIN, *RECIPE, f"--output_dir={parts}", "--resume").expect()
     assert_same_weights(whole, parts)

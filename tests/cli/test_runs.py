@@ -87,7 +87,8 @@ def test_foolbox_finds_the_run_by_its_flags(tmp_path, monkeypatch):
     assert (directory / "foolbox.json").is_file() and results(directory)["objective"]["objective"] == "Natural"
 
 
-def test_robust_self_training(tmp_path):
+def test_robust_self_training_with_magnitudes(tmp_path):
+    """And with the selection of the reference, and TensorBoard."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (96, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(0, 10, 96)
@@ -99,41 +100,33 @@ def test_robust_self_training(tmp_path):
     run_script(
         TRAIN,
         *(*TINY, f"--data={tmp_path / 'own.npz'}", "--train_examples=64", "--test_examples=16", "--epochs=1"),
-        *("--batch_size=16", "--objective=rst", f"--pseudo_labels={tmp_path / 'pseudo.npz'}", "-s", "-pc", "0.2"),
-        f"--output_dir={directory}",
+        *("--batch_size=16", "--objective=rst", f"--pseudo_labels={tmp_path / 'pseudo.npz'}", "-pc", "0.2"),
+        *("--sparsifier=magnitude", "--pruning_schedule=one_shot", "--allocation=global", "--select=reference"),
+        *("--tensorboard", f"--output_dir={directory}"),
     ).expect()
-    assert results(directory)["objective"]["objective"] == "TRADES"
+    found = results(directory)
+    assert found["objective"]["objective"] == "TRADES" and found["selected"]["by"] == "reference"
+    assert found["connectivity"] == pytest.approx(0.2, abs=1e-3)
+    assert (directory / "checkpoints/reference.weights.h5").exists()
+    assert any((directory / "tensorboard").rglob("events*"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("sparsifier", "objective", "select", "arguments", "again"),
     [
-        pytest.param("none", "trades", "reference", ("--tensorboard",), False, marks=pytest.mark.full),
+        ("none", "trades", "reference", ("--tensorboard",), False),
         (
-            *("magnitude", "trades", "reference"),
-            ("--connectivity=0.1", "--pruning_schedule=one_shot", "--allocation=global", "--tensorboard"),
-            False,
-        ),
-        pytest.param(
             *("connectivity_sampling", "mart", "last"),
             ("--connectivity=0.05", "--init_policy=exact", "--dormant_policy=reference"),
             False,
-            marks=pytest.mark.full,
         ),
-        pytest.param(
+        (
             *("magnitude", "mat", "best_clean"),
             ("--connectivity=0.1", "--pruning_frequency=1", "--allocation=global"),
             False,
-            marks=pytest.mark.full,
         ),
-        pytest.param(
-            "magnitude",
-            "natural",
-            "best_robust",
-            ("--connectivity=0.1", "--pruning_schedule=one_shot"),
-            True,
-            marks=pytest.mark.full,
-        ),
+        ("magnitude", "natural", "best_robust", ("--connectivity=0.1", "--pruning_schedule=one_shot"), True),
     ],
 )
 def test_sparsifiers_objectives_selection_and_their_run_flags(

@@ -26,12 +26,11 @@ def some(examples):
 
 @pytest.fixture(scope="module")
 def another():
-    """A network without convolutions, trained on other images of the same classes."""
-    keras.utils.set_random_seed(5)
+    """A network without convolutions, the nearest mean of a class of other images."""
+    x, y = patterns(1000, 3)
+    means = np.stack([x[y == label].mean(0).ravel() for label in range(CLASSES)], 1)
     network = keras.Sequential([keras.layers.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    network.compile(keras.optimizers.Adam(0.01), loss=loss)
-    network.fit(*patterns(1000, 3), batch_size=100, epochs=4, verbose=0)
+    network.set_weights([means, -(means**2).sum(0) / 2])
     return network
 
 
