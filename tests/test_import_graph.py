@@ -18,7 +18,7 @@ DIAGRAM = [
     {"cli"},
     {"training"},
     {"objectives", "evaluation"},
-    {"runtime"},
+    {"runtime", "pretrained"},
     {"attacks", "certify", "sparsity", "models", "saving"},
     {"layers", "data"},
     {"paths", "schedules", "engine"},

@@ -15,6 +15,7 @@ from tf_robust_sparse import (
     sparsity,
     training,
 )
+from tf_robust_sparse.pretrained import list_pretrained, load_pretrained
 from tf_robust_sparse.saving import export_litert, export_network, export_onnx, load_network, save_network, shrink
 from tf_robust_sparse.sparsity import sparsify
 from tf_robust_sparse.startup import quiet
@@ -32,7 +33,9 @@ __all__ = [
     "export_network",
     "export_onnx",
     "layers",
+    "list_pretrained",
     "load_network",
+    "load_pretrained",
     "models",
     "objectives",
     "quiet",

@@ -22,6 +22,7 @@ COMMANDS = {  # words after `trs` -> module in `commands`, script in `run_script
     "certify": ("certify", "run_certify"),
     "shrink": ("shrink", "run_shrink"),
     "compact": ("compact", "run_compact"),
+    "publish": ("publish", "run_publish"),
     "compile": ("compile_network", "run_compile"),
     "export": ("export", "run_export"),
     "plot masks": ("plot_masks", "run_mask_plots"),

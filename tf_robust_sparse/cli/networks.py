@@ -12,6 +12,7 @@ import numpy as np
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli.command_line import BadFlag, about
+from tf_robust_sparse.pretrained.catalog import PREFIX, pretrained_file
 from tf_robust_sparse.saving.compact import COMPACT_SUFFIX
 from tf_robust_sparse.saving.kinds import check_weights
 from tf_robust_sparse.saving.pytorch_weights import PYTORCH_SUFFIXES
@@ -50,8 +51,21 @@ _BY_SUFFIX = {
 }
 
 
+def place(path: str | Path) -> Path:
+    """Returns the path of a network, of `pretrained:NAME` that of the file that comes with the package.
+
+    Raises:
+        ValueError: if no network of this name does.
+    """
+    if str(path).startswith(PREFIX):
+        return pretrained_file(str(path).removeprefix(PREFIX))
+    return Path(path).expanduser()
+
+
 def kind(path: Path) -> Kind | None:
     """Returns what a path holds; `None` if there is nothing, or nothing known."""
+    if str(path).startswith(PREFIX):
+        return Kind.COMPACT
     if path.is_dir():
         return next((found for name, found in _IN_DIRECTORIES.items() if (path / name).is_file()), None)
     if not path.is_file():
@@ -61,7 +75,7 @@ def kind(path: Path) -> Kind | None:
 
 def file_facts(path: Path) -> dict[str, Any]:
     """Returns `file`: `sha256` and `bytes` of the network at `path`; of a directory, over its files by name."""
-    root = path / NETWORK_FILE if kind(path) is Kind.RUN else path
+    root = path / NETWORK_FILE if kind(path) is Kind.RUN else place(path)
     found = hashlib.sha256()
     files = sorted(each for each in root.rglob("*") if each.is_file()) if root.is_dir() else [root]
     for each in files:
@@ -111,8 +125,11 @@ def recognize(path: Path, flag: str, taken: Iterable[Kind] = Kind) -> Kind:
 def next_to(path: Path, name: str) -> Path:
     """Returns where a file of this name goes that tells of the network at `path`: into its run, or next to it.
 
-    Published weights lie side by side, so that the file takes over the beginning of their name.
+    Published weights lie side by side, so that the file takes over the beginning of their name. What is measured of a
+    network that comes with the package goes into the working directory, and takes its name.
     """
+    if str(path).startswith(PREFIX):
+        return Path(f"{str(path).removeprefix(PREFIX)}.{name}")
     if kind(path) is Kind.PUBLISHED:
         return path.with_name(f"{path.name.removesuffix('best_weights.pickle')}{name}")
     return (path if kind(path) is Kind.RUN else path.parent) / name
@@ -144,7 +161,8 @@ def load(
         BadFlag: if there is nothing to load, or something of another kind.
         BadInput: if it is damaged or does not fit the network that is built.
     """
-    path = Path(path).expanduser()
+    with about(flag):
+        path = place(path)
     taken = [each for each in Kind if build or not each.holds_weights_alone]
     found = recognize(path, flag, [each for each in taken if not (layers and each is Kind.SAVED_MODEL)])
     if found.holds_weights_alone and build:
