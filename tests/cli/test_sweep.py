@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.conftest import TINY, TRAIN, run_script
 from tests.cli.test_bad_input import assert_explained
+from tf_robust_sparse.cli import many_runs
 from tf_robust_sparse.cli.commands import sweep as module
 
 SWEEP = "run_sweep"
@@ -35,7 +36,9 @@ found = {"clean_accuracy": clean, "robust_accuracy": clean / 2, "connectivity": 
 def trained(monkeypatch, tmp_path):
     """Lets runs leave results without training; returns a function that lists their command lines, with the threads."""
     ran = tmp_path / "ran"
-    monkeypatch.setattr(module, "process", lambda script, *words: [sys.executable, "-S", "-c", STUB, str(ran), *words])
+    monkeypatch.setattr(
+        many_runs, "process", lambda script, *words: [sys.executable, "-S", "-c", STUB, str(ran), *words]
+    )
     return lambda: [json.loads(line) for line in ran.read_text().splitlines()]
 
 

@@ -17,6 +17,7 @@ COMMANDS = {  # words after `trs` -> module in `commands`, script in `run_script
     "binary": ("binary", "run_binary_subnetworks"),
     "neural": ("neural", "run_neural_pruning"),
     "sweep": ("sweep", "run_sweep"),
+    "protocol": ("protocol", "run_protocol"),
     "eval": ("evaluate", "run_robustness_eval"),
     "foolbox": ("foolbox", "run_foolbox_eval"),
     "certify": ("certify", "run_certify"),

@@ -25,6 +25,7 @@ def run(
     at_once: int | None = None,
     logs: Sequence[Path] | None = None,
     one_thread: bool = True,
+    devices: Sequence[str] = (),
     begins: Callable[[int], None] = lambda number: None,
     ends: Callable[[int, int], None] = lambda number, code: None,
 ) -> list[int]:
@@ -35,6 +36,7 @@ def run(
         at_once: How many run side by side; `None` for all.
         logs: Files that the output of each is added to; `None` for that of this process.
         one_thread: Whether each of them computes with one thread, which uses all cores best where they are many.
+        devices: Numbers of GPUs; each process gets one that is free, so there are at least `at_once` of them.
         begins: Called with the number of one that begins.
         ends: Called with the number of one that has ended, and its exit code.
 
@@ -46,12 +48,16 @@ def run(
         environment |= _ONE_THREAD
     codes: dict[int, int] = {}
     running: dict[int, subprocess.Popen] = {}
+    free, taken = list(devices), {}
     waiting = list(range(len(commands)))
     with contextlib.ExitStack() as stack:  # which ends and waits for every process
         while waiting or running:
             while waiting and len(running) < (at_once or len(commands)):
                 number = waiting.pop(0)
                 begins(number)
+                if free:
+                    taken[number] = free.pop(0)
+                    environment["CUDA_VISIBLE_DEVICES"] = taken[number]
                 if logs:
                     logs[number].parent.mkdir(parents=True, exist_ok=True)
                 with logs[number].open("ab") if logs else contextlib.nullcontext() as output:
@@ -65,6 +71,7 @@ def run(
                 code = process.poll()
                 if code is not None:
                     del running[number]
+                    free += [taken.pop(number)] if number in taken else []
                     codes[number] = code
                     if code in _INTERRUPTED:
                         raise KeyboardInterrupt

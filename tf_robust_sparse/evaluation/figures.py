@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tf_robust_sparse.evaluation.figure_style import (
     COLUMN,
+    PAGE,
     accuracy_label,
     legend_below,
     log_scale,
@@ -17,6 +19,7 @@ from tf_robust_sparse.evaluation.figure_style import (
 
 _RADIUS = "radius ε (pixels of [0, 1])"
 MARKED = 20  # curves of more points have no markers
+_MARKERS = "osD^vPX*<>"
 
 
 def draw_curves(curves: dict[str, Sequence[dict[str, float]]], norm: str, path: str | os.PathLike) -> None:
@@ -74,6 +77,45 @@ def draw_examples(
                 axes.set_title(title)
                 axes.set_axis_off()
         figure.suptitle(f"difference: black and white are ±{scale:.3g} in pixels of [0, 1]")
+
+
+def draw_protocol(points: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+    """Draws robust accuracy against connectivity and against the size of the compact file, a line per method.
+
+    Args:
+        points: `method`, `connectivity`, `bytes`, and `accuracy` and `deviation` by the name of the attack; the
+            strongest attack is the last that all points have.
+        path: Where to write.
+
+    Raises:
+        ValueError: if matplotlib is missing.
+    """
+    common = [name for name in points[0]["accuracy"] if all(name in point["accuracy"] for point in points)]
+    with new_figure(path, PAGE, 3.4) as figure:
+        pair = figure.subplots(1, 2, sharey=True)
+        methods = list(dict.fromkeys(point["method"] for point in points))
+        for axes, (key, label) in zip(pair, (("connectivity", "connectivity"), ("bytes", "bytes")), strict=True):
+            for number, method in enumerate(methods):
+                own = sorted((point for point in points if point["method"] == method), key=lambda point: point[key])
+                accuracies, deviations = (
+                    percent([point[of][common[-1]] for point in own]) for of in ("accuracy", "deviation")
+                )
+                marker, color = _MARKERS[number % len(_MARKERS)], f"C{number % 10}"
+                axes.errorbar(
+                    [point[key] for point in own],
+                    accuracies,
+                    deviations,
+                    marker=marker,
+                    color=color,
+                    capsize=2,
+                    label=method,
+                )
+            log_scale(axes, "x")
+            axes.set_xlabel(label)
+            axes.grid(True)
+        pair[0].set_ylabel(accuracy_label("robust"))
+        figure.suptitle(f"under {common[-1]}")
+        legend_below(figure, [pair[0]])
 
 
 def draw_certified(points: Sequence[dict[str, float]], sigma: float, path: str | os.PathLike) -> None:

@@ -17,16 +17,17 @@ import io
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
 
-from tf_robust_sparse.cli import binary, command_line, embedded, hydra, processes, run_directory, run_lock, settings
+from tf_robust_sparse.cli import command_line, embedded, many_runs, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
-from tf_robust_sparse.cli.main import command, process
+from tf_robust_sparse.cli.main import command
+from tf_robust_sparse.cli.many_runs import TRAINING, Run, flag_of, of
 from tf_robust_sparse.cli.number_flags import Number
 from tf_robust_sparse.cli.settings import Settings, setting
 from tf_robust_sparse.evaluation.figure_style import attack_name
@@ -35,12 +36,6 @@ from tf_robust_sparse.saving.atomic import replace_file
 
 FLAGS = flags.FLAGS
 IF_INTERRUPTED = "finished runs are kept; the same command goes on"
-_TRAINING: Mapping[str, Callable[[], object]] = {  # script -> what takes the words of published command lines
-    "run_connectivity_sampling": lambda: None,
-    "run_hydra": hydra.originals.translate,
-    "run_binary_subnetworks": binary.originals.translate,
-}
-_FINAL = ("finetune", "")  # where a script of several phases, and one of one, leaves the network that counts
 # What the sweep sets for each run, and what to use in its place.
 _SET_HERE = {
     "seed": "--seeds=0,1,2 of the sweep trains every value with each seed",
@@ -48,50 +43,6 @@ _SET_HERE = {
     "resume": "the sweep goes on with interrupted runs by itself",
     "overwrite": "the sweep goes on with interrupted runs by itself",
 }
-_KEPT = ("clean_accuracy", "robust_accuracy", "connectivity", "nonzero", "prunable", "epochs", "seconds", "attack")
-
-
-class Run(NamedTuple):
-    """One value with one seed.
-
-    Attributes:
-        value: As it is given.
-        seed: An integer.
-        name: For messages.
-        place: Its directory.
-        arguments: All of its flags, but for those that say how to begin.
-    """
-
-    value: str
-    seed: int
-    name: str
-    place: Path
-    arguments: tuple[str, ...]
-
-    @property
-    def log(self) -> Path:
-        """The file of its output, if runs are trained side by side."""
-        return self.place.with_name(f"{self.place.name}.log")
-
-    def final(self) -> Path | None:
-        """Returns the directory of the network that counts; `None` if the run is not finished."""
-        return next((self.place / part for part in _FINAL if (self.place / part / "results.json").is_file()), None)
-
-    def beginning(self) -> list[str]:
-        """Returns the flag by which it begins, or goes on."""
-        names = {_flag(word) for word in self.arguments}
-        if not self.place.exists():
-            return []
-        # A phase that begins with another network starts again; everything else goes on.
-        return ["--overwrite" if {"source_net", "exp_mode"} <= names else "--resume"]
-
-    def results(self) -> dict[str, Any] | None:
-        """Returns what is kept of its results; `None` if it is not finished."""
-        final = self.final()
-        if final is None:
-            return None
-        found = json.loads((final / "results.json").read_text())
-        return {"seed": self.seed, "directory": str(final), **{name: found[name] for name in _KEPT if name in found}}
 
 
 @dataclasses.dataclass
@@ -100,7 +51,7 @@ class Sweep(Settings):
 
     title = "Sweep"
 
-    command: str | None = setting(None, f"A training script and its flags: {' or '.join(_TRAINING)}, --data=... .")
+    command: str | None = setting(None, f"A training script and its flags: {' or '.join(TRAINING)}, --data=... .")
     vary: str = setting("k", "Flag of that script that is varied.")
     values: list[str] | None = setting(None, "Its values, numbers or fractions such as 2/255.")
     seeds: list[str] = setting(["0"], "Seeds of each.")
@@ -116,13 +67,13 @@ class Sweep(Settings):
     def check(self) -> None:
         """Checks what does not depend on the flags of the script."""
         script, arguments = self.words()
-        if script not in _TRAINING:
-            raise BadFlag(f"--command={self.command}: expected {' or '.join(_TRAINING)} and its flags")
+        if script not in TRAINING:
+            raise BadFlag(f"--command={self.command}: expected {' or '.join(TRAINING)} and its flags")
         if self.vary in _SET_HERE:
             raise BadFlag(f"--vary={self.vary}: expected another flag; {_SET_HERE[self.vary]}")
         for word in arguments:
-            if _flag(word) in {*_SET_HERE, self.vary}:
-                raise BadFlag(f"--command: the sweep sets --{_flag(word)} itself; leave out {word}")
+            if flag_of(word) in {*_SET_HERE, self.vary}:
+                raise BadFlag(f"--command: the sweep sets --{flag_of(word)} itself; leave out {word}")
         _numbers("values", self.values, fraction)
         _numbers("seeds", self.seeds, int)
         if not self.output_dir:
@@ -148,10 +99,12 @@ class Sweep(Settings):
     def runs(self) -> list[Run]:
         """Returns the runs, those of a value one after the other."""
         found = []
+        script, arguments = self.words()
         for value, seed in itertools.product(map(str.strip, self.values or []), map(int, self.seeds)):
             place = self.directory / f"{self.vary}_{value.replace('/', '-')}" / f"seed_{seed}"
             own = (f"--{self.vary}={value}", f"--seed={seed}", f"--output_dir={place}")
-            found.append(Run(value, seed, f"{self.vary}={value}, seed {seed}", place, (*self.words()[1], *own)))
+            name = f"{self.vary}={value}, seed {seed}"
+            found.append(Run(script, value, seed, name, place, (*arguments, *own)))
         return found
 
 
@@ -172,7 +125,7 @@ def main() -> None:
     record: dict[str, Any] = {"name": sweep.name or script, "command": sweep.command, "vary": sweep.vary, "points": []}
     if not (directory / "sweep.json").is_file():  # whose runs these are, should it be interrupted
         run_directory.write_json(directory / "sweep.json", record)
-    failed = train(script, [run for run in runs if run.final() is None], sweep.processes)
+    failed = many_runs.train([run for run in runs if run.final() is None], sweep.processes)
     points = [_point(list(group)) for _, group in itertools.groupby(runs, lambda run: run.value)]
     record["points"] = [point for point in points if point is not None]
     if record["points"]:
@@ -196,58 +149,15 @@ def check_runs(sweep: Sweep, runs: Sequence[Run]) -> None:
         embedded.flags_of(command(script)),
         contextlib.redirect_stdout(io.StringIO()),
     ):  # notes, which each run prints itself
-        with _from("--command"):
+        with of("--command"):
             embedded.parse(arguments)
         if vary not in FLAGS:
             raise BadFlag(f"--vary={vary}: expected a flag that {script} --help lists")
         for word in arguments:
-            if command_line.name_of(_flag(word)) in {*_SET_HERE, command_line.name_of(vary)}:
+            if command_line.name_of(flag_of(word)) in {*_SET_HERE, command_line.name_of(vary)}:
                 raise BadFlag(f"--command: the sweep sets {word} itself; leave it out")
         for run in runs:
-            with _from(run.name):
-                embedded.parse([*run.arguments, *run.beginning()])
-                _TRAINING[script]()
-                settings.check()
-
-
-@contextlib.contextmanager
-def _from(source: str) -> Iterator[None]:
-    try:
-        yield
-    except BadFlag as error:
-        raise BadFlag(f"{source}: {error}") from error
-
-
-def train(script: str, runs: Sequence[Run], at_once: int | None) -> list[str]:
-    """Runs what is not finished, and returns which failed, and why."""
-    failed = {}
-
-    def begins(number: int) -> None:
-        run = runs[number]
-        print(f"{run.name} begins, its output is in {run.log}" if at_once else f"\n{run.name}", flush=True)
-
-    def ends(number: int, code: int) -> None:
-        run = runs[number]
-        if code or run.final() is None:
-            failed[number] = f"{run.name}: {_last_line(run.log) if at_once else f'exit code {code}'}"
-            print(f"Failed: {failed[number]}", flush=True)
-        elif at_once:
-            print(f"{run.name} is finished", flush=True)
-
-    processes.run(
-        [process(script, *run.arguments, *run.beginning()) for run in runs],
-        at_once or 1,
-        [run.log for run in runs] if at_once else None,
-        one_thread=at_once is not None,
-        begins=begins,
-        ends=ends,
-    )
-    return [failed[number] for number in sorted(failed)]
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), f"no output, see {log}")
+            many_runs.check(run)
 
 
 def show(sweeps: Sequence[dict[str, Any]], directories: Sequence[Path]) -> None:
@@ -279,11 +189,6 @@ def _numbers(name: str, words: Sequence[str] | None, kind: Callable[[str], Any])
     if not found or len(set(found)) != len(found):
         raise BadFlag(f"--{name}={','.join(words or [])}: expected different numbers, such as 0.1,0.05")
     return found
-
-
-def _flag(word: str) -> str:
-    """Returns the name of the flag that a word of a command line begins with, or nothing."""
-    return word.lstrip("-").partition("=")[0].replace("-", "_") if word.startswith("-") else ""
 
 
 def _point(runs: Sequence[Run]) -> dict[str, Any] | None:

@@ -1,0 +1,367 @@
+"""Trains and measures many methods under one protocol, and puts them into one table and one figure.
+
+    python run_scripts/run_protocol.py --protocol=sample --output_dir=runs/protocol
+
+A protocol is a TOML file: training commands by method, what they share, connectivities, seeds, and how networks are
+evaluated. `sample` and the others of `flags/protocols/` are found by their names; `--plan` prints all commands of one.
+Every network is trained, evaluated (`robustness.json` next to it), packed and timed. Whatever is finished is not run
+again, so the same command goes on after an interruption. --only=RigL,HYDRA takes some methods. --processes=N trains N
+networks at a time with one thread each, --gpus=0,1 one on each GPU.
+
+Writes `protocol.json`, `protocol.md` and, where matplotlib is installed, `protocol.png` and `protocol.pdf`.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import shlex
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import tf_robust_sparse as trs
+from tf_robust_sparse.cli import embedded, many_runs, processes, recipes, run_directory, run_lock, settings
+from tf_robust_sparse.cli.command_line import BadFlag, BadInput
+from tf_robust_sparse.cli.main import COMMANDS, command, process
+from tf_robust_sparse.cli.many_runs import TRAINING, Run
+from tf_robust_sparse.cli.settings import Settings, setting
+from tf_robust_sparse.evaluation.figures import draw_protocol
+from tf_robust_sparse.evaluation.latency import median_durations
+from tf_robust_sparse.saving.atomic import replace_file
+from tf_robust_sparse.saving.sizes import network_sizes
+
+IF_INTERRUPTED = "finished networks and evaluations are kept; the same command goes on"
+SUFFIX = ".toml"
+TIMED_FOR = 0.5  # seconds
+_KEYS = {"about", "connectivity", "seeds", "evaluate", "shared", "method"}
+_HEAD = ("method", "connections", "clean %", "PGD %", "AutoAttack %", "bytes", "ms", "PFLOP", "minutes", "seeds")
+
+
+@dataclasses.dataclass
+class Protocol(Settings):
+    """Which protocol, what of it, and where it is written."""
+
+    title = "Protocol"
+
+    protocol: str | None = setting(None, "A file, or the name of one that comes with the package.")
+    only: list[str] = setting([], "Methods; by default all.")
+    plan: bool = setting(False, "Print the commands and run nothing.")
+    processes: int | None = setting(
+        None, "Number of networks at a time, each with one thread and a log; by default one, with all threads.", lower=1
+    )
+    data_dir: str | None = setting(None, "Folder of the data, for commands with {data_dir}.")
+    gpus: list[str] = setting([], "Numbers of GPUs; each gets a network of its own at a time.")
+    output_dir: str | None = setting(None, "Where to write.")
+
+    def check(self) -> None:
+        """Checks what does not depend on the file."""
+        if self.gpus and self.processes:
+            raise BadFlag("--gpus trains as many networks at a time as there are GPUs; leave out --processes")
+        if not self.output_dir:
+            raise BadFlag("--output_dir is missing; pass a directory for the protocol")
+        run_directory.check_directory("output_dir", self.directory)
+
+    @property
+    def directory(self) -> Path:
+        """Where everything is written."""
+        return Path(self.output_dir or "").expanduser()
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What commands may hold in braces, in addition to what differs from run to run."""
+        return {} if self.data_dir is None else {"data_dir": str(Path(self.data_dir).expanduser())}
+
+    def read_file(self) -> dict[str, Any]:
+        """Returns the protocol.
+
+        Raises:
+            BadFlag: if it cannot be read, or lacks something.
+        """
+        path = Path(self.protocol or "").expanduser()
+        if not path.is_file():
+            known = sorted(file.stem for file in (recipes.folder() / "protocols").glob(f"*{SUFFIX}"))
+            if self.protocol not in known:
+                raise BadFlag(f"--protocol={self.protocol}: expected a TOML file, or one of {', '.join(known)}")
+            path = recipes.folder() / "protocols" / f"{self.protocol}{SUFFIX}"
+        try:
+            found = tomllib.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise BadFlag(f"--protocol={self.protocol}: {error}") from error
+        odd, missing = set(found) - _KEYS, _KEYS - {"shared"} - set(found)
+        if odd or missing:
+            raise BadFlag(
+                f"--protocol={self.protocol}: expected {', '.join(sorted(_KEYS))}; "
+                f"{' and '.join(sorted(odd or missing))} {'is unknown' if odd else 'is missing'}"
+            )
+        names = [method["name"] for method in found["method"]]
+        unknown = [name for name in self.only if name not in names]
+        if unknown:
+            raise BadFlag(f"--only={','.join(self.only)}: expected some of {', '.join(names)}")
+        if self.only:
+            found["method"] = [method for method in found["method"] if method["name"] in self.only]
+        return found
+
+
+def define() -> None:
+    """Defines the flags."""
+    Protocol.define(needed=("protocol",))
+
+
+def main() -> None:
+    """Trains, evaluates, measures, gathers, shows."""
+    settings.check()
+    chosen = Protocol.read()
+    protocol = chosen.read_file()
+    shared, runs = shared_runs(protocol, chosen), method_runs(protocol, chosen)
+    if chosen.plan:
+        _print_plan(protocol, shared, runs, chosen)
+        return
+    _check([*shared, *runs])
+    _check_evaluations(protocol, runs, chosen)
+    run_lock.take(chosen.directory, f"--output_dir={chosen.directory}")
+    failed = []
+    for some in (shared, runs):
+        failed += many_runs.train([run for run in some if run.final() is None], chosen.processes, chosen.gpus)
+    failed += evaluate(protocol, [run for run in runs if run.final() is not None], chosen)
+    points = [_point(list(group)) for _, group in itertools.groupby(runs, lambda run: (run.method, run.value))]
+    record = {"protocol": protocol, "points": [point for point in points if point is not None]}
+    run_directory.write_results(chosen.directory / "protocol.json", record)
+    show(record, chosen.directory)
+    if failed:
+        raise BadInput(f"{len(failed)} failed, {'; '.join(failed)}; the others are kept, and the same command goes on")
+
+
+class MethodRun(Run):
+    """A run of a method."""
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return self.name.partition(",")[0]
+
+
+def shared_runs(protocol: dict[str, Any], chosen: Protocol) -> list[Run]:
+    """Returns the runs that others begin with, one of each for each seed."""
+    found = []
+    for (name, line), seed in itertools.product(protocol.get("shared", {}).items(), protocol["seeds"]):
+        place = chosen.directory / "shared" / name / f"seed_{seed}"
+        found.append(_run(Run, line, name, "1", seed, place, {"seed": seed, **chosen.words}))
+    return found
+
+
+def method_runs(protocol: dict[str, Any], chosen: Protocol) -> list[MethodRun]:
+    """Returns the runs of all methods, those of a connectivity one after the other."""
+    found = []
+    for method in protocol["method"]:
+        values = method.get("connectivity", protocol["connectivity"])
+        for value, seed in itertools.product(map(str, values), protocol["seeds"]):
+            words: dict[str, Any] = {"connectivity": value, "seed": seed, **chosen.words}
+            for name in protocol.get("shared", {}):
+                words[name] = chosen.directory / "shared" / name / f"seed_{seed}"
+            place = chosen.directory / method["name"].replace(" ", "_") / value / f"seed_{seed}"
+            found.append(_run(MethodRun, method["command"], method["name"], value, seed, place, words))
+    return found
+
+
+def _run(kind: Any, line: str, name: str, value: str, seed: int, place: Path, words: dict[str, Any]) -> Any:
+    try:
+        first, *arguments = shlex.split(line.format(**words))
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{word}}}" for word in words)
+        raise BadFlag(f"--protocol, {name}: expected a command with {known} in braces; {error!r}") from error
+    script = COMMANDS.get(first, ("", ""))[1]
+    if script not in TRAINING:
+        known = ", ".join(key for key, (_, each) in COMMANDS.items() if each in TRAINING)
+        raise BadFlag(f"--protocol, {name}: expected a command that begins with {known}. Received: {first}")
+    own = (f"--seed={seed}", f"--output_dir={place}")
+    return kind(script, value, seed, f"{name}, connectivity {value}, seed {seed}", place, (*arguments, *own))
+
+
+def _check(runs: Sequence[Run]) -> None:
+    """Checks the flags of every run that is not finished and whose source, if it has one, is there."""
+    for script in dict.fromkeys(run.script for run in runs):
+        with embedded.flags_of(command(script)):
+            for run in runs:
+                sources = [word.partition("=")[2] for word in run.arguments if many_runs.flag_of(word) == "source_net"]
+                if run.script == script and run.final() is None and all(Path(path).exists() for path in sources):
+                    many_runs.check(run)
+
+
+def _check_evaluations(protocol: dict[str, Any], runs: Sequence[MethodRun], chosen: Protocol) -> None:
+    """Checks the flags of all evaluations, whose networks need not be there yet."""
+    with embedded.flags_of(command("eval")):
+        for run in runs:
+            with many_runs.of(f"evaluation of {run.name}"):
+                embedded.parse(_evaluation(protocol, run, run.place, chosen)[1:])
+                settings.check()
+
+
+def _evaluation(protocol: dict[str, Any], run: Run, place: Path, chosen: Protocol) -> list[str]:
+    words = {"directory": place, "connectivity": run.value, "seed": run.seed, "name": run.name, **chosen.words}
+    try:
+        more = [word.format(**words) for word in protocol["evaluate"]]
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{word}}}" for word in words)
+        raise BadFlag(f"--protocol, evaluate: expected flags with {known} in braces; {error!r}") from error
+    if any(many_runs.flag_of(word) == "attacks" and "autoattack" in word for word in more):
+        more.append(f"--state_file={place / 'autoattack.json'}")
+    return ["eval", f"--network={place}", f"--results_file={place / 'robustness.json'}", *more]
+
+
+def _print_plan(protocol: dict[str, Any], shared: Sequence[Run], runs: Sequence[MethodRun], chosen: Protocol) -> None:
+    costs = {method["name"]: method["cost"] for method in protocol["method"] if "cost" in method}
+    print(f"{protocol['about']}\n")
+    for run in [*shared, *runs]:
+        cost = costs.get(run.name.partition(",")[0])
+        print(f"# {run.name}{f'; {cost}' if cost else ''}")
+        words = {script: key for key, (_, script) in COMMANDS.items()}[run.script]
+        print(shlex.join(["trs", *words.split(), *run.arguments]))
+        if isinstance(run, MethodRun):
+            print(shlex.join(["trs", *_evaluation(protocol, run, run.place, chosen)]))
+
+
+def _done(place: Path) -> bool:
+    file = place / "robustness.json"
+    return file.is_file() and not json.loads(file.read_text()).get("unfinished")
+
+
+def evaluate(protocol: dict[str, Any], runs: Sequence[Run], chosen: Protocol) -> list[str]:
+    """Evaluates, packs and times what is not yet, and returns what failed."""
+    left = [(run, place) for run in runs if (place := run.final()) is not None and not _done(place)]
+    failed = []
+
+    def ends(number: int, code: int) -> None:
+        run, place = left[number]
+        if code or not _done(place):
+            failed.append(f"evaluation of {run.name}: exit code {code}")
+            print(f"Failed: {failed[-1]}", flush=True)
+
+    processes.run(
+        [process(*_evaluation(protocol, run, place, chosen)) for run, place in left],
+        chosen.processes or len(chosen.gpus) or 1,
+        one_thread=chosen.processes is not None,
+        devices=chosen.gpus,
+        begins=lambda number: print(f"\nEvaluation of {left[number][0].name}", flush=True),
+        ends=ends,
+    )
+    for run in runs:  # one after the other: times are measured
+        place = run.final()
+        if place is not None and not (place / "size.json").is_file():
+            run_directory.write_json(place / "size.json", measure(trs.load_network(place)))
+    return failed
+
+
+def measure(network: keras.Model) -> dict[str, Any]:
+    """Returns `bytes` of the compact file, `milliseconds` of one image and on what, and `multiply_adds` if dense."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = trs.saving.save_compact(network, Path(folder) / "network.trs").stat().st_size
+    plain = trs.saving.strip(network)
+    x = np.zeros((1, *network.input_shape[1:]), "float32")
+    try:
+        fast = trs.runtime.compile(network)
+        call, by = (lambda: fast(x)), "engine"
+    except (ValueError, RuntimeError):  # a layer that the engine does not know, or no engine
+        call, by = (lambda: plain(x, training=False)), "TensorFlow"
+    seconds = median_durations({"one": call}, TIMED_FOR)["one"]
+    return {
+        "bytes": size,
+        "milliseconds": 1e3 * seconds,
+        "timed_on": by,
+        "multiply_adds": network_sizes(plain).multiply_adds,
+    }
+
+
+def training_flops(results: dict[str, Any], multiply_adds: int) -> float:
+    """Estimates the floating-point operations of a training run with dense kernels.
+
+    A forward pass takes two for each multiplication and addition, a backward pass to images or weights as many each. A
+    step takes `num_steps` passes forward and back to the images, and one or, with a term on clean images, two forward
+    and back to all.
+    """
+    objective = results.get("objective") or {}
+    steps = (objective.get("attack") or {}).get("num_steps", 0)
+    passes = 2 * steps + (6 if objective.get("objective") in ("TRADES", "MART", "MAT", "RST", "DKL") else 3)
+    return 2.0 * multiply_adds * passes * results.get("epochs", 0) * results.get("data", {}).get("train", 0)
+
+
+def _point(runs: Sequence[MethodRun]) -> dict[str, Any] | None:
+    """Returns means and deviations over the evaluated runs of a method and connectivity; `None` if there are none."""
+    found = []
+    for run in runs:
+        place = run.final()
+        if place is None or not _done(place):
+            continue
+        parts = ("results.json", "robustness.json", "size.json")
+        results, robustness, size = (json.loads((place / part).read_text()) for part in parts)
+        attacks = {name: each["robust_accuracy"] for name, each in robustness["attacks"].items()}
+        found.append(
+            {
+                "seed": run.seed,
+                "directory": str(place),
+                **{key: results.get(key) for key in ("connectivity", "nonzero", "prunable", "epochs", "seconds")},
+                **{key: robustness[key] for key in ("clean_accuracy", "robust_accuracy", "images", "flags")},
+                "attacks": attacks,
+                **size,
+                "training_flops": training_flops(results, size["multiply_adds"]),
+            }
+        )
+    if not found:
+        return None
+    names = [name for name in found[0]["attacks"] if all(name in each["attacks"] for each in found)]
+    accuracies = {"clean": [each["clean_accuracy"] for each in found]}
+    accuracies |= {name: [each["attacks"][name] for each in found] for name in names}
+    return {
+        "method": runs[0].method,
+        "connectivity": float(np.mean([each["connectivity"] for each in found])),
+        "accuracy": {name: float(np.mean(each)) for name, each in accuracies.items()},
+        "deviation": {name: float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for name, each in accuracies.items()},
+        **{key: float(np.mean([each[key] for each in found])) for key in ("bytes", "milliseconds", "training_flops")},
+        "nonzero": round(np.mean([each["nonzero"] for each in found])),
+        "seconds": float(np.mean([each["seconds"] or math.nan for each in found])),
+        "timed_on": found[0]["timed_on"],
+        "runs": found,
+    }
+
+
+def show(record: dict[str, Any], directory: Path) -> None:
+    """Writes table and figure, and prints the table."""
+    rows = sorted(record["points"], key=lambda point: -point["connectivity"])
+    lines = [_HEAD, ["---"] * len(_HEAD), *map(_row, rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    with replace_file(directory / "protocol.md") as path:
+        path.write_text(table + "\n")
+    print(f"\n{record['protocol']['about']}\n\n{table}\n")
+    try:
+        draw_protocol(record["points"], directory / "protocol.png")
+    except ValueError as error:  # without matplotlib there is no figure
+        print(f"Note: {error}")
+    print(f"Records             {directory}: protocol.json, protocol.md, and a directory for each method")
+
+
+def _row(point: dict[str, Any]) -> list[str]:
+    seeds = len(point["runs"])
+    accuracies = [_per_cent(point, name, seeds) for name in ("clean", "pgd", "autoattack")]
+    star = "" if point["timed_on"] == "engine" else " (TensorFlow)"
+    return [
+        point["method"],
+        f"{point['nonzero']:,} ({100 * point['connectivity']:.3g} %)",
+        *accuracies,
+        f"{point['bytes']:,.0f}",
+        f"{point['milliseconds']:.3f}{star}",
+        f"{point['training_flops'] / 1e15:.3g}",
+        f"{point['seconds'] / 60:.1f}",
+        str(seeds),
+    ]
+
+
+def _per_cent(point: dict[str, Any], name: str, seeds: int) -> str:
+    if name not in point["accuracy"]:
+        return ""
+    spread = f" ± {100 * point['deviation'][name]:.2f}" if seeds > 1 else ""
+    return f"{100 * point['accuracy'][name]:.2f}{spread}"
