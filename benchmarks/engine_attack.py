@@ -2,11 +2,12 @@
 
     python -m benchmarks.engine_attack --data=cifar10 --data_dir=DIR --images=16
     python -m benchmarks.engine_attack --model=small_cnn --data=fashion_mnist_sample --images=64 --epsilon=0.05
+    python -m benchmarks.engine_attack --network=pretrained:NAME --data=fashion_mnist_sample --images=200 --epsilon=0.1
 
-The network is trained adversarially for a few steps first, on images of the training set; the attack is the standard
-version, on the first test images. Printed are the times, tracing included, after each attack the robust accuracy, and
-the images whose verdicts differ, with their margin: the difference between the highest logits of the example at which
-one contender stopped and the other did not. Rounding alone may move images whose margin is tiny.
+Without --network, one is trained adversarially for a few steps first, on images of the training set. The attack is the
+standard version, on the first test images. Printed are the times, tracing included, after each attack the robust
+accuracy, and the images whose verdicts differ, with their margin: the difference between the highest logits of the
+example at which one contender stopped and the other did not. Rounding alone may move images whose margin is tiny.
 """
 
 import json
@@ -22,7 +23,8 @@ import numpy as np
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "resnet18", "Network.")
+flags.DEFINE_string("network", None, "A trained network: a directory, a file, or pretrained:NAME.")
+flags.DEFINE_string("model", "resnet18", "Network to train without --network.")
 flags.DEFINE_float("connectivity", 0.01, "Fraction of connections.", 0, 1)
 flags.DEFINE_string("data", "cifar10", "Data set.")
 flags.DEFINE_string("data_dir", None, "Folder of its files.")
@@ -44,9 +46,10 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"Unexpected positional arguments: {argv[1:]}")
     import tf_robust_sparse as trs
+    from tf_robust_sparse.cli import networks
 
     images = trs.data.load(FLAGS.data, FLAGS.data_dir)
-    network = trained(images)
+    network = networks.load(FLAGS.network, "network", layers=True) if FLAGS.network else trained(images)
     x = images.test_images[: FLAGS.images].astype("float32")
     x = x / 255 if images.test_images.dtype == np.uint8 else x
     y = images.test_labels[: FLAGS.images].astype("int64")
