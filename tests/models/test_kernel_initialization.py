@@ -38,6 +38,15 @@ def test_initializations_of_hydras_networks(distribution, kernel):
         assert bias.any() == (a.ndim in with_bias) and bias.max() <= 1 / math.sqrt(fan_in)
 
 
+def test_intervals_neither_grow_nor_shrink():
+    network = models.large_cnn(kernel="masked")
+    initialize_kernels(network, "ibp", seed=1)
+    for layer in layers.kernel_layers(network):
+        # A linear layer doubles the widths of intervals, and ReLU halves them where half of the units are active.
+        growth = np.abs(layer.kernel.numpy()).sum(axis=tuple(range(layer.kernel.ndim - 1)))
+        assert growth.mean() == pytest.approx(2, rel=6 / math.sqrt(layer.kernel.numpy().size))
+
+
 @pytest.mark.parametrize("distribution", ["kaiming_normal", "kaiming_uniform", "signed_const"])
 def test_deviation_and_seeds(distribution):
     network = models.large_cnn(kernel="masked")

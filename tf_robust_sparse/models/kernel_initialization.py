@@ -16,6 +16,7 @@ KERNEL_INITIALIZATIONS = (
     *("kaiming_normal_fan_out_wrn", "kaiming_normal_fan_out_vgg", "kaiming_uniform_fan_out_vgg"),
     *("binary", "lottery_binary", "uniform_pm1", "signed_constant", "signed_constant_correct", "unsigned_constant"),
     *("unsigned_constant_correct", "kaiming_normal_correct", "xavier_normal", "xavier_constant", "standard"),
+    "ibp",
 )
 _CONSTANTS = {  # name -> whether signs are random, and the factor of the fan if a fraction k stays
     "signed_const": (True, lambda k: 1.0),
@@ -57,6 +58,8 @@ def initialize_kernels(
             `"signed_const"`: `"signed_constant"` without `scaled_by`.
             `"kaiming_uniform"`: uniform with that variance.
             `"xavier_normal"`, `"xavier_constant"`: of standard deviation, or magnitude, `sqrt(2 / (fan_in + fan_out))`.
+            `"ibp"`: normal of standard deviation sqrt(2 pi) / fan_in, so that intervals neither grow nor shrink from
+            layer to layer; for certified training.
             `"standard"`: uniform in +-1 / sqrt(fan_in).
             `"pytorch"`: kernels and biases uniform in +-1 / sqrt(fan_in), PyTorch's default.
             `"kaiming_normal_fan_out"`: convolutions normal of variance 2 / (height * width * filters), dense kernels
@@ -76,7 +79,8 @@ def initialize_kernels(
 
     Reference: [He et al., 2015](https://arxiv.org/abs/1502.01852), section 2.2;
         [Ramanujan et al., 2020](https://arxiv.org/abs/1911.13299), section 3.1 (constants of random sign);
-        [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 3 (signs).
+        [Liu et al., 2022](https://arxiv.org/abs/2202.01341), section 3 (signs);
+        [Shi et al., 2021](https://arxiv.org/abs/2103.17268), section 4.1 (intervals).
     """
     if distribution not in KERNEL_INITIALIZATIONS:
         options = ", ".join(KERNEL_INITIALIZATIONS)
@@ -131,6 +135,8 @@ def _drawn(
         return random.uniform(-1, 1, shape)
     if distribution in ("binary", "lottery_binary"):
         return np.where(random.random(shape) < 0.5, -1.0, 1.0)
+    if distribution == "ibp":
+        return random.normal(size=shape) * math.sqrt(2 * math.pi) / fan_in
     if distribution == "xavier_normal":
         return random.normal(size=shape) * math.sqrt(2 / (fan_in + fan_out))
     if distribution == "xavier_constant":
