@@ -49,9 +49,8 @@ def model_card(card: dict[str, Any]) -> str:
             f"| all together | {_per_cent(evaluation['robust_accuracy'])} |",
             "",
             *(f"Reason for doubt: {sentence}\n" for sentence in evaluation["flags"]),
-            f"`{evaluation['command']}`",
-            "",
         ]
+        lines += [f"`{evaluation['command']}`", ""] if evaluation.get("command") else []
     else:
         lines += ["Not evaluated.", ""]
     for found in card["certified"]:
