@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tf_robust_sparse import attacks, layers, models, saving
 from tf_robust_sparse.models.vgg import INPUT_NORMS, vgg16_dropout
+from tf_robust_sparse.saving.compact import load_compact
 
 UNITS = {
     "lenet_conv": (20, 50, 800, 500),
@@ -108,7 +109,7 @@ def test_stripped_networks_answer_alike(name, tmp_path):
     assert all(type(layer).__module__.startswith("keras.") for layer in stripped.layers)
     expected = network(x, training=False)
     np.testing.assert_allclose(stripped(x, training=False), expected, rtol=1e-4, atol=1e-5)
-    again = saving.load_compact(saving.save_compact(network, tmp_path / "network.trs"))
+    again = load_compact(saving.save_compact(network, tmp_path / "network.trs"))
     np.testing.assert_array_equal(again(x, training=False), expected)
 
 

@@ -10,6 +10,7 @@ from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import certify, data, layers, models, objectives, sparsity
 from tf_robust_sparse.attacks import cross_entropy
 from tf_robust_sparse.certify import bounds
+from tf_robust_sparse.certify.smoothing import SmoothingMonitor
 from tf_robust_sparse.training import Phase, RobustModel
 
 X, Y = tiny_images(8)
@@ -197,16 +198,14 @@ def test_validation_estimates_smoothing():
     network = tiny_network("plain", batch_norm=False)
     labels = network(X).numpy().argmax(1)
     seed = tf.constant([1, 2])
-    everything = certify.SmoothingMonitor(1e-4)(network, X, labels, seed).numpy()
+    everything = SmoothingMonitor(1e-4)(network, X, labels, seed).numpy()
     assert everything.all()
-    assert not certify.SmoothingMonitor(1e-4, radius=1.0)(network, X, labels, seed).numpy().any()
+    assert not SmoothingMonitor(1e-4, radius=1.0)(network, X, labels, seed).numpy().any()
     wrong = (labels + 1) % 10
-    assert not certify.SmoothingMonitor(1e-4)(network, X, wrong, seed).numpy().any()
-    noisy = certify.SmoothingMonitor(2.0)(network, X, labels, seed).numpy()
+    assert not SmoothingMonitor(1e-4)(network, X, wrong, seed).numpy().any()
+    noisy = SmoothingMonitor(2.0)(network, X, labels, seed).numpy()
     assert not noisy.all()
-    model = RobustModel(
-        network, objectives.Natural(), validation_checks={"smoothed_accuracy": certify.SmoothingMonitor(1e-4)}
-    )
+    model = RobustModel(network, objectives.Natural(), validation_checks={"smoothed_accuracy": SmoothingMonitor(1e-4)})
     model.compile()
     assert model.evaluate(X, labels, return_dict=True, verbose=0)["smoothed_accuracy"] == 1.0
 
@@ -264,7 +263,7 @@ def test_training_by_bounds_verifies_what_natural_training_cannot(side, least):
         (lambda: objectives.MixTrain(objectives.EpochwiseEpsilon(0.1, 1, 1), probability=2), "probability=2"),
         (lambda: certify.Verifier(0.0), "epsilon=0.0"),
         (lambda: certify.Verifier(0.1, "milp"), "must be one of"),
-        (lambda: certify.SmoothingMonitor(0), "sigma=0"),
+        (lambda: SmoothingMonitor(0), "sigma=0"),
     ],
 )
 def test_bad_settings_are_named(make, message):

@@ -13,7 +13,7 @@ import tf_robust_sparse as trs
 from tests.saving.networks import images, residual_network
 from tests.saving.test_network import small_files
 from tf_robust_sparse import layers, models, saving
-from tf_robust_sparse.saving.compact import COMPACT_VALUES
+from tf_robust_sparse.saving.compact import COMPACT_VALUES, load_compact
 
 START = struct.Struct("<8sHQQ")
 
@@ -75,7 +75,7 @@ def test_kernels_of_one_magnitude_take_a_bit_each(kernel, tmp_path):
         elif kernel not in ("signed", "binary"):
             layer.kernel.assign(0.125 * sign)
     path = saving.save_compact(network, tmp_path / "network.trs")
-    loaded = saving.load_compact(path)
+    loaded = load_compact(path)
     x = images(8)
     np.testing.assert_array_equal(network(x, training=False), loaded(x, training=False))
     head, _ = parts(path)
@@ -90,14 +90,14 @@ def test_kernels_of_one_magnitude_take_a_bit_each(kernel, tmp_path):
 
 def test_half_precision_rounds_kernels_alone(tmp_path):
     network = sparse_network("masked")
-    loaded = saving.load_compact(saving.save_compact(network, tmp_path / "network.trs", values="float16"))
+    loaded = load_compact(saving.save_compact(network, tmp_path / "network.trs", values="float16"))
     for one, two in zip(kernels(network).values(), kernels(loaded).values(), strict=True):
         np.testing.assert_array_equal(one.astype(np.float16), two)
     np.testing.assert_array_equal(network.get_layer("bn1").moving_mean, loaded.get_layer("bn1").moving_mean)
     np.testing.assert_array_equal(network.get_layer("hidden").bias, loaded.get_layer("hidden").bias)
     sizes = [saving.compact_sizes(network, values)["compact"] for values in COMPACT_VALUES]
     assert sizes[1] < sizes[0]
-    again = saving.load_compact(saving.save_compact(loaded, tmp_path / "again.trs", values="float16"))
+    again = load_compact(saving.save_compact(loaded, tmp_path / "again.trs", values="float16"))
     np.testing.assert_array_equal(loaded(images(4)), again(images(4)))
 
 
@@ -106,7 +106,7 @@ def test_keras_layers_and_nested_models(tmp_path):
     x = keras.Input((8, 8, 3))
     h = keras.layers.Dropout(0.5)(inner(x))
     network = keras.Model(x, keras.layers.Dense(3, activation="gelu", name="conv1")(h))  # a name of the inner one too
-    loaded = saving.load_compact(saving.save_compact(network, tmp_path / "network.trs"))
+    loaded = load_compact(saving.save_compact(network, tmp_path / "network.trs"))
     np.testing.assert_array_equal(network(images(4)), loaded(images(4)))
 
 
@@ -116,7 +116,7 @@ def test_mixed_precision_stays(tmp_path):
         network = sparse_network("rewiring")
     finally:
         keras.config.set_dtype_policy("float32")
-    loaded = saving.load_compact(saving.save_compact(network, tmp_path / "network.trs"))
+    loaded = load_compact(saving.save_compact(network, tmp_path / "network.trs"))
     np.testing.assert_array_equal(network(images(4), training=False), loaded(images(4), training=False))
     assert loaded.get_layer("conv1").compute_dtype == "bfloat16"
 
@@ -133,7 +133,7 @@ def test_a_published_size_shrinks(tmp_path):
 def test_a_network_goes_on_from_a_compact_file(tmp_path):
     from tests.networks import tiny_dataset, tiny_network
 
-    loaded = saving.load_compact(saving.save_compact(tiny_network("subnet"), tmp_path / "network.trs"))
+    loaded = load_compact(saving.save_compact(tiny_network("subnet"), tmp_path / "network.trs"))
     model = trs.RobustModel(loaded, trs.objectives.Natural())
     model.compile(keras.optimizers.SGD(0.1))
     loss = model.fit(tiny_dataset(), epochs=3, verbose=0).history["loss"]
@@ -149,7 +149,7 @@ def test_every_damaged_byte_is_noticed(file, tmp_path):
         damaged[place] ^= 1 << random.integers(8)
         (tmp_path / "a.trs").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"damaged|newer"):
-            saving.load_compact(tmp_path / "a.trs")
+            load_compact(tmp_path / "a.trs")
 
 
 def test_every_cut_is_noticed(file, tmp_path):
@@ -157,26 +157,26 @@ def test_every_cut_is_noticed(file, tmp_path):
     for length in (0, 1, 7, 8, 25, 26, 27, len(content) // 2, len(content) - 1):
         (tmp_path / "a.trs").write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"no compact network|cut short"):
-            saving.load_compact(tmp_path / "a.trs")
+            load_compact(tmp_path / "a.trs")
     (tmp_path / "a.trs").write_bytes(content + b"\0")
     with pytest.raises(ValueError, match="cut short or damaged"):
-        saving.load_compact(tmp_path / "a.trs")
+        load_compact(tmp_path / "a.trs")
 
 
 def test_foreign_and_newer_files(file, tmp_path):
     path = tmp_path / "a.trs"
     path.write_bytes(b"PK\x03\x04 a zip archive of some length, to be sure")
     with pytest.raises(ValueError, match=r"no compact network.*save_compact.*PK"):
-        saving.load_compact(path)
+        load_compact(path)
     sealed(path, *parts(file), version=2)
     with pytest.raises(ValueError, match=r"has version 2, this package reads up to 1"):
-        saving.load_compact(path)
+        load_compact(path)
     with pytest.raises(ValueError, match="There is no compact network at"):
-        saving.load_compact(tmp_path / "none.trs")
+        load_compact(tmp_path / "none.trs")
     for head in (b"[1, 2]", zlib.compress(b"[1, 2]"), zlib.compress(b"{}")[:-1], zlib.compress(b" " * (1 << 27))):
         sealed(path, head, b"")
         with pytest.raises(ValueError, match="head that cannot be read"):
-            saving.load_compact(path)
+            load_compact(path)
 
 
 def leaves(tree, path=()):
@@ -206,7 +206,7 @@ def test_made_up_heads_and_bodies_are_errors_or_networks(file, tmp_path):
             changed_body[random.integers(len(body))] ^= 255
         sealed(tmp_path / "a.trs", changed, bytes(changed_body))
         try:
-            outcomes.add(type(saving.load_compact(tmp_path / "a.trs")).__name__)
+            outcomes.add(type(load_compact(tmp_path / "a.trs")).__name__)
         except ValueError as error:
             assert "cannot be rebuilt" in str(error)
             outcomes.add("error")
@@ -234,7 +234,7 @@ def test_names_of_other_code_are_refused(change, file, tmp_path):
     change(head["network"]["config"]["layers"][1])
     sealed(tmp_path / "a.trs", head, body)
     with pytest.raises(ValueError, match=r"cannot be rebuilt.*only layers of Keras and tf_robust_sparse"):
-        saving.load_compact(tmp_path / "a.trs")
+        load_compact(tmp_path / "a.trs")
 
 
 @pytest.mark.parametrize(

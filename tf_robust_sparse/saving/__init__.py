@@ -1,7 +1,8 @@
 """Files: networks, checkpoints of runs, SavedModels for other programs, and published weights."""
 
+from tf_robust_sparse.deprecation import renamed
 from tf_robust_sparse.saving.checkpoint import load_checkpoint, save_checkpoint
-from tf_robust_sparse.saving.compact import compact_sizes, load_compact, save_compact
+from tf_robust_sparse.saving.compact import compact_sizes, save_compact
 from tf_robust_sparse.saving.copy_weights import copy_weights
 from tf_robust_sparse.saving.litert_export import export_litert
 from tf_robust_sparse.saving.network import export_network, load_network, save_network
@@ -21,7 +22,6 @@ __all__ = [
     "import_pytorch_weights",
     "import_reference_weights",
     "load_checkpoint",
-    "load_compact",
     "load_network",
     "save_checkpoint",
     "save_compact",
@@ -29,3 +29,5 @@ __all__ = [
     "shrink",
     "strip",
 ]
+
+__getattr__ = renamed(__name__, {"load_compact": "load_network"})

@@ -78,16 +78,16 @@ def _onnx(path: Path) -> Function:
 
 _DENSE_LITE = functools.partial(trs.export_litert, sparse=False)
 _SPARSE_ONNX = functools.partial(trs.export_onnx, sparse=True)
-_KERAS, _COMPACT = (functools.partial(_in_tensorflow, each) for each in (trs.load_network, trs.saving.load_compact))
+_LOADED = functools.partial(_in_tensorflow, trs.load_network)
 FORMS = {
     "saved_model": Form("serve", trs.export_network, _saved_model),
-    "keras": Form("network.keras", trs.save_network, _KERAS),
+    "keras": Form("network.keras", trs.save_network, _LOADED),
     "litert": Form("network.tflite", _DENSE_LITE, _lite),
     "litert-sparse": Form("network_sparse.tflite", trs.export_litert, _lite),
     _CALIBRATED: Form("network_int8.tflite", trs.export_litert, _lite),
     "onnx": Form("network.onnx", trs.export_onnx, _onnx),
     "onnx-sparse": Form("network_sparse.onnx", _SPARSE_ONNX, _onnx),
-    "compact": Form("network.trs", trs.saving.save_compact, _COMPACT),
+    "compact": Form("network.trs", trs.saving.save_compact, _LOADED),
     "engine": Form("network.so", _library, trs.runtime.load),
 }
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from absl import flags
 
 import tf_robust_sparse as trs
+from tf_robust_sparse.certify.smoothing import SmoothingMonitor
 from tf_robust_sparse.cli import training_run
 from tf_robust_sparse.cli.command_line import BadFlag, about
 from tf_robust_sparse.cli.sections.attacks import ATTACKS, TradesStart, TrainingAttack
@@ -341,7 +342,7 @@ class Validation(Settings):
     def checks(self) -> dict[str, Callable[..., Any]]:
         """Returns what judges held-out images other than attacks."""
         if self.by == "smooth":
-            return {"smoothed_accuracy": trs.certify.SmoothingMonitor(Trainer.read().noise_std)}
+            return {"smoothed_accuracy": SmoothingMonitor(Trainer.read().noise_std)}
         if self.by not in BOUNDS:
             return {}
         epsilon, chunk = TrainingAttack.read().epsilon, Bounds.read().bound_chunk
