@@ -1,6 +1,7 @@
 """What the site needs beyond docs/: pages of other folders, links that lead out of docs/, the names of namespaces."""
 
 import ast
+import functools
 import posixpath
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ OUTSIDE = {
 # Files of the repository that a page of the site stands for.
 INSTEAD = {**OUTSIDE, "README.md": "index.md", "docs/README.md": "index.md", "docs": "index.md"}
 NAMESPACE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
+NAME = re.compile(r"(?<!\[)`trs\.(?:(\w+)\.)?(\w+)(?:\([^`]*\))?`(?!\])")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -32,7 +34,10 @@ def on_page_markdown(markdown, page, **_):
     """Turns links into the repository into links of the site, and lists into lists of Python-Markdown."""
     if page.file.src_uri not in OUTSIDE.values():
         markdown = with_links_of_the_site(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
-    return NAMESPACE.sub(lambda match: "\n\n".join(names_of(match[1])), with_blank_lines(markdown))
+    if page.file.src_uri == "api.md":
+        markdown = with_whole_names(markdown)
+    markdown = with_links_to_names(with_blank_lines(markdown))
+    return NAMESPACE.sub(lambda match: "\n\n".join(names_of(match[1])), markdown)
 
 
 def names_of(namespace):
@@ -48,6 +53,33 @@ def names_of(namespace):
             yield f"::: {found}"
 
 
+def with_whole_names(text):
+    """Writes each name of the list of public names with its namespace."""
+    space = ""
+    lines = []
+    for line in text.split("\n"):
+        if line.startswith("## "):
+            space = "trs." if line == "## Top level" else f"trs.{line.removeprefix('## ')}."
+        lines.append(re.sub(r"^- `", f"- `{space}", line))
+    return "\n".join(lines)
+
+
+def with_links_to_names(text):
+    """Links public names in the text, such as `trs.attacks.LinfPGD`, to their place in the reference."""
+
+    def linked(match):
+        space, name = match.groups()
+        module = f"tf_robust_sparse.{space}" if space else "tf_robust_sparse"
+        if (space and space not in exported(parsed("tf_robust_sparse"))) or name not in exported(parsed(module)):
+            return match[0]
+        found = origin(module, name)
+        return match[0] if found.count(".") == 1 else f"[{match[0]}][{found}]"
+
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if part.startswith("```") else NAME.sub(linked, part) for part in parts)
+
+
+@functools.cache
 def parsed(module):
     """Returns the syntax tree of a module of this package."""
     path = ROOT.joinpath(*module.split("."))
