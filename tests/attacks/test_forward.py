@@ -65,3 +65,12 @@ def test_several_outputs():
 def test_output_of_wrong_rank():
     with pytest.raises(ValueError, match=r"\(batch, classes\)"):
         inference_forward(lambda x: tf.identity(x))(X)
+
+
+@pytest.mark.parametrize("outside", [np.asarray, lambda x: x.numpy()], ids=["numpy", "pytorch"])
+def test_a_model_outside_of_tensorflow_is_told_its_way_in(outside):
+    x = np.zeros((2, 3, 3, 1), "float32")
+    forward = inference_forward(lambda images: outside(images)[:, 0, :, 0])
+    assert forward(tf.constant(x)).shape == (2, 3)
+    with pytest.raises(TypeError, match=r"tf.numpy_function\(model"):
+        tf.function(forward, autograph=False)(x)

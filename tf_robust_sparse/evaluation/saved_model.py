@@ -15,8 +15,7 @@ class SavedModelClassifier:
     """A loaded SavedModel, called with images and returning logits.
 
     It keeps the loaded object: `tf.saved_model.load(path).serve` alone fails at its first call, because the variables
-        have
-    been deleted by then.
+    have been deleted by then.
 
     Args:
         loaded: Result of `tf.saved_model.load`.

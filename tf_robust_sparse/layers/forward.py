@@ -25,7 +25,7 @@ def inference_forward(model: Callable[..., Any]) -> Forward:
         A callable from `(batch, ...)` images in `[0, 1]` to `(batch, classes)` logits, float32.
 
     Raises:
-        TypeError: if the model cannot be called.
+        TypeError: if the model cannot be called; in a traced call, if it computes in NumPy or PyTorch.
         ValueError: at once, if a Keras model of known layers has several inputs or outputs; in the call, if the output
             is not one tensor of shape `(batch, classes)`.
     """
@@ -41,7 +41,17 @@ def inference_forward(model: Callable[..., Any]) -> Forward:
         call = functools.partial(inference_logits, model)
 
     def forward(x: tf.Tensor) -> tf.Tensor:
-        logits = tf.cast(_single_tensor(call(x)), tf.float32)
+        try:
+            output = call(x)
+        except (NotImplementedError, AttributeError) as error:  # there are no values yet
+            if "to a numpy array" not in str(error) and getattr(error, "name", None) != "numpy":
+                raise
+            raise TypeError(
+                "The model computes outside of TensorFlow, in NumPy or PyTorch; for attacks without gradients, such as "
+                "Square, pass lambda x: tf.ensure_shape(tf.numpy_function(model, [x], tf.float32), (None, classes)). "
+                f"Received: model={model!r}"
+            ) from error
+        logits = tf.cast(_single_tensor(output), tf.float32)
         if logits.shape.rank not in (None, 2):
             raise ValueError(
                 "The model must return logits of shape (batch, classes); flatten or pool the features before the last "
