@@ -80,7 +80,7 @@ def smallest_margin(maps, image, label, epsilon):
 
 def critical_radius(maps, image, label):
     """Returns the radius where the smallest margin is 0."""
-    return optimize.brentq(lambda radius: smallest_margin(maps, image, label, radius), 0, 0.9, xtol=1e-3)
+    return optimize.brentq(lambda radius: smallest_margin(maps, image, label, radius), 0, 0.9, xtol=1e-5)
 
 
 @pytest.fixture(scope="module")
