@@ -78,6 +78,8 @@ def test_everything_is_done_once_and_put_into_one_table(trained, tmp_path):
     assert "| HYDRA | " in done.out and "| 75.00 ± 0.00 | 50.00 ± 0.00 | 25.00 ± 0.00 |" in done.out
     assert (tmp_path / "out/protocol.md").read_text().strip() in done.out
     assert (tmp_path / "out/protocol.png").exists() and (tmp_path / "out/protocol.pdf").exists()
+    file.write_text(FILE.replace("--sparsifier=rigl", "--sparsifier=set"))
+    assert_explained(run_script(PROTOCOL, *to), "--output_dir=", "results of another Rig L", "--sparsifier=rigl")
     file.write_text(FILE.replace("[0, 1]", "[0, 7]"))
     shutil.rmtree(tmp_path / "out/HYDRA")
     done = run_script(PROTOCOL, *to).expect(1)
@@ -116,7 +118,8 @@ def test_bad_input(trained, tmp_path):
     )
     refused("--protocol=", "Expected '='", old="[shared]", new="shared]")
     refused("--protocol=", "seeds is missing", old="seeds", new="# seeds")
-    refused("--protocol=", "colour is unknown", old="seeds", new="colour = 1\nseeds")
+    refused("--protocol=", "speed is unknown", old="seeds", new="speed = 1\nseeds")
+    refused("--protocol=", "different names", old="HYDRA", new="Rig_L")
     refused("--only=Rig", "some of Rig L, HYDRA", more=("--only=Rig",))
     refused("Rig L: expected a command with {connectivity}, {seed}, {first}", old="{connectivity}", new="{density}")
     refused("begins with train, hydra", old='"train', new='"eval')

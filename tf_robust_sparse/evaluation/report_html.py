@@ -35,6 +35,7 @@ _GLOSSARY = {
     "gradients per image": "Forward and backward passes that the attack took, the unit of its cost.",
 }
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 300, 56, 18, 48  # of the curve, in pixels of its own
+_THIN = 'stroke-dasharray="3 3" vector-effect="non-scaling-stroke"'
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --card: #f4f6f8; --ink: #1d2733; --soft: #5b6875; --line: #d4dae0;
   --doubt: #fff4dc; --edge: #d99a1c; --c0: #1f6fb2; --c1: #c2571a; --c2: #2b8a4b; --c3: #8a4fb0; --c4: #b03060; }
@@ -149,9 +150,6 @@ def _bars(results: dict[str, Any]) -> list[str]:
         )
     words = "Bars with their 95 % interval" + ("" if chance is None else f"; dashed: chance level, {per_cent(chance)}")
     return [*lines, f'<p class="lead">{words}.</p>']
-
-
-_THIN = 'stroke-dasharray="3 3" vector-effect="non-scaling-stroke"'
 
 
 def _curve(curves: dict[str, dict[str, Any]]) -> str:

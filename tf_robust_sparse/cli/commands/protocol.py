@@ -100,6 +100,8 @@ class Protocol(Settings):
                 f"{' and '.join(sorted(odd or missing))} {'is unknown' if odd else 'is missing'}"
             )
         names = [method["name"] for method in found["method"]]
+        if len({name.replace(" ", "_") for name in names}) < len(names) or any("/" in name for name in names):
+            raise BadFlag(f"--protocol={self.protocol}: expected different names without slashes: {'; '.join(names)}")
         unknown = [name for name in self.only if name not in names]
         if unknown:
             raise BadFlag(f"--only={','.join(self.only)}: expected some of {', '.join(names)}")
@@ -125,6 +127,7 @@ def main() -> None:
     _check([*shared, *runs])
     _check_evaluations(protocol, runs, chosen)
     run_lock.take(chosen.directory, f"--output_dir={chosen.directory}")
+    _begin(protocol, chosen)
     failed = []
     for some in (shared, runs):
         failed += many_runs.train([run for run in some if run.final() is None], chosen.processes, chosen.gpus)
@@ -137,13 +140,32 @@ def main() -> None:
         raise BadInput(f"{len(failed)} failed, {'; '.join(failed)}; the others are kept, and the same command goes on")
 
 
+def _begin(protocol: dict[str, Any], chosen: Protocol) -> None:
+    """Records the commands of a protocol; networks of other commands are not taken over.
+
+    Raises:
+        BadFlag: if the directory has networks of other commands, or evaluated in another way.
+    """
+    commands = {method["name"]: method["command"] for method in protocol["method"]}
+    now = {**protocol.get("shared", {}), **commands, "evaluate": protocol["evaluate"]}
+    file = chosen.directory / "commands.json"
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    for name, command_line in now.items():
+        if before.get(name, command_line) != command_line:
+            raise BadFlag(
+                f"--output_dir={chosen.directory} has results of another {name}, {before[name]}; pass that one, or a "
+                "new directory"
+            )
+    run_directory.write_json(file, before | now)
+
+
 class MethodRun(Run):
     """A run of a method."""
 
     @property
     def method(self) -> str:
         """The name of the method."""
-        return self.name.partition(",")[0]
+        return self.name.removesuffix(f", connectivity {self.value}, seed {self.seed}")
 
 
 def shared_runs(protocol: dict[str, Any], chosen: Protocol) -> list[Run]:
@@ -218,7 +240,7 @@ def _print_plan(protocol: dict[str, Any], shared: Sequence[Run], runs: Sequence[
     costs = {method["name"]: method["cost"] for method in protocol["method"] if "cost" in method}
     print(f"{protocol['about']}\n")
     for run in [*shared, *runs]:
-        cost = costs.get(run.name.partition(",")[0])
+        cost = costs.get(run.method) if isinstance(run, MethodRun) else None
         print(f"# {run.name}{f'; {cost}' if cost else ''}")
         words = {script: key for key, (_, script) in COMMANDS.items()}[run.script]
         print(shlex.join(["trs", *words.split(), *run.arguments]))
