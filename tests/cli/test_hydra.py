@@ -303,7 +303,13 @@ OWN = {
     "ibp": ("--schedule_length=7", "--epsilon_schedule=smoothed", "--prune_schedule_length=1"),
     "mixtrain": ("--schedule_length=7", "--mixtraink=2", "--bound_chunk=9"),
     **dict.fromkeys(("mtl-ibp", "cc-ibp", "exp-ibp"), ("--schedule_length=7", "--ibp_alpha=0.1", "--attack_scale=2.1")),
-    "sabr": ("--schedule_length=7", "--box_ratio=0.1", "--ibp_regularizer=0.5", "--num_steps=3"),
+    "sabr": (
+        "--schedule_length=7",
+        "--box_ratio=0.1",
+        "--relu_shrinkage=0.8",
+        "--ibp_regularizer=0.5",
+        "--num_steps=3",
+    ),
 }
 
 

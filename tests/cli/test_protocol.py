@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.conftest import run_script
 from tests.cli.test_bad_input import assert_explained
-from tf_robust_sparse.cli import many_runs
+from tf_robust_sparse.cli import many_runs, protocol_table
 from tf_robust_sparse.cli.commands import protocol as module
 
 PROTOCOL = "run_protocol"
@@ -51,7 +51,7 @@ def trained(monkeypatch, tmp_path, finished):
     """Lets runs copy a finished one; returns a function that lists what was called."""
     ran = tmp_path / "ran"
     start = [sys.executable, "-S", "-c", STUB, str(finished), str(ran)]
-    monkeypatch.setattr(module, "TIMED_FOR", 0.01)
+    monkeypatch.setattr(protocol_table, "TIMED_FOR", 0.01)
     for place in (many_runs, module):
         monkeypatch.setattr(place, "process", lambda script, *words: [*start, script, *words])
     return lambda: [json.loads(line) for line in ran.read_text().splitlines()]
@@ -78,7 +78,20 @@ def test_everything_is_done_once_and_put_into_one_table(trained, tmp_path):
     assert "| HYDRA | " in done.out and "| 75.00 ± 0.00 | 50.00 ± 0.00 | 25.00 ± 0.00 |" in done.out
     assert (tmp_path / "out/protocol.md").read_text().strip() in done.out
     assert (tmp_path / "out/protocol.png").exists() and (tmp_path / "out/protocol.pdf").exists()
+    # Rows made elsewhere join those made here; of the same seed, those made here count.
+    elsewhere = tmp_path / "protocol.json"
+    shutil.copy(tmp_path / "out/protocol.json", elsewhere)
+    more, also = FILE.replace("[0, 1]", "[1, 2]"), f"--also={elsewhere}"
+    file.write_text(more)
+    there = f"--output_dir={tmp_path / 'there'}"
+    run_script(PROTOCOL, f"--protocol={file}", there, also, "--only=HYDRA").expect()
+    (one, two, three) = json.loads((tmp_path / "there/protocol.json").read_text())["points"]
+    assert [each["seed"] for each in one["runs"]] == [0, 1, 2] and [len(two["runs"]), len(three["runs"])] == [2, 2]
+    assert [str(tmp_path / "there") in each["directory"] for each in one["runs"]] == [False, True, True]
+    refused = run_script(PROTOCOL, f"--protocol={file}", there, f"--also={file}")
+    assert_explained(refused, f"--also={file}: expected the protocol.json of a protocol")
     file.write_text(FILE.replace("--sparsifier=rigl", "--sparsifier=set"))
+    assert_explained(run_script(PROTOCOL, *to, also), f"{also} has results of another Rig L", "--sparsifier=rigl")
     assert_explained(run_script(PROTOCOL, *to), "--output_dir=", "results of another Rig L", "--sparsifier=rigl")
     file.write_text(FILE.replace("[0, 1]", "[0, 7]"))
     shutil.rmtree(tmp_path / "out/HYDRA")
@@ -99,9 +112,9 @@ def test_what_is_shipped_can_be_trained(name, trained, tmp_path, monkeypatch):
 
 def test_training_flops():
     results = {"objective": {"objective": "AT", "attack": {"num_steps": 10}}, "epochs": 2, "data": {"train": 100}}
-    assert module.training_flops(results, 1000) == 2 * 1000 * 23 * 200
+    assert protocol_table.training_flops(results, 1000) == 2 * 1000 * 23 * 200
     results["objective"]["objective"] = "TRADES"
-    assert module.training_flops(results, 1000) == 2 * 1000 * 26 * 200
+    assert protocol_table.training_flops(results, 1000) == 2 * 1000 * 26 * 200
 
 
 def test_bad_input(trained, tmp_path):

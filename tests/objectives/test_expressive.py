@@ -74,6 +74,24 @@ def test_the_box_of_sabr_lies_in_the_ball_and_its_bounds_hold(network, images):
             assert (gaps >= lower - 1e-5).all()
 
 
+def test_undecided_relus_shrink_by_hand():
+    # One pixel in [0.4, 0.6]. Hidden: x - 0.5 in [-0.1, 0.1], undecided, kept up to 0.08; x in [0.4, 0.6], decided.
+    inputs = keras.Input((1, 1, 1))
+    hidden = keras.layers.Dense(2, activation="relu", name="hidden")
+    out = keras.layers.Dense(2, use_bias=False, name="out")
+    network = keras.Model(inputs, out(hidden(keras.layers.Flatten()(inputs))))
+    hidden.set_weights([np.array([[1.0, 1.0]], "float32"), np.array([-0.5, 0.0], "float32")])
+    out.set_weights([np.array([[-1.0, 0.0], [1.0, 0.0]], "float32")])
+    low, high = (tf.fill((1, 1, 1, 1), value) for value in (0.4, 0.6))
+    for factor, expected in ((1.0, 0.4 - 0.1), (0.8, 0.4 - 0.08)):
+        found = box_bounds(network, low, high, tf.constant([0]), relu_shrinkage=factor)
+        assert float(found.margins[0, 0]) == pytest.approx(expected, abs=1e-6)
+        objective = SABR(trs.attacks.LinfPGD(0.1), 0.1, 1.0, relu_shrinkage=factor)
+        image = tf.fill((1, 1, 1, 1), 0.5)
+        loss = float(losses(objective, network, (image, tf.constant([0]), image))[0])
+        assert loss == pytest.approx(math.log1p(math.exp(-expected)), abs=1e-6)
+
+
 def test_radius_and_attack_grow_together_and_the_penalty_falls(network, images):
     objective = MTLIBP(trs.attacks.LinfPGD(0.1, num_steps=2), LinearEpsilon(EPSILON, 0, 10), 0.5, regularizer=2.0)
     penalties = []
@@ -118,6 +136,7 @@ def test_bad_arguments_are_named():
     for make, said in (
         (lambda: MTLIBP(ATTACK, EPSILON, 1.5), "`alpha` is the weight of the bounds, in [0, 1]. Received: alpha=1.5"),
         (lambda: SABR(ATTACK, EPSILON, -1), "`ratio` is the box's share of the radius"),
+        (lambda: SABR(ATTACK, EPSILON, 1, relu_shrinkage=0), "`relu_shrinkage` is a factor in (0, 1]. Received"),
         (lambda: CCIBP(trs.attacks.L2PGD(0.5), EPSILON, 0.5), "`attack` must be one in l-infinity"),
         (lambda: ExpIBP(ATTACK, EPSILON, 0.5, regularizer=-1), "`regularizer` is a weight, at least 0"),
     ):

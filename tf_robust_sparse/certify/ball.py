@@ -21,6 +21,8 @@ class Ball(NamedTuple):
         radius: Radius of the ball in `norm`.
         norm: `"Linf"`, `"L2"` or `"L1"`.
         rounding: The rounding errors to subtract, or `None` for bounds that only losses use.
+        relu_shrinkage: What intervals multiply the upper bound of an undecided ReLU by. Below 1 they are no bounds, and
+            only losses use them.
     """
 
     lower: tf.Tensor
@@ -29,6 +31,7 @@ class Ball(NamedTuple):
     radius: Any
     norm: str
     rounding: Any = None
+    relu_shrinkage: float = 1.0
 
 
 class Interval(NamedTuple):

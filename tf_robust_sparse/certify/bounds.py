@@ -232,7 +232,10 @@ def _interval(step: Step, inputs: list[Interval], around: Ball) -> Interval:
         center = _shifted(center, rule.bias)
         return Interval(center - radius, center + radius)
     if isinstance(rule, ReLU):
-        return Interval(tf.nn.relu(inputs[0].lower), tf.nn.relu(inputs[0].upper))
+        lower, upper = inputs[0]
+        if around.relu_shrinkage != 1:
+            upper *= tf.where(tf.logical_and(lower < 0, upper > 0), around.relu_shrinkage, 1.0)
+        return Interval(tf.nn.relu(lower), tf.nn.relu(upper))
     if isinstance(rule, MaxPool):
         lower, upper = (tf.nn.max_pool2d(part, rule.window, rule.strides, "VALID") for part in inputs[0])
         return Interval(lower, upper)

@@ -24,7 +24,9 @@ class BoxBounds(NamedTuple):
     before_relu: list[Interval]
 
 
-def box_bounds(network: keras.Model, lower: tf.Tensor, upper: tf.Tensor, y: tf.Tensor) -> BoxBounds:
+def box_bounds(
+    network: keras.Model, lower: tf.Tensor, upper: tf.Tensor, y: tf.Tensor, relu_shrinkage: float = 1.0
+) -> BoxBounds:
     """Bounds a network over a box by intervals, differentiably.
 
     Args:
@@ -32,12 +34,13 @@ def box_bounds(network: keras.Model, lower: tf.Tensor, upper: tf.Tensor, y: tf.T
         lower: Smallest pixels, `(batch, height, width, channels)`, float32.
         upper: Largest pixels, at least `lower`.
         y: `(batch,)`, integer labels.
+        relu_shrinkage: What the upper bound of an undecided ReLU is multiplied by; below 1 the result bounds nothing.
 
     Raises:
         ValueError: if a layer has no rule.
     """
     steps = bound_graph(network)
-    intervals = interval_bounds(steps, Ball(lower, upper, None, 0.0, "Linf"))
+    intervals = interval_bounds(steps, Ball(lower, upper, None, 0.0, "Linf", relu_shrinkage=relu_shrinkage))
     rows = specification(y, steps[-1].shape[0])
     (images,) = (intervals[step.name] for step in steps if isinstance(step.rule, Input))
     before_relu = [intervals[step.inputs[0]] for step in steps if isinstance(step.rule, ReLU)]

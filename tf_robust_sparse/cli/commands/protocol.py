@@ -14,33 +14,23 @@ Writes `protocol.json`, `protocol.md` and, where matplotlib is installed, `proto
 import dataclasses
 import itertools
 import json
-import math
 import shlex
-import tempfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import keras
-import numpy as np
 
 import tf_robust_sparse as trs
 from tf_robust_sparse.cli import embedded, many_runs, processes, recipes, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.main import COMMANDS, command, process
 from tf_robust_sparse.cli.many_runs import TRAINING, Run
+from tf_robust_sparse.cli.protocol_table import MethodRun, is_evaluated, measure, measured_row, points, show
 from tf_robust_sparse.cli.settings import Settings, setting
-from tf_robust_sparse.evaluation.figures import draw_protocol
-from tf_robust_sparse.evaluation.latency import median_durations
-from tf_robust_sparse.saving.atomic import replace_file
-from tf_robust_sparse.saving.sizes import network_sizes
 
 IF_INTERRUPTED = "finished networks and evaluations are kept; the same command goes on"
 SUFFIX = ".toml"
-TIMED_FOR = 0.5  # seconds
 _KEYS = {"about", "connectivity", "seeds", "evaluate", "shared", "method"}
-_HEAD = ("method", "connections", "clean %", "PGD %", "AutoAttack %", "bytes", "ms", "PFLOP", "minutes", "seeds")
 
 
 @dataclasses.dataclass
@@ -57,6 +47,7 @@ class Protocol(Settings):
     )
     data_dir: str | None = setting(None, "Folder of the data, for commands with {data_dir}.")
     gpus: list[str] = setting([], "Numbers of GPUs; each gets a network of its own at a time.")
+    also: list[str] = setting([], "Files protocol.json of the same commands, made elsewhere or before; shown too.")
     output_dir: str | None = setting(None, "Where to write.")
 
     def check(self) -> None:
@@ -66,6 +57,23 @@ class Protocol(Settings):
         if not self.output_dir:
             raise BadFlag("--output_dir is missing; pass a directory for the protocol")
         run_directory.check_directory("output_dir", self.directory)
+
+    def earlier(self, protocol: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns the points of the files of --also.
+
+        Raises:
+            BadFlag: if a file cannot be read, or its networks were trained or evaluated by other commands.
+        """
+        found = []
+        for file in self.also:
+            try:
+                record = json.loads(Path(file).expanduser().read_text())
+                before, points = _commands(record["protocol"]), record["points"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise BadFlag(f"--also={file}: expected the protocol.json of a protocol; {error!r}") from error
+            _check_commands(f"--also={file}", before, _commands(protocol))
+            found += points
+        return found
 
     @property
     def directory(self) -> Path:
@@ -126,14 +134,16 @@ def main() -> None:
         return
     _check([*shared, *runs])
     _check_evaluations(protocol, runs, chosen)
+    earlier = chosen.earlier(protocol)
     run_lock.take(chosen.directory, f"--output_dir={chosen.directory}")
     _begin(protocol, chosen)
     failed = []
     for some in (shared, runs):
         failed += many_runs.train([run for run in some if run.final() is None], chosen.processes, chosen.gpus)
     failed += evaluate(protocol, [run for run in runs if run.final() is not None], chosen)
-    points = [_point(list(group)) for _, group in itertools.groupby(runs, lambda run: (run.method, run.value))]
-    record = {"protocol": protocol, "points": [point for point in points if point is not None]}
+    measured = [row for run in runs if (row := measured_row(run)) is not None]
+    measured += [row for point in earlier for row in point["runs"]]
+    record = {"protocol": protocol, "points": points(measured)}
     run_directory.write_results(chosen.directory / "protocol.json", record)
     show(record, chosen.directory)
     if failed:
@@ -146,26 +156,21 @@ def _begin(protocol: dict[str, Any], chosen: Protocol) -> None:
     Raises:
         BadFlag: if the directory has networks of other commands, or evaluated in another way.
     """
-    commands = {method["name"]: method["command"] for method in protocol["method"]}
-    now = {**protocol.get("shared", {}), **commands, "evaluate": protocol["evaluate"]}
     file = chosen.directory / "commands.json"
-    before = json.loads(file.read_text()) if file.is_file() else {}
-    for name, command_line in now.items():
-        if before.get(name, command_line) != command_line:
-            raise BadFlag(
-                f"--output_dir={chosen.directory} has results of another {name}, {before[name]}; pass that one, or a "
-                "new directory"
-            )
+    before, now = json.loads(file.read_text()) if file.is_file() else {}, _commands(protocol)
+    _check_commands(f"--output_dir={chosen.directory}", before, now)
     run_directory.write_json(file, before | now)
 
 
-class MethodRun(Run):
-    """A run of a method."""
+def _commands(protocol: dict[str, Any]) -> dict[str, Any]:
+    commands = {method["name"]: method["command"] for method in protocol["method"]}
+    return {**protocol.get("shared", {}), **commands, "evaluate": protocol["evaluate"]}
 
-    @property
-    def method(self) -> str:
-        """The name of the method."""
-        return self.name.removesuffix(f", connectivity {self.value}, seed {self.seed}")
+
+def _check_commands(flag: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, command_line in now.items():
+        if before.get(name, command_line) != command_line:
+            raise BadFlag(f"{flag} has results of another {name}, {before[name]}; pass that one, or a new directory")
 
 
 def shared_runs(protocol: dict[str, Any], chosen: Protocol) -> list[Run]:
@@ -248,19 +253,14 @@ def _print_plan(protocol: dict[str, Any], shared: Sequence[Run], runs: Sequence[
             print(shlex.join(["trs", *_evaluation(protocol, run, run.place, chosen)]))
 
 
-def _done(place: Path) -> bool:
-    file = place / "robustness.json"
-    return file.is_file() and not json.loads(file.read_text()).get("unfinished")
-
-
 def evaluate(protocol: dict[str, Any], runs: Sequence[Run], chosen: Protocol) -> list[str]:
     """Evaluates, packs and times what is not yet, and returns what failed."""
-    left = [(run, place) for run in runs if (place := run.final()) is not None and not _done(place)]
+    left = [(run, place) for run in runs if (place := run.final()) is not None and not is_evaluated(place)]
     failed = []
 
     def ends(number: int, code: int) -> None:
         run, place = left[number]
-        if code or not _done(place):
+        if code or not is_evaluated(place):
             failed.append(f"evaluation of {run.name}: exit code {code}")
             print(f"Failed: {failed[-1]}", flush=True)
 
@@ -277,113 +277,3 @@ def evaluate(protocol: dict[str, Any], runs: Sequence[Run], chosen: Protocol) ->
         if place is not None and not (place / "size.json").is_file():
             run_directory.write_json(place / "size.json", measure(trs.load_network(place)))
     return failed
-
-
-def measure(network: keras.Model) -> dict[str, Any]:
-    """Returns `bytes` of the compact file, `milliseconds` of one image and on what, and `multiply_adds` if dense."""
-    with tempfile.TemporaryDirectory() as folder:
-        size = trs.saving.save_compact(network, Path(folder) / "network.trs").stat().st_size
-    plain = trs.saving.strip(network)
-    x = np.zeros((1, *network.input_shape[1:]), "float32")
-    try:
-        fast = trs.runtime.compile(network)
-        call, by = (lambda: fast(x)), "engine"
-    except (ValueError, RuntimeError):  # a layer that the engine does not know, or no engine
-        call, by = (lambda: plain(x, training=False)), "TensorFlow"
-    seconds = median_durations({"one": call}, TIMED_FOR)["one"]
-    return {
-        "bytes": size,
-        "milliseconds": 1e3 * seconds,
-        "timed_on": by,
-        "multiply_adds": network_sizes(plain).multiply_adds,
-    }
-
-
-def training_flops(results: dict[str, Any], multiply_adds: int) -> float:
-    """Estimates the floating-point operations of a training run with dense kernels.
-
-    A forward pass takes two for each multiplication and addition, a backward pass to images or weights as many each. A
-    step takes `num_steps` passes forward and back to the images, and one or, with a term on clean images, two forward
-    and back to all.
-    """
-    objective = results.get("objective") or {}
-    steps = (objective.get("attack") or {}).get("num_steps", 0)
-    passes = 2 * steps + (6 if objective.get("objective") in ("TRADES", "MART", "MAT", "RST", "DKL") else 3)
-    return 2.0 * multiply_adds * passes * results.get("epochs", 0) * results.get("data", {}).get("train", 0)
-
-
-def _point(runs: Sequence[MethodRun]) -> dict[str, Any] | None:
-    """Returns means and deviations over the evaluated runs of a method and connectivity; `None` if there are none."""
-    found = []
-    for run in runs:
-        place = run.final()
-        if place is None or not _done(place):
-            continue
-        parts = ("results.json", "robustness.json", "size.json")
-        results, robustness, size = (json.loads((place / part).read_text()) for part in parts)
-        attacks = {name: each["robust_accuracy"] for name, each in robustness["attacks"].items()}
-        found.append(
-            {
-                "seed": run.seed,
-                "directory": str(place),
-                **{key: results.get(key) for key in ("connectivity", "nonzero", "prunable", "epochs", "seconds")},
-                **{key: robustness[key] for key in ("clean_accuracy", "robust_accuracy", "images", "flags")},
-                "attacks": attacks,
-                **size,
-                "training_flops": training_flops(results, size["multiply_adds"]),
-            }
-        )
-    if not found:
-        return None
-    names = [name for name in found[0]["attacks"] if all(name in each["attacks"] for each in found)]
-    accuracies = {"clean": [each["clean_accuracy"] for each in found]}
-    accuracies |= {name: [each["attacks"][name] for each in found] for name in names}
-    return {
-        "method": runs[0].method,
-        "connectivity": float(np.mean([each["connectivity"] for each in found])),
-        "accuracy": {name: float(np.mean(each)) for name, each in accuracies.items()},
-        "deviation": {name: float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for name, each in accuracies.items()},
-        **{key: float(np.mean([each[key] for each in found])) for key in ("bytes", "milliseconds", "training_flops")},
-        "nonzero": round(np.mean([each["nonzero"] for each in found])),
-        "seconds": float(np.mean([each["seconds"] or math.nan for each in found])),
-        "timed_on": found[0]["timed_on"],
-        "runs": found,
-    }
-
-
-def show(record: dict[str, Any], directory: Path) -> None:
-    """Writes table and figure, and prints the table."""
-    rows = sorted(record["points"], key=lambda point: -point["connectivity"])
-    lines = [_HEAD, ["---"] * len(_HEAD), *map(_row, rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    with replace_file(directory / "protocol.md") as path:
-        path.write_text(table + "\n")
-    print(f"\n{record['protocol']['about']}\n\n{table}\n")
-    try:
-        draw_protocol(record["points"], directory / "protocol.png")
-    except ValueError as error:  # without matplotlib there is no figure
-        print(f"Note: {error}")
-    print(f"Records             {directory}: protocol.json, protocol.md, and a directory for each method")
-
-
-def _row(point: dict[str, Any]) -> list[str]:
-    seeds = len(point["runs"])
-    accuracies = [_per_cent(point, name, seeds) for name in ("clean", "pgd", "autoattack")]
-    star = "" if point["timed_on"] == "engine" else " (TensorFlow)"
-    return [
-        point["method"],
-        f"{point['nonzero']:,} ({100 * point['connectivity']:.3g} %)",
-        *accuracies,
-        f"{point['bytes']:,.0f}",
-        f"{point['milliseconds']:.3f}{star}",
-        f"{point['training_flops'] / 1e15:.3g}",
-        f"{point['seconds'] / 60:.1f}",
-        str(seeds),
-    ]
-
-
-def _per_cent(point: dict[str, Any], name: str, seeds: int) -> str:
-    if name not in point["accuracy"]:
-        return ""
-    spread = f" ± {100 * point['deviation'][name]:.2f}" if seeds > 1 else ""
-    return f"{100 * point['accuracy'][name]:.2f}{spread}"

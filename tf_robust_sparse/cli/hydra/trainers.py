@@ -23,12 +23,12 @@ from tf_robust_sparse.evaluation.progress import Progress
 
 FLAGS = flags.FLAGS
 
-# Between attack and bounds -> the objective and the setting of how much of each.
-EXPRESSIVE = {
-    "mtl-ibp": (trs.objectives.MTLIBP, "ibp_alpha"),
-    "cc-ibp": (trs.objectives.CCIBP, "ibp_alpha"),
-    "exp-ibp": (trs.objectives.ExpIBP, "ibp_alpha"),
-    "sabr": (trs.objectives.SABR, "box_ratio"),
+# Between attack and bounds -> the objective and its own arguments by settings.
+EXPRESSIVE: dict[str, tuple[Callable[..., Any], dict[str, str]]] = {
+    "mtl-ibp": (trs.objectives.MTLIBP, {"alpha": "ibp_alpha"}),
+    "cc-ibp": (trs.objectives.CCIBP, {"alpha": "ibp_alpha"}),
+    "exp-ibp": (trs.objectives.ExpIBP, {"alpha": "ibp_alpha"}),
+    "sabr": (trs.objectives.SABR, {"ratio": "box_ratio", "relu_shrinkage": "relu_shrinkage"}),
 }
 BY_BOUNDS = ("mixtrain", "crown-ibp", "ibp", *EXPRESSIVE)
 TRAINERS = ("base", "adv", "at", "smooth", "freeadv", *BY_BOUNDS)
@@ -208,6 +208,14 @@ class Bounds(Settings):
         identity=True,
         only_for=_of("sabr", refuse=True),
     )
+    relu_shrinkage: float = setting(
+        1.0,
+        "Factor of the upper bounds of undecided ReLUs of sabr; published: 0.8 at 2/255, else 1.",
+        excluded=0,
+        upper=1,
+        identity=True,
+        only_for=_of("sabr", refuse=True),
+    )
     attack_scale: float = setting(
         1.0,
         "Radius of the attack as a multiple of --epsilon; published for mtl-ibp at 2/255: 2.1.",
@@ -274,8 +282,9 @@ class Bounds(Settings):
             attack = TrainingAttack.read().build()
             scaled = {"epsilon": epsilon * self.attack_scale, "step_size": attack.step_size * self.attack_scale}
             attack = type(attack).from_config({**attack.get_config(), **scaled})
-            kind, how_much = EXPRESSIVE[trainer]
-            return kind(attack, schedule, getattr(self, how_much), regularizer=self.ibp_regularizer)
+            kind, names = EXPRESSIVE[trainer]
+            own = {argument: getattr(self, name) for argument, name in names.items()}
+            return kind(attack, schedule, **own, regularizer=self.ibp_regularizer)
         if trainer == "ibp":
             return trs.objectives.IBP(schedule, self.final_kappa)
         return trs.objectives.CrownIBP(schedule, self.final_beta, self.final_kappa)

@@ -1,0 +1,152 @@
+"""What is measured of the networks of a protocol, and the table and figure of it."""
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import tf_robust_sparse as trs
+from tf_robust_sparse.cli.many_runs import Run
+from tf_robust_sparse.evaluation.figures import draw_protocol
+from tf_robust_sparse.evaluation.latency import median_durations
+from tf_robust_sparse.saving.atomic import replace_file
+from tf_robust_sparse.saving.sizes import network_sizes
+
+TIMED_FOR = 0.5  # seconds
+_HEAD = ("method", "connections", "clean %", "PGD %", "AutoAttack %", "bytes", "ms", "PFLOP", "minutes", "seeds")
+
+
+class MethodRun(Run):
+    """A run of a method."""
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return self.name.removesuffix(f", connectivity {self.value}, seed {self.seed}")
+
+
+def is_evaluated(place: Path) -> bool:
+    """Returns whether the evaluation in a directory is finished."""
+    file = place / "robustness.json"
+    return file.is_file() and not json.loads(file.read_text()).get("unfinished")
+
+
+def measure(network: keras.Model) -> dict[str, Any]:
+    """Returns `bytes` of the compact file, `milliseconds` of one image and on what, and `multiply_adds` if dense."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = trs.saving.save_compact(network, Path(folder) / "network.trs").stat().st_size
+    plain = trs.saving.strip(network)
+    x = np.zeros((1, *network.input_shape[1:]), "float32")
+    try:
+        fast = trs.runtime.compile(network)
+        call, by = (lambda: fast(x)), "engine"
+    except (ValueError, RuntimeError):  # a layer that the engine does not know, or no engine
+        call, by = (lambda: plain(x, training=False)), "TensorFlow"
+    seconds = median_durations({"one": call}, TIMED_FOR)["one"]
+    return {
+        "bytes": size,
+        "milliseconds": 1e3 * seconds,
+        "timed_on": by,
+        "multiply_adds": network_sizes(plain).multiply_adds,
+    }
+
+
+def training_flops(results: dict[str, Any], multiply_adds: int) -> float:
+    """Estimates the floating-point operations of a training run with dense kernels.
+
+    A forward pass takes two for each multiplication and addition, a backward pass to images or weights as many each. A
+    step takes `num_steps` passes forward and back to the images, and one or, with a term on clean images, two forward
+    and back to all.
+    """
+    objective = results.get("objective") or {}
+    steps = (objective.get("attack") or {}).get("num_steps", 0)
+    passes = 2 * steps + (6 if objective.get("objective") in ("TRADES", "MART", "MAT", "RST", "DKL") else 3)
+    return 2.0 * multiply_adds * passes * results.get("epochs", 0) * results.get("data", {}).get("train", 0)
+
+
+def measured_row(run: MethodRun) -> dict[str, Any] | None:
+    """Returns what is known of an evaluated network; `None` if it is not evaluated."""
+    place = run.final()
+    if place is None or not is_evaluated(place):
+        return None
+    parts = ("results.json", "robustness.json", "size.json")
+    results, robustness, size = (json.loads((place / part).read_text()) for part in parts)
+    return {
+        "method": run.method,
+        "value": run.value,
+        "seed": run.seed,
+        "directory": str(place),
+        **{key: results.get(key) for key in ("connectivity", "nonzero", "prunable", "epochs", "seconds")},
+        **{key: robustness[key] for key in ("clean_accuracy", "robust_accuracy", "images", "flags")},
+        "attacks": {name: each["robust_accuracy"] for name, each in robustness["attacks"].items()},
+        **size,
+        "training_flops": training_flops(results, size["multiply_adds"]),
+    }
+
+
+def points(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns means and deviations over the seeds of each method and connectivity, the first row of each seed."""
+    by_seed: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in measured:
+        by_seed.setdefault((row["method"], row["value"]), {}).setdefault(row["seed"], row)
+    return [_point([rows[seed] for seed in sorted(rows)]) for rows in by_seed.values()]
+
+
+def _point(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = [name for name in found[0]["attacks"] if all(name in each["attacks"] for each in found)]
+    accuracies = {"clean": [each["clean_accuracy"] for each in found]}
+    accuracies |= {name: [each["attacks"][name] for each in found] for name in names}
+    return {
+        "method": found[0]["method"],
+        "connectivity": float(np.mean([each["connectivity"] for each in found])),
+        "accuracy": {name: float(np.mean(each)) for name, each in accuracies.items()},
+        "deviation": {name: float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for name, each in accuracies.items()},
+        **{key: float(np.mean([each[key] for each in found])) for key in ("bytes", "milliseconds", "training_flops")},
+        "nonzero": round(np.mean([each["nonzero"] for each in found])),
+        "seconds": float(np.mean([each["seconds"] or math.nan for each in found])),
+        "timed_on": found[0]["timed_on"],
+        "runs": list(found),
+    }
+
+
+def show(record: dict[str, Any], directory: Path) -> None:
+    """Writes table and figure, and prints the table."""
+    rows = sorted(record["points"], key=lambda point: -point["connectivity"])
+    lines = [_HEAD, ["---"] * len(_HEAD), *map(_row, rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    with replace_file(directory / "protocol.md") as path:
+        path.write_text(table + "\n")
+    print(f"\n{record['protocol']['about']}\n\n{table}\n")
+    try:
+        draw_protocol(record["points"], directory / "protocol.png")
+    except ValueError as error:  # without matplotlib there is no figure
+        print(f"Note: {error}")
+    print(f"Records             {directory}: protocol.json, protocol.md, and a directory for each method")
+
+
+def _row(point: dict[str, Any]) -> list[str]:
+    seeds = len(point["runs"])
+    accuracies = [_per_cent(point, name, seeds) for name in ("clean", "pgd", "autoattack")]
+    star = "" if point["timed_on"] == "engine" else " (TensorFlow)"
+    return [
+        point["method"],
+        f"{point['nonzero']:,} ({100 * point['connectivity']:.3g} %)",
+        *accuracies,
+        f"{point['bytes']:,.0f}",
+        f"{point['milliseconds']:.3f}{star}",
+        f"{point['training_flops'] / 1e15:.3g}",
+        f"{point['seconds'] / 60:.1f}",
+        str(seeds),
+    ]
+
+
+def _per_cent(point: dict[str, Any], name: str, seeds: int) -> str:
+    if name not in point["accuracy"]:
+        return ""
+    spread = f" ± {100 * point['deviation'][name]:.2f}" if seeds > 1 else ""
+    return f"{100 * point['accuracy'][name]:.2f}{spread}"
