@@ -84,7 +84,7 @@ def test_everything_is_done_once_and_put_into_one_table(trained, tmp_path):
     more, also = FILE.replace("[0, 1]", "[1, 2]"), f"--also={elsewhere}"
     file.write_text(more)
     there = f"--output_dir={tmp_path / 'there'}"
-    run_script(PROTOCOL, f"--protocol={file}", there, also, "--only=HYDRA").expect()
+    run_script(PROTOCOL, f"--protocol={file}", there, also, "--only=HYDRA", "--connectivities=0.1").expect()
     (one, two, three) = json.loads((tmp_path / "there/protocol.json").read_text())["points"]
     assert [each["seed"] for each in one["runs"]] == [0, 1, 2] and [len(two["runs"]), len(three["runs"])] == [2, 2]
     assert [str(tmp_path / "there") in each["directory"] for each in one["runs"]] == [False, True, True]
@@ -134,6 +134,7 @@ def test_bad_input(trained, tmp_path):
     refused("--protocol=", "speed is unknown", old="seeds", new="speed = 1\nseeds")
     refused("--protocol=", "different names", old="HYDRA", new="Rig_L")
     refused("--only=Rig", "some of Rig L, HYDRA", more=("--only=Rig",))
+    refused("--connectivities=0.2: expected some of 0.5, 0.1", more=("--connectivities=0.2",))
     refused("Rig L: expected a command with {connectivity}, {seed}, {first}", old="{connectivity}", new="{density}")
     refused("begins with train, hydra", old='"train', new='"eval')
     refused("--gpus", "leave out --processes", more=("--gpus=0", "--processes=2"))

@@ -5,8 +5,8 @@
 A protocol is a TOML file: training commands by method, what they share, connectivities, seeds, and how networks are
 evaluated. `sample` and the others of `flags/protocols/` are found by their names; `--plan` prints all commands of one.
 Every network is trained, evaluated (`robustness.json` next to it), packed and timed. Whatever is finished is not run
-again, so the same command goes on after an interruption. --only=RigL,HYDRA takes some methods. --processes=N trains N
-networks at a time with one thread each, --gpus=0,1 one on each GPU.
+again, so the same command goes on after an interruption. --only=RigL,HYDRA and --connectivities=0.05 take a part.
+--processes=N trains N networks at a time with one thread each, --gpus=0,1 one on each GPU.
 
 Writes `protocol.json`, `protocol.md` and, where matplotlib is installed, `protocol.png` and `protocol.pdf`.
 """
@@ -41,6 +41,7 @@ class Protocol(Settings):
 
     protocol: str | None = setting(None, "A file, or the name of one that comes with the package.")
     only: list[str] = setting([], "Methods; by default all.")
+    connectivities: list[str] = setting([], "Connectivities, as the protocol has them; by default all.")
     plan: bool = setting(False, "Print the commands and run nothing.")
     processes: int | None = setting(
         None, "Number of networks at a time, each with one thread and a log; by default one, with all threads.", lower=1
@@ -115,7 +116,17 @@ class Protocol(Settings):
             raise BadFlag(f"--only={','.join(self.only)}: expected some of {', '.join(names)}")
         if self.only:
             found["method"] = [method for method in found["method"] if method["name"] in self.only]
+        known = list(dict.fromkeys(value for method in found["method"] for value in _values(method, found)))
+        unknown = [value for value in self.connectivities if value not in known]
+        if unknown:
+            raise BadFlag(f"--connectivities={','.join(self.connectivities)}: expected some of {', '.join(known)}")
+        for method in found["method"]:
+            method["connectivity"] = [v for v in _values(method, found) if v in (self.connectivities or known)]
         return found
+
+
+def _values(method: dict[str, Any], protocol: dict[str, Any]) -> list[str]:
+    return [str(value) for value in method.get("connectivity", protocol["connectivity"])]
 
 
 def define() -> None:
@@ -186,8 +197,7 @@ def method_runs(protocol: dict[str, Any], chosen: Protocol) -> list[MethodRun]:
     """Returns the runs of all methods, those of a connectivity one after the other."""
     found = []
     for method in protocol["method"]:
-        values = method.get("connectivity", protocol["connectivity"])
-        for value, seed in itertools.product(map(str, values), protocol["seeds"]):
+        for value, seed in itertools.product(_values(method, protocol), protocol["seeds"]):
             words: dict[str, Any] = {"connectivity": value, "seed": seed, **chosen.words}
             for name in protocol.get("shared", {}):
                 words[name] = chosen.directory / "shared" / name / f"seed_{seed}"
