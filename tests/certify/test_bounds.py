@@ -577,6 +577,14 @@ def test_what_has_no_rule_is_refused_by_name():
             ending(keras.layers.ReLU(max_value=6, name="r6"), keras.layers.Flatten(), keras.layers.Dense(3)),
             "r6 is another ReLU",
         ),
+        (
+            ending(
+                lambda x: keras.layers.Add(name="a")([x, keras.layers.AveragePooling2D(8)(x)]),
+                keras.layers.Flatten(),
+                keras.layers.Dense(3),
+            ),
+            "the layer a repeats a smaller one",
+        ),
         (ending(keras.layers.Flatten(), keras.layers.Dense(3), keras.layers.ReLU()), "must end in a dense layer"),
         (ending(keras.ops.tanh, keras.layers.Flatten(), keras.layers.Dense(3)), "the layer tanh.* of type Tanh"),
     ]

@@ -183,6 +183,11 @@ def test_lists_and_blocks_of_a_kernel_agree(monkeypatch):
         (lambda x: keras.layers.LayerNormalization(name="norm")(x), "does not know the layer norm"),
         (lambda x: keras.layers.Conv2D(2, 3, activation="gelu", name="first")(x), "gelu of the layer first"),
         (lambda x: keras.layers.Add()([x, keras.layers.ZeroPadding2D(0)(x)]), "must go into a convolution"),
+        (lambda x: keras.ops.relu(x) + 3.0, "the layer add.* adds a constant or"),
+        (
+            lambda x: keras.layers.Add(name="a")([x, keras.layers.AveragePooling2D(6)(x)]),
+            "the layer a adds a constant or",
+        ),
     ],
 )
 def test_what_the_engine_does_not_know_is_named(make, message):

@@ -122,6 +122,10 @@ def bound_graph(network: keras.Model) -> list[Step]:
         if isinstance(network, keras.Sequential) and not steps:
             steps.append(Step("pixels", Input(), (), tuple(network.input_shape[1:])))
             inputs = ("pixels",)
+        if isinstance(layer, keras.layers.Add) and any(tuple(part.shape[1:]) != shape for part in layer.input):
+            raise ValueError(
+                f"Bounds have a rule for sums of equal shapes; the layer {layer.name} repeats a smaller one"
+            )
         for rule, suffix in _rules(layer):
             name = f"{layer.name}{suffix}"
             steps.append(Step(name, rule, inputs, shape))

@@ -44,7 +44,13 @@ def engine_nodes(calls: Sequence[Any], output: str) -> list[Node]:
                 f"The engine does not know the layer {layer.name}, of type {type(layer).__name__}; it knows dense, "
                 "convolution, batch norm, ReLU, pooling, padding, flatten, adding and dropout layers"
             )
-        nodes += make(layer, tuple(inputs))
+        made = make(layer, tuple(inputs))
+        shapes = {node.name: node.shape for node in nodes}
+        if made[0].kind == "add" and (len(inputs) < 2 or any(shapes[name] != made[0].shape for name in inputs)):
+            raise ValueError(
+                f"The engine adds tensors of one shape; the layer {layer.name} adds a constant or one of another shape"
+            )
+        nodes += made
     if sum(node.kind == "input" for node in nodes) != 1:
         raise ValueError("The engine computes networks with one input")
     return [*(node for node in nodes if node.name != output), *(node for node in nodes if node.name == output)]
