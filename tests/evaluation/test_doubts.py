@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 from tests.attacks.toy import toy_images, toy_labels, toy_network
-from tf_robust_sparse.attacks import LinfFGSM, LinfPGD
+from tf_robust_sparse.attacks import LinfFGSM, LinfPGD, Square
 from tf_robust_sparse.evaluation import (
+    AutoAttack,
     RobustnessSuite,
     evaluate_robustness,
     foolbox_linf_pgd,
@@ -72,6 +73,16 @@ def test_foolbox_stands_still_where_our_attack_does_not(some):
 def test_a_randomised_network_is_told_of(some):
     noisy = lambda x: toy_network()(x + tf.random.normal(tf.shape(x), stddev=0.1))  # noqa: E731
     assert "randomised" in evaluate_robustness(noisy, some, [], **QUIET)["flag_names"]
+
+
+def test_batch_norm_in_training_mode_is_told_of_once(some):
+    normalize = keras.layers.BatchNormalization()
+    network = lambda x: normalize(toy_network()(x), training=True)  # noqa: E731
+    assert "batch_dependent" in evaluate_robustness(network, some, [], **QUIET)["flag_names"]
+    suite = RobustnessSuite(network, some, **QUIET)
+    attack = AutoAttack(network, "Linf", 0.01, "custom", [Square(0.01, num_queries=2)], batch_size=60, verbose=False)
+    suite.auto_attack("square", attack)
+    assert suite.results()["flag_names"].count("batch_dependent") == 1
 
 
 def test_other_pixels_than_expected_are_told_of(some):

@@ -49,7 +49,8 @@ def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: in
 
     Returns:
         The predictions, with flags for outputs that look like probabilities (also a `UserWarning`), logits that differ
-        between two calls, an accuracy near chance, and a much better accuracy on pixels from 0 to 255.
+        between two calls or change with the other images of a batch, an accuracy near chance, and a much better
+        accuracy on pixels from 0 to 255.
 
     Raises:
         ValueError: if a logit is not finite, if there are fewer than two logits, or if a label has no logit.
@@ -63,8 +64,13 @@ def clean_answers(forward: Forward, x: np.ndarray, y: np.ndarray, batch_size: in
     if logits.min() >= 0 and logits.max() <= 1 and np.abs(sums - 1).max() < PROBABILITY_TOLERANCE:
         warnings.warn(f"Suspicious network: {PROBABILITIES}.", stacklevel=3)
         flags.append(safety.Flag("softmax", f"{PROBABILITIES[:1].upper()}{PROBABILITIES[1:]}."))
-    flags += safety.randomized(lambda images: padded_logits(step, images, batch_size), x[:batch_size], passes=2)
-    flags += safety.wrong_pixels(lambda images: padded_logits(step, images, batch_size), x, y, logits)
+
+    def again(images: np.ndarray) -> np.ndarray:
+        return padded_logits(step, images, batch_size)
+
+    randomized = safety.randomized(again, x[:batch_size], passes=2)
+    flags += randomized or safety.depends_on_batch(again, x[:batch_size])
+    flags += safety.wrong_pixels(again, x, y, logits)
     return CleanAnswers(logits.argmax(axis=-1) == y, logits.shape[-1], flags)
 
 

@@ -62,6 +62,7 @@ class RobustnessSuite:
         self.standing: dict[str, np.ndarray] = {}
         self.attacks: dict[str, dict[str, Any]] = {}
         self._flags = list(clean.flags)
+        self._of_clean_images = {flag.name for flag in clean.flags}
         self._looked_at_gradients: set[str] = set()
         self._white_box: list[float] = []  # accuracies under attacks with gradients
         self._black_box: dict[str, float] = {}
@@ -153,7 +154,8 @@ class RobustnessSuite:
             self._white_box.append(float(np.isin(result["broken_by"], [-1, *black_box_numbers]).mean()))
         else:
             self._black_box[name] = result["robust_accuracy"]
-        self._flags += map(safety.Flag, result["flag_names"], result["flags"])
+        told = zip(result["flag_names"], result["flags"], strict=True)
+        self._flags += [safety.Flag(*flag) for flag in told if flag[0] not in self._of_clean_images]
         parts = result["attacks"]
         alone = {} if len(parts) > 1 else next(iter(parts.values()))
         self._record(
