@@ -74,6 +74,7 @@ def test_everything_is_done_once_and_put_into_one_table(trained, tmp_path):
     record = json.loads((tmp_path / "out/protocol.json").read_text())
     assert [point["method"] for point in record["points"]] == ["Rig L", "Rig L", "HYDRA"]
     (one, two) = record["points"][0]["runs"]
+    assert record["points"][2]["training_flops"] == 2 * one["training_flops"] > 0  # and of what it begins with
     assert one["bytes"] == two["bytes"] > 1000 and one["milliseconds"] > 0 and one["multiply_adds"] > 1000
     assert "| HYDRA | " in done.out and "| 75.00 ± 0.00 | 50.00 ± 0.00 | 25.00 ± 0.00 |" in done.out
     assert (tmp_path / "out/protocol.md").read_text().strip() in done.out

@@ -16,6 +16,7 @@ TRAINING: Mapping[str, Callable[[], object]] = {  # script -> what takes the wor
     "run_binary_subnetworks": binary.originals.translate,
     "run_neural_pruning": lambda: None,
 }
+PHASES = ("pretrain", "prune", "finetune")  # the directories of a script of several phases
 _FINAL = ("finetune", "")  # where a script of several phases, and one of one, leaves the network that counts
 _KEPT = ("clean_accuracy", "robust_accuracy", "connectivity", "nonzero", "prunable", "epochs", "seconds", "attack")
 
@@ -43,6 +44,10 @@ class Run(NamedTuple):
     def log(self) -> Path:
         """The file of its output, if runs are trained side by side."""
         return self.place.with_name(f"{self.place.name}.log")
+
+    def sources(self) -> list[Path]:
+        """Returns the directories of the runs that it begins with."""
+        return [Path(word.partition("=")[2]) for word in self.arguments if flag_of(word) == "source_net"]
 
     def final(self) -> Path | None:
         """Returns the directory of the network that counts; `None` if the run is not finished."""

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli.many_runs import Run
+from tf_robust_sparse.cli.many_runs import PHASES, Run
 from tf_robust_sparse.evaluation.figures import draw_protocol
 from tf_robust_sparse.evaluation.latency import median_durations
 from tf_robust_sparse.saving.atomic import replace_file
@@ -76,17 +76,24 @@ def measured_row(run: MethodRun) -> dict[str, Any] | None:
         return None
     parts = ("results.json", "robustness.json", "size.json")
     results, robustness, size = (json.loads((place / part).read_text()) for part in parts)
+    trained = [each for part in (*run.sources(), run.place) for each in _of_all_phases(part)]
     return {
         "method": run.method,
         "value": run.value,
         "seed": run.seed,
         "directory": str(place),
-        **{key: results.get(key) for key in ("connectivity", "nonzero", "prunable", "epochs", "seconds")},
+        **{key: results.get(key) for key in ("connectivity", "nonzero", "prunable", "epochs")},
         **{key: robustness[key] for key in ("clean_accuracy", "robust_accuracy", "images", "flags")},
         "attacks": {name: each["robust_accuracy"] for name, each in robustness["attacks"].items()},
         **size,
-        "training_flops": training_flops(results, size["multiply_adds"]),
+        "seconds": sum(each.get("seconds") or math.nan for each in trained),
+        "training_flops": sum(training_flops(each, size["multiply_adds"]) for each in trained),
     }
+
+
+def _of_all_phases(place: Path) -> list[dict[str, Any]]:
+    files = (place / phase / "results.json" for phase in ("", *PHASES))
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
 
 
 def points(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,20 +115,25 @@ def _point(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "deviation": {name: float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for name, each in accuracies.items()},
         **{key: float(np.mean([each[key] for each in found])) for key in ("bytes", "milliseconds", "training_flops")},
         "nonzero": round(np.mean([each["nonzero"] for each in found])),
-        "seconds": float(np.mean([each["seconds"] or math.nan for each in found])),
+        "seconds": float(np.mean([each["seconds"] for each in found])),
         "timed_on": found[0]["timed_on"],
         "runs": list(found),
     }
 
 
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Returns points as a table in Markdown, those with most connections first."""
+    rows = sorted(found, key=lambda point: -point["connectivity"])
+    lines = [_HEAD, ["---"] * len(_HEAD), *map(_row, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def show(record: dict[str, Any], directory: Path) -> None:
     """Writes table and figure, and prints the table."""
-    rows = sorted(record["points"], key=lambda point: -point["connectivity"])
-    lines = [_HEAD, ["---"] * len(_HEAD), *map(_row, rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = table(record["points"])
     with replace_file(directory / "protocol.md") as path:
-        path.write_text(table + "\n")
-    print(f"\n{record['protocol']['about']}\n\n{table}\n")
+        path.write_text(text + "\n")
+    print(f"\n{record['protocol']['about']}\n\n{text}\n")
     try:
         draw_protocol(record["points"], directory / "protocol.png")
     except ValueError as error:  # without matplotlib there is no figure

@@ -149,7 +149,8 @@ def main() -> None:
     run_lock.take(chosen.directory, f"--output_dir={chosen.directory}")
     _begin(protocol, chosen)
     failed = []
-    for some in (shared, runs):
+    later = [run for run in runs if run.sources()]
+    for some in ([*shared, *(run for run in runs if not run.sources())], later):
         failed += many_runs.train([run for run in some if run.final() is None], chosen.processes, chosen.gpus)
     failed += evaluate(protocol, [run for run in runs if run.final() is not None], chosen)
     measured = [row for run in runs if (row := measured_row(run)) is not None]
@@ -225,8 +226,7 @@ def _check(runs: Sequence[Run]) -> None:
     for script in dict.fromkeys(run.script for run in runs):
         with embedded.flags_of(command(script)):
             for run in runs:
-                sources = [word.partition("=")[2] for word in run.arguments if many_runs.flag_of(word) == "source_net"]
-                if run.script == script and run.final() is None and all(Path(path).exists() for path in sources):
+                if run.script == script and run.final() is None and all(path.exists() for path in run.sources()):
                     many_runs.check(run)
 
 
