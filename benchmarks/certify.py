@@ -73,19 +73,20 @@ def main(argv: list[str]) -> None:
     """Runs the chosen parts and prints their tables."""
     if argv[1:]:
         raise app.UsageError(f"Unexpected positional arguments: {argv[1:]}")
-    if FLAGS.clock == "cpu" and FLAGS.threads != 1:
-        raise app.UsageError("--clock=cpu compares one thread of each side, for waiting threads count too: --threads=1")
-    _set_threads()
-    sys.path[:0] = [str(Path(folder).resolve()) for folder in (FLAGS.reference,) if folder]
+    prepare()
     parts = {"agreement": agreement, "training": training, "evaluation": evaluation, "smoothing": smoothing}
     record = {name: parts[name]() for name in FLAGS.parts}
     if FLAGS.results_file:
         Path(FLAGS.results_file).write_text(json.dumps(record, indent=1))
 
 
-def _set_threads() -> None:
+def prepare() -> None:
+    """Checks the clock, sets the threads, and finds auto_LiRPA."""
     import tensorflow as tf
 
+    if FLAGS.clock == "cpu" and FLAGS.threads != 1:
+        raise app.UsageError("--clock=cpu compares one thread of each side, for waiting threads count too: --threads=1")
+    sys.path[:0] = [str(Path(folder).resolve()) for folder in (FLAGS.reference,) if folder]
     tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
     tf.config.threading.set_inter_op_parallelism_threads(FLAGS.threads)
     if FLAGS.reference or FLAGS.smoothing_reference:
