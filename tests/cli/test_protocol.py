@@ -81,14 +81,16 @@ def test_everything_is_done_once_and_put_into_one_table(trained, tmp_path):
     assert (tmp_path / "out/protocol.png").exists() and (tmp_path / "out/protocol.pdf").exists()
     # Rows made elsewhere join those made here; of the same seed, those made here count.
     elsewhere = tmp_path / "protocol.json"
-    shutil.copy(tmp_path / "out/protocol.json", elsewhere)
     more, also = FILE.replace("[0, 1]", "[1, 2]"), f"--also={elsewhere}"
     file.write_text(more)
-    there = f"--output_dir={tmp_path / 'there'}"
+    there, now = f"--output_dir={tmp_path / 'there'}", record["points"][2]["seconds"]
+    record["points"][2]["runs"][0]["seconds"] = before = now + 1
+    record["points"][2]["runs"][1]["seconds"] = now + 2
+    elsewhere.write_text(json.dumps(record))
     run_script(PROTOCOL, f"--protocol={file}", there, also, "--only=HYDRA", "--connectivities=0.1").expect()
     (one, two, three) = json.loads((tmp_path / "there/protocol.json").read_text())["points"]
     assert [each["seed"] for each in one["runs"]] == [0, 1, 2] and [len(two["runs"]), len(three["runs"])] == [2, 2]
-    assert [str(tmp_path / "there") in each["directory"] for each in one["runs"]] == [False, True, True]
+    assert [each["seconds"] for each in one["runs"]] == [before, *[now] * 2]
     refused = run_script(PROTOCOL, f"--protocol={file}", there, f"--also={file}")
     assert_explained(refused, f"--also={file}: expected the protocol.json of a protocol")
     file.write_text(FILE.replace("--sparsifier=rigl", "--sparsifier=set"))

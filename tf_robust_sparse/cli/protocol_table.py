@@ -69,8 +69,8 @@ def training_flops(results: dict[str, Any], multiply_adds: int) -> float:
     return 2.0 * multiply_adds * passes * results.get("epochs", 0) * results.get("data", {}).get("train", 0)
 
 
-def measured_row(run: MethodRun) -> dict[str, Any] | None:
-    """Returns what is known of an evaluated network; `None` if it is not evaluated."""
+def measured_row(run: MethodRun, directory: Path) -> dict[str, Any] | None:
+    """Returns what is known of an evaluated network of a protocol in `directory`; `None` if it is not evaluated."""
     place = run.final()
     if place is None or not is_evaluated(place):
         return None
@@ -81,7 +81,7 @@ def measured_row(run: MethodRun) -> dict[str, Any] | None:
         "method": run.method,
         "value": run.value,
         "seed": run.seed,
-        "directory": str(place),
+        "directory": str(place.relative_to(directory)),
         **{key: results.get(key) for key in ("connectivity", "nonzero", "prunable", "epochs")},
         **{key: robustness[key] for key in ("clean_accuracy", "robust_accuracy", "images", "flags")},
         "attacks": {name: each["robust_accuracy"] for name, each in robustness["attacks"].items()},

@@ -153,7 +153,7 @@ def main() -> None:
     for some in ([*shared, *(run for run in runs if not run.sources())], later):
         failed += many_runs.train([run for run in some if run.final() is None], chosen.processes, chosen.gpus)
     failed += evaluate(protocol, [run for run in runs if run.final() is not None], chosen)
-    measured = [row for run in runs if (row := measured_row(run)) is not None]
+    measured = [row for run in runs if (row := measured_row(run, chosen.directory)) is not None]
     measured += [row for point in earlier for row in point["runs"]]
     record = {"protocol": protocol, "points": points(measured)}
     run_directory.write_results(chosen.directory / "protocol.json", record)
