@@ -7,6 +7,7 @@ import keras
 
 from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier
 from tf_robust_sparse.layers.protocols import RecordsGraph
+from tf_robust_sparse.layers.topology import layer_graph
 
 _SOFTMAX = keras.activations.get("softmax")
 
@@ -57,5 +58,12 @@ def without_softmax(network: keras.Model | SavedModelClassifier) -> Callable[...
         return type(layer).from_config({**layer.get_config(), "activation": "linear"})
 
     logits = keras.models.clone_model(network, clone_function=replaced)
-    logits.layers[-1].set_weights(last.get_weights())
+    end = logits.layers[-1]
+    if isinstance(end, keras.layers.Lambda) and [node.layer for node in layer_graph(logits)].count(end) == 1:
+        return keras.Model(_only(logits.inputs), end.input, name=network.name)  # no exporter knows a Lambda
+    end.set_weights(last.get_weights())
     return logits
+
+
+def _only(tensors: list[Any]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tensors

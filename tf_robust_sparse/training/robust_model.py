@@ -21,6 +21,7 @@ from tf_robust_sparse.sparsity.integers import check_seed
 from tf_robust_sparse.training.averages import Average, AverageOverEpochs
 from tf_robust_sparse.training.collapse_guard import CollapseGuard
 from tf_robust_sparse.training.masked_gradients import warn_of_masked_gradients
+from tf_robust_sparse.training.slow_statistics import warn_of_slow_statistics
 from tf_robust_sparse.training.step_data import at_least_one, images_and_labels
 from tf_robust_sparse.training.training_step import TrainingStep
 
@@ -31,8 +32,7 @@ class RobustModel(TrainingStep):
     """Trains `network` under `objective`; `sparsifier` decides its connections.
 
     Use it like any Keras model: `compile`, `fit`, `evaluate`, `predict`. The network stays an ordinary Keras model;
-        save
-    and export the network, not this model.
+    save and export the network, not this model.
 
     ```python
     attack = trs.attacks.LinfPGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
@@ -186,7 +186,8 @@ class RobustModel(TrainingStep):
         Arrays are checked completely before training. A data set is checked for types and shapes before training, and
         each batch when it comes, before a weight changes. `train_on_batch` and `test_on_batch` check too. The first
         batch of validation data is checked before training. Labels may be integers of any width, `(n,)` or `(n, 1)`.
-        After training with a `validation_attack`, a warning says if gradients of many images are zero.
+        After training with a `validation_attack`, a warning says if gradients of many images are zero. Before training,
+        one says if averages of batch norm are too slow for so few steps.
 
         Raises:
             ValueError: if images leave [0, 1], labels are out of range, shapes do not fit the network, there are
@@ -206,6 +207,7 @@ class RobustModel(TrainingStep):
                 f"The batch size must be a multiple of the number of replicas, {replicas}, because each takes an equal "
                 f"part of a batch. Received: a batch of {size}"
             )
+        warn_of_slow_statistics(self.network, x, size, kwargs)
         validation = kwargs.get("validation_data")
         if self._watcher is not None:
             if validation is None:
