@@ -37,9 +37,9 @@ $(VENV)/installed-test: setup.cfg $(ENGINE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@ $(VENV)/installed
 
-$(VENV)/installed-docs: setup.cfg | $(VENV)/bin/python
-	sed -n '/^docs =/,/^[^ ]/s/^    //p' setup.cfg | $(BIN)/python -m pip install --quiet -r /dev/stdin
-	touch $@
+$(VENV)/installed-docs: setup.cfg $(ENGINE) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@ $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

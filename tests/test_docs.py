@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,22 @@ def test_the_reference_shows_every_public_name():
         assert [line.rpartition(".")[2] for line in shown] == names
 
 
+def test_tutorials_become_notebooks():
+    """Every part of a page is a cell, in order, and output comes under the block that made it."""
+    theme = runpy.run_path(str(ROOT / "docs/theme/notebooks.py"))
+    for page in (ROOT / "docs/tutorials").glob("*.md"):
+        parts = list(theme["cells"](page.read_text()))
+        code = [text for kind, text in parts if kind != "markdown"]
+        assert code == snippets(page, "(?:python|bash)") and code, f"{page.name} has no block that runs"
+        assert sum(len(text) for _, text in parts) < len(page.read_text())
+    page = "# Title\n\n```python\nprint(1)\n```\n\n```py\nprint(2)\n```\n\n```bash\nfalse\n```\n"
+    outputs = [[{"name": "stdout", "text": f"{theme['ROOT']}/a\n"}], [{"data": {"image/png": "AB\nCD\n"}}]]
+    cells = [types.SimpleNamespace(cell_type="code", outputs=each) for each in outputs]
+    shown = theme["with_outputs"](page, types.SimpleNamespace(cells=cells), "a.ipynb")
+    found = re.findall(r"\(a.ipynb\)|print\(\d\)|^a$|false|base64,ABCD", shown, re.M)
+    assert found == ["(a.ipynb)", "print(1)", "a", "print(2)", "false", "base64,ABCD"]
+
+
 RUN = ["index.md", "tutorials/*.md", "coming_from_*.md"]  # but for a page that tests/sparsity/test_any_model.py runs
 
 
@@ -88,8 +105,9 @@ def few_images(monkeypatch):
     """Has the sample in the package hold two batches."""
     import tf_robust_sparse as trs
 
-    whole = trs.data.fashion_mnist_sample
+    whole, arrays = trs.data.fashion_mnist_sample, trs.data.load("fashion_mnist_sample").take(64, 32)
     monkeypatch.setattr(trs.data, "fashion_mnist_sample", lambda **given: [part.take(2) for part in whole(**given)])
+    monkeypatch.setattr(trs.data, "load", lambda name: {"fashion_mnist_sample": arrays}[name])
 
 
 @pytest.mark.filterwarnings("ignore")  # of Foolbox
