@@ -85,7 +85,7 @@ class Renamed(keras.layers.ReLU):
 
 
 def test_what_computes_something_else_is_refused():
-    with pytest.raises(ValueError, match="of type Doubled overrides call\(\) of ReLU"):
+    with pytest.raises(ValueError, match=r"of type Doubled overrides call\(\) of ReLU"):
         bound_graph(network(Doubled()))
     bound_graph(network(Renamed()))
 
