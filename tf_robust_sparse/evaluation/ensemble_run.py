@@ -96,8 +96,9 @@ class EnsembleRun:
         of_fallen = {"x_adv": self.x_adv[fallen], "y_adv": self.y_adv[fallen], "by": self.broken_by[fallen]}
         archive = io.BytesIO()
         np.savez(archive, rows=fallen, logits=self.logits, **of_fallen)
-        with replace_file(examples_path(path)) as temporary:
-            temporary.write_bytes(archive.getbuffer())
+        # The view ends here, also when the disk is full: one that an exception keeps alive outlives its buffer.
+        with replace_file(examples_path(path)) as temporary, archive.getbuffer() as view, temporary.open("wb") as file:
+            file.write(view)
         state = {
             "attacks_to_run": [attack.name for attack in self._attacks],
             "run_attacks": self.done,

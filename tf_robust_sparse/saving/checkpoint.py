@@ -67,8 +67,9 @@ def save_checkpoint(
             group.create_dataset(key, data=value).attrs["dtype"] = np.bytes_(dtype)
             _add(digest, key, dtype, value)
         file.attrs["sha256"] = np.bytes_(digest.hexdigest())
-    with replace_file(path) as temporary:
-        temporary.write_bytes(image.getbuffer())
+    # The view ends here, also when the disk is full: one that an exception keeps alive outlives its buffer.
+    with replace_file(path) as temporary, image.getbuffer() as view, temporary.open("wb") as file:
+        file.write(view)
 
 
 def load_checkpoint(path: str | os.PathLike, model: keras.Model, weights_only: bool = False) -> dict[str, Any]:
