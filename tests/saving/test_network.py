@@ -269,6 +269,17 @@ def test_the_optimizer_is_left_out(tmp_path):
     np.testing.assert_array_equal(saving.load_network(file)(images(2)), network(images(2)))
 
 
+def test_no_layer_has_an_export_train(tmp_path):
+    """Resizing of Keras calls what follows it in training mode, unless its caller says otherwise."""
+    flat = [keras.layers.Flatten(), keras.layers.Dense(3)]
+    inside = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.BatchNormalization(), *flat])
+    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Resizing(6, 6), inside])
+    x = np.random.default_rng(0).random((5, 4, 4, 1), "float32")
+    served = tf.saved_model.load(saving.export_network(network, tmp_path / "serve"))
+    np.testing.assert_allclose(served.serve(x), network(x, training=False), rtol=1e-5)
+    assert np.abs(network(x, training=True) - served.serve(x)).max() > 0.1
+
+
 def test_export_replaces_a_directory_as_a_whole(tmp_path, monkeypatch):
     first, second = residual_network(), residual_network(seed=8)
     saving.export_network(first, tmp_path / "serve")

@@ -105,7 +105,8 @@ def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
     signature = keras.tree.map_structure(
         lambda x: keras.InputSpec(dtype=x.dtype, shape=(None, *x.shape[1:]), name=x.name), inputs
     )
-    archive.add_endpoint("serve", stripped.__call__, [signature])
+    # Without `training=False`, a layer such as Resizing, whose default is True, has batch norm behind it train.
+    archive.add_endpoint("serve", lambda x: stripped(x, training=False), [signature])
     with replace_directory(path) as temporary:
         archive.write_out(str(temporary), verbose=False)
     return path
