@@ -91,7 +91,12 @@ def test_tutorials_become_notebooks():
         assert code == snippets(page, "(?:python|bash)") and code, f"{page.name} has no block that runs"
         assert sum(len(text) for _, text in parts) < len(page.read_text())
     page = "# Title\n\n```python\nprint(1)\n```\n\n```py\nprint(2)\n```\n\n```bash\nfalse\n```\n"
-    outputs = [[{"name": "stdout", "text": f"{theme['ROOT']}/a\n"}], [{"data": {"image/png": "AB\nCD\n"}}]]
+    said = [("stdout", "INFO:tensorflow:b\n"), ("stderr", "c"), ("stdout", f"{theme['ROOT']}/"), ("stdout", "a\n")]
+    printed = [{"output_type": "stream", "name": name, "text": text} for name, text in said]
+    value = {"output_type": "execute_result", "data": {"text/plain": "<a value>"}}
+    figure = {"output_type": "display_data", "data": {"image/png": "AB\nCD\n"}}
+    outputs = [list(theme["worth_showing"](each)) for each in ([*printed, value], [figure])]
+    assert [len(each) for each in outputs] == [1, 1]
     cells = [types.SimpleNamespace(cell_type="code", outputs=each) for each in outputs]
     shown = theme["with_outputs"](page, types.SimpleNamespace(cells=cells), "a.ipynb")
     found = re.findall(r"\(a.ipynb\)|print\(\d\)|^a$|false|base64,ABCD", shown, re.M)

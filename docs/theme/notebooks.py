@@ -97,9 +97,22 @@ def executed(found, page):
         except nbclient.exceptions.CellExecutionError as error:
             raise RuntimeError(f"docs/{page} does not run: {error}") from None
     for cell in found.cells:
-        if cell.cell_type == "code":  # progress bars and lines about the machine go to standard error
-            cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = list(worth_showing(cell.outputs))
     return found
+
+
+def worth_showing(outputs):
+    """Yields what a cell prints, as one text, and its figures.
+
+    Progress bars and lines about the machine go to standard error, and the value of a last line is no print.
+    """
+    printed = [each for each in outputs if each.get("name") == "stdout"]
+    lines = "".join(each["text"] for each in printed).splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith("INFO:tensorflow:"))
+    if text.strip():
+        yield printed[0] | {"text": text.replace(f"{ROOT}/", "")}
+    yield from (each for each in outputs if each["output_type"] == "display_data")
 
 
 def with_outputs(markdown, found, link):
@@ -115,5 +128,5 @@ def shown(output):
     data = output.get("data", {})
     if "image/png" in data:
         return f"\n![Output of the block above](data:image/png;base64,{''.join(data['image/png'].split())})\n"
-    text = (output.get("text") or data.get("text/plain") or "").strip("\n").replace(f"{ROOT}/", "")
-    return f"\n``` {{ .text .output }}\n{text}\n```\n" if text.strip() else ""
+    text = (output.get("text") or data.get("text/plain") or "").strip("\n")
+    return f"\n``` {{ .text .output }}\n{text}\n```\n"
