@@ -111,7 +111,8 @@ def worth_showing(outputs):
     lines = "".join(each["text"] for each in printed).splitlines(keepends=True)
     text = "".join(line for line in lines if not line.startswith("INFO:tensorflow:"))
     if text.strip():
-        yield printed[0] | {"text": text.replace(f"{ROOT}/", "")}
+        printed[0]["text"] = text.replace(f"{ROOT}/", "")
+        yield printed[0]
     yield from (each for each in outputs if each["output_type"] == "display_data")
 
 
