@@ -94,7 +94,11 @@ def test_everything_is_done_once_and_put_into_one_table(trained, tmp_path):
     refused = run_script(PROTOCOL, f"--protocol={file}", there, f"--also={file}")
     assert_explained(refused, f"--also={file}: expected the protocol.json of a protocol")
     file.write_text(FILE.replace("--sparsifier=rigl", "--sparsifier=set"))
-    assert_explained(run_script(PROTOCOL, *to, also), f"{also} has results of another Rig L", "--sparsifier=rigl")
+    assert_explained(run_script(PROTOCOL, *to, also), f"{also} has results of another Rig L", "leave the file out")
+    other = tmp_path / "other.json"
+    other.write_text(elsewhere.read_text().replace("--sparsifier=rigl", "--sparsifier=set"))
+    two = run_script(PROTOCOL, *to, "--only=HYDRA", f"--also={elsewhere},{other}")
+    assert_explained(two, f"--also={other} has results of another Rig L")
     assert_explained(run_script(PROTOCOL, *to), "--output_dir=", "results of another Rig L", "--sparsifier=rigl")
     file.write_text(FILE.replace("[0, 1]", "[0, 7]"))
     shutil.rmtree(tmp_path / "out/HYDRA")

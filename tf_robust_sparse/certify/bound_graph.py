@@ -122,10 +122,6 @@ def bound_graph(network: keras.Model) -> list[Step]:
         if isinstance(network, keras.Sequential) and not steps:
             steps.append(Step("pixels", Input(), (), tuple(network.input_shape[1:])))
             inputs = ("pixels",)
-        if isinstance(layer, keras.layers.Add) and any(tuple(part.shape[1:]) != shape for part in layer.input):
-            raise ValueError(
-                f"Bounds have a rule for sums of equal shapes; the layer {layer.name} repeats a smaller one"
-            )
         for rule, suffix in _rules(layer):
             name = f"{layer.name}{suffix}"
             steps.append(Step(name, rule, inputs, shape))
@@ -177,6 +173,10 @@ def _rules(layer: Any) -> list[tuple[Any, str]]:
     if isinstance(layer, keras.layers.MaxPooling2D):
         return [(_max_pool(layer), "")]
     if isinstance(layer, keras.layers.Add):
+        if any(part.shape != layer.output.shape for part in layer.input):
+            raise ValueError(
+                f"Bounds have a rule for sums of equal shapes; the layer {layer.name} repeats a smaller one"
+            )
         return [(Sum(), "")]
     if isinstance(layer, keras.layers.Rescaling):
         return [(_affine(np.asarray(layer.scale, "float32"), np.asarray(layer.offset, "float32")), "")]

@@ -16,7 +16,6 @@ TRAINING: Mapping[str, Callable[[], object]] = {  # script -> what takes the wor
     "run_binary_subnetworks": binary.originals.translate,
     "run_neural_pruning": lambda: None,
 }
-PHASES = ("pretrain", "prune", "finetune")  # the directories of a script of several phases
 _FINAL = ("finetune", "")  # where a script of several phases, and one of one, leaves the network that counts
 _KEPT = ("clean_accuracy", "robust_accuracy", "connectivity", "nonzero", "prunable", "epochs", "seconds", "attack")
 

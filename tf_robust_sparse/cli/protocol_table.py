@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli.many_runs import PHASES, Run
+from tf_robust_sparse.cli.hydra.settings import PHASES
+from tf_robust_sparse.cli.many_runs import Run
 from tf_robust_sparse.evaluation.figures import draw_protocol
 from tf_robust_sparse.evaluation.latency import median_durations
 from tf_robust_sparse.saving.atomic import replace_file

@@ -44,13 +44,7 @@ def engine_nodes(calls: Sequence[Any], output: str) -> list[Node]:
                 f"The engine does not know the layer {layer.name}, of type {type(layer).__name__}; it knows dense, "
                 "convolution, batch norm, ReLU, pooling, padding, flatten, adding and dropout layers"
             )
-        made = make(layer, tuple(inputs))
-        shapes = {node.name: node.shape for node in nodes}
-        if made[0].kind == "add" and (len(inputs) < 2 or any(shapes[name] != made[0].shape for name in inputs)):
-            raise ValueError(
-                f"The engine adds tensors of one shape; the layer {layer.name} adds a constant or one of another shape"
-            )
-        nodes += made
+        nodes += make(layer, tuple(inputs))
     if sum(node.kind == "input" for node in nodes) != 1:
         raise ValueError("The engine computes networks with one input")
     return [*(node for node in nodes if node.name != output), *(node for node in nodes if node.name == output)]
@@ -183,6 +177,14 @@ def _pad(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
     return [Node("pad", layer.name, inputs, _shape(layer, layer.output), padding=(top, left, bottom, right))]
 
 
+def _sum(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
+    if len(inputs) < 2 or any(part.shape != layer.output.shape for part in layer.input):
+        raise ValueError(
+            f"The engine adds tensors of one shape; the layer {layer.name} adds a constant or one of another shape"
+        )
+    return [Node("add", layer.name, inputs, _shape(layer, layer.output))]
+
+
 def _simple(kind: str) -> Callable[[Any, tuple[str, ...]], list[Node]]:
     return lambda layer, inputs: [Node(kind, layer.name, inputs, _shape(layer, layer.output))]
 
@@ -202,7 +204,7 @@ _MAKERS: dict[Any, Callable[[Any, tuple[str, ...]], list[Node]]] = {
     keras.layers.GlobalAveragePooling2D: _global("mean_pool"),
     keras.layers.ZeroPadding2D: _pad,
     keras.layers.Flatten: _simple("flatten"),
-    keras.layers.Add: _simple("add"),
+    keras.layers.Add: _sum,
 }
 # Of `keras.ops`, whose classes are not public.
-_OPERATIONS: dict[str, Callable[[Any, tuple[str, ...]], list[Node]]] = {"Relu": _relu, "Add": _simple("add")}
+_OPERATIONS: dict[str, Callable[[Any, tuple[str, ...]], list[Node]]] = {"Relu": _relu, "Add": _sum}

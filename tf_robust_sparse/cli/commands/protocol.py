@@ -65,15 +65,16 @@ class Protocol(Settings):
         Raises:
             BadFlag: if a file cannot be read, or its networks were trained or evaluated by other commands.
         """
-        found = []
+        found, now = [], _commands(protocol)
         for file in self.also:
             try:
                 record = json.loads(Path(file).expanduser().read_text())
-                before, points = _commands(record["protocol"]), record["points"]
+                before, theirs = _commands(record["protocol"]), record["points"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise BadFlag(f"--also={file}: expected the protocol.json of a protocol; {error!r}") from error
-            _check_commands(f"--also={file}", before, _commands(protocol))
-            found += points
+            _check_commands(f"--also={file}", before, now, "leave the file out")
+            now |= before
+            found += theirs
         return found
 
     @property
@@ -170,7 +171,7 @@ def _begin(protocol: dict[str, Any], chosen: Protocol) -> None:
     """
     file = chosen.directory / "commands.json"
     before, now = json.loads(file.read_text()) if file.is_file() else {}, _commands(protocol)
-    _check_commands(f"--output_dir={chosen.directory}", before, now)
+    _check_commands(f"--output_dir={chosen.directory}", before, now, "take a new directory")
     run_directory.write_json(file, before | now)
 
 
@@ -179,10 +180,10 @@ def _commands(protocol: dict[str, Any]) -> dict[str, Any]:
     return {**protocol.get("shared", {}), **commands, "evaluate": protocol["evaluate"]}
 
 
-def _check_commands(flag: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_commands(flag: str, before: dict[str, Any], now: dict[str, Any], advice: str) -> None:
     for name, command_line in now.items():
         if before.get(name, command_line) != command_line:
-            raise BadFlag(f"{flag} has results of another {name}, {before[name]}; pass that one, or a new directory")
+            raise BadFlag(f"{flag} has results of another {name}, {before[name]}; pass that one, or {advice}")
 
 
 def shared_runs(protocol: dict[str, Any], chosen: Protocol) -> list[Run]:

@@ -24,7 +24,8 @@ from tf_robust_sparse.training.by_epoch import SCHEDULES, epoch_rates
 FLAGS = flags.FLAGS
 T = TypeVar("T")
 
-MODES = ("pretrain", "prune", "finetune", "all")
+PHASES = ("pretrain", "prune", "finetune")
+MODES = (*PHASES, "all")
 # What a phase has of its own in a run of all phases, where nothing is given.
 _IN_ALL: dict[tuple[str, str], Any] = {
     **{("prune", "epochs"): 20, ("prune", "lr"): 0.1, ("finetune", "lr"): 0.01},
@@ -74,7 +75,7 @@ class Phases(Settings):
         """The phases that run."""
         if self.exp_mode != "all":
             return (self.exp_mode,)
-        return MODES[1:3] if self.source_net else MODES[:3]
+        return PHASES[1:] if self.source_net else PHASES
 
     def own(self, phase: str, name: str, shared: T) -> T:
         """Returns what a phase has of its own: epochs, lr or schedule_length, or else the `shared` value."""
