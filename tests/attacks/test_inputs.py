@@ -1,5 +1,7 @@
 """Attacks, bounds and smoothing called directly say what is wrong with images and labels."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -34,6 +36,10 @@ def test_wrong_images_and_labels_are_one_line(call):
             with pytest.raises(ValueError, match=message) as error:
                 CALLS[call](X, form)
             assert "\n" not in str(error.value)
+    for odd in (np.zeros((4, 8, 8, 3), np.float32), np.zeros((4, 32, 32, 1), np.float32)):
+        with pytest.raises(ValueError, match=re.escape("(n, 8, 8, 1); add a batch axis to a single image")) as error:
+            CALLS[call](odd, Y)
+        assert "\n" not in str(error.value) and str(error.value).endswith(f"Received: shape {odd.shape}")
     found = CALLS[call](X, Y.astype(np.uint8)[:, None])
     assert len(found) == 4
 

@@ -21,6 +21,7 @@ from tf_robust_sparse.attacks.staged_attack import StagedAttack
 from tf_robust_sparse.evaluation import AutoAttack, ensemble_run, without_softmax
 from tf_robust_sparse.evaluation.compaction import batch_sizes
 from tf_robust_sparse.evaluation.safety import DYNAMIC_DEFENSE
+from tf_robust_sparse.evaluation.softmax_head import ends_in_softmax
 
 EPSILON = {"Linf": 0.01, "L2": 0.1, "L1": 0.4}
 SOME = 60
@@ -442,6 +443,13 @@ def test_a_softmax_can_be_taken_off(head, some):
     np.testing.assert_allclose(np.sum(sequential(x), -1), 1, rtol=1e-5)  # unchanged
     with pytest.raises(ValueError, match="a sequential model that is built"):
         without_softmax(keras.Sequential([keras.layers.Softmax()]))
+    twice = keras.layers.Dense(4, activation="softmax") if head == "dense" else last[-1]
+    shared = keras.Model(
+        inputs, twice(keras.layers.Dense(4)(twice(keras.layers.Dense(4)(keras.layers.Flatten()(inputs)))))
+    )
+    assert ends_in_softmax(shared)
+    with pytest.raises(ValueError, match=f"must be called once.*{twice.name}, called 2 times"):
+        without_softmax(shared)
 
 
 def test_the_version_plus_in_l1_is_flagged(some):

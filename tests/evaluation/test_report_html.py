@@ -37,7 +37,7 @@ def page(tmp_path_factory):
         **{"images": 200, "num_classes": 10, "clean_accuracy": 0.8, "robust_accuracy": 0.5, "norm": "Linf"},
         **{"epsilon": 0.1, "flags": ["<b>Square</b> is better."], "data": {"name": "patterns"}, "seconds": 7.0},
         **{"network": "runs/" + "long_name/" * 12, "file": {"sha256": "ab" * 32, "bytes": 12345}},
-        **{"weights": {"nonzero": 100, "prunable": 1000}, "command": "run | tee", "security_curve": curve},
+        **{"weights": {"nonzero": 100, "prunable": 1000, "dense": 40}, "command": "run | tee", "security_curve": curve},
         "attacks": {"pgd": attacked(0.55), "autoattack": attacked(0.5, attacks={"apgd-ce": attacked(0.52)})},
     }
     path = tmp_path_factory.mktemp("report") / "page.html"
@@ -49,7 +49,13 @@ def page(tmp_path_factory):
 def test_the_page_needs_nothing_else_and_says_everything(page):
     text = page.read_text()
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|<script|https?://", text)
-    for words in ("80.00 %", "50.00 % (43.1 to 56.9)", "autoattack: apgd-ce", "100 of 1,000 (10.00 %)", "ab" * 32):
+    for words in (
+        "80.00 %",
+        "50.00 % (43.1 to 56.9)",
+        "autoattack: apgd-ce",
+        "100 of 1,000 (10.00 %), 40 of them in kernels that are dense",
+        "ab" * 32,
+    ):
         assert words in text
     assert "&lt;b&gt;Square" in text and "taken for bag &amp; belt" in text and text.count("data:image/png") == 18
     assert text.index("Reasons for doubt") < text.index("<h2>Accuracy</h2>")

@@ -98,6 +98,8 @@ def test_what_is_pruned_and_what_not():
     output = next(each for each in report.sparsified if each.name == "attention/attention_output/kernel")
     assert query.sides == (32, 4 * 8) and output.sides == (4 * 8, 32)
     assert "conv/kernel: 43 of 432 entries" in str(report) and "block/mixing: dense, its name is not" in str(report)
+    counted = trs.sparsity.statistics.summary(report.sparsifier.network)
+    assert str(report).endswith(f", {100 * counted['connectivity']:.2f} % of {counted['prunable']}")
 
 
 def test_filters_and_what_else_is_chosen():

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_robust_sparse.data.checks import Shape, checked_images, checked_labels
-from tf_robust_sparse.layers.forward import Forward, inference_forward
+from tf_robust_sparse.layers.forward import Forward, image_shape, inference_forward
 
 
 def checked_inputs(
@@ -16,7 +16,7 @@ def checked_inputs(
 
     Args:
         model: See `inference_forward`.
-        x: See `data.checks.checked_images`, as `shape`.
+        x: See `data.checks.checked_images`, as `shape`; the shape that the model takes, if it says so, counts more.
         y: See `data.checks.checked_labels`.
         any_label: Whether the labels do not matter; they are then returned unchecked.
 
@@ -24,7 +24,8 @@ def checked_inputs(
         ValueError: if images or labels are malformed. The first forward pass refuses labels without a logit, if their
             values are known.
     """
-    forward, images = inference_forward(model), checked_images(x, shape)
+    forward, taken = inference_forward(model), image_shape(model)
+    images = checked_images(x, shape if taken is None or (shape and len(shape) != len(taken)) else taken)
     images = tf.cast(x if tf.is_tensor(x) else images, tf.float32)  # a tensor stays on its device
     if any_label:
         return forward, images, y

@@ -88,14 +88,18 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def weight_facts(model: Any) -> dict[str, Any]:
-    """Returns `weights`: `nonzero` of `prunable` entries of kernels, of a SavedModel those of all its matrices."""
+    """Returns `weights`: `nonzero` of `prunable` entries of kernels, of a SavedModel those of all its matrices.
+
+    `dense` counts the entries of kernels without a single zero, such as those that a sparsifier leaves alone.
+    """
     if isinstance(model, keras.Model):
         counts = [(each.nonzero, each.entries) for each in trs.sparsity.statistics.kernel_statistics(model)]
     else:  # what is wrapped around a network may show no variables
         kernels = [np.asarray(each) for each in getattr(model, "variables", ()) if len(each.shape) > 1]
         counts = [(int(np.count_nonzero(each)), each.size) for each in kernels]
     nonzero, prunable = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    return {"weights": {"nonzero": nonzero, "prunable": prunable}} if prunable else {}
+    dense = sum(size for left, size in counts if left == size)
+    return {"weights": {"nonzero": nonzero, "prunable": prunable, "dense": dense}} if prunable else {}
 
 
 def _is_pickle(path: Path) -> bool:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_robust_sparse.data.checks import checked_images, checked_labels
 from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier
+from tf_robust_sparse.layers.forward import image_shape
 
 DEFAULT_BATCH_SIZE = 128
 
@@ -61,10 +62,9 @@ def check_image_shape(model: Callable[..., Any], x: np.ndarray) -> None:
     Raises:
         ValueError: if the model takes images of another shape.
     """
-    expected = getattr(model, "input_shape", None)
-    if not isinstance(expected, tuple) or not expected or isinstance(expected[0], tuple):
+    sizes = image_shape(model)
+    if sizes is None:
         return
-    sizes = expected[1:]
     if len(sizes) != x.ndim - 1 or any(want not in (None, have) for want, have in zip(sizes, x.shape[1:], strict=True)):
         name = "SavedModel" if isinstance(model, SavedModelClassifier) else "network"
         raise ValueError(

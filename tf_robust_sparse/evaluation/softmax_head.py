@@ -7,7 +7,7 @@ import keras
 
 from tf_robust_sparse.evaluation.saved_model import SavedModelClassifier
 from tf_robust_sparse.layers.protocols import RecordsGraph
-from tf_robust_sparse.layers.topology import layer_graph
+from tf_robust_sparse.layers.topology import layer_graph, output_layer
 
 _SOFTMAX = keras.activations.get("softmax")
 
@@ -17,7 +17,7 @@ def ends_in_softmax(network: keras.Model) -> bool:
 
     The softmax may be a layer, an activation, an operation, or the end of a nested network.
     """
-    last = network.layers[-1] if isinstance(network, keras.Sequential) else network.operations[-1]
+    last = output_layer(network)
     if isinstance(last, RecordsGraph):
         return ends_in_softmax(last)
     return type(last).__name__ == "Softmax" or getattr(last, "activation", None) is _SOFTMAX
@@ -34,7 +34,7 @@ def without_softmax(network: keras.Model | SavedModelClassifier) -> Callable[...
         A model that returns logits. It shares all layers with `network`, except the last one, which is a copy.
 
     Raises:
-        ValueError: if `network` is of another kind, or does not end in a softmax.
+        ValueError: if `network` is of another kind, does not end in a softmax, or calls its last layer elsewhere, too.
     """
     if isinstance(network, SavedModelClassifier):
         return network.without_softmax()
@@ -43,11 +43,17 @@ def without_softmax(network: keras.Model | SavedModelClassifier) -> Callable[...
             "`network` must be a functional model, or a sequential model that is built. "
             f"Received: {type(network).__name__} {network.name}"
         )
-    last = network.layers[-1]
+    last = output_layer(network)
     if not isinstance(last, keras.layers.Softmax) and getattr(last, "activation", None) is not _SOFTMAX:
         raise ValueError(
             "The last layer of `network` must be a softmax, or have one as its activation; other networks "
             f"need no change. Received: {type(last).__name__} {last.name}"
+        )
+    calls = [node.layer for node in layer_graph(network)]
+    if calls.count(last) > 1:
+        raise ValueError(
+            "The last layer of `network` must be called once; give its output a softmax layer of its own. "
+            f"Received: {type(last).__name__} {last.name}, called {calls.count(last)} times"
         )
 
     def replaced(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -58,8 +64,8 @@ def without_softmax(network: keras.Model | SavedModelClassifier) -> Callable[...
         return type(layer).from_config({**layer.get_config(), "activation": "linear"})
 
     logits = keras.models.clone_model(network, clone_function=replaced)
-    end = logits.layers[-1]
-    if isinstance(end, keras.layers.Lambda) and [node.layer for node in layer_graph(logits)].count(end) == 1:
+    end = output_layer(logits)
+    if isinstance(end, keras.layers.Lambda):
         return keras.Model(_only(logits.inputs), end.input, name=network.name)  # no exporter knows a Lambda
     end.set_weights(last.get_weights())
     return logits

@@ -62,6 +62,19 @@ def inference_forward(model: Callable[..., Any]) -> Forward:
     return forward
 
 
+def image_shape(model: Callable[..., Any]) -> tuple[int | None, ...] | None:
+    """Returns the shape of one image that a model takes, with `None` for sizes that may vary.
+
+    Args:
+        model: Any callable; its `input_shape`, if any, is `(batch, ...)`.
+
+    Returns:
+        The shape; `None` if the model has no `input_shape`, or several inputs.
+    """
+    shape = getattr(model, "input_shape", None)
+    return shape[1:] if isinstance(shape, tuple) and shape and not isinstance(shape[0], tuple) else None
+
+
 def _single_tensor(output: Any) -> Any:
     """Returns the one tensor in a model's output."""
     if isinstance(output, dict | list | tuple):

@@ -42,6 +42,22 @@ def layer_graph(network: keras.Model) -> list[Node]:
     return nodes
 
 
+def output_layer(network: keras.Model) -> Any:
+    """Returns the layer or operation that computes the output of a functional or sequential `network` with one output.
+
+    It need not be the last of `network.layers`: a layer that is called twice stands where it is called first.
+    """
+    if isinstance(network, keras.Sequential):
+        return network.layers[-1]
+    try:
+        name = network.get_config()["output_layers"]
+    except NotImplementedError:  # as in `layer_graph`
+        return network.operations[-1]
+    while not isinstance(name, str):
+        (name, *_) = name.values() if isinstance(name, dict) else name
+    return next(operation for operation in network.operations if operation.name == name)
+
+
 def chains(network: keras.Model) -> list[tuple[Any, Any]]:
     """Returns the pairs (layer, follower) in which `layer` is called once and its output feeds `follower` alone."""
     try:

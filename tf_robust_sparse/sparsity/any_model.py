@@ -1,6 +1,7 @@
 """`trs.sparsify`: makes any built Keras 3 model sparse by the chosen method."""
 
 import logging
+import math
 from typing import NamedTuple
 
 import keras
@@ -8,7 +9,7 @@ import keras
 from tf_robust_sparse.sparsity.allocation import check_connectivity
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
 from tf_robust_sparse.sparsity.mask_sparsifier import MaskSparsifier
-from tf_robust_sparse.sparsity.prunable import Filters, Prunable, Skipped, find_kernels
+from tf_robust_sparse.sparsity.prunable import Filters, Prunable, Skipped, find_kernels, kernel_variables
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,14 @@ class SparsifyReport(NamedTuple):
             for kernel, count in zip(self.sparsified, self.sparsifier.count(), strict=True)
         ]
         rows += [f"{name}: dense, {reason}" for name, reason in self.skipped]
-        return "\n".join([*rows, f"in all {100 * self.connectivity:.2f} % of {sum(self.sparsifier.sizes)} entries"])
+        size = sum(self.sparsifier.sizes)
+        names, kernels = {kernel.name for kernel in self.sparsified}, kernel_variables(self.sparsifier.network)
+        dense = sum(math.prod(kernel.shape) for name, kernel in kernels if name not in names)
+        total = f"in all {100 * self.connectivity:.2f} % of {size} entries"
+        if dense:  # as reports of evaluations count
+            share = (sum(self.sparsifier.count()) + dense) / (size + dense)
+            total += f"; with {dense} in kernels that stay dense, {100 * share:.2f} % of {size + dense}"
+        return "\n".join([*rows, total])
 
 
 def sparsify(
