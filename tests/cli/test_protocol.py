@@ -64,13 +64,16 @@ def test_everything_is_done_once_and_put_into_one_table(trained, tmp_path):
     plan = run_script(PROTOCOL, *to, "--plan").expect().out
     assert plan.count("\ntrs eval ") == 6 and "# HYDRA, connectivity 0.1, seed 0; an hour" in plan
     done = run_script(PROTOCOL, *to, "--only=Rig L", "--gpus=3").expect()
-    assert [words[0] for words in trained()] == ["run_hydra"] * 2 + ["run_connectivity_sampling"] * 4 + ["eval"] * 4
+    assert [words[0] for words in trained()] == ["run_hydra"] * 2 + ["run_connectivity_sampling", "eval"] * 4
     assert {words[1] for words in trained()} == {"3"}
     run_script(PROTOCOL, *to).expect()
-    assert [words[0] for words in trained()[10:]] == ["run_hydra"] * 2 + ["eval"] * 2
+    assert [words[0] for words in trained()[10:]] == ["run_hydra", "eval"] * 2
     assert f"--source_net={tmp_path / 'out/shared/first/seed_0'}" in trained()[10]
+    (tmp_path / "out/Rig_L/0.1/seed_0/robustness.json").unlink()  # interrupted between the two
     done = run_script(PROTOCOL, *to).expect()
-    assert len(trained()) == 14
+    assert [words[0] for words in trained()[14:]] == ["eval"]
+    run_script(PROTOCOL, *to).expect()
+    assert len(trained()) == 15
     record = json.loads((tmp_path / "out/protocol.json").read_text())
     assert [point["method"] for point in record["points"]] == ["Rig L", "Rig L", "HYDRA"]
     (one, two) = record["points"][0]["runs"]

@@ -90,13 +90,19 @@ def check(run: Run) -> None:
         settings.check()
 
 
-def train(runs: Sequence[Run], at_once: int | None, devices: Sequence[str] = ()) -> list[str]:
+def train(
+    runs: Sequence[Run],
+    at_once: int | None,
+    devices: Sequence[str] = (),
+    follows: Callable[[Run], Sequence[str] | None] = lambda run: None,
+) -> list[str]:
     """Trains runs, and returns which failed, and why.
 
     Args:
         runs: The runs that are not finished.
         at_once: How many at a time, each with one thread and a log; `None` for one, with all threads.
         devices: Numbers of GPUs; as many runs at a time, each with one of them and a log.
+        follows: Returns the command line that comes after a run that has ended well, if any.
     """
     failed, logged = {}, bool(at_once or devices)
 
@@ -119,6 +125,7 @@ def train(runs: Sequence[Run], at_once: int | None, devices: Sequence[str] = ())
         one_thread=at_once is not None,
         devices=devices,
         begins=begins,
+        follows=lambda number: follows(runs[number]),
         ends=ends,
     )
     return [failed[number] for number in sorted(failed)]

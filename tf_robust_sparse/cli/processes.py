@@ -27,6 +27,7 @@ def run(
     one_thread: bool = True,
     devices: Sequence[str] = (),
     begins: Callable[[int], None] = lambda number: None,
+    follows: Callable[[int], Sequence[str] | None] = lambda number: None,
     ends: Callable[[int, int], None] = lambda number, code: None,
 ) -> list[int]:
     """Runs command lines and returns their exit codes.
@@ -38,7 +39,8 @@ def run(
         one_thread: Whether each of them computes with one thread, which uses all cores best where they are many.
         devices: Numbers of GPUs; each process gets one that is free, so there are at least `at_once` of them.
         begins: Called with the number of one that begins.
-        ends: Called with the number of one that has ended, and its exit code.
+        follows: Called with the number of one that has ended well; returns what runs next in its place, if anything.
+        ends: Called with the number of one that has ended, and its exit code, of the last in its place.
 
     Raises:
         KeyboardInterrupt: if one of them, or this process, is interrupted; the others end, too.
@@ -48,27 +50,39 @@ def run(
         environment |= _ONE_THREAD
     codes: dict[int, int] = {}
     running: dict[int, subprocess.Popen] = {}
-    free, taken = list(devices), {}
+    followed: set[int] = set()
+    free = list(devices)
+    taken: dict[int, str] = {}
     waiting = list(range(len(commands)))
     with contextlib.ExitStack() as stack:  # which ends and waits for every process
+
+        def start(number: int, command: Sequence[str]) -> None:
+            if number in taken:
+                environment["CUDA_VISIBLE_DEVICES"] = taken[number]
+            if logs:
+                logs[number].parent.mkdir(parents=True, exist_ok=True)
+            with logs[number].open("ab") if logs else contextlib.nullcontext() as output:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment
+                )
+            stack.enter_context(process)
+            stack.callback(process.terminate)  # does nothing where it has ended
+            running[number] = process
+
         while waiting or running:
             while waiting and len(running) < (at_once or len(commands)):
                 number = waiting.pop(0)
                 begins(number)
                 if free:
                     taken[number] = free.pop(0)
-                    environment["CUDA_VISIBLE_DEVICES"] = taken[number]
-                if logs:
-                    logs[number].parent.mkdir(parents=True, exist_ok=True)
-                with logs[number].open("ab") if logs else contextlib.nullcontext() as output:
-                    process = subprocess.Popen(
-                        commands[number], stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment
-                    )
-                stack.enter_context(process)
-                stack.callback(process.terminate)  # does nothing where it has ended
-                running[number] = process
+                start(number, commands[number])
             for number, process in list(running.items()):
                 code = process.poll()
+                if code == 0 and number not in followed:
+                    followed.add(number)
+                    if (command := follows(number)) is not None:
+                        start(number, command)
+                        continue
                 if code is not None:
                     del running[number]
                     free += [taken.pop(number)] if number in taken else []

@@ -4,9 +4,10 @@
 
 A protocol is a TOML file: training commands by method, what they share, connectivities, seeds, and how networks are
 evaluated. `sample` and the others of `flags/protocols/` are found by their names; `--plan` prints all commands of one.
-Every network is trained, evaluated (`robustness.json` next to it), packed and timed. Whatever is finished is not run
-again, so the same command goes on after an interruption. --only=RigL,HYDRA and --connectivities=0.05 take a part.
---processes=N trains N networks at a time with one thread each, --gpus=0,1 one on each GPU.
+Every network is trained and then evaluated (`robustness.json` next to it); at the end all are packed and timed.
+Whatever is finished is not run again, so the same command goes on after an interruption. --only=RigL,HYDRA and
+--connectivities=0.05 take a part. --processes=N trains N networks at a time with one thread each, --gpus=0,1 one on
+each GPU.
 
 Writes `protocol.json`, `protocol.md` and, where matplotlib is installed, `protocol.png` and `protocol.pdf`.
 """
@@ -149,11 +150,16 @@ def main() -> None:
     earlier = chosen.earlier(protocol)
     run_lock.take(chosen.directory, f"--output_dir={chosen.directory}")
     _begin(protocol, chosen)
-    failed = []
+    before = [run for run in runs if run.final() is not None]
+    failed = evaluate(protocol, before, chosen)
     later = [run for run in runs if run.sources()]
     for some in ([*shared, *(run for run in runs if not run.sources())], later):
-        failed += many_runs.train([run for run in some if run.final() is None], chosen.processes, chosen.gpus)
-    failed += evaluate(protocol, [run for run in runs if run.final() is not None], chosen)
+        left = [run for run in some if run.final() is None]
+        failed += many_runs.train(left, chosen.processes, chosen.gpus, lambda run: _follows(protocol, run, chosen))
+    for run in runs:  # one after the other: times are measured
+        place = run.final()
+        if place is not None and not (place / "size.json").is_file():
+            run_directory.write_json(place / "size.json", measure(trs.load_network(place)))
     measured = [row for run in runs if (row := measured_row(run, chosen.directory)) is not None]
     measured += [row for point in earlier for row in point["runs"]]
     record = {"protocol": protocol, "points": points(measured)}
@@ -264,8 +270,16 @@ def _print_plan(protocol: dict[str, Any], shared: Sequence[Run], runs: Sequence[
             print(shlex.join(["trs", *_evaluation(protocol, run, run.place, chosen)]))
 
 
+def _follows(protocol: dict[str, Any], run: Run, chosen: Protocol) -> list[str] | None:
+    """Returns the evaluation of a network that was trained; those that others begin with have none."""
+    place = run.final()
+    if place is None or not isinstance(run, MethodRun):
+        return None
+    return process(*_evaluation(protocol, run, place, chosen))
+
+
 def evaluate(protocol: dict[str, Any], runs: Sequence[Run], chosen: Protocol) -> list[str]:
-    """Evaluates, packs and times what is not yet, and returns what failed."""
+    """Evaluates those networks of an interrupted protocol that are not yet, and returns what failed."""
     left = [(run, place) for run in runs if (place := run.final()) is not None and not is_evaluated(place)]
     failed = []
 
@@ -283,8 +297,4 @@ def evaluate(protocol: dict[str, Any], runs: Sequence[Run], chosen: Protocol) ->
         begins=lambda number: print(f"\nEvaluation of {left[number][0].name}", flush=True),
         ends=ends,
     )
-    for run in runs:  # one after the other: times are measured
-        place = run.final()
-        if place is not None and not (place / "size.json").is_file():
-            run_directory.write_json(place / "size.json", measure(trs.load_network(place)))
     return failed
