@@ -28,8 +28,9 @@ files of a run, and uploads them to the Hugging Face hub with `--repo_id=USER/MO
 the package.
 
 All were trained on 2 CPU cores. Those whose names begin with `fashion` are for the sample of Fashion-MNIST in the
-package at epsilon 0.1, those that begin with `mnist` for MNIST at epsilon 0.1, both in Linf; accuracies under attack
-are upper bounds.
+package at epsilon 0.1, those that begin with `mnist` for MNIST at epsilon 0.1, those that begin with `cifar10` for
+CIFAR-10 at epsilon 8/255, all in Linf; accuracies under attack are upper bounds. The networks for CIFAR-10 are rows of
+the [table of all methods](protocols.md): a tenth of ResNet-18's width, trained for eight epochs.
 
 """
 
