@@ -27,7 +27,18 @@ def test_every_form_is_written_compared_and_recorded(saved, tmp_path):
     found = json.loads((out / "results.json").read_text())
     rows = found["forms"]
     assert set(rows) | set(found["left_out"]) == {
-        *("saved_model", "keras", "litert", "litert-sparse", "litert-int8", "onnx", "onnx-sparse", "compact", "engine"),
+        *(
+            "saved_model",
+            "saved_model-packed",
+            "keras",
+            "litert",
+            "litert-sparse",
+            "litert-int8",
+            "onnx",
+            "onnx-sparse",
+            "compact",
+            "engine",
+        ),
     }
     for name, row in rows.items():
         assert row["file"] in done.out and (out / row["file"]).exists()
@@ -36,6 +47,7 @@ def test_every_form_is_written_compared_and_recorded(saved, tmp_path):
             assert row["largest_difference_of_logits"] <= 1e-4 * max(1, found["largest_logit"])
             assert row["accuracy"] == rows["keras"]["accuracy"]
     assert rows["litert-int8"]["bytes"] < rows["litert-sparse"]["bytes"] < 0.2 * found["bytes_of_weights"]
+    assert rows["saved_model-packed"]["bytes"] < 0.5 * rows["saved_model"]["bytes"]
     assert rows["compact"]["bytes"] < rows["onnx-sparse"]["bytes"] < rows["onnx"]["bytes"]
     assert found["connectivity"] == pytest.approx(0.05, rel=0.01) and found["images"] == 50
     assert_explained(run_script(EXPORT, *arguments), "--output_dir", "--overwrite")
@@ -64,7 +76,10 @@ def test_forms_that_lack_something_are_left_out_by_name_and_nothing_is_kept(tmp_
     ("arguments", "expected"),
     [
         ((), ("--network is missing",)),
-        (("--network={saved}", "--forms=onnx,caffe"), ("--forms=caffe", "saved_model, keras, litert")),
+        (
+            ("--network={saved}", "--forms=onnx,caffe"),
+            ("--forms=caffe", "saved_model, saved_model-packed, keras, litert"),
+        ),
         (("--network={saved}", "--data=cifar10_like.npz"), ("--data=cifar10_like.npz",)),
         (("--network={saved}", "--output_dir={saved}/.."), ("--output_dir=",)),
     ],

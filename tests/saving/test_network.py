@@ -257,6 +257,25 @@ def test_each_weight_is_exported_once_and_layers_of_the_user_need_no_code(tmp_pa
     assert len(names) == len(weights) == len(loaded.variables)
 
 
+def test_packed_kernels_are_small_and_give_the_same_logits_and_gradients(tmp_path):
+    network, x = residual_network("rewiring"), tf.constant(images(4))
+    found = []
+    for packed in (False, True):
+        path = saving.export_network(network, tmp_path / "serve", packed=packed)
+        loaded = tf.saved_model.load(str(path))
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            logits = loaded.serve(x)
+        stored = sum(each.shape.num_elements() for each in loaded.variables)
+        found.append((logits.numpy(), tape.gradient(logits, x).numpy(), stored))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    kernels = [np.asarray(layer.effective_kernel) for layer in layers.kernel_layers(network)]
+    sparse = [kernel for kernel in kernels if 2 * np.count_nonzero(kernel) < kernel.size]
+    assert sparse and len(loaded.variables) == len(saving.strip(network).weights) + len(sparse)
+    assert found[0][2] - found[1][2] == sum(kernel.size - 2 * np.count_nonzero(kernel) for kernel in sparse)
+
+
 def test_the_optimizer_is_left_out(tmp_path):
     network = residual_network("plain")
     before = saving.save_network(network, tmp_path / "before.keras").stat().st_size

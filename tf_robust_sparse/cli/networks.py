@@ -95,7 +95,10 @@ def weight_facts(model: Any) -> dict[str, Any]:
     if isinstance(model, keras.Model):
         counts = [(each.nonzero, each.entries) for each in trs.sparsity.statistics.kernel_statistics(model)]
     else:  # what is wrapped around a network may show no variables
-        kernels = [np.asarray(each) for each in getattr(model, "variables", ()) if len(each.shape) > 1]
+        variables = getattr(model, "variables", ())
+        if any(each.dtype.is_integer for each in variables):  # positions, of kernels that are packed
+            return {}
+        kernels = [np.asarray(each) for each in variables if len(each.shape) > 1]
         counts = [(int(np.count_nonzero(each)), each.size) for each in kernels]
     nonzero, prunable = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     dense = sum(size for left, size in counts if left == size)

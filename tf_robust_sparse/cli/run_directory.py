@@ -32,7 +32,7 @@ ARTEFACTS = (
     ),
     *("masks", "changes", "autoattack", "network.trs", "compact.json", "shrink.json"),
     *("network.c", "network.so", "compile.json", "network.onnx", "network_sparse.onnx"),
-    *("network.tflite", "network_sparse.tflite", "network_int8.tflite"),
+    *("serve_packed", "network.tflite", "network_sparse.tflite", "network_int8.tflite"),
     *("learning_curve.png", "learning_curve.pdf"),
     *("cost.json", "white_box.json", "black_box.json", "loss_surface.png", "loss_surface.pdf"),
 )

@@ -1,13 +1,17 @@
 """Networks on disk: `.keras` for further work with this package, a SavedModel for other programs."""
 
 import contextlib
+import math
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from tf_robust_sparse.data import files
 from tf_robust_sparse.paths import user_path
@@ -76,7 +80,7 @@ def load_network(path: str | os.PathLike) -> keras.Model:
         ) from error
 
 
-def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
+def export_network(network: keras.Model, path: str | os.PathLike, packed: bool = False) -> Path:
     """Writes `network` as a SavedModel, which any TensorFlow loads without this package.
 
     `tf.saved_model.load(path).serve` maps pixels `(batch, height, width, channels)`, float32 in [0, 1], to logits
@@ -86,6 +90,8 @@ def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
     Args:
         network: A functional or sequential model; it is stripped first.
         path: The directory to write. An existing one is replaced when the new one is complete.
+        packed: Whether kernels with less than half of their entries are stored by these alone, eight bytes each. Every
+            call unpacks them again, so that small batches take longer.
 
     Returns:
         The path of the directory.
@@ -96,20 +102,58 @@ def export_network(network: keras.Model, path: str | os.PathLike) -> Path:
     """
     stripped = strip(network)
     path = user_path(path)
+    weights = _Weights(stripped, packed)
     archive = keras.export.ExportArchive()
-    archive.track(stripped)
-    # Keras tracks its variables and the TensorFlow variables inside them, so every weight would be written twice.
-    for name in ("variables", "trainable_variables", "non_trainable_variables"):
-        archive.add_variable_collection(name, [variable.value for variable in getattr(stripped, name)])
+    # Not the network: Keras tracks its variables and the TensorFlow variables in them, and would write weights twice.
+    archive.track(weights)
+    trained, others = ([each for stored in group for each in stored] for group in weights.stored)
+    archive.add_variable_collection("variables", trained + others)
+    archive.add_variable_collection("trainable_variables", trained)
+    archive.add_variable_collection("non_trainable_variables", others)
     inputs = stripped.inputs[0] if isinstance(stripped, keras.Sequential) else stripped.input
     signature = keras.tree.map_structure(
         lambda x: keras.InputSpec(dtype=x.dtype, shape=(None, *x.shape[1:]), name=x.name), inputs
     )
-    # Without `training=False`, a layer such as Resizing, whose default is True, has batch norm behind it train.
-    archive.add_endpoint("serve", lambda x: stripped(x, training=False), [signature])
+    archive.add_endpoint("serve", weights.logits, [signature])
     with replace_directory(path) as temporary:
         archive.write_out(str(temporary), verbose=False)
     return path
+
+
+class _Weights(tf.Module):
+    """The weights of a network as a SavedModel stores them, and the network with these weights."""
+
+    def __init__(self, network: keras.Model, packed: bool):
+        super().__init__()
+        self._network = network.name, network.stateless_call
+        self._weights = [network.trainable_variables, network.non_trainable_variables]
+        self.stored = [[_stored(weight, packed) for weight in each] for each in self._weights]
+
+    def logits(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the logits of images, in inference mode whatever the defaults of layers are, such as Resizing."""
+        groups = zip(self._weights, self.stored, strict=True)
+        values = [[_value(*each) for each in zip(*group, strict=True)] for group in groups]
+        name, call = self._network
+        with tf.name_scope(name):  # converters name what they lack by it
+            return call(*values, x, training=False)[0]
+
+
+def _stored(weight: keras.Variable, packed: bool) -> list[tf.Variable]:
+    """Returns the variables that a file holds of a weight: itself, or its values that are not 0 and their positions."""
+    if not keras.backend.is_float_dtype(weight.dtype):
+        return []  # the state of a random generator, which inference does not need
+    dense = np.asarray(weight)
+    positions = np.flatnonzero(dense)
+    if not packed or dense.ndim < 2 or 2 * positions.size >= dense.size:
+        return [weight.value]
+    return [tf.Variable(dense.ravel()[positions]), tf.Variable(positions.astype(np.int32))]
+
+
+def _value(weight: keras.Variable, stored: Sequence[tf.Variable]) -> Any:
+    if len(stored) < 2:
+        return tf.convert_to_tensor(stored[0]) if stored else tf.zeros(weight.shape, weight.dtype)
+    values, positions = stored
+    return tf.reshape(tf.scatter_nd(positions[:, tf.newaxis], values, [math.prod(weight.shape)]), weight.shape)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@
 
     python run_scripts/run_export.py --network=saved_models/run --data=fashion_mnist_sample --output_dir=exported
 
-writes a SavedModel, `.keras`, LiteRT (dense, sparse, int8), ONNX (dense, sparse), the compact `.trs` and the engine's
-shared library, and prints a line for each: bytes, bytes after gzip, latency of a batch of 1 and of 32, the largest
-difference of its logits, and its accuracy on the test images. `results.json` holds the same. Without --output_dir
-nothing is kept; without --data logits are compared on random images, and LiteRT in int8, which needs training images,
-is left out. Forms that lack a layer or a program are left out by name.
+writes a SavedModel (dense, packed), `.keras`, LiteRT (dense, sparse, int8), ONNX (dense, sparse), the compact `.trs`
+and the engine's shared library, and prints a line for each: bytes, bytes after gzip, latency of a batch of 1 and of 32,
+the largest difference of its logits, and its accuracy on the test images. `results.json` holds the same. Without
+--output_dir nothing is kept; without --data logits are compared on random images, and LiteRT in int8, which needs
+training images, is left out. Forms that lack a layer or a program are left out by name.
 """
 
 import contextlib
@@ -77,10 +77,12 @@ def _onnx(path: Path) -> Function:
 
 
 _DENSE_LITE = functools.partial(trs.export_litert, sparse=False)
+_PACKED = functools.partial(trs.export_network, packed=True)
 _SPARSE_ONNX = functools.partial(trs.export_onnx, sparse=True)
 _LOADED = functools.partial(_in_tensorflow, trs.load_network)
 FORMS = {
     "saved_model": Form("serve", trs.export_network, _saved_model),
+    "saved_model-packed": Form("serve_packed", _PACKED, _saved_model),
     "keras": Form("network.keras", trs.save_network, _LOADED),
     "litert": Form("network.tflite", _DENSE_LITE, _lite),
     "litert-sparse": Form("network_sparse.tflite", trs.export_litert, _lite),
@@ -182,14 +184,14 @@ def show(results: dict[str, Any]) -> None:
     has_labels = any("accuracy" in row for row in rows)
     heads = ["bytes", "gzipped", *(f"ms, batch {size}" for size in sizes), "difference"]
     heads += ["accuracy"] if has_labels else []
-    print(f"{'form':14s}{''.join(f'{head:>13s}' for head in heads)}  file")
+    print(f"{'form':18s}{''.join(f'{head:>13s}' for head in heads)}  file")
     for name, row in results["forms"].items():
         cells = [f"{row['bytes']:d}", f"{row['bytes_gzipped']:d}"]
         cells += [f"{1e3 * row['latency'][size]:.3f}" for size in sizes] + [
             f"{row['largest_difference_of_logits']:.2g}"
         ]
         cells += [f"{100 * row['accuracy']:.2f} %"] if has_labels else []
-        print(f"{name:14s}{''.join(f'{cell:>13s}' for cell in cells)}  {row['file']}")
+        print(f"{name:18s}{''.join(f'{cell:>13s}' for cell in cells)}  {row['file']}")
     for name, reason in results["left_out"].items():
         print(f"{name} is left out: {reason}")
     print(
