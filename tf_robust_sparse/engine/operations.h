@@ -3,26 +3,38 @@
 #define AT(tensor, c, y, x) \
   (space + op.tensor + (c) * op.tensor##_plane + (y) * op.tensor##_row + (x) * op.tensor##_step)
 
-#ifdef ONE_IMAGE
 /* An image `(height, width, channels)` into planes, scaled and shifted by channel; and back. */
-static void NAME(read)(op_t op, const int *words, float *space, const float *x) {
+static TARGET void NAME(read_one)(op_t op, const int *words, float *space, const float *x) {
   const float *scale = op.matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op.matrix]);
-  for (long i = 0; i < op.height; i++)
-    for (long j = 0; j < op.width; j++)
-      for (long c = 0; c < op.channels; c++, x++)
-        *AT(dst, c, i, j) = scale ? *x * scale[c] + scale[op.channels + c] : *x;
+  for (long c = 0; c < op.channels; c++)
+    for (long i = 0; i < op.height; i++) {
+      const float *restrict p = x + i * op.width * op.channels + c;
+      float *restrict o = AT(dst, c, i, 0);
+      if (!scale && op.channels == 1 && op.dst_step == 1)
+        for (long j = 0; j < op.width; j++) o[j] = p[j];
+      else
+        for (long j = 0; j < op.width; j++, p += op.channels)
+          o[j * op.dst_step] = scale ? *p * scale[c] + scale[op.channels + c] : *p;
+    }
 }
 
+#ifdef ONE_IMAGE
+#define LANES 1
 static void NAME(write)(op_t op, float *space, float *y) {
   for (long i = 0; i < op.height; i++)
     for (long j = 0; j < op.width; j++)
       for (long c = 0; c < op.channels; c++) *y++ = *AT(src, c, i, j);
 }
 #else
+#define LANES op.lanes
 #define SIDE_OF_BLOCK 16 /* images, and values of each, that change places at a time */
 
 /* Images `(images, height, width, channels)` into planes, scaled and shifted by channel; unused lanes become 0. */
 static TARGET void NAME(read)(op_t op, const int *words, float *space, const float *x, long images) {
+  if (op.lanes == 1) {
+    NAME(read_one)(op, words, space, x);
+    return;
+  }
   const float *scale = op.matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op.matrix]);
   long row = op.width * op.channels, size = op.height * row, side = SIDE_OF_BLOCK;
   float block[SIDE_OF_BLOCK][SIDE_OF_BLOCK] = {{0}};
@@ -187,6 +199,15 @@ static TARGET void NAME(unpool)(op_t op, float *space) {
 #if HAS_FLATTEN
 /* Between an image and a vector whose features are its entries in the order height, width, channels. */
 static TARGET void NAME(flatten)(op_t op, float *space) {
+  if (LANES == 1) { /* which has no gradient */
+    float *restrict o = space + op.dst;
+    for (long i = 0; i < op.height; i++)
+      for (long j = 0; j < op.width; j++) {
+        const float *restrict p = AT(src, 0, i, j);
+        for (long c = 0; c < op.channels; c++, o += op.dst_plane, p += op.src_plane) *o = *p;
+      }
+    return;
+  }
   for (long c = 0; c < op.channels; c++)
     for (long i = 0; i < op.height; i++)
       for (long j = 0; j < op.width; j++) {
@@ -209,8 +230,11 @@ static TARGET void NAME(split)(op_t op, float *space) {
           const float *restrict p = AT(src, c, i * op.stride[0] + a, b);
           float *restrict o = AT(dst, (c * op.stride[0] + a) * op.stride[1] + b, i, 0);
           long step = op.stride[1] * op.src_step;
-          for (long j = 0; j < op.width; j++)
-            for (long l = 0; l < op.lanes; l++) o[j * op.lanes + l] = p[j * step + l];
+          if (LANES == 1 && step == 2) /* which compilers vectorize */
+            for (long j = 0; j < op.width; j++) o[j] = p[2 * j];
+          else
+            for (long j = 0; j < op.width; j++)
+              for (long l = 0; l < LANES; l++) o[j * LANES + l] = p[j * step + l];
         }
 }
 
@@ -222,7 +246,7 @@ static TARGET void NAME(run)(const op_t *ops, long count, const int *words, floa
   (void)images;
   for (const op_t *op = ops; op < ops + count; op++) switch (op->kind) {
 #ifdef ONE_IMAGE
-      case OP_READ: NAME(read)(*op, words, space, x); break;
+      case OP_READ: NAME(read_one)(*op, words, space, x); break;
       case OP_WRITE: NAME(write)(*op, space, y); break;
 #else
       case OP_READ: NAME(read)(*op, words, space, x, images); break;
@@ -266,4 +290,5 @@ static TARGET void NAME(run)(const op_t *ops, long count, const int *words, floa
 #undef BLOCKED
 #undef AT
 #undef WINDOW
+#undef LANES
 #undef SIDE_OF_BLOCK

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.engine import library
-from tf_robust_sparse.engine.engine import Engine
+from tf_robust_sparse.engine.engine import Engine, Placed
 from tf_robust_sparse.engine.nodes import Node
 from tf_robust_sparse.engine.plan import make_plan
 from tf_robust_sparse.layers.engine_costs import costs
@@ -81,7 +81,7 @@ class NetworkEngine:
         self._engine = Engine(make_plan(nodes, _LANES, gradient=True), threads())
         self._shape = self._engine.plan.shape
         self._classes = self._engine.plan.classes
-        self._kept: dict[int, list[np.ndarray]] = {}
+        self._kept: dict[int, list[Placed]] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._call = custom_gradient(self._passes)

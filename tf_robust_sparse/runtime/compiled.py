@@ -1,6 +1,7 @@
 """Networks that run without TensorFlow, from NumPy arrays to NumPy arrays."""
 
 import ctypes
+import math
 import os
 import shutil
 import subprocess
@@ -155,7 +156,9 @@ class LoadedNetwork:
         self._library = ctypes.CDLL(str(Path(path).resolve()))
         shape = (ctypes.c_int * 4)()
         self._library.network_shape(shape)
+        self._library.network_run.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p]
         self.shape, self.classes = tuple(shape[:3]), int(shape[3])
+        self._pixels = math.prod(self.shape)
 
     def __call__(self, images: Any) -> np.ndarray:
         """Returns the logits `(batch, classes)`, float32, of `(batch, height, width, channels)` images or vectors.
@@ -164,11 +167,10 @@ class LoadedNetwork:
             ValueError: if the images have another shape.
         """
         images = np.ascontiguousarray(images, np.float32)
-        if images.ndim < 2 or images[:1].size != np.prod(self.shape) * len(images[:1]):
+        if images.ndim < 2 or images.size != len(images) * self._pixels:
             raise ValueError(f"The network takes images of shape {self.shape}. Received: {images.shape}")
         logits = np.empty((len(images), self.classes), np.float32)
-        pointer = ctypes.c_void_p
-        self._library.network_run(pointer(images.ctypes.data), ctypes.c_long(len(images)), pointer(logits.ctypes.data))
+        self._library.network_run(images.ctypes.data, len(images), logits.ctypes.data)
         return logits
 
 
