@@ -30,16 +30,35 @@ def by_channel():
     return keras.Model(inputs, kl.Dense(4)(kl.GlobalMaxPooling2D()(x)))
 
 
+def combined(x):
+    """Images of (6, 5, 4) with constants of every shape that broadcasts, on both sides of every operation."""
+    random = np.random.default_rng(4)
+    for shape in ((), (1,), (4,), (5, 1), (6, 1, 1), (6, 5, 4), (1, 6, 5, 4)):
+        a, b, c = (np.float32(random.uniform(0.5, 1.5, shape)) for _ in "abc")
+        x = keras.ops.subtract(a, x / b) + keras.ops.multiply(c, x)  # NumPy's operators take no symbols
+    x = 2 / (x * x + 1.5) - 0.25
+    small = kl.GlobalAveragePooling2D(keepdims=True)(x)
+    return x - small * np.float32(random.uniform(-1, 1, (6, 5, 1)))  # the constant is larger than the image
+
+
+def combined_vector(x):
+    """A vector that is flattened channels last, with constants; and one of a single entry, which becomes as long."""
+    (length,) = x.shape[1:]
+    constants = np.float32(np.random.default_rng(5).uniform(0.5, 1.5, (3, length)))
+    x = keras.ops.subtract(constants[:1], 3.0 * x / constants[1])
+    return x + kl.Dense(1)(x) * constants[2]
+
+
 def merged():
-    """Gates on channels, every way to merge, and a network inside the network."""
+    """Gates on channels, every way to merge tensors and constants, and a network inside the network."""
     x = inputs = keras.Input((6, 5, 4))
     gate = kl.Reshape((1, 1, 4))(kl.Dense(4, "hard_sigmoid")(kl.GlobalAveragePooling2D()(x)))
-    x = kl.Multiply()([x, gate])
+    x = combined(kl.Multiply()([x, gate]))
     a, b = (keras.Sequential([keras.Input((6, 5, 4)), kl.Conv2D(4, 1), kl.LeakyReLU(0.1)], name=n)(x) for n in "ab")
     parts = [kind()([a, b, x]) for kind in (kl.Add, kl.Average, kl.Maximum, kl.Minimum, kl.Multiply)]
-    x = kl.Concatenate()([*parts, kl.Subtract()([a, b]), keras.ops.relu(a) + b])
+    x = kl.Concatenate()([*parts, kl.Subtract()([a, b]), keras.ops.relu(a) + b, (a - b) / (a * a + 1.0)])
     x = kl.Concatenate(axis=1)([kl.ELU(0.5)(x), x])
-    flat = kl.Concatenate()([kl.Flatten()(x), kl.GlobalMaxPooling2D()(x)])
+    flat = kl.Concatenate()([combined_vector(kl.Flatten()(x)), kl.GlobalMaxPooling2D()(x)])
     return keras.Model(inputs, kl.Softmax()(kl.Dense(3)(flat)))
 
 
@@ -116,7 +135,12 @@ def ending(*stack, shape=(8, 8, 3)):
         (lambda: ending(kl.ReLU(threshold=1.0, name="r")), "Received: r"),
         (lambda: ending(kl.Softmax(axis=1, name="s")), "s is over axis 1"),
         (lambda: classifier(kl.Add()([a := keras.Input((4, 4, 2)), kl.Dense(2)(a)]), a), "acts on the last"),
-        (lambda: classifier((a := keras.Input((4, 4, 2))) + 3.0, a), "is exported for two or more images"),
+        (lambda: classifier((a := keras.Input((4, 4, 2))) ** 2.0, a), r"the layer power\w* of type Power"),
+        (
+            lambda: classifier((a := keras.Input((4, 4, 2))) + np.ones((3, 1, 1, 1)), a),
+            r"add.* of shape \(3, 1, 1, 1\)",
+        ),
+        (lambda: classifier((a := keras.Input((4, 4, 2))) * np.full(2, 1j), a), r"multiply\w* .* type complex128"),
     ],
 )
 def test_onnx_names_what_it_lacks_before_anything_is_written(network, message, tmp_path):

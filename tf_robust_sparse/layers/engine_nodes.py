@@ -29,7 +29,7 @@ def engine_nodes(calls: Sequence[Any], output: str) -> list[Node]:
     """
     nodes: list[Node] = []
     seen: set[str] = set()
-    for layer, inputs in calls:
+    for layer, inputs, _ in calls:
         if layer.name in seen:
             raise ValueError(f"The engine computes layers that are called once. Received: {layer.name}, called twice")
         if not inputs and not isinstance(layer, keras.layers.InputLayer):  # the first layer of a sequential model

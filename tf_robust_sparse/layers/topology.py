@@ -1,5 +1,6 @@
 """Which layer of a network feeds which, read from the public configuration of the model."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -8,10 +9,18 @@ from tf_robust_sparse.layers.protocols import RecordsGraph
 
 
 class Node(NamedTuple):
-    """One call of a layer: the layer and the names of the layers whose outputs it takes, in order."""
+    """One call of a layer.
+
+    Attributes:
+        layer: The layer, or operation of `keras.ops`.
+        inputs: Names of the layers whose outputs it takes, in order.
+        operands: Of an operation, the same with the constants between them, numbers and arrays, as in `1.0 - x`; empty
+            for layers, and if the call has arguments of other kinds.
+    """
 
     layer: Any
     inputs: tuple[str, ...]
+    operands: tuple[Any, ...] = ()
 
 
 def layer_graph(network: keras.Model) -> list[Node]:
@@ -38,7 +47,9 @@ def layer_graph(network: keras.Model) -> list[Node]:
     nodes = []
     for entry in config["layers"]:
         for call in entry["inbound_nodes"] or [{"args": (), "kwargs": {}}]:
-            nodes.append(Node(operations[entry["name"]], tuple(_tensor_origins((call["args"], call["kwargs"])))))
+            layer, origins = operations[entry["name"]], tuple(_tensor_origins((call["args"], call["kwargs"])))
+            combines = not isinstance(layer, keras.layers.Layer) and not call["kwargs"]
+            nodes.append(Node(layer, origins, _operands(call["args"]) if combines else ()))
     return nodes
 
 
@@ -109,6 +120,22 @@ def input_ranks(network: keras.Model) -> dict[int, set[int]]:
 def _tensor_origins(config: Any) -> list[str]:
     """Returns the names of the layers whose outputs appear anywhere in a serialized call."""
     return [tensor["keras_history"][0] for tensor in _tensors(config)]
+
+
+def _operands(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns serialized arguments with names of layers in place of tensors; nothing if there are others."""
+    operands: list[Any] = []
+    for argument in arguments:
+        kind = argument["class_name"] if isinstance(argument, dict) else None
+        if kind == "__keras_tensor__":
+            operands.append(argument["config"]["keras_history"][0])
+        elif kind in ("__numpy__", "__tensor__"):
+            operands.append(keras.ops.convert_to_numpy(keras.saving.deserialize_keras_object(argument)))
+        elif isinstance(argument, (int, float)):
+            operands.append(argument)
+        else:
+            return ()
+    return tuple(operands)
 
 
 def _tensors(config: Any) -> list[dict[str, Any]]:

@@ -29,7 +29,8 @@ def export_onnx(
     Args:
         network: A functional or sequential model of known image size, of every parametrization or of plain Keras:
             dense, convolution (also depthwise, separable, dilated, in groups), batch norm, activation, pooling,
-            padding, flatten, reshape, merging, rescaling, normalization and dropout layers, and networks of these.
+            padding, flatten, reshape, merging, rescaling, normalization and dropout layers, networks of these, and
+            sums, differences, products and quotients with constants, as in `1.0 - x / 2.0`.
         path: The file, ending in `.onnx`; it is written completely or not at all.
         channels_first: Whether `pixels` are `(batch, channels, height, width)`; otherwise the file transposes them.
         sparse: Whether kernels with less than a third of their entries are stored by these alone, 12 bytes each. ONNX

@@ -196,6 +196,42 @@ def _merged(kind: str) -> Any:
     return make
 
 
+def _combined(kind: str) -> Any:
+    """An operation on two tensors, or on a tensor and a constant, which broadcasts and stands on either side."""
+    of_tensors = _merged(kind)
+
+    def make(writer: Writer, layer: Any, inputs: list[Any]) -> Tensor:
+        name, tensors = layer.name, [each for each in inputs if isinstance(each, Tensor)]
+        if len(tensors) == len(inputs):
+            return of_tensors(writer, layer, inputs)
+        (x,), shape = tensors, known_shape(layer.output, name)
+        names = [
+            each.name if isinstance(each, Tensor) else writer.constant(f"{name}/constant", _laid_out(each, x, name))
+            for each in inputs
+        ]
+        order = x.order if shape == x.shape else None  # a vector of one entry has no order
+        return Tensor(writer.operator(kind, name, names), shape, order)
+
+    return make
+
+
+def _laid_out(constant: Any, x: Tensor, name: str) -> np.ndarray:
+    """Returns a constant that Keras broadcasts with `x` as ONNX broadcasts it with `x` as it is in the file."""
+    value = np.asarray(constant)
+    if value.ndim == len(x.shape) + 1 and len(value) == 1:  # an axis for the batch
+        value = value[0]
+    if value.ndim > len(x.shape) or np.iscomplexobj(value):
+        raise ValueError(
+            f"The layer {name} combines its input with a constant of shape {np.shape(constant)} and type "
+            f"{value.dtype}; only real ones that broadcast to a single example are exported"
+        )
+    if value.size == 1:
+        return value.reshape(())
+    if len(x.shape) == 3:
+        return value.reshape((1,) * (3 - value.ndim) + value.shape).transpose(2, 0, 1)[np.newaxis]
+    return (_permuted(value, x.order) if value.shape == x.shape else value)[np.newaxis]
+
+
 def _average(writer: Writer, layer: Any, inputs: list[Tensor]) -> Tensor:
     total = _merged("Add")(writer, layer, inputs)
     number = writer.constant(f"{layer.name}/number", len(inputs))
@@ -287,7 +323,8 @@ _LAYERS: dict[Any, Any] = {
     _kl.Concatenate: _concatenated,
     # Of `keras.ops`, whose classes are not public:
     **{"Relu": _relu, "Relu6": _by_name(_ka.relu6), "Silu": _by_name(_ka.silu), "Sigmoid": _by_name(_ka.sigmoid)},
-    **{"Add": _merged("Add"), "Multiply": _merged("Mul")},
+    **{"Add": _combined("Add"), "Subtract": _combined("Sub"), "Multiply": _combined("Mul")},
+    **dict.fromkeys(("Divide", "TrueDivide"), _combined("Div")),
 }
 _TAKES_PADS = (*_IDENTITIES, _kl.ZeroPadding2D, _kl.Conv2D, _kl.DepthwiseConv2D, _kl.SeparableConv2D)
 

@@ -41,7 +41,7 @@ class Dialect(NamedTuple):
 
     Attributes:
         layers: Class of a layer, or name of the class of an operation -> function of the writer, the layer and its
-            inputs that appends its operators and returns its output.
+            inputs, for operations also numbers and arrays, that appends its operators and returns its output.
         activations: Activation -> function of the writer, a name and an input that does the same.
         takes_pads: Layers that take over zeros around their input.
         known: The layers in words, for messages.
@@ -109,11 +109,12 @@ class Writer:
         for node in layer_graph(network):
             if node.layer.name in found:
                 raise ValueError(f"The layer {node.layer.name} is called twice; only layers called once are exported")
-            found[node.layer.name] = self._layer(node.layer, [found[name] for name in node.inputs] or [x])
+            inputs = [found[each] if isinstance(each, str) else each for each in node.operands or node.inputs]
+            found[node.layer.name] = self._layer(node.layer, inputs or [x])
         return found[node.layer.name if isinstance(network, keras.Sequential) else network.output_names[0]]
 
-    def _layer(self, layer: Any, inputs: list[Tensor]) -> Tensor:
-        """Appends the operators of a layer; returns its output."""
+    def _layer(self, layer: Any, inputs: list[Any]) -> Tensor:
+        """Appends the operators of a layer; returns its output. Inputs are tensors, or constants of an operation."""
         if isinstance(layer, keras.Model):
             outer, self._prefix = self._prefix, f"{self._prefix}{layer.name}/"
             x = self._network(layer, inputs[0])
@@ -129,7 +130,7 @@ class Writer:
                 f"by {self.dialect.known} layers"
             )
         if kind not in self.dialect.takes_pads:
-            inputs = [self.padded(each) for each in inputs]
+            inputs = [self.padded(each) if isinstance(each, Tensor) else each for each in inputs]
         return make(self, layer, inputs)
 
     def _checked(self, name: str, pixels: Tensor, logits: Tensor) -> Any:
