@@ -43,13 +43,11 @@ def facts(results: dict[str, Any]) -> Table:
     """Returns what was evaluated on what, as far as it is known."""
     data, file = results.get("data", {}), results.get("file", {})
     left = results.get("weights", {})
-    connections = (
-        f"{left['nonzero']:,} of {left['prunable']:,} ({per_cent(left['nonzero'] / left['prunable'])})"
-        if left.get("prunable")
-        else None
-    )
-    if 0 < left.get("dense", 0) < left.get("nonzero", 0):
-        connections += f", {left['dense']:,} of them in kernels that are dense"
+    connections = None
+    if left.get("prunable"):
+        connections = f"{left['nonzero']:,} of {left['prunable']:,} ({per_cent(left['nonzero'] / left['prunable'])})"
+        if 0 < left.get("dense", 0) < left["nonzero"]:
+            connections += f", {left['dense']:,} of them in kernels that are dense"
     found = {
         "network": results.get("network"),
         "sha256": file.get("sha256"),
