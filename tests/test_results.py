@@ -38,7 +38,8 @@ def test_results_are_of_the_protocol_that_is_shipped(file):
     for point in record["points"]:
         for run in point["runs"]:
             assert run["attacks"]["autoattack"] <= run["attacks"]["pgd"] <= run["clean_accuracy"]
-            assert run["flags"] == [] and not Path(run["directory"]).is_absolute()
+            assert all(doubt in PAGE.read_text() for doubt in run["flags"])
+            assert not Path(run["directory"]).is_absolute()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ if flags.get("seed") == "7":
     sys.exit("error: out of luck")
 if "network" in flags:
     attacks = {"pgd": {"robust_accuracy": 0.5}, "autoattack": {"robust_accuracy": 0.25}}
-    found = {"clean_accuracy": 0.75, "robust_accuracy": 0.25, "images": 4, "flags": [], "attacks": attacks}
+    found = {"clean_accuracy": 0.75, "robust_accuracy": 0.25, "images": 4, "flags": ["It is odd."], "attacks": attacks}
     pathlib.Path(flags["results_file"]).write_text(json.dumps(found))
 else:
     shutil.copytree(source, flags["output_dir"])
@@ -80,6 +80,7 @@ def test_everything_is_done_once_and_put_into_one_table(trained, tmp_path):
     assert record["points"][2]["training_flops"] == 2 * one["training_flops"] > 0  # and of what it begins with
     assert one["bytes"] == two["bytes"] > 1000 and one["milliseconds"] > 0 and one["multiply_adds"] > 1000
     assert "| HYDRA | " in done.out and "| 75.00 ± 0.00 | 50.00 ± 0.00 | 25.00 ± 0.00 |" in done.out
+    assert f"- HYDRA, {100 * record['points'][2]['connectivity']:.3g} %, seed 1: It is odd.\n" in done.out
     assert (tmp_path / "out/protocol.md").read_text().strip() in done.out
     assert (tmp_path / "out/protocol.png").exists() and (tmp_path / "out/protocol.pdf").exists()
     # Rows made elsewhere join those made here; of the same seed, those made here count.

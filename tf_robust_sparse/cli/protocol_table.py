@@ -123,10 +123,17 @@ def _point(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Returns points as a table in Markdown, those with most connections first."""
+    """Returns points as a table in Markdown, those with most connections first, and reasons to doubt some of them."""
     rows = sorted(found, key=lambda point: -point["connectivity"])
     lines = [_HEAD, ["---"] * len(_HEAD), *map(_row, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    doubts = [
+        f"- {_name(point)}, seed {run['seed']}: {' '.join(run['flags'])}"
+        for point in rows
+        for run in point["runs"]
+        if run["flags"]
+    ]
+    doubts = ["", "Reasons for doubt:", "", *doubts] if doubts else []
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *doubts])
 
 
 def show(record: dict[str, Any], directory: Path) -> None:
@@ -156,6 +163,10 @@ def _row(point: dict[str, Any]) -> list[str]:
         f"{point['seconds'] / 60:.1f}",
         str(seeds),
     ]
+
+
+def _name(point: dict[str, Any]) -> str:
+    return f"{point['method']}, {100 * point['connectivity']:.3g} %"
 
 
 def _per_cent(point: dict[str, Any], name: str, seeds: int) -> str:
