@@ -274,7 +274,8 @@ class AutoAttack:
         run.next_row = 0
         run.after[attack.name] = float(run.robust.mean())
         if attack.name.startswith("apgd") and attack.name != "apgd-ce":
-            run.flags += safety.zero_gradients(attack.name, compacted.without_gradient, len(rows))
+            has_black_box = not all(each.uses_gradients for each in self.attacks)
+            run.flags += safety.zero_gradients(attack.name, compacted.without_gradient, len(rows), has_black_box)
         if not attack.uses_gradients and number:
             run.flags += safety.black_box_better(attack.name, lowest, float(run.robust.mean()))
         self._save(run, force=True)

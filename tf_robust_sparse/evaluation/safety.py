@@ -158,15 +158,15 @@ def version_of_another_norm(version: str, norm: str) -> list[Flag]:
     ]
 
 
-def zero_gradients(attack: str, count: int, images: int) -> list[Flag]:
-    """Flags gradients that were exactly zero where an attack began."""
+def zero_gradients(attack: str, count: int, images: int, has_black_box: bool = False) -> list[Flag]:
+    """Flags gradients that were exactly zero where an attack began; `has_black_box` spares advice that was followed."""
     if not count:
         return []
     return [
         Flag(
             "zero_gradient",
             f"{attack} met a gradient of exactly zero on {count} of {images} images: gradients may be masked, and "
-            "attacks that follow them see nothing; add the black-box attack Square.",
+            f"attacks that follow them see nothing{'' if has_black_box else '; add the black-box attack Square'}.",
         )
     ]
 
