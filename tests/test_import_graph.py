@@ -22,7 +22,7 @@ DIAGRAM = [
     {"attacks", "certify", "sparsity", "models", "saving"},
     {"layers", "data"},
     {"paths", "schedules", "engine"},
-    {"deprecation", "startup"},
+    {"deprecation", "startup", "wording"},
 ]
 LINE = {folder: number for number, line in enumerate(DIAGRAM) for folder in line}
 

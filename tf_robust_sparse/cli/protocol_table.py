@@ -17,6 +17,7 @@ from tf_robust_sparse.evaluation.figures import draw_protocol
 from tf_robust_sparse.evaluation.latency import median_durations
 from tf_robust_sparse.saving.atomic import replace_file
 from tf_robust_sparse.saving.sizes import network_sizes
+from tf_robust_sparse.wording import percent_number
 
 TIMED_FOR = 0.5  # seconds
 _HEAD = ("method", "connections", "clean %", "PGD %", "AutoAttack %", "bytes", "ms", "PFLOP", "minutes", "seeds")
@@ -151,7 +152,7 @@ def show(record: dict[str, Any], directory: Path) -> None:
 
 def _row(point: dict[str, Any]) -> list[str]:
     seeds = len(point["runs"])
-    accuracies = [_per_cent(point, name, seeds) for name in ("clean", "pgd", "autoattack")]
+    accuracies = [_accuracy(point, name, seeds) for name in ("clean", "pgd", "autoattack")]
     star = "" if point["timed_on"] == "engine" else " (TensorFlow)"
     return [
         point["method"],
@@ -169,8 +170,8 @@ def _name(point: dict[str, Any]) -> str:
     return f"{point['method']}, {100 * point['connectivity']:.3g} %"
 
 
-def _per_cent(point: dict[str, Any], name: str, seeds: int) -> str:
+def _accuracy(point: dict[str, Any], name: str, seeds: int) -> str:
     if name not in point["accuracy"]:
         return ""
-    spread = f" ± {100 * point['deviation'][name]:.2f}" if seeds > 1 else ""
-    return f"{100 * point['accuracy'][name]:.2f}{spread}"
+    spread = f" ± {percent_number(point['deviation'][name])}" if seeds > 1 else ""
+    return f"{percent_number(point['accuracy'][name])}{spread}"

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tf_robust_sparse.wording import percent_number
+
 FULL_TEST_SETS = {"cifar10": 10_000, "cifar100": 10_000}
 UNRELIABLE = ("randomised", "batch_dependent", "softmax", "masked_gradients", "zero_gradient", "out_of_order")
 
@@ -36,9 +38,9 @@ def robustbench_row(results: dict[str, Any], description: dict[str, Any]) -> dic
         "venue": description.get("venue") or "",
         "architecture": description.get("architecture") or "",
         "eps": radius(results["norm"], results["epsilon"]),
-        "clean_acc": _per_cent(results["clean_accuracy"]),
-        "reported": _per_cent(results["robust_accuracy"]),
-        "autoattack_acc": _per_cent(auto_attack["robust_accuracy"]),
+        "clean_acc": percent_number(results["clean_accuracy"]),
+        "reported": percent_number(results["robust_accuracy"]),
+        "autoattack_acc": percent_number(auto_attack["robust_accuracy"]),
         "unreliable": any(name in UNRELIABLE for name in results["flag_names"]),
     }
     notes = []
@@ -78,9 +80,9 @@ def pruning_benchmark_row(results: dict[str, Any], description: dict[str, Any]) 
         "norm": results["norm"],
         "epsilon": radius(results["norm"], results["epsilon"]),
         "images": results["images"],
-        "clean_accuracy": _per_cent(results["clean_accuracy"]),
-        "robust_accuracy_aa": _per_cent(_auto_attack(results)["robust_accuracy"]),
-        "robust_accuracy_hofmn": None if tuned is None else _per_cent(tuned["robust_accuracy"]),
+        "clean_accuracy": percent_number(results["clean_accuracy"]),
+        "robust_accuracy_aa": percent_number(_auto_attack(results)["robust_accuracy"]),
+        "robust_accuracy_hofmn": None if tuned is None else percent_number(tuned["robust_accuracy"]),
     }
 
 
@@ -99,7 +101,3 @@ def _auto_attack(results: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"Leaderboards need AutoAttack; run it too. Received: the attacks {', '.join(results['attacks'])}"
         ) from None
-
-
-def _per_cent(accuracy: float) -> str:
-    return f"{100 * accuracy:.2f}"

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_robust_sparse.evaluation import report_tables
-from tf_robust_sparse.evaluation.report_tables import Table, interval, per_cent
+from tf_robust_sparse.evaluation.report_tables import Table, interval
+from tf_robust_sparse.wording import per_cent
 
 # Word -> what it means; a page explains those that it uses.
 _GLOSSARY = {

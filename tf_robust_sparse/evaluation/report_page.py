@@ -10,9 +10,10 @@ from tf_robust_sparse.evaluation import report_tables
 from tf_robust_sparse.evaluation.figure_style import figure_files
 from tf_robust_sparse.evaluation.figures import draw_curves, draw_examples
 from tf_robust_sparse.evaluation.report_html import html_page
-from tf_robust_sparse.evaluation.report_tables import Table, per_cent
+from tf_robust_sparse.evaluation.report_tables import Table
 from tf_robust_sparse.paths import user_path
 from tf_robust_sparse.saving.atomic import replace_file
+from tf_robust_sparse.wording import per_cent
 
 EXAMPLES = 6
 

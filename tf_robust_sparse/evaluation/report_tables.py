@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from tf_robust_sparse.evaluation.leaderboard import radius
+from tf_robust_sparse.wording import per_cent
 
 
 class Table(NamedTuple):
@@ -18,11 +19,6 @@ class Table(NamedTuple):
     title: str
     head: list[str]
     rows: list[list[str]]
-
-
-def per_cent(accuracy: float) -> str:
-    """Returns an accuracy in [0, 1] in words."""
-    return f"{100 * accuracy:.2f} %"
 
 
 def interval(accuracy: float, images: int) -> tuple[float, float]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from tf_robust_sparse.wording import per_cent
+
 _HEAD = ["network", "connections", "bytes", "clean", "PGD", "AutoAttack", "verified"]
 
 
@@ -25,7 +27,7 @@ def model_card(card: dict[str, Any]) -> str:
         f"# {card['name']}",
         "",
         f"`{card['model']}` for {card['data']['name']}, images {tuple(card['input_shape'])} in [0, 1] to logits. "
-        f"{weights['nonzero']:,} of {weights['prunable']:,} connections ({100 * share:.2f} %), "
+        f"{weights['nonzero']:,} of {weights['prunable']:,} connections ({per_cent(share)}), "
         f"{card['bytes']:,} bytes.",
         "",
         "```python",
@@ -44,9 +46,9 @@ def model_card(card: dict[str, Any]) -> str:
             "",
             "| attack | accuracy |",
             "|---|---|",
-            f"| none | {_per_cent(evaluation['clean_accuracy'])} |",
-            *(f"| {name} | {_per_cent(found)} |" for name, found in evaluation["attacks"].items()),
-            f"| all together | {_per_cent(evaluation['robust_accuracy'])} |",
+            f"| none | {per_cent(evaluation['clean_accuracy'])} |",
+            *(f"| {name} | {per_cent(found)} |" for name, found in evaluation["attacks"].items()),
+            f"| all together | {per_cent(evaluation['robust_accuracy'])} |",
             "",
             *(f"Reason for doubt: {sentence}\n" for sentence in evaluation["flags"]),
         ]
@@ -56,7 +58,7 @@ def model_card(card: dict[str, Any]) -> str:
     for found in card["certified"]:
         lines += [
             f"Verified by {found['method']} on {found['images']:,} images, {found['norm']} ball of radius "
-            f"{found['epsilon']:.6g}: {_per_cent(found['verified_accuracy'])}.",
+            f"{found['epsilon']:.6g}: {per_cent(found['verified_accuracy'])}.",
             "",
         ]
     seconds = f", {training['seconds']:.0f} seconds" if training.get("seconds") else ""
@@ -87,16 +89,12 @@ def card_table(cards: Iterable[dict[str, Any]]) -> str:
 def _row(card: dict[str, Any]) -> list[str]:
     weights, evaluation = card["weights"], card.get("evaluation") or {}
     attacks = evaluation.get("attacks", {})
-    verified = [_per_cent(found["verified_accuracy"]) for found in card["certified"]]
+    verified = [per_cent(found["verified_accuracy"]) for found in card["certified"]]
     return [
         f"`{card['name']}`",
         f"{weights['nonzero']:,} ({100 * weights['nonzero'] / weights['prunable']:.3g} %)",
         f"{card['bytes']:,}",
-        _per_cent(evaluation["clean_accuracy"]) if evaluation else "",
-        *(_per_cent(attacks[name]) if name in attacks else "" for name in ("pgd", "autoattack")),
+        per_cent(evaluation["clean_accuracy"]) if evaluation else "",
+        *(per_cent(attacks[name]) if name in attacks else "" for name in ("pgd", "autoattack")),
         ", ".join(verified),
     ]
-
-
-def _per_cent(accuracy: float) -> str:
-    return f"{100 * accuracy:.2f} %"
