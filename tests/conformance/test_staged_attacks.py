@@ -115,5 +115,6 @@ def test_seeds_of_the_start_differ(network, compiled):
 
 
 def test_images_without_channels_are_refused(network):
-    with pytest.raises(ValueError, match=r"shape \(n, any, any, any\)"):
-        STAGED_ATTACKS["APGD"]()(network, X[..., 0], Y)
+    for model, shape in ((network, "12, 12, 1"), (network.__call__, "any, any, any")):
+        with pytest.raises(ValueError, match=rf"shape \(n, {shape}\)"):
+            STAGED_ATTACKS["APGD"]()(model, X[..., 0], Y)
