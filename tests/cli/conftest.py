@@ -16,10 +16,12 @@ import keras
 import pytest
 from absl import flags, logging
 
+from tests.cli.binary_runs import YAML
 from tf_robust_sparse.cli import command_line, report, settings
 from tf_robust_sparse.cli.main import command
 from tf_robust_sparse.cli.report import draw_curve
 from tf_robust_sparse.evaluation import figure_style
+from tf_robust_sparse.models import resnet
 from tf_robust_sparse.training import robust_model
 
 robust_accuracy = importlib.import_module("tf_robust_sparse.evaluation.robust_accuracy")  # the function has its name
@@ -160,6 +162,28 @@ def parse():
 
     yield parsed
     forget_flags()
+
+
+@pytest.fixture(scope="module")
+def one_block():
+    """Leaves `resnet18_p1` one block, with a shortcut of its own, of eight: the way through the script is the same."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(resnet._BLOCKS, 18, (resnet._basic, (0, 1, 0, 0)))
+        yield
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a configuration of the published code of binary sub-networks and returns its path."""
+
+    def write(text=YAML, **changes):
+        path = tmp_path / "config.yaml"
+        lines = [line for line in text.splitlines() if line.partition(":")[0] not in changes]
+        lines += [f"{name}: {value}" for name, value in changes.items() if value is not None]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
 
 
 def results(directory):

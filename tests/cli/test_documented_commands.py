@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 import tf_robust_sparse as trs
+from tests.cli.binary_runs import EVALUATION, YAML
 from tests.cli.conftest import TRAIN, run_script
 from tests.cli.documented import LINES
-from tests.cli.test_binary_subnetworks import EVALUATION, YAML
 from tests.cli.test_hydra_originals import CROWN_IBP
 from tests.data import makers
 from tests.data.test_image_files import make_imagenet

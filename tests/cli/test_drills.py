@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tf_robust_sparse as trs
-from tests.cli import test_binary_subnetworks, test_hydra, test_lottery, test_neural_pruning
+from tests.cli import binary_runs, hydra_runs, lottery_runs, test_neural_pruning
 from tests.cli.conftest import ROOT, TINY, TRAIN, run_script
 from tests.cli.test_runs import assert_same_weights
 from tf_robust_sparse.saving.round_files import read_arrays, round_directory
@@ -23,12 +23,12 @@ from tf_robust_sparse.saving.round_files import read_arrays, round_directory
 KILLS = int(os.environ.get("TRS_KILLS", "9"))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CHANGING = {"seconds", "images_per_second", "versions", "training_seconds", "latency", "source", "init_from", "network"}
-BINARY = (test_binary_subnetworks.BINARY, *test_binary_subnetworks.FEW, "--init=binary", "--epochs=2")
+BINARY = (binary_runs.BINARY, *binary_runs.FEW, "--init=binary", "--epochs=2")
 NEURAL = (test_neural_pruning.SCRIPT, *test_neural_pruning.TINY)
 # name -> script and arguments, which --output_dir and --resume are added to
 TRAINING = {
     "connectivity sampling": (TRAIN, *TINY, "-s", "--connectivity=0.1"),
-    "hydra": (test_hydra.HYDRA, *test_hydra.ALL, "--save_dense"),
+    "hydra": (hydra_runs.HYDRA, *hydra_runs.ALL, "--save_dense"),
     "binary": (*BINARY, "--trainer=adv_step", "--pr_steps=2"),
     "binary fast": (*BINARY, "--trainer=adv_step_fast", "--pr_steps=2"),
     "neural base": NEURAL,
@@ -102,13 +102,13 @@ def test_training(name, tmp_path):
 
 
 def test_lottery_tickets(tmp_path):
-    command = (test_lottery.RUN, *test_lottery.TINY, "--trials=2", "--adv_train", "--checkpoint_seconds=0")
+    command = (lottery_runs.RUN, *lottery_runs.TINY, "--trials=2", "--adv_train", "--checkpoint_seconds=0")
     run_script(*command, f"--base_dir={tmp_path / 'whole'}").expect()
     kill_until_it_ends((*command, f"--base_dir={tmp_path / 'killed'}", "--resume"), "lottery")
     for trial in (0, 1):
         for number in range(3):
             one, other = (
-                round_directory(tmp_path / name / test_lottery.NAME, trial, number) for name in ("whole", "killed")
+                round_directory(tmp_path / name / lottery_runs.NAME, trial, number) for name in ("whole", "killed")
             )
             for kind in ("init_kernels", "post_kernels", "masks", "next_masks"):
                 first, again = read_arrays(one / kind), read_arrays(other / kind)

@@ -9,8 +9,8 @@ import pytest
 
 import tf_robust_sparse as trs
 from tests.cli.conftest import run_script
+from tests.cli.hydra_runs import HYDRA, checked, results
 from tests.cli.test_bad_input import assert_explained
-from tests.cli.test_hydra import HYDRA, checked, results
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.hydra.settings import plan
 from tf_robust_sparse.cli.hydra.trainers import Validation

@@ -8,7 +8,7 @@ import pytest
 
 import tf_robust_sparse as trs
 from tests.cli.conftest import ROOT, run_script
-from tests.cli.test_hydra import FEW, HYDRA, checked, results
+from tests.cli.hydra_runs import FEW, HYDRA, checked, results
 from tests.saving.test_pytorch_weights import state_dict
 from tf_robust_sparse.cli import command_line, hydra, run_directory, training_run
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput

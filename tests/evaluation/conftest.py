@@ -4,6 +4,9 @@ import keras
 import numpy as np
 import pytest
 
+from tests.attacks.toy import toy_images, toy_labels
+from tests.evaluation.auto_attacks import SOME
+
 CLASSES = 5
 SHAPE = (8, 8, 1)
 EPSILON = 0.1
@@ -40,3 +43,9 @@ def network():
 @pytest.fixture(scope="session")
 def examples():
     return patterns(1000, 2)
+
+
+@pytest.fixture(scope="module")
+def some():
+    """The first of the toy images, and their labels."""
+    return toy_images()[:SOME], toy_labels()[:SOME]

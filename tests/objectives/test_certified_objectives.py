@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.certify.test_bounds import GOLDEN, LABEL, POINT
+from tests.certify.bounded_networks import GOLDEN, LABEL, POINT
 from tests.networks import tiny_images, tiny_network
 from tf_robust_sparse import certify, data, layers, models, objectives, sparsity
 from tf_robust_sparse.attacks import cross_entropy
