@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,10 +65,10 @@ def test_everything_is_done_once_and_put_into_one_table(trained, tmp_path):
     plan = run_script(PROTOCOL, *to, "--plan").expect().out
     assert plan.count("\ntrs eval ") == 6 and "# HYDRA, connectivity 0.1, seed 0; an hour" in plan
     done = run_script(PROTOCOL, *to, "--only=Rig L", "--gpus=3").expect()
-    assert [words[0] for words in trained()] == ["run_hydra"] * 2 + ["run_connectivity_sampling", "eval"] * 4
+    assert [words[0] for words in trained()] == ["run_connectivity_sampling", "eval"] * 4
     assert {words[1] for words in trained()} == {"3"}
     run_script(PROTOCOL, *to).expect()
-    assert [words[0] for words in trained()[10:]] == ["run_hydra", "eval"] * 2
+    assert [words[0] for words in trained()[8:]] == ["run_hydra"] * 2 + ["run_hydra", "eval"] * 2
     assert f"--source_net={tmp_path / 'out/shared/first/seed_0'}" in trained()[10]
     (tmp_path / "out/Rig_L/0.1/seed_0/robustness.json").unlink()  # interrupted between the two
     done = run_script(PROTOCOL, *to).expect()
@@ -115,7 +116,8 @@ def test_what_is_shipped_can_be_trained(name, trained, tmp_path, monkeypatch):
     checked = []
     monkeypatch.setattr(many_runs, "train", lambda runs, *_: checked.extend(runs) or [])
     monkeypatch.setattr(module, "show", lambda *_: None)
-    (tmp_path / "out/shared/hydra_dense/seed_0").mkdir(parents=True)  # so that those who begin with it are checked
+    for shared in ("hydra_dense", "neural_base"):  # so that those who begin with them are checked
+        (tmp_path / "out/shared" / shared / "seed_0").mkdir(parents=True)
     to = (f"--protocol={name}", f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}")
     run_script(PROTOCOL, *to).expect()
     assert len(checked) >= 18
@@ -124,8 +126,16 @@ def test_what_is_shipped_can_be_trained(name, trained, tmp_path, monkeypatch):
 def test_training_flops():
     results = {"objective": {"objective": "AT", "attack": {"num_steps": 10}}, "epochs": 2, "data": {"train": 100}}
     assert protocol_table.training_flops(results, 1000) == 2 * 1000 * 23 * 200
-    results["objective"]["objective"] = "TRADES"
+    for both in ("TRADES", "CleanAndAdversarial"):
+        results["objective"]["objective"] = both
+        assert protocol_table.training_flops(results, 1000) == 2 * 1000 * 26 * 200
+    results["objective"] = {"objective": "VulnerabilitySuppression", "suppressed": results["objective"]}
     assert protocol_table.training_flops(results, 1000) == 2 * 1000 * 26 * 200
+
+
+def test_a_run_begins_with_what_its_flags_name(tmp_path):
+    words = ("--k=0.1", "--source_net=one", "--init_from=two")
+    assert many_runs.Run("run_hydra", "0.1", 0, "a", tmp_path, words).sources() == [Path("one"), Path("two")]
 
 
 def test_bad_input(trained, tmp_path):

@@ -37,9 +37,9 @@ def assert_equal_logits(one, two, x, tolerance=TOLERANCE):
     assert np.abs(logits(two, x) - expected).max() <= tolerance * np.abs(expected).max()
 
 
-def gated(name, closed, seed=0):
+def gated(name, closed, seed=0, **how):
     """A gated network with a share of closed gates, or all but one, biases, and batch norm that has moved."""
-    network = models.build(name, gates=True, seed=seed)
+    network = models.build(name, seed=seed, **(how or {"gates": True}))
     random = np.random.default_rng(seed)
     for layer in layers.gates(network):
         units = layer.a_raw.shape[0]
@@ -112,6 +112,32 @@ def test_gated_vgg16(width, closed, fold_batch_norm, count, request):
     assert has_batch_norm is not fold_batch_norm
     if closed == 0.7:
         assert np.abs(logits(with_constants_in_plain_biases(small, report), x) - logits(network, x)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(18, (2, 1, 1, 1)), pytest.param(50, (1, 1, 1, 1), marks=pytest.mark.full)]
+)
+def test_gated_residual_networks(depth, blocks, monkeypatch):
+    monkeypatch.setitem(resnet._BLOCKS, depth, (resnet._BLOCKS[depth][0], blocks))
+    shape, variant = (16, 16, 3), models.Variant(gates=True)
+    network = gated(f"resnet{depth}_p1", 0.5, input_shape=shape, variant=variant)
+    gates = layers.gates(network)
+    assert len(gates) == sum(blocks) * (1 if depth == 18 else 2)
+    x = images(32, shape=shape)
+    small, report = saving.shrink(network)
+    assert np.abs(logits(small, x) - logits(network, x)).max() <= GATED_TOLERANCE
+    assert_equal_logits(network, small, x)
+    assert not [layer for layer in small.layers if isinstance(layer, keras.layers.Rescaling)]
+    for gate in gates:
+        before = gate.name.replace("gate", "conv")
+        after = f"{before[:-1]}{int(before[-1]) + 1}"
+        is_open = set(np.flatnonzero(gate.inference_scale()).tolist())
+        extra = set(report.kept[before]) - is_open  # closed channels that are positive behind batch norm, as one
+        assert is_open <= set(report.kept[before]) and extra == set(report.carriers.get(after, []))
+        assert len(extra) <= 1 and len(is_open) < report.channels[before]
+        assert small.get_layer(after).kernel.shape[2] == small.get_layer(before).kernel.shape[3]
+    inside = {gate.name.replace("gate", "conv") for gate in gates}
+    assert all(len(kept) == report.channels[name] for name, kept in report.kept.items() if name not in inside)
 
 
 def with_constants_in_plain_biases(small, report):

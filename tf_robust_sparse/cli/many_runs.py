@@ -17,6 +17,7 @@ TRAINING: Mapping[str, Callable[[], object]] = {  # script -> what takes the wor
     "run_neural_pruning": lambda: None,
 }
 _FINAL = ("finetune", "")  # where a script of several phases, and one of one, leaves the network that counts
+_SOURCES = ("source_net", "init_from")  # flags that name a run to begin with
 _KEPT = ("clean_accuracy", "robust_accuracy", "connectivity", "nonzero", "prunable", "epochs", "seconds", "attack")
 
 
@@ -46,7 +47,7 @@ class Run(NamedTuple):
 
     def sources(self) -> list[Path]:
         """Returns the directories of the runs that it begins with."""
-        return [Path(word.partition("=")[2]) for word in self.arguments if flag_of(word) == "source_net"]
+        return [Path(word.partition("=")[2]) for word in self.arguments if flag_of(word) in _SOURCES]
 
     def final(self) -> Path | None:
         """Returns the directory of the network that counts; `None` if the run is not finished."""

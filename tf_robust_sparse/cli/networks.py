@@ -2,6 +2,7 @@
 
 import enum
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,45 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"file": {"sha256": found.hexdigest(), "bytes": sum(each.stat().st_size for each in files)}}
 
 
+def connections(network: keras.Model) -> dict[str, Any]:
+    """Returns `trs.sparsity.statistics.summary`; of a network with closed gates, what is left without their channels.
+
+    Raises:
+        ValueError: if closed gates are in a network that `trs.shrink` does not support.
+    """
+    found = trs.sparsity.statistics.summary(network)
+    if all(int(gate.active_units()) == gate.a_raw.shape[0] for gate in trs.layers.gates(network)):
+        return found
+    # Behind batch norm a closed channel may be a constant other than 0, which `shrink` moves into later biases.
+    small, done = trs.shrink(network)
+    kernels = {layer.name: layer.kernel for layer in small.layers if layer.name in done.kept}
+    for layer in found["layers"]:
+        kernel = kernels.get(layer["name"])
+        layer["nonzero"] = 0 if kernel is None else int(np.count_nonzero(keras.ops.convert_to_numpy(kernel)))
+        layer["connectivity"] = layer["nonzero"] / layer["entries"]
+    others = small.count_params() - sum(math.prod(kernel.shape) for kernel in kernels.values())
+    left = done.after.nonzero
+    return {
+        **found,
+        "connectivity": left / found["prunable"],
+        "nonzero": left,
+        "remaining_weights": left + others,
+    }
+
+
 def weight_facts(model: Any) -> dict[str, Any]:
     """Returns `weights`: `nonzero` of `prunable` entries of kernels, of a SavedModel those of all its matrices.
 
-    `dense` counts the entries of kernels without a single zero, such as those that a sparsifier leaves alone.
+    `dense` counts the entries of kernels without a single zero, such as those that a sparsifier leaves alone. Channels
+    of closed gates do not count as connections.
     """
     if isinstance(model, keras.Model):
         counts = [(each.nonzero, each.entries) for each in trs.sparsity.statistics.kernel_statistics(model)]
+        if trs.layers.gates(model):
+            try:
+                counts = [(each["nonzero"], each["entries"]) for each in connections(model)["layers"]]
+            except ValueError:  # cannot be shrunk, so what closed gates leave is not known
+                return {}
     else:  # what is wrapped around a network may show no variables
         variables = getattr(model, "variables", ())
         if any(each.dtype.is_integer for each in variables):  # positions, of kernels that are packed

@@ -20,6 +20,7 @@ from tf_robust_sparse.saving.sizes import network_sizes
 from tf_robust_sparse.wording import percent_number
 
 TIMED_FOR = 0.5  # seconds
+_ON_BOTH = ("TRADES", "MART", "MAT", "RST", "DKL", "CleanAndAdversarial")  # objectives with a term on clean images
 _HEAD = ("method", "connections", "clean %", "PGD %", "AutoAttack %", "bytes", "ms", "PFLOP", "minutes", "seeds")
 
 
@@ -39,7 +40,13 @@ def is_evaluated(place: Path) -> bool:
 
 
 def measure(network: keras.Model) -> dict[str, Any]:
-    """Returns `bytes` of the compact file, `milliseconds` of one image and on what, and `multiply_adds` if dense."""
+    """Returns `bytes` of the compact file, `milliseconds` of one image and on what, and `multiply_adds` if dense.
+
+    Bytes and time are of a network without the channels of closed gates.
+    """
+    dense = network_sizes(trs.saving.strip(network)).multiply_adds
+    if trs.layers.gates(network):
+        network = trs.shrink(network).network
     with tempfile.TemporaryDirectory() as folder:
         size = trs.saving.save_compact(network, Path(folder) / "network.trs").stat().st_size
     plain = trs.saving.strip(network)
@@ -54,7 +61,7 @@ def measure(network: keras.Model) -> dict[str, Any]:
         "bytes": size,
         "milliseconds": 1e3 * seconds,
         "timed_on": by,
-        "multiply_adds": network_sizes(plain).multiply_adds,
+        "multiply_adds": dense,
     }
 
 
@@ -63,11 +70,12 @@ def training_flops(results: dict[str, Any], multiply_adds: int) -> float:
 
     A forward pass takes two for each multiplication and addition, a backward pass to images or weights as many each. A
     step takes `num_steps` passes forward and back to the images, and one or, with a term on clean images, two forward
-    and back to all.
+    and back to all. The second way back of gates, for their own loss, is left out.
     """
     objective = results.get("objective") or {}
+    objective = objective.get("suppressed", objective)
     steps = (objective.get("attack") or {}).get("num_steps", 0)
-    passes = 2 * steps + (6 if objective.get("objective") in ("TRADES", "MART", "MAT", "RST", "DKL") else 3)
+    passes = 2 * steps + (6 if objective.get("objective") in _ON_BOTH else 3)
     return 2.0 * multiply_adds * passes * results.get("epochs", 0) * results.get("data", {}).get("train", 0)
 
 

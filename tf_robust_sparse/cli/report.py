@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 import tf_robust_sparse as trs
+from tf_robust_sparse.cli.networks import connections
 from tf_robust_sparse.cli.sections.attacks import TestAttack, TrainingAttack
 from tf_robust_sparse.cli.sections.data import Data
 from tf_robust_sparse.evaluation.figure_style import check_matplotlib
@@ -27,7 +28,7 @@ def evaluate(network: keras.Model, images: trs.data.ImageDataset, attacked: bool
     for name, details in report["attacks"].items():
         results["robust_accuracy"] = report["robust_accuracy"]
         results["attack"] = {"name": name, **details, "images": report["images"]}
-    statistics = trs.sparsity.statistics.summary(network)
+    statistics = connections(network)
     return {
         **results,
         "test_images": report["images"],

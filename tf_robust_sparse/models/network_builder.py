@@ -78,6 +78,9 @@ class Variant(NamedTuple):
         leaky_relu_slope: Slope of the activations of basic blocks for negative inputs; 0 is ReLU.
         first_kernel, last_kernel: Parametrization of the stem and the classifier; `None` for that of the other layers.
         stochastic: Whether the signs of `kernel="binary"` are drawn.
+        gates: Whether the channels inside each block have gates, `BetaBernoulliDropout` between a convolution and its
+            batch norm. The sum that all blocks of a stage share has none, so closed channels can be removed.
+        gate_threshold: Threshold of the gates.
     """
 
     normalization: str | None = None
@@ -88,6 +91,8 @@ class Variant(NamedTuple):
     first_kernel: str | None = None
     last_kernel: str | None = None
     stochastic: bool = False
+    gates: bool = False
+    gate_threshold: float = 1e-3
 
     def check(self) -> None:
         """Checks the values.
@@ -203,6 +208,12 @@ class NetworkBuilder:
             kwargs |= {"scale": False, "center": False}
         kwargs = {"momentum": 0.9, "epsilon": 1e-5, **kwargs}
         return layers.BatchNormalization(synchronized=self._synchronized, name=name, **kwargs)(x)
+
+    def gate(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """Multiplies each channel of `x` by a gate, mostly open at first, if the variant has gates."""
+        if not self.variant.gates:
+            return x
+        return layers.BetaBernoulliDropout(2.0, self.variant.gate_threshold, name=name)(x)
 
     def relu(self, x: keras.KerasTensor, name: str, leaky: bool = False) -> keras.KerasTensor:
         """Returns `max(x, 0)`, plus a multiple of `min(x, 0)` if it is `leaky` and the variant has a slope.

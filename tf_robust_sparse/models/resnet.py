@@ -338,7 +338,8 @@ def _stages(
 
 def _basic(build, x, width, strides, name, initial):
     h = build.conv(x, width, 3, f"{name}_conv1", initial, strides=strides)
-    h = build.relu(build.batch_norm(h, f"{name}_bn1"), f"{name}_relu1", leaky=True)
+    h = build.batch_norm(build.gate(h, f"{name}_gate1"), f"{name}_bn1")
+    h = build.relu(h, f"{name}_relu1", leaky=True)
     h = build.conv(h, width, 3, f"{name}_conv2", initial)
     h = build.batch_norm(h, f"{name}_bn2")
     return _joined(build, h, _shortcut(build, x, width, strides, name, initial), name, leaky=True)
@@ -346,9 +347,9 @@ def _basic(build, x, width, strides, name, initial):
 
 def _bottleneck(build, x, width, strides, name, initial):
     h = build.conv(x, width, 1, f"{name}_conv1", initial, padding="valid")
-    h = build.relu(build.batch_norm(h, f"{name}_bn1"), f"{name}_relu1")
+    h = build.relu(build.batch_norm(build.gate(h, f"{name}_gate1"), f"{name}_bn1"), f"{name}_relu1")
     h = build.conv(h, width, 3, f"{name}_conv2", initial, strides=strides)
-    h = build.relu(build.batch_norm(h, f"{name}_bn2"), f"{name}_relu2")
+    h = build.relu(build.batch_norm(build.gate(h, f"{name}_gate2"), f"{name}_bn2"), f"{name}_relu2")
     h = build.conv(h, 4 * width, 1, f"{name}_conv3", initial, padding="valid")
     h = build.batch_norm(h, f"{name}_bn3")
     return _joined(build, h, _shortcut(build, x, 4 * width, strides, name, initial), name)

@@ -141,7 +141,11 @@ def main() -> None:
     settings.check()
     chosen = Protocol.read()
     protocol = chosen.read_file()
-    shared, runs = shared_runs(protocol, chosen), method_runs(protocol, chosen)
+    runs = method_runs(protocol, chosen)
+    sources = [source for run in runs for source in run.sources()]
+    shared = [
+        run for run in shared_runs(protocol, chosen) if any(source.is_relative_to(run.place) for source in sources)
+    ]
     if chosen.plan:
         _print_plan(protocol, shared, runs, chosen)
         return

@@ -37,9 +37,19 @@ class Kind(NamedTuple):
     features: tuple[str, ...] | None = None
 
     @property
+    def is_lenet(self) -> bool:
+        """Whether it is a LeNet, for digits and without batch norm."""
+        return self.builder.startswith("lenet")
+
+    @property
     def is_vgg(self) -> bool:
-        """Whether it is a VGG, with batch norm and larger images."""
+        """Whether it is a VGG, which normalizes pixels."""
         return self.builder.startswith("vgg")
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether it is a residual network, which has no published numbers."""
+        return self.builder.startswith("resnet")
 
     @property
     def is_bayesian(self) -> bool:
@@ -53,6 +63,10 @@ NETWORKS = {
     "lenet_conv_bayes": Kind("lenet_conv", "bayesian", (0.5, 0.7)),
     "vgg16": Kind("vgg16_dropout", "plain", (0.5, 0.8), _VGG_FEATURES),
     "vgg16_bayes": Kind("vgg16_dropout", "bayesian", (0.5, 0.8), _VGG_FEATURES),
+    **{
+        name: Kind(name, "plain", (0.5, 0.8))
+        for name in ("resnet18", "resnet34", "resnet50", "resnet18_p1", "resnet34_p1", "resnet50_p1")
+    },
 }
 MODES = ("base", "bbd")
 _UNDER_ATTACK = OnlyFor("--adv_train", lambda flags: flags.adv_train)
@@ -105,7 +119,7 @@ class Network(Settings):
     @classmethod
     def settle(cls) -> None:
         """The small network is for MNIST by default."""
-        if not cls.read().kind.is_vgg and not FLAGS["data"].present:
+        if cls.read().kind.is_lenet and not FLAGS["data"].present:
             FLAGS["data"].value = "mnist"
 
     def check(self) -> None:
@@ -127,7 +141,10 @@ class Network(Settings):
 
     def build(self, images: trs.data.ImageDataset, synchronized: bool = False) -> keras.Model:
         """Builds the network as it is drawn."""
-        more: dict[str, Any] = {"input_norm": self.input_norm} if self.kind.is_vgg else {}
+        gates = {"gates": self.is_gated, "threshold": self.thres}
+        more: dict[str, Any] = {**gates, "input_norm": self.input_norm} if self.kind.is_vgg else gates
+        if self.kind.is_residual:
+            more = {"variant": trs.models.Variant(gates=self.is_gated, gate_threshold=self.thres)}
         with about("model", "data"):
             return trs.models.build(
                 self.kind.builder,
@@ -137,8 +154,6 @@ class Network(Settings):
                 # The source is independent of what it attacks.
                 seed=Data.read().seed + (1 << 20) * Training.read().train_source,
                 synchronized_batch_norm=synchronized,
-                gates=self.is_gated,
-                threshold=self.thres,
                 **more,
             )
 
@@ -312,7 +327,7 @@ class Augmentation(data.Augmentation):
         """Images in memory are cropped by default, and digits not varied."""
         super().settle()
         if not FLAGS["augmentation"].present and not Data.read().is_in_files:
-            FLAGS["augmentation"].value = "crop" if Network.read().kind.is_vgg else "none"
+            FLAGS["augmentation"].value = "none" if Network.read().kind.is_lenet else "crop"
 
 
 @dataclasses.dataclass
@@ -363,7 +378,7 @@ def directory(mode: str | None = None, source: bool | None = None, attacked: boo
 def deviations() -> list[str]:
     """Returns how this run differs from one of the published code with the same command line."""
     network, training = Network.read(), Training.read()
-    is_vgg = network.kind.is_vgg
+    is_vgg, has_batch_norm = network.kind.is_vgg, not network.kind.is_lenet
     every = {
         "weights, gates and images are drawn from seeds of their own; kernels start He-normal, biases at 0": True,
         "attacks move pixels of [0, 1], which the network then standardizes; there they move standardized ones": (
@@ -374,11 +389,14 @@ def deviations() -> list[str]:
             training.suppresses and training.vs_shared_noise
         ),
         "clean and attacked images pass as one batch (--joint_bn)": (
-            is_vgg and training.adv_train and training.joint_bn and training.robust_loss == "at"
+            has_batch_norm and training.adv_train and training.joint_bn and training.robust_loss == "at"
         ),
-        "batch norm begins with the statistics of the base": is_vgg and network.is_gated,
+        "batch norm begins with the statistics of the base": has_batch_norm and network.is_gated,
         "FGSM stays in [0, 1]": training.adv_train and Attack.read().attack == "fgsm",
         "no layer has a ReLU on its logits": network.model == "lenet_conv_bayes",
+        "a residual network has gates inside its blocks; there only LeNet and VGG16 have some": (
+            network.kind.is_residual and network.is_gated
+        ),
         "all test images are measured, not full batches alone": True,
     }
     return [text for text, holds in every.items() if holds]
