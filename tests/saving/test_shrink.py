@@ -114,32 +114,6 @@ def test_gated_vgg16(width, closed, fold_batch_norm, count, request):
         assert np.abs(logits(with_constants_in_plain_biases(small, report), x) - logits(network, x)).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("depth", "blocks"), [(18, (2, 1, 1, 1)), pytest.param(50, (1, 1, 1, 1), marks=pytest.mark.full)]
-)
-def test_gated_residual_networks(depth, blocks, monkeypatch):
-    monkeypatch.setitem(resnet._BLOCKS, depth, (resnet._BLOCKS[depth][0], blocks))
-    shape, variant = (16, 16, 3), models.Variant(gates=True)
-    network = gated(f"resnet{depth}_p1", 0.5, input_shape=shape, variant=variant)
-    gates = layers.gates(network)
-    assert len(gates) == sum(blocks) * (1 if depth == 18 else 2)
-    x = images(32, shape=shape)
-    small, report = saving.shrink(network)
-    assert np.abs(logits(small, x) - logits(network, x)).max() <= GATED_TOLERANCE
-    assert_equal_logits(network, small, x)
-    assert not [layer for layer in small.layers if isinstance(layer, keras.layers.Rescaling)]
-    for gate in gates:
-        before = gate.name.replace("gate", "conv")
-        after = f"{before[:-1]}{int(before[-1]) + 1}"
-        is_open = set(np.flatnonzero(gate.inference_scale()).tolist())
-        extra = set(report.kept[before]) - is_open  # closed channels that are positive behind batch norm, as one
-        assert is_open <= set(report.kept[before]) and extra == set(report.carriers.get(after, []))
-        assert len(extra) <= 1 and len(is_open) < report.channels[before]
-        assert small.get_layer(after).kernel.shape[2] == small.get_layer(before).kernel.shape[3]
-    inside = {gate.name.replace("gate", "conv") for gate in gates}
-    assert all(len(kept) == report.channels[name] for name, kept in report.kept.items() if name not in inside)
-
-
 def with_constants_in_plain_biases(small, report):
     """The wrong way: constants that meet zero padding counted as if they met none."""
     naive = keras.models.clone_model(small)
