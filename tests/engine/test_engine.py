@@ -13,7 +13,7 @@ from tf_robust_sparse.engine.engine import Engine
 from tf_robust_sparse.engine.plan import make_plan
 from tf_robust_sparse.evaluation import AutoAttack
 from tf_robust_sparse.layers.engine_costs import Costs, costs
-from tf_robust_sparse.layers.engine_seam import network_nodes, weights_of
+from tf_robust_sparse.layers.engine_seam import network_nodes, weights_now
 from tf_robust_sparse.layers.kernel_seam import inference_logits
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the kernels are not compiled: no C compiler")
@@ -25,14 +25,7 @@ def make_engine(network, lanes, gradient=False, width=None, threads=1):
     """The engine of a network, and its weights."""
     nodes = network_nodes(network)
     engine = Engine(make_plan(nodes, lanes, gradient), threads, width)
-    names = {node.name for node in nodes}
-    return engine, engine.pack(
-        {
-            layer.name: [None if each is None else np.asarray(each) for each in weights_of(layer)]
-            for layer in network.layers
-            if layer.name in names and (layer.weights or isinstance(layer, keras.layers.Rescaling))
-        }
-    )
+    return engine, engine.pack(weights_now(network, nodes))
 
 
 def assert_close(found, expected):
@@ -101,6 +94,7 @@ def branched():
     x = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(x))
     x = keras.layers.MaxPooling2D(3, 2, padding="same")(x)
     x = keras.layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, activation="relu6")(x)
+    x = keras.layers.SeparableConv2D(8, 3, padding="same", depth_multiplier=2, activation="relu")(x)
     x = conv(8, 3, 2, padding="same", groups=4, activation="relu")(x)
     x = keras.layers.Add()([keras.layers.AveragePooling2D(2, 1, padding="same")(x), x])
     flat = keras.layers.Dense(7, activation="relu")(keras.layers.Flatten()(x))

@@ -99,6 +99,23 @@ def _depthwise(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
     return _kernel_node(layer, inputs, _shape(layer, layer.input)[2], _padding(layer, layer.kernel_size))
 
 
+def _separable(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
+    height, width, _ = _shape(layer, layer.output)
+    groups = _shape(layer, layer.input)[2]
+    first = Node(
+        *("convolution", f"{layer.name}/depthwise", inputs, (height, width, groups * layer.depth_multiplier)),
+        *(tuple(layer.kernel_size), tuple(layer.strides), tuple(layer.dilation_rate)),
+        *(_padding(layer, layer.kernel_size), groups),
+    )
+    shape = _shape(layer, layer.output)
+    return [first, Node("convolution", layer.name, (first.name,), shape, activation=_activation(layer))]
+
+
+def layer_name(node: str) -> str:
+    """Returns the name of the layer that a node belongs to, from the name of the node."""
+    return node.partition("/")[0]
+
+
 def _padding(layer: Any, window: Sequence[int]) -> _Size:
     """Rows above and columns to the left of the image that the first window covers."""
     if getattr(layer, "data_format", "channels_last") != "channels_last":
@@ -193,6 +210,7 @@ _MAKERS: dict[Any, Callable[[Any, tuple[str, ...]], list[Node]]] = {
     keras.layers.InputLayer: _simple("input"),
     keras.layers.Conv2D: _convolution,
     keras.layers.DepthwiseConv2D: _depthwise,
+    keras.layers.SeparableConv2D: _separable,
     keras.layers.Dense: _dense,
     **dict.fromkeys((keras.layers.BatchNormalization, keras.layers.Rescaling, keras.layers.Normalization), _affine),
     **dict.fromkeys((keras.layers.ReLU, keras.layers.LeakyReLU), _relu),

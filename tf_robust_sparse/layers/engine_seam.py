@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +21,7 @@ from tf_robust_sparse.engine.engine import Engine, Placed
 from tf_robust_sparse.engine.nodes import Node
 from tf_robust_sparse.engine.plan import make_plan
 from tf_robust_sparse.layers.engine_costs import costs
-from tf_robust_sparse.layers.engine_nodes import engine_nodes
+from tf_robust_sparse.layers.engine_nodes import engine_nodes, layer_name
 from tf_robust_sparse.layers.gradients import custom_gradient
 from tf_robust_sparse.layers.kernel_layer import KernelLayer
 from tf_robust_sparse.layers.protocols import IsAffine
@@ -73,10 +73,10 @@ class NetworkEngine:
     """
 
     def __init__(self, network: keras.Model, nodes: list[Node]) -> None:
-        self._layers = {layer.name: weakref.ref(layer) for layer in network.layers}
-        self._names = [node.name for node in nodes if node.kind in ("convolution", "affine")]
+        self._names = nodes_with_weights(nodes)
+        self._layers = {name: weakref.ref(network.get_layer(layer_name(name))) for name in self._names}
         # Plain layers of Keras count as dense.
-        expected = {layer.name: getattr(layer, "expected_connectivity", 1.0) for layer in network.layers}
+        expected = {name: getattr(layer(), "expected_connectivity", 1.0) for name, layer in self._layers.items()}
         self._costs = costs(nodes, expected)
         self._engine = Engine(make_plan(nodes, _LANES, gradient=True), threads())
         self._shape = self._engine.plan.shape
@@ -102,7 +102,7 @@ class NetworkEngine:
 
     def weights(self, effective_kernel: Callable[[Any], tf.Tensor]) -> tf.Tensor:
         """Returns the weights of the network as the engine takes them: `(words,)`, int32. See `prepared`."""
-        pairs = [weights_of(self._layers[name](), effective_kernel) for name in self._names]
+        pairs = [weights_of(self._layers[name](), name, effective_kernel) for name in self._names]
         given = [tensor for pair in pairs for tensor in pair if tensor is not None]
         there = [[tensor is not None for tensor in pair] for pair in pairs]
 
@@ -177,11 +177,26 @@ def threads() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-def weights_of(layer: Any, effective_kernel: Callable[[Any], tf.Tensor] | None = None) -> tuple[Any, Any]:
-    """Returns kernel and bias of a layer that the engine computes, or its scale and shift: float32, or `None`.
+def nodes_with_weights(nodes: Sequence[Node]) -> list[str]:
+    """Returns the names of the operations that need weights, see `weights_of`."""
+    return [node.name for node in nodes if node.kind in ("convolution", "affine")]
+
+
+def weights_now(network: keras.Model, nodes: Sequence[Node]) -> dict[str, list[np.ndarray | None]]:
+    """Returns the weights of every operation that has some, float32, see `weights_of`."""
+    pairs = {name: weights_of(network.get_layer(layer_name(name)), name) for name in nodes_with_weights(nodes)}
+    return {
+        name: [None if each is None else keras.ops.convert_to_numpy(each).astype(np.float32) for each in pair]
+        for name, pair in pairs.items()
+    }
+
+
+def weights_of(layer: Any, node: str, effective_kernel: Callable[[Any], tf.Tensor] | None = None) -> tuple[Any, Any]:
+    """Returns kernel and bias of an operation of the engine, or its scale and shift: float32, or `None`.
 
     Args:
-        layer: Of the toolkit or of Keras.
+        layer: The layer of the toolkit or of Keras that it belongs to.
+        node: Its name; a separable convolution is two operations.
         effective_kernel: What gives the kernel of a layer of the toolkit; `None` to compute it.
     """
     if isinstance(layer, KernelLayer):
@@ -200,6 +215,10 @@ def weights_of(layer: Any, effective_kernel: Callable[[Any], tf.Tensor] | None =
         scale = scale * layer.gamma if layer.scale else scale
         shift = -layer.moving_mean * scale
         return scale, shift + layer.beta if layer.center else shift
+    if isinstance(layer, keras.layers.SeparableConv2D):
+        if node == layer.name:
+            return tf.convert_to_tensor(layer.pointwise_kernel), layer.bias
+        return _of_groups(tf.convert_to_tensor(layer.depthwise_kernel)), None
     return _as_images(tf.convert_to_tensor(layer.kernel), layer), layer.bias
 
 
@@ -213,5 +232,10 @@ def _as_images(kernel: tf.Tensor, layer: Any) -> tf.Tensor:
     if kernel.shape.rank == 2:
         return kernel[tf.newaxis, tf.newaxis]
     if isinstance(layer, keras.layers.DepthwiseConv2D):
-        return tf.reshape(kernel, (*kernel.shape[:2], 1, -1))
+        return _of_groups(kernel)
     return kernel
+
+
+def _of_groups(kernel: tf.Tensor) -> tf.Tensor:
+    """The kernel of a depthwise convolution, in which a group is a channel."""
+    return tf.reshape(kernel, (*kernel.shape[:2], 1, -1))

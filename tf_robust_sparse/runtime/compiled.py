@@ -17,7 +17,7 @@ from tf_robust_sparse.engine import library
 from tf_robust_sparse.engine.engine import Engine
 from tf_robust_sparse.engine.nodes import Node
 from tf_robust_sparse.engine.plan import make_plan
-from tf_robust_sparse.layers.engine_seam import network_nodes, threads, weights_of
+from tf_robust_sparse.layers.engine_seam import network_nodes, threads, weights_now
 from tf_robust_sparse.runtime.c_source import PRECISIONS, c_source
 
 _LANES = 16
@@ -138,15 +138,8 @@ def compile(network: keras.Model, num_threads: int | None = None) -> CompiledNet
     if not library.available():
         raise RuntimeError(f"{library.MISSING[0].upper()}{library.MISSING[1:]}")
     nodes = network_nodes(network)
-    weights: dict[str, list[Any]] = {}
-    needed = {node.name for node in nodes if node.kind in ("convolution", "affine")}
-    for layer in network.layers:
-        if layer.name in needed:
-            weights[layer.name] = [
-                None if each is None else keras.ops.convert_to_numpy(each).astype(np.float32)
-                for each in weights_of(layer)
-            ]
-    return CompiledNetwork(nodes, weights, tuple(network.input_shape[1:]), num_threads or threads())
+    shape = tuple(network.input_shape[1:])
+    return CompiledNetwork(nodes, weights_now(network, nodes), shape, num_threads or threads())
 
 
 class LoadedNetwork:
