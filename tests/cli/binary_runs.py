@@ -11,7 +11,7 @@ FEW = (
 )
 
 
-# What the published configurations look like, written down anew.
+# What the published configurations look like, written down once more.
 YAML = """
 # Architecture
 model_type: cResNet34

@@ -16,7 +16,7 @@ def flags(model, some, **settings):
     return quick(model, **settings).run_standard_evaluation(*some)["flag_names"]
 
 
-def test_a_randomised_network_is_flagged(some):
+def test_a_randomized_network_is_flagged(some):
     noisy = lambda x: toy_network()(x + tf.random.normal(tf.shape(x), stddev=0.1))  # noqa: E731
     assert "randomised" in flags(noisy, some, attacks=[Square(0.01, num_queries=5)])
 

@@ -150,7 +150,7 @@ def test_a_state_of_a_network_with_the_same_predictions_is_refused(some, tmp_pat
     quick(rounded_otherwise, **short).check(x, y)
 
 
-def test_a_state_of_a_randomised_network_is_taken_up(some, tmp_path):
+def test_a_state_of_a_randomized_network_is_taken_up(some, tmp_path):
     state = tmp_path / "state.json"
     noisy = lambda x: toy_network()(x + tf.random.normal(tf.shape(x), stddev=0.01))  # noqa: E731
     short = {"attacks": [Square(0.01, num_queries=5)], "state_path": state}
