@@ -10,7 +10,8 @@ Cases:
 - vgg16: `vgg16` with masked kernels, each with as many connections as connectivity sampling starts with at 1 %. Which
   ones: the largest, after each channel has drawn a scale (log-normal, `--spread`) for the kernels that make it and read
   it, in place of what training makes of channels; with `--spread=0` they are alike, and hardly one dies;
-- vgg16_channels: `vgg16`, a third of the channels of each kernel kept.
+- vgg16_channels: `vgg16`, a third of the channels of each kernel kept;
+- mobilenet_v2: MobileNetV2 of Keras for images of 96x96, half of the channels of each kernel kept.
 
 Latency is the median of compiled calls on random pixels; `before` is that of the network of plain Keras layers with its
 zeros. The ratio of latencies is printed next to that of multiply-adds.
@@ -26,7 +27,7 @@ from absl import app, flags
 from tf_robust_sparse.evaluation.latency import median_latency
 
 FLAGS = flags.FLAGS
-CASES = ("lenet", "vgg16", "vgg16_channels")
+CASES = ("lenet", "vgg16", "vgg16_channels", "mobilenet_v2")
 flags.DEFINE_multi_enum("case", ["lenet"], CASES, "Which networks.")
 flags.DEFINE_list("batch_sizes", ["1", "16", "64"], "Images per call.")
 flags.DEFINE_float("seconds", 3.0, "How long each network runs per batch size.", lower_bound=0.01)
@@ -50,11 +51,11 @@ def main(argv: list[str]) -> None:
     results = {}
     print(f"{'':16s}batch   before ms    after ms  latency  multiply-adds  share")
     for case in FLAGS.case:
-        network = {"lenet": lenet, "vgg16": vgg16, "vgg16_channels": vgg16_channels}[case]()
+        network = globals()[case]()
         small, report = trs.shrink(network, FLAGS.fold_batch_norm)
         x = np.random.default_rng(0).random((4, *network.input_shape[1:]), "float32")
         expected, found = (each(x, training=False).numpy() for each in (network, small))
-        assert np.abs(expected - found).max() <= 1e-5 * np.abs(expected).max()
+        assert np.abs(expected - found).max() <= 1e-4 * np.abs(expected).max()
         work = report.before.multiply_adds / report.after.multiply_adds
         plain = trs.saving.strip(network)
         rows = {}
@@ -135,6 +136,22 @@ def vgg16_channels():
 
     network = trs.models.vgg16(kernel="masked", seed=FLAGS.seed)
     trs.sparsity.ChannelMagnitudePruning(1 / 3).attach(network)
+    _move_batch_norm(network, np.random.default_rng(FLAGS.seed))
+    return network
+
+
+def mobilenet_v2():
+    """MobileNetV2 of Keras with half of its channels."""
+    import keras
+    import numpy as np
+
+    import tf_robust_sparse as trs
+
+    keras.utils.set_random_seed(FLAGS.seed)
+    network = keras.applications.MobileNetV2(
+        weights=None, input_shape=(96, 96, 3), classes=10, classifier_activation=None
+    )
+    trs.sparsify(network, 0.5, trs.sparsity.ChannelMagnitudePruning())
     _move_batch_norm(network, np.random.default_rng(FLAGS.seed))
     return network
 

@@ -54,13 +54,13 @@ def test_channels_are_pruned_and_removed(tmp_path):
         (("--network={tmp}/none", "--output_dir={tmp}/out"), ("--network=", "none: expected", "does not exist")),
         (("--network={tmp}/run", "--output_dir={tmp}/run"), ("--output_dir=", "holds the network itself")),
         (("--network={tmp}", "--output_dir={tmp}/o", "--latency_batch_sizes=1,x"), ("1,x", "positive integers")),
-        (("--network={tmp}/odd.keras", "--output_dir={tmp}/out"), ("odd.keras", "by_channel")),
+        (("--network={tmp}/odd.keras", "--output_dir={tmp}/out"), ("odd.keras", "up is of type Conv2DTranspose")),
         (("--network={tmp}/fine.keras", "--output_dir={tmp}/o", "--data=digits"), ("--data=digits", "expected")),
     ],
 )
 def test_bad_input(arguments, expected, tmp_path):
     x = keras.Input((9, 9, 2))
-    for name, layer in (("odd", keras.layers.DepthwiseConv2D(3, name="by_channel")), ("fine", keras.layers.ReLU())):
+    for name, layer in (("odd", keras.layers.Conv2DTranspose(4, 3, name="up")), ("fine", keras.layers.ReLU())):
         flat = keras.layers.Flatten()(layer(x))
         trs.save_network(keras.Model(x, keras.layers.Dense(3)(flat)), tmp_path / f"{name}.keras")
     outcome = run_script(SHRINK, *(argument.format(tmp=tmp_path) for argument in arguments))

@@ -350,8 +350,8 @@ class _Squares(keras.layers.Layer):
     ("layer", "message"),
     [
         (_Squares(name="squares"), "layer squares is of type _Squares, whose use of channels is not known"),
-        (keras.layers.DepthwiseConv2D(3, name="by_channel"), "by_channel.*DepthwiseConv2D"),
-        (keras.layers.Conv2D(4, 3, groups=2, name="grouped"), "grouped has groups"),
+        (keras.layers.Conv2DTranspose(4, 3, name="up"), "up is of type Conv2DTranspose"),
+        (keras.layers.DepthwiseConv2D(3, activation="softmax", name="by_channel"), "softmax of the layer by_channel"),
         (keras.layers.Conv2D(4, 3, activation="softmax", name="odd"), "activation softmax of the layer odd"),
         (keras.layers.BatchNormalization(axis=1, name="rows"), "rows is over axis 1"),
         (keras.layers.Dense(4, name="last_axis"), "dense layer last_axis acts on the last"),

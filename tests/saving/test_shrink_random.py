@@ -122,6 +122,47 @@ class RicherBuilder(Builder):
         return keras.layers.UpSampling2D(2)(x) if self.maybe(0.3) else super().pool(x)
 
 
+class MobileBuilder(Builder):
+    """Also puts depthwise and separable convolutions, groups, squeeze-and-excitation, and operations."""
+
+    def conv(self, x, channels, size=3, strides=1, alone=True):
+        if size == 1:
+            return super().conv(x, channels, size, strides, alone)
+        kind = str(self.random.choice(["depthwise", "separable", "groups"]))
+        options = {"strides": strides, "padding": "same", "use_bias": self.maybe(0.5)}
+        if kind == "separable":
+            layer = keras.layers.SeparableConv2D(
+                channels, 3, depth_multiplier=int(self.random.integers(1, 3)), **options
+            )
+            x = layer(x)
+            self.thin(layer)
+            return keras.layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0) if alone else x
+        x = super().conv(x, 6, 1)
+        if kind == "depthwise":
+            layer = keras.layers.DepthwiseConv2D(3, depth_multiplier=int(self.random.integers(1, 3)), **options)
+        else:
+            layer = keras.layers.Conv2D(6, 3, groups=int(self.random.choice([2, 3])), **options)
+        x = keras.ops.relu(layer(x))
+        self.thin(layer)
+        if self.maybe(0.5):
+            gate = keras.layers.GlobalAveragePooling2D(keepdims=self.maybe(0.5))(x)
+            gate = gate if len(gate.shape) == 4 else keras.layers.Reshape((1, 1, x.shape[-1]))(gate)
+            x = keras.layers.Multiply()([x, super().conv(gate, x.shape[-1], 1)])
+        return super().conv(x, channels, 1, 1, alone)
+
+    def thin(self, layer):
+        """Lets columns of outputs and rows of inputs go."""
+        weights = layer.get_weights()
+        for kernel in weights:
+            if kernel.ndim == 4:
+                kernel[..., self.random.random(kernel.shape[3]) < 0.2] = 0
+                kernel[:, :, self.random.random(kernel.shape[2]) < 0.3] = 0
+        layer.set_weights(weights)
+
+
+BUILDERS = (Builder, RicherBuilder, MobileBuilder)
+
+
 def logits(network, x):
     return network(x, training=False).numpy()
 
@@ -136,8 +177,8 @@ def gradient(network, x):
 
 
 def case(seed):
-    """One builder, and batch norm folded or not: all four pairs in turn."""
-    return seed, seed % 4 >= 2, (Builder, RicherBuilder)[seed % 2]
+    """One builder, and batch norm folded or not, in turn."""
+    return seed, seed % 4 >= 2, BUILDERS[seed % 3]
 
 
 @functools.cache
@@ -146,7 +187,7 @@ def shrunk(seed, fold_batch_norm, builder):
     return network, *saving.shrink(network, fold_batch_norm)
 
 
-ALL = [(seed, fold, builder) for seed in SEEDS for fold in (False, True) for builder in (Builder, RicherBuilder)]
+ALL = [(seed, fold, builder) for seed in SEEDS for fold in (False, True) for builder in BUILDERS]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def _constants(steps: Sequence[Step]) -> dict[str, _Constants]:
         values = step.evaluate([each.at_known for each in inputs])
         if step.kind == "kernel":
             # An output is constant if it reads constant inputs alone.
-            known = ~(step.kernel[:, :, ~inputs[0].known] != 0).any(axis=(0, 1, 2))
+            known = ~((step.kernel != 0) & ~inputs[0].known[step.sources]).any(axis=(0, 1, 2))
         elif step.kind == "affine":
             known = inputs[0].known | (step.scale == 0)
         elif step.kind == "concatenate":
@@ -109,6 +109,8 @@ def _constants(steps: Sequence[Step]) -> dict[str, _Constants]:
             known = _spread(inputs[0].known, inputs[0].values.shape)
         else:
             known = np.all([each.known for each in inputs], axis=0)
+            if isinstance(step.layer, keras.layers.Multiply):
+                known |= np.any([each.zero for each in inputs], axis=0)
         found[step.name] = _Constants(known, values)
     return found
 
@@ -160,22 +162,29 @@ def _read(step: Step, wanted: np.ndarray, given: _Constants, found: Channels) ->
     """
     kernel = np.where(wanted, step.kernel, 0)
     bias = np.where(wanted, step.bias, 0)
-    reads = kernel.any(axis=(0, 1, 3))
-    live = reads & ~given.known
-    remaining = np.where(live[:, np.newaxis], kernel, 0)
-    asked = live.copy()
+    remaining = np.zeros_like(kernel)
+    asked = np.zeros(len(given.known), bool)
+    movable = given.known & ~given.zero
     carriers = []
-    for members, factors, pattern in _proportional(given, reads & given.known, step.is_image):
-        together = np.einsum("k,hwkj->hwj", factors, kernel[:, :, members])
-        added = step.multiply(pattern[..., np.newaxis], together[:, :, np.newaxis])
-        if added.ndim == 1 or _is_uniform(added, together, pattern):
-            bias = bias + (added if added.ndim == 1 else added[added.shape[0] // 2, added.shape[1] // 2])
-            continue
-        # The member of largest value carries the sum, which keeps the division accurate.
-        strongest = int(np.argmax(np.abs(factors)))
-        remaining[:, :, members[strongest]] = together / factors[strongest]
-        asked[members[strongest]] = True
-        carriers.append(int(members[strongest]))
+    parts = zip(*(np.split(np.arange(size), step.groups) for size in (len(asked), step.channels)), strict=True)
+    for inputs, outputs in parts:
+        of_group = kernel[..., outputs]
+        reads = of_group.any(axis=(0, 1, 3))
+        asked[inputs] = reads & ~given.known[inputs]
+        remaining[..., outputs] = np.where(asked[inputs, np.newaxis], of_group, 0)
+        constants = inputs[reads & movable[inputs]]
+        for members, factors, pattern in _proportional(given.values, constants, step.is_image):
+            together = np.einsum("k,hwkj->hwj", factors, of_group[:, :, members - inputs[0]])
+            added = step.multiply(pattern[..., np.newaxis], together[:, :, np.newaxis])
+            if added.ndim == 1 or _is_uniform(added, together, pattern):
+                bias[outputs] += added if added.ndim == 1 else added[added.shape[0] // 2, added.shape[1] // 2]
+                continue
+            # The member of largest value carries the sum, which keeps the division accurate.
+            strongest = int(np.argmax(np.abs(factors)))
+            carrier = int(members[strongest])
+            remaining[:, :, carrier - inputs[0], outputs] = together / factors[strongest]
+            asked[carrier] = True
+            carriers.append(carrier)
     found.kernels[step.name] = remaining, bias
     if carriers:
         found.carriers[step.name] = sorted(carriers)
@@ -183,13 +192,12 @@ def _read(step: Step, wanted: np.ndarray, given: _Constants, found: Channels) ->
 
 
 def _proportional(
-    given: _Constants, which: np.ndarray, is_image: bool
+    values: np.ndarray, which: np.ndarray, is_image: bool
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Groups the constant channels `which` by proportional maps: numbers, factors, and a map; values are products."""
-    which = np.flatnonzero(which & ~given.zero)
     if not len(which):
         return []
-    values = given.values[..., which]
+    values = values[..., which]
     if not is_image:
         return [(which, values, np.ones(()))]
     flat = values.reshape(-1, len(which))
@@ -220,6 +228,8 @@ def _align(found: Channels, by_name: dict[str, Step]) -> None:
             mine, names = present[step.name], found.inputs[step.name]
             if step.kind == "input":
                 mine[:] = True
+            elif step.groups > 1:
+                _align_groups(step.groups, present[names[0]], mine)
             elif step.kind == "flat":
                 shape = by_name[names[0]].shape
                 present[names[0]] |= _gather(mine, shape)
@@ -236,3 +246,14 @@ def _align(found: Channels, by_name: dict[str, Step]) -> None:
                     present[name] |= mine
                 if step.kind == "whole":
                     mine[:] = True
+
+
+def _align_groups(groups: int, inputs: np.ndarray, outputs: np.ndarray) -> None:
+    """Extends what stays of a convolution in groups until all groups that stay have as many inputs, and outputs."""
+    sides = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
+    stays = np.any([side.any(axis=1) for side in sides], axis=0)
+    for side in sides:
+        size = max(1, side.sum(axis=1).max())
+        for number in np.flatnonzero(stays):
+            group = side[number]
+            group[np.flatnonzero(~group)[: size - group.sum()]] = True

@@ -8,7 +8,8 @@ import numpy as np
 from tf_robust_sparse.layers.cloning import set_weights
 from tf_robust_sparse.saving.channels import Channels, find_channels
 from tf_robust_sparse.saving.sizes import Sizes, network_sizes
-from tf_robust_sparse.saving.steps import Step, check_layers, fold, read_steps
+from tf_robust_sparse.saving.step_kinds import check_layers
+from tf_robust_sparse.saving.steps import Step, fold, read_steps
 from tf_robust_sparse.saving.strip import strip
 
 
@@ -55,18 +56,21 @@ def shrink(network: keras.Model, fold_batch_norm: bool = False) -> Shrunk:
     done, too. Gates are folded into adjacent kernels.
 
     Channels of a sum are removed if no reader needs them; an input of several layers keeps what any of them reads. All
-    pixels and logits stay. Features of a flattened image are removed only with their whole channel.
+    pixels and logits stay. Features of a flattened image are removed only with their whole channel. A depthwise
+    convolution keeps a channel with its input. Groups of a convolution go as a whole, or each loses as many channels.
 
     Args:
         network: A functional or sequential model of any parametrization and known image size, with one input and one
-            output: dense, Conv2D, batch norm, element-wise activations, gates, pooling, padding, flatten, adding and
-            other merging, concatenation, rescaling, normalization and dropout.
+            output: dense, Conv2D, depthwise and separable convolutions, batch norm, element-wise activations, gates,
+            pooling, padding, flatten, adding and other merging, concatenation, rescaling, normalization, dropout, and
+            sums, differences, products and quotients of `keras.ops`, also with a constant per channel.
         fold_batch_norm: Whether batch norm that follows a kernel becomes part of it.
 
     Returns:
         The smaller network, of plain Keras layers in float32 with the names of the original layers, and the report. Up
-        to rounding, its logits are those of `network`. Further training differs: pruned connections cannot come back,
-        and folded batch norm is frozen.
+        to rounding, its logits are those of `network`. A separable convolution `x` becomes a depthwise one,
+        `x_depthwise`, and a 1x1 convolution, `x`. Further training differs: pruned connections cannot come back, and
+        folded batch norm is frozen.
 
     Raises:
         ValueError: if a layer is not supported; names it.
@@ -118,10 +122,17 @@ def _layer(step: Step, found: Channels) -> tuple[Any, list[np.ndarray]]:
     config, weights = step.layer.get_config(), step.layer.get_weights()
     present = found.present[step.name]
     if step.kind == "kernel":
-        kernel, bias = (value[..., present] for value in found.kernels[step.name])
-        kernel = kernel[:, :, found.present[found.inputs[step.name][0]]]
-        config["filters" if step.is_image else "units"] = int(present.sum())
+        kernel, bias = found.kernels[step.name]
+        kernel, groups = _remaining_groups(step, kernel, found.present[step.inputs[0]], present)
+        bias = bias[present]
         config["use_bias"] = bool(config["use_bias"] or bias.any())
+        if isinstance(step.layer, keras.layers.DepthwiseConv2D):
+            kernel = kernel.reshape(*kernel.shape[:2], groups, -1)
+            config["depth_multiplier"] = kernel.shape[3]
+        elif step.is_image:
+            config.update(filters=int(present.sum()), groups=groups)
+        else:
+            config["units"] = int(present.sum())
         weights = [kernel if step.is_image else kernel[0, 0], *([bias] if config["use_bias"] else [])]
     elif isinstance(step.layer, keras.layers.Rescaling):
         for key in ("scale", "offset"):
@@ -130,5 +141,17 @@ def _layer(step: Step, found: Channels) -> tuple[Any, list[np.ndarray]]:
     elif isinstance(step.layer, keras.layers.BatchNormalization):
         weights = [weight[present] for weight in weights]
     elif isinstance(step.layer, keras.layers.Reshape):
-        config["target_shape"] = (int(present.sum()),)
+        config["target_shape"] = (*step.shape[:-1], int(present.sum()))
     return type(step.layer).from_config(config), weights
+
+
+def _remaining_groups(
+    step: Step, kernel: np.ndarray, inputs: np.ndarray, outputs: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Returns the kernel of the channels that stay, and its number of groups."""
+    parts = zip(
+        *(np.split(kernel, step.groups, axis=3), np.split(inputs, step.groups), np.split(outputs, step.groups)),
+        strict=True,
+    )
+    stay = [part[:, :, read][..., made] for part, read, made in parts if made.any()]
+    return np.concatenate(stay, axis=3), len(stay)
