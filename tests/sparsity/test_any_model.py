@@ -300,7 +300,16 @@ def with_lora():
         (small, {"connectivity": 1.5}, r"in \(0, 1\].*connectivity=1.5"),
         (small, {"connectivity": 1e-4}, "leave an entry in each of the 3 kernels, 2800 entries in all"),
         (small, {"sparsifier": sparsity.ConnectivitySampling(0.1)}, "must hold masks"),
-        (small, {"sparsifier": sparsity.ChannelMagnitudePruning()}, "needs a network of tf_robust_sparse.layers.*cnn"),
+        (
+            small,
+            {"sparsifier": sparsity.ChannelMagnitudePruning(), "filters": "logits"},
+            "No kernel but the last is pruned",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((4, 8)), keras.layers.LSTM(9)]),
+            {"sparsifier": sparsity.ChannelMagnitudePruning(), "connectivity": 0.5},
+            "none of the kernels.*the outputs of a LSTMCell are not known to be channels",
+        ),
         (
             small,
             {"sparsifier": sparsity.RigL(0.2)},

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_robust_sparse as trs
 from tests.networks import tiny_dataset, tiny_images, tiny_network
 from tf_robust_sparse import layers, objectives, saving
 from tf_robust_sparse.sparsity import ChannelMagnitudePruning, schedules
@@ -96,3 +97,54 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="No kernel but the last"):
         ChannelMagnitudePruning(0.5).attach(network)
     assert tf.reduce_all(network.layers[0].kernel_mask)
+
+
+def keras_network():
+    """Plain Keras layers: in a nested model, transposed and separable, and two kernels in front of the output."""
+    x = inputs = keras.Input((8, 8, 3))
+    inner = [
+        keras.Input((8, 8, 3)),
+        keras.layers.Conv2D(12, 3, strides=2, name="conv"),
+        keras.layers.BatchNormalization(),
+    ]
+    x = keras.Sequential([*inner, keras.layers.DepthwiseConv2D(2, name="depthwise")], name="inner")(x)
+    x = keras.layers.SeparableConv2D(10, 3, padding="same", activation="relu", name="separable")(x)
+    up = keras.layers.Conv2DTranspose(6, 3, padding="same", name="up")(x)
+    x = keras.layers.Conv2D(6, 1, name="side")(up)
+    x = keras.layers.Flatten()(keras.layers.Add()([keras.layers.Dense(6, name="last")(up), x]))
+    return keras.Model(inputs, keras.layers.Reshape((-1, 6))(x))
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_channels_of_any_keras_model(allocation):
+    model = keras_network()
+    report = trs.sparsify(model, 0.5, ChannelMagnitudePruning(allocation=allocation), min_size=1)
+    sparsifier = report.sparsifier
+    off = {
+        kernel.name.split("/")[-2]: ~np.any(
+            np.moveaxis(kernel.mask.numpy(), -2 if "up" in kernel.name else -1, 0), axis=(1, 2, 3)
+        )
+        for kernel in report.sparsified
+        if len(kernel.weight.shape) == 4
+    }
+    assert {name: len(units) for name, units in off.items()} == {"conv": 12, "separable": 10, "up": 6, "side": 6}
+    assert not off["side"].any() and sum(units.sum() for units in off.values()) == 14 and sparsifier.within_budget()
+
+
+def test_an_application_of_keras_trains_and_shrinks():
+    model = keras.applications.MobileNetV2(
+        weights=None, input_shape=(32, 32, 3), alpha=0.35, classes=10, classifier_activation=None
+    )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.5
+            layer.gamma.assign(np.random.default_rng(len(layer.name)).uniform(0.5, 1.5, layer.gamma.shape))
+    report = trs.sparsify(model, 0.5, ChannelMagnitudePruning(criterion="batch_norm"))
+    trainer = RobustModel(model, objectives.Natural(), report.sparsifier)
+    trainer.compile(keras.optimizers.SGD(0.01))
+    x = np.random.default_rng(0).random((32, 32, 32, 3), np.float32)
+    trainer.fit(x, np.arange(32) % 10, batch_size=16, epochs=2, verbose=0)
+    small, shrunk = saving.shrink(model, fold_batch_norm=True)
+    assert shrunk.after.multiply_adds < 0.6 * shrunk.before.multiply_adds
+    expected = model(x, training=False)
+    np.testing.assert_allclose(small(x), expected, atol=1e-4 * np.abs(expected).max())

@@ -1,6 +1,6 @@
 """Which layer of a network feeds which, read from the public configuration of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -67,6 +67,39 @@ def output_layer(network: keras.Model) -> Any:
     while not isinstance(name, str):
         (name, *_) = name.values() if isinstance(name, dict) else name
     return next(operation for operation in network.operations if operation.name == name)
+
+
+def last_layers(network: keras.Model, wanted: Collection[int]) -> list[Any]:
+    """Returns the layers of a model, nested ones included, with an `id` in `wanted` that no other such layer follows.
+
+    If Keras records no graph of the model, it is the last of them in the order of the model.
+    """
+
+    def inside(layer: Any) -> list[Any]:
+        return [each for each in layer._flatten_layers() if id(each) in wanted]
+
+    try:
+        nodes = layer_graph(network)
+    except ValueError:
+        return inside(network)[-1:]
+    named = {node.layer.name: node.layer for node in nodes}
+    inputs: dict[str, list[str]] = {}  # of all calls of a layer
+    for node in nodes:
+        inputs.setdefault(node.layer.name, []).extend(node.inputs)
+    found: list[Any] = []
+    seen: set[str] = set()
+    ahead = list(getattr(network, "output_names", ())) or [network.layers[-1].name]
+    while ahead:
+        name = ahead.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        layer = named[name]
+        parts = inside(layer) if isinstance(layer, keras.layers.Layer) else []
+        if not parts:
+            ahead.extend(inputs[name])
+        found += last_layers(layer, wanted) if isinstance(layer, keras.Model) else parts
+    return found
 
 
 def chains(network: keras.Model) -> list[tuple[Any, Any]]:

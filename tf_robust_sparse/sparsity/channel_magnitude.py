@@ -6,19 +6,27 @@ import keras
 import tensorflow as tf
 
 from tf_robust_sparse import layers
-from tf_robust_sparse.layers.topology import chains
+from tf_robust_sparse.layers.topology import chains, last_layers
 from tf_robust_sparse.sparsity import schedules
+from tf_robust_sparse.sparsity.kernel_views import TRANSPOSED, kernel_view, why_no_view
 from tf_robust_sparse.sparsity.magnitude import MagnitudePruning
-from tf_robust_sparse.sparsity.prunable import Prunable
+from tf_robust_sparse.sparsity.prunable import DEPTHWISE, Prunable, kernel_owners, sublayers
 
 CRITERIA = ("kernel", "batch_norm")
+_WITH_CHANNELS = (
+    layers.KernelLayer,
+    *(keras.layers.Dense, keras.layers.EinsumDense, *TRANSPOSED),
+    *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
+    *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
+)
 
 
 class ChannelMagnitudePruning(MagnitudePruning):
     """Keeps the channels and units with the largest kernels or batch norm scales; a pruned channel stays pruned.
 
     A pruned channel has no connections. Its bias or batch norm makes it a constant, which `shrink` moves into later
-    layers. The last kernel keeps all its units, the logits; every other kernel keeps at least one.
+    layers. The last kernel keeps all its units, the logits; every other kernel keeps at least one. `trs.sparsify` takes
+    the kernels of dense layers and convolutions of any model, but depthwise ones, whose channels go with their inputs.
 
     Args:
         connectivity: Fraction of the channels and units kept at the end, in (0, 1]; not of the kernel entries.
@@ -47,29 +55,31 @@ class ChannelMagnitudePruning(MagnitudePruning):
             raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}. Received: criterion={criterion!r}")
         self.criterion = criterion
         self.units: list[int] = []
-        self._last: Any = None
+        self._last: set[int] = set()  # layers whose outputs are those of the model, by `id`
         self._scales: dict[int, Any] = {}  # by layer number
+
+    def misfit(self, kernel: Prunable) -> str | None:
+        """Returns why a kernel has no channels to prune, or `None` if it has."""
+        if isinstance(kernel.layer, _WITH_CHANNELS):
+            return why_no_view(kernel)
+        return f"the outputs of a {type(kernel.layer).__name__} are not known to be channels"
 
     def prepare(self, network: keras.Model) -> None:
         """Finds the channels that may be pruned.
 
         Raises:
-            ValueError: if there are none, or the network consists of other layers.
+            ValueError: if there are none.
         """
-        ours = layers.kernel_layers(network)
-        if not ours:
-            raise ValueError(
-                "ChannelMagnitudePruning needs a network of tf_robust_sparse.layers, as trs.models builds; use "
-                f"MagnitudePruning for others. Received: {network.name}"
-            )
-        self._last = ours[-1]  # its outputs are the logits
-        followers = {id(layer): follower for layer, follower in chains(network)}
+        owners = {id(layer) for layer in kernel_owners(network) if not isinstance(layer, DEPTHWISE)}
+        self._last = {id(layer) for layer in last_layers(network, owners)}
+        models = [layer for layer in sublayers(network) if isinstance(layer, keras.Model)]
+        followers = {id(layer): follower for model in models for layer, follower in chains(model)}
         self._scales = {
             number: follower.gamma
             for number, layer in enumerate(self.layers)
             if isinstance(follower := followers.get(id(layer)), keras.layers.BatchNormalization) and follower.scale
         }
-        self.units = [each.weight.shape[-1] if self._is_pruned(n) else 0 for n, each in enumerate(self.kernels)]
+        self.units = [kernel_view(each).shape[2] if self._is_pruned(n) else 0 for n, each in enumerate(self.kernels)]
         if not any(self.units):
             raise ValueError(
                 'No kernel but the last is pruned, and with criterion="batch_norm" those alone that a batch norm with '
@@ -84,10 +94,10 @@ class ChannelMagnitudePruning(MagnitudePruning):
 
     def scores(self, kernel: Prunable) -> tf.Tensor:
         """Returns the score of each channel of a kernel, `(channels,)`; below 0 for pruned channels."""
-        axes = tuple(range(len(kernel.weight.shape) - 1))
+        view = kernel_view(kernel)
         scale = self._scales.get(self.kernels.index(kernel)) if self.criterion == "batch_norm" else None
-        size = tf.reduce_mean(super().scores(kernel), axes) if scale is None else tf.abs(scale)
-        return tf.where(tf.reduce_any(tf.convert_to_tensor(kernel.mask), axes), size, -1.0)
+        size = tf.reduce_mean(view.to_matrices(super().scores(kernel)), (0, 1)) if scale is None else tf.abs(scale)
+        return tf.where(tf.reduce_any(view.to_matrices(tf.convert_to_tensor(kernel.mask)), (0, 1)), size, -1.0)
 
     def within_budget(self) -> bool:
         """Returns whether the network has at most the channels that the final connectivity allows."""
@@ -106,7 +116,7 @@ class ChannelMagnitudePruning(MagnitudePruning):
         return {**super().describe(), "criterion": self.criterion}
 
     def _is_pruned(self, number: int) -> bool:
-        return self.layers[number] is not self._last and (self.criterion == "kernel" or number in self._scales)
+        return id(self.layers[number]) not in self._last and (self.criterion == "kernel" or number in self._scales)
 
     def _masks(self, connectivity: tf.Tensor) -> list[tf.Tensor]:
         """Returns the masks that keep `int(units * connectivity)` channels, at least one, per kernel or in all."""
@@ -125,6 +135,12 @@ class ChannelMagnitudePruning(MagnitudePruning):
             kept = tf.split(layers.largest_mask(tf.concat(best, 0), number), [each.shape[0] for each in best])
         channels = iter(kept)
         return [
-            tf.broadcast_to(next(channels), kernel.weight.shape) if units else tf.convert_to_tensor(kernel.mask)
+            _columns(kernel, next(channels)) if units else tf.convert_to_tensor(kernel.mask)
             for kernel, units in zip(self.kernels, self.units, strict=True)
         ]
+
+
+def _columns(kernel: Prunable, channels: tf.Tensor) -> tf.Tensor:
+    """Returns the mask of a kernel all of whose entries of some channels exist."""
+    view = kernel_view(kernel)
+    return view.to_kernel(tf.broadcast_to(channels, view.shape))

@@ -142,6 +142,12 @@ def kernel_variables(model: keras.Model) -> list[tuple[str, Any]]:
     return [(name, variable) for name, variable, layer in _named_variables(model) if _is_kernel(variable, layer)]
 
 
+def kernel_owners(model: keras.Model) -> list[Any]:
+    """Returns the innermost layers of a model that have a kernel."""
+    owners = [layer for _, variable, layer in _named_variables(model) if _is_kernel(variable, layer)]
+    return [*owners, *layers.kernel_layers(model)]
+
+
 def kernel_sides(layer: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the sides of a kernel for the Erdős-Rényi kernel rule.
 
