@@ -48,6 +48,13 @@ def test_every_command_is_run_with_one_thread_and_told_by_its_exit_code(command,
     assert (tmp_path / "c").read_text() == "1"
 
 
+def test_one_waits_for_those_that_it_needs(command):
+    told = []
+    commands = [command("a"), command("b"), command("c", 1), command("d")]
+    processes.run(commands, 1, after=[[2, 3], [], [], [2]], ends=lambda number, code: told.append(number))
+    assert told == [1, 2, 3, 0]
+
+
 def test_an_interrupted_one_ends_all(command):
     with pytest.raises(KeyboardInterrupt):
         processes.run([command("a", 130), [sys.executable, "-S", "-E", "-c", "import time; time.sleep(60)"]])

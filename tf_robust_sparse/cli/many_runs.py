@@ -49,6 +49,10 @@ class Run(NamedTuple):
         """Returns the directories of the runs that it begins with."""
         return [Path(word.partition("=")[2]) for word in self.arguments if flag_of(word) in _SOURCES]
 
+    def begins_with(self, other: "Run") -> bool:
+        """Returns whether it begins with what another run leaves."""
+        return any(source.is_relative_to(other.place) for source in self.sources())
+
     def final(self) -> Path | None:
         """Returns the directory of the network that counts; `None` if the run is not finished."""
         return next((self.place / part for part in _FINAL if (self.place / part / "results.json").is_file()), None)
@@ -97,36 +101,46 @@ def train(
     devices: Sequence[str] = (),
     follows: Callable[[Run], Sequence[str] | None] = lambda run: None,
 ) -> list[str]:
-    """Trains runs, and returns which failed, and why.
+    """Trains the runs that are not finished, and returns which failed, and why.
 
     Args:
-        runs: The runs that are not finished.
+        runs: The runs. One that begins with another of them waits for it.
         at_once: How many at a time, each with one thread and a log; `None` for one, with all threads.
         devices: Numbers of GPUs; as many runs at a time, each with one of them and a log.
-        follows: Returns the command line that comes after a run that has ended well, if any.
+        follows: Returns the command line that comes after a run, if it has not been done.
     """
+    training = [run for run in runs if run.final() is None]
+    commands: dict[Run, Sequence[str]] = {
+        run: process(run.script, *run.arguments, *run.beginning()) for run in training
+    }
+    commands |= {run: command for run in runs if run not in commands and (command := follows(run)) is not None}
+    left = [run for run in runs if run in commands]
+    after = [
+        [number for number, other in enumerate(left) if other in training and run.begins_with(other)] for run in left
+    ]
     failed, logged = {}, bool(at_once or devices)
 
     def begins(number: int) -> None:
-        run = runs[number]
-        print(f"{run.name} begins, its output is in {run.log}" if logged else f"\n{run.name}", flush=True)
+        name = left[number].name if left[number] in training else f"evaluation of {left[number].name}"
+        print(f"{name} begins, its output is in {left[number].log}" if logged else f"\n{name}", flush=True)
 
     def ends(number: int, code: int) -> None:
-        run = runs[number]
-        if code or run.final() is None:
+        run = left[number]
+        if code or run.final() is None or follows(run) is not None:
             failed[number] = f"{run.name}: {_last_line(run.log) if logged else f'exit code {code}'}"
             print(f"Failed: {failed[number]}", flush=True)
         elif logged:
             print(f"{run.name} is finished", flush=True)
 
     processes.run(
-        [process(run.script, *run.arguments, *run.beginning()) for run in runs],
+        [commands[run] for run in left],
         at_once or len(devices) or 1,
-        [run.log for run in runs] if logged else None,
+        [run.log for run in left] if logged else None,
         one_thread=at_once is not None,
         devices=devices,
+        after=after,
         begins=begins,
-        follows=lambda number: follows(runs[number]),
+        follows=lambda number: follows(left[number]) if left[number] in training else None,
         ends=ends,
     )
     return [failed[number] for number in sorted(failed)]

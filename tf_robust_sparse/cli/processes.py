@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 STARTED = "TF_ROBUST_SPARSE_STARTED_BY"  # set in the environment of a process that `run` starts
@@ -26,6 +26,7 @@ def run(
     logs: Sequence[Path] | None = None,
     one_thread: bool = True,
     devices: Sequence[str] = (),
+    after: Sequence[Collection[int]] = (),
     begins: Callable[[int], None] = lambda number: None,
     follows: Callable[[int], Sequence[str] | None] = lambda number: None,
     ends: Callable[[int, int], None] = lambda number, code: None,
@@ -38,6 +39,7 @@ def run(
         logs: Files that the output of each is added to; `None` for that of this process.
         one_thread: Whether each of them computes with one thread, which uses all cores best where they are many.
         devices: Numbers of GPUs; each process gets one that is free, so there are at least `at_once` of them.
+        after: For each, the numbers of those that must end before it begins.
         begins: Called with the number of one that begins.
         follows: Called with the number of one that has ended well; returns what runs next in its place, if anything.
         ends: Called with the number of one that has ended, and its exit code, of the last in its place.
@@ -70,8 +72,9 @@ def run(
             running[number] = process
 
         while waiting or running:
-            while waiting and len(running) < (at_once or len(commands)):
-                number = waiting.pop(0)
+            ready = [number for number in waiting if not after or all(other in codes for other in after[number])]
+            for number in ready[: (at_once or len(commands)) - len(running)]:
+                waiting.remove(number)
                 begins(number)
                 if free:
                     taken[number] = free.pop(0)

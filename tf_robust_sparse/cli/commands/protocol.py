@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tf_robust_sparse as trs
-from tf_robust_sparse.cli import embedded, many_runs, processes, recipes, run_directory, run_lock, settings
+from tf_robust_sparse.cli import embedded, many_runs, recipes, run_directory, run_lock, settings
 from tf_robust_sparse.cli.command_line import BadFlag, BadInput
 from tf_robust_sparse.cli.main import COMMANDS, command, process
 from tf_robust_sparse.cli.many_runs import TRAINING, Run
@@ -142,10 +142,7 @@ def main() -> None:
     chosen = Protocol.read()
     protocol = chosen.read_file()
     runs = method_runs(protocol, chosen)
-    sources = [source for run in runs for source in run.sources()]
-    shared = [
-        run for run in shared_runs(protocol, chosen) if any(source.is_relative_to(run.place) for source in sources)
-    ]
+    shared = [one for one in shared_runs(protocol, chosen) if any(run.begins_with(one) for run in runs)]
     if chosen.plan:
         _print_plan(protocol, shared, runs, chosen)
         return
@@ -154,12 +151,9 @@ def main() -> None:
     earlier = chosen.earlier(protocol)
     run_lock.take(chosen.directory, f"--output_dir={chosen.directory}")
     _begin(protocol, chosen)
-    before = [run for run in runs if run.final() is not None]
-    failed = evaluate(protocol, before, chosen)
-    later = [run for run in runs if run.sources()]
-    for some in ([*shared, *(run for run in runs if not run.sources())], later):
-        left = [run for run in some if run.final() is None]
-        failed += many_runs.train(left, chosen.processes, chosen.gpus, lambda run: _follows(protocol, run, chosen))
+    failed = many_runs.train(
+        [*shared, *runs], chosen.processes, chosen.gpus, lambda run: _follows(protocol, run, chosen)
+    )
     for run in runs:  # one after the other: times are measured
         place = run.final()
         if place is not None and not (place / "size.json").is_file():
@@ -275,30 +269,8 @@ def _print_plan(protocol: dict[str, Any], shared: Sequence[Run], runs: Sequence[
 
 
 def _follows(protocol: dict[str, Any], run: Run, chosen: Protocol) -> list[str] | None:
-    """Returns the evaluation of a network that was trained; those that others begin with have none."""
+    """Returns the evaluation of a trained network that has none yet; those that others begin with need none."""
     place = run.final()
-    if place is None or not isinstance(run, MethodRun):
+    if place is None or not isinstance(run, MethodRun) or is_evaluated(place):
         return None
     return process(*_evaluation(protocol, run, place, chosen))
-
-
-def evaluate(protocol: dict[str, Any], runs: Sequence[Run], chosen: Protocol) -> list[str]:
-    """Evaluates those networks of an interrupted protocol that are not yet, and returns what failed."""
-    left = [(run, place) for run in runs if (place := run.final()) is not None and not is_evaluated(place)]
-    failed = []
-
-    def ends(number: int, code: int) -> None:
-        run, place = left[number]
-        if code or not is_evaluated(place):
-            failed.append(f"evaluation of {run.name}: exit code {code}")
-            print(f"Failed: {failed[-1]}", flush=True)
-
-    processes.run(
-        [process(*_evaluation(protocol, run, place, chosen)) for run, place in left],
-        chosen.processes or len(chosen.gpus) or 1,
-        one_thread=chosen.processes is not None,
-        devices=chosen.gpus,
-        begins=lambda number: print(f"\nEvaluation of {left[number][0].name}", flush=True),
-        ends=ends,
-    )
-    return failed

@@ -125,7 +125,7 @@ def main() -> None:
     record: dict[str, Any] = {"name": sweep.name or script, "command": sweep.command, "vary": sweep.vary, "points": []}
     if not (directory / "sweep.json").is_file():  # whose runs these are, should it be interrupted
         run_directory.write_json(directory / "sweep.json", record)
-    failed = many_runs.train([run for run in runs if run.final() is None], sweep.processes)
+    failed = many_runs.train(runs, sweep.processes)
     points = [_point(list(group)) for _, group in itertools.groupby(runs, lambda run: run.value)]
     record["points"] = [point for point in points if point is not None]
     if record["points"]:
