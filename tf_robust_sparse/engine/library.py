@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-_VERSION = 3  # of kernels.c
+_VERSION = 4  # of kernels.c
 FOLDER = Path(__file__).parent
 MISSING = (
     "the engine's kernels are not compiled, so that sparse networks run on TensorFlow; install a C compiler (gcc or "

@@ -4,8 +4,9 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-# What is done to each value after a sum: none, max(x, 0), the same up to `top`, or `slope * x` below 0.
-ACTIVATIONS = ("none", "relu", "clip", "leaky")
+# What is done to each value after a sum: none, max(x, 0), the same up to `top`, `slope * x` below 0, or x * sigmoid(x).
+ACTIVATIONS = ("none", "relu", "clip", "leaky", "silu")
+_SMOOTH = "silu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +16,11 @@ class Activation:
     kind: str = "none"
     slope: float = 0.0
     top: float = 0.0
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether its derivative needs what goes in, as what comes out does not tell it."""
+        return self.kind == _SMOOTH
 
 
 LINEAR = Activation()
@@ -85,7 +91,7 @@ class Operation:
 def fused(nodes: Sequence[Node]) -> list[Operation]:
     """Returns the operations of a network, inputs first, with sums and activations taken up by what precedes them.
 
-    The last one makes the output.
+    Smooth activations stay operations of their own. The last one makes the output.
 
     Raises:
         ValueError: naming a node, if padding does not stand before a convolution or pooling.
@@ -106,7 +112,18 @@ def fused(nodes: Sequence[Node]) -> list[Operation]:
             weights = node.name if node.kind in ("convolution", "affine") else None
             source = node.inputs[0] if node.inputs else ""
             made[node.name] = Operation(node, node.name, source, activation=node.activation, weights=weights)
-        elif before is not None and before.activation == LINEAR and before.node.kind in ("convolution", "affine"):
+            if node.activation.is_smooth:
+                linear = dataclasses.replace(made[node.name], name=f"{node.name}/sum", activation=LINEAR)
+                made[linear.name] = linear
+                plain = dataclasses.replace(node, kind="affine")
+                del made[node.name]
+                made[node.name] = Operation(plain, node.name, linear.name, activation=node.activation)
+        elif (
+            before is not None
+            and before.activation == LINEAR
+            and not node.activation.is_smooth
+            and before.node.kind in ("convolution", "affine")
+        ):
             del made[before.name]
             made[node.name] = dataclasses.replace(before, name=node.name, activation=node.activation)
         else:

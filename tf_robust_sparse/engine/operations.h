@@ -83,7 +83,40 @@ static TARGET void NAME(write)(op_t op, const int *words, float *space, float *y
 
 #endif
 
+#if HAS_SMOOTH
+/* 1 / (1 + exp(-x)); exp by a power of two, and a polynomial (Cephes) of what is left, within ln(2) / 2 of 0. */
+static inline ALWAYS TARGET vec NAME(sigmoid)(vec x) {
+  vec zero = {0}, most = zero + 88.0f, least = zero - 87.0f;
+  x = -x;
+  x = KEEP(x, x < most) + KEEP(most, x >= most);
+  x = KEEP(x, x > least) + KEEP(least, x <= least);
+  vec rounded = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: its last bits are the whole number */
+  bits power = (bits)rounded - 0x4B400000;
+  vec whole = rounded - 12582912.0f, r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return 1.0f / (1.0f + (vec)((bits)p + (power << 23)));
+}
+#endif
+
 #if HAS_EACH
+/* `finish` for all activations: of smooth ones `mask` is what went in. */
+static inline ALWAYS TARGET void NAME(finish_any)(vec x, float *o, const end_t *e, const float *add, const float *mask) {
+#if HAS_SMOOTH
+  if (e->act == ACT_SILU) {
+    if (add) x += LOAD(add);
+    vec m = e->gradient ? (vec)LOAD(mask) : x, s = NAME(sigmoid)(m);
+    STORE(o, e->gradient ? x * (s + s * m * (1.0f - s)) : x * s);
+    return;
+  }
+#endif
+  NAME(finish)(x, o, e, add, mask);
+}
+
 /* act(scale * src + shift + add) for each position; of a gradient, (scale * src + add) through the activation. */
 static TARGET void NAME(each)(op_t op, const int *words, float *space) {
   const float *scale = op.matrix < 0 ? 0 : (const float *)(words + words[MATRIX_WORDS * op.matrix]);
@@ -96,10 +129,10 @@ static TARGET void NAME(each)(op_t op, const int *words, float *space) {
       const float *add = op.add < 0 ? 0 : AT(add, c, i, 0), *mask = op.mask < 0 ? 0 : AT(mask, c, i, 0);
       float *o = AT(dst, c, i, 0);
       for (long k = 0; k < whole; k += VW)
-        NAME(finish)(by * LOAD(p + k) + shift, o + k, &e, add ? add + k : 0, mask ? mask + k : 0);
+        NAME(finish_any)(by * LOAD(p + k) + shift, o + k, &e, add ? add + k : 0, mask ? mask + k : 0);
       for (long k = whole; k < length; k++) { /* fewer than a vector are left */
         float in[4][VW] = {{p[k]}, {add ? add[k] : 0}, {mask ? mask[k] : 0}, {0}};
-        NAME(finish)(by * LOAD(in[0]) + shift, in[3], &e, add ? in[1] : 0, mask ? in[2] : 0);
+        NAME(finish_any)(by * LOAD(in[0]) + shift, in[3], &e, add ? in[1] : 0, mask ? in[2] : 0);
         o[k] = in[3][0];
       }
     }

@@ -174,12 +174,7 @@ class Passes:
                 readers.setdefault(str(name), []).append(each)
         start = Tensor(last.node.shape, self.lanes)
         self.steps.append(Step("read", last.node.shape, {"dst": start}, gradient=True))
-        if last.activation != LINEAR:
-            passed = Tensor(last.node.shape, self.lanes)
-            tensors = {"src": start, "dst": passed, "mask": self.tensors[last.name]}
-            self.steps.append(Step("each", last.node.shape, tensors, activation=last.activation, gradient=True))
-            start = passed
-        made[last.name] = start
+        made[last.name] = start if last.activation == LINEAR else self._passed(last, start)
         for each in reversed(self.operations[:-1]):
             parts = [(reader, name) for reader in reversed(readers[each.name]) for name in _uses(reader, each.name)]
             made[each.name] = self._gathered(each, parts, made)
@@ -194,14 +189,14 @@ class Passes:
         others = [part for part in parts if part not in sums]
         total: Any = None  # until the first of them
         for number, (reader, _) in enumerate([*sums, *others]):
-            if number < len(sums) and total is None and len(parts) > 1:
+            if number < len(sums) and total is None and (len(parts) > 1 or each.activation == LINEAR):
                 total = made[reader.name]  # a sum sends back what it gets
                 continue
             ends = {"dst": Tensor(each.node.shape, self.lanes), "src": made[reader.name]}
             if total is not None:
                 ends["add"] = total
             activation = LINEAR
-            if number == len(parts) - 1 and each.activation != LINEAR:
+            if number == len(parts) - 1 and each.activation != LINEAR and not each.activation.is_smooth:
                 activation = each.activation
                 ends["mask"] = self.tensors[each.name]
             if number < len(sums):
@@ -209,7 +204,14 @@ class Passes:
             else:
                 _BACKWARD[reader.node.kind](self, reader, ends, activation)
             total = ends["dst"]
-        return total
+        return self._passed(each, total) if each.activation.is_smooth else total
+
+    def _passed(self, each: Operation, gradient: Tensor) -> Tensor:
+        """Passes a gradient through the activation of an operation, in a step of its own."""
+        ends = {"src": gradient, "dst": Tensor(each.node.shape, self.lanes)}
+        ends["mask"] = self.tensors[each.source if each.activation.is_smooth else each.name]
+        self.steps.append(Step("each", each.node.shape, ends, activation=each.activation, gradient=True))
+        return ends["dst"]
 
     def _each_back(self, reader: Operation, ends: dict[str, Tensor], activation: Activation) -> None:
         rows = Rows(reader.node.name, "scale", reader.node.shape[2])

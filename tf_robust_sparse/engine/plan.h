@@ -11,12 +11,13 @@ typedef int64_t word_t;
 #ifndef ONE_IMAGE /* an exported network says itself what it needs */
 #define HAS_BLOCKS 1
 #define HAS_EACH 1
+#define HAS_SMOOTH 1
 #define HAS_POOLS 1
 #define HAS_FLATTEN 1
 #define HAS_SPLIT 1
 #endif
 
-enum { ACT_NONE, ACT_RELU, ACT_CLIP, ACT_LEAKY };
+enum { ACT_NONE, ACT_RELU, ACT_CLIP, ACT_LEAKY, ACT_SILU };
 enum {
   OP_READ,
   OP_WRITE,

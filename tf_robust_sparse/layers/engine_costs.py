@@ -70,7 +70,7 @@ def costs(nodes: Sequence[Node], connectivity: Mapping[str, float]) -> Costs:
     for node in nodes:
         if node.kind not in ("identity", "pad", "affine"):
             values, is_map = int(np.prod(node.shape)), node.shape[:2] != (1, 1)
-            found.lane += values * _VALUE
+            found.lane += values * _VALUE * (2 if node.activation.is_smooth else 1)  # a pass of its own
             found.image += values * _VALUE_OF_TENSORFLOW if is_map else 0
     weights = 0
     for node in nodes:

@@ -10,6 +10,7 @@ from tf_robust_sparse.layers.protocols import plain_class_of
 
 _Size = tuple[int, int]
 _RELU = Activation("relu")
+_SILU = Activation("silu")
 _IDENTITIES = (
     *(keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.AlphaDropout, keras.layers.Identity),
     *(keras.layers.GaussianNoise, keras.layers.GaussianDropout, keras.layers.ActivityRegularization),
@@ -67,11 +68,12 @@ def _activation(layer: Any) -> Activation:
         keras.activations.relu: _RELU,
         keras.activations.relu6: Activation("clip", top=6.0),
         keras.activations.leaky_relu: Activation("leaky", slope=0.2),
+        keras.activations.silu: _SILU,
     }
     if function not in known:
         name = getattr(function, "__name__", type(function).__name__)
         raise ValueError(
-            f"The engine knows the activations linear, relu, relu6 and leaky_relu; end the network in logits. "
+            f"The engine knows the activations linear, relu, relu6, leaky_relu and silu; end the network in logits. "
             f"Received: {name} of the layer {layer.name}"
         )
     return known[function]
@@ -180,10 +182,8 @@ def _pooling(kind: str) -> Callable[[Any, tuple[str, ...]], list[Node]]:
 def _global(kind: str) -> Callable[[Any, tuple[str, ...]], list[Node]]:
     def make(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
         height, width, channels = _shape(layer, layer.input)
-        if layer.keepdims or layer.data_format != "channels_last":
-            raise ValueError(
-                f"The engine knows global pooling over height and width to a vector. Received: {layer.name}"
-            )
+        if layer.data_format != "channels_last":
+            raise ValueError(f"The layer {layer.name} has channels first; build the network with channels last")
         return [Node(kind, layer.name, inputs, (1, 1, channels), (height, width), (height, width))]
 
     return make
@@ -200,6 +200,17 @@ def _sum(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
             f"The engine adds tensors of one shape; the layer {layer.name} adds a constant or one of another shape"
         )
     return [Node("add", layer.name, inputs, _shape(layer, layer.output))]
+
+
+def _silu(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
+    return [Node("activation", layer.name, inputs, _shape(layer, layer.output), activation=_SILU)]
+
+
+def _reshape(layer: Any, inputs: tuple[str, ...]) -> list[Node]:
+    before, after = _shape(layer, layer.input), _shape(layer, layer.output)
+    if before != after and len(layer.output.shape) != 2:
+        raise ValueError(f"The engine reshapes images to vectors. Received: {layer.name}")
+    return [Node("identity" if before == after else "flatten", layer.name, inputs, after)]
 
 
 def _simple(kind: str) -> Callable[[Any, tuple[str, ...]], list[Node]]:
@@ -222,7 +233,8 @@ _MAKERS: dict[Any, Callable[[Any, tuple[str, ...]], list[Node]]] = {
     keras.layers.GlobalAveragePooling2D: _global("mean_pool"),
     keras.layers.ZeroPadding2D: _pad,
     keras.layers.Flatten: _simple("flatten"),
+    keras.layers.Reshape: _reshape,
     keras.layers.Add: _sum,
 }
 # Of `keras.ops`, whose classes are not public.
-_OPERATIONS: dict[str, Callable[[Any, tuple[str, ...]], list[Node]]] = {"Relu": _relu, "Add": _sum}
+_OPERATIONS: dict[str, Callable[[Any, tuple[str, ...]], list[Node]]] = {"Relu": _relu, "Silu": _silu, "Add": _sum}
