@@ -346,6 +346,10 @@ class _Squares(keras.layers.Layer):
         return x * x
 
 
+def _called_twice(layer):
+    return lambda x: layer(layer(x))
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -357,7 +361,7 @@ class _Squares(keras.layers.Layer):
         (keras.layers.Dense(4, name="last_axis"), "dense layer last_axis acts on the last"),
         (keras.layers.Reshape((2, 32, 4), name="folded"), "folded reshapes images"),
         (keras.layers.Rescaling(np.ones((8, 8, 4)), name="map"), "map has one `scale` per position"),
-        (keras.Sequential([keras.layers.ReLU()], name="inner"), "inner is a network itself"),
+        (_called_twice(keras.Sequential([keras.layers.ReLU()], name="inner")), "inner is a network itself"),
     ],
 )
 def test_other_layers_are_refused_by_name(layer, message, monkeypatch):

@@ -1,11 +1,12 @@
 """Shrinking of depthwise, separable, and grouped convolutions."""
 
 import keras
+import numpy as np
 import pytest
 
 from tests.saving.networks import images
 from tests.saving.test_shrink import assert_equal_logits
-from tf_robust_sparse import saving
+from tf_robust_sparse import runtime, saving
 
 
 def _grouped_network(layer):
@@ -56,3 +57,25 @@ def test_a_separable_convolution_becomes_two():
     assert report.before.multiply_adds == 36 * (2 * 6 + 9 * 12 + 12 * 5 + 5 * 3)
     assert report.after.multiply_adds == 36 * (2 * 5 + 9 * 10 + 10 * 4 + 4 * 3)
     assert_equal_logits(network, small, images(8, shape=(6, 6, 2)))
+
+
+def test_nested_models_are_taken_apart():
+    inner = keras.Sequential(
+        [keras.Input((6, 6, 8)), keras.layers.DepthwiseConv2D(3, name="spread"), keras.layers.ReLU()], name="inner"
+    )
+    x = inputs = keras.Input((6, 6, 8))
+    x = keras.layers.Activation("relu", name="first")(
+        keras.layers.Add()([x, keras.layers.Conv2D(8, 1, name="conv")(x)])
+    )
+    middle = keras.Model(inputs, keras.layers.Flatten()(inner(x)), name="middle")
+    inputs = keras.Input((6, 6, 2))
+    network = keras.Model(
+        inputs, keras.layers.Dense(3)(middle(keras.layers.Conv2D(8, 1, name="conv", kernel_initializer="ones")(inputs)))
+    )
+    network.layers[-1].kernel.assign(np.where(np.arange(128)[:, np.newaxis] % 8 < 4, network.layers[-1].kernel, 0))
+    small, report = saving.shrink(network)
+    assert report.kept["middle_inner_spread"] == [0, 1, 2, 3]
+    assert report.kept["conv"] == report.kept["middle_conv"] == list(range(8)) and small.get_layer("middle_first")
+    x = images(8, shape=(6, 6, 2))
+    assert_equal_logits(network, small, x)
+    np.testing.assert_allclose(runtime.compile(network)(x), network(x), rtol=1e-5, atol=1e-5)

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from tf_robust_sparse.layers.protocols import RecordsGraph
+from tf_robust_sparse.layers.topology import layer_graph
 
 
 def cloned(network: keras.Model, layer_of: Callable[[Any], Any], purpose: str) -> keras.Model:
@@ -27,6 +28,52 @@ def cloned(network: keras.Model, layer_of: Callable[[Any], Any], purpose: str) -
         )
     inputs = None if isinstance(network, keras.Sequential) else _inputs(network)
     return keras.models.clone_model(network, input_tensors=inputs, clone_function=layer_of, recursive=True)
+
+
+def flattened(network: keras.Model) -> keras.Model:
+    """Returns a copy of a model with weights, in which the layers of nested models stand in their place.
+
+    The layer `conv` of a nested model `block` is `block_conv`. A model without nested ones is returned as it is, and so
+    is one with nested models that are subclassed, or have several inputs or outputs, or are called twice.
+    """
+    if not _nested(network) or not _can_be_flat(network):
+        return network
+    pairs: list[tuple[Any, Any]] = []
+
+    def copies(model: keras.Model, prefix: str, x: Any) -> Any:
+        def copy(layer: Any) -> Any:
+            if isinstance(layer, keras.Model):
+                return lambda inner, **_: copies(layer, f"{prefix}{layer.name}_", inner)
+            pairs.append((layer, copy_of(layer)))
+            pairs[-1][1].name = prefix + layer.name
+            return pairs[-1][1]
+
+        if isinstance(model, keras.Sequential):
+            for layer in model.layers:
+                x = copy(layer)(x)
+            return x
+        return model._run_through_graph(x, operation_fn=copy)
+
+    inputs = _inputs(network) if isinstance(network, RecordsGraph) else keras.Input(batch_shape=network.input_shape)
+    flat = keras.Model(inputs, copies(network, "", inputs), name=network.name)
+    for before, after in pairs:
+        if isinstance(before, keras.layers.Layer) and before.weights:
+            set_weights(after, before.get_weights())
+    return flat
+
+
+def _nested(network: keras.Model) -> list[Any]:
+    return [layer for layer in network.layers if isinstance(layer, keras.Model)]
+
+
+def _can_be_flat(model: Any) -> bool:
+    """Whether a model and all inside it are functional or sequential, with one input and output, and called once."""
+    if not isinstance(model, keras.Sequential) and not isinstance(model, RecordsGraph):
+        return False
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        return False
+    called = [node.layer for node in layer_graph(model) if isinstance(node.layer, keras.Model)]
+    return len(called) == len(_nested(model)) and all(map(_can_be_flat, called))
 
 
 def copy_of(layer: Any, **changes: Any) -> Any:

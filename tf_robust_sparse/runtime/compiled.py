@@ -17,6 +17,7 @@ from tf_robust_sparse.engine import library
 from tf_robust_sparse.engine.engine import Engine
 from tf_robust_sparse.engine.nodes import Node
 from tf_robust_sparse.engine.plan import make_plan
+from tf_robust_sparse.layers.cloning import flattened
 from tf_robust_sparse.layers.engine_seam import network_nodes, threads, weights_now
 from tf_robust_sparse.runtime.c_source import PRECISIONS, c_source
 
@@ -137,6 +138,7 @@ def compile(network: keras.Model, num_threads: int | None = None) -> CompiledNet
     """
     if not library.available():
         raise RuntimeError(f"{library.MISSING[0].upper()}{library.MISSING[1:]}")
+    network = flattened(network)
     nodes = network_nodes(network)
     shape = tuple(network.input_shape[1:])
     return CompiledNetwork(nodes, weights_now(network, nodes), shape, num_threads or threads())

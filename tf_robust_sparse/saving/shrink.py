@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from tf_robust_sparse.layers.cloning import set_weights
+from tf_robust_sparse.layers.cloning import flattened, set_weights
 from tf_robust_sparse.saving.channels import Channels, find_channels
 from tf_robust_sparse.saving.sizes import Sizes, network_sizes
 from tf_robust_sparse.saving.step_kinds import check_layers
@@ -70,13 +70,15 @@ def shrink(network: keras.Model, fold_batch_norm: bool = False) -> Shrunk:
         The smaller network, of plain Keras layers in float32 with the names of the original layers, and the report. Up
         to rounding, its logits are those of `network`. A separable convolution `x` becomes a depthwise one,
         `x_depthwise`, and a 1x1 convolution, `x`. Further training differs: pruned connections cannot come back, and
-        folded batch norm is frozen.
+        folded batch norm is frozen. The layer `conv` of a nested model `block` is called `block_conv`.
 
     Raises:
-        ValueError: if a layer is not supported; names it.
+        ValueError: if a layer is not supported; names it. A nested model must be functional or sequential, have one
+            input and one output, and be called once.
 
     Reference: [Madaan et al., 2020](https://arxiv.org/abs/1908.04355), which counts the remaining units.
     """
+    network = flattened(network)
     check_layers(network)
     plain = strip(network)
     steps = read_steps(plain)
