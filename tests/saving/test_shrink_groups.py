@@ -61,7 +61,7 @@ def test_a_separable_convolution_becomes_two():
 
 def test_nested_models_are_taken_apart():
     inner = keras.Sequential(
-        [keras.Input((6, 6, 8)), keras.layers.DepthwiseConv2D(3, name="spread"), keras.layers.ReLU()], name="inner"
+        [keras.Input((6, 6, 8)), keras.layers.Conv2D(8, 3, name="spread"), keras.layers.ReLU()], name="inner"
     )
     x = inputs = keras.Input((6, 6, 8))
     x = keras.layers.Activation("relu", name="first")(
