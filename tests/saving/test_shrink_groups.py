@@ -79,3 +79,12 @@ def test_nested_models_are_taken_apart():
     x = images(8, shape=(6, 6, 2))
     assert_equal_logits(network, small, x)
     np.testing.assert_allclose(runtime.compile(network)(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_that_a_nested_model_calls_twice_is_named():
+    relu = keras.layers.ReLU(name="relu")
+    inputs = keras.Input((6, 6, 8))
+    inner = keras.Model(inputs, relu(keras.layers.Conv2D(8, 1)(relu(inputs))), name="inner")
+    network = keras.Sequential([keras.Input((6, 6, 8)), inner, keras.layers.Flatten(), keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match="The layer inner_relu is called twice"):
+        saving.shrink(network)

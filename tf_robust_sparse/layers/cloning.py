@@ -38,15 +38,16 @@ def flattened(network: keras.Model) -> keras.Model:
     """
     if not _nested(network) or not _can_be_flat(network):
         return network
-    pairs: list[tuple[Any, Any]] = []
+    pairs: dict[int, tuple[Any, Any]] = {}  # one copy of a layer that is called twice
 
     def copies(model: keras.Model, prefix: str, x: Any) -> Any:
         def copy(layer: Any) -> Any:
             if isinstance(layer, keras.Model):
                 return lambda inner, **_: copies(layer, f"{prefix}{layer.name}_", inner)
-            pairs.append((layer, copy_of(layer)))
-            pairs[-1][1].name = prefix + layer.name
-            return pairs[-1][1]
+            if id(layer) not in pairs:
+                pairs[id(layer)] = layer, copy_of(layer)
+                pairs[id(layer)][1].name = prefix + layer.name
+            return pairs[id(layer)][1]
 
         if isinstance(model, keras.Sequential):
             for layer in model.layers:
@@ -56,7 +57,7 @@ def flattened(network: keras.Model) -> keras.Model:
 
     inputs = _inputs(network) if isinstance(network, RecordsGraph) else keras.Input(batch_shape=network.input_shape)
     flat = keras.Model(inputs, copies(network, "", inputs), name=network.name)
-    for before, after in pairs:
+    for before, after in pairs.values():
         if isinstance(before, keras.layers.Layer) and before.weights:
             set_weights(after, before.get_weights())
     return flat
