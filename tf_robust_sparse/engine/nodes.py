@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 # What is done to each value after a sum: none, max(x, 0), the same up to `top`, `slope * x` below 0, or x * sigmoid(x).
 ACTIVATIONS = ("none", "relu", "clip", "leaky", "silu")
-_SMOOTH = "silu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Activation:
     @property
     def is_smooth(self) -> bool:
         """Whether its derivative needs what goes in, as what comes out does not tell it."""
-        return self.kind == _SMOOTH
+        return self.kind == "silu"
 
 
 LINEAR = Activation()
@@ -111,13 +110,12 @@ def fused(nodes: Sequence[Node]) -> list[Operation]:
         elif node.kind != "activation":
             weights = node.name if node.kind in ("convolution", "affine") else None
             source = node.inputs[0] if node.inputs else ""
-            made[node.name] = Operation(node, node.name, source, activation=node.activation, weights=weights)
             if node.activation.is_smooth:
-                linear = dataclasses.replace(made[node.name], name=f"{node.name}/sum", activation=LINEAR)
-                made[linear.name] = linear
-                plain = dataclasses.replace(node, kind="affine")
-                del made[node.name]
-                made[node.name] = Operation(plain, node.name, linear.name, activation=node.activation)
+                linear = f"{node.name}/sum"
+                made[linear] = Operation(node, linear, source, weights=weights)
+                made[node.name] = _activated(node, linear)
+            else:
+                made[node.name] = Operation(node, node.name, source, activation=node.activation, weights=weights)
         elif (
             before is not None
             and before.activation == LINEAR
@@ -127,10 +125,13 @@ def fused(nodes: Sequence[Node]) -> list[Operation]:
             del made[before.name]
             made[node.name] = dataclasses.replace(before, name=node.name, activation=node.activation)
         else:
-            made[node.name] = Operation(
-                dataclasses.replace(node, kind="affine"), node.name, node.inputs[0], activation=node.activation
-            )
+            made[node.name] = _activated(node, node.inputs[0])
     return list(made.values())
+
+
+def _activated(node: Node, source: str) -> Operation:
+    """Applies the activation of a node to a tensor, in a pass of its own."""
+    return Operation(dataclasses.replace(node, kind="affine"), node.name, source, activation=node.activation)
 
 
 def _sum(node: Node, single: list[Operation | None], made: dict[str, Operation]) -> Operation:

@@ -43,7 +43,7 @@ def engine_nodes(calls: Sequence[Any], output: str) -> list[Node]:
         if make is None:
             raise ValueError(
                 f"The engine does not know the layer {layer.name}, of type {type(layer).__name__}; it knows dense, "
-                "convolution, batch norm, ReLU, pooling, padding, flatten, adding and dropout layers"
+                "convolution, batch norm, ReLU, SiLU, pooling, padding, flatten, adding and dropout layers"
             )
         nodes += make(layer, tuple(inputs))
     if sum(node.kind == "input" for node in nodes) != 1:

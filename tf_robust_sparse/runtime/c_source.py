@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_robust_sparse.engine.library import FOLDER
 from tf_robust_sparse.engine.matrices import Packer, Rows, folded, is_blocked
-from tf_robust_sparse.engine.nodes import ACTIVATIONS
+from tf_robust_sparse.engine.nodes import ACTIVATIONS, Activation
 from tf_robust_sparse.engine.plan import KINDS, OP, Plan
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -64,7 +64,7 @@ def c_source(plan: Plan, weights: Mapping[str, Sequence[Any]], precision: str = 
     used = {KINDS[int(op["kind"])] for op in plan.forward}
     has = {
         **{"BLOCKS": any(kind == 1 for kind, *_ in streams.made), "EACH": "each" in used},
-        **{"SMOOTH": any(ACTIVATIONS[int(op["act"])] == "silu" for op in plan.forward)},
+        **{"SMOOTH": any(Activation(ACTIVATIONS[int(op["act"])]).is_smooth for op in plan.forward)},
         **{mode.upper(): any(each[1] == number for each in streams.made) for number, mode in enumerate(_MODES)},
         **{"POOLS": bool(used & {"max_pool", "mean_pool"}), "FLATTEN": "flatten" in used, "SPLIT": "split" in used},
     }

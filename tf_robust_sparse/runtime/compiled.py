@@ -124,9 +124,9 @@ def compile(network: keras.Model, num_threads: int | None = None) -> CompiledNet
     ```
 
     Args:
-        network: A functional or sequential model of dense, convolution, batch norm, ReLU, pooling, padding, flatten,
-            adding and dropout layers, of this toolkit or of Keras, from images or vectors to logits. Its weights are
-            copied.
+        network: A functional or sequential model, nested ones included, of dense, convolution, batch norm, ReLU, SiLU,
+            pooling, padding, flatten, adding and dropout layers, of this toolkit or of Keras, from images or vectors to
+            logits. Its weights are copied.
         num_threads: Number of threads that share a batch, 16 images at a time; `None` for as many as TensorFlow uses.
 
     Returns:
